@@ -1,0 +1,1 @@
+"""Tasks, judges, statistics and the report."""
