@@ -1,0 +1,64 @@
+r"""Causal attention over one flat row of documents, with grouped key/value heads and an optional sliding window.
+
+out_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over the keys j of i's own document with j <= i and, under a window W,
+i - j < W. Documents are given by `cu_seqlens` = [0, L1, L1 + L2, ...]. Queries may be fewer than keys (a prompt whose
+beginning is already cached): they are then the document's last ones (bottom-right aligned).
+
+Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), D head_dim.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+def causal_mask(queries: int, keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
+    """Boolean (queries, keys), true where the query may look; the last query stands on the last key."""
+    i = torch.arange(keys - queries, keys, device=device)[:, None]
+    j = torch.arange(keys, device=device)[None, :]
+    mask = j <= i
+    return mask if window is None else mask & (i - j < window)
+
+
+def packed_attention(
+    q_THD: Tensor,
+    k_TKD: Tensor,
+    v_TKD: Tensor,
+    cu_seqlens: list[int],
+    *,
+    cu_seqlens_k: list[int] | None = None,
+    window: int | None = None,
+) -> Tensor:
+    """Attention of every document with itself; returns (T, H, D).
+
+    `cu_seqlens` bounds the documents in q, `cu_seqlens_k` in k and v (the same when left out). Raises ValueError when
+    they do not fit the tensors or a document has more queries than keys.
+    """
+    cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    if cu_seqlens[-1] != q_THD.shape[0] or cu_k[-1] != k_TKD.shape[0] or len(cu_seqlens) != len(cu_k):
+        raise ValueError(
+            f"document boundaries end at {cu_seqlens[-1]} and {cu_k[-1]}, the tensors hold {q_THD.shape[0]} queries "
+            f"and {k_TKD.shape[0]} keys"
+        )
+    # One call per document: on CPU torch's own fused attention is the fastest path, and no mask is ever built for
+    # the common case of a whole document without a window.
+    outs = []
+    for q0, q1, k0, k1 in zip(cu_seqlens, cu_seqlens[1:], cu_k, cu_k[1:], strict=False):
+        if q1 - q0 > k1 - k0:
+            raise ValueError(f"a document has {q1 - q0} queries and only {k1 - k0} keys")
+        if q1 == q0:
+            continue
+        q_HtD, k_KtD, v_KtD = (x.transpose(0, 1) for x in (q_THD[q0:q1], k_TKD[k0:k1], v_TKD[k0:k1]))
+        whole = q1 - q0 == k1 - k0 and (window is None or window >= k1 - k0)
+        out_HtD = scaled_dot_product_attention(
+            q_HtD[None],
+            k_KtD[None],
+            v_KtD[None],
+            attn_mask=None if whole else causal_mask(q1 - q0, k1 - k0, window, q_THD.device),
+            is_causal=whole,
+            enable_gqa=q_THD.shape[1] != k_TKD.shape[1],
+        )[0]
+        outs.append(out_HtD.transpose(0, 1))
+    return torch.cat(outs) if outs else torch.empty_like(q_THD)

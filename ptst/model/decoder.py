@@ -1,0 +1,132 @@
+"""The Llama/Mistral decoder: one forward for training, prefill and decoding.
+
+All tokens lie in one flat row. There is no batch axis and no padding; which tokens may see which is the business of
+`attend`, a function handed in: whole documents packed side by side, or a key/value cache. The decoder itself knows only
+tokens and their positions.
+
+Parameter names are Hugging Face's, so that files on disk need no translation.
+
+Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from kernels.attention import packed_attention
+from kernels.rms_norm import rms_norm
+from kernels.rope import frequencies, rope, tables
+from kernels.swiglu import swiglu
+from ptst.model.config import DecoderConfig
+
+# attend(layer index, q_THD, k_TKD, v_TKD) -> out_THD
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        return rms_norm(x_TE, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        c = config
+        self.head_dim = c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, c.num_heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+
+    def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        q_THD = rope(self.q_proj(x_TE).unflatten(-1, (-1, self.head_dim)), cos, sin)
+        k_TKD = rope(self.k_proj(x_TE).unflatten(-1, (-1, self.head_dim)), cos, sin)
+        v_TKD = self.v_proj(x_TE).unflatten(-1, (-1, self.head_dim))
+        return self.o_proj(attend(layer, q_THD, k_TKD, v_TKD).flatten(1))
+
+
+class FeedForward(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x_TE: Tensor) -> Tensor:
+        return self.down_proj(swiglu(self.gate_proj(x_TE), self.up_proj(x_TE)))
+
+
+class Layer(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        x_TE = x_TE + self.self_attn(self.input_layernorm(x_TE), layer, cos, sin, attend)
+        return x_TE + self.mlp(self.post_attention_layernorm(x_TE))
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm. The head (the embedding itself when tied) is applied by whoever needs it."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self._frequencies: Tensor | None = None  # made on the weights' device at the first call
+
+    @property
+    def head_VE(self) -> Tensor:
+        """The output matrix (V, E)."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.weight.dtype
+
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+        """Hidden states after the final norm, (T, E)."""
+        c = self.config
+        if self._frequencies is None or self._frequencies.device != tokens_T.device:
+            self._frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(tokens_T.device)
+        cos, sin = tables(positions_T, self._frequencies)
+        x_TE = self.embed_tokens(tokens_T)
+        for index, layer in enumerate(self.layers):
+            x_TE = layer(x_TE, index, cos, sin, attend)
+        return self.norm(x_TE)
+
+    def documents(self, tokens_T: Tensor, cu_seqlens: list[int]) -> Tensor:
+        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ..."""
+        positions_T = torch.cat([torch.arange(b - a) for a, b in pairwise(cu_seqlens)])
+
+        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return packed_attention(q, k, v, cu_seqlens, window=self.config.sliding_window)
+
+        return self(tokens_T, positions_T.to(tokens_T.device), attend)
+
+    def logits(self, tokens_T: Tensor, cu_seqlens: Tensor | list[int] | None = None) -> Tensor:
+        """Logits (T, V) of whole documents; without `cu_seqlens` the tokens are one document. For tests and small
+        inputs: training and sampling never form all of them."""
+        bounds = [0, len(tokens_T)] if cu_seqlens is None else [int(b) for b in cu_seqlens]
+        return self.documents(tokens_T, bounds) @ self.head_VE.t()

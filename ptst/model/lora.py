@@ -1,0 +1,183 @@
+"""LoRA on chosen projections of a decoder, and its folder in PEFT's layout.
+
+`add_lora` replaces linear layers by ones that add `scale * B A x`; the base stays frozen. What `save_adapter` writes
+(`adapter_config.json`, `adapter_model.safetensors`) is loaded by `peft`, and what `peft` wrote by `load_adapter`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from kernels.lora import lora_linear
+from ptst.model.config import read_json
+from ptst.model.decoder import Decoder
+from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_PREFIX = "base_model.model.model."
+
+# What other adapter kinds put into adapter_config.json, at the one value under which it means nothing here.
+_ONLY_VALUE = {
+    "bias": "none",
+    "use_dora": False,
+    "fan_in_fan_out": False,
+    "modules_to_save": None,
+    "layers_to_transform": None,
+    "layers_pattern": None,
+    "layer_replication": None,
+    "exclude_modules": None,
+    "trainable_token_indices": None,
+    "target_parameters": None,
+    "lora_bias": False,
+    "use_qalora": False,
+    "alora_invocation_tokens": None,
+}
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Rank, scale and place of an adapter; `scale` = alpha / rank, or alpha / sqrt(rank) with rslora."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = TARGETS
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"LoRA rank is {self.rank}; it must be at least 1")
+        unknown = [t for t in self.targets if t not in TARGETS]
+        if unknown or not self.targets:
+            raise ValueError(
+                f"LoRA target {unknown[0] if unknown else 'list is empty'!r}: choose from {', '.join(TARGETS)}"
+            )
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a trained low-rank addition, kept in float32 whatever the base's dtype."""
+
+    def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator | None = None):
+        super().__init__()
+        self.weight = base.weight
+        self.scale = config.scale
+        out_features, in_features = base.weight.shape
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        device = base.weight.device
+        # As the paper (section 4.1): A random, B zero, so that training starts from the base model exactly. The
+        # bound is PEFT's (Kaiming uniform with a = sqrt(5)).
+        a_rI = torch.empty(config.rank, in_features, dtype=dtype)
+        a_rI.uniform_(-1 / math.sqrt(in_features), 1 / math.sqrt(in_features), generator=generator)
+        self.lora_A = nn.Parameter(a_rI.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=dtype, device=device))
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return lora_linear(x_TI, self.weight, self.lora_A, self.lora_B, self.scale)
+
+
+def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
+    """Put adapters on every layer's target projections; returns the trained parameters by name."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, module in list(decoder.named_modules()):
+        owner_name, _, leaf = name.rpartition(".")
+        if leaf in config.targets:
+            if not isinstance(module, nn.Linear):
+                raise ValueError(f"{name} already has an adapter")
+            setattr(decoder.get_submodule(owner_name), leaf, LoraLinear(module, config, generator))
+    return {name: p for name, p in decoder.named_parameters() if ".lora_" in name}
+
+
+def merge_lora(decoder: Decoder) -> None:
+    """Fold every adapter into its base weight, in float32 or better, and drop it."""
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, LoraLinear):
+            owner, _, leaf = name.rpartition(".")
+            linear = nn.Linear(1, 1, bias=False, device="meta")
+            delta = module.scale * (module.lora_B.detach() @ module.lora_A.detach())
+            merged = (module.weight.to(delta.dtype) + delta).to(module.weight.dtype)
+            linear.weight = nn.Parameter(merged, requires_grad=False)
+            setattr(decoder.get_submodule(owner), leaf, linear)
+
+
+def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model: str) -> None:
+    """Write the adapter in PEFT's layout, each file atomically. `base_model` is recorded as its base."""
+    folder = Path(folder)
+    tensors = {
+        _PREFIX + name.replace(".lora_A", ".lora_A.weight").replace(".lora_B", ".lora_B.weight"): p
+        for name, p in decoder.named_parameters()
+        if ".lora_" in name
+    }
+    assert tensors, "no adapter to save"
+    described = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": config.rank,
+        "lora_alpha": config.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": list(config.targets),
+        "bias": "none",
+        "use_rslora": config.rslora,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
+    save_safetensors(folder / "adapter_model.safetensors", tensors)
+    write_atomically(folder / "adapter_config.json", (json.dumps(described, indent=2) + "\n").encode())
+
+
+def read_lora_config(folder: Path) -> LoraConfig:
+    """The LoraConfig of a PEFT folder. Raises ValueError for adapter kinds and options that are not supported."""
+    path = Path(folder) / "adapter_config.json"
+    raw = read_json(path)
+    if raw.get("peft_type") != "LORA":
+        raise ValueError(f"{path}: peft_type {raw.get('peft_type')!r} is not supported (LORA is)")
+    for key, value in _ONLY_VALUE.items():
+        if raw.get(key, value) not in (value, None, [], {}):
+            raise ValueError(f"{path}: {key} = {raw[key]!r} is not supported")
+    for key in ("rank_pattern", "alpha_pattern"):
+        if raw.get(key):
+            raise ValueError(f"{path}: {key} is not supported; every projection has the same rank and alpha here")
+    targets = raw.get("target_modules")
+    if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
+        raise ValueError(f"{path}: target_modules is {targets!r}; a list of projection names is needed")
+    try:
+        return LoraConfig(int(raw["r"]), float(raw["lora_alpha"]), tuple(targets), bool(raw.get("use_rslora", False)))
+    except KeyError as missing:
+        raise ValueError(f"{path} lacks {missing}") from None
+
+
+def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
+    """Attach the adapter of a PEFT folder, unmerged. Raises ValueError when it does not fit the decoder."""
+    folder = Path(folder)
+    config = read_lora_config(folder)
+    parameters = add_lora(decoder, config)
+    missing = set(parameters)
+    path = folder / "adapter_model.safetensors"
+    for name, tensor in read_safetensors(path):
+        key = name.removeprefix(_PREFIX).removesuffix(".weight")
+        if key not in missing:
+            raise ValueError(f"{path}: tensor {name!r} has no place in this model")
+        if parameters[key].shape != tensor.shape:
+            raise ValueError(
+                f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(parameters[key].shape)}; "
+                "was it trained on another model?"
+            )
+        with torch.no_grad():
+            parameters[key].copy_(tensor)
+        missing.discard(key)
+    if missing:
+        raise ValueError(f"{path}: the adapter lacks {len(missing)} tensors, the first is {sorted(missing)[0]}")
+    for p in parameters.values():
+        p.requires_grad_(False)
+    return config

@@ -1,0 +1,119 @@
+"""Weights between Hugging Face folders on disk and the decoder in memory. safetensors only; nothing is unpickled.
+
+Tensors are read one at a time into place, at the wanted dtype: at no moment does a second copy of the model exist.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ptst.model.config import DecoderConfig, read_json
+from ptst.model.decoder import Decoder
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+# On disk by older tools beside the weights; the value follows from the config.
+_RECOMPUTED = ("rotary_emb.inv_freq",)
+
+
+def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+    """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient).
+
+    Raises ValueError when the folder, a file or a tensor is missing, truncated, of another shape, or unexpected.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(f"there is no model folder {folder}; give --model a folder with config.json and *.safetensors")
+    config = DecoderConfig.from_folder(folder)
+    with torch.device("meta"):
+        decoder = Decoder(config)
+    missing = set(decoder.state_dict())
+    modules = dict(decoder.named_modules())
+    for name, where, tensor in _tensors(folder):
+        key = name.removeprefix("model.")
+        if key.endswith(_RECOMPUTED) or (key == "lm_head.weight" and config.tie_embeddings):
+            continue
+        if key not in missing:
+            raise ValueError(f"{where}: tensor {name!r} has no place in this architecture, so it cannot be ignored")
+        owner, _, leaf = key.rpartition(".")
+        expected = getattr(modules[owner], leaf).shape
+        if tensor.shape != expected:
+            raise ValueError(f"{where}: {name} has shape {list(tensor.shape)}, config.json says {list(expected)}")
+        # A copy even at the same dtype: the tensor read is a view of the file's pages.
+        value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
+        setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
+        missing.discard(key)
+    if missing:
+        raise ValueError(f"{folder}: the weights lack {len(missing)} tensors, the first is {sorted(missing)[0]}")
+    return decoder.eval()
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
+    """(name, file, tensor) of every tensor of the folder, lazily, file by file."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        weight_map = read_json(index).get("weight_map", {})
+        files = sorted({folder / f for f in weight_map.values()})
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        found = ", ".join(sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.gguf")))
+        raise ValueError(
+            f"{folder} has no *.safetensors{f' (only {found})' if found else ''}; convert the weights to safetensors"
+        )
+    for path in files:
+        if path.parent.resolve() != folder.resolve():
+            raise ValueError(f"{index} points outside of its folder: {path}")
+        yield from ((name, path, tensor) for name, tensor in read_safetensors(path))
+
+
+def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a file, lazily. Raises ValueError when it is missing, truncated or not safetensors."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118 (not a dict)
+                yield name, file.get_tensor(name)
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist") from None
+    except SafetensorError as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}); fetch the file again") from None
+
+
+def hf_name(key: str) -> str:
+    """The name a decoder parameter has in Hugging Face's files."""
+    return key if key.startswith("lm_head.") else f"model.{key}"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is whole or absent: temporary name, fsync, rename."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors atomically, under the names given."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"format": "pt"})
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except SafetensorError as error:  # its message for a full disk is an I/O error in words
+        raise OSError(f"cannot write {path}: {error}") from None
+    finally:
+        partial.unlink(missing_ok=True)
