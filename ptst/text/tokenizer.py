@@ -1,0 +1,165 @@
+"""One small class over both kinds of tokenizer files: `tokenizer.model` (sentencepiece) and `tokenizer.json`.
+
+Where a folder has both, sentencepiece is taken: it is what the models were trained with. Text never becomes a control
+token here, whatever it spells; control tokens are asked for by name.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ptst.text.files import optional_json
+
+
+class Tokenizer:
+    """Text to ids and back. Subclasses give `_encode`, `_decode_run` and the vocabulary."""
+
+    vocab_size: int
+    bos: str | None  # names of control tokens
+    eos: str | None
+    adds_bos: bool  # whether the model expects BOS before plain text
+    _control: dict[str, int]
+
+    def encode(self, text: str, *, continuation: bool = False) -> list[int]:
+        """Ids of a run of text. `continuation`: it goes on where other text stopped, so no dummy space is put before
+        it. Raises ValueError for text that is not Unicode (lone surrogates)."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "
+                "it is not valid Unicode and no tokenizer can read it"
+            ) from None
+        return self._encode(text, continuation) if text else []
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of ids, control tokens spelled by name; the dummy space of each run of text is dropped."""
+        out: list[str] = []
+        run: list[int] = []
+        for token in ids:
+            name = self._names.get(token)
+            if name is None:
+                run.append(token)
+                continue
+            out += (self._decode_run(run), name)
+            run = []
+        return "".join((*out, self._decode_run(run)))
+
+    def decode_answer(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
+        """Text of an answer in its place: decoding of all minus decoding of the prompt (its last run of text)."""
+        start = max((i + 1 for i, t in enumerate(prompt_ids) if t in self._names), default=0)
+        tail = prompt_ids[start:]
+        return self.decode(tail + answer_ids)[len(self.decode(tail)) :]
+
+    def control_id(self, name: str) -> int:
+        """Id of a control token. Raises ValueError when this tokenizer has none of that name."""
+        if name not in self._control:
+            raise ValueError(f"this tokenizer has no control token {name!r}; the chat format does not fit the model")
+        return self._control[name]
+
+    def has_control(self, name: str) -> bool:
+        return name in self._control
+
+    @property
+    def _names(self) -> dict[int, str]:
+        return self.__dict__.setdefault("_names_cache", {i: n for n, i in self._control.items()})
+
+    def _encode(self, text: str, continuation: bool) -> list[int]:
+        raise AssertionError("a subclass's business")
+
+    def _decode_run(self, ids: list[int]) -> str:
+        raise AssertionError("a subclass's business")
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """`tokenizer.model`: Llama 1 and 2, Mistral, TinyLlama."""
+
+    def __init__(self, path: Path, settings: dict | None = None):
+        from sentencepiece import SentencePieceProcessor
+
+        try:
+            self._sp = SentencePieceProcessor(model_file=str(path))
+            # The same model without the dummy space that is put before a text: for text that continues other text.
+            self._sp_continued = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{path} is not a sentencepiece model ({error}); fetch the file again") from None
+        self._sp_continued.override_normalizer_spec(add_dummy_prefix=False)
+        sp, settings = self._sp, settings or {}
+        self.vocab_size = sp.vocab_size()
+        self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
+        self.bos = sp.id_to_piece(sp.bos_id()) if sp.bos_id() >= 0 else None
+        self.eos = sp.id_to_piece(sp.eos_id()) if sp.eos_id() >= 0 else None
+        self.adds_bos = self.bos is not None and settings.get("add_bos_token", True) is not False
+
+    def _encode(self, text: str, continuation: bool) -> list[int]:
+        return (self._sp_continued if continuation else self._sp).encode(text)
+
+    def _decode_run(self, ids: list[int]) -> str:
+        return self._sp.decode(ids)
+
+
+class JsonTokenizer(Tokenizer):
+    """`tokenizer.json`: Llama 3, SmolLM2 and most of today's folders."""
+
+    def __init__(self, path: Path, settings: dict | None = None):
+        import tokenizers
+
+        try:
+            self._tok = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception for every kind of damage
+            raise ValueError(f"{path} is not a tokenizer file ({error}); fetch the file again") from None
+        self._tok.no_padding()
+        self._tok.no_truncation()
+        settings = settings or {}
+        self.vocab_size = self._tok.get_vocab_size(with_added_tokens=True)
+        added = self._tok.get_added_tokens_decoder()
+        self._control = {token.content: i for i, token in added.items() if token.special}
+        self.bos, self.eos = (_token_name(settings.get(k)) for k in ("bos_token", "eos_token"))
+        opening = self._tok.encode("", add_special_tokens=True).ids
+        self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
+        self._tok.encode_special_tokens = True
+        # Tokenizers converted from sentencepiece put a dummy space before a text; a newline never merges with what
+        # follows there, so it can be put first and its ids taken off again.
+        self._newline = self._ids("\n")
+        first = self._tok.encode("a", add_special_tokens=False).tokens
+        self._adds_space = bool(first) and first[0].startswith("\u2581")
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tok.encode(text, add_special_tokens=False).ids
+
+    def _encode(self, text: str, continuation: bool) -> list[int]:
+        if not (continuation and self._adds_space):
+            return self._ids(text)
+        ids = self._ids("\n" + text)
+        assert ids[: len(self._newline)] == self._newline, "a newline merged with the text after it"
+        return ids[len(self._newline) :]
+
+    def _decode_run(self, ids: list[int]) -> str:
+        return self._tok.decode(ids, skip_special_tokens=False) if ids else ""
+
+
+def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tokenizer:
+    """The tokenizer of a model folder.
+
+    Raises ValueError when there is none, it is damaged, or it has more tokens than the model has embedding rows.
+    """
+    folder = Path(folder)
+    settings = optional_json(folder / "tokenizer_config.json")
+    if (folder / "tokenizer.model").exists():
+        tokenizer: Tokenizer = SentencePieceTokenizer(folder / "tokenizer.model", settings)
+    elif (folder / "tokenizer.json").exists():
+        tokenizer = JsonTokenizer(folder / "tokenizer.json", settings)
+    else:
+        raise ValueError(f"{folder} has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer into it")
+    if embedding_rows is not None and tokenizer.vocab_size > embedding_rows:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model only {embedding_rows} embedding "
+            "rows; they belong to different models"
+        )
+    if tokenizer.eos is None or not tokenizer.has_control(tokenizer.eos):
+        raise ValueError(f"{folder}: no end-of-sequence token; name it as eos_token in tokenizer_config.json")
+    return tokenizer
+
+
+def _token_name(entry: object) -> str | None:
+    return entry.get("content") if isinstance(entry, dict) else entry  # type: ignore[return-value]
