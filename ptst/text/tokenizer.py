@@ -6,13 +6,14 @@ token here, whatever it spells; control tokens are asked for by name.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 
 from ptst.text.files import optional_json
 
 
 class Tokenizer:
-    """Text to ids and back. Subclasses give `_encode`, `_decode_run` and the vocabulary."""
+    """Text to ids and back. Subclasses give `_ids`, `_decode_run` and the vocabulary."""
 
     vocab_size: int
     bos: str | None  # names of control tokens
@@ -60,11 +61,28 @@ class Tokenizer:
     def has_control(self, name: str) -> bool:
         return name in self._control
 
-    @property
-    def _names(self) -> dict[int, str]:
-        return self.__dict__.setdefault("_names_cache", {i: n for n, i in self._control.items()})
-
     def _encode(self, text: str, continuation: bool) -> list[int]:
+        if not (continuation and self._dummy_space):
+            return self._ids(text)
+        # A newline never merges with what follows it in a sentencepiece vocabulary: put first, it takes the dummy
+        # space upon itself, and its own ids come off again.
+        newline, ids = self._ids("\n"), self._ids("\n" + text)
+        assert ids[: len(newline)] == newline, "a newline merged with the text after it"
+        return ids[len(newline) :]
+
+    @cached_property
+    def _dummy_space(self) -> bool:
+        """Whether a space is put before every text (sentencepiece's add_dummy_prefix)."""
+        return self._piece(self._ids("a")[0]).startswith("\u2581")
+
+    @cached_property
+    def _names(self) -> dict[int, str]:
+        return {i: name for name, i in self._control.items()}
+
+    def _ids(self, text: str) -> list[int]:
+        raise AssertionError("a subclass's business")
+
+    def _piece(self, token: int) -> str:
         raise AssertionError("a subclass's business")
 
     def _decode_run(self, ids: list[int]) -> str:
@@ -79,11 +97,8 @@ class SentencePieceTokenizer(Tokenizer):
 
         try:
             self._sp = SentencePieceProcessor(model_file=str(path))
-            # The same model without the dummy space that is put before a text: for text that continues other text.
-            self._sp_continued = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{path} is not a sentencepiece model ({error}); fetch the file again") from None
-        self._sp_continued.override_normalizer_spec(add_dummy_prefix=False)
         sp, settings = self._sp, settings or {}
         self.vocab_size = sp.vocab_size()
         self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
@@ -91,8 +106,11 @@ class SentencePieceTokenizer(Tokenizer):
         self.eos = sp.id_to_piece(sp.eos_id()) if sp.eos_id() >= 0 else None
         self.adds_bos = self.bos is not None and settings.get("add_bos_token", True) is not False
 
-    def _encode(self, text: str, continuation: bool) -> list[int]:
-        return (self._sp_continued if continuation else self._sp).encode(text)
+    def _ids(self, text: str) -> list[int]:
+        return self._sp.encode(text)
+
+    def _piece(self, token: int) -> str:
+        return self._sp.id_to_piece(token)
 
     def _decode_run(self, ids: list[int]) -> str:
         return self._sp.decode(ids)
@@ -118,21 +136,12 @@ class JsonTokenizer(Tokenizer):
         opening = self._tok.encode("", add_special_tokens=True).ids
         self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
         self._tok.encode_special_tokens = True
-        # Tokenizers converted from sentencepiece put a dummy space before a text; a newline never merges with what
-        # follows there, so it can be put first and its ids taken off again.
-        self._newline = self._ids("\n")
-        first = self._tok.encode("a", add_special_tokens=False).tokens
-        self._adds_space = bool(first) and first[0].startswith("\u2581")
 
     def _ids(self, text: str) -> list[int]:
         return self._tok.encode(text, add_special_tokens=False).ids
 
-    def _encode(self, text: str, continuation: bool) -> list[int]:
-        if not (continuation and self._adds_space):
-            return self._ids(text)
-        ids = self._ids("\n" + text)
-        assert ids[: len(self._newline)] == self._newline, "a newline merged with the text after it"
-        return ids[len(self._newline) :]
+    def _piece(self, token: int) -> str:
+        return self._tok.id_to_token(token)
 
     def _decode_run(self, ids: list[int]) -> str:
         return self._tok.decode(ids, skip_special_tokens=False) if ids else ""
