@@ -1,0 +1,71 @@
+"""Whole examples side by side in flat rows: no padding, and no example is ever cut to fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ptst.text.encode import Encoded
+
+UNTRAINED = -1
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A flat row of documents: token ids, where each document begins (`cu_seqlens` = [0, L1, L1 + L2, ...]), and for
+    every token the id it must predict, or -1 where nothing is trained."""
+
+    tokens: list[int]
+    cu_seqlens: list[int]
+    targets: list[int]
+
+    @property
+    def num_trained(self) -> int:
+        return sum(t != UNTRAINED for t in self.targets)
+
+
+def to_batch(examples: Sequence[Encoded]) -> Batch:
+    """Lay examples side by side. Token t predicts token t + 1 of its own document; the last predicts nothing."""
+    tokens: list[int] = []
+    targets: list[int] = []
+    for e in examples:
+        tokens += e.ids
+        flags = e.trained[1:]
+        targets += [i if flag else UNTRAINED for i, flag in zip(e.ids[1:], flags, strict=True)] + [UNTRAINED]
+    return Batch(tokens, [0, *accumulate(len(e.ids) for e in examples)], targets)
+
+
+def pack(examples: Sequence[Encoded], micro_tokens: int) -> list[Batch]:
+    """Examples in as few rows of at most `micro_tokens` tokens as first-fit decreasing finds.
+
+    An example longer than that gets a row of its own: the limit is a matter of memory, never of what is learned.
+    """
+    rows: list[list[Encoded]] = []
+    room: list[int] = []
+    for e in sorted(examples, key=lambda e: -len(e.ids)):
+        place = next((i for i, free in enumerate(room) if free >= len(e.ids)), None)
+        if place is None:
+            rows.append([])
+            room.append(micro_tokens)
+            place = len(rows) - 1
+        rows[place].append(e)
+        room[place] -= len(e.ids)
+    return [to_batch(row) for row in rows]
+
+
+def steps(
+    lengths: Sequence[int], order: Sequence[int], *, examples_per_step: int, tokens_per_step: int | None = None
+) -> Iterator[list[int]]:
+    """Group example indices into optimizer steps: so many examples each, or as many as fit `tokens_per_step`."""
+    group: list[int] = []
+    size = 0
+    for index in order:
+        full = len(group) == examples_per_step if tokens_per_step is None else size + lengths[index] > tokens_per_step
+        if group and full:
+            yield group
+            group, size = [], 0
+        group.append(index)
+        size += lengths[index]
+    if group:
+        yield group
