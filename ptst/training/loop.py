@@ -55,7 +55,7 @@ class StepReport:
 
 
 def plan(lengths: Sequence[int], config: LoopConfig) -> Iterator[tuple[float, list[int]]]:
-    """(epoch so far, example indices) of every step; a new seeded shuffle each epoch, the last partial step included."""
+    """(epochs done, example indices) of every step: a new seeded shuffle each epoch, the last partial step included."""
     rng = random.Random(config.seed)
     want = math.ceil(config.epochs * len(lengths))
     done = taken = 0

@@ -1,0 +1,45 @@
+"""Rates with their counts and Wilson intervals (Wilson 1927): valid near 0 and 1, where safety rates live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+
+
+def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a binomial proportion. n = 0 gives (0, 1). Raises ValueError for counts that cannot be."""
+    if not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is not a rate")
+    if n == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p = successes / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly; rounding must not put it a hair beside.
+    return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`successes` out of `n`."""
+
+    successes: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        return self.successes / self.n if self.n else float("nan")
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return wilson(self.successes, self.n)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.0f} % [{100 * low:.0f}, {100 * high:.0f}] ({self.successes}/{self.n})"
+
+    def to_json(self) -> dict:
+        low, high = self.interval
+        return {"successes": self.successes, "n": self.n, "rate": self.value, "wilson95": [low, high]}
