@@ -87,7 +87,7 @@ def generate(
 
     slots = min(batch_size, len(prompts))
     cache = Cache(decoder.config, slots, longest + sampling.max_new_tokens, decoder.dtype, decoder.device)
-    shared = _common_prefix(prompts)
+    shared = common_prefix(prompts)
     if shared:
         tokens = torch.tensor(prompts[0][:shared], device=decoder.device)
         decoder(tokens, torch.arange(shared, device=decoder.device), cache.prefill([0], [0], [shared]))
@@ -125,7 +125,7 @@ def generate(
     return completions  # type: ignore[return-value]
 
 
-def _common_prefix(prompts: Sequence[list[int]]) -> int:
+def common_prefix(prompts: Sequence[list[int]]) -> int:
     """How many tokens all prompts begin with; at least one of each is left to compute."""
     first, last = min(prompts), max(prompts)  # in lexical order all others lie between
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kernels.linear_cross_entropy import linear_cross_entropy
-from ptst.data.packing import Batch, pack, steps
+from ptst.data.packing import pack, steps
 from ptst.model.decoder import Decoder
+from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Encoded
 from ptst.training.schedule import Schedule, factor
 
@@ -71,22 +71,6 @@ def plan(lengths: Sequence[int], config: LoopConfig) -> Iterator[tuple[float, li
             yield taken / len(lengths), group
             taken += len(group)
             done += 1
-
-
-def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
-    """Summed loss of a batch over `divisor`, differentiable."""
-    tokens_T = torch.tensor(batch.tokens, device=decoder.device)
-    targets_T = torch.tensor(batch.targets, device=decoder.device)
-    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens)
-    return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor)
-
-
-@torch.no_grad()
-def mean_loss(decoder: Decoder, examples: Sequence[Encoded], micro_tokens: int = 2048) -> float:
-    """Mean loss per trained token (nats) over examples, without training."""
-    batches = pack(examples, micro_tokens)
-    trained = sum(b.num_trained for b in batches)
-    return sum(float(batch_loss(decoder, b, trained)) for b in batches)
 
 
 def train(

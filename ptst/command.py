@@ -1,0 +1,78 @@
+"""What every command shares: flags from a dataclass, words on standard error, one sentence for a user's mistake.
+
+Standard output carries the result alone (with `--json`, one object as its last line); progress goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+Config = TypeVar("Config")
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config], prog: str) -> None:
+    """Parse the command line into `config_type`, call `main`, and exit: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+    config = tyro.cli(config_type, prog=prog)
+    try:
+        result = main(config)
+    except (ValueError, OSError) as error:
+        console.print(f"{prog}: {' '.join(str(error).split())}", style="red", markup=False)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        console.print(f"{prog}: stopped", markup=False)
+        sys.exit(130)
+    if getattr(config, "json", False):
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def say(text: str) -> None:
+    """One line of progress."""
+    console.print(text, markup=False)
+
+
+class ProgressLine:
+    """A progress bar on a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, what: str, total: int, every: float = 10.0):
+        self.what, self.total, self.every = what, total, every
+        self.done = 0
+        self.start = time.monotonic()
+        self.said = -1e9
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> ProgressLine:
+        self.bar.start()
+        self.task = self.bar.add_task(self.what, total=self.total, note="")
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self.bar.stop()
+
+    def update(self, done: int, note: str = "") -> None:
+        """`done` of the total, and a few words: loss, tokens per second."""
+        self.done = done
+        self.bar.update(self.task, completed=done, note=note)
+        now = time.monotonic()
+        if not console.is_terminal and (now - self.said >= self.every or done == self.total):
+            self.said = now
+            left = (now - self.start) / max(1, done) * (self.total - done)
+            say(f"{self.what} {done}/{self.total}  {note}  ETA {int(left) // 60}:{int(left) % 60:02d}")

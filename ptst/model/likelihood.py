@@ -1,0 +1,29 @@
+"""Loss of whole documents under a decoder: the one place where flat rows meet the fused head and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.linear_cross_entropy import linear_cross_entropy
+from ptst.data.packing import Batch, pack
+from ptst.model.decoder import Decoder
+from ptst.text.encode import Encoded
+
+
+def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
+    """Summed loss (nats) of a batch's trained tokens over `divisor`: a scalar, differentiable."""
+    tokens_T = torch.tensor(batch.tokens, device=decoder.device)
+    targets_T = torch.tensor(batch.targets, device=decoder.device)
+    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens)
+    return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor)
+
+
+@torch.no_grad()
+def mean_loss(decoder: Decoder, examples: Sequence[Encoded], micro_tokens: int = 2048) -> float:
+    """Mean loss per trained token (nats) over examples, without training."""
+    batches = pack(examples, micro_tokens)
+    trained = sum(b.num_trained for b in batches)
+    return sum(float(batch_loss(decoder, b, trained)) for b in batches)
