@@ -1,0 +1,149 @@
+"""A Llama GGUF file to an ordinary Hugging Face folder.
+
+Quantized tensors are dequantized and stored in float32: the values are then exactly those the file defines. llama.cpp
+turns neighbouring pairs of a head (interleaved RoPE) where Hugging Face turns element i with i + D/2, so its files hold
+the rows of q and k in another order; that order is undone here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptst.model.weights import save_safetensors
+
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_NAMES = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+_CONTROL = 3  # GGUF's token type for control tokens
+
+
+def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+    """Write config, weights, tokenizer and generation config into `folder` (it exists).
+
+    `on_tensor(done, total)` is called after each tensor. Raises ValueError for another architecture or tokenizer.
+    """
+    import gguf
+
+    reader = gguf.GGUFReader(gguf_path)
+    meta = {name: field.contents() for name, field in reader.fields.items()}
+    if meta.get("general.architecture") != "llama" or meta.get("tokenizer.ggml.model") != "gpt2":
+        raise ValueError(f"{gguf_path}: only Llama models with a byte-level BPE tokenizer can be converted")
+    heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
+    tensors: dict[str, Tensor] = {}
+    for done, stored in enumerate(reader.tensors, 1):
+        value = torch.from_numpy(np.array(gguf.quants.dequantize(stored.data, stored.tensor_type), dtype=np.float32))
+        if ".attn_q." in stored.name or ".attn_k." in stored.name:
+            value = undo_interleaving(value, heads if ".attn_q." in stored.name else kv_heads)
+        tensors[hf_tensor_name(stored.name)] = value
+        on_tensor(done, len(reader.tensors))
+    save_safetensors(folder / "model.safetensors", tensors)
+    _write(folder / "config.json", _config(meta, tied="lm_head.weight" not in tensors))
+    _write(folder / "generation_config.json", _token_ids(meta))
+    _write(folder / "tokenizer_config.json", _tokenizer_config(meta))
+    (folder / "tokenizer.json").write_text(_tokenizer(meta), encoding="utf-8")
+
+
+def undo_interleaving(w_OI: Tensor, heads: int) -> Tensor:
+    """Rows (head, pair, half) back to (head, half, pair): llama.cpp's converter swapped these two axes."""
+    outputs, inputs = w_OI.shape
+    return w_OI.view(heads, outputs // heads // 2, 2, inputs).transpose(1, 2).reshape(outputs, inputs)
+
+
+def hf_tensor_name(name: str) -> str:
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Raises ValueError for an unknown one."""
+    if name in _NAMES:
+        return _NAMES[name]
+    block, layer, part, kind = (*name.split("."), "", "", "")[:4]
+    if block != "blk" or part not in _LAYER_NAMES or kind != "weight":
+        raise ValueError(f"GGUF tensor {name!r} has no place in a Llama model")
+    return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
+
+
+def _config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "hidden_act": "silu",
+        "hidden_size": meta["llama.embedding_length"],
+        "intermediate_size": meta["llama.feed_forward_length"],
+        "num_hidden_layers": meta["llama.block_count"],
+        "num_attention_heads": meta["llama.attention.head_count"],
+        "num_key_value_heads": meta["llama.attention.head_count_kv"],
+        "head_dim": meta["llama.rope.dimension_count"],
+        "max_position_embeddings": meta["llama.context_length"],
+        # The file holds float32; six digits give back the decimal figure that was meant.
+        "rms_norm_eps": float(f"{meta['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": meta["llama.rope.freq_base"],
+        "vocab_size": len(meta["tokenizer.ggml.tokens"]),
+        "tie_word_embeddings": tied,
+        "torch_dtype": "float32",
+        **_token_ids(meta),
+    }
+
+
+def _token_ids(meta: dict[str, Any]) -> dict[str, int]:
+    return {
+        "bos_token_id": meta["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": meta["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": meta["tokenizer.ggml.padding_token_id"],
+    }
+
+
+def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
+    tokens = meta["tokenizer.ggml.tokens"]
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": tokens[meta["tokenizer.ggml.bos_token_id"]],
+        "eos_token": tokens[meta["tokenizer.ggml.eos_token_id"]],
+        "pad_token": tokens[meta["tokenizer.ggml.padding_token_id"]],
+        "unk_token": tokens[meta["tokenizer.ggml.unknown_token_id"]],
+        "add_prefix_space": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": meta["llama.context_length"],
+        "chat_template": meta["tokenizer.chat_template"],
+    }
+
+
+def _tokenizer(meta: dict[str, Any]) -> str:
+    """tokenizer.json: byte-level BPE that splits every digit off first, as SmolLM2 was trained."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    tokens = meta["tokenizer.ggml.tokens"]
+    merges = [tuple(m.split(" ")) for m in meta["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    control = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL]
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
+    return tokenizer.to_str(pretty=False)
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
