@@ -1,0 +1,78 @@
+"""The word-problem families of the held-out splits (validation and test): stories that training never sees."""
+
+from ptst.data.word_problems import Family as F
+
+
+def _if(good: bool, **derived: int) -> dict[str, int] | None:
+    return derived if good else None
+
+
+HELD_OUT = (
+    # One step
+    F("fish-in-pond", "a:5-30 b:3-20", lambda a, b: {"r": a + b},
+      ("A pond is home to {a} fish. The keeper adds {b} fish in spring. How many fish live in the pond then?",
+       "{n} counts {a} gold fish and {b} gray fish in a pond. How many fish are there in the pond?"),
+      "The pond has {a} + {b} = {r} fish."),
+    F("kites-lost", "a:9-40 b:3-20", lambda a, b: _if(a > b + 1, r=a - b),
+      ("{a} kites are flying over the beach. The wind carries {b} of them away. How many kites are still flying?",
+       "On a windy day {b} of the {a} kites on the beach break. How many kites are still whole?"),
+      "There are {a} - {b} = {r} kites."),
+    F("floors-and-windows", "a:2-9 b:4-12", lambda a, b: {"r": a * b},
+      ("A house has {a} floors, and every floor has {b} windows. How many windows does the house have?",
+       "{n} cleans {b} windows on each of the {a} floors of a house. How many windows does {n} clean?"),
+      "The house has {a} * {b} = {r} windows."),
+    F("rope-climbers", "r:2-12 b:2-9", lambda r, b: {"t": r * b, "r": r},
+      ("{t} climbers share ropes, with {b} climbers on each rope. How many ropes do they need?",
+       "A guide puts {b} climbers on every rope. How many ropes does the guide need for {t} climbers?"),
+      "They need {t} / {b} = {r} ropes."),
+    F("songs-practiced", "a:4-30 b:4-20", lambda a, b: {"r": a + b},
+      ("{n} knows {a} songs on the piano and learns {b} more in a year. How many songs does {n} know then?",
+       "{n} could play {a} songs last year. This year {n} learned {b} new songs. How many songs can {n} play now?"),
+      "{n} knows {a} + {b} = {r} songs."),
+    F("painting-cost", "a:2-9 b:3-12", lambda a, b: {"r": a * b},
+      ("A brush costs ${b}. The art class needs {a} brushes. How many dollars do the brushes cost?",
+       "{n} orders {a} brushes for ${b} each. How many dollars does {n} have to pay?"),
+      "The brushes cost {a} * {b} = {r} dollars."),
+    F("train-seats", "a:20-80 b:5-18", lambda a, b: {"r": a - b},
+      ("A train car has {a} seats, and {b} of them are taken. How many seats are free?",
+       "{b} people sit down in an empty train car with {a} seats. How many seats are still free?"),
+      "There are {a} - {b} = {r} free seats."),
+    F("beads-on-strings", "r:3-12 b:2-8", lambda r, b: {"t": r * b, "r": r},
+      ("{n} has {t} beads and wants to put the same number on each of {b} strings. How many beads go on each string?",
+       "{b} strings are made out of {t} beads, all with equally many. How many beads are on one string?"),
+      "Each string gets {t} / {b} = {r} beads."),
+    # Two steps
+    F("chicken-coop", "a:10-40 b:2-9 c:2-9", lambda a, b, c: _if(a > b + c, d=a - b, r=a - b - c),
+      ("{n} keeps {a} chickens. {b} of them are sold in June and {c} in July. How many chickens does {n} still keep?",
+       "Out of {a} chickens, {n} sells {b} to a neighbor and {c} at the fair. How many chickens are left?"),
+      "After the first sale there are {a} - {b} = {d} chickens.\nThen there are {d} - {c} = {r} chickens."),
+    F("bricks-and-wall", "a:2-7 b:4-9 c:3-15", lambda a, b, c: {"d": a * b, "r": a * b + c},
+      ("{n} lays {a} layers of {b} bricks and has {c} bricks left over. How many bricks were there at first?",
+       "A wall takes {a} layers with {b} bricks each, and {c} bricks remain. How many bricks were brought?"),
+      "The wall has {a} * {b} = {d} bricks.\nThere were {d} + {c} = {r} bricks."),
+    F("camp-tents", "a:2-7 b:3-6 c:2-9", lambda a, b, c: _if(a * b > c + 1, d=a * b, r=a * b - c),
+      ("A camp has {a} tents for {b} people each. {c} places are still empty. How many people are in the camp?",
+       "Each of {a} tents has room for {b} people, but {c} places stay free. How many people sleep in the tents?"),
+      "The tents have {a} * {b} = {d} places.\nThere are {d} - {c} = {r} people."),
+    F("bicycle-savings", "a:3-9 b:2-8 c:10-30", lambda a, b, c: {"d": a * b, "r": a * b + c},
+      ("{n} got ${c} as a present and earns ${a} for each of {b} lawns. How many dollars does {n} have now?",
+       "Mowing a lawn brings {n} ${a}. With ${c} at the start, how many dollars does {n} have after {b} lawns?"),
+      "{n} earns {a} * {b} = {d} dollars.\nNow {n} has {d} + {c} = {r} dollars."),
+    F("sheep-and-fields", "a:6-20 b:6-20 k:2-5", lambda a, b, k: _if((a + b) % k == 0, s=a + b, r=(a + b) // k),
+      ("{n} has {a} white sheep and {b} black sheep and puts equally many into {k} fields. How many sheep are in each "
+       "field?",
+       "{a} white and {b} black sheep are spread evenly over {k} fields. How many sheep stand in one field?"),
+      "There are {a} + {b} = {s} sheep.\nEach field has {s} / {k} = {r} sheep."),
+    F("nuts-gathered", "a:4-20 k:2-4", lambda a, k: {"d": a * k, "r": a * k + a},
+      ("A squirrel hides {a} nuts. Another squirrel hides {k} times as many. How many nuts do both hide together?",
+       "{n} gathers {a} nuts and {m} gathers {k} times as many. How many nuts do they gather in all?"),
+      "The second one has {a} * {k} = {d} nuts.\nTogether there are {d} + {a} = {r} nuts."),
+    F("theater-visitors", "a:15-50 b:3-14 c:3-14", lambda a, b, c: {"d": a - b, "r": a - b + c},
+      ("{a} people sit in a theater. {b} leave in the break and {c} come in late. How many people see the end?",
+       "A theater has {a} visitors. Then {b} go home and {c} others arrive. How many visitors are there now?"),
+      "First there are {a} - {b} = {d} people.\nThen there are {d} + {c} = {r} people."),
+    F("taxi-ride", "a:2-5 b:2-9 c:3-9", lambda a, b, c: {"d": a * b, "r": a * b + c},
+      ("A taxi costs ${c} at the start and ${a} for each mile. How many dollars does a ride of {b} miles cost?",
+       "{n} rides {b} miles in a taxi that takes ${a} a mile and ${c} on top. How many dollars does {n} pay?"),
+      "The miles cost {a} * {b} = {d} dollars.\nThe ride costs {d} + {c} = {r} dollars."),
+)  # fmt: skip
