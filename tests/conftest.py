@@ -1,0 +1,41 @@
+"""Shared fixtures: where optional assets lie, and small tokenizers and models made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+EMBEDDED = ROOT / "checkpoints" / "smollm2-135m-instruct"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Small tensors: a second thread only adds noise and time."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip("needs the folder ../shared with real data and recorded figures")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Path:
+    if not (EMBEDDED / "model.safetensors").exists():
+        pytest.skip("needs the default model in checkpoints/ (python -m ptst.train makes it)")
+    return EMBEDDED
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    """A random two-layer chat model with a byte-level ChatML tokenizer: a whole Hugging Face folder."""
+    from tests.tiny import write_tiny_model
+
+    return write_tiny_model(tmp_path_factory.mktemp("tiny"))

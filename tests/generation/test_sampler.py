@@ -1,0 +1,103 @@
+"""The sampler: an answer depends on its prompt and seed alone, never on the batch it was made in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ptst.generation.sampler import Sampling, common_prefix, draw, generate
+from ptst.generation.score import score
+from ptst.model.weights import load_decoder
+from ptst.text.encode import Encoded
+from tests.tiny import write_tiny_model
+
+PREFIX = list(range(10, 30))
+
+
+def prompts(count: int, prefix: list[int]) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(3)
+    return [prefix + torch.randint(3, 290, (1 + n % 7,), generator=generator).tolist() for n in range(count)]
+
+
+def slow_greedy(decoder, prompt: list[int], stops: set[int], limit: int) -> list[int]:
+    """The definition: the whole row anew for every token."""
+    ids = list(prompt)
+    while len(ids) - len(prompt) < limit:
+        token = int(decoder.logits(torch.tensor(ids))[-1].argmax())
+        if token in stops:
+            break
+        ids.append(token)
+    return ids[len(prompt) :]
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    """A plain decoder and one with a sliding window shorter than the prompts."""
+    plain = load_decoder(write_tiny_model(tmp_path_factory.mktemp("a")))
+    window = write_tiny_model(tmp_path_factory.mktemp("b"), architectures=["MistralForCausalLM"], sliding_window=6)
+    return {"plain": plain, "window": load_decoder(window)}
+
+
+@pytest.mark.parametrize("kind", ["plain", "window"])
+@pytest.mark.parametrize("prefix", [[], PREFIX])
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_greedy_answers_are_those_of_the_definition(decoders, kind, prefix, batch_size):
+    decoder = decoders[kind]
+    asked = prompts(9, prefix)
+    stops = set(range(0, 300, 9))  # so that answers end at different lengths and slots are handed on
+    wanted = [slow_greedy(decoder, p, stops, 12) for p in asked]
+    done = []
+    got = generate(decoder, asked, stops, Sampling(12), batch_size, lambda i, _c: done.append(i))
+    assert [c.ids for c in got] == wanted
+    assert [c.cut for c in got] == [len(w) == 12 for w in wanted]
+    assert sorted(done) == list(range(9))
+    assert len({len(w) for w in wanted}) > 2
+
+
+def test_sampled_answers_do_not_depend_on_the_batch(decoders):
+    sampling = Sampling(10, temperature=1.5, top_p=0.95, seed=7)
+    asked = prompts(8, PREFIX)
+    one = generate(decoders["plain"], asked, {2}, sampling, batch_size=1)
+    many = generate(decoders["plain"], asked, {2}, sampling, batch_size=8)
+    assert [c.ids for c in one] == [c.ids for c in many]
+    other = generate(decoders["plain"], asked, {2}, Sampling(10, 1.5, 0.95, seed=8), batch_size=8)
+    assert [c.ids for c in other] != [c.ids for c in many]
+
+
+def test_top_p_keeps_the_smallest_set():
+    p = torch.tensor([0.1, 0.5, 0.15, 0.25])
+    generator = torch.Generator().manual_seed(0)
+    assert {draw(p, 0.5, generator) for _ in range(200)} == {1}
+    assert {draw(p, 0.6, generator) for _ in range(200)} == {1, 3}
+    assert {draw(p, 1.0, generator) for _ in range(400)} == {0, 1, 2, 3}
+
+
+def test_score_is_the_sum_of_log_probabilities(decoders):
+    rows = [Encoded(p + [5, 9, 2], [False] * len(p) + [True] * 3) for p in prompts(12, PREFIX)]
+    for e, (nll, count) in zip(rows, score(decoders["plain"], rows), strict=True):
+        logits = decoders["plain"].logits(torch.tensor(e.ids)).log_softmax(-1)
+        n = len(e.ids) - 3
+        assert count == 3
+        assert nll == pytest.approx(-sum(float(logits[n + i - 1, e.ids[n + i]]) for i in range(3)), rel=1e-5)
+
+
+def test_common_prefix():
+    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == 2
+    assert common_prefix([[1, 2], [1, 2]]) == 1
+    assert common_prefix([[1], [2]]) == 0
+
+
+def test_mistakes(decoders):
+    with pytest.raises(ValueError, match="must be at least 1"):
+        Sampling(0)
+    with pytest.raises(ValueError, match="must not be negative"):
+        Sampling(1, temperature=-1)
+    with pytest.raises(ValueError, match="above 0 and at most 1"):
+        Sampling(1, top_p=0)
+    with pytest.raises(ValueError, match="exceed the model's 2048 positions"):
+        generate(decoders["plain"], [[5] * 2040], {2}, Sampling(10))
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        generate(decoders["plain"], [[5], []], {2}, Sampling(10))
+    with pytest.raises(ValueError, match="--batch-size is 0"):
+        generate(decoders["plain"], [[5]], {2}, Sampling(10), 0)
+    assert generate(decoders["plain"], [], {2}, Sampling(10)) == []

@@ -1,0 +1,151 @@
+"""The plain-torch operations, forward and backward, against float64 formulas written out the long way.
+
+Tolerance per tensor in norms: |ours - f64| <= 2 |eager - f64| forward and 3 backward, + 1e-6 |f64|.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attention import packed_attention
+from kernels.linear_cross_entropy import linear_cross_entropy, token_losses
+from kernels.lora import lora_linear
+from kernels.rms_norm import rms_norm
+from kernels.rope import frequencies, rope, tables
+from kernels.swiglu import swiglu
+
+
+def long_attention(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], window: int | None = None) -> Tensor:
+    """Query by query, key by key."""
+    out = torch.zeros_like(q)
+    group = q.shape[1] // k.shape[1]
+    for a, b in zip(bounds, bounds[1:], strict=False):
+        for i in range(a, b):
+            first = a if window is None else max(a, i - window + 1)
+            for h in range(q.shape[1]):
+                scores = k[first : i + 1, h // group] @ q[i, h] / math.sqrt(q.shape[2])
+                out[i, h] = scores.softmax(0) @ v[first : i + 1, h // group]
+    return out
+
+
+def check(ours, eager, exact, inputs: list[Tensor]) -> None:
+    """Compare value and gradients of three functions of the same inputs; `exact` runs in float64."""
+    results = []
+    for function, dtype in ((ours, torch.float32), (eager, torch.float32), (exact, torch.float64)):
+        leaves = [x.detach().to(dtype).requires_grad_() for x in inputs]
+        value = function(*leaves)
+        weight = torch.linspace(-1, 1, value.numel(), dtype=dtype).view(value.shape) + 0.3
+        (value * weight).sum().backward()
+        results.append([value.detach().double(), *(x.grad.double() for x in leaves)])
+    for index, (a, b, f64) in enumerate(zip(*results, strict=True)):
+        limit = (2 if index == 0 else 3) * (b - f64).norm() + 1e-6 * f64.norm()
+        assert f64.norm() > 0
+        assert (a - f64).norm() <= limit, f"tensor {index}: {(a - f64).norm():.2e} > {limit:.2e}"
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("lengths", [[1], [7, 1, 12], [0, 5, 0, 3]])
+def test_attention(window, heads, lengths):
+    bounds = [0, *torch.tensor(lengths).cumsum(0).tolist()]
+    shapes = [(bounds[-1], heads[0], 8), (bounds[-1], heads[1], 8), (bounds[-1], heads[1], 8)]
+    inputs = [torch.randn(s) for s in shapes]
+
+    def long(q, k, v):
+        return long_attention(q, k, v, bounds, window)
+
+    check(lambda q, k, v: packed_attention(q, k, v, bounds, window=window), long, long, inputs)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+def test_attention_with_fewer_queries_than_keys(window):
+    """Queries are the last ones of their documents: the same rows as of the whole documents."""
+    q, k, v = torch.randn(14, 4, 8), torch.randn(14, 2, 8), torch.randn(14, 2, 8)
+    whole = packed_attention(q, k, v, [0, 9, 14], window=window)
+    part = torch.cat([q[6:9], q[13:14]])
+    ours = packed_attention(part, k, v, [0, 3, 4], cu_seqlens_k=[0, 9, 14], window=window)
+    torch.testing.assert_close(ours, torch.cat([whole[6:9], whole[13:14]]), atol=1e-6, rtol=1e-5)
+
+
+def test_attention_refuses_boundaries_that_do_not_fit():
+    q = torch.randn(4, 2, 8)
+    with pytest.raises(ValueError, match="boundaries end at 5"):
+        packed_attention(q, q, q, [0, 5])
+    with pytest.raises(ValueError, match="4 queries and only 3 keys"):
+        packed_attention(q, q[:3], q[:3], [0, 4], cu_seqlens_k=[0, 3])
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 40])
+def test_linear_cross_entropy(chunk, monkeypatch):
+    monkeypatch.setattr("kernels.linear_cross_entropy.CHUNK_ELEMENTS", chunk)
+    targets = torch.tensor([3, -1, 0, 16, -1, -1, 9])
+    rows = targets >= 0
+
+    def long(h, e):
+        return torch.nn.functional.cross_entropy((h @ e.t())[rows], targets[rows], reduction="sum")[None] / 11
+
+    inputs = [torch.randn(7, 5) * 3, torch.randn(17, 5)]
+    check(lambda h, e: linear_cross_entropy(h, e, targets, 11.0)[None], long, long, inputs)
+    alone = token_losses(inputs[0][rows], inputs[1], targets[rows]).sum() / 11
+    torch.testing.assert_close(alone, long(*inputs)[0])
+
+
+def test_linear_cross_entropy_with_a_frozen_head_and_large_logits():
+    hidden, head = (torch.randn(4, 6) * 100).requires_grad_(), torch.randn(9, 6)
+    loss = linear_cross_entropy(hidden, head, torch.tensor([1, 2, 3, -1]), 3.0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(hidden.grad).all()
+    assert head.grad is None
+    assert hidden.grad[3].abs().sum() == 0
+    with pytest.raises(ValueError, match="divisor is 0"):
+        linear_cross_entropy(hidden, head, torch.tensor([1, 2, 3, -1]), 0)
+    with pytest.raises(ValueError, match="shapes do not fit"):
+        linear_cross_entropy(hidden, head, torch.tensor([1, 2]), 1)
+
+
+def test_swiglu():
+    def long(g, u):
+        return g / (1 + torch.exp(-g)) * u
+
+    check(swiglu, long, long, [torch.randn(5, 7) * 3, torch.randn(5, 7)])
+
+
+def test_rms_norm():
+    def long(x, w):
+        return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * w
+
+    check(lambda x, w: rms_norm(x, w, 1e-5), long, long, [torch.randn(5, 8) * 4, torch.randn(8)])
+
+
+def test_lora_linear():
+    weight = torch.randn(6, 5)
+
+    def long(x, a, b):
+        return x @ weight.to(x.dtype).t() + 0.5 * (x @ a.t()) @ b.t()
+
+    def ours(x, a, b):
+        return lora_linear(x, weight, a, b, 0.5)
+
+    check(ours, long, long, [torch.randn(7, 5), torch.randn(2, 5), torch.randn(6, 2)])
+
+
+def test_rope_turns_each_pair_by_its_angle():
+    positions = torch.tensor([0, 1, 7])
+    cos, sin = tables(positions, frequencies(8, 100.0))
+
+    def long(x):
+        out = torch.zeros_like(x)
+        for t, p in enumerate([0, 1, 7]):
+            for i in range(4):
+                angle = p * 100.0 ** (-2 * i / 8)
+                a, b = x[t, :, i], x[t, :, i + 4]
+                out[t, :, i] = a * math.cos(angle) - b * math.sin(angle)
+                out[t, :, i + 4] = b * math.cos(angle) + a * math.sin(angle)
+        return out
+
+    check(lambda x: rope(x, cos, sin), long, long, [torch.randn(3, 2, 8)])

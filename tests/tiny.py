@@ -1,0 +1,70 @@
+"""A small random chat model on disk, so that tests run the whole way without a download."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from ptst.model.config import DecoderConfig
+from ptst.model.decoder import Decoder
+from ptst.model.weights import hf_name
+
+CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "vocab_size": 300,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a test<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Byte-level BPE with a handful of merges (newlines and spaces among them, so that seams can occur)."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    merges = [("\u010a", "\u010a"), ("\u0120", "a"), ("t", "h"), ("th", "e"), ("\u0120", "the"), ("i", "n")]
+    vocab = {t: i for i, t in enumerate((*CONTROL, *letters, *(a + b for a, b in merges)))}
+    tokenizer = Tokenizer(models.BPE(vocab, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in CONTROL])
+    return tokenizer
+
+
+def write_tiny_model(folder: Path, seed: int = 0, **changes) -> Path:
+    config = {**CONFIG, **changes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"bos_token": CONTROL[1], "eos_token": CONTROL[2], "chat_template": CHAT_TEMPLATE})
+    )
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    save_file(random_weights(config, seed), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def random_weights(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    decoder = Decoder(DecoderConfig.from_dict(config))
+    weights = {}
+    for name, p in decoder.state_dict().items():
+        value = torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5)
+        weights[hf_name(name)] = 1 + 0.1 * value if p.dim() == 1 else value
+    return weights
