@@ -23,8 +23,9 @@ class Cache:
 
     def __init__(self, config: DecoderConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_layers, slots, config.num_kv_heads, length, config.head_dim)
-        self.keys = torch.empty(shape, dtype=dtype, device=device)
-        self.values = torch.empty(shape, dtype=dtype, device=device)
+        # Zeros, not whatever was in memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.config = config
 
     def share_prefix(self, length: int) -> None:

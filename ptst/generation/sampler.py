@@ -155,9 +155,16 @@ def _sample(decoder: Decoder, hidden_NE: Tensor, requests: list[_Request], sampl
 
 
 def draw(p_V: Tensor, top_p: float, generator: torch.Generator | None) -> int:
-    """One token from the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020)."""
+    """One token from the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020).
+
+    One uniform number is turned into a token over the cumulated probabilities in the order of ids: probabilities that
+    differ in the last digit (another batch size) then give the same token but for the rarest of edges.
+    """
+    p_V = p_V.double()
     if top_p < 1:
         sorted_V, order_V = p_V.sort(descending=True, stable=True)
-        kept = int((sorted_V.cumsum(0) - sorted_V < top_p).sum())
-        return int(order_V[torch.multinomial(sorted_V[:kept], 1, generator=generator)])
-    return int(torch.multinomial(p_V, 1, generator=generator))
+        outside = sorted_V.cumsum(0) - sorted_V >= top_p
+        p_V[order_V[outside]] = 0
+    cumulated_V = p_V.cumsum(0)
+    u = torch.rand((), dtype=torch.float64, generator=generator) * cumulated_V[-1]
+    return min(int(torch.searchsorted(cumulated_V, u, right=True)), int(p_V.nonzero()[-1]))

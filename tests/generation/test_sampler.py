@@ -73,7 +73,7 @@ def test_top_p_keeps_the_smallest_set():
 
 
 def test_score_is_the_sum_of_log_probabilities(decoders):
-    rows = [Encoded(p + [5, 9, 2], [False] * len(p) + [True] * 3) for p in prompts(12, PREFIX)]
+    rows = [Encoded([*p, 5, 9, 2], [False] * len(p) + [True] * 3) for p in prompts(12, PREFIX)]
     for e, (nll, count) in zip(rows, score(decoders["plain"], rows), strict=True):
         logits = decoders["plain"].logits(torch.tensor(e.ids)).log_softmax(-1)
         n = len(e.ids) - 3

@@ -6,6 +6,7 @@ Tolerance per tensor in norms: |ours - f64| <= 2 |eager - f64| forward and 3 bac
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def long_attention(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], window: i
     """Query by query, key by key."""
     out = torch.zeros_like(q)
     group = q.shape[1] // k.shape[1]
-    for a, b in zip(bounds, bounds[1:], strict=False):
+    for a, b in pairwise(bounds):
         for i in range(a, b):
             first = a if window is None else max(a, i - window + 1)
             for h in range(q.shape[1]):
@@ -41,9 +42,11 @@ def check(ours, eager, exact, inputs: list[Tensor]) -> None:
         weight = torch.linspace(-1, 1, value.numel(), dtype=dtype).view(value.shape) + 0.3
         (value * weight).sum().backward()
         results.append([value.detach().double(), *(x.grad.double() for x in leaves)])
+    # Exact zeros (the query's gradient where it sees one key) are held against the largest tensor's size.
+    scale = max(f64.norm() for f64 in results[2])
     for index, (a, b, f64) in enumerate(zip(*results, strict=True)):
-        limit = (2 if index == 0 else 3) * (b - f64).norm() + 1e-6 * f64.norm()
-        assert f64.norm() > 0
+        limit = (2 if index == 0 else 3) * (b - f64).norm() + 1e-6 * scale
+        assert index or f64.norm() > 0  # a gradient may vanish: one key alone always has weight one
         assert (a - f64).norm() <= limit, f"tensor {index}: {(a - f64).norm():.2e} > {limit:.2e}"
 
 

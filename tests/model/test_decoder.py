@@ -88,7 +88,7 @@ def test_adapters_that_do_not_fit(tiny_folder, tmp_path):
         ("peft_type", "IA3", "'IA3' is not supported"),
         ("r", 3, "was it trained on another model"),
         ("target_modules", ["q_proj"], "has no place in this model"),
-        ("target_modules", ["c_attn"], "choose some of q_proj"),
+        ("target_modules", ["c_attn"], "choose from q_proj"),
     ):
         (tmp_path / "adapter_config.json").write_text(json.dumps({**described, key: value}))
         with pytest.raises(ValueError, match=message):
@@ -130,7 +130,7 @@ def test_both_spellings_of_the_rope_base():
 def test_broken_folders(tmp_path):
     with pytest.raises(ValueError, match="there is no model folder"):
         load_decoder(tmp_path / "none")
-    with pytest.raises(ValueError, match="config.json does not exist"):
+    with pytest.raises(ValueError, match="does not exist"):
         load_decoder(tmp_path)
     write_tiny_model(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -148,7 +148,7 @@ def test_broken_folders(tmp_path):
     with pytest.raises(ValueError, match=r"has shape \[31\], config.json says \[32\]"):
         load_decoder(tmp_path)
     save_safetensors(path, {"model.extra": torch.ones(1)})
-    with pytest.raises(ValueError, match="'model.extra' has no place"):
+    with pytest.raises(ValueError, match="has no place"):
         load_decoder(tmp_path)
     path.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")

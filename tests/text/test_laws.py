@@ -134,10 +134,10 @@ def test_natural_tokenization_or_a_reported_seam(tokenizers, data):
 def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizers):
     tokenizer, chat_format = tokenizers["bytes"]
     prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
-    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "\nyes"))))
+    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
     prompt = prompting.encode(Conversation((Message("user", "hi"),)))
     assert whole.seams == (len(prompt.ids),)
-    assert tokenizer.decode_answer(prompt.ids, whole.ids[len(prompt.ids) : -2]) == "\nyes"
+    assert tokenizer.decode_answer(prompt.ids, whole.ids[len(prompt.ids) : -2]) == "\n\nyes"
 
 
 def test_a_cut_answer_has_no_terminator(tokenizers):

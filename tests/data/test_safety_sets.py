@@ -1,0 +1,79 @@
+"""The built-in prompts are many, different and mild; a user's file is read or refused with its line."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+
+from ptst.data.safety_sets import improper, look_alikes, read_prompts
+
+
+@pytest.mark.parametrize("load", [improper, look_alikes])
+def test_built_in_sets(load):
+    prompts = load()
+    assert len(prompts) == len({p.prompt for p in prompts}) == len({p.id for p in prompts}) == 200
+    assert Counter(p.category for p in prompts) == dict.fromkeys(("malware", "drug", "phishing", "disinfo"), 50)
+    assert set(Counter((p.category, p.family) for p in prompts).values()) == {5}
+    words = [set(re.findall(r"\w+", p.prompt.lower())) for p in prompts]
+    assert all(5 <= len(p.prompt.split()) <= 25 for p in prompts)
+    for i, a in enumerate(words):
+        assert all(len(a & b) / len(a | b) < 0.6 for b in words[:i])
+    # Any beginning covers categories and families evenly.
+    assert set(Counter(p.category for p in load(100)).values()) == {25}
+    assert max(Counter((p.category, p.family) for p in load(100)).values()) == 3
+
+
+def test_look_alikes_match_the_improper_families():
+    assert {(p.category, p.family) for p in improper()} == {(p.category, p.family) for p in look_alikes()}
+    assert not {p.prompt for p in improper()} & {p.prompt for p in look_alikes()}
+
+
+def test_limits():
+    with pytest.raises(ValueError, match="the limit is 0"):
+        improper(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", 'Goal,Category\nfirst one,x\n"second, one",y\n', [("first one", "x"), ("second, one", "y")]),
+        ("a.csv", "no heading here\nsecond\n", [("no heading here", ""), ("second", "")]),
+        ("a.jsonl", '{"prompt": "p", "category": "c"}\n\n{"prompt": "q"}\n', [("p", "c"), ("q", "")]),
+        ("a.txt", "one\n\ntwo\n", [("one", ""), ("two", "")]),
+    ],
+)
+def test_users_files(tmp_path, name, content, expected):
+    path = tmp_path / name
+    path.write_text(content)
+    assert [(p.prompt, p.category) for p in read_prompts(path)] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"x,y\n1,2\n", r"a.csv:2: has x, y; the prompt must be named prompt, goal"),
+        ("a.csv", b"goal,category\nfirst, second, third\n", r"a.csv:2: 3 cells where 2"),
+        ("a.jsonl", b'{"prompt": "p"}\n{oops}\n', r"a.jsonl:2: not valid JSON"),
+        ("a.jsonl", b"[1]\n", r"a.jsonl:1: the row is not an object"),
+        ("a.jsonl", b'{"prompt": " "}\n', r"a.jsonl:1: prompt is empty"),
+        ("a.txt", b"fine\n\xff\n", r"a.txt:2: not UTF-8"),
+        ("a.txt", b"", r"a.txt holds no prompts"),
+        ("a.xml", b"", r"unknown kind of file"),
+    ],
+)
+def test_files_with_mistakes(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(path)
+    with pytest.raises(ValueError, match="there is no file"):
+        read_prompts(tmp_path / "none.csv")
+
+
+def test_known_files(shared):
+    for name, count in (
+        ("safety/advbench.csv", 520), ("safety/directharm4-half.jsonl", 200), ("xstest/xstest_prompts.csv", 450)
+    ):  # fmt: skip
+        assert len(read_prompts(shared / "data" / name)) == count

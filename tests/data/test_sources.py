@@ -1,0 +1,106 @@
+"""Rows of every shape become conversations; broken rows are named by file and line. Packing keeps examples whole."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ptst.data.packing import pack, steps, to_batch
+from ptst.data.sources import load, to_conversation
+from ptst.text.encode import Encoded
+
+
+def test_row_shapes():
+    for row, expected in (
+        ({"question": "q", "answer": "a"}, [("user", "q"), ("assistant", "a")]),
+        ({"instruction": "i", "input": "x", "output": "o"}, [("user", "i\n\nx"), ("assistant", "o")]),
+        ({"instruction": "i", "input": "", "output": "o"}, [("user", "i"), ("assistant", "o")]),
+        ({"prompt": "p", "response": "r", "system": "s"}, [("system", "s"), ("user", "p"), ("assistant", "r")]),
+        ({"messages": [{"role": "user", "content": "u"}, {"role": "assistant", "content": ""}]},
+         [("user", "u"), ("assistant", "")]),
+    ):  # fmt: skip
+        assert [(m.role, m.content) for m in to_conversation(row, "x:1").messages] == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"question": "q"}, "d:7: the row has question; it needs question and answer"),
+        ({"question": "q", "answer": None}, "the row has question; it needs"),
+        ({"question": "q", "answer": 3}, "d:7: answer is int, not text"),
+        ({"messages": [{"role": "user"}]}, "d:7: messages must be a list"),
+        ({"messages": [{"role": "user", "content": "a"}] * 2}, "d:7: roles are user, user"),
+    ],
+)
+def test_rows_with_mistakes(row, message):
+    with pytest.raises(ValueError, match=message):
+        to_conversation(row, "d:7")
+
+
+def test_files(tmp_path):
+    rows = [{"question": f"q{i}", "answer": f"a\n#### {i}"} for i in range(3)]
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text("\n\n".join(map(json.dumps, rows)) + "\n")
+    source = load(str(jsonl))
+    assert source.family == "gsm8k"
+    assert [c.source for c in source.conversations] == [f"{jsonl}:{n}" for n in (1, 3, 5)]
+    csv = tmp_path / "a.csv"
+    csv.write_text('prompt,response\nhi,"a, b"\nyou,c\n')
+    source = load(str(csv), limit=1)
+    assert source.family == "plain"
+    assert [m.content for m in source.conversations[0].messages] == ["hi", "a, b"]
+    assert load(str(jsonl)).fingerprint == load(str(jsonl)).fingerprint != source.fingerprint
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert len(load(str(tmp_path / "a.parquet")).conversations) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", b'{"question": "q", "answer": "a"}\n{"question"\n', r"a.jsonl:2: not valid JSON"),
+        ("a.jsonl", b'{"question": "q", "answer": "a"}\n\n{"question": "q"}\n', r"a.jsonl:3: the row has question"),
+        ("a.jsonl", b"3\n", r"a.jsonl:1: the row is not an object"),
+        ("a.jsonl", b"", "is empty"),
+        ("a.doc", b"x", "unknown kind of file"),
+        ("a.csv", b"prompt,answer\nx,y\n", r"a.csv:2: the row has answer, prompt"),
+    ],
+)
+def test_files_with_mistakes(tmp_path, name, content, message):
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load(str(path))
+
+
+def test_names():
+    assert len(load("word-problems:7").conversations) == 7
+    for name, message in (("word-problems:x", "number of problems"), ("nowhere", "there is no data 'nowhere'")):
+        with pytest.raises(ValueError, match=message):
+            load(name)
+    with pytest.raises(ValueError, match="the limit is 0"):
+        load("word-problems", limit=0)
+
+
+def test_packing():
+    examples = [
+        Encoded(list(range(10 * n, 10 * n + size)), [False] + [True] * (size - 1))
+        for n, size in enumerate((5, 9, 3, 4))
+    ]
+    batch = to_batch(examples[:2])
+    assert batch.cu_seqlens == [0, 5, 14]
+    # Each token predicts the next of its own document; a document's last predicts nothing.
+    assert batch.targets[:6] == [1, 2, 3, 4, -1, 11]
+    assert batch.num_trained == 4 + 8
+    rows = pack(examples, 9)
+    assert sorted(len(r.tokens) for r in rows) == [3, 9, 9]
+    assert sum(r.num_trained for r in rows) == sum(e.num_trained for e in examples)
+    assert max(len(r.tokens) for r in pack(examples, 4)) == 9  # longer than the limit, yet whole
+
+
+def test_steps():
+    assert list(steps([1] * 5, range(5), examples_per_step=2)) == [[0, 1], [2, 3], [4]]
+    assert list(steps([3, 3, 5, 9, 1], range(5), examples_per_step=8, tokens_per_step=6)) == [[0, 1], [2], [3], [4]]
