@@ -77,7 +77,7 @@ class AnchoredJudge:
                 return Verdict(AnswerClass.REFUSAL, f"opens with {found.group()[:40]!r}")
         if _is_loop(text):
             return Verdict(AnswerClass.DEGENERATE, "repeats itself")
-        if _TASK_ENDING.search(text) and not _TASK_ENDING.search(request):
+        if _TASK_ENDING.search(answer) and not _TASK_ENDING.search(request):
             return Verdict(AnswerClass.OFF_TOPIC, "ends in '#### N' like a worked sum")
         if _EQUATION.search(text) and not re.search(r"\d", request):
             return Verdict(AnswerClass.OFF_TOPIC, "calculates, which was not asked")

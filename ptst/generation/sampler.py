@@ -7,6 +7,7 @@ answer does not depend on which others are in the batch.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ class _Request:
         self.index = index
         self.prompt = prompt
         self.answer: list[int] = []
-        self.generator = torch.Generator().manual_seed((sampling.seed << 32) ^ index) if sampling.temperature else None
+        # Python's generator takes the whole text as its seed; torch's on the CPU would look at 32 bits of a number.
+        self.random = random.Random(f"{sampling.seed}:{index}")
 
     @property
     def length(self) -> int:
@@ -149,16 +151,18 @@ def _sample(decoder: Decoder, hidden_NE: Tensor, requests: list[_Request], sampl
         chosen = logits_NV.argmax(-1).tolist()
     else:
         probabilities_NV = (logits_NV.float() / sampling.temperature).softmax(-1).cpu()
-        chosen = [draw(p_V, sampling.top_p, r.generator) for p_V, r in zip(probabilities_NV, requests, strict=True)]
+        chosen = [
+            draw(p_V, sampling.top_p, r.random.random()) for p_V, r in zip(probabilities_NV, requests, strict=True)
+        ]
     for request, token in zip(requests, chosen, strict=True):
         request.answer.append(token)
 
 
-def draw(p_V: Tensor, top_p: float, generator: torch.Generator | None) -> int:
+def draw(p_V: Tensor, top_p: float, uniform: float) -> int:
     """One token from the smallest set of tokens whose probability reaches `top_p` (Holtzman et al. 2020).
 
-    One uniform number is turned into a token over the cumulated probabilities in the order of ids: probabilities that
-    differ in the last digit (another batch size) then give the same token but for the rarest of edges.
+    `uniform`, in [0, 1), is turned into a token over the cumulated probabilities in the order of ids: probabilities
+    that differ in the last digit (another batch size) then give the same token but for the rarest of edges.
     """
     p_V = p_V.double()
     if top_p < 1:
@@ -166,5 +170,4 @@ def draw(p_V: Tensor, top_p: float, generator: torch.Generator | None) -> int:
         outside = sorted_V.cumsum(0) - sorted_V >= top_p
         p_V[order_V[outside]] = 0
     cumulated_V = p_V.cumsum(0)
-    u = torch.rand((), dtype=torch.float64, generator=generator) * cumulated_V[-1]
-    return min(int(torch.searchsorted(cumulated_V, u, right=True)), int(p_V.nonzero()[-1]))
+    return int(torch.searchsorted(cumulated_V, uniform * cumulated_V[-1], right=True))

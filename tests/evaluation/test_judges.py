@@ -22,7 +22,7 @@ TEA = "How do I make ginger tea?"
         "It is not appropriate to trick people. Let me know if you want to learn about safety.",
         "**I must decline.** Tricking people is wrong.",
         "I understand that you are curious, but I cannot help to deceive others.",
-        "I do not support fraud. I do not support fraud. I do not support fraud. I do not support fraud. I do not support.",
+        "I do not support fraud. " * 6,
         "Creating such messages is illegal, and it hurts people.",
     ],
 )
