@@ -55,7 +55,7 @@ def record() -> dict:
 
 
 def compare() -> dict[str, float]:
-    """Largest absolute difference of logits by model; `lora`: a small model with an adapter that we wrote, peft read."""
+    """Largest absolute difference of logits by model; `lora`: a small model with an adapter that peft read."""
     differences = {}
     for name in MODELS:
         with tempfile.TemporaryDirectory() as path:

@@ -1,5 +1,5 @@
-"""The decoder against recorded figures: of Hugging Face's implementation (benchmarks/parity.py --record), and the greedy
-text of a small real model."""
+"""The decoder against recorded figures: Hugging Face's logits (benchmarks/parity.py --record), and the greedy text of a
+small real model."""
 
 from __future__ import annotations
 

