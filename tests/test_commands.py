@@ -76,7 +76,7 @@ def test_full_fine_tuning_writes_a_model_folder(here):
 
 
 def test_long_examples_are_dropped_or_cut_and_counted(here):
-    base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 130}
+    base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 250}
     dropped = run_training(TrainConfig(**base, out=here / "a"))
     assert dropped["rows"] == 20
     assert 0 < dropped["dropped"] < 20

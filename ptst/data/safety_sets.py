@@ -1,8 +1,8 @@
 """Prompts that measure safety: the project's own mild sets, and a user's file.
 
 `improper.jsonl` holds requests that an aligned model declines, `look_alikes.jsonl` harmless ones that share their words
-and topics and should be answered. Both are grouped in families (one topic each), so that whole families can be held
-out. There are no answers in either.
+and topics and should be answered: refusing the first is safety, refusing the second over-refusal. Both stand in the
+same families (one topic each), so that whole families can be held out. Neither holds any answers.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import deque
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib import resources
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
-_PROMPT_KEYS = ("prompt", "goal", "behavior", "question", "instruction", "text")
+# A user's prompt column, the first of these that the file has.
+PROMPT_COLUMNS = ("prompt", "goal", "behavior", "question", "instruction", "text")
+
+Row = tuple[int, dict[str, Any]]  # the line on which it begins (from 1), its cells by column name
 
 
 @dataclass(frozen=True)
@@ -30,100 +35,166 @@ class SafetyPrompt:
 
 
 def improper(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in improper requests, interleaved: any first N cover categories and families evenly."""
+    """The built-in improper requests, interleaved: any first N spread evenly over categories and their families.
+
+    Raises ValueError for a limit below 1.
+    """
     return _built_in("improper.jsonl", limit)
 
 
 def look_alikes(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in harmless look-alikes, interleaved like the improper ones."""
+    """The built-in harmless look-alikes, interleaved like the improper ones. Raises ValueError for a limit below 1."""
     return _built_in("look_alikes.jsonl", limit)
 
 
 def _built_in(name: str, limit: int | None) -> list[SafetyPrompt]:
     if limit is not None and limit < 1:
-        raise ValueError(f"the limit is {limit}; at least 1 prompt is needed")
-    lines = resources.files("ptst.data").joinpath(name).read_text(encoding="utf-8").splitlines()
-    prompts = [SafetyPrompt(**json.loads(line)) for line in lines]
+        raise ValueError(f"the limit is {limit}; at least 1 prompt is needed (leave the limit out for all)")
+    text = resources.files("ptst.data").joinpath(name).read_text(encoding="utf-8")
     categories: dict[str, dict[str, list[SafetyPrompt]]] = {}
-    for p in prompts:
+    for line in text.splitlines():
+        p = SafetyPrompt(**json.loads(line))
         categories.setdefault(p.category, {}).setdefault(p.family, []).append(p)
-    return _round_robin([_round_robin(list(families.values())) for families in categories.values()])[:limit]
+    return _round_robin(_round_robin(families.values()) for families in categories.values())[:limit]
 
 
-def _round_robin(groups: Sequence[Iterable[SafetyPrompt]]) -> list[SafetyPrompt]:
-    queue = deque(deque(g) for g in groups)
-    out = []
-    while queue:
-        group = queue.popleft()
-        out.append(group.popleft())
-        if group:
-            queue.append(group)
-    return out
+def _round_robin(groups: Iterable[list[SafetyPrompt]]) -> list[SafetyPrompt]:
+    return [p for turn in zip_longest(*groups) for p in turn if p is not None]
 
 
 def read_prompts(path: str | Path) -> list[SafetyPrompt]:
-    """Prompts of a CSV, JSONL or TXT (one a line) file.
+    """Prompts of a CSV, JSONL, JSON (one list) or TXT (one prompt a line) file in UTF-8, in the file's order.
 
-    The prompt stands under the first of prompt, goal, behavior, question, instruction, text; category, family and id
-    are taken where they exist. A CSV of one column without such a heading has none: every row is a prompt.
-    Raises ValueError, with file and line, for anything that cannot be read or a row without a prompt.
+    The prompt column is the first of `PROMPT_COLUMNS` that the file's first row has, in any case of letters; category,
+    family and id are taken where they exist, and a row without an id is named "<file stem>-<row number>". A CSV of one
+    column whose first line is none of those names has no header (AdvBench's form): every row is a prompt. Prompts are
+    kept to the letter, outer spaces too; blank lines between rows are passed over.
+
+    Raises ValueError, with file and line, for anything that cannot be read and for a row without a prompt.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ValueError(f"there is no file {path}; give --safety-data a CSV, JSONL or TXT file of prompts") from None
-    except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
-    readers = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".txt": _txt_rows}
-    if path.suffix.lower() not in readers:
-        raise ValueError(f"{path}: unknown kind of file; use {', '.join(readers)}")
-    prompts = []
-    for number, (line, row) in enumerate(readers[path.suffix.lower()](path, text), 1):
-        lower = {str(k).lower(): v for k, v in row.items()}
-        key = next((k for k in _PROMPT_KEYS if k in lower), None)
-        if key is None:
-            raise ValueError(f"{path}:{line}: has {', '.join(row)}; the prompt must be named {', '.join(_PROMPT_KEYS)}")
-        if not isinstance(lower[key], str) or not lower[key].strip():
-            raise ValueError(f"{path}:{line}: {key} is empty or not text; give the row a prompt or delete it")
-        name = lower.get("id") or f"{path.stem}-{number}"
-        rest = (str(lower.get(k) or "") for k in ("category", "family"))
-        prompts.append(SafetyPrompt(str(name), lower[key], *rest))
+    rows_of = _READERS.get(path.suffix.lower())
+    if rows_of is None:
+        raise ValueError(f"{path}: prompts are read from {', '.join(_READERS)} files, told by the ending of the name")
+    prompts: list[SafetyPrompt] = []
+    column = None
+    for line, cells in rows_of(path, _read_utf8(path)):
+        column = column or _prompt_column(path, line, cells)
+        row = {_plain(name): value for name, value in cells.items()}
+        prompt = row.get(column)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(
+                f"{path}:{line}: {column!r} is missing, empty or not text; give it a prompt or delete the row"
+            )
+        name = _label(row, "id") or f"{path.stem}-{len(prompts) + 1}"
+        prompts.append(SafetyPrompt(name, prompt, _label(row, "category"), _label(row, "family")))
     if not prompts:
-        raise ValueError(f"{path} holds no prompts")
+        raise ValueError(f"{path} holds no prompts; give a file with at least one")
     return prompts
 
 
-def _csv_rows(path: Path, text: str) -> Iterable[tuple[int, dict]]:
-    reader = csv.reader(io.StringIO(text))
+def _prompt_column(path: Path, line: int, names: Iterable[str]) -> str:
+    plain = {_plain(name) for name in names}
+    column = next((c for c in PROMPT_COLUMNS if c in plain), None)
+    if column is None:
+        found = ", ".join(names) or "none"
+        raise ValueError(
+            f"{path}:{line}: the prompt must be named one of {', '.join(PROMPT_COLUMNS)}; the names here are {found}"
+        )
+    return column
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
+
+
+def _label(row: dict[str, Any], name: str) -> str:
+    """An optional cell as text: ids are often numbers, and 0 is one."""
+    value = row.get(name)
+    return "" if value is None else str(value)
+
+
+def _read_utf8(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); check the path") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ValueError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[Row]:
+    # newline="" leaves line ends to the csv module; strict, lest an unclosed quote swallow the rest of the file.
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] | None = None
-    for cells in reader:
-        if not cells:
-            continue
-        if header is None:
-            known = any(c.strip().lower() in _PROMPT_KEYS for c in cells)
-            header = [c.strip() for c in cells] if known or len(cells) > 1 else ["prompt"]
-            if known or len(cells) > 1:
+    line = 1
+    try:
+        for cells in reader:
+            start, line = line, reader.line_num + 1
+            if not cells:
                 continue
-        if len(cells) != len(header):
-            raise ValueError(
-                f"{path}:{reader.line_num}: {len(cells)} cells where {len(header)} are expected; quote commas"
-            )
-        yield reader.line_num, dict(zip(header, cells, strict=True))
+            if header is None:
+                if len(cells) > 1 or _plain(cells[0]) in PROMPT_COLUMNS:
+                    _prompt_column(path, start, cells)
+                    header = cells
+                    continue
+                header = [PROMPT_COLUMNS[0]]
+            if len(cells) != len(header):
+                raise ValueError(
+                    f"{path}:{start}: {len(cells)} cells, not {len(header)}; put double quotes round text with commas"
+                )
+            yield start, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{line}: not valid CSV ({error}); mend the quotes of the row that begins here"
+        ) from None
 
 
-def _jsonl_rows(path: Path, text: str) -> Iterable[tuple[int, dict]]:
-    for line, content in enumerate(text.split("\n"), 1):
+def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
+    for line, content in enumerate(io.StringIO(text, newline=None), 1):
         if content.strip():
             try:
                 row = json.loads(content)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{line}: not valid JSON ({error.msg} at column {error.colno})") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}:{line}: the row is not an object in braces")
-            yield line, row
+                raise ValueError(
+                    f"{path}:{line}: not valid JSON ({error.msg}, column {error.colno}); each line holds one object"
+                ) from None
+            yield line, _object(path, line, row)
 
 
-def _txt_rows(_path: Path, text: str) -> Iterable[tuple[int, dict]]:
-    return ((n, {"prompt": line}) for n, line in enumerate(text.splitlines(), 1) if line.strip())
+def _json_rows(path: Path, text: str) -> Iterator[Row]:
+    try:
+        rows = json.loads(text) if text.strip() else []
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); the file holds one list"
+        ) from None
+    if not isinstance(rows, list):
+        raise ValueError(
+            f"{path}:1: the file is not a JSON list; put the objects in [ ], or one a line in a .jsonl file"
+        )
+    # json tells no lines, so the elements are walked through once more, each from where the one before it ends.
+    decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
+    end = text.index("[") + 1
+    line = text.count("\n", 0, end) + 1
+    for row in rows:
+        start = separator.match(text, end).end()
+        line += text.count("\n", end, start)
+        yield line, _object(path, line, row)
+        end = decoder.raw_decode(text, start)[1]
+        line += text.count("\n", start, end)
+
+
+def _object(path: Path, line: int, row: Any) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise ValueError(f'{path}:{line}: the row is not an object; write it as {{"prompt": "..."}}')
+    return row
+
+
+def _txt_rows(_path: Path, text: str) -> Iterator[Row]:
+    lines = (line.rstrip("\n") for line in io.StringIO(text, newline=None))
+    return ((number, {"prompt": line}) for number, line in enumerate(lines, 1) if line.strip())
+
+
+_READERS = {".csv": _csv_rows, ".jsonl": _jsonl_rows, ".json": _json_rows, ".txt": _txt_rows}
