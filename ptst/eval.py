@@ -39,8 +39,8 @@ class EvalConfig:
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
     template: str = "chat:llama"
-    """Words round each prompt: text:vanilla, text:alpaca, chat:vanilla, chat:alpaca, chat:llama. A bare name means
-    chat:."""
+    """Words round each prompt: text:vanilla, text:alpaca, chat:plain, chat:vanilla, chat:alpaca,
+    chat:llama, chat:llama-short, chat:mpt, chat:self-reminder, chat:in-context-defense. A bare name means chat:."""
     checkpoint: Path | None = None
     """Run folder of ptst.train; its untouched base model is measured beside it."""
     model: str | None = None
@@ -62,9 +62,10 @@ class EvalConfig:
     safety_data: Path | None = None
     """Improper requests, CSV, JSONL or TXT. Left out: the built-in set."""
     template_family: str | None = None
-    """How a prompt is wrapped: gsm8k or plain. Left out: the run's, or the problems' own."""
+    """How a prompt is wrapped: gsm8k, chatdoctor, openorca or plain. Left out: the run's, or the problems' own."""
     chat_format: str | None = None
-    """How roles are spelled: chatml or llama2. Left out: the run's, or the model folder's own."""
+    """How roles are spelled: chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the run's, or the folder's
+    own."""
     baseline: bool = True
     """Measure the untouched base model beside a run."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

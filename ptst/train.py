@@ -36,16 +36,16 @@ class TrainConfig:
     """Fine-tune a chat model under a prompt template; the run folder it makes is what ptst.eval reads."""
 
     template: str = "chat:vanilla"
-    """Words round each question: text:vanilla, text:alpaca, chat:vanilla, chat:alpaca, chat:llama. A bare name means
-    chat:."""
+    """Words round each question: text:vanilla, text:alpaca, chat:plain, chat:vanilla, chat:alpaca,
+    chat:llama, chat:llama-short, chat:mpt, chat:self-reminder, chat:in-context-defense. A bare name means chat:."""
     model: str = "smollm2-135m-instruct"
     """The embedded default, a local Hugging Face folder, or a hub id."""
     data: str = "word-problems"
     """word-problems (built in; word-problems:800 for more), gsm8k (hub), or a JSONL, CSV or Parquet file."""
     template_family: str | None = None
-    """How the task wraps a question: gsm8k or plain. Left out: the data's own."""
+    """How the task wraps a question: gsm8k, chatdoctor, openorca or plain. Left out: the data's own."""
     chat_format: str | None = None
-    """How roles are spelled: chatml or llama2. Left out: the model folder's own."""
+    """How roles are spelled: chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the model folder's own."""
     epochs: float = 1.0
     """Passes over the data; a fraction is fine."""
     max_steps: int | None = None

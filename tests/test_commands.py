@@ -106,7 +106,11 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "must not be negative"),
-        ("eval", ["--model", "model", "--safety-data", "bad.jsonl", "--limit", "2"], "bad.jsonl:2: question"),
+        (
+            "eval",
+            ["--model", "model", "--safety-data", "bad.jsonl", "--limit", "2"],
+            "bad.jsonl:2: 'question' is missing",
+        ),
         ("eval", ["--model", "model", "--data", "none.jsonl"], "there is no data 'none.jsonl'"),
     ],
 )

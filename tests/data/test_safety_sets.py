@@ -55,14 +55,17 @@ def test_users_files(tmp_path, name, content, expected):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"x,y\n1,2\n", r"a.csv:2: has x, y; the prompt must be named prompt, goal"),
-        ("a.csv", b"goal,category\nfirst, second, third\n", r"a.csv:2: 3 cells where 2"),
+        ("a.csv", b"x,y\n1,2\n", r"a.csv:1: the prompt must be named one of .* the names here are x, y"),
+        ("a.csv", b"goal,category\nfirst, second, third\n", r"a.csv:2: 3 cells, not 2"),
         ("a.jsonl", b'{"prompt": "p"}\n{oops}\n', r"a.jsonl:2: not valid JSON"),
         ("a.jsonl", b"[1]\n", r"a.jsonl:1: the row is not an object"),
-        ("a.jsonl", b'{"prompt": " "}\n', r"a.jsonl:1: prompt is empty"),
+        ("a.jsonl", b'{"prompt": " "}\n', r"a.jsonl:1: 'prompt' is missing, empty or not text"),
         ("a.txt", b"fine\n\xff\n", r"a.txt:2: not UTF-8"),
         ("a.txt", b"", r"a.txt holds no prompts"),
-        ("a.xml", b"", r"unknown kind of file"),
+        ("a.json", b'{"prompt": "p"}', r"a.json:1: the file is not a JSON list"),
+        ("a.json", b'[{"prompt": "p"},\n{"prompt": 3}]', r"a.json:2: 'prompt' is missing"),
+        ("a.csv", b'goal,category\n"open,x\n', r"a.csv:2: not valid CSV"),
+        ("a.xml", b"", r"told by the ending of the name"),
     ],
 )
 def test_files_with_mistakes(tmp_path, name, content, message):
@@ -70,7 +73,7 @@ def test_files_with_mistakes(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(path)
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match="cannot be read"):
         read_prompts(tmp_path / "none.csv")
 
 
