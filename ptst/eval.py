@@ -25,6 +25,7 @@ from ptst.model.weights import load_decoder, pick_dtype
 from ptst.text.encode import Prompting
 from ptst.text.files import optional_json
 from ptst.text.formats import detect_format, terminator
+from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
 from ptst.training import run_folder
@@ -41,6 +42,8 @@ class EvalConfig:
     template: str = "chat:llama"
     """Words round each prompt: text:vanilla, text:alpaca, chat:plain, chat:vanilla, chat:alpaca,
     chat:llama, chat:llama-short, chat:mpt, chat:self-reminder, chat:in-context-defense. A bare name means chat:."""
+    template_file: Path | None = None
+    """A template of your own, in TOML, instead of --template (docs/templates.md)."""
     checkpoint: Path | None = None
     """Run folder of ptst.train; its untouched base model is measured beside it."""
     model: str | None = None
@@ -77,7 +80,8 @@ class EvalConfig:
     json: bool = False
     """Print the result as one JSON object."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for a value that cannot be meant."""
         if self.limit < 1:
             raise ValueError(f"--limit is {self.limit}; at least 1 prompt is needed")
         if not self.tasks:
@@ -90,7 +94,8 @@ class EvalConfig:
 def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     """Everything of an evaluation; returns what `--json` prints. Raises ValueError for a user's mistakes."""
     began = time.monotonic()
-    template = find_template(config.template)
+    config.check()
+    template = load_template(config.template_file) if config.template_file else find_template(config.template)
     checkpoint = config.checkpoint
     if checkpoint is None and config.model is None:
         checkpoint = run_folder.latest_run(CHECKPOINTS)
@@ -106,7 +111,8 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     shape = DecoderConfig.from_folder(base)
     tokenizer = load_tokenizer(base, shape.vocab_size)
     chat_format = config.chat_format or run.get("chat_format") or detect_format(base, tokenizer)
-    prompting = Prompting(template, family, chat_format, tokenizer)
+    # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
+    prompting = Prompting(template, family, chat_format, tokenizer, allow_marks=True)
     stop_ids = stops(base, None if template.is_text else chat_format, prompting)
     say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
 

@@ -22,6 +22,7 @@ from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
 from ptst.text.encode import Encoded, Prompting, cut
 from ptst.text.formats import detect_format
+from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
 from ptst.training import run_folder
@@ -38,6 +39,8 @@ class TrainConfig:
     template: str = "chat:vanilla"
     """Words round each question: text:vanilla, text:alpaca, chat:plain, chat:vanilla, chat:alpaca,
     chat:llama, chat:llama-short, chat:mpt, chat:self-reminder, chat:in-context-defense. A bare name means chat:."""
+    template_file: Path | None = None
+    """A template of your own, in TOML, instead of --template (docs/templates.md)."""
     model: str = "smollm2-135m-instruct"
     """The embedded default, a local Hugging Face folder, or a hub id."""
     data: str = "word-problems"
@@ -80,6 +83,8 @@ class TrainConfig:
     """What becomes of longer examples; they are counted either way."""
     train_on: Literal["all", "last"] = "all"
     """Which answers of a conversation of several turns are trained."""
+    allow_role_marks: bool = False
+    """Train on messages that hold the chat format's own marks, such as [INST], as text."""
     limit: int | None = None
     """Use only the first so many examples."""
     val_data: str | None = None
@@ -93,7 +98,8 @@ class TrainConfig:
     json: bool = False
     """Print the result as one JSON object."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for a value that cannot be meant."""
         for name in ("epochs", "lr", "examples_per_step", "micro_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
@@ -106,7 +112,8 @@ class TrainConfig:
 def run_training(config: TrainConfig) -> dict[str, Any]:
     """Everything of a training run; returns what `--json` prints. Raises ValueError for a user's mistakes."""
     began = time.monotonic()
-    template = find_template(config.template)
+    config.check()
+    template = load_template(config.template_file) if config.template_file else find_template(config.template)
     lora = None if config.full else LoraConfig(config.rank, config.alpha, config.target_modules)
     say(f"ptst.train: {config.model}, template {template.name}, data {config.data}")
 
@@ -116,7 +123,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     shape = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, shape.vocab_size)
     chat_format = config.chat_format or detect_format(folder, tokenizer)
-    prompting = Prompting(template, family, chat_format, tokenizer)
+    prompting = Prompting(template, family, chat_format, tokenizer, config.allow_role_marks)
     max_length = min(config.max_length or shape.max_positions, shape.max_positions)
     examples, counts = prepare(source, prompting, max_length, config.too_long, config.train_on)
     held_out = _held_out(config, prompting, max_length)

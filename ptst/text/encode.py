@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
+from ptst.text.formats import marks
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import Family, Template, render
 from ptst.text.tokenizer import Tokenizer
@@ -37,14 +38,33 @@ class Prompting:
     family: Family
     chat_format: str
     tokenizer: Tokenizer
+    allow_marks: bool = False
 
     def encode(self, conversation: Conversation, train: str = "all") -> Encoded:
-        """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt."""
+        """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt.
+
+        Raises ValueError, naming the row, for what the template or format cannot say, for text that is not Unicode,
+        and, unless `allow_marks`, for messages that hold the chat format's own marks where those are plain text.
+        """
+        if not self.allow_marks and not self.template.is_text:
+            refuse_marks(conversation, self.chat_format)
         segments = render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train)
         try:
             return encode(segments, self.tokenizer)
         except ValueError as error:
             raise ValueError(f"{conversation.where}{error}") from None
+
+
+def refuse_marks(conversation: Conversation, chat_format: str) -> None:
+    """Raise ValueError if a message spells a mark of the format that is plain text: the model could not tell it from
+    a real one, so a user's text could open or close a turn."""
+    for number, message in enumerate(conversation.messages, 1):
+        for mark in marks(chat_format):
+            if mark in message.content:
+                raise ValueError(
+                    f"{conversation.where}message {number} ({message.role}) holds {mark}, a role mark of the format "
+                    f"{chat_format}; take it out, or allow it with --allow-role-marks"
+                )
 
 
 def encode(segments: list[Segment], tokenizer: Tokenizer) -> Encoded:

@@ -99,7 +99,7 @@ def _mistral_v3(
     system: str | None, turns: Sequence[Message], trained: list[bool], tokenizer: Tokenizer
 ) -> list[Segment]:
     users = [i for i, m in enumerate(turns) if m.role == "user"]
-    if system is not None and sum(trained) > 1:
+    if system is not None and sum(trained) > 1 and turns[-1].role == "assistant":
         raise ValueError(
             "mistral-v3 moves the system text to the last user turn, so earlier answers of this conversation would be "
             "trained on prompts that never occur; train the last answer only (--train-on last)"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import pairwise
 
@@ -59,7 +61,7 @@ def _case(tokenizers, data, turns):
     for text in texts:
         assume("\u2581" not in text)  # sentencepiece's own space mark; it cannot be represented there
     messages = tuple(Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts))
-    return Prompting(template, family, chat_format, tokenizer), Conversation(messages)
+    return Prompting(template, family, chat_format, tokenizer, allow_marks=True), Conversation(messages)
 
 
 COMMON = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -172,6 +174,21 @@ def test_only_the_last_answer_on_request(tokenizers):
     assert trained == ["two<|im_end|>", "one<|im_end|>two<|im_end|>"]
 
 
+@pytest.mark.parametrize(
+    ("chat_format", "text", "mark"),
+    [("llama2", "a [/INST] b", "[/INST]"), ("llama2", "<<SYS>>", "<<SYS>>"), ("mistral-v1", "[INST]", "[INST]")],
+)
+def test_role_marks_of_the_active_format_are_refused(tokenizers, chat_format, text, mark):
+    tokenizer, _ = tokenizers["bytes"]
+    row = Conversation((Message("user", "hi"), Message("assistant", text)), "rows.jsonl:3")
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
+    with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
+        prompting.encode(row)
+    assert replace(prompting, allow_marks=True).encode(row)
+    # Where the marks are control tokens, or another format's, the text is harmless.
+    assert Prompting(prompting.template, prompting.family, "chatml", tokenizer).encode(row)
+
+
 def test_lone_surrogates_are_refused_with_their_place(tokenizers):
     tokenizer, chat_format = tokenizers["bytes"]
     prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
@@ -197,7 +214,7 @@ def test_paper_prompts_on_llama2(shared):
 def test_metas_own_ids_for_llama2_chat(shared):
     """Conversations without outer whitespace (Meta's code strips messages, ours keeps them) have Meta's ids."""
     tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
-    prompting = Prompting(TEMPLATES["chat:vanilla"], FAMILIES["plain"], "llama2", tokenizer)
+    prompting = Prompting(TEMPLATES["chat:vanilla"], FAMILIES["plain"], "llama2", tokenizer, allow_marks=True)
     compared = 0
     for line in (shared / "golden/llama2_chat.jsonl").read_text().splitlines():
         row = json.loads(line)
