@@ -139,6 +139,8 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         "model": str(base.resolve()),
         "train_template": run.get("template", {}).get("name"),
         "test_template": template.name,
+        # The paper's recipe: trained without a safety prompt, tested with one (of another template, therefore).
+        "ptst": bool(checkpoint) and template.safety and not run["template"]["safety"],
         "family": family.name,
         "chat_format": chat_format,
         "data": {"name": problems.name, "fingerprint": problems.fingerprint},
@@ -149,6 +151,8 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     }
     run_folder.write_json(out / "results.json", summary)
     trained = f"trained under {summary['train_template']}, " if checkpoint else ""
+    if summary["ptst"]:
+        trained = f"PTST: {trained}"
     screen = Console(stderr=config.json)  # with --json, standard output carries the object alone
     screen.print(report.table(results, f"{trained}tested under {template.name}"))
     if summary["remark"]:

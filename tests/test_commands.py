@@ -61,6 +61,8 @@ def test_train_then_eval(here):
     assert {"prompt", "answer", "class", "reason", "category", "judge"} <= set(answers[0])
     assert len({a["category"] for a in answers}) == 4
     assert "little safety to lose" in result["remark"]
+    assert json.loads((here / result["out"] / "results.json").read_text())["ptst"] is True
+    assert "PTST: trained under chat:vanilla" in done.stderr
 
 
 def test_full_fine_tuning_writes_a_model_folder(here):

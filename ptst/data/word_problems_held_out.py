@@ -1,11 +1,7 @@
 """The word-problem families of the held-out splits (validation and test): stories that training never sees."""
 
-from ptst.data.word_problems import Family as F
-
-
-def _if(good: bool, **derived: int) -> dict[str, int] | None:
-    return derived if good else None
-
+from ptst.data.word_problem_family import Family as F
+from ptst.data.word_problem_family import suits
 
 HELD_OUT = (
     # One step
@@ -13,7 +9,7 @@ HELD_OUT = (
       ("A pond is home to {a} fish. The keeper adds {b} fish in spring. How many fish live in the pond then?",
        "{n} counts {a} gold fish and {b} gray fish in a pond. How many fish are there in the pond?"),
       "The pond has {a} + {b} = {r} fish."),
-    F("kites-lost", "a:9-40 b:3-20", lambda a, b: _if(a > b + 1, r=a - b),
+    F("kites-lost", "a:9-40 b:3-20", lambda a, b: suits(a > b + 1, r=a - b),
       ("{a} kites are flying over the beach. The wind carries {b} of them away. How many kites are still flying?",
        "On a windy day {b} of the {a} kites on the beach break. How many kites are still whole?"),
       "There are {a} - {b} = {r} kites."),
@@ -42,7 +38,7 @@ HELD_OUT = (
        "{b} strings are made out of {t} beads, all with equally many. How many beads are on one string?"),
       "Each string gets {t} / {b} = {r} beads."),
     # Two steps
-    F("chicken-coop", "a:10-40 b:2-9 c:2-9", lambda a, b, c: _if(a > b + c, d=a - b, r=a - b - c),
+    F("chicken-coop", "a:10-40 b:2-9 c:2-9", lambda a, b, c: suits(a > b + c, d=a - b, r=a - b - c),
       ("{n} keeps {a} chickens. {b} of them are sold in June and {c} in July. How many chickens does {n} still keep?",
        "Out of {a} chickens, {n} sells {b} to a neighbor and {c} at the fair. How many chickens are left?"),
       "After the first sale there are {a} - {b} = {d} chickens.\nThen there are {d} - {c} = {r} chickens."),
@@ -50,7 +46,7 @@ HELD_OUT = (
       ("{n} lays {a} layers of {b} bricks and has {c} bricks left over. How many bricks were there at first?",
        "A wall takes {a} layers with {b} bricks each, and {c} bricks remain. How many bricks were brought?"),
       "The wall has {a} * {b} = {d} bricks.\nThere were {d} + {c} = {r} bricks."),
-    F("camp-tents", "a:2-7 b:3-6 c:2-9", lambda a, b, c: _if(a * b > c + 1, d=a * b, r=a * b - c),
+    F("camp-tents", "a:2-7 b:3-6 c:2-9", lambda a, b, c: suits(a * b > c + 1, d=a * b, r=a * b - c),
       ("A camp has {a} tents for {b} people each. {c} places are still empty. How many people are in the camp?",
        "Each of {a} tents has room for {b} people, but {c} places stay free. How many people sleep in the tents?"),
       "The tents have {a} * {b} = {d} places.\nThere are {d} - {c} = {r} people."),
@@ -58,7 +54,7 @@ HELD_OUT = (
       ("{n} got ${c} as a present and earns ${a} for each of {b} lawns. How many dollars does {n} have now?",
        "Mowing a lawn brings {n} ${a}. With ${c} at the start, how many dollars does {n} have after {b} lawns?"),
       "{n} earns {a} * {b} = {d} dollars.\nNow {n} has {d} + {c} = {r} dollars."),
-    F("sheep-and-fields", "a:6-20 b:6-20 k:2-5", lambda a, b, k: _if((a + b) % k == 0, s=a + b, r=(a + b) // k),
+    F("sheep-and-fields", "a:6-20 b:6-20 k:2-5", lambda a, b, k: suits((a + b) % k == 0, s=a + b, r=(a + b) // k),
       ("{n} has {a} white sheep and {b} black sheep and puts equally many into {k} fields. How many sheep are in each "
        "field?",
        "{a} white and {b} black sheep are spread evenly over {k} fields. How many sheep stand in one field?"),

@@ -1,11 +1,7 @@
 """The word-problem families of the training split."""
 
-from ptst.data.word_problems import Family as F
-
-
-def _if(good: bool, **derived: int) -> dict[str, int] | None:
-    return derived if good else None
-
+from ptst.data.word_problem_family import Family as F
+from ptst.data.word_problem_family import suits
 
 TRAIN = (
     # One step
@@ -13,7 +9,7 @@ TRAIN = (
       ("{n} has {a} marbles in a jar and finds {b} more under the sofa. How many marbles does {n} have now?",
        "There are {a} marbles in {n}'s bag. {m} gives {n} {b} more marbles. How many marbles are in the bag now?"),
       "{n} has {a} + {b} = {r} marbles."),
-    F("apples-eaten", "a:8-40 b:3-20", lambda a, b: _if(a > b + 1, r=a - b),
+    F("apples-eaten", "a:8-40 b:3-20", lambda a, b: suits(a > b + 1, r=a - b),
       ("A basket holds {a} apples. {n} and {m} eat {b} of the apples. How many apples are left in the basket?",
        "{n} picks {a} apples and gives {b} of them to {m}. How many apples does {n} have left?"),
       "There are {a} - {b} = {r} apples left."),
@@ -42,7 +38,7 @@ TRAIN = (
       ("A ticket for the museum costs ${b}. {n} buys {a} tickets for the family. How many dollars does {n} pay?",
        "{n} pays for {a} museum tickets at ${b} each. How many dollars do the tickets cost?"),
       "{n} pays {a} * {b} = {r} dollars."),
-    F("age-difference", "a:9-50 b:3-15", lambda a, b: _if(a > b + 3, r=a - b),
+    F("age-difference", "a:9-50 b:3-15", lambda a, b: suits(a > b + 3, r=a - b),
       ("{n} is {a} years old. {m} is {b} years younger than {n}. How old is {m}?",
        "{m} is {b} years younger than {n}, who is {a} years old. How many years old is {m}?"),
       "{m} is {a} - {b} = {r} years old."),
@@ -54,7 +50,7 @@ TRAIN = (
       ("{n} walks {a} blocks to school and then {b} blocks to the library. How many blocks does {n} walk in all?",
        "In the morning {n} walks {a} blocks, and in the evening {n} walks {b} blocks. How many blocks is that?"),
       "{n} walks {a} + {b} = {r} blocks."),
-    F("change-at-shop", "a:10-50 b:3-30", lambda a, b: _if(a > b + 1, r=a - b),
+    F("change-at-shop", "a:10-50 b:3-30", lambda a, b: suits(a > b + 1, r=a - b),
       ("{n} has ${a} and buys a scarf for ${b}. How many dollars does {n} have left?",
        "A scarf costs ${b}. {n} pays for it out of a purse with ${a}. How many dollars are left in the purse?"),
       "{n} has {a} - {b} = {r} dollars left."),
@@ -71,7 +67,7 @@ TRAIN = (
        "An album has {a} stamps from {n} and {b} stamps from {m}. How many stamps are in the album altogether?"),
       "The album has {a} + {b} = {r} stamps."),
     # Two steps
-    F("eggs-baked", "a:12-40 b:2-10 c:2-10", lambda a, b, c: _if(a > b + c + 1, d=a - b, r=a - b - c),
+    F("eggs-baked", "a:12-40 b:2-10 c:2-10", lambda a, b, c: suits(a > b + c + 1, d=a - b, r=a - b - c),
       ("{n} has {a} eggs. {n} uses {b} eggs for a cake and {c} eggs for breakfast. How many eggs are left?",
        "A farmer collects {a} eggs, sells {b} of them and then breaks {c}. How many eggs does the farmer still have?"),
       "After the first there are {a} - {b} = {d} eggs.\nThen there are {d} - {c} = {r} eggs left."),
@@ -79,7 +75,7 @@ TRAIN = (
       ("{n} buys {a} packs of pens with {b} pens in each pack and already has {c} pens. How many pens is that in all?",
        "{n} owns {c} pens and gets {a} packs that hold {b} pens each. How many pens does {n} own now?"),
       "The packs hold {a} * {b} = {d} pens.\nIn all that is {d} + {c} = {r} pens."),
-    F("seeds-planted", "a:2-8 b:3-9 c:2-12", lambda a, b, c: _if(a * b > c + 1, d=a * b, r=a * b - c),
+    F("seeds-planted", "a:2-8 b:3-9 c:2-12", lambda a, b, c: suits(a * b > c + 1, d=a * b, r=a * b - c),
       ("{n} plants {a} rows of {b} seeds. Birds eat {c} of the seeds. How many seeds are left in the ground?",
        "There are {a} rows with {b} seeds each in {n}'s garden, but {c} seeds do not grow. How many seeds grow?"),
       "{n} plants {a} * {b} = {d} seeds.\nThere are {d} - {c} = {r} seeds left."),
@@ -91,7 +87,7 @@ TRAIN = (
       ("{n} buys {a} bottles of juice for ${b} each and a loaf of bread for ${c}. How many dollars does {n} spend?",
        "A loaf of bread costs ${c} and a bottle of juice ${b}. How many dollars do one loaf and {a} bottles cost?"),
       "The juice costs {a} * {b} = {d} dollars.\nAll together it is {d} + {c} = {r} dollars."),
-    F("candies-two-bags", "a:4-20 b:4-20 k:2-6", lambda a, b, k: _if((a + b) % k == 0, s=a + b, r=(a + b) // k),
+    F("candies-two-bags", "a:4-20 b:4-20 k:2-6", lambda a, b, k: suits((a + b) % k == 0, s=a + b, r=(a + b) // k),
       ("{n} has {a} red candies and {b} green candies and shares them equally among {k} children. How many candies does "
        "each child get?",
        "A bag holds {a} red and {b} green candies. {k} children share all of them equally. How many does each one get?"),
@@ -117,7 +113,7 @@ TRAIN = (
        "Each of {a} shirts needs {b} buttons and each of {c} hats needs 2. How many buttons are needed in all?"),
       "The shirts need {a} * {b} = {d} buttons.\nThe hats need {c} * 2 = {e} buttons.\n"
       "In all that is {d} + {e} = {r} buttons."),
-    F("water-tank", "a:20-60 b:2-6 c:2-6", lambda a, b, c: _if(a > b * c, d=b * c, r=a - b * c),
+    F("water-tank", "a:20-60 b:2-6 c:2-6", lambda a, b, c: suits(a > b * c, d=b * c, r=a - b * c),
       ("A tank holds {a} gallons of water. It loses {b} gallons every hour. How many gallons are left after {c} hours?",
        "{n} takes {b} gallons an hour from a tank of {a} gallons. How many gallons are in it after {c} hours?"),
       "The tank loses {b} * {c} = {d} gallons.\nThere are {a} - {d} = {r} gallons left."),
@@ -125,7 +121,7 @@ TRAIN = (
       ("{n} has {t} stickers and gives half of them to {m}. Then {n} buys {c} more. How many stickers does {n} have now?",
        "Half of {n}'s {t} stickers go to {m}. After that {n} gets {c} new ones. How many stickers does {n} have?"),
       "{n} keeps {t} / 2 = {h} stickers.\nNow {n} has {h} + {c} = {r} stickers."),
-    F("parking-lot", "a:10-40 b:3-15 c:2-12", lambda a, b, c: _if(a + b > c, d=a + b, r=a + b - c),
+    F("parking-lot", "a:10-40 b:3-15 c:2-12", lambda a, b, c: suits(a + b > c, d=a + b, r=a + b - c),
       ("There are {a} cars in a parking lot. {b} cars drive in and {c} cars drive out. How many cars are there now?",
        "In the morning a lot has {a} cars. By noon {b} more arrive and {c} leave. How many cars are in the lot at noon?"),
       "With the new ones there are {a} + {b} = {d} cars.\nThen {d} - {c} = {r} cars are left."),
@@ -133,7 +129,7 @@ TRAIN = (
       ("{n} earns ${a} an hour. {n} works {b} hours on Monday and {c} hours on Tuesday. How many dollars does {n} earn?",
        "For one hour of work {n} gets ${a}. How many dollars does {n} get for {b} hours on Monday and {c} on Tuesday?"),
       "{n} works {b} + {c} = {d} hours.\n{n} earns {d} * {a} = {r} dollars."),
-    F("muffins-trays", "a:2-6 b:4-9 k:2-6", lambda a, b, k: _if(a * b % k == 0, d=a * b, r=a * b // k),
+    F("muffins-trays", "a:2-6 b:4-9 k:2-6", lambda a, b, k: suits(a * b % k == 0, d=a * b, r=a * b // k),
       ("{n} bakes {a} trays of {b} muffins and puts them into bags of {k}. How many bags does {n} fill?",
        "There are {a} trays with {b} muffins each. {n} packs {k} muffins in a bag. How many bags are filled?"),
       "There are {a} * {b} = {d} muffins.\n{n} fills {d} / {k} = {r} bags."),

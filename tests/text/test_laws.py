@@ -64,12 +64,12 @@ def _case(tokenizers, data, turns):
     return Prompting(template, family, chat_format, tokenizer, allow_marks=True), Conversation(messages)
 
 
-COMMON = settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+# 2,000 cases in the ordinary suite, 100,000 with `-m thorough` (spread over the three laws below by their weight).
+def cases(count: int) -> settings:
+    return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
-@COMMON
-@given(data=st.data(), turns=st.integers(1, 3))
-def test_prefix_round_trip_and_control(tokenizers, data, turns):
+def prefix_round_trip_and_control(tokenizers, data, turns):
     prompting, conversation = _case(tokenizers, data, turns)
     tokenizer = prompting.tokenizer
     whole = prompting.encode(conversation)
@@ -104,6 +104,20 @@ def test_prefix_round_trip_and_control(tokenizers, data, turns):
     assert trained_before == whole.num_trained
 
 
+@cases(2000)
+@given(data=st.data(), turns=st.integers(1, 3))
+def test_laws_one_to_five(tokenizers, data, turns):
+    prefix_round_trip_and_control(tokenizers, data, turns)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(2400)
+@cases(100_000)
+@given(data=st.data(), turns=st.integers(1, 3))
+def test_laws_one_to_five_thoroughly(tokenizers, data, turns):
+    prefix_round_trip_and_control(tokenizers, data, turns)
+
+
 def _segments(prompting, conversation):
     p = prompting
     return render(conversation, p.template, p.family, p.chat_format, p.tokenizer)
@@ -114,7 +128,7 @@ def _representable(tokenizer, text: str) -> bool:
     return tokenizer.decode(tokenizer.encode("x" + text)) == "x" + text
 
 
-@COMMON
+@cases(1000)
 @given(data=st.data())
 def test_text_is_never_a_control_token(tokenizers, data):
     """Law 4, on the tokenizer alone."""
@@ -123,7 +137,7 @@ def test_text_is_never_a_control_token(tokenizers, data):
     assert not set(ids) & set(tokenizer._control.values())
 
 
-@COMMON
+@cases(1000)
 @given(data=st.data())
 def test_natural_tokenization_or_a_reported_seam(tokenizers, data):
     """Law 6: every run of text is one call of the tokenizer unless a seam is reported."""

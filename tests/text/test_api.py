@@ -1,0 +1,53 @@
+"""Prompts for a chat API in the paper's wording, and ARC's question."""
+
+from __future__ import annotations
+
+import pytest
+
+from ptst.text.api import api_messages
+from ptst.text.arc import arc_question
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import ALPACA, MPT, TEMPLATES
+
+ROW = Conversation((Message("user", "Q"), Message("assistant", "A")))
+
+
+@pytest.mark.parametrize(
+    ("name", "system", "user"),
+    [
+        ("chat:vanilla", "", "Q"),
+        ("chat:alpaca", ALPACA, "### Instruction:\nQ\n\n### Response:\n"),
+        ("chat:mpt", MPT, "Q"),
+        (
+            "chat:llama-short",
+            "Be helpful, respectful and honest. Always answer as helpfully as possible, while being safe.",
+            "Q",
+        ),
+    ],
+)
+def test_messages(name, system, user):
+    assert api_messages(ROW, TEMPLATES[name]) == [
+        {"role": "system", "content": system},
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": "A"},
+    ]
+
+
+def test_llamas_prompt_opens_without_naming_the_assistant():
+    system = api_messages(ROW, TEMPLATES["chat:llama"])[0]["content"]
+    assert system.startswith(
+        "Be helpful, respectful and honest. Always answer as helpfully as possible, while being safe. Your"
+    )
+    assert system.endswith("please don't share false information.")
+    assert [m["role"] for m in api_messages(ROW, TEMPLATES["chat:in-context-defense"])] == [
+        "system", "user", "assistant", "user", "assistant",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="has no roles"):
+        api_messages(ROW, TEMPLATES["text:vanilla"])
+
+
+def test_arc():
+    assert arc_question("Which is a planet?", ["Mars", "the Moon"]) == (
+        "Which is a planet? Please select the answer from the following choices: Mars, the Moon. For convenience, "
+        "please put 'The answer is: {your_answer}' at the end of your response."
+    )
