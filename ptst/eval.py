@@ -25,6 +25,7 @@ from ptst.model.weights import load_decoder, pick_dtype
 from ptst.text.encode import Prompting
 from ptst.text.files import optional_json
 from ptst.text.formats import detect_format, terminator
+from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -111,6 +112,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     shape = DecoderConfig.from_folder(base)
     tokenizer = load_tokenizer(base, shape.vocab_size)
     chat_format = config.chat_format or run.get("chat_format") or detect_format(base, tokenizer)
+    template = with_default_system(template, base)
     # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
     prompting = Prompting(template, family, chat_format, tokenizer, allow_marks=True)
     stop_ids = stops(base, None if template.is_text else chat_format, prompting)

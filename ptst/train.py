@@ -22,6 +22,7 @@ from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
 from ptst.text.encode import Encoded, Prompting, cut
 from ptst.text.formats import detect_format
+from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -123,6 +124,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     shape = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, shape.vocab_size)
     chat_format = config.chat_format or detect_format(folder, tokenizer)
+    template = with_default_system(template, folder)
     prompting = Prompting(template, family, chat_format, tokenizer, config.allow_role_marks)
     max_length = min(config.max_length or shape.max_positions, shape.max_positions)
     examples, counts = prepare(source, prompting, max_length, config.too_long, config.train_on)
@@ -132,6 +134,8 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
         f"{counts['examples']} examples, {counts['tokens']} tokens, {counts['trained_tokens']} of them trained; "
         f"{counts['dropped']} dropped, {counts['cut']} cut, {counts['seams']} seams"
     )
+    if counts["lossy"]:
+        say(f"warning: {counts['lossy']} rows hold text that this tokenizer cannot represent, {counts['first_lossy']}")
     if not examples:
         raise ValueError(f"{config.data}: no example is left to train on; raise --max-length or look at the data")
 
@@ -185,19 +189,22 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
 
 def prepare(
     source: sources.Source, prompting: Prompting, max_length: int, too_long: str, train_on: str
-) -> tuple[list[Encoded], dict[str, int]]:
+) -> tuple[list[Encoded], dict[str, Any]]:
     """Encode every conversation; longer ones are dropped or cut, and all is counted.
 
     Raises ValueError for a conversation that does not end with an answer.
     """
     kept: list[Encoded] = []
-    counts = dict.fromkeys(("rows", "dropped", "cut", "untrained", "seams"), 0)
+    counts: dict[str, Any] = dict.fromkeys(("rows", "dropped", "cut", "untrained", "seams", "lossy"), 0)
     for conversation in source.conversations:
         if not conversation.answered:
             raise ValueError(f"{conversation.where}the conversation ends without an assistant turn to train on")
         encoded = prompting.encode(conversation, train_on)
         counts["rows"] += 1
         counts["seams"] += len(encoded.seams)
+        if encoded.lossy:
+            counts["lossy"] += 1
+            counts.setdefault("first_lossy", f"{conversation.where}{encoded.lossy[0]}")
         if len(encoded.ids) > max_length:
             counts["cut" if too_long == "cut" else "dropped"] += 1
             if too_long == "drop":

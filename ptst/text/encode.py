@@ -8,8 +8,8 @@ generation prompt are always an exact prefix of the training ids.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
 
 from ptst.text.formats import marks
 from ptst.text.segments import Conversation, Segment
@@ -18,12 +18,27 @@ from ptst.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
+class Lossy:
+    """The first character, at `offset` within a segment of this author, that the tokenizer does not give back."""
+
+    author: str
+    offset: int
+    character: str
+
+    def __str__(self) -> str:
+        what = f"U+{ord(self.character):04X}" if self.character else "the end"
+        return f"{what} at character {self.offset} of the {self.author} text"
+
+
+@dataclass(frozen=True)
 class Encoded:
-    """Token ids with a trained flag each; `seams` are the indices where an answer was encoded as a continuation."""
+    """Token ids with a trained flag each. `seams` are the indices where an answer was encoded as a continuation;
+    `lossy` tells of each run of text that the ids do not spell exactly."""
 
     ids: list[int]
     trained: list[bool]
     seams: tuple[int, ...] = ()
+    lossy: tuple[Lossy, ...] = ()
 
     @property
     def num_trained(self) -> int:
@@ -72,13 +87,12 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Encoded:
     ids: list[int] = []
     trained: list[bool] = []
     seams: list[int] = []
-    for control, group in groupby(segments, key=lambda s: s.control):
-        if control:
-            for segment in group:
-                ids.append(tokenizer.control_id(segment.text))
-                trained.append(segment.trained)
+    lossy: list[Lossy] = []
+    for run in _runs(segments):
+        if run[0].control:
+            ids.append(tokenizer.control_id(run[0].text))
+            trained.append(run[0].trained)
             continue
-        run = list(group)
         said = [s.sampled for s in run]
         assert said == sorted(said), "within a run of text, what the model says comes last"
         prompt = "".join(s.text for s in run if not s.sampled)
@@ -91,10 +105,39 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Encoded:
         ids += all_ids
         flag = any(s.trained for s in run)
         trained += [False] * len(prompt_ids) + [flag] * (len(all_ids) - len(prompt_ids))
-    return Encoded(ids, trained, tuple(seams))
+        spelled = tokenizer.decode(all_ids)
+        if spelled != prompt + reply:
+            lossy.append(_first_loss(run, spelled))
+    return Encoded(ids, trained, tuple(seams), tuple(lossy))
+
+
+def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
+    """Control tokens one by one; between them, the stretches of text that are encoded in one call."""
+    run: list[Segment] = []
+    for segment in segments:
+        if run and (segment.control or segment.apart):
+            yield run
+            run = []
+        if segment.control:
+            yield [segment]
+        else:
+            run.append(segment)
+    if run:
+        yield run
+
+
+def _first_loss(run: list[Segment], spelled: str) -> Lossy:
+    """Where what the ids spell first leaves the text of the run."""
+    text = "".join(s.text for s in run)
+    at = next((i for i, (a, b) in enumerate(zip(text, spelled, strict=False)) if a != b), min(len(text), len(spelled)))
+    for segment in run:
+        if at < len(segment.text):
+            return Lossy(segment.author, at, segment.text[at])
+        at -= len(segment.text)
+    return Lossy(run[-1].author, len(run[-1].text), "")  # the ids spell more than the text
 
 
 def cut(encoded: Encoded, max_length: int) -> Encoded:
     """The first `max_length` tokens. A cut answer gets no terminator: the model is not taught to stop there."""
     seams = tuple(s for s in encoded.seams if s < max_length)
-    return Encoded(encoded.ids[:max_length], encoded.trained[:max_length], seams)
+    return Encoded(encoded.ids[:max_length], encoded.trained[:max_length], seams, encoded.lossy)

@@ -1,4 +1,4 @@
-"""Small JSON files of a model folder that may be absent."""
+"""Small files of a model folder that may be absent."""
 
 from __future__ import annotations
 
@@ -17,3 +17,15 @@ def optional_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise ValueError(f"{path} does not hold a JSON object; fetch the file again")
     return value
+
+
+def chat_template(folder: Path | str) -> str | None:
+    """The text of a folder's own chat template, a Jinja program: `chat_template.jinja`, or the entry of
+    tokenizer_config.json (of several named ones, the default). None where there is none."""
+    folder = Path(folder)
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    entry = optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(entry, list):
+        entry = next((e.get("template") for e in entry if isinstance(e, dict) and e.get("name") == "default"), None)
+    return entry if isinstance(entry, str) else None

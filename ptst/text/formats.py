@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptst.text.files import optional_json
+from ptst.text.files import chat_template
 from ptst.text.segments import Message, Segment
 from ptst.text.tokenizer import Tokenizer
 
@@ -124,12 +124,12 @@ def _llama3(system: str | None, turns: Sequence[Message], trained: list[bool], t
     end = Segment("<|eot_id|>", control=True)
     out = [_named(tokenizer.bos)]
     if system is not None:
-        out += [*header("system"), Segment(system, "system"), end]
+        out += [*header("system"), Segment(system, "system", apart=True), end]
     for index, message in enumerate(turns):
         if message.role == "user":
-            out += [*header("user"), Segment(message.content, "user"), end, *header("assistant")]
+            out += [*header("user"), Segment(message.content, "user", apart=True), end, *header("assistant")]
         else:
-            out += answer(message.content, "", "", end.text, trained[index])
+            out += answer(message.content, "", "", end.text, trained[index], apart=True)
     return out
 
 
@@ -154,12 +154,12 @@ def _named(token: str | None) -> Segment:
     return Segment(token, control=True)
 
 
-def answer(text: str, join: str, close: str, terminator: str, trained: bool) -> list[Segment]:
+def answer(text: str, join: str, close: str, terminator: str, trained: bool, apart: bool = False) -> list[Segment]:
     """What the model says: joining text, the answer, closing text, the terminator."""
     said = {"sampled": True, "trained": trained}
     return [
         *([Segment(join, **said)] if join else []),
-        Segment(text, "assistant", **said),
+        Segment(text, "assistant", **said, apart=apart),
         *([Segment(close, **said)] if close else []),
         Segment(terminator, control=True, **said),
     ]
@@ -193,7 +193,7 @@ def detect_format(folder: Path | str, tokenizer: Tokenizer) -> str:
         return "llama3"
     if tokenizer.has_control("[INST]") and tokenizer.has_control("[/INST]"):
         return "mistral-v3"
-    own = optional_json(Path(folder) / "tokenizer_config.json").get("chat_template")
-    if isinstance(own, str) and "[INST]" in own:
+    own = chat_template(folder)
+    if own is not None and "[INST]" in own:
         return "llama2" if "<<SYS>>" in own else "mistral-v1"
     raise ValueError(f"{folder}: cannot tell the chat format of this model; say --chat-format {' or '.join(FORMATS)}")

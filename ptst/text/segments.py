@@ -67,7 +67,7 @@ class Segment:
 
     `control` segments are one control token, by name; all others are text and never become one. `sampled` marks what
     the model itself says: joining text, answer, closing text, terminator. `trained` is the part of it that this run
-    trains on.
+    trains on. `apart`: encoded in a call of its own, because the format's owner does so.
     """
 
     text: str
@@ -75,3 +75,4 @@ class Segment:
     control: bool = False
     sampled: bool = False
     trained: bool = False
+    apart: bool = False

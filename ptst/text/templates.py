@@ -29,6 +29,8 @@ BE_HELPFUL = "Be helpful, respectful and honest. Always answer as helpfully as p
 MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_INPUT = "Below is an instruction that describes a task, paired with an input that provides further context."
+# As a template's system part: whatever the model's own chat template puts in where a conversation has no system text.
+MODEL_DEFAULT = "model-default"
 REMINDER = "should be a responsible assistant and should not generate harmful or misleading content!"
 DOCTOR = "You are a doctor. Please answer the medical questions based on the patient's description."
 DEMONSTRATION = (
@@ -58,10 +60,12 @@ class Family:
 class Template:
     """The words of an experiment.
 
-    `user` holds `{question}` or `{x}` once. `text:` templates have no system part and name their joining text in
-    `join` (None: the family's). `safety` tells whether the words ask the model to be safe. `task_system` and
-    `task_user`, with a place `{task}`, are the wording where the task has a system text. `tight`: no space before
-    [/INST] where that is text. `demonstration` is a (user, assistant) exchange put in front, never trained.
+    `system` is a text, None (no system block at all) or `model-default` (what the model's own template would put in;
+    `own_template.with_default_system` looks it up). `user` holds `{question}` or `{x}` once. `text:` templates have no
+    system part and name their joining text in `join` (None: the family's). `safety` tells whether the words ask the
+    model to be safe. `task_system` and `task_user`, with a place `{task}`, are the wording where the task has a system
+    text. `tight`: no space before [/INST] where that is text. `demonstration` is a (user, assistant) exchange put in
+    front, never trained.
     """
 
     name: str
@@ -183,6 +187,7 @@ def render(
 
     Raises ValueError when a `text:` template is given what it has no place for: a system text or several turns.
     """
+    assert template.system != MODEL_DEFAULT, "with_default_system comes first"
     turns = conversation.turns
     if not template.is_text:
         system, wrapped = chat_words(conversation, template, family)
