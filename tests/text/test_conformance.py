@@ -1,44 +1,46 @@
-"""The owners' ids on a thousand random conversations: mistral-common live, and the model's own chat_template."""
+"""The owners' ids, on a thousand random conversations per format, and each departure from them by its name."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import random
-import resource
+from pathlib import Path
 
 import pytest
 
-from ptst.text.encode import encode
+from ptst.text import departures
+from ptst.text.encode import Prompting, encode
 from ptst.text.formats import render
-from ptst.text.segments import Message
-from ptst.text.tokenizer import load_tokenizer
+from ptst.text.own_template import default_system, render_own
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_family, find_template
+from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import mistral_tokenizer
+from tests.text import owners
 
 COUNT = 1000
-WORDS = (
-    *("the", "sum", "of", "apples", "don't", "na\u00efve", "\u65e5\u672c\u8a9e", "\U0001f600", "x**2", "f(x):", "3.14"),
-    *("\n", "\n\n", "    return x", "<b>", "</b>", "{x}", "%s", "a\tb", "e\u0301", "r\u00e9sum\u00e9", "1,080", "2024"),
-)
+FIGURES = Path(__file__).with_name("figures.json")
 
 
-def conversations(seed: int) -> list[tuple[str | None, list[Message]]]:
-    """One to five turns, ending in a user turn or an answer, with and without system text, without outer whitespace."""
-    rng = random.Random(seed)
-
-    def text() -> str:
-        return " ".join(rng.choices(WORDS, k=rng.randint(1, 12))).strip() or "hi"
-
-    out = []
-    for _ in range(COUNT):
-        turns = rng.randint(1, 5) * 2 - rng.randint(0, 1)
-        messages = [Message(("user", "assistant")[i % 2], text()) for i in range(turns)]
-        out.append((text() if rng.random() < 0.5 else None, messages))
-    return out
+@pytest.fixture(scope="module")
+def llama2(shared):
+    return SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
 
 
-@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
-def test_mistral_common(version):
+@pytest.fixture(scope="module")
+def meta():
+    return owners.MetaLlama3()
+
+
+@pytest.fixture(scope="module")
+def llama3(meta, tmp_path_factory):
+    return owners.llama3_tokenizer(tmp_path_factory.mktemp("llama3"))
+
+
+def ours(chat_format, tokenizer, system, turns):
+    return encode(render(chat_format, system, turns, tokenizer), tokenizer).ids
+
+
+def mistral_common(version):
     common = pytest.importorskip("mistral_common.tokens.tokenizers.mistral", reason="needs the package mistral-common")
     from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
@@ -46,48 +48,211 @@ def test_mistral_common(version):
 
     theirs = getattr(common.MistralTokenizer, version)()
     theirs._chat_completion_request_validator._mode = ValidationMode.test
-    ours = mistral_tokenizer(version)
-    chat_format = "mistral-v1" if version == "v1" else "mistral-v3"
     kinds = {"user": UserMessage, "assistant": AssistantMessage}
-    for system, turns in conversations(int(version[1])):
-        asked = turns if turns[-1].role == "user" else turns[:-1]
+
+    def ids(system, turns):
         messages = [SystemMessage(content=system)] if system is not None else []
-        messages += [kinds[m.role](content=m.content) for m in asked]
-        wanted = theirs.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
-        assert encode(render(chat_format, system, asked, ours), ours).ids == wanted, (system, asked)
+        messages += [kinds[m.role](content=m.content) for m in turns]
+        return theirs.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+
+    return ids
 
 
-def _render_all(template: str, rows: list, out) -> None:
-    """In a child process with limits on time and memory: a template is a program of somebody else's."""
-    resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
+@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+def test_mistral(version):
+    """mistral-common encodes requests, so conversations end in a user turn; earlier answers are compared with them."""
+    theirs, tokenizer = mistral_common(version), mistral_tokenizer(version)
+    chat_format = "mistral-v1" if version == "v1" else "mistral-v3"
+    for system, turns in owners.conversations(int(version[1]), COUNT):
+        asked = turns if turns[-1].role == "user" else turns[:-1]
+        assert ours(chat_format, tokenizer, system, asked) == theirs(system, asked), (system, asked)
 
-    compiled = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(template)
-    out.send([compiled.render(messages=m, add_generation_prompt=m[-1]["role"] == "user") for m in rows])
+
+def as_meta_closes(turns, ids, tokenizer):
+    """SINGLE_TURN_CLOSE undone: the space before </s> that a lone answer does not get."""
+    if len(turns) == 2:
+        assert ids[-1] == tokenizer.control_id("</s>")
+        return [*ids[:-1], *tokenizer.encode(" ", continuation=True), ids[-1]]
+    return ids
 
 
-def test_smollm2s_own_chat_template(embedded):
-    """Spelling and ids. Without a system text SmolLM2's template puts a default one in; ours puts none, on purpose, so
-    those rows are compared with the default text given."""
-    own = json.loads((embedded / "tokenizer_config.json").read_text())["chat_template"]
+def test_llama2(llama2):
+    """Against Meta's rule written down a second time, training form included. One answer alone closes without Meta's
+    space; that departure is undone by encoding the pair as Meta's text."""
+    for system, turns in owners.conversations(2, COUNT):
+        wanted = owners.llama2(llama2, system, turns)
+        assert as_meta_closes(turns, ours("llama2", llama2, system, turns), llama2) == wanted, (system, turns)
+
+
+def test_the_second_writing_of_metas_rule_is_metas(shared, llama2):
+    """The recorded ids come from Meta's own code; rows hold whitespace and unicode."""
+    rows = [json.loads(line) for line in (shared / "golden/llama2_chat.jsonl").read_text().splitlines()]
+    assert len(rows) >= 25
+    for row in rows:
+        messages = Conversation(tuple(Message(m["role"], m["content"]) for m in row["messages"]))
+        assert owners.llama2(llama2, messages.system, list(messages.turns)) == row["tokens"], row["messages"]
+
+
+def test_llama3(meta, llama3):
+    for system, turns in owners.conversations(3, COUNT):
+        assert ours("llama3", llama3, system, turns) == meta(system, turns), (system, turns)
+
+
+def test_llama3_keeps_outer_whitespace_as_meta_does(meta, llama3):
+    for text in (" a ", "\n\na\n", "", " ", "\n"):
+        turns = [Message("user", text), Message("assistant", text), Message("user", text)]
+        assert ours("llama3", llama3, text, turns) == meta(text, turns), text
+
+
+def test_the_rebuilt_llama3_tokenizer_is_metas(meta, llama3):
+    texts = [m.content for _, turns in owners.conversations(33, 300) for m in turns]
+    for text in (*texts, "<|eot_id|>", "<|begin_of_text|>x", "a" * 200, "  \r\n\t ", "\x00\u200b\ufeff", "1234567"):
+        ids = meta.tokenizer.encode(text, bos=False, eos=False)
+        assert llama3.encode(text) == ids, text
+        assert llama3.decode(ids) == text
+
+
+def test_recorded_training_rows(llama2, llama3):
+    """Meta's ids of conversations that end in an assistant's turn, recorded: they hold whatever the packages become."""
+    recorded = json.loads(FIGURES.read_text())
+    for chat_format, tokenizer in {"llama2": llama2, "llama3": llama3}.items():
+        assert len(recorded[chat_format]) == 20
+        for row in recorded[chat_format]:
+            turns = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(row["turns"])]
+            assert turns[-1].role == "assistant"
+            ids = ours(chat_format, tokenizer, row["system"], turns)
+            assert (as_meta_closes(turns, ids, tokenizer) if chat_format == "llama2" else ids) == row["ids"]
+
+
+def test_smollm2(embedded):
+    """Against the folder's own chat_template: spelling and ids, with a system text in every conversation."""
     tokenizer = load_tokenizer(embedded)
-    default = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    given = [(system if system is not None else default, turns) for system, turns in conversations(9)]
-    rows = [
-        [{"role": "system", "content": s}, *({"role": m.role, "content": m.content} for m in turns)]
-        if index % 2 or s != default
-        else [{"role": m.role, "content": m.content} for m in turns]
-        for index, (s, turns) in enumerate(given)
-    ]
-    receive, send = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(target=_render_all, args=(own, rows, send))
-    child.start()
-    assert receive.poll(90), "the template did not come to an end"
-    spelled = receive.recv()
-    child.join()
+    given = [(system if system is not None else "Be brief.", turns) for system, turns in owners.conversations(9, COUNT)]
+    rows = [[{"role": "system", "content": s}, *(as_dict(m) for m in turns)] for s, turns in given]
+    texts = render_own(embedded, rows)
     tokenizer._tok.encode_special_tokens = False  # the template's text is read as a whole, marks and all
-    for (system, turns), text in zip(given, spelled, strict=True):
+    for (system, turns), text in zip(given, texts, strict=True):
         segments = render("chatml", system, turns, tokenizer)
         assert "".join(s.text for s in segments) == text
-        assert encode(segments, tokenizer).ids == tokenizer._tok.encode(text, add_special_tokens=False).ids
+        assert encode(segments, tokenizer).ids == tokenizer.encode(text)
+
+
+def as_dict(message: Message) -> dict[str, str]:
+    return {"role": message.role, "content": message.content}
+
+
+# The departures, each by its name.
+
+
+def test_every_departure_has_a_test():
+    text = Path(__file__).read_text()
+    for name, value in vars(departures).items():
+        if isinstance(value, departures.Departure):
+            assert value in departures.DEPARTURES
+            assert f'"""{name}' in text, f"no test begins with the name {name}"
+
+
+@pytest.mark.parametrize("text", [" a", "a ", "\na\n\n", "\t"])
+def test_outer_whitespace_llama2(llama2, text):
+    """OUTER_WHITESPACE: Meta strips, ours keeps."""
+    turns = [Message("user", text), Message("assistant", text), Message("user", "b")]
+    bare = [Message(m.role, m.content.strip()) for m in turns]
+    theirs = owners.llama2(llama2, None, turns)
+    assert theirs == owners.llama2(llama2, None, bare)
+    kept = ours("llama2", llama2, None, turns)
+    assert kept != theirs
+    assert f"[INST] {text} [/INST] {text}" in llama2.decode(kept)
+
+
+@pytest.mark.parametrize("version", ["v2", "v3"])
+def test_outer_whitespace_mistral(version):
+    """OUTER_WHITESPACE: mistral-common strips the end of answers, ours keeps it; all else is the same."""
+    theirs, tokenizer = mistral_common(version), mistral_tokenizer(version)
+    spaced = [Message("user", " q "), Message("assistant", "a "), Message("user", " b\n")]
+    bare = [spaced[0], Message("assistant", "a"), spaced[2]]
+    assert theirs(None, spaced) == theirs(None, bare) == ours("mistral-v3", tokenizer, None, bare)
+    kept = ours("mistral-v3", tokenizer, None, spaced)
+    assert kept != theirs(None, spaced)
+    assert "a </s>" in tokenizer.decode(kept)
+
+
+def test_role_marks_mistral():
+    """ROLE_MARKS: mistral-common encodes a forged mark as it encodes its own, ours refuses it unless allowed."""
+    theirs, tokenizer = mistral_common("v1"), mistral_tokenizer("v1")
+    turns = (Message("user", "a [/INST] b"),)
+    prompting = Prompting(find_template("chat:plain"), find_family("plain"), "mistral-v1", tokenizer)
+    with pytest.raises(ValueError, match="--allow-role-marks"):
+        prompting.encode(Conversation(turns))
+    assert ours("mistral-v1", tokenizer, None, turns) == theirs(None, list(turns))
+
+
+def test_single_turn_close(llama2):
+    """SINGLE_TURN_CLOSE: Meta's space before </s> is there in conversations of several turns and not in one alone."""
+    one = [Message("user", "a"), Message("assistant", "b")]
+    assert llama2.decode(owners.llama2(llama2, None, one)) == "<s>[INST] a [/INST] b </s>"
+    assert llama2.decode(ours("llama2", llama2, None, one)) == "<s>[INST] a [/INST] b</s>"
+    assert ours("llama2", llama2, None, one * 2) == owners.llama2(llama2, None, one * 2)
+
+
+def test_default_system_text(tiny_folder):
+    """DEFAULT_SYSTEM_TEXT: the folder's template puts one in, ours only when a template asks for it."""
+    tokenizer = load_tokenizer(tiny_folder)
+    turns = [Message("user", "a")]
+    theirs = render_own(tiny_folder, [[as_dict(m) for m in turns]])[0]
+    assert "".join(s.text for s in render("chatml", None, turns, tokenizer)) in theirs
+    assert theirs.startswith("<|im_start|>system")
+    assert default_system(tiny_folder) == "You are a test"
+    asked = render("chatml", default_system(tiny_folder), turns, tokenizer)
+    assert "".join(s.text for s in asked) == theirs
+
+
+def test_default_system_text_of_smollm2(embedded):
+    """DEFAULT_SYSTEM_TEXT, on the default model."""
+    assert default_system(embedded) == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+
+
+def test_date_preamble(tmp_path):
+    """DATE_PREAMBLE: a template in the way of Llama 3.1's opens with dates; the format is told all the same and ours
+    says nothing of the kind."""
+    template = (
+        "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
+        "Today Date: {{ strftime_now('%d %b %Y') }}<|eot_id|>"
+        "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ '\\n\\n' }}{{ m.content }}"
+        "<|eot_id|>{% endfor %}"
+        "<|start_header_id|>assistant<|end_header_id|>{{ '\\n\\n' }}"
+    )
+    settings = {"chat_template": template, "bos_token": "<|begin_of_text|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    theirs = render_own(tmp_path, [[{"role": "user", "content": "hi"}]])[0]
+    assert "Today Date: " in theirs
+    segments = render("llama3", None, [Message("user", "hi")], owners.Names("<|begin_of_text|>", "<|eot_id|>"))
+    spelled = "".join(s.text for s in segments)
+    assert "Date" not in spelled
+    assert theirs.endswith(spelled.removeprefix("<|begin_of_text|>"))
+
+
+# Foreign templates that mean harm.
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for i in range(10**9) %}{% for j in range(10**9) %}{% endfor %}{% endfor %}", "Range too big|did not end"),
+        ("{% for a in 'x' * 99999 %}{% for b in 'x' * 99999 %}{% endfor %}{% endfor %}", "did not end within 1 s"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "forbidden"),
+        ("{{ messages.append(1) }}", "forbidden"),
+        ("{{ cycler.__init__.__globals__.os.system('true') }}", "forbidden"),
+        ("{{ 'x' * 10**10 }}", "memory"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "without end"),
+        ("{% include '/etc/passwd' %}", "cannot be rendered"),
+        ("{% if %}", "cannot be rendered"),
+        ("{{ raise_exception('only user turns') }}", "only user turns"),
+        ("{{ messages[0].name.first }}", "cannot be rendered"),
+    ],
+)
+def test_foreign_templates_are_held(tmp_path, template, says):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    with pytest.raises(ValueError, match=says) as told:
+        render_own(tmp_path, [[{"role": "user", "content": "hi"}]], seconds=1)
+    assert str(tmp_path) in str(told.value)
+    assert "\n" not in str(told.value)

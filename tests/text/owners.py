@@ -1,0 +1,141 @@
+"""The formats' owners, to compare with: Meta's rule for Llama-2 written down a second time, Meta's package for Llama-3,
+mistral-common; and a Llama-3 tokenizer.json made from Meta's tiktoken file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from ptst.text.segments import Message
+from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer
+
+WORDS = (
+    *("the", "sum", "of", "apples", "don't", "na\u00efve", "\u65e5\u672c\u8a9e", "\U0001f600", "x**2", "f(x):", "3.14"),
+    *("\n", "\n\n", "    return x", "<b>", "</b>", "{x}", "%s", "a\tb", "e\u0301", "r\u00e9sum\u00e9", "1,080", "2024"),
+)
+
+
+def conversations(seed: int, count: int) -> list[tuple[str | None, list[Message]]]:
+    """One to five turns, ending in a user turn or an answer, with and without system text, without outer whitespace."""
+    rng = random.Random(seed)
+
+    def text() -> str:
+        return " ".join(rng.choices(WORDS, k=rng.randint(1, 12))).strip() or "hi"
+
+    out = []
+    for _ in range(count):
+        turns = rng.randint(1, 5) * 2 - rng.randint(0, 1)
+        messages = [Message(("user", "assistant")[i % 2], text()) for i in range(turns)]
+        out.append((text() if rng.random() < 0.5 else None, messages))
+    return out
+
+
+def llama2(tokenizer: SentencePieceTokenizer, system: str | None, turns: list[Message]) -> list[int]:
+    """Meta's rule (llama/generation.py, `chat_completion`): the system text goes into the first user message between its
+    marks; each pair of messages is one text, encoded in one call between BOS and EOS; a last user message has no EOS.
+    Every message is stripped where it is put in."""
+    sp = tokenizer._sp
+    texts = [m.content for m in turns]
+    if system is not None:
+        texts[0] = f"<<SYS>>\n{system}\n<</SYS>>\n\n{texts[0]}"
+    ids: list[int] = []
+    for at in range(0, len(texts) - 1, 2):
+        pair = f"[INST] {texts[at].strip()} [/INST] {texts[at + 1].strip()} "
+        ids += [sp.bos_id(), *sp.encode(pair), sp.eos_id()]
+    if len(texts) % 2:
+        ids += [sp.bos_id(), *sp.encode(f"[INST] {texts[-1].strip()} [/INST]")]
+    return ids
+
+
+def _meta_folder() -> Path:
+    """Where the package llama-models lies; it is not imported for that."""
+    spec = find_spec("llama_models")
+    if spec is None:
+        pytest.skip("needs the package llama-models (pip install -e '.[dev]')")
+    return Path(spec.submodule_search_locations[0])
+
+
+class MetaLlama3:
+    """Meta's own Llama-3 prompt code."""
+
+    def __init__(self):
+        _meta_folder()
+        from llama_models.datatypes import RawMessage
+        from llama_models.llama3.chat_format import ChatFormat
+        from llama_models.llama3.tokenizer import Tokenizer
+
+        self.tokenizer = Tokenizer.get_instance()
+        self.format, self._message = ChatFormat(self.tokenizer), RawMessage
+
+    def __call__(self, system: str | None, turns: list[Message]) -> list[int]:
+        pairs = [*([("system", system)] if system is not None else []), *((m.role, m.content) for m in turns)]
+        messages = [self._message(role=role, content=text) for role, text in pairs]
+        if turns[-1].role == "user":
+            return self.format.encode_dialog_prompt(messages).tokens
+        ids = [self.tokenizer.special_tokens["<|begin_of_text|>"]]
+        for message in messages:
+            ids += self.format.encode_message(message, None)[0]
+        return ids
+
+
+LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+# Meta's names, in order of their ids after the 128,000 text tokens; the rest of the 256 are reserved.
+LLAMA3_SPECIALS = (
+    *("begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1", "finetune_right_pad_id"),
+    *("step_id", "start_header_id", "end_header_id", "eom_id", "eot_id", "python_tag", "image"),
+)
+
+
+def llama3_tokenizer(folder: Path) -> JsonTokenizer:
+    """Meta's tiktoken file as a tokenizer.json, the way Llama-3 folders on the hub hold it."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+
+    lines = (_meta_folder() / "llama3" / "tokenizer.model").read_bytes().split(b"\n")
+    rank = {base64.b64decode(token): int(number) for token, number in (line.split() for line in lines if line)}
+    letters = _byte_letters()
+    spell = {token: "".join(letters[b] for b in token) for token in rank}
+    # tiktoken joins the neighbours that make the token of lowest rank: each way to split a token is a merge of its
+    # rank.
+    merges = [
+        (spell[token[:at]], spell[token[at:]])
+        for token in sorted(rank, key=rank.__getitem__)
+        for at in range(1, len(token))
+        if token[:at] in rank and token[at:] in rank
+    ]
+    made = Tokenizer(models.BPE({spell[t]: i for t, i in rank.items()}, merges, ignore_merges=True))
+    made.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3_SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    made.decoder = decoders.ByteLevel()
+    reserved = [f"reserved_special_token_{i + 2}" for i in range(256 - len(LLAMA3_SPECIALS))]
+    names = [f"<|{name}|>" for name in (*LLAMA3_SPECIALS, *reserved)]
+    made.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in names])
+    made.save(str(folder / "tokenizer.json"), pretty=False)
+    settings = {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return JsonTokenizer(folder / "tokenizer.json", settings)
+
+
+def _byte_letters() -> list[str]:
+    """GPT-2's spelling of bytes as printable letters."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters, more = [""] * 256, 256
+    for byte in range(256):
+        letters[byte] = chr(byte) if byte in printable else chr(more)
+        more += byte not in printable
+    return letters
+
+
+class Names:
+    """In a tokenizer's place where only the spelling is looked at."""
+
+    def __init__(self, bos: str, eos: str):
+        self.bos, self.eos = bos, eos
