@@ -14,13 +14,14 @@ import torch
 from ptst import command
 from ptst.command import ProgressLine, say
 from ptst.data import sources
+from ptst.data.prepare import prepare
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import mean_loss
 from ptst.model.locate import locate_model
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
-from ptst.text.encode import Encoded, Prompting, cut
+from ptst.text.encode import Encoded, Prompting
 from ptst.text.formats import detect_format
 from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
@@ -185,40 +186,6 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     run_folder.write_json(out / "run.json", record)
     say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama")
     return {"run": str(out), "steps": steps, "held_out_loss": record["held_out_loss"], **counts}
-
-
-def prepare(
-    source: sources.Source, prompting: Prompting, max_length: int, too_long: str, train_on: str
-) -> tuple[list[Encoded], dict[str, Any]]:
-    """Encode every conversation; longer ones are dropped or cut, and all is counted.
-
-    Raises ValueError for a conversation that does not end with an answer.
-    """
-    kept: list[Encoded] = []
-    counts: dict[str, Any] = dict.fromkeys(("rows", "dropped", "cut", "untrained", "seams", "lossy"), 0)
-    for conversation in source.conversations:
-        if not conversation.answered:
-            raise ValueError(f"{conversation.where}the conversation ends without an assistant turn to train on")
-        encoded = prompting.encode(conversation, train_on)
-        counts["rows"] += 1
-        counts["seams"] += len(encoded.seams)
-        if encoded.lossy:
-            counts["lossy"] += 1
-            counts.setdefault("first_lossy", f"{conversation.where}{encoded.lossy[0]}")
-        if len(encoded.ids) > max_length:
-            counts["cut" if too_long == "cut" else "dropped"] += 1
-            if too_long == "drop":
-                continue
-            encoded = cut(encoded, max_length)
-        # What is never trained on (all of it was cut off, say) must not reach the loss as an empty example.
-        if not any(encoded.trained):
-            counts["untrained"] += 1
-            continue
-        kept.append(encoded)
-    counts["examples"] = len(kept)
-    counts["tokens"] = sum(len(e.ids) for e in kept)
-    counts["trained_tokens"] = sum(e.num_trained for e in kept)
-    return kept, counts
 
 
 def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> list[Encoded]:

@@ -55,4 +55,11 @@ DATE_PREAMBLE = Departure(
     "nothing is put in, as in Meta's own code",
     "a prompt must not change from day to day",
 )
-DEPARTURES = (OUTER_WHITESPACE, ROLE_MARKS, SINGLE_TURN_CLOSE, DEFAULT_SYSTEM_TEXT, DATE_PREAMBLE)
+LONG_RUNS = Departure(
+    "long-runs",
+    ("llama3",),
+    "Meta's code cuts runs of more than 25,000 characters without whitespace before it encodes them",
+    "the text is encoded as the folder's tokenizer.json says, whole",
+    "it is what every other reader of these folders does",
+)
+DEPARTURES = (OUTER_WHITESPACE, ROLE_MARKS, SINGLE_TURN_CLOSE, DEFAULT_SYSTEM_TEXT, DATE_PREAMBLE, LONG_RUNS)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from ptst.text.segments import Message
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer
@@ -21,7 +22,7 @@ WORDS = (
 
 
 def conversations(seed: int, count: int) -> list[tuple[str | None, list[Message]]]:
-    """One to five turns, ending in a user turn or an answer, with and without system text, without outer whitespace."""
+    """One to five turns, ending in a user turn or an answer; half with system text; no outer whitespace."""
     rng = random.Random(seed)
 
     def text() -> str:
@@ -36,9 +37,9 @@ def conversations(seed: int, count: int) -> list[tuple[str | None, list[Message]
 
 
 def llama2(tokenizer: SentencePieceTokenizer, system: str | None, turns: list[Message]) -> list[int]:
-    """Meta's rule (llama/generation.py, `chat_completion`): the system text goes into the first user message between its
-    marks; each pair of messages is one text, encoded in one call between BOS and EOS; a last user message has no EOS.
-    Every message is stripped where it is put in."""
+    """Meta's rule (llama/generation.py, `chat_completion`): the system text goes into the first user message between
+    its marks; each pair of messages is one text, encoded in one call between BOS and EOS; a last user message has no
+    EOS. Every message is stripped where it is put in."""
     sp = tokenizer._sp
     texts = [m.content for m in turns]
     if system is not None:
@@ -50,6 +51,41 @@ def llama2(tokenizer: SentencePieceTokenizer, system: str | None, turns: list[Me
     if len(texts) % 2:
         ids += [sp.bos_id(), *sp.encode(f"[INST] {texts[-1].strip()} [/INST]")]
     return ids
+
+
+def mistral(version: str):
+    """mistral-common's ids of a request (conversations that end in a user turn)."""
+    common = pytest.importorskip("mistral_common.tokens.tokenizers.mistral", reason="needs the package mistral-common")
+    from mistral_common.protocol.instruct.messages import AssistantMessage, SystemMessage, UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.protocol.instruct.validator import ValidationMode
+
+    theirs = getattr(common.MistralTokenizer, version)()
+    theirs._chat_completion_request_validator._mode = ValidationMode.test
+    kinds = {"user": UserMessage, "assistant": AssistantMessage}
+
+    def ids(system: str | None, turns: list[Message]) -> list[int]:
+        messages = [SystemMessage(content=system)] if system is not None else []
+        messages += [kinds[m.role](content=m.content) for m in turns]
+        return theirs.encode_chat_completion(ChatCompletionRequest(messages=messages)).tokens
+
+    return ids
+
+
+CHATML_MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+
+
+class ChatML:
+    """A chat_template of the ChatML kind, and the ids of its text read as a whole, marks and all."""
+
+    def __init__(self, tokenizer: JsonTokenizer):
+        self._read = tokenizers.Tokenizer.from_str(tokenizer._tok.to_str())
+
+    def __call__(self, system: str, turns: list[Message]) -> list[int]:
+        pairs = [("system", system), *((m.role, m.content) for m in turns)]
+        text = "".join(f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in pairs)
+        text += "<|im_start|>assistant\n" * (turns[-1].role == "user")
+        return self._read.encode(text, add_special_tokens=False).ids
 
 
 def _meta_folder() -> Path:
@@ -83,7 +119,10 @@ class MetaLlama3:
         return ids
 
 
-LLAMA3_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # Meta's names, in order of their ids after the 128,000 text tokens; the rest of the 256 are reserved.
 LLAMA3_SPECIALS = (
     *("begin_of_text", "end_of_text", "reserved_special_token_0", "reserved_special_token_1", "finetune_right_pad_id"),
@@ -99,8 +138,7 @@ def llama3_tokenizer(folder: Path) -> JsonTokenizer:
     rank = {base64.b64decode(token): int(number) for token, number in (line.split() for line in lines if line)}
     letters = _byte_letters()
     spell = {token: "".join(letters[b] for b in token) for token in rank}
-    # tiktoken joins the neighbours that make the token of lowest rank: each way to split a token is a merge of its
-    # rank.
+    # tiktoken joins the neighbours that make the token of lowest rank: every way to split a token is a merge.
     merges = [
         (spell[token[:at]], spell[token[at:]])
         for token in sorted(rank, key=rank.__getitem__)

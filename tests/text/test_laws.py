@@ -1,248 +1,357 @@
-"""The laws of the text layer, over every template x format x tokenizer at hand, with hostile text."""
+"""The nine laws of the text layer (docs/templates.md), on hostile text, over every template x format x tokenizer.
+
+Each law is a property of a case: a conversation under a template, a format and a tokenizer. 2,000 cases for each law in
+the ordinary suite; with `-m thorough`, 100,000 cases, each put to all nine.
+"""
 
 from __future__ import annotations
 
-import json
-import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptst.text.encode import Prompting, cut, encode
-from ptst.text.formats import terminator
+from ptst.data.prepare import prepare
+from ptst.data.sources import Source
+from ptst.text.encode import Encoded, Prompting
+from ptst.text.formats import marks, terminator
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import FAMILIES, TEMPLATES, find_family, find_template, joining_text, render
-from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
+from ptst.text.templates import FAMILIES, TEMPLATES, joining_text, render
+from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.conftest import EMBEDDED, SHARED, mistral_tokenizer
+from tests.text import owners
 from tests.tiny import byte_tokenizer
 
 PIECES = (
-    *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", " [/INST]", "\n", "\n\n", " ", "  ", "{x}", "{question}"),
-    *("e\u0301", "\u200b", "\u202e", "\r\n", "\x00", "123", "4,5", "\U0001f600", "the", " a", "\t", "%s", "\u65e5"),
+    *(
+        "<s>",
+        "</s>",
+        "<unk>",
+        "<0x0A>",
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        "<|endoftext|>",
+    ),
+    *("[INST]", " [/INST]", "<<SYS>>\n", "\n<</SYS>>\n\n", "{x}", "{question}", "{task}", "{{", "%s", "### Response:"),
+    *("\n", "\n\n", " ", "  ", "\t", "\r\n", "\u2581", "\u2581the", "\x00", "\x7f", "\ufeff", "\ufffd"),
+    *("e\u0301", "\u0323\u0307", "\u200b", "\u200d", "\u202e", "\u2066", "\u3000", "\xa0", "\ufdfa", "\uac01"),
+    *("123", "4,5", "0", "3.14", "\U0001f600", "\U0001f469\u200d\U0001f4bb", "the", " a", "answer", "\u65e5\u672c"),
 )
-HOSTILE = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
+TEXT = st.one_of(
+    st.lists(st.sampled_from(PIECES), max_size=6).map("".join),
+    st.text(max_size=20),
+    st.sampled_from(["", " ", "\n", "\u2581"]),
+)
+LONG = 100_000  # characters of a long line
+RARE = 150  # one case in so many has one
 
 
-def _tokenizers(tmp):
+@dataclass(frozen=True)
+class Case:
+    prompting: Prompting
+    conversation: Conversation
+    train: str
+    number: int  # for a law's own choices: where to cut, which message to spoil
+
+    @cached_property
+    def whole(self) -> Encoded:
+        return self.prompting.encode(self.conversation, self.train)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Which messages are trained."""
+        found = [i for i, m in enumerate(self.conversation.messages) if m.role == "assistant"]
+        return found if self.train == "all" else found[-1:]
+
+    @cached_property
+    def prompts(self) -> list[list[int]]:
+        """Ids of the generation prompt of every trained message, encoded as at test time."""
+        messages = self.conversation.messages
+        return [self.prompting.encode(Conversation(messages[:end])).ids for end in self.ends]
+
+    @cached_property
+    def said(self) -> list[list[int]]:
+        """From each prompt's end to the first terminator: what the model would have to sample."""
+        stop = self.stop
+        starts = [len(p) for p in self.prompts]
+        return [self.whole.ids[n : self.whole.ids.index(stop, n) + 1] for n in starts]
+
+    @property
+    def stop(self) -> int:
+        return terminator(None if self.prompting.template.is_text else self.chat_format, self.tokenizer)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.prompting.tokenizer
+
+    @property
+    def chat_format(self) -> str:
+        return self.prompting.chat_format
+
+    @cached_property
+    def runs(self) -> list[list]:
+        """Segments, grouped as they are encoded: a control token, or a stretch of text encoded in one call."""
+        p = self.prompting
+        segments = render(self.conversation, p.template, p.family, p.chat_format, p.tokenizer, self.train)
+        calls = [0]
+        for before, segment in pairwise(segments):
+            calls.append(calls[-1] + (segment.control or before.control or segment.apart))
+        return [[s for _, s in group] for _, group in groupby(zip(calls, segments, strict=True), lambda pair: pair[0])]
+
+
+def controls(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer._names[i] for i in ids if i in tokenizer._names]
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
+    folder = tmp_path_factory.mktemp("tok")
+    byte_tokenizer().save(str(folder / "tokenizer.json"))
     settings_ = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    byte_tokenizer().save(str(tmp / "tokenizer.json"))
-    found = {"bytes": (JsonTokenizer(tmp / "tokenizer.json", settings_), "chatml")}
+    found: dict[str, Tokenizer] = {"bytes": JsonTokenizer(folder / "tokenizer.json", settings_)}
     for name, path in {
         "llama2": SHARED / "tokenizers/llama2.tokenizer.model",
         "tok512": SHARED / "models/stories260K/tok512.model",
     }.items():
         if path.exists():
-            found[name] = (SentencePieceTokenizer(path), "llama2")
+            found[name] = SentencePieceTokenizer(path)
     if find_spec("mistral_common"):
-        found["mistral-v1"] = (mistral_tokenizer("v1"), "mistral-v1")
-        found["mistral-v3"] = (mistral_tokenizer("v3"), "mistral-v3")
+        found |= {f"mistral-{v}": mistral_tokenizer(v) for v in ("v1", "v3")}
+    if find_spec("llama_models"):
+        found["llama3"] = owners.llama3_tokenizer(folder)
     if EMBEDDED.exists():
-        found["smollm2"] = (load_tokenizer(EMBEDDED), "chatml")
+        found["smollm2"] = load_tokenizer(EMBEDDED)
     return found
 
 
+NEEDS = {"mistral-v3": "[/INST]", "llama3": "<|eot_id|>", "chatml": "<|im_start|>"}
+
+
+def pairs(tokenizers: dict[str, Tokenizer]) -> list[tuple[str, str]]:
+    """Every format on every tokenizer that can say it."""
+    every = [(name, f) for name in sorted(tokenizers) for f in ("llama2", "mistral-v1", *NEEDS)]
+    return [(name, f) for name, f in every if f not in NEEDS or tokenizers[name].has_control(NEEDS[f])]
+
+
+@st.composite
+def cases(draw, tokenizers: dict[str, Tokenizer]) -> Case:
+    name, chat_format = draw(st.sampled_from(pairs(tokenizers)))
+    template = TEMPLATES[draw(st.sampled_from(sorted(TEMPLATES)))]
+    family = FAMILIES[draw(st.sampled_from(sorted(FAMILIES)))]
+    turns = 1 if template.is_text else draw(st.integers(1, 3))
+    texts = [draw(TEXT) for _ in range(2 * turns)]
+    number = draw(st.integers(0, 10**6))
+    if draw(st.sampled_from(range(RARE))) == RARE // 2:
+        at = number % len(texts)
+        texts[at] = ((texts[at] or "ab ") * LONG)[:LONG]
+    messages = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+    if not template.is_text and draw(st.booleans()):
+        messages.insert(0, Message("system", draw(TEXT)))
+    train = draw(st.sampled_from(["all", "last"]))
+    has_system = len(messages) % 2 or template.system is not None or family.task is not None
+    if chat_format == "mistral-v3" and has_system:  # its system text moves, so it can train the last answer only
+        train = "last"
+    prompting = Prompting(template, family, chat_format, tokenizers[name], allow_marks=True)
+    return Case(prompting, Conversation(tuple(messages)), train, number)
+
+
+def law_1_trained_is_what_the_model_samples(case: Case) -> None:
+    wanted = [False] * len(case.whole.ids)
+    for prompt, said in zip(case.prompts, case.said, strict=True):
+        wanted[len(prompt) : len(prompt) + len(said)] = [True] * len(said)
+    assert case.whole.trained == wanted
+
+
+def law_2_the_prompt_is_a_prefix(case: Case) -> None:
+    for prompt in case.prompts:
+        assert case.whole.ids[: len(prompt)] == prompt
+
+
+def law_3_round_trip(case: Case) -> None:
+    p = case.prompting
+    join = joining_text(p.template, p.family, p.chat_format)
+    several = sum(m.role == "assistant" for m in case.conversation.messages) > 1
+    close = " " if p.chat_format == "llama2" and several else ""
+    stop = case.tokenizer._names[case.stop]
+    for end, prompt, said in zip(case.ends, case.prompts, case.said, strict=True):
+        spelled = case.tokenizer.decode_answer(prompt, said)
+        assert spelled == join + case.conversation.messages[end].content + close + stop or case.whole.lossy
+
+
+def law_4_control_tokens_come_from_the_format(case: Case) -> None:
+    """The control tokens are those that the format's owner puts, in order, whatever the texts spell."""
+    p, messages = case.prompting, case.conversation.messages
+    bos, eos = p.tokenizer.bos, p.tokenizer.eos
+    pairs_ = (len(messages) + 1) // 2 - len(messages) % 2 + (p.template.demonstration is not None)
+    has_system = not p.template.is_text and (
+        messages[0].role == "system" or p.template.system is not None or p.family.task is not None
+    )
+    header, turn = ["<|start_header_id|>", "<|end_header_id|>"], ["<|im_start|>", "<|im_end|>"]
+    wanted = {
+        "llama2": [bos, eos] * pairs_,
+        "mistral-v1": [bos] + [eos] * pairs_,
+        "mistral-v3": [bos] + ["[INST]", "[/INST]", eos] * pairs_,
+        "llama3": [bos] + [*header, "<|eot_id|>"] * (2 * pairs_ + has_system),
+        "chatml": turn * (2 * pairs_ + has_system),
+    }[p.chat_format]
+    if p.template.is_text:
+        wanted = [bos, eos] if p.tokenizer.adds_bos else [eos]
+    assert controls(p.tokenizer, case.whole.ids) == wanted
+
+
+def law_5_bos_and_stop(case: Case) -> None:
+    bos = case.tokenizer.control_id(case.tokenizer.bos)
+    assert not any(a == b == bos for a, b in pairwise(case.whole.ids))
+    if not case.prompting.template.is_text and case.chat_format != "chatml":
+        assert case.whole.ids[0] == bos
+    for prompt, said in zip(case.prompts, case.said, strict=True):
+        assert said[-1] == case.stop
+        assert case.whole.trained[len(prompt) + len(said) - 1]
+
+
+def law_6_natural_or_a_reported_seam(case: Case) -> None:
+    """Text between control tokens is one call of the tokenizer, unless that would change the prompt's ids."""
+    encode, ids = case.tokenizer.encode, case.whole.ids
+    at, seams = 0, []
+    for run in case.runs:
+        if run[0].control:
+            wanted = [case.tokenizer.control_id(run[0].text)]
+        else:
+            prompt = encode("".join(s.text for s in run if not s.sampled))
+            wanted = encode("".join(s.text for s in run))
+            if wanted[: len(prompt)] != prompt:
+                seams.append(at + len(prompt))
+                reply = "".join(s.text for s in run if s.sampled)
+                wanted = prompt + encode(reply, continuation=True)
+        assert ids[at : at + len(wanted)] == wanted
+        at += len(wanted)
+    assert at == len(ids)
+    assert case.whole.seams == tuple(seams)
+
+
+def law_7_nothing_is_cut_in_silence(case: Case) -> None:
+    other = Conversation((Message("user", "one"), Message("assistant", "two")))
+    rows = (case.conversation, other)
+    encoded = [case.prompting.encode(c, case.train) for c in rows]
+    limit = 1 + case.number % (len(case.whole.ids) + 1)
+    for too_long in ("drop", "cut"):
+        kept, counts = prepare(Source("rows", "plain", rows), case.prompting, limit, too_long, case.train)
+        long = [e for e in encoded if len(e.ids) > limit]
+        assert counts["dropped" if too_long == "drop" else "cut"] == len(long)
+        assert counts["rows"] == len(rows) == len(kept) + counts["dropped"] + counts["untrained"]
+        wanted = [e for e in encoded if too_long == "cut" or len(e.ids) <= limit]
+        wanted = [e for e in wanted if any(e.trained[:limit])]
+        assert [(k.ids, k.trained) for k in kept] == [(w.ids[:limit], w.trained[:limit]) for w in wanted]
+
+
+def law_9_lossy_text_is_told(case: Case) -> None:
+    at, differs = 0, []
+    for run in case.runs:
+        text = "".join(s.text for s in run)
+        if run[0].control:
+            at += 1
+            continue
+        following = next(
+            (i for i in range(at, len(case.whole.ids)) if case.whole.ids[i] in case.tokenizer._names), None
+        )
+        end = len(case.whole.ids) if following is None else following
+        if case.chat_format == "llama3" and not case.prompting.template.is_text and text == "\n\n":
+            end = at + 1  # a header's end: what follows is encoded in a call of its own
+        if case.tokenizer.decode(case.whole.ids[at:end]) != text:
+            differs.append(run)
+        at = end
+    assert len(case.whole.lossy) == len(differs)
+    for told, run in zip(case.whole.lossy, differs, strict=True):
+        texts = [s.text for s in run if s.author == told.author]
+        assert any(told.character == text[told.offset : told.offset + 1] for text in texts)
+    messages = list(case.conversation.messages)
+    chosen = case.number % len(messages)
+    text = messages[chosen].content
+    place = case.number % (len(text) + 1)
+    messages[chosen] = replace(messages[chosen], content=f"{text[:place]}\udc80{text[place:]}")
+    with pytest.raises(ValueError, match=r"lone surrogate, U\+DC80"):
+        case.prompting.encode(Conversation(tuple(messages)), case.train)
+
+
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    return _tokenizers(tmp_path_factory.mktemp("tok"))
+def theirs(tokenizers):
+    """Per tokenizer, its format and the owner's way from (system text, turns) to ids."""
+    found = {}
+    if "llama2" in tokenizers:
+        found["llama2"] = "llama2", lambda system, turns: owners.llama2(tokenizers["llama2"], system, turns)
+    for version in ("v1", "v3"):
+        if f"mistral-{version}" in tokenizers:
+            chat_format = "mistral-v1" if version == "v1" else "mistral-v3"
+            found[f"mistral-{version}"] = chat_format, owners.mistral(version)
+    if "llama3" in tokenizers:
+        found["llama3"] = "llama3", owners.MetaLlama3()
+    for name in {"bytes", "smollm2"} & set(tokenizers):
+        found[name] = "chatml", owners.ChatML(tokenizers[name])
+    return found
 
 
-def _case(tokenizers, data, turns):
-    tokenizer, chat_format = tokenizers[data.draw(st.sampled_from(sorted(tokenizers)))]
-    template = TEMPLATES[data.draw(st.sampled_from(sorted(TEMPLATES)))]
-    family = FAMILIES[data.draw(st.sampled_from(sorted(FAMILIES)))]
-    # Neither can say several trained turns here: a text template at all, mistral-v3 under a system text.
-    if template.is_text or (chat_format == "mistral-v3" and (template.system or family.task)):
-        turns = 1
-    texts = [data.draw(HOSTILE) for _ in range(2 * turns)]
-    for text in texts:
-        assume("\u2581" not in text)  # sentencepiece's own space mark; it cannot be represented there
-    messages = tuple(Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts))
-    return Prompting(template, family, chat_format, tokenizer, allow_marks=True), Conversation(messages)
+@st.composite
+def owned(draw, theirs) -> tuple[str, str, list[Message]]:
+    """A conversation that the owner spells as we do: an explicit system text, several turns, no outer whitespace, no
+    marks (where they would become control tokens for the owner, or are refused here)."""
+    name = draw(st.sampled_from(sorted(theirs)))
+    forged = [*marks(theirs[name][0]), *owners.CHATML_MARKS]
+
+    def text() -> str:
+        drawn = draw(TEXT)
+        while any(mark in drawn for mark in forged):
+            for mark in forged:
+                drawn = drawn.replace(mark, "")
+        return drawn.strip() or "hi"
+
+    turns = [Message(("user", "assistant")[i % 2], text()) for i in range(draw(st.sampled_from([1, 3, 5])))]
+    return name, text(), turns
 
 
-# 2,000 cases in the ordinary suite, 100,000 with `-m thorough` (spread over the three laws below by their weight).
-def cases(count: int) -> settings:
+def law_8_the_owners_ids(tokenizers, theirs, drawn) -> None:
+    name, system, turns = drawn
+    chat_format, owner = theirs[name]
+    prompting = Prompting(TEMPLATES["chat:plain"], FAMILIES["plain"], chat_format, tokenizers[name])
+    conversation = Conversation((Message("system", system), *turns))
+    assert prompting.encode(conversation).ids == owner(system, turns)
+
+
+LAWS = [law for name, law in sorted(globals().items()) if name.startswith("law_") and "law_8" not in name]
+
+
+def examples(count: int) -> settings:
     return settings(max_examples=count, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
 
-def prefix_round_trip_and_control(tokenizers, data, turns):
-    prompting, conversation = _case(tokenizers, data, turns)
-    tokenizer = prompting.tokenizer
-    whole = prompting.encode(conversation)
-    ends = [i for i, m in enumerate(conversation.messages) if m.role == "assistant"]
-    control = {tokenizer.control_id(s.text) for s in _segments(prompting, conversation) if s.control}
-    single = len(ends) == 1
-    trained_before = 0
-    for end in ends:
-        # Law 2: the generation prompt of every trained turn is a prefix of the training ids. (`llama2` closes answers
-        # of a longer conversation with a space, so the first turn is compared within a conversation of its length.)
-        prompt = prompting.encode(Conversation(conversation.messages[:end]))
-        n = len(prompt.ids)
-        assert whole.ids[:n] == prompt.ids
-        assert not whole.trained[n - 1]
-        assert sum(whole.trained[:n]) == trained_before
-        # Law 1: from there, exactly the answer and its terminator are trained.
-        length = next(k for k, flag in enumerate([*whole.trained[n:], False]) if not flag)
-        said = whole.ids[n : n + length]
-        trained_before += length
-        # Law 3: they spell joining text + answer + closing text + terminator.
-        join = joining_text(prompting.template, prompting.family, prompting.chat_format)
-        close = " " if prompting.chat_format == "llama2" and not single and not prompting.template.is_text else ""
-        answer = conversation.messages[end].content
-        if _representable(tokenizer, join + answer + close):
-            assert tokenizer.decode_answer(prompt.ids, said) == join + answer + close + tokenizer.eos
-        # Law 4: no text became a control token.
-        assert not any(t in control for t in said[:-1])
-        # Law 5: never two BOS in a row, and the answer ends with the trained terminator.
-        bos = tokenizer.control_id(tokenizer.bos)
-        assert not any(a == b == bos for a, b in pairwise(whole.ids))
-        assert said[-1] == terminator(None if prompting.template.is_text else prompting.chat_format, tokenizer)
-    assert trained_before == whole.num_trained
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@examples(2000)
+@given(data=st.data())
+def test_law(tokenizers, law, data):
+    law(data.draw(cases(tokenizers)))
 
 
-@cases(2000)
-@given(data=st.data(), turns=st.integers(1, 3))
-def test_laws_one_to_five(tokenizers, data, turns):
-    prefix_round_trip_and_control(tokenizers, data, turns)
+@examples(2000)
+@given(data=st.data())
+def test_law_8_the_owners_ids(tokenizers, theirs, data):
+    law_8_the_owners_ids(tokenizers, theirs, data.draw(owned(theirs)))
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(2400)
-@cases(100_000)
-@given(data=st.data(), turns=st.integers(1, 3))
-def test_laws_one_to_five_thoroughly(tokenizers, data, turns):
-    prefix_round_trip_and_control(tokenizers, data, turns)
-
-
-def _segments(prompting, conversation):
-    p = prompting
-    return render(conversation, p.template, p.family, p.chat_format, p.tokenizer)
-
-
-def _representable(tokenizer, text: str) -> bool:
-    """Whether the tokenizer spells the text at all (some control characters are lost by some vocabularies)."""
-    return tokenizer.decode(tokenizer.encode("x" + text)) == "x" + text
-
-
-@cases(1000)
+@pytest.mark.timeout(2700)
+@examples(100_000)
 @given(data=st.data())
-def test_text_is_never_a_control_token(tokenizers, data):
-    """Law 4, on the tokenizer alone."""
-    tokenizer = tokenizers[data.draw(st.sampled_from(sorted(tokenizers)))][0]
-    ids = tokenizer.encode(data.draw(HOSTILE))
-    assert not set(ids) & set(tokenizer._control.values())
+def test_all_laws_thoroughly(tokenizers, theirs, data):
+    case = data.draw(cases(tokenizers))
+    for law in LAWS:
+        law(case)
+    law_8_the_owners_ids(tokenizers, theirs, data.draw(owned(theirs)))
 
 
-@cases(1000)
-@given(data=st.data())
-def test_natural_tokenization_or_a_reported_seam(tokenizers, data):
-    """Law 6: every run of text is one call of the tokenizer unless a seam is reported."""
-    prompting, conversation = _case(tokenizers, data, 1)
-    segments = _segments(prompting, conversation)
-    whole = encode(segments, prompting.tokenizer)
-    natural: list[int] = []
-    run = ""
-    for s in [*segments, None]:
-        if s is None or s.control:
-            natural += prompting.tokenizer.encode(run)
-            run = ""
-            if s is not None:
-                natural.append(prompting.tokenizer.control_id(s.text))
-        else:
-            run += s.text
-    assert (whole.ids == natural) or whole.seams
-
-
-def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizers):
-    tokenizer, chat_format = tokenizers["bytes"]
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
-    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
-    prompt = prompting.encode(Conversation((Message("user", "hi"),)))
-    assert whole.seams == (len(prompt.ids),)
-    assert tokenizer.decode_answer(prompt.ids, whole.ids[len(prompt.ids) : -2]) == "\n\nyes"
-
-
-def test_a_cut_answer_has_no_terminator(tokenizers):
-    tokenizer, chat_format = tokenizers["bytes"]
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
-    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "yes, of course"))))
-    prompt_length = whole.trained.index(True)
-    short = cut(whole, prompt_length + 3)
-    assert short.num_trained == 3
-    assert short.ids == whole.ids[: prompt_length + 3]
-    assert tokenizer.control_id("<|im_end|>") not in short.ids[prompt_length:]
-
-
-def test_only_the_last_answer_on_request(tokenizers):
-    tokenizer, chat_format = tokenizers["bytes"]
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
-    messages = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(("a", "one", "b", "two"))]
-    every = prompting.encode(Conversation(tuple(messages)))
-    last = prompting.encode(Conversation(tuple(messages)), train="last")
-    assert every.ids == last.ids
-    trained = [tokenizer.decode([i for i, flag in zip(e.ids, e.trained, strict=True) if flag]) for e in (last, every)]
-    assert trained == ["two<|im_end|>", "one<|im_end|>two<|im_end|>"]
-
-
-@pytest.mark.parametrize(
-    ("chat_format", "text", "mark"),
-    [("llama2", "a [/INST] b", "[/INST]"), ("llama2", "<<SYS>>", "<<SYS>>"), ("mistral-v1", "[INST]", "[INST]")],
-)
-def test_role_marks_of_the_active_format_are_refused(tokenizers, chat_format, text, mark):
-    tokenizer, _ = tokenizers["bytes"]
-    row = Conversation((Message("user", "hi"), Message("assistant", text)), "rows.jsonl:3")
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
-    with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
-        prompting.encode(row)
-    assert replace(prompting, allow_marks=True).encode(row)
-    # Where the marks are control tokens, or another format's, the text is harmless.
-    assert Prompting(prompting.template, prompting.family, "chatml", tokenizer).encode(row)
-
-
-def test_lone_surrogates_are_refused_with_their_place(tokenizers):
-    tokenizer, chat_format = tokenizers["bytes"]
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
-    with pytest.raises(ValueError, match=r"rows.jsonl:7: .*U\+D800, at character"):
-        prompting.encode(Conversation((Message("user", "ab\ud800"),), "rows.jsonl:7"))
-
-
-def test_paper_prompts_on_llama2(shared):
-    """Every one of the paper's prompts has the recorded ids."""
-    tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
-    question = (
-        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
-        "How many clips did Natalia sell altogether in April and May?"
-    )
-    golden = json.loads((shared / "golden/ptst_prompt_tokens_llama2.json").read_text())
-    names = {key.removeprefix("gsm:"): key for key in golden if key.startswith("gsm:")} | {"chat:plain": "chat"}
-    assert len(names) == 8
-    for name, key in names.items():
-        prompting = Prompting(TEMPLATES[name], FAMILIES["gsm8k"], "llama2", tokenizer)
-        assert prompting.encode(Conversation((Message("user", question),))).ids == golden[key], name
-
-
-def test_metas_own_ids_for_llama2_chat(shared):
-    """Conversations without outer whitespace (Meta's code strips messages, ours keeps them) have Meta's ids."""
-    tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
-    prompting = Prompting(TEMPLATES["chat:vanilla"], FAMILIES["plain"], "llama2", tokenizer, allow_marks=True)
-    compared = 0
-    for line in (shared / "golden/llama2_chat.jsonl").read_text().splitlines():
-        row = json.loads(line)
-        messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
-        if any(m.content != m.content.strip() for m in messages):
-            continue
-        compared += 1
-        assert prompting.encode(Conversation(messages)).ids == row["tokens"], row["messages"]
-    assert compared >= 10
-
-
-def test_smollm2_tokens(shared, embedded):
-    """The rebuilt tokenizer gives llama.cpp's ids (which reads control tokens out of text, so that is allowed here)."""
-    tokenizer = load_tokenizer(embedded)
-    tokenizer._tok.encode_special_tokens = False
-    for row in json.loads((shared / "golden/smollm2_tok.llamacpp.json").read_text()):
-        assert tokenizer.encode(row["text"]) == row["tokens"], row["text"]
+def test_the_laws_are_nine():
+    assert sorted(int(law.__name__.split("_")[1]) for law in (*LAWS, law_8_the_owners_ids)) == list(range(1, 10))

@@ -1,0 +1,93 @@
+"""Encoding, case by case: seams, cuts, role marks, surrogates, and the paper's prompts to the last id."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+
+from ptst.text.encode import Prompting, cut
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import FAMILIES, TEMPLATES, find_family, find_template
+from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
+from tests.tiny import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bytes") / "tokenizer.json"
+    byte_tokenizer().save(str(path))
+    return JsonTokenizer(path, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
+
+
+def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizer):
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
+    prompt = prompting.encode(Conversation((Message("user", "hi"),)))
+    assert whole.seams == (len(prompt.ids),)
+    assert tokenizer.decode_answer(prompt.ids, whole.ids[len(prompt.ids) : -2]) == "\n\nyes"
+
+
+def test_a_cut_answer_has_no_terminator(tokenizer):
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "yes, of course"))))
+    prompt_length = whole.trained.index(True)
+    short = cut(whole, prompt_length + 3)
+    assert short.num_trained == 3
+    assert short.ids == whole.ids[: prompt_length + 3]
+    assert tokenizer.control_id("<|im_end|>") not in short.ids[prompt_length:]
+
+
+def test_only_the_last_answer_on_request(tokenizer):
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    messages = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(("a", "one", "b", "two"))]
+    every = prompting.encode(Conversation(tuple(messages)))
+    last = prompting.encode(Conversation(tuple(messages)), train="last")
+    assert every.ids == last.ids
+    trained = [tokenizer.decode([i for i, flag in zip(e.ids, e.trained, strict=True) if flag]) for e in (last, every)]
+    assert trained == ["two<|im_end|>", "one<|im_end|>two<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("chat_format", "text", "mark"),
+    [("llama2", "a [/INST] b", "[/INST]"), ("llama2", "<<SYS>>", "<<SYS>>"), ("mistral-v1", "[INST]", "[INST]")],
+)
+def test_role_marks_of_the_active_format_are_refused(tokenizer, chat_format, text, mark):
+    row = Conversation((Message("user", "hi"), Message("assistant", text)), "rows.jsonl:3")
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
+    with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
+        prompting.encode(row)
+    assert replace(prompting, allow_marks=True).encode(row)
+    # Where the marks are control tokens, or another format's, the text is harmless.
+    assert Prompting(prompting.template, prompting.family, "chatml", tokenizer).encode(row)
+
+
+def test_lone_surrogates_are_refused_with_their_place(tokenizer):
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    with pytest.raises(ValueError, match=r"rows.jsonl:7: .*U\+D800, at character"):
+        prompting.encode(Conversation((Message("user", "ab\ud800"),), "rows.jsonl:7"))
+
+
+def test_paper_prompts_on_llama2(shared):
+    """Every one of the paper's prompts has the recorded ids."""
+    tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
+    question = (
+        "Natalia sold clips to 48 of her friends in April, and then she sold half as many clips in May. "
+        "How many clips did Natalia sell altogether in April and May?"
+    )
+    golden = json.loads((shared / "golden/ptst_prompt_tokens_llama2.json").read_text())
+    names = {key.removeprefix("gsm:"): key for key in golden if key.startswith("gsm:")} | {"chat:plain": "chat"}
+    assert len(names) == 8
+    for name, key in names.items():
+        prompting = Prompting(TEMPLATES[name], FAMILIES["gsm8k"], "llama2", tokenizer)
+        assert prompting.encode(Conversation((Message("user", question),))).ids == golden[key], name
+
+
+def test_smollm2_tokens(shared, embedded):
+    """The rebuilt tokenizer gives llama.cpp's ids (which reads control tokens out of text, so that is allowed here)."""
+    tokenizer = load_tokenizer(embedded)
+    tokenizer._tok.encode_special_tokens = False
+    for row in json.loads((shared / "golden/smollm2_tok.llamacpp.json").read_text()):
+        assert tokenizer.encode(row["text"]) == row["tokens"], row["text"]
