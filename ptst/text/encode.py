@@ -105,7 +105,7 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Encoded:
         ids += all_ids
         flag = any(s.trained for s in run)
         trained += [False] * len(prompt_ids) + [flag] * (len(all_ids) - len(prompt_ids))
-        spelled = tokenizer.decode(all_ids)
+        spelled = tokenizer.decode_text(all_ids)
         if spelled != prompt + reply:
             lossy.append(_first_loss(run, spelled))
     return Encoded(ids, trained, tuple(seams), tuple(lossy))

@@ -6,7 +6,8 @@ token here, whatever it spells; control tokens are asked for by name.
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ptst.text.files import optional_json
@@ -31,7 +32,18 @@ class Tokenizer:
                 f"text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "
                 "it is not valid Unicode and no tokenizer can read it"
             ) from None
-        return self._encode(text, continuation) if text else []
+        if not text:
+            return []
+        # Templates and role names come again with every row.
+        return list(self._remembered(text, continuation)) if len(text) < 4096 else self._encode(text, continuation)
+
+    @cached_property
+    def _remembered(self) -> Callable[[str, bool], tuple[int, ...]]:
+        return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
+
+    def decode_text(self, ids: list[int]) -> str:
+        """Text of the ids of one run of text, among which there is no control token."""
+        return self._decode_run(ids)
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, control tokens spelled by name; the dummy space of each run of text is dropped."""
@@ -138,7 +150,8 @@ class JsonTokenizer(Tokenizer):
         self._tok.encode_special_tokens = True
 
     def _ids(self, text: str) -> list[int]:
-        return self._tok.encode(text, add_special_tokens=False).ids
+        # The fast form gives ids without the places in the text they came from.
+        return self._tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _piece(self, token: int) -> str:
         return self._tok.id_to_token(token)

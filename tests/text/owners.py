@@ -162,6 +162,30 @@ def llama3_tokenizer(folder: Path) -> JsonTokenizer:
     return JsonTokenizer(folder / "tokenizer.json", settings)
 
 
+def as_json(tokenizer: SentencePieceTokenizer, path: Path) -> JsonTokenizer:
+    """A sentencepiece BPE model as a tokenizer.json, the way folders that have both hold it."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    sp = tokenizer._sp
+    vocab = {sp.id_to_piece(i): i for i in range(sp.vocab_size())}
+    # Of neighbours, those whose piece has the best score are joined first.
+    merges = [
+        (piece[:at], piece[at:])
+        for piece, i in sorted(vocab.items(), key=lambda item: -sp.get_score(item[1]))
+        if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i))
+        for at in range(1, len(piece))
+        if piece[:at] in vocab and piece[at:] in vocab
+    ]
+    made = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    made.add_special_tokens([AddedToken(n, special=True, normalized=False) for n in tokenizer._control])
+    made.save(str(path))
+    return JsonTokenizer(path, {"bos_token": "<s>", "eos_token": "</s>"})
+
+
 def _byte_letters() -> list[str]:
     """GPT-2's spelling of bytes as printable letters."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

@@ -1,0 +1,44 @@
+"""What docs/templates.md says is so."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ptst.text.departures import DEPARTURES
+from ptst.text.encode import Prompting
+from ptst.text.formats import FORMATS
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import TEMPLATES, find_family, find_template
+from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
+from tests.conftest import ROOT, mistral_tokenizer
+from tests.text import owners
+
+TEXT = (ROOT / "docs" / "templates.md").read_text()
+ROW = Conversation((Message("system", "Be brief."), Message("user", "2+2?"), Message("assistant", "4")))
+
+
+@pytest.mark.parametrize("chat_format", FORMATS)
+def test_the_ids_of_the_example(chat_format, request, tmp_path):
+    if chat_format == "llama2":
+        tokenizer = SentencePieceTokenizer(request.getfixturevalue("shared") / "tokenizers/llama2.tokenizer.model")
+    elif chat_format == "llama3":
+        tokenizer = owners.llama3_tokenizer(tmp_path)
+    elif chat_format == "chatml":
+        tokenizer = load_tokenizer(request.getfixturevalue("embedded"))
+    else:
+        tokenizer = mistral_tokenizer(chat_format[-2:])
+    encoded = Prompting(find_template("chat:plain"), find_family("plain"), chat_format, tokenizer).encode(ROW)
+    (line,) = re.findall(rf"^\| `{chat_format}` \| ([\d «»]+) \|$", TEXT, re.MULTILINE)
+    before, trained, after = (list(map(int, part.split())) for part in re.split("[«»]", line))
+    assert encoded.ids == before + trained + after
+    assert encoded.trained == [False] * len(before) + [True] * len(trained) + [False] * len(after)
+
+
+def test_every_template_and_departure_is_listed():
+    for name in TEMPLATES:
+        assert f"\n| `{name}` |" in TEXT, name
+    for departure in DEPARTURES:
+        formats = ", ".join(f"`{f}`" for f in departure.formats)
+        assert f"\n| `{departure.name}` | {formats} |" in TEXT, departure.name
