@@ -13,12 +13,15 @@ UNTRAINED = -1
 
 @dataclass(frozen=True)
 class Batch:
-    """A flat row of documents: token ids, where each document begins (`cu_seqlens` = [0, L1, L1 + L2, ...]), and for
-    every token the id it must predict, or -1 where nothing is trained."""
+    """A flat row of documents, as the loss function gets it: token ids, each one's position in its document, where each
+    document begins (`cu_seqlens` = [0, L1, L1 + L2, ...]), and for every token the id it must predict, or -1 where
+    nothing is trained. `rows` tells which row of the data each document came from."""
 
     tokens: list[int]
+    positions: list[int]
     cu_seqlens: list[int]
     targets: list[int]
+    rows: list[int]
 
     @property
     def num_trained(self) -> int:
@@ -33,7 +36,8 @@ def to_batch(examples: Sequence[Encoded]) -> Batch:
         tokens += e.ids
         flags = e.trained[1:]
         targets += [i if flag else UNTRAINED for i, flag in zip(e.ids[1:], flags, strict=True)] + [UNTRAINED]
-    return Batch(tokens, [0, *accumulate(len(e.ids) for e in examples)], targets)
+    positions = [p for e in examples for p in range(len(e.ids))]
+    return Batch(tokens, positions, [0, *accumulate(len(e.ids) for e in examples)], targets, [e.row for e in examples])
 
 
 def pack(examples: Sequence[Encoded], micro_tokens: int) -> list[Batch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from ptst.data.sources import Source
@@ -9,19 +10,31 @@ from ptst.text.encode import Encoded, Prompting, cut
 
 
 def prepare(
-    source: Source, prompting: Prompting, max_length: int, too_long: str, train_on: str
+    source: Source,
+    prompting: Prompting,
+    max_length: int,
+    too_long: str,
+    train_on: str,
+    bad: dict[int, str] | None = None,
 ) -> tuple[list[Encoded], dict[str, Any]]:
     """Encode every conversation; longer ones are dropped or cut, and all is counted.
 
-    Raises ValueError for a conversation that does not end with an answer.
+    Raises ValueError for a conversation that cannot be trained on: without a last answer, or one that the template or
+    format cannot say. With `bad`, such rows are left out and noted there instead: index to reason.
     """
     kept: list[Encoded] = []
     counts: dict[str, Any] = dict.fromkeys(("rows", "dropped", "cut", "untrained", "seams", "lossy"), 0)
-    for conversation in source.conversations:
-        if not conversation.answered:
-            raise ValueError(f"{conversation.where}the conversation ends without an assistant turn to train on")
-        encoded = prompting.encode(conversation, train_on)
+    for row, conversation in enumerate(source.conversations):
         counts["rows"] += 1
+        try:
+            if not conversation.answered:
+                raise ValueError(f"{conversation.where}the conversation ends without an assistant turn to train on")
+            encoded = replace(prompting.encode(conversation, train_on), row=row)
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad[row] = str(error)
+            continue
         counts["seams"] += len(encoded.seams)
         if encoded.lossy:
             counts["lossy"] += 1

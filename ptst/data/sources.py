@@ -40,11 +40,11 @@ class Source:
         return digest.hexdigest()
 
 
-def load(name: str, split: str = "train", limit: int | None = None) -> Source:
+def load(name: str, split: str = "train", limit: int | None = None, bad: list[str] | None = None) -> Source:
     """Read a source: `word-problems` (or `word-problems:N`), `gsm8k`, or a file.
 
     Raises ValueError for an unknown name, a file that cannot be read, and a row without the needed fields (file and
-    line named).
+    line named). With `bad`, such rows are left out and their reasons noted there instead.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is {limit}; at least 1 example is needed (leave --limit out for all)")
@@ -63,8 +63,8 @@ def load(name: str, split: str = "train", limit: int | None = None) -> Source:
     path = Path(name)
     if not path.exists():
         raise ValueError(f"there is no data {name!r}; give a file, {DEFAULT} (built in) or gsm8k (from the hub)")
-    conversations = tuple(_from_file(path, limit))
-    worked = all("\n####" in c.messages[-1].content for c in conversations)
+    conversations = tuple(_from_file(path, limit, bad))
+    worked = bool(conversations) and all("\n####" in c.messages[-1].content for c in conversations)
     return Source(name, "gsm8k" if worked else "plain", conversations)
 
 
@@ -100,7 +100,7 @@ def _text(value: object, key: str, source: str) -> str:
     return value
 
 
-def _from_file(path: Path, limit: int | None) -> Iterable[Conversation]:
+def _from_file(path: Path, limit: int | None, bad: list[str] | None) -> Iterable[Conversation]:
     kind = _READERS.get(path.suffix.lower())
     if kind is None:
         raise ValueError(f"{path}: unknown kind of file; use {', '.join(_READERS)}")
@@ -112,7 +112,12 @@ def _from_file(path: Path, limit: int | None) -> Iterable[Conversation]:
     for count, row in enumerate(rows, 1):
         # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
         place = lines[count - 1] if lines else count + (kind == "csv")
-        yield to_conversation(row, f"{path}:{place}")
+        try:
+            yield to_conversation(row, f"{path}:{place}")
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
         if count == limit:
             return
     if not count:

@@ -116,9 +116,10 @@ class Decoder(nn.Module):
             x_TE = layer(x_TE, index, cos, sin, attend)
         return self.norm(x_TE)
 
-    def documents(self, tokens_T: Tensor, cu_seqlens: list[int]) -> Tensor:
-        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ..."""
-        positions_T = torch.cat([torch.arange(b - a) for a, b in pairwise(cu_seqlens)])
+    def documents(self, tokens_T: Tensor, cu_seqlens: list[int], positions_T: Tensor | None = None) -> Tensor:
+        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given."""
+        if positions_T is None:
+            positions_T = torch.cat([torch.arange(b - a) for a, b in pairwise(cu_seqlens)])
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return packed_attention(q, k, v, cu_seqlens, window=self.config.sliding_window)

@@ -17,7 +17,8 @@ def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
     """Summed loss (nats) of a batch's trained tokens over `divisor`: a scalar, differentiable."""
     tokens_T = torch.tensor(batch.tokens, device=decoder.device)
     targets_T = torch.tensor(batch.targets, device=decoder.device)
-    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens)
+    positions_T = torch.tensor(batch.positions, device=decoder.device)
+    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens, positions_T)
     return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor)
 
 

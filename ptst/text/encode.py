@@ -9,7 +9,7 @@ generation prompt are always an exact prefix of the training ids.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ptst.text.formats import marks
 from ptst.text.segments import Conversation, Segment
@@ -33,12 +33,13 @@ class Lossy:
 @dataclass(frozen=True)
 class Encoded:
     """Token ids with a trained flag each. `seams` are the indices where an answer was encoded as a continuation;
-    `lossy` tells of each run of text that the ids do not spell exactly."""
+    `lossy` tells of each run of text that the ids do not spell exactly; `row` is the place of the conversation in its data."""
 
     ids: list[int]
     trained: list[bool]
     seams: tuple[int, ...] = ()
     lossy: tuple[Lossy, ...] = ()
+    row: int = -1
 
     @property
     def num_trained(self) -> int:
@@ -140,4 +141,4 @@ def _first_loss(run: list[Segment], spelled: str) -> Lossy:
 def cut(encoded: Encoded, max_length: int) -> Encoded:
     """The first `max_length` tokens. A cut answer gets no terminator: the model is not taught to stop there."""
     seams = tuple(s for s in encoded.seams if s < max_length)
-    return Encoded(encoded.ids[:max_length], encoded.trained[:max_length], seams, encoded.lossy)
+    return replace(encoded, ids=encoded.ids[:max_length], trained=encoded.trained[:max_length], seams=seams)

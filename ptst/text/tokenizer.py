@@ -50,7 +50,7 @@ class Tokenizer:
         out: list[str] = []
         run: list[int] = []
         for token in ids:
-            name = self._names.get(token)
+            name = self.control_names.get(token)
             if name is None:
                 run.append(token)
                 continue
@@ -60,7 +60,7 @@ class Tokenizer:
 
     def decode_answer(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
         """Text of an answer in its place: decoding of all minus decoding of the prompt (its last run of text)."""
-        start = max((i + 1 for i, t in enumerate(prompt_ids) if t in self._names), default=0)
+        start = max((i + 1 for i, t in enumerate(prompt_ids) if t in self.control_names), default=0)
         tail = prompt_ids[start:]
         return self.decode(tail + answer_ids)[len(self.decode(tail)) :]
 
@@ -88,7 +88,7 @@ class Tokenizer:
         return self._piece(self._ids("a")[0]).startswith("\u2581")
 
     @cached_property
-    def _names(self) -> dict[int, str]:
+    def control_names(self) -> dict[int, str]:
         return {i: name for name, i in self._control.items()}
 
     def _ids(self, text: str) -> list[int]:

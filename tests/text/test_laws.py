@@ -106,7 +106,7 @@ class Case:
 
 
 def controls(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    return [tokenizer._names[i] for i in ids if i in tokenizer._names]
+    return [tokenizer.control_names[i] for i in ids if i in tokenizer.control_names]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +178,7 @@ def law_3_round_trip(case: Case) -> None:
     join = joining_text(p.template, p.family, p.chat_format)
     several = sum(m.role == "assistant" for m in case.conversation.messages) > 1
     close = " " if p.chat_format == "llama2" and several else ""
-    stop = case.tokenizer._names[case.stop]
+    stop = case.tokenizer.control_names[case.stop]
     for end, prompt, said in zip(case.ends, case.prompts, case.said, strict=True):
         spelled = case.tokenizer.decode_answer(prompt, said)
         assert spelled == join + case.conversation.messages[end].content + close + stop or case.whole.lossy
@@ -258,7 +258,7 @@ def law_9_lossy_text_is_told(case: Case) -> None:
             at += 1
             continue
         following = next(
-            (i for i in range(at, len(case.whole.ids)) if case.whole.ids[i] in case.tokenizer._names), None
+            (i for i in range(at, len(case.whole.ids)) if case.whole.ids[i] in case.tokenizer.control_names), None
         )
         end = len(case.whole.ids) if following is None else following
         if case.chat_format == "llama3" and not case.prompting.template.is_text and text == "\n\n":
