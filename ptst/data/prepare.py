@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,7 +52,16 @@ def prepare(
             counts["untrained"] += 1
             continue
         kept.append(encoded)
+    counts["encoding"] = fingerprint(kept)
     counts["examples"] = len(kept)
     counts["tokens"] = sum(len(e.ids) for e in kept)
     counts["trained_tokens"] = sum(e.num_trained for e in kept)
     return kept, counts
+
+
+def fingerprint(examples: Sequence[Encoded]) -> str:
+    """sha256 over all ids and flags in order: two runs with the same one trained the same tokens."""
+    digest = hashlib.sha256()
+    for e in examples:
+        digest.update(array("q", e.ids).tobytes() + bytes(e.trained) + b"|")
+    return digest.hexdigest()

@@ -1,0 +1,65 @@
+"""Rules and counts over a whole data set: marks, blanks, duplicates, overlap, lengths, packing."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ptst.audit.findings import Finding
+from ptst.data.packing import pack
+from ptst.data.sources import Source
+from ptst.text.encode import Encoded, Prompting
+from ptst.text.formats import marks
+from ptst.text.segments import Conversation
+
+
+def check_rows(conversations: Sequence[Conversation], prompting: Prompting) -> Iterator[Finding]:
+    """Rules on the messages themselves: role marks of the active format, blank turns, duplicates."""
+    forged = () if prompting.template.is_text else marks(prompting.chat_format)
+    first: dict[tuple, str] = {}
+    for conversation in conversations:
+        for number, message in enumerate(conversation.messages, 1):
+            place = f"message {number} ({message.role})"
+            for mark in forged:
+                if mark in message.content:
+                    cause = f"{place} holds {mark}, a mark of {prompting.chat_format}"
+                    yield Finding("role-marks", conversation.source, cause)
+            if not message.content.strip() and message.role != "system":
+                rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
+                yield Finding(rule, conversation.source, f"{place} is {message.content!r}")
+        if conversation.messages in first:
+            yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")
+        first.setdefault(conversation.messages, conversation.source)
+
+
+def check_overlap(conversations: Sequence[Conversation], asked: dict[str, str]) -> Iterator[Finding]:
+    """`asked`: texts that are asked at test time, as `plain` makes them, with the name of the set each is from."""
+    for conversation in conversations:
+        for message in conversation.messages:
+            if message.role == "user" and plain(message.content) in asked:
+                cause = f"this question is also in {asked[plain(message.content)]}"
+                yield Finding("overlap", conversation.source, cause)
+
+
+def plain(text: str) -> str:
+    """Text without regard to case, spacing and punctuation at its ends."""
+    return " ".join(text.lower().split()).strip(".?! ")
+
+
+def count(source: Source, examples: Sequence[Encoded], prepared: dict[str, Any], micro_tokens: int) -> dict[str, Any]:
+    """What reaches training, in numbers. Lengths in tokens."""
+    lengths = [len(e.ids) for e in examples]
+    rows = pack(examples, micro_tokens)
+    room = sum(max(micro_tokens, len(r.tokens)) for r in rows)
+    tokens = sum(lengths)
+    return {
+        **{k: v for k, v in prepared.items() if k != "first_lossy"},
+        "shortest": min(lengths, default=0),
+        "median_length": statistics.median(lengths) if lengths else 0,
+        "longest": max(lengths, default=0),
+        "trained_share": prepared["trained_tokens"] / tokens if tokens else 0.0,
+        "micro_tokens": micro_tokens,
+        "packing_fill": tokens / room if room else 0.0,
+        "distinct_rows": len({c.messages for c in source.conversations}),
+    }
