@@ -16,11 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 Config = TypeVar("Config")
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config], prog: str) -> None:
-    """Parse the command line into `config_type`, call `main`, and exit: 0, 2 for a user's mistake, 130 for Ctrl-C."""
+def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config], prog: str) -> dict[str, Any]:
+    """Parse the command line into `config_type`, call `main`, return its result; a user's mistake exits with 2, Ctrl-C
+    with 130."""
     config = tyro.cli(config_type, prog=prog)
     try:
         result = main(config)
@@ -32,6 +33,7 @@ def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config], pro
         sys.exit(130)
     if getattr(config, "json", False):
         print(json.dumps(result, ensure_ascii=False))
+    return result
 
 
 def say(text: str) -> None:

@@ -54,7 +54,7 @@ def count(source: Source, examples: Sequence[Encoded], prepared: dict[str, Any],
     room = sum(max(micro_tokens, len(r.tokens)) for r in rows)
     tokens = sum(lengths)
     return {
-        **{k: v for k, v in prepared.items() if k != "first_lossy"},
+        **{k: v for k, v in prepared.items() if k not in ("first_lossy", "encoding")},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),

@@ -33,7 +33,7 @@ class Lossy:
 @dataclass(frozen=True)
 class Encoded:
     """Token ids with a trained flag each. `seams` are the indices where an answer was encoded as a continuation;
-    `lossy` tells of each run of text that the ids do not spell exactly; `row` is the conversation's index in its data."""
+    `lossy` tells of each run of text that the ids do not spell exactly; `row`: the index of the conversation."""
 
     ids: list[int]
     trained: list[bool]

@@ -58,3 +58,10 @@ def test_a_remembered_text_is_not_the_callers_to_change(both):
         first = tokenizer.encode("Question: ")
         first.append(-1)
         assert tokenizer.encode("Question: ") == first[:-1]
+
+
+def test_a_continuation_gets_no_dummy_space(both):
+    for tokenizer in both:
+        glued = tokenizer.encode("a") + tokenizer.encode("b", continuation=True)
+        assert tokenizer.decode(glued) == "ab"
+        assert tokenizer.encode("b") != tokenizer.encode("b", continuation=True)

@@ -1,0 +1,239 @@
+"""Show and check what training would hand to the loss: every token, its author, its target, and what is wrong.
+
+    python -m ptst.audit --template vanilla --test-template chat:llama
+
+Exit code: 0 nothing but notes, 1 warnings or errors, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+
+from ptst import command
+from ptst.audit.findings import Finding, check_names
+from ptst.audit.page import page
+from ptst.audit.report import Audit, asked_at_test, audit
+from ptst.audit.rules import Setup
+from ptst.audit.view import table
+from ptst.command import say
+from ptst.data import safety_sets, sources
+from ptst.model.config import DecoderConfig
+from ptst.model.locate import locate_model
+from ptst.model.weights import write_atomically
+from ptst.text.encode import Prompting
+from ptst.text.formats import detect_format
+from ptst.text.own_template import with_default_system
+from ptst.text.template_file import load_template
+from ptst.text.templates import Template, find_family, find_template
+from ptst.text.tokenizer import load_tokenizer
+from ptst.training.run_folder import read_run
+
+CHECKPOINTS = Path("checkpoints")
+LISTED = 20  # findings of one rule that are written out; all are counted
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Check what reaches the loss, before or after training. Flags left out are a run's own, given --checkpoint."""
+
+    template: str | None = None
+    """Template of training (ptst.train --help lists them). Left out: the run's, or chat:vanilla."""
+    template_file: Path | None = None
+    """A template of your own, in TOML, instead of --template."""
+    test_template: str | None = None
+    """Template at test time, shown beside training."""
+    model: str | None = None
+    """The embedded default, a local Hugging Face folder, or a hub id; only its config and tokenizer are read."""
+    data: str | None = None
+    """word-problems, gsm8k, or a JSONL, CSV or Parquet file."""
+    test_data: str | None = None
+    """Questions of the test, to look for in the training data. Left out: the built-in ones' own test split."""
+    safety_data: Path | None = None
+    """Prompts of the safety test, to look for in the training data, besides the built-in ones."""
+    checkpoint: Path | None = None
+    """A finished run: would its data be encoded the same today?"""
+    template_family: str | None = None
+    """gsm8k, chatdoctor, openorca or plain. Left out: the data's own."""
+    chat_format: str | None = None
+    """chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the model folder's own."""
+    max_length: int | None = None
+    """Longest example in tokens. Left out: the model's context."""
+    too_long: Literal["drop", "cut"] | None = None
+    """What becomes of longer examples."""
+    train_on: Literal["all", "last"] | None = None
+    """Which answers of a conversation of several turns are trained."""
+    micro_tokens: int | None = None
+    """Tokens of a packed batch."""
+    limit: int | None = None
+    """Look at the first so many rows only."""
+    rows: int = 1
+    """Rows whose tokens are shown; those with findings come first."""
+    allow: tuple[str, ...] = ()
+    """Rules that may be broken: their findings become notes."""
+    html: Path | None = None
+    """Write the report as one page, with hover details."""
+    json: bool = False
+    """Print the report as one JSON object."""
+
+
+def run_audit(config: AuditConfig) -> dict[str, Any]:
+    """Raises ValueError for a user's mistakes."""
+    check_names(config.allow)
+    if config.html is not None and not config.html.parent.is_dir():
+        raise ValueError(f"--html {config.html}: there is no folder {config.html.parent} to write it into")
+    run = read_run(config.checkpoint) if config.checkpoint else None
+    flags = _flags(config, run)
+    folder = locate_model(flags["model"], CHECKPOINTS)
+    if run is not None and Path(run["model"]).name != folder.resolve().name:
+        raise ValueError(f"{config.checkpoint} is a run of {run['model_name']}, not of {flags['model']}")
+    bad: list[str] = []
+    source = sources.load(flags["data"], "train", flags["limit"], bad)
+    if not source.conversations and not bad:
+        raise ValueError(f"{flags['data']} has no rows to audit")
+    shape = DecoderConfig.from_folder(folder)
+    tokenizer = load_tokenizer(folder, shape.vocab_size)
+    template = with_default_system(_template(config, run), folder)
+    chat_format = flags["chat_format"] or detect_format(folder, tokenizer)
+    prompting = Prompting(template, find_family(flags["template_family"] or source.family), chat_format, tokenizer)
+    test = None
+    if config.test_template is not None:
+        test = dataclasses.replace(prompting, template=with_default_system(find_template(config.test_template), folder))
+    limit = min(flags["max_length"] or shape.max_positions, shape.max_positions)
+    say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, template {template.name}, {chat_format}")
+    result = audit(
+        source,
+        Setup(prompting, flags["train_on"], limit, flags["too_long"]),
+        bad_rows=bad,
+        micro_tokens=flags["micro_tokens"],
+        test=test or prompting,
+        asked=asked_at_test(_test_sets(config, flags["data"])),
+        folder=folder,
+        run=run,
+        show=config.rows,
+        allow=config.allow,
+    )
+    listed = _listed(result.findings)
+    report = _report(result, listed, prompting, test or prompting, source.name, str(folder.name))
+    if config.html is not None:
+        try:
+            write_atomically(config.html, page(report, listed, result.rows).encode())
+        except OSError as error:
+            raise ValueError(
+                f"--html {config.html} cannot be written ({error.strerror}); choose another path"
+            ) from None
+    if not config.json:
+        _print(result, listed, report)
+    return report
+
+
+def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
+    """Each flag as given, else as the run had it, else training's default."""
+    from ptst.train import TrainConfig
+
+    base = dataclasses.asdict(TrainConfig()) | (run["flags"] if run else {})
+    names = ("model", "data", "template_family", "chat_format", "max_length", "too_long", "train_on", "micro_tokens")
+    given = {name: getattr(config, name) for name in (*names, "limit")}
+    return {name: base.get(name) if value is None else value for name, value in given.items()}
+
+
+def _template(config: AuditConfig, run: dict[str, Any] | None) -> Template:
+    if config.template_file is not None:
+        return load_template(config.template_file)
+    if config.template is None and run is not None:
+        if run["flags"].get("template_file"):
+            return load_template(Path(run["flags"]["template_file"]))
+        return find_template(run["flags"]["template"])
+    return find_template(config.template or "chat:vanilla")
+
+
+def _test_sets(config: AuditConfig, data: str) -> dict[str, Any]:
+    sets: dict[str, Any] = {
+        "the built-in improper requests": [p.prompt for p in safety_sets.improper()],
+        "the built-in look-alikes": [p.prompt for p in safety_sets.look_alikes()],
+    }
+    if config.safety_data is not None:
+        sets[str(config.safety_data)] = [p.prompt for p in safety_sets.read_prompts(config.safety_data)]
+    name = config.test_data or (data if data.startswith(sources.DEFAULT) else None)
+    if name is not None:
+        questions = sources.load(name, "test").conversations
+        sets[f"the test data {name}"] = [m.content for c in questions for m in c.messages if m.role == "user"]
+    return sets
+
+
+def _listed(findings: list[Finding]) -> list[Finding]:
+    """The first findings of every rule, so that one rule cannot hide the others."""
+    seen: dict[str, int] = {}
+    out = []
+    for finding in findings:
+        seen[finding.rule] = seen.get(finding.rule, 0) + 1
+        if seen[finding.rule] <= LISTED:
+            out.append(finding)
+    return out
+
+
+def _report(
+    result: Audit, listed: list[Finding], prompting: Prompting, test: Prompting, data: str, model: str
+) -> dict[str, Any]:
+    found: dict[str, int] = {}
+    for f in result.findings:
+        found[f.rule] = found.get(f.rule, 0) + 1
+    report: dict[str, Any] = {
+        "verdict": result.verdict,
+        "model": model,
+        "data": data,
+        "template": prompting.template.name,
+        "test_template": test.template.name,
+        "family": prompting.family.name,
+        "chat_format": "none (text template)" if prompting.template.is_text else prompting.chat_format,
+        "found": found,
+        "findings": [dataclasses.asdict(f) | {"level": f.level} for f in listed],
+        "counts": result.counts,
+        "rows": [{"row": place, "tokens": [dataclasses.asdict(t) for t in tokens]} for place, tokens in result.rows],
+    }
+    if result.comparison:
+        row, pair = result.comparison
+        names = {"row": row, "train_template": prompting.template.name, "test_template": test.template.name}
+        report["comparison"] = names | dataclasses.asdict(pair)
+    return report
+
+
+def _print(result: Audit, listed: list[Finding], report: dict[str, Any]) -> None:
+    out = Console(highlight=False, emoji=False)
+    colour = {"error": "red", "warning": "yellow", "info": "blue"}
+    for place, tokens in result.rows:
+        marked = {f.token: f.rule for f in listed if f.row == place and f.token is not None and f.level != "info"}
+        out.print(table(tokens, place, marked))
+        out.print()
+    if "comparison" in report:
+        pair = report["comparison"]
+        out.print(f"{pair['row']} in training, {pair['train_template']}:", markup=False)
+        out.print(pair["training"], markup=False, style="dim")
+        out.print(f"its prompt at test time, {pair['test_template']}:", markup=False)
+        out.print(pair["prompt"], markup=False, style="dim")
+        whole = pair["same"] == pair["prompt_tokens"]
+        out.print("the prompt is the beginning of training\n" if whole else f"they part after {pair['same']} tokens\n")
+    for key, value in result.counts.items():
+        out.print(f"{key:>16}  {value:.3f}" if isinstance(value, float) else f"{key:>16}  {value}", markup=False)
+    out.print()
+    for finding in listed:
+        out.print(str(finding), style=colour[finding.level], markup=False, soft_wrap=True)
+    for rule, number in report["found"].items():
+        if number > LISTED:
+            out.print(f"{rule}: {number} in all, the first {LISTED} shown", markup=False)
+    words = {"error": "errors found", "warning": "warnings found", "info": "clean"}[result.verdict]
+    out.print(f"verdict: {words}", style=f"bold {colour[result.verdict]}")
+
+
+def main() -> None:
+    report = command.run(run_audit, AuditConfig, "ptst.audit")
+    sys.exit(0 if report["verdict"] == "info" else 1)
+
+
+if __name__ == "__main__":
+    main()

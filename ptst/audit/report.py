@@ -1,0 +1,113 @@
+"""The audit itself: a data set taken the way of training, everything looked at, one report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ptst.audit.corpus import check_overlap, check_rows, count, plain
+from ptst.audit.drift import check_own_template, check_run
+from ptst.audit.findings import LEVELS, Finding, by_rule, worst
+from ptst.audit.rules import Setup, check_batch
+from ptst.audit.view import Comparison, TokenView, compare, view
+from ptst.data.packing import pack, to_batch
+from ptst.data.prepare import prepare
+from ptst.data.sources import Source
+from ptst.text.encode import Encoded, Prompting
+
+
+@dataclass
+class Audit:
+    """What was found. `rows` are (place in the data, tokens); `comparison` stands beside the row it is about."""
+
+    findings: list[Finding]
+    counts: dict[str, Any]
+    rows: list[tuple[str, list[TokenView]]] = field(default_factory=list)
+    comparison: tuple[str, Comparison] | None = None
+
+    @property
+    def verdict(self) -> str:
+        return worst(self.findings)
+
+
+def check_examples(examples: Iterable[Encoded], source: Source, setup: Setup, micro_tokens: int) -> list[Finding]:
+    """The rules on the batches that these examples are packed into."""
+    batches = pack(list(examples), micro_tokens)
+    return [f for batch in batches for f in check_batch(batch, source.conversations, setup)]
+
+
+def audit(
+    source: Source,
+    setup: Setup,
+    *,
+    bad_rows: Iterable[str] = (),
+    micro_tokens: int = 2048,
+    test: Prompting | None = None,
+    asked: dict[str, str] | None = None,
+    folder: Path | None = None,
+    run: dict[str, Any] | None = None,
+    show: int = 1,
+    allow: Iterable[str] = (),
+) -> Audit:
+    """Audit a data set under a training setup.
+
+    `bad_rows`: reasons of rows that could not even be read. `test`: the prompting at test time. `asked`: texts asked at
+    test time, with the set each is from. `folder`: the model's, whose own chat_template is compared. `run`: run.json of
+    a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
+    """
+    bad: dict[int, str] = {}
+    # Marks in messages are findings here, so they do not stop the encoding.
+    open_setup = replace(setup, prompting=replace(setup.prompting, allow_marks=True))
+    prompting = open_setup.prompting
+    limit = setup.max_length or 10**9
+    examples, prepared = prepare(source, prompting, limit, setup.too_long, setup.train_on, bad)
+    findings = [_bad_row(reason) for reason in (*bad_rows, *bad.values())]
+    findings += check_rows(source.conversations, prompting)
+    findings += check_overlap(source.conversations, asked or {})
+    findings += check_examples(examples, source, open_setup, micro_tokens)
+    for rule, key in (("dropped", "dropped"), ("cut", "cut"), ("untrained", "untrained")):
+        if prepared[key]:
+            findings.append(Finding(rule, "", f"{prepared[key]} of {prepared['rows']} rows"))
+    answered = [c for c in source.conversations if c.answered]
+    if folder is not None:
+        findings += check_own_template(folder, answered, prompting)
+    if run is not None:
+        findings += check_run(run, prompting, source.fingerprint, prepared["encoding"])
+    findings = [replace(f, allowed=f.rule in set(allow)) for f in findings]
+    findings.sort(key=lambda f: -LEVELS.index(f.level))
+
+    result = Audit(findings, count(source, examples, prepared, micro_tokens))
+    result.counts["bad_rows"] = len(bad) + len(list(bad_rows))
+    result.counts["duplicates"] = len(source.conversations) - result.counts["distinct_rows"]
+    for rule in ("role-marks", "overlap"):
+        result.counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)
+    flagged = {f.row for f in findings if f.level != "info"}
+    place = [c.source for c in source.conversations]
+    for example in sorted(examples, key=lambda e: place[e.row] not in flagged)[:show]:
+        batch = to_batch([example])
+        tokens = view(batch, [example], source.conversations, prompting, setup.train_on)[0]
+        result.rows.append((place[example.row], tokens))
+    if test is not None and examples:
+        conversation = source.conversations[examples[0].row]
+        result.comparison = conversation.source, compare(examples[0], conversation, replace(test, allow_marks=True))
+        if test.template != prompting.template:
+            pair = result.comparison[1]
+            cause = f"{prompting.template.name} and {test.template.name} part after {pair.same} tokens"
+            result.findings.append(Finding("other-prompt", conversation.source, cause, pair.same))
+    return result
+
+
+def asked_at_test(sets: dict[str, Iterable[str]]) -> dict[str, str]:
+    """Texts of test sets as `check_overlap` wants them."""
+    return {plain(text): name for name, texts in sets.items() for text in texts}
+
+
+def summary(result: Audit) -> dict[str, int]:
+    return by_rule(result.findings)
+
+
+def _bad_row(reason: str) -> Finding:
+    place, _, cause = reason.partition(": ")
+    return Finding("bad-row", place, cause) if cause else Finding("bad-row", "", reason)
