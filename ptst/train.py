@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,12 @@ from typing import Any, Literal
 import torch
 
 from ptst import command
+from ptst.audit.findings import check_names
+from ptst.audit.gate import check_start, watch
+from ptst.audit.rules import Setup
 from ptst.command import ProgressLine, say
 from ptst.data import sources
+from ptst.data.packing import Batch
 from ptst.data.prepare import prepare
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
@@ -85,8 +90,8 @@ class TrainConfig:
     """What becomes of longer examples; they are counted either way."""
     train_on: Literal["all", "last"] = "all"
     """Which answers of a conversation of several turns are trained."""
-    allow_role_marks: bool = False
-    """Train on messages that hold the chat format's own marks, such as [INST], as text."""
+    allow: tuple[str, ...] = ()
+    """Rules of the audit (docs/audit.md) that may be broken, such as role-marks."""
     limit: int | None = None
     """Use only the first so many examples."""
     val_data: str | None = None
@@ -102,6 +107,7 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise ValueError for a value that cannot be meant."""
+        check_names(self.allow)
         for name in ("epochs", "lr", "examples_per_step", "micro_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
@@ -126,7 +132,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     tokenizer = load_tokenizer(folder, shape.vocab_size)
     chat_format = config.chat_format or detect_format(folder, tokenizer)
     template = with_default_system(template, folder)
-    prompting = Prompting(template, family, chat_format, tokenizer, config.allow_role_marks)
+    prompting = Prompting(template, family, chat_format, tokenizer, "role-marks" in config.allow)
     max_length = min(config.max_length or shape.max_positions, shape.max_positions)
     examples, counts = prepare(source, prompting, max_length, config.too_long, config.train_on)
     held_out = _held_out(config, prompting, max_length)
@@ -135,10 +141,11 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
         f"{counts['examples']} examples, {counts['tokens']} tokens, {counts['trained_tokens']} of them trained; "
         f"{counts['dropped']} dropped, {counts['cut']} cut, {counts['seams']} seams"
     )
-    if counts["lossy"]:
-        say(f"warning: {counts['lossy']} rows hold text that this tokenizer cannot represent, {counts['first_lossy']}")
     if not examples:
         raise ValueError(f"{config.data}: no example is left to train on; raise --max-length or look at the data")
+    setup = Setup(prompting, config.train_on, max_length, config.too_long)
+    for warning in check_start(source, examples, setup, config.micro_tokens, config.allow):
+        say(warning)
 
     out = run_folder.create(config.out, CHECKPOINTS, "train")
     dtype = pick_dtype(config.dtype)
@@ -167,7 +174,7 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
 
     before = mean_loss(decoder, held_out, config.micro_tokens) if held_out else None
-    steps = _loop(decoder, parameters, examples, config, out)
+    steps = _loop(decoder, parameters, examples, config, out, watch(source, config.allow))
     after = mean_loss(decoder, held_out, config.micro_tokens) if held_out else None
     if before is not None:
         say(f"held-out loss per trained token: {before:.4f} before, {after:.4f} after")
@@ -197,7 +204,14 @@ def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> lis
     return prepare(sources.load(name, "validation"), prompting, max_length, "drop", config.train_on)[0]
 
 
-def _loop(decoder: Decoder, parameters: list, examples: list[Encoded], config: TrainConfig, out: Path) -> int:
+def _loop(
+    decoder: Decoder,
+    parameters: list,
+    examples: list[Encoded],
+    config: TrainConfig,
+    out: Path,
+    check: Callable[[Batch], None],
+) -> int:
     names = {f.name for f in dataclasses.fields(LoopConfig)}
     loop = LoopConfig(**{k: v for k, v in dataclasses.asdict(config).items() if k in names})
     smooth = None
@@ -214,7 +228,7 @@ def _loop(decoder: Decoder, parameters: list, examples: list[Encoded], config: T
             row["time"] = {"seconds": seconds, "tokens_per_second": report.tokens / seconds}
             run_folder.append_jsonl(out / "metrics.jsonl", row)
 
-        return train(decoder, parameters, examples, loop, on_step)
+        return train(decoder, parameters, examples, loop, on_step, check)
 
 
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:

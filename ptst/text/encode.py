@@ -79,7 +79,7 @@ def refuse_marks(conversation: Conversation, chat_format: str) -> None:
             if mark in message.content:
                 raise ValueError(
                     f"{conversation.where}message {number} ({message.role}) holds {mark}, a role mark of the format "
-                    f"{chat_format}; take it out, or allow it with --allow-role-marks"
+                    f"{chat_format}; take it out, or allow it with --allow role-marks"
                 )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ptst.data.packing import pack, steps
+from ptst.data.packing import Batch, pack, steps
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Encoded
@@ -79,8 +79,9 @@ def train(
     examples: Sequence[Encoded],
     config: LoopConfig,
     on_step: Callable[[StepReport], None] = lambda _report: None,
+    check: Callable[[Batch], None] = lambda _batch: None,
 ) -> int:
-    """Train `parameters` in place; returns the number of optimizer steps.
+    """Train `parameters` in place; returns the number of optimizer steps. `check` sees each batch before the loss does.
 
     Raises ValueError when there is nothing to train on, and when a loss is not finite: the step is named and its
     update is not applied.
@@ -100,6 +101,7 @@ def train(
         trained = sum(b.num_trained for b in batches)
         loss = 0.0
         for batch in batches:
+            check(batch)
             part = batch_loss(decoder, batch, trained)
             part.backward()
             loss += float(part.detach())
