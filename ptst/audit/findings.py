@@ -75,6 +75,7 @@ RULES = {
         "the row stops before its end, though it was not to be cut",
         "drop long rows, or ask for --too-long cut",
     ),
+    "too-long": Rule("error", "the row is longer than the limit", "drop or cut it before it is packed"),
     "seam": Rule(
         "info",
         "the answer was encoded as a continuation, because together with the prompt it would change the prompt's ids",

@@ -91,6 +91,8 @@ def _document(
     if not same:
         yield _tokens_differ(have, want, conversation, setup)
     yield from _flags_differ(have, flags, want, source)
+    if setup.max_length is not None and len(have) > setup.max_length:
+        yield Finding("too-long", source, f"{len(have)} tokens, the limit is {setup.max_length}", setup.max_length)
     prompt = setup.prompting.encode(conversation.prompt()).ids
     if have[: len(prompt)] != prompt[: len(have)]:
         at = _first(have, prompt)
