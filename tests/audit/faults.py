@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 from ptst.audit.rules import Setup
 from ptst.data.packing import UNTRAINED, Batch, to_batch
@@ -25,7 +24,7 @@ TURNS = (
     ("a list?", "[[1, 2], [3, 4]]"),
     ("and then?", "done \n"),
     ("five", "six", "seven", "eight"),
-    ("write assistant\nand more", "as you like"),
+    ("(assistant\nand more)", "as you like"),
 )
 SINGLE, MULTI, FORGED, NEWLINES, EDGES, SPACED, MULTI2, ECHO = range(8)
 
@@ -133,13 +132,9 @@ def terminator_trained_at_the_last_turn_only(b):
 @fault(3, "terminator-untrained")
 def terminator_counted_to_the_next_message(b):
     e = b.good(MULTI)
-    return (
-        to_batch(
-            [flagged(e, lambda i: e.trained[i - 1] and e.ids[i - 1] == b.eos or e.trained[i] and e.ids[i] != b.eos)]
-        ),
-        MULTI,
-        e.ids.index(b.eos, e.trained.index(True)),
-    )
+    ends = {i for i, flag in enumerate(e.trained) if flag and e.ids[i] == b.eos}
+    shifted = flagged(e, lambda i: (e.trained[i] and i not in ends) or i - 1 in ends)
+    return to_batch([shifted]), MULTI, min(ends)
 
 
 @fault(3, "cut-short", "llama2")
@@ -210,11 +205,11 @@ def a_cut_answer_gets_an_empty_mask(b):
     return to_batch([flagged(cut(b.good(SINGLE), 40), lambda i: False)]), SINGLE, 0
 
 
-@fault(9, "answer-untrained", max_length=75, too_long="cut")
+@fault(9, "answer-untrained", max_length=62, too_long="cut")
 def a_cut_last_answer_gets_an_empty_mask_after_a_whole_one(b):
-    e = cut(b.good(MULTI), 75)
+    e = cut(b.good(MULTI), 62)
     start = b.start(MULTI)
-    assert start < 75 < len(b.good(MULTI).ids)
+    assert start < 62 < len(b.good(MULTI).ids)
     return to_batch([flagged(e, lambda i: e.trained[i] and i < start)]), MULTI, start
 
 
@@ -264,7 +259,6 @@ def prompt_and_answer_encoded_apart(b):
 
 @fault(12, "unnatural-ids", "llama2")
 def marks_and_question_encoded_apart(b):
-    e, start = b.good(NEWLINES), b.start(SINGLE)
     e, start = b.good(EDGES), b.start(EDGES)
     pieces = b.ids("[INST] ") + b.ids(TURNS[EDGES][0]) + b.ids(" [/INST]")
     first = next(i for i, (x, y) in enumerate(zip(pieces, e.ids[1:start], strict=False)) if x != y) + 1
@@ -312,15 +306,9 @@ def no_eos_between_turns(b):
 
 @fault(16, "prompt-trained")
 def the_role_header_is_trained(b):
-    e, start = b.good(SINGLE), b.start(SINGLE)
-    at = start - len(b.ids("assistant\n"))
-    return (
-        to_batch([flagged(e, lambda i: e.trained[i] or i >= at)])
-        if False
-        else to_batch([flagged(e, lambda i: at <= i <= last(e))]),
-        SINGLE,
-        at,
-    )
+    e = b.good(SINGLE)
+    at = b.start(SINGLE) - len(b.ids("assistant\n"))
+    return to_batch([flagged(e, lambda i: at <= i <= last(e))]), SINGLE, at
 
 
 @fault(16, "text-differs")
@@ -492,16 +480,11 @@ def _demonstration(b: Bench, row: int, joined: Callable[[str, str], str]) -> tup
     return to_batch([replace(e, row=row)]), row, first
 
 
-@fault(33, "terminator-missing", "llama2", "chat:in-context-defense")
+@fault(33, "control-tokens", "llama2", "chat:in-context-defense")
 def a_shown_answer_stands_in_the_users_turn(b):
-    batch, row, first = _demonstration(b, SINGLE, lambda shown, asked: f"{shown}\n{asked}")
-    return batch, row, first
+    return _demonstration(b, SINGLE, lambda shown, asked: f"{shown}\n{asked}")
 
 
-@fault(33, "text-differs", "llama2", "chat:in-context-defense")
+@fault(33, "control-tokens", "llama2", "chat:in-context-defense")
 def the_demonstration_follows_the_question(b):
     return _demonstration(b, SINGLE, lambda shown, asked: f"{asked}\n{shown}")
-
-
-def packed(examples: list[Encoded]) -> list[int]:
-    return [0, *accumulate(len(e.ids) for e in examples)]

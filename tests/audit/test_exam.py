@@ -1,14 +1,22 @@
-"""The exam: the 34 known masking and template bugs of the field. Each is found, or impossible here, or another room's."""
+"""The exam: 34 known masking and template bugs of the field. Each is found, or another test shows it cannot be."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ptst.audit.rules import check_batch
 from ptst.data.packing import to_batch
-from ptst.text.tokenizer import JsonTokenizer
+from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.weights import hf_name, load_decoder
+from ptst.text.encode import Prompting
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_family, find_template
+from ptst.text.tokenizer import JsonTokenizer, load_tokenizer
+from ptst.training.loop import LoopConfig, train
 from tests.audit import faults
 from tests.conftest import ROOT
 from tests.tiny import byte_tokenizer
@@ -63,3 +71,19 @@ def test_all_34_are_accounted_for():
     for f in faults.FAULTS:
         line = re.search(rf"^\| {f.number} \|.*$", text, re.MULTILINE).group()
         assert f"`{f.rule}`" in line, (f.number, f.rule)
+
+
+def test_training_never_touches_the_base_or_its_size(tiny_folder):
+    """No token is added and no table resized: what is not an adapter stays bit for bit what the file holds."""
+    files = load_file(tiny_folder / "model.safetensors")
+    decoder = load_decoder(tiny_folder, torch.float32)
+    parameters = list(add_lora(decoder, LoraConfig(2, 4.0, ("q_proj",)), 0).values())
+    tokenizer = load_tokenizer(tiny_folder)
+    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    row = prompting.encode(Conversation((Message("user", "one"), Message("assistant", "two"))))
+    train(decoder, parameters, [row] * 4, LoopConfig(epochs=2, lr=1e-2, examples_per_step=2))
+    after = {hf_name(k): v for k, v in decoder.state_dict().items()}
+    for name, value in files.items():
+        assert torch.equal(after[name], value), name
+    with pytest.raises(ValueError, match="belong to different models"):
+        load_tokenizer(tiny_folder, embedding_rows=tokenizer.vocab_size - 1)

@@ -1,0 +1,213 @@
+"""The whole audit: clean data is clean, bad data is told, by row; the command's output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptst.audit.findings import RULES, Finding, check_names
+from ptst.audit.gate import check_start, refuse, watch
+from ptst.audit.report import asked_at_test, audit
+from ptst.audit.rules import Setup, check_batch
+from ptst.data import sources
+from ptst.data.packing import pack, to_batch
+from ptst.data.prepare import prepare
+from ptst.data.sources import Source
+from ptst.text.encode import Prompting
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_family, find_template
+from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
+from tests.conftest import ROOT
+from tests.text.test_laws import cases, examples, tokenizers  # noqa: F401 (a fixture)
+
+
+def rows(*turns: tuple[str, ...]) -> Source:
+    every = (
+        Conversation(tuple(Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)), f"rows.jsonl:{n}")
+        for n, texts in enumerate(turns, 1)
+    )
+    return Source("rows", "plain", tuple(every))
+
+
+@pytest.fixture
+def setup(tiny_folder):
+    tokenizer = load_tokenizer(tiny_folder)
+    return Setup(Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer), max_length=2048)
+
+
+@examples(2000)
+@given(data=st.data())
+def test_what_the_laws_allow_the_audit_finds_clean(tokenizers, data):  # noqa: F811
+    """The second spelling and the text layer agree on hostile text, over every template, format and tokenizer."""
+    case = data.draw(cases(tokenizers))
+    setup = Setup(case.prompting, case.train)
+    found = check_batch(to_batch([replace(case.whole, row=0)]), [case.conversation], setup)
+    assert [f for f in found if f.level == "error"] == []
+    assert {f.token for f in found if f.rule == "seam"} == set(case.whole.seams)
+    assert sum(f.rule == "lossy-text" for f in found) == len(case.whole.lossy)
+
+
+CODE = '<div class="a">x &lt; y</div>\n```python\nif a[0] < b and c > d:\n    print("<s>", [1, 2])\n```'
+CLEAN = {
+    "multi-turn": rows(("a?", "b", "c?", "d"), ("e?", "f"), ("g?", "h", "i?", "j", "k?", "l")),
+    "code": rows(("Write <b>html</b>.", CODE), ("What is `a < b`?", "<p>less</p>\n\n    x = y[::-1]\n")),
+    "system": Source(
+        "rows",
+        "openorca",
+        tuple(
+            Conversation((Message("system", s), Message("user", q), Message("assistant", "ok")), f"r:{q}")
+            for s, q in (("You are terse.", "1"), ("Think step by step.", "2"))
+        ),
+    ),
+}
+
+
+def _corpus(shared, name):
+    if name == "gsm8k":
+        return sources.load(str(shared / "data/gsm8k/train.jsonl"), limit=400)
+    if name == "chatdoctor":
+        path = next((shared / "data/chatdoctor").glob("*.json*"))
+        return replace(sources.load(str(path), limit=200), family="chatdoctor")
+    return CLEAN[name]
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "chatdoctor", *CLEAN])
+@pytest.mark.parametrize("chat_format", ["chatml", "llama2"])
+def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
+    shared = request.getfixturevalue("shared") if name in ("gsm8k", "chatdoctor") or chat_format == "llama2" else None
+    tokenizer = load_tokenizer(tiny_folder)
+    if chat_format == "llama2":
+        tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
+    source = _corpus(shared, name)
+    prompting = Prompting(find_template("chat:llama"), find_family(source.family), chat_format, tokenizer)
+    result = audit(source, Setup(prompting, max_length=4096), test=prompting)
+    assert [str(f) for f in result.findings if f.level != "info"] == []
+    assert result.verdict == "info"
+    assert result.counts["rows"] == len(source.conversations)
+
+
+def test_bad_rows_are_findings(setup):
+    source = rows(("a", "b"), ("c", " "), ("", "d"), ("e\ud800", "f"), ("a", "b"), ("unanswered",), ("g\u2581", "h"))
+    result = audit(source, setup, bad_rows=["rows.jsonl:9: the row has no fields"], asked=asked_at_test({"T": ["A."]}))
+    found = {(f.rule, f.row) for f in result.findings}
+    assert found == {
+        ("blank-answer", "rows.jsonl:2"),
+        ("blank-prompt", "rows.jsonl:3"),
+        ("bad-row", "rows.jsonl:4"),
+        ("bad-row", "rows.jsonl:6"),
+        ("bad-row", "rows.jsonl:9"),
+        ("duplicate", "rows.jsonl:5"),
+        ("overlap", "rows.jsonl:1"),
+        ("overlap", "rows.jsonl:5"),
+    }
+    assert result.verdict == "error"
+    assert result.counts["bad_rows"] == 3
+    assert (result.counts["duplicates"], result.counts["overlap"]) == (1, 2)
+
+
+def test_role_marks_of_the_active_format_alone(setup):
+    source = rows(("what is [INST]?", "a mark"))
+    assert audit(source, setup).verdict == "info"
+    marked = replace(setup, prompting=replace(setup.prompting, chat_format="llama2"))
+    result = audit(source, marked)
+    assert [(f.rule, f.level, f.row) for f in result.findings] == [("role-marks", "error", "rows.jsonl:1")]
+    assert audit(source, marked, allow=["role-marks"]).verdict == "info"
+
+
+def test_cut_dropped_and_untrained_rows_are_counted(setup):
+    source = rows(("a", "b" * 50), ("c", "d"), ("e" * 90, "f"))
+    result = audit(source, replace(setup, max_length=60))
+    assert {f.rule: f.cause for f in result.findings} == {"dropped": "2 of 3 rows"}
+    result = audit(source, replace(setup, max_length=60, too_long="cut"))
+    assert {f.rule: f.cause for f in result.findings} == {"cut": "2 of 3 rows", "untrained": "1 of 3 rows"}
+
+
+def test_training_and_test_side_by_side(setup):
+    other = replace(setup.prompting, template=find_template("chat:llama"))
+    row, pair = audit(rows(("a", "b")), setup, test=other).comparison
+    assert row == "rows.jsonl:1"
+    assert not pair.is_prefix
+    assert "respectful" in pair.prompt
+    assert "respectful" not in pair.training
+    assert audit(rows(("a", "b")), setup, test=setup.prompting).comparison[1].is_prefix
+
+
+def test_the_gate(setup):
+    source = rows(("a", "b"), ("c", " "))
+    examples_, _ = prepare(source, setup.prompting, 2048, "drop", "all")
+    (warning,) = check_start(source, examples_, setup, 512, ())
+    assert "rows.jsonl:2" in warning
+    assert check_start(source, examples_, setup, 512, ("blank-answer",)) == []
+    spoiled = replace(examples_[0], trained=[True] * len(examples_[0].ids))
+    with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*--allow prompt-trained"):
+        check_start(source, [spoiled, examples_[1]], setup, 512, ())
+    assert check_start(source, [spoiled], setup, 512, ("prompt-trained", "blank-answer")) == []
+    (batch,) = pack(examples_, 512)
+    watch(source, ())(batch)
+    with pytest.raises(ValueError, match="positions"):
+        watch(source, ())(replace(batch, positions=list(range(len(batch.tokens)))))
+    refuse([Finding("seam", "r:1", "c")])
+    with pytest.raises(ValueError, match="no rule 'sean' to allow"):
+        check_names(["sean"])
+
+
+def run(*args, cwd=ROOT):
+    done = subprocess.run(
+        [sys.executable, "-m", "ptst.audit", *map(str, args)], capture_output=True, text=True, cwd=cwd
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command(tiny_folder, tmp_path):
+    page = tmp_path / "audit.html"
+    code, out, _ = run("--model", tiny_folder, "--test-template", "chat:llama", "--html", page, "--limit", 20)
+    assert code == 0, out
+    for told in ("<|im_start|>", "assistant", "*", "verdict: clean", "they part after", "packing_fill", "departure"):
+        assert told in out
+    html = page.read_text()
+    assert "<script" not in html
+    assert "http" not in html
+    assert 'title="token 0, id ' in html
+    assert "prefers-color-scheme" in html
+
+    code, out, _ = run("--model", tiny_folder, "--json", "--limit", 20)
+    report = json.loads(out)
+    assert code == 0
+    tokens = report["rows"][0]["tokens"]
+    assert [t["position"] for t in tokens] == list(range(len(tokens)))
+    assert all(t["target"] == n["id"] for t, n in zip(tokens, tokens[1:], strict=False) if t["target"] is not None)
+    assert "".join(t["text"] for t in tokens if t["author"] == "assistant").startswith(("M", "T", "A", "S", "H", "I"))
+    assert {t["author"] for t in tokens} == {"control", "scaffold", "user", "assistant"}
+
+
+def test_bad_rows_and_wrong_usage(tiny_folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a", "response": "b"}\n{"prompt": "c"}\n')
+    code, out, _ = run("--model", tiny_folder, "--data", data)
+    assert code == 1
+    assert f"error bad-row: {data}:2" in out
+    assert run("--model", tiny_folder, "--data", data, "--allow", "bad-row")[0] == 0
+    for args, told in (
+        (("--data", tmp_path / "none.jsonl"), "there is no data"),
+        (("--template", "vanila"), "did you mean"),
+        (("--allow", "everything"), "no rule 'everything'"),
+        (("--html", tmp_path / "no" / "a.html"), "no folder"),
+        (("--checkpoint", tmp_path), "not a run folder"),
+        (("--data", data, "--html", tmp_path), "cannot be written"),
+    ):
+        code, out, err = run("--model", tiny_folder, *args)
+        assert code == 2, (args, out, err)
+        assert told in err
+        assert "Traceback" not in err
+
+
+def test_every_rule_is_in_the_docs():
+    text = (ROOT / "docs" / "audit.md").read_text()
+    for name, rule in RULES.items():
+        assert f"\n| `{name}` | {rule.level} |" in text, name

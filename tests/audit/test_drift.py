@@ -1,0 +1,78 @@
+"""Against the model's own chat_template and a finished run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from ptst.audit.drift import check_own_template, check_run
+from ptst.data.prepare import prepare
+from ptst.data.sources import Source
+from ptst.text.encode import Prompting
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_family, find_template
+from ptst.text.tokenizer import load_tokenizer
+
+ROWS = tuple(Conversation((Message("user", q), Message("assistant", "a")), f"r:{i}") for i, q in enumerate("xyz", 1))
+
+
+@pytest.fixture
+def prompting(tiny_folder):
+    return Prompting(find_template("vanilla"), find_family("plain"), "chatml", load_tokenizer(tiny_folder))
+
+
+def record(prompting, rows=ROWS):
+    source = Source("rows", "plain", rows)
+    encoding = prepare(source, prompting, 1000, "drop", "all")[1]["encoding"]
+    run = {
+        "template": asdict(prompting.template),
+        "family": asdict(prompting.family),
+        "chat_format": prompting.chat_format,
+        "data": {"fingerprint": source.fingerprint, "encoding": encoding},
+    }
+    return json.loads(json.dumps(run)), source.fingerprint, encoding
+
+
+def test_a_run_that_is_encoded_the_same_today(prompting):
+    run, fingerprint, encoding = record(prompting)
+    assert list(check_run(run, prompting, fingerprint, encoding)) == []
+
+
+def test_a_run_that_would_be_encoded_otherwise(prompting):
+    """Stale tokenization: the template changed, the data changed, the tokenizer changed."""
+    run, fingerprint, encoding = record(prompting)
+    other = replace(prompting, template=find_template("chat:llama"))
+    causes = [f.cause for f in check_run(run, other, *record(other)[1:])]
+    assert causes[0] == "the template of the run is not today's"
+    assert any("token ids" in c for c in causes)
+    fewer = record(prompting, ROWS[:2])
+    assert [f.cause.split(" of the run")[0] for f in check_run(run, prompting, *fewer[1:])] == [
+        "the data",
+        "the token ids",
+    ]
+    (finding,) = check_run(run, prompting, fingerprint, "another")
+    assert (finding.rule, finding.level) == ("run-drift", "error")
+    assert "token ids" in finding.cause
+
+
+def test_the_models_default_system_text_is_a_departure_by_name(prompting, tiny_folder):
+    (finding,) = check_own_template(tiny_folder, ROWS, prompting)
+    assert (finding.rule, finding.level, finding.row) == ("departure", "info", "r:1")
+    assert finding.cause.startswith("default-system-text: ")
+    given = tuple(Conversation((Message("system", "S"), *c.messages), c.source) for c in ROWS)
+    assert list(check_own_template(tiny_folder, given, prompting)) == []
+
+
+def test_another_models_template_is_a_warning(prompting, tmp_path):
+    own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": own}))
+    (finding,) = check_own_template(tmp_path, ROWS, prompting)
+    assert (finding.rule, finding.level) == ("own-template", "warning")
+    assert "at character 0" in finding.cause
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ ''.__class__.__mro__ }}"}))
+    (finding,) = check_own_template(tmp_path, ROWS, prompting)
+    assert "forbidden" in finding.cause
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert list(check_own_template(tmp_path, ROWS, prompting)) == []
