@@ -85,6 +85,10 @@ class AuditConfig:
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Raises ValueError for a user's mistakes."""
     check_names(config.allow)
+    for name in ("max_length", "micro_tokens", "limit"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     if config.html is not None and not config.html.parent.is_dir():
         raise ValueError(f"--html {config.html}: there is no folder {config.html.parent} to write it into")
     run = read_run(config.checkpoint) if config.checkpoint else None

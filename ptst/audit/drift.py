@@ -23,7 +23,11 @@ def check_own_template(folder: Path, conversations: Sequence[Conversation], prom
     """Generation prompts of the first rows, as the format spells them and as the folder's own template does."""
     if prompting.template.is_text or chat_template(folder) is None:
         return
-    default = default_system(folder)
+    try:
+        default = default_system(folder)
+    except ValueError as error:
+        yield Finding("own-template", "", str(error))
+        return
     seen: set[str] = set()
     for conversation in conversations[:SAMPLE]:
         system, texts = words(conversation.prompt(), prompting)

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ptst.audit.__main__ import AuditConfig, run_audit
 from ptst.audit.findings import RULES, Finding, check_names
 from ptst.audit.gate import check_start, refuse, watch
 from ptst.audit.report import asked_at_test, audit
@@ -23,8 +25,10 @@ from ptst.text.encode import Prompting
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
+from ptst.train import TrainConfig, run_training
 from tests.conftest import ROOT
 from tests.text.test_laws import cases, examples, tokenizers  # noqa: F401 (a fixture)
+from tests.tiny import write_tiny_model
 
 
 def rows(*turns: tuple[str, ...]) -> Source:
@@ -181,7 +185,7 @@ def test_the_command(tiny_folder, tmp_path):
     assert code == 0
     tokens = report["rows"][0]["tokens"]
     assert [t["position"] for t in tokens] == list(range(len(tokens)))
-    assert all(t["target"] == n["id"] for t, n in zip(tokens, tokens[1:], strict=False) if t["target"] is not None)
+    assert all(t["target"] == n["id"] for t, n in pairwise(tokens) if t["target"] is not None)
     assert "".join(t["text"] for t in tokens if t["author"] == "assistant").startswith(("M", "T", "A", "S", "H", "I"))
     assert {t["author"] for t in tokens} == {"control", "scaffold", "user", "assistant"}
 
@@ -193,18 +197,45 @@ def test_bad_rows_and_wrong_usage(tiny_folder, tmp_path):
     assert code == 1
     assert f"error bad-row: {data}:2" in out
     assert run("--model", tiny_folder, "--data", data, "--allow", "bad-row")[0] == 0
-    for args, told in (
-        (("--data", tmp_path / "none.jsonl"), "there is no data"),
-        (("--template", "vanila"), "did you mean"),
-        (("--allow", "everything"), "no rule 'everything'"),
-        (("--html", tmp_path / "no" / "a.html"), "no folder"),
-        (("--checkpoint", tmp_path), "not a run folder"),
-        (("--data", data, "--html", tmp_path), "cannot be written"),
+    code, _, err = run("--model", tiny_folder, "--template", "vanila")
+    assert code == 2
+    assert "did you mean" in err
+    assert "Traceback" not in err
+    config = AuditConfig(model=str(tiny_folder), limit=5)
+    for change, told in (
+        ({"data": "none.jsonl"}, "there is no data"),
+        ({"allow": ("everything",)}, "no rule 'everything'"),
+        ({"html": tmp_path / "no" / "a.html"}, "no folder"),
+        ({"html": tmp_path}, "cannot be written"),
+        ({"checkpoint": tmp_path}, "not a run folder"),
+        ({"micro_tokens": 0}, "--micro-tokens is 0"),
     ):
-        code, out, err = run("--model", tiny_folder, *args)
-        assert code == 2, (args, out, err)
-        assert told in err
-        assert "Traceback" not in err
+        with pytest.raises(ValueError, match=told):
+            run_audit(replace(config, **change))
+
+
+def test_a_finished_run(tiny_folder, tmp_path):
+    """The audit takes over a run's flags; of another model it will not speak."""
+    out = tmp_path / "run"
+    run_training(TrainConfig(model=str(tiny_folder), limit=4, max_steps=1, template="chat:mpt", out=out))
+    report = run_audit(AuditConfig(checkpoint=out, limit=4))
+    assert (report["template"], report["verdict"], report["found"].get("run-drift")) == ("chat:mpt", "info", None)
+    assert run_audit(AuditConfig(checkpoint=out, limit=3))["found"]["run-drift"] == 2
+    assert run_audit(AuditConfig(checkpoint=out, template="chat:llama", limit=4))["found"]["run-drift"] == 2
+    (tmp_path / "other").mkdir()
+    other = write_tiny_model(tmp_path / "other")
+    with pytest.raises(ValueError, match="is a run of"):
+        run_audit(AuditConfig(checkpoint=out, model=str(other)))
+
+
+def test_training_refuses_an_error_and_can_be_told_to_go_on(tiny_folder, tmp_path):
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "a [/INST] b", "response": "c"}\n')
+    config = TrainConfig(model=str(tiny_folder), data=str(data), chat_format="llama2", out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"rows.jsonl:1.*--allow role-marks"):
+        run_training(config)
+    assert not (tmp_path / "run").exists()
+    assert run_training(replace(config, allow=("role-marks",)))["steps"] == 1
 
 
 def test_every_rule_is_in_the_docs():

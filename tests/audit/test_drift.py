@@ -42,7 +42,7 @@ def test_a_run_that_is_encoded_the_same_today(prompting):
 
 def test_a_run_that_would_be_encoded_otherwise(prompting):
     """Stale tokenization: the template changed, the data changed, the tokenizer changed."""
-    run, fingerprint, encoding = record(prompting)
+    run, fingerprint, _ = record(prompting)
     other = replace(prompting, template=find_template("chat:llama"))
     causes = [f.cause for f in check_run(run, other, *record(other)[1:])]
     assert causes[0] == "the template of the run is not today's"
