@@ -6,7 +6,8 @@
     python benchmarks/text.py --json FILE                           the figures for machines, too
 
 The peer gets a chat template with `{% generation %}` marks, which it needs for its mask and which few models ship. Ours
-checks in the same time that the prompt is a prefix of the training ids and that the ids spell the text.
+checks in the same time that the prompt is a prefix of the training ids and that the ids spell the text. Then: what the
+audit's rules cost, over all rows (once per run) and on every batch, the latter beside a training step on that batch.
 """
 
 from __future__ import annotations
@@ -18,12 +19,20 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # CPU time, not cores, is compared
 
+import torch
+
+from ptst.audit.rules import Setup, check_batch, check_shape
 from ptst.data import sources
+from ptst.data.packing import pack
+from ptst.model.likelihood import batch_loss
+from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.weights import load_decoder
 from ptst.text.encode import Prompting
 from ptst.text.formats import detect_format
 from ptst.text.templates import find_family, find_template
@@ -50,6 +59,22 @@ def seconds(work) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def audit_cost(encoded: list, source: sources.Source, prompting: Prompting, folder: Path) -> dict[str, float]:
+    """CPU seconds of all rules over the data; of the cheap rules on a packed row; and the latter as a share of the
+    training step on that row (forward and backward with an adapter), where the folder has weights."""
+    examples = [replace(e, row=i) for i, e in enumerate(encoded)]
+    rows, setup = source.conversations, Setup(prompting)
+    cost = {"audit_s": seconds(lambda: [check_batch(b, rows, setup) for b in pack(examples, 2048)])}
+    batch = pack(examples[:64], 2048)[0]
+    cost["watch_s"] = min(seconds(lambda: check_shape(batch, rows)) for _ in range(ROUNDS))
+    if (folder / "model.safetensors").exists():
+        decoder = load_decoder(folder, torch.float32)
+        add_lora(decoder, LoraConfig(16, 32.0), 0)
+        cost["step_s"] = min(seconds(lambda: batch_loss(decoder, batch, 1.0).backward()) for _ in range(2))
+        cost["watch_share"] = cost["watch_s"] / cost["step_s"]
+    return cost
 
 
 def main() -> None:
@@ -98,8 +123,9 @@ def main() -> None:
         turns = [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
         figures["ours_s"], figures["theirs_s"] = (min(t) for t in zip(*turns, strict=True))
         figures["ratio"] = statistics.median(b / a for a, b in turns)
+    figures |= audit_cost(encoded, source, prompting, args.model)
     for key, value in figures.items():
-        print(f"{key:>14}  {value:.3f}" if isinstance(value, float) else f"{key:>14}  {value}")
+        print(f"{key:>14}  {value:.4g}" if isinstance(value, float) else f"{key:>14}  {value}")
     print(f"{'rows/s':>14}  {figures['rows'] / figures['ours_s']:.0f}")
     if args.json:
         args.json.write_text(json.dumps(figures, indent=1) + "\n")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from ptst import command
-from ptst.audit.findings import Finding, check_names
+from ptst.audit.findings import Finding, by_rule, check_names
 from ptst.audit.page import page
 from ptst.audit.report import Audit, asked_at_test, audit
 from ptst.audit.rules import Setup
@@ -184,9 +184,7 @@ def _listed(findings: list[Finding]) -> list[Finding]:
 def _report(
     result: Audit, listed: list[Finding], prompting: Prompting, test: Prompting, data: str, model: str
 ) -> dict[str, Any]:
-    found: dict[str, int] = {}
-    for f in result.findings:
-        found[f.rule] = found.get(f.rule, 0) + 1
+    found = by_rule(result.findings)
     report: dict[str, Any] = {
         "verdict": result.verdict,
         "model": model,

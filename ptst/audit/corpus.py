@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptst.audit.findings import Finding
-from ptst.data.packing import pack
+from ptst.data.packing import Batch
 from ptst.data.sources import Source
 from ptst.text.encode import Encoded, Prompting
 from ptst.text.formats import marks
@@ -47,11 +47,12 @@ def plain(text: str) -> str:
     return " ".join(text.lower().split()).strip(".?! ")
 
 
-def count(source: Source, examples: Sequence[Encoded], prepared: dict[str, Any], micro_tokens: int) -> dict[str, Any]:
+def count(
+    source: Source, examples: Sequence[Encoded], batches: Sequence[Batch], prepared: dict[str, Any], micro_tokens: int
+) -> dict[str, Any]:
     """What reaches training, in numbers. Lengths in tokens."""
     lengths = [len(e.ids) for e in examples]
-    rows = pack(examples, micro_tokens)
-    room = sum(max(micro_tokens, len(r.tokens)) for r in rows)
+    room = sum(max(micro_tokens, len(b.tokens)) for b in batches)
     tokens = sum(lengths)
     return {
         **{k: v for k, v in prepared.items() if k not in ("first_lossy", "encoding")},

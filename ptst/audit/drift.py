@@ -23,19 +23,16 @@ def check_own_template(folder: Path, conversations: Sequence[Conversation], prom
     """Generation prompts of the first rows, as the format spells them and as the folder's own template does."""
     if prompting.template.is_text or chat_template(folder) is None:
         return
+    sample = conversations[:SAMPLE]
+    every = [words(c.prompt(), prompting) for c in sample]
     try:
         default = default_system(folder)
+        spelled = render_own(folder, [_messages(system, texts) for system, texts in every])
     except ValueError as error:
         yield Finding("own-template", "", str(error))
         return
     seen: set[str] = set()
-    for conversation in conversations[:SAMPLE]:
-        system, texts = words(conversation.prompt(), prompting)
-        try:
-            theirs = render_own(folder, [_messages(system, texts)])[0]
-        except ValueError as error:
-            yield Finding("own-template", conversation.source, str(error))
-            return
+    for conversation, (system, texts), theirs in zip(sample, every, spelled, strict=True):
         ours = _spell(system, texts, prompting)
         if ours == theirs:
             continue

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ptst.audit.corpus import check_rows
 from ptst.audit.findings import RULES, Finding
-from ptst.audit.report import check_examples
-from ptst.audit.rules import Setup, check_shape
-from ptst.data.packing import Batch
+from ptst.audit.rules import Setup, check_batch, check_shape
+from ptst.data.packing import Batch, pack
 from ptst.data.sources import Source
 from ptst.text.encode import Encoded
 
@@ -30,7 +29,8 @@ def check_start(
     Raises ValueError for an error that is not allowed.
     """
     findings = [*check_rows(source.conversations, setup.prompting)]
-    findings += check_examples(examples, source, setup, micro_tokens)
+    for batch in pack(examples, micro_tokens):
+        findings += check_batch(batch, source.conversations, setup)
     refuse(findings, allow)
     first: dict[str, Finding] = {}
     number: dict[str, int] = {}

@@ -16,6 +16,7 @@ _STYLE = """
 body{background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif;
 max-width:70rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}
+.rule{white-space:nowrap}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.25rem .6rem;border-bottom:1px solid var(--line);
 vertical-align:top}td.n{font-variant-numeric:tabular-nums}.wide{overflow-x:auto}
@@ -45,10 +46,6 @@ def page(report: dict[str, Any], findings: list[Finding], rows: list[tuple[str, 
         f"{escape(report['family'])}. Verdict: <span class={report['verdict']}>{verdict}</span>.</p>",
         "<h2>Findings</h2>",
         _findings(findings, report["found"]),
-        "<h2>Counts</h2><div class=wide><table>",
-        *(f"<tr><td>{escape(_label(k))}<td class=n>{escape(_number(v))}" for k, v in report["counts"].items()),
-        "</table></div>",
-        _comparison(report.get("comparison")),
         "<h2>Tokens</h2><p>Underlined on a tinted ground: trained. Dashed frame: a finding. Bar at the left: a seam. "
         "Hover over a token for its id, author, position and target. "
         + " ".join(f"<span class={a}>{a}</span>" for a in ("control", "scaffold", "system", "user", "assistant")),
@@ -57,6 +54,12 @@ def page(report: dict[str, Any], findings: list[Finding], rows: list[tuple[str, 
     for place, tokens in rows:
         spans = "".join(_token(t, bad.get((place, t.index))) for t in tokens)
         parts.append(f"<h3>{escape(place)}</h3><div class=row>{spans}</div>")
+    parts += [
+        _comparison(report.get("comparison")),
+        "<h2>Counts</h2><div class=wide><table>",
+        *(f"<tr><td>{escape(_label(k))}<td class=n>{escape(_number(v))}" for k, v in report["counts"].items()),
+        "</table></div>",
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -65,7 +68,7 @@ def _findings(findings: list[Finding], found: dict[str, int]) -> str:
         return "<p>None.</p>"
     head = "<div class=wide><table><tr><th>level<th>rule<th>row<th>token<th>cause<th>what to do"
     body = "".join(
-        f"<tr><td class={f.level}>{f.level}<td>{f.rule}<td>{escape(f.row)}<td class=n>"
+        f"<tr><td class={f.level}>{f.level}<td class=rule>{f.rule}<td>{escape(f.row)}<td class=n>"
         f"{'' if f.token is None else f.token}<td>{escape(f.cause)}<td>{escape(RULES[f.rule].remedy)}"
         for f in findings
     )
@@ -81,11 +84,22 @@ def _comparison(pair: dict[str, Any] | None) -> str:
         if pair["same"] == pair["prompt_tokens"]
         else f"they part after {pair['same']} tokens"
     )
+    length = _same(pair["training"], pair["prompt"])
+    training, prompt = (_from(pair[side], length) for side in ("training", "prompt"))
     return (
         f"<h2>Training beside testing</h2><p>{escape(pair['row'])}: {told}.</p><div class=two><div><p>Training, "
-        f"{escape(pair['train_template'])}<pre>{escape(pair['training'])}</pre></div><div><p>Prompt at test time, "
-        f"{escape(pair['test_template'])}<pre>{escape(pair['prompt'])}</pre></div></div>"
+        f"{escape(pair['train_template'])}<pre>{training}</pre></div><div><p>Prompt at test time, "
+        f"{escape(pair['test_template'])}<pre>{prompt}</pre></div></div>"
     )
+
+
+def _same(a: str, b: str) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _from(text: str, at: int) -> str:
+    """Text marked from a character on."""
+    return escape(text[:at]) + (f"<mark>{escape(text[at:])}</mark>" if text[at:] else "")
 
 
 def _token(t: TokenView, rule: str | None) -> str:

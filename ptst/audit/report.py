@@ -9,13 +9,13 @@ from typing import Any
 
 from ptst.audit.corpus import check_overlap, check_rows, count, plain
 from ptst.audit.drift import check_own_template, check_run
-from ptst.audit.findings import LEVELS, Finding, by_rule, worst
+from ptst.audit.findings import LEVELS, Finding, worst
 from ptst.audit.rules import Setup, check_batch
 from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Encoded, Prompting
+from ptst.text.encode import Prompting
 
 
 @dataclass
@@ -30,12 +30,6 @@ class Audit:
     @property
     def verdict(self) -> str:
         return worst(self.findings)
-
-
-def check_examples(examples: Iterable[Encoded], source: Source, setup: Setup, micro_tokens: int) -> list[Finding]:
-    """The rules on the batches that these examples are packed into."""
-    batches = pack(list(examples), micro_tokens)
-    return [f for batch in batches for f in check_batch(batch, source.conversations, setup)]
 
 
 def audit(
@@ -66,7 +60,9 @@ def audit(
     findings = [_bad_row(reason) for reason in (*bad_rows, *bad.values())]
     findings += check_rows(source.conversations, prompting)
     findings += check_overlap(source.conversations, asked or {})
-    findings += check_examples(examples, source, open_setup, micro_tokens)
+    batches = pack(examples, micro_tokens)
+    for batch in batches:
+        findings += check_batch(batch, source.conversations, open_setup)
     for rule, key in (("dropped", "dropped"), ("cut", "cut"), ("untrained", "untrained")):
         if prepared[key]:
             findings.append(Finding(rule, "", f"{prepared[key]} of {prepared['rows']} rows"))
@@ -78,7 +74,7 @@ def audit(
     findings = [replace(f, allowed=f.rule in set(allow)) for f in findings]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
 
-    result = Audit(findings, count(source, examples, prepared, micro_tokens))
+    result = Audit(findings, count(source, examples, batches, prepared, micro_tokens))
     result.counts["bad_rows"] = len(bad) + len(list(bad_rows))
     result.counts["duplicates"] = len(source.conversations) - result.counts["distinct_rows"]
     for rule in ("role-marks", "overlap"):
@@ -102,10 +98,6 @@ def audit(
 def asked_at_test(sets: dict[str, Iterable[str]]) -> dict[str, str]:
     """Texts of test sets as `check_overlap` wants them."""
     return {plain(text): name for name, texts in sets.items() for text in texts}
-
-
-def summary(result: Audit) -> dict[str, int]:
-    return by_rule(result.findings)
 
 
 def _bad_row(reason: str) -> Finding:

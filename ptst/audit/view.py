@@ -41,7 +41,7 @@ def visible(text: str) -> str:
 
 
 def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """(text, author) of each token; a token that spans two authors is the first one's."""
+    """(text, author) of each token; a token that spans two authors is the one's who wrote more of it."""
     spans = [s.author for s in segments if not s.control for _ in s.text]
     out: list[tuple[str, str]] = []
     run: list[int] = []
@@ -56,8 +56,8 @@ def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenize
         length = len(tokenizer.decode_text(run[-64:]))  # enough to see what this token adds
         before = len(tokenizer.decode_text(run[-64:-1])) if len(run) > 1 else 0
         text = tokenizer.decode_text(run[-64:])[before:length]
-        place = min(base + done, len(spans) - 1)
-        out.append((text, spans[place] if spans else "scaffold"))
+        said = spans[base + done : base + done + len(text)] or spans[-1:] or ["scaffold"]
+        out.append((text, max(reversed(said), key=said.count)))
         done += len(text)
     return out
 
