@@ -219,7 +219,7 @@ def _print(result: Audit, listed: list[Finding], report: dict[str, Any]) -> None
         out.print(f"its prompt at test time, {pair['test_template']}:", markup=False)
         out.print(pair["prompt"], markup=False, style="dim")
         whole = pair["same"] == pair["prompt_tokens"]
-        out.print("the prompt is the beginning of training\n" if whole else f"they part after {pair['same']} tokens\n")
+        out.print("the prompt is the beginning of training\n" if whole else f"they part at token {pair['same']}\n")
     for key, value in result.counts.items():
         out.print(f"{key:>16}  {value:.3f}" if isinstance(value, float) else f"{key:>16}  {value}", markup=False)
     out.print()

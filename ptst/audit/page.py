@@ -82,7 +82,7 @@ def _comparison(pair: dict[str, Any] | None) -> str:
     told = (
         "the prompt is the beginning of the training sequence"
         if pair["same"] == pair["prompt_tokens"]
-        else f"they part after {pair['same']} tokens"
+        else f"they part at token {pair['same']}"
     )
     length = _same(pair["training"], pair["prompt"])
     training, prompt = (_from(pair[side], length) for side in ("training", "prompt"))

@@ -90,7 +90,7 @@ def audit(
         result.comparison = conversation.source, compare(examples[0], conversation, replace(test, allow_marks=True))
         if test.template != prompting.template:
             pair = result.comparison[1]
-            cause = f"{prompting.template.name} and {test.template.name} part after {pair.same} tokens"
+            cause = f"{prompting.template.name} and {test.template.name} part at token {pair.same}"
             result.findings.append(Finding("other-prompt", conversation.source, cause, pair.same))
     return result
 

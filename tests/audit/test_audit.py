@@ -172,7 +172,7 @@ def test_the_command(tiny_folder, tmp_path):
     page = tmp_path / "audit.html"
     code, out, _ = run("--model", tiny_folder, "--test-template", "chat:llama", "--html", page, "--limit", 20)
     assert code == 0, out
-    for told in ("<|im_start|>", "assistant", "*", "verdict: clean", "they part after", "packing_fill", "departure"):
+    for told in ("<|im_start|>", "assistant", "*", "verdict: clean", "they part at token", "packing_fill", "departure"):
         assert told in out
     html = page.read_text()
     assert "<script" not in html
