@@ -84,6 +84,7 @@ def test_llama3_keeps_outer_whitespace_as_meta_does(meta, llama3):
     for text in (" a ", "\n\na\n", "", " ", "\n"):
         turns = [Message("user", text), Message("assistant", text), Message("user", text)]
         assert ours("llama3", llama3, text, turns) == meta(text, turns), text
+        assert encode(render("llama3", text, turns, llama3), llama3).seams == (), "each text has a call of its own"
 
 
 def test_the_rebuilt_llama3_tokenizer_is_metas(meta, llama3):
