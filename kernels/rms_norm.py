@@ -1,11 +1,190 @@
-r"""RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467): y = w * x / sqrt(mean(x^2) + eps), statistics in float32."""
+r"""RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), statistics in float32, optionally after a residual addition.
+
+With r = 1 / sqrt(mean(x^2) + eps) and n = x r:
+
+    y = w n        g = w dy        dx = r (g - n mean(g n))        dw = sum over rows of dy n
+
+Forward keeps r, one float32 per row; n is rebuilt. Where the weight is frozen, dw is never formed. dw is summed in a
+fixed order: each program adds up its own rows, and the programs' sums are added at the end.
+Shapes: T rows (tokens), H the width. The residual form returns (norm(x + residual), x + residual), so that the sum is
+written once and read once.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from kernels.dispatch import block, check_alike, jit, tl, use_triton
+
+WIDEST = 16384  # a row is one block
+ROW_PROGRAMS = 256  # programs that share the rows of the backward pass: as many partial sums of dw
+
+
+def reference(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    """The plain-torch path: y (T, H) in x's dtype."""
+    return torch.nn.functional.rms_norm(x_TH, x_TH.shape[-1:], weight_H, eps)
+
+
+@jit
+def _forward(x, residual, w, y, total, r, stride, H, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    h = tl.arange(0, BLOCK)
+    inside = h < H
+    a = tl.load(x + row * stride + h, mask=inside, other=0.0)
+    if ADD:
+        # Rounded to the stored dtype before it is used, so that the sum read later is the one normalized here.
+        a = (a.to(tl.float32) + tl.load(residual + row * H + h, mask=inside, other=0.0).to(tl.float32)).to(
+            total.dtype.element_ty
+        )
+        tl.store(total + row * H + h, a, mask=inside)
+    a = a.to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(a * a, axis=0) / H + eps)
+    tl.store(r + row, rstd)
+    scaled = a * rstd * tl.load(w + h, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * H + h, scaled.to(y.dtype.element_ty), mask=inside)
+
+
+@jit
+def _backward(dy, x, w, r, dtotal, dx, dw, stride, T, H, ADD: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr):
+    program = tl.program_id(0)
+    h = tl.arange(0, BLOCK)
+    inside = h < H
+    weight = tl.load(w + h, mask=inside, other=0.0).to(tl.float32)
+    sums = tl.zeros([BLOCK], dtype=tl.float32)
+    for number in range(program, T, tl.num_programs(0)):
+        row = tl.cast(number, tl.int64)
+        d = tl.load(dy + row * H + h, mask=inside, other=0.0).to(tl.float32)
+        rstd = tl.load(r + row)
+        n = tl.load(x + row * stride + h, mask=inside, other=0.0).to(tl.float32) * rstd
+        g = d * weight
+        out = rstd * (g - n * (tl.sum(g * n, axis=0) / H))
+        if ADD:
+            out += tl.load(dtotal + row * H + h, mask=inside, other=0.0).to(tl.float32)
+        tl.store(dx + row * H + h, out.to(dx.dtype.element_ty), mask=inside)
+        if DW:
+            sums += d * n
+    if DW:
+        tl.store(dw + program * H + h, sums, mask=inside)
+
+
+def _warps(H: int) -> int:
+    return min(16, max(1, block(H, WIDEST) // 512))
+
+
+@torch.library.custom_op("ptst::rms_norm", mutates_args=())
+def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, x + residual (empty without one), r)."""
+    T, H = x_TH.shape
+    y_TH = torch.empty((T, H), dtype=x_TH.dtype, device=x_TH.device)
+    total_TH = torch.empty_like(y_TH) if residual_TH is not None else x_TH.new_empty(0)
+    r_T = torch.empty(T, dtype=torch.float32, device=x_TH.device)
+    if T:
+        _forward[(T,)](
+            x_TH,
+            residual_TH if residual_TH is not None else x_TH,
+            weight_H,
+            y_TH,
+            total_TH if residual_TH is not None else y_TH,
+            r_T,
+            x_TH.stride(0),
+            H,
+            eps,
+            ADD=residual_TH is not None,
+            BLOCK=block(H, WIDEST),
+            num_warps=_warps(H),
+        )
+    return y_TH, total_TH, r_T
+
+
+@_op.register_fake
+def _(x_TH, residual_TH, weight_H, eps):
+    y_TH = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device)
+    total_TH = torch.empty_like(y_TH) if residual_TH is not None else x_TH.new_empty(0)
+    return y_TH, total_TH, x_TH.new_empty(x_TH.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("ptst::rms_norm_backward", mutates_args=())
+def _backward_op(
+    dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
+) -> tuple[Tensor, Tensor]:
+    """(dx, dw (empty unless needed)); `x` is what was normalized."""
+    T, H = x_TH.shape
+    dx_TH = torch.empty((T, H), dtype=x_TH.dtype, device=x_TH.device)
+    programs = min(T, ROW_PROGRAMS)
+    parts_PH = torch.empty((programs if need_dw else 0, H), dtype=torch.float32, device=x_TH.device)
+    if T:
+        _backward[(programs,)](
+            dy_TH,
+            x_TH,
+            weight_H,
+            r_T,
+            dtotal_TH if dtotal_TH is not None else dy_TH,
+            dx_TH,
+            parts_PH if need_dw else r_T,
+            x_TH.stride(0),
+            T,
+            H,
+            ADD=dtotal_TH is not None,
+            DW=need_dw,
+            BLOCK=block(H, WIDEST),
+            num_warps=_warps(H),
+        )
+    return dx_TH, parts_PH.sum(0).to(weight_H.dtype) if need_dw else weight_H.new_empty(0)
+
+
+@_backward_op.register_fake
+def _(dy_TH, dtotal_TH, x_TH, weight_H, r_T, need_dw):
+    dx_TH = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device)
+    return dx_TH, torch.empty_like(weight_H) if need_dw else weight_H.new_empty(0)
+
+
+def _setup(ctx, inputs, output):
+    x_TH, residual_TH, weight_H, _ = inputs
+    _, total_TH, r_T = output
+    ctx.added = residual_TH is not None
+    ctx.save_for_backward(total_TH if ctx.added else x_TH, weight_H, r_T)
+    ctx.mark_non_differentiable(r_T)
+
+
+def _differentiate(ctx, dy_TH, dtotal_TH, _dr):
+    x_TH, weight_H, r_T = ctx.saved_tensors
+    dtotal = dtotal_TH.contiguous() if ctx.added and dtotal_TH is not None else None
+    need_dw = ctx.needs_input_grad[2]
+    dx_TH, dw_H = torch.ops.ptst.rms_norm_backward(dy_TH.contiguous(), dtotal, x_TH, weight_H, r_T, need_dw)
+    return dx_TH, dx_TH if ctx.added else None, dw_H if need_dw else None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_setup)
+
+
+def _check(x_TH: Tensor, weight_H: Tensor) -> None:
+    if x_TH.dim() != 2 or weight_H.shape != x_TH.shape[-1:]:
+        raise ValueError(f"x {tuple(x_TH.shape)} must be (T, H) and weight {tuple(weight_H.shape)} (H,)")
+    if x_TH.shape[1] > WIDEST:
+        raise ValueError(f"x {tuple(x_TH.shape)} is wider than {WIDEST}")
+
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """Normalize each row of `x_TH` to unit root mean square and scale by `weight_H`; returned in x's dtype."""
-    return torch.nn.functional.rms_norm(x_TH, x_TH.shape[-1:], weight_H, eps)
+    """Normalize each row of `x_TH` to unit root mean square and scale by `weight_H`; returned in x's dtype.
+
+    Raises ValueError for shapes, devices or dtypes that do not fit.
+    """
+    if not use_triton(x_TH):
+        return reference(x_TH, weight_H, eps)
+    _check(x_TH, weight_H)
+    check_alike(x=x_TH, weight=weight_H)
+    return _op(x_TH, None, weight_H, eps)[0]
+
+
+def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError as `rms_norm` does."""
+    if x_TH.shape != residual_TH.shape:
+        raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
+    if not use_triton(x_TH):
+        total_TH = x_TH + residual_TH
+        return reference(total_TH, weight_H, eps), total_TH
+    _check(x_TH, weight_H)
+    check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
+    y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
+    return y_TH, total_TH

@@ -7,7 +7,7 @@ A head of D elements is D/2 pairs (x_i, x_{i + D/2}); pair i at position p turns
 Rotation is orthogonal, so the backward pass is the rotation by the negative angle.
 Llama 3.1 divides slow frequencies by `factor` and blends in between ("llama3" scaling).
 
-Shapes: T tokens, H heads, D head_dim.
+Shapes: T tokens, H heads, D head_dim (Q query heads, K key heads).
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import math
 
 import torch
 from torch import Tensor
+
+from kernels.dispatch import block, check_alike, jit, tl, use_triton
 
 
 def frequencies(head_dim: int, theta: float, scaling=None) -> Tensor:
@@ -40,3 +42,101 @@ def rope(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
     """Rotate every head of `x_THD` by its token's angles; computed in float32, returned in x's dtype."""
     a, b = x_THD.float().chunk(2, dim=-1)
     return torch.cat((a * cos_T1D2 - b * sin_T1D2, b * cos_T1D2 + a * sin_T1D2), dim=-1).to(x_THD.dtype)
+
+
+@jit
+def _turn(
+    q,
+    k,
+    q_out,
+    k_out,
+    cos,
+    sin,
+    q_row,
+    q_head,
+    k_row,
+    k_head,
+    Q,
+    K,
+    D2,
+    SIGN: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One token: its angles are read once and turn all heads of q, then of k."""
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    pair = i < D2
+    c = tl.load(cos + row * D2 + i, mask=pair, other=0.0)[None, :]
+    s = tl.load(sin + row * D2 + i, mask=pair, other=0.0)[None, :] * SIGN
+    for start in range(0, Q, HEADS):
+        h = start + tl.arange(0, HEADS)
+        inside = (h < Q)[:, None] & pair[None, :]
+        at = row * q_row + h[:, None] * q_head + i[None, :]
+        a = tl.load(q + at, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(q + at + D2, mask=inside, other=0.0).to(tl.float32)
+        to = (row * Q + h[:, None]) * (2 * D2) + i[None, :]
+        tl.store(q_out + to, (a * c - b * s).to(q_out.dtype.element_ty), mask=inside)
+        tl.store(q_out + to + D2, (b * c + a * s).to(q_out.dtype.element_ty), mask=inside)
+    for start in range(0, K, HEADS):
+        h = start + tl.arange(0, HEADS)
+        inside = (h < K)[:, None] & pair[None, :]
+        at = row * k_row + h[:, None] * k_head + i[None, :]
+        a = tl.load(k + at, mask=inside, other=0.0).to(tl.float32)
+        b = tl.load(k + at + D2, mask=inside, other=0.0).to(tl.float32)
+        to = (row * K + h[:, None]) * (2 * D2) + i[None, :]
+        tl.store(k_out + to, (a * c - b * s).to(k_out.dtype.element_ty), mask=inside)
+        tl.store(k_out + to + D2, (b * c + a * s).to(k_out.dtype.element_ty), mask=inside)
+
+
+@torch.library.custom_op("ptst::rope", mutates_args=())
+def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+    """Both turned, by the negative angles if `back`."""
+    T, Q, D = q_TQD.shape
+    K = k_TKD.shape[1]
+    q_out = torch.empty((T, Q, D), dtype=q_TQD.dtype, device=q_TQD.device)
+    k_out = torch.empty((T, K, D), dtype=k_TKD.dtype, device=k_TKD.device)
+    if T:
+        strides = (*q_TQD.stride()[:2], *k_TKD.stride()[:2])
+        _turn[(T,)](
+            *(q_TQD, k_TKD, q_out, k_out, cos, sin, *strides, Q, K, D // 2),
+            SIGN=-1.0 if back else 1.0,
+            HEADS=block(Q, 32),
+            BLOCK=block(D // 2, 1024),
+            num_warps=4,
+        )
+    return q_out, k_out
+
+
+@_op.register_fake
+def _(q_TQD, k_TKD, cos, sin, back):
+    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_TQD, k_TKD))
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[2:4])
+    ctx.back = inputs[4]
+
+
+def _differentiate(ctx, dq_TQD, dk_TKD):
+    dq, dk = torch.ops.ptst.rope(dq_TQD.contiguous(), dk_TKD.contiguous(), *ctx.saved_tensors, not ctx.back)
+    return dq, dk, None, None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_setup)
+
+
+def rope_qk(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries (T, Q, D) and keys (T, K, D) turned by their tokens' angles, in one launch on a GPU; in their own dtype.
+
+    Raises ValueError for shapes, devices or dtypes that do not fit.
+    """
+    if not use_triton(q_TQD, k_TKD):
+        return rope(q_TQD, cos_T1D2, sin_T1D2), rope(k_TKD, cos_T1D2, sin_T1D2)
+    T, _, D = q_TQD.shape
+    if k_TKD.shape[0] != T or k_TKD.shape[2] != D or cos_T1D2.numel() != T * D // 2 or D % 2:
+        raise ValueError(
+            f"q {tuple(q_TQD.shape)}, k {tuple(k_TKD.shape)} and the tables {tuple(cos_T1D2.shape)} do not fit"
+        )
+    check_alike(q=q_TQD, k=k_TKD)
+    return _op(q_TQD, k_TKD, cos_T1D2.contiguous(), sin_T1D2.contiguous(), False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from kernels.attention import packed_attention
 from kernels.rms_norm import rms_norm
-from kernels.rope import frequencies, rope, tables
+from kernels.rope import frequencies, rope_qk, tables
 from kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
 
@@ -48,8 +48,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        q_THD = rope(self.q_proj(x_TE).unflatten(-1, (-1, self.head_dim)), cos, sin)
-        k_TKD = rope(self.k_proj(x_TE).unflatten(-1, (-1, self.head_dim)), cos, sin)
+        q_THD = self.q_proj(x_TE).unflatten(-1, (-1, self.head_dim))
+        k_TKD = self.k_proj(x_TE).unflatten(-1, (-1, self.head_dim))
+        q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos, sin)
         v_TKD = self.v_proj(x_TE).unflatten(-1, (-1, self.head_dim))
         return self.o_proj(attend(layer, q_THD, k_TKD, v_TKD).flatten(1))
 

@@ -1,0 +1,57 @@
+"""Which way an operation goes: Triton on CUDA, plain torch elsewhere.
+
+`PTST_KERNELS=reference` forces plain torch everywhere; `PTST_KERNELS=triton` forces Triton, which on a CPU works only
+in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported) and serves the tests.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+except ImportError:  # Triton is built for Linux alone; elsewhere the plain paths serve
+    triton = tl = None
+
+    def jit(function):
+        return function
+
+
+CHOICES = ("auto", "reference", "triton")
+
+
+def use_triton(*tensors: Tensor) -> bool:
+    """Whether these tensors go through Triton. Raises ValueError for an unknown PTST_KERNELS, and for it being `triton`
+    where Triton cannot run."""
+    choice = os.environ.get("PTST_KERNELS", "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"PTST_KERNELS is {choice!r}; it must be one of {', '.join(CHOICES)}")
+    if choice == "reference":
+        return False
+    on_gpu = all(t.is_cuda for t in tensors)
+    if choice == "auto":
+        return on_gpu and triton is not None
+    if triton is None or not (on_gpu or os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ValueError("PTST_KERNELS=triton needs a GPU, or TRITON_INTERPRET=1 before Triton is imported")
+    return True
+
+
+def check_alike(**tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors share device and dtype and their last axis is contiguous."""
+    (first, lead), *rest = tensors.items()
+    for name, t in rest:
+        if t.device != lead.device or t.dtype != lead.dtype:
+            raise ValueError(f"{name} is {t.dtype} on {t.device}, but {first} is {lead.dtype} on {lead.device}")
+    for name, t in tensors.items():
+        if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
+            raise ValueError(f"the last axis of {name} {tuple(t.shape)} is not contiguous; call .contiguous() first")
+
+
+def block(n: int, most: int) -> int:
+    """The power of two that holds n, at most `most`."""
+    return min(most, 1 << max(0, (n - 1).bit_length()))

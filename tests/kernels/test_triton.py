@@ -1,0 +1,187 @@
+"""The Triton kernels, forward and backward: in Triton's interpreter on a CPU, compiled on a GPU.
+
+Per tensor in norms: |ours - f64| <= 2 |eager - f64| forward and 3 backward, + 1e-6 |f64|, eager being plain torch in
+the same dtype.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.dispatch import triton, use_triton
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rope import frequencies, rope, rope_qk, tables
+from kernels.swiglu import swiglu
+from tests.kernels import interpreter
+
+pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def _through_triton(monkeypatch):
+    monkeypatch.setenv("PTST_KERNELS", "triton")
+    if DEVICE == "cpu":
+        interpreter.install()
+    assert use_triton(torch.zeros(1, device=DEVICE))
+
+
+def random(*shape: int, scale: float = 1.0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64) * scale
+
+
+def compare(ours, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:
+    """Values and gradients of `ours` and `plain` in `dtype` against `plain` in float64. Inputs are rounded first."""
+    results = []
+    rounded = [x.to(dtype) for x in inputs]
+    for function, to in ((ours, dtype), (plain, dtype), (plain, torch.float64)):
+        leaves = [x.detach().to(DEVICE, to, copy=True).requires_grad_() for x in rounded]
+        values = function(*leaves)
+        values = values if isinstance(values, tuple) else (values,)
+        weights = [
+            torch.linspace(-1, 1, v.numel(), dtype=torch.float64).view(v.shape).to(DEVICE, dtype) for v in values
+        ]
+        sum((v * w.to(to)).sum() for v, w in zip(values, weights, strict=True)).backward()
+        results.append(([v.detach().double() for v in values], [x.grad.double() for x in leaves]))
+    for factor, part in ((2, 0), (3, 1)):
+        for index, (a, b, exact) in enumerate(zip(*(r[part] for r in results), strict=True)):
+            assert exact.norm() > 0
+            limit = factor * (b - exact).norm() + 1e-6 * exact.norm()
+            assert (a - exact).norm() <= limit, (part, index, float((a - exact).norm()), float(limit))
+
+
+SHAPES = [(1, 1), (3, 33), (5, 128), (300, 20), (7, 100)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_rms_norm(shape, dtype):
+    inputs = [random(*shape, scale=3), random(shape[1]) + 2]
+    compare(
+        lambda x, w: rms_norm(x, w, 1e-5), lambda x, w: torch.nn.functional.rms_norm(x, w.shape, w, 1e-5), inputs, dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 64), (5, 33), (300, 20)])
+def test_add_rms_norm(shape, dtype):
+    def plain(x, r, w):
+        return torch.nn.functional.rms_norm(x + r, w.shape, w, 1e-5), x + r
+
+    inputs = [random(*shape), random(*shape), random(shape[1]) + 2]
+    compare(lambda x, r, w: add_rms_norm(x, r, w, 1e-5), plain, inputs, dtype)
+
+
+def test_a_frozen_norm_forms_no_gradient_of_its_weight():
+    x, w = torch.randn(4, 32, device=DEVICE, requires_grad=True), torch.ones(32, device=DEVICE)
+    seen = []
+    original = torch.ops.ptst.rms_norm_backward
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.ops.ptst, "rms_norm_backward", lambda *a: seen.append(original(*a)) or seen[-1])
+        rms_norm(x, w, 1e-5).sum().backward()
+    assert seen[0][1].numel() == 0
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 33), (2, 1024), (2, 1025)])
+def test_swiglu(shape, dtype):
+    compare(swiglu, lambda g, u: torch.nn.functional.silu(g) * u, [random(*shape, scale=4), random(*shape)], dtype)
+
+
+def test_swiglu_of_the_halves_of_one_product():
+    both = random(5, 2 * 40)
+
+    def plain(x):
+        gate, up = x.chunk(2, dim=1)
+        return torch.nn.functional.silu(gate) * up
+
+    compare(lambda x: swiglu(*x.chunk(2, dim=1)), plain, [both], torch.float32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("T", "Q", "K", "D"), [(1, 1, 1, 2), (5, 4, 2, 64), (3, 6, 1, 20), (2, 40, 8, 16)])
+def test_rope(T, Q, K, D, dtype):
+    positions = torch.randint(0, 4000, (T,), device=DEVICE)
+    cos, sin = tables(positions, frequencies(D, 1e4).to(DEVICE))
+
+    def plain(q, k):
+        out = []
+        for x in (q, k):
+            a, b = x.chunk(2, dim=-1)
+            c, s = cos.to(x.dtype), sin.to(x.dtype)
+            out.append(torch.cat((a * c - b * s, b * c + a * s), dim=-1))
+        return tuple(out)
+
+    compare(lambda q, k: rope_qk(q, k, cos, sin), plain, [random(T, Q, D), random(T, K, D)], dtype)
+    q = random(T, Q, D).to(DEVICE, torch.float32)
+    torch.testing.assert_close(rope_qk(q, q, cos, sin)[0], rope(q, cos, sin))
+
+
+def test_rope_of_slices_of_one_product():
+    cos, sin = tables(torch.arange(5, device=DEVICE), frequencies(8, 1e4).to(DEVICE))
+    qkv = torch.randn(5, 8, 8, device=DEVICE)
+    q, k = rope_qk(qkv[:, :4], qkv[:, 4:6], cos, sin)
+    torch.testing.assert_close(q, rope(qkv[:, :4], cos, sin))
+    torch.testing.assert_close(k, rope(qkv[:, 4:6], cos, sin))
+
+
+def test_no_rows():
+    empty, w = torch.zeros(0, 8, device=DEVICE, requires_grad=True), torch.ones(8, device=DEVICE, requires_grad=True)
+    out = rms_norm(empty, w, 1e-5).sum() + swiglu(empty, empty).sum()
+    out.backward()
+    assert empty.grad.shape == (0, 8)
+    assert torch.equal(w.grad, torch.zeros_like(w))
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: rms_norm(torch.ones(2, 4), torch.ones(3), 1e-5), r"weight \(3,\)"),
+        (lambda: rms_norm(torch.ones(2, 4), torch.ones(4).bfloat16(), 1e-5), "weight is torch.bfloat16"),
+        (lambda: rms_norm(torch.ones(4, 2).t(), torch.ones(4), 1e-5), "last axis of x"),
+        (lambda: add_rms_norm(torch.ones(2, 4), torch.ones(3, 4), torch.ones(4), 1e-5), r"residual \(3, 4\)"),
+        (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 5)), r"up \(2, 5\)"),
+        (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 4).half()), "up is torch.float16"),
+        (lambda: rope_qk(torch.ones(2, 1, 4), torch.ones(3, 1, 4), torch.ones(2, 1, 2), torch.ones(2, 1, 2)), "do not"),
+    ],
+)
+def test_mistakes(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope"])
+def test_operators_are_registered_in_full(name):
+    """Schema, fake kernel, autograd and its registration, as torch's own checker sees them."""
+    x = torch.randn(3, 8, device=DEVICE, requires_grad=True)
+    heads = torch.randn(3, 2, 4, device=DEVICE, requires_grad=True)
+    cos, sin = tables(torch.arange(3, device=DEVICE), frequencies(4, 1e4).to(DEVICE))
+    args = {
+        "rms_norm": (x, torch.randn(3, 8, device=DEVICE), torch.ones(8, device=DEVICE, requires_grad=True), 1e-5),
+        "swiglu": (x, torch.randn(3, 8, device=DEVICE, requires_grad=True)),
+        "rope": (heads, heads.detach().clone().requires_grad_(), cos, sin, False),
+    }[name]
+    torch.library.opcheck(getattr(torch.ops.ptst, name).default, args)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="the watch lives in the interpreter")
+def test_the_watch_sees_what_the_interpreter_does_not():
+    import triton.language as tl
+
+    @triton.jit
+    def past_the_end(x, n, BLOCK: tl.constexpr):
+        tl.store(x + tl.arange(0, BLOCK), tl.load(x + tl.arange(0, BLOCK)))
+
+    @triton.jit
+    def race(x, n, BLOCK: tl.constexpr):
+        tl.store(x + tl.arange(0, BLOCK), tl.full([BLOCK], 1.0, tl.float32))
+
+    with pytest.raises(Exception, match="out of bounds"):
+        past_the_end[(1,)](torch.ones(5), 5, BLOCK=8)
+    race[(1,)](torch.ones(8), 8, BLOCK=8)
+    with pytest.raises(Exception, match="in the same launch"):
+        race[(2,)](torch.ones(8), 8, BLOCK=8)
