@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.attention import packed_attention
-from kernels.rms_norm import rms_norm
+from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import frequencies, rope_qk, tables
 from kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
@@ -35,6 +35,10 @@ class RMSNorm(nn.Module):
 
     def forward(self, x_TE: Tensor) -> Tensor:
         return rms_norm(x_TE, self.weight, self.eps)
+
+    def add(self, x_TE: Tensor, residual_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """(the norm of x + residual, x + residual)."""
+        return add_rms_norm(x_TE, residual_TE, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -75,8 +79,9 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        x_TE = x_TE + self.self_attn(self.input_layernorm(x_TE), layer, cos, sin, attend)
-        return x_TE + self.mlp(self.post_attention_layernorm(x_TE))
+        attended_TE = self.self_attn(self.input_layernorm(x_TE), layer, cos, sin, attend)
+        normed_TE, x_TE = self.post_attention_layernorm.add(attended_TE, x_TE)
+        return x_TE + self.mlp(normed_TE)
 
 
 class Decoder(nn.Module):

@@ -1,0 +1,193 @@
+"""Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
+
+    python -m kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); exit code 1 if a kernel fails
+
+A stub stands in for the driver, and the kernels' own launching code runs on meta tensors, so that each launch is
+compiled with the very specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+from triton.runtime import driver
+
+from kernels import rms_norm, rope, swiglu
+
+# Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler says of one launch. `stack` and `local` are bytes per thread: above 0 where registers spill."""
+
+    name: str
+    note: str
+    arch: int
+    registers: int
+    stack: int
+    local: int
+    shared: int
+    warps: int
+
+    @property
+    def faults(self) -> list[str]:
+        spills = ["spills"] if self.stack or self.local else []
+        return spills + (["too much shared memory"] if self.shared > SHARED[self.arch] else [])
+
+
+class _Launcher:
+    def __init__(self, source, metadata):
+        pass
+
+    def __call__(self, *_args, **_named):
+        pass
+
+
+class _Stub(DriverBase):
+    """A driver that knows its target and launches nothing."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+        self.launcher_cls = _Launcher
+        properties = {"max_shared_mem": SHARED[target.arch], "multiprocessor_count": 132, "sm_clock_rate": 1}
+        properties |= {"mem_clock_rate": 1, "mem_bus_width": 1}
+        self.utils = types.SimpleNamespace(
+            get_device_properties=lambda _device: properties,
+            load_binary=lambda *_args: (None, None, 0, 0, 1024),
+            unload_module=lambda _module: None,
+        )
+
+    @classmethod
+    def is_active(cls):
+        return True
+
+    def map_python_to_cpp_type(self, _type):
+        return "void*"
+
+    def get_current_target(self):
+        return self.target
+
+    def get_active_torch_device(self):
+        return torch.device("meta")
+
+    def get_current_device(self):
+        return 0
+
+    def set_current_device(self, _device):
+        pass
+
+    def get_current_stream(self, _device=0):
+        return 0
+
+    def get_device_capability(self, _device=0):
+        return divmod(self.target.arch, 10)
+
+    def get_benchmarker(self):
+        return lambda f, quantiles=None, **_named: (f(), [1.0, 1.0, 1.0])[1]
+
+
+@contextlib.contextmanager
+def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
+    """Every launch inside is compiled for `arch` and recorded."""
+    import triton.runtime.jit as runtime
+
+    found: list[Compiled] = []
+    kept, run = driver._active, runtime.JITFunction.run
+    driver.set_active(_Stub(GPUTarget("cuda", arch, 32)))
+
+    def compile_only(self, *args, grid, warmup, **named):
+        self.device_caches.clear()  # kept by device, which here is always the same one
+        kernel = run(self, *args, grid=grid, warmup=True, **named)
+        kernel = kernel.result() if hasattr(kernel, "result") else kernel
+        usage = _usage(kernel.asm["cubin"])
+        found.append(
+            Compiled(
+                self.__name__.lstrip("_"),
+                note,
+                arch,
+                usage.get("REG", 0),
+                usage.get("STACK", 0),
+                usage.get("LOCAL", 0),
+                kernel.metadata.shared,
+                kernel.metadata.num_warps,
+            )
+        )
+        return kernel
+
+    runtime.JITFunction.run = compile_only
+    try:
+        yield found
+    finally:
+        runtime.JITFunction.run, driver._active = run, kept
+
+
+def _usage(cubin: bytes) -> dict[str, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        out = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
+
+
+def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
+    meta = {"device": "meta"}
+    for dtype in (torch.bfloat16, torch.float32):
+        kind = str(dtype).removeprefix("torch.")
+        for T, H, F, Q, K, D in ((512, 4096, 11008, 32, 8, 128), (7, 33, 77, 3, 1, 20)):
+            x, w = torch.empty(T, H, dtype=dtype, **meta), torch.empty(H, dtype=dtype, **meta)
+            r = torch.empty(T, dtype=torch.float32, **meta)
+            g = torch.empty(T, F, dtype=dtype, **meta)
+            q, k = (torch.empty(T, n, D, dtype=dtype, **meta) for n in (Q, K))
+            cos = torch.empty(T, 1, D // 2, **meta)
+            # The operators' own bodies: called by name, meta tensors would go to the fake kernels.
+            norm, norm_back = rms_norm._op._init_fn, rms_norm._backward_op._init_fn
+            turn, act, act_back = rope._op._init_fn, swiglu._op._init_fn, swiglu._backward_op._init_fn
+            yield f"rms_norm {kind} H={H}", partial(norm, x, None, w, 1e-5)
+            yield f"rms_norm {kind} H={H} residual", partial(norm, x, x, w, 1e-5)
+            yield f"rms_norm {kind} H={H} frozen", partial(norm_back, x, None, x, w, r, False)
+            yield f"rms_norm {kind} H={H} residual, dw", partial(norm_back, x, x, x, w, r, True)
+            yield f"swiglu {kind} F={F}", partial(act, g, g)
+            yield f"swiglu {kind} F={F}", partial(act_back, g, g, g)
+            yield f"rope {kind} D={D} Q={Q} K={K}", partial(turn, q, k, cos, cos, False)
+
+
+def main() -> None:
+    print(f"triton {triton.__version__}")
+    print(f"{'kernel':10} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
+    failed = 0
+    for arch in SHARED:
+        for note, launch in launches():
+            with recording(arch, note) as found:
+                launch()
+            for c in found:
+                failed += bool(c.faults)
+                sizes = f"{c.warps:5d} {c.registers:9d} {c.stack:5d} {c.shared:8d}"
+                print(f"{c.name:10} {c.note:38} sm_{c.arch:3} {sizes}  {', '.join(c.faults)}")
+            if not found:
+                failed += 1
+                print(f"{note}: nothing was compiled")
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
