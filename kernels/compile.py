@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from kernels import rms_norm, rope, swiglu
+from kernels import linear_cross_entropy, rms_norm, rope, swiglu
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -147,6 +147,19 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
 
 
+def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
+    """The loss's own kernel, between its two multiplications."""
+    grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
+    for grad in (False, True):
+        linear_cross_entropy._softmax_gradient[grid](
+            *(logits_nV, targets_n, targets_n, losses_n, V),
+            WEIGHTED=False,
+            GRAD=grad,
+            BLOCK=linear_cross_entropy.BLOCK,
+            num_warps=8,
+        )
+
+
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     meta = {"device": "meta"}
@@ -167,6 +180,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"rms_norm {kind} H={H} residual, dw", partial(norm_back, x, x, x, w, r, True)
             yield f"swiglu {kind} F={F}", partial(act, g, g)
             yield f"swiglu {kind} F={F}", partial(act_back, g, g, g)
+            logits, ids = torch.empty(T, F, dtype=dtype, **meta), torch.empty(T, dtype=torch.long, **meta)
+            yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
             yield f"rope {kind} D={D} Q={Q} K={K}", partial(turn, q, k, cos, cos, False)
 
 

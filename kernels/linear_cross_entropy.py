@@ -1,12 +1,16 @@
 r"""Cross-entropy of a linear head, without the (T, V) logits: chunk by chunk, over the trained rows only.
 
-For a row h with target t and logits l = h E^T (E the head, (V, H)):
+For a row h with weight a and target t, and logits l = h E^T (E the head, (V, H)):
 
-    loss = logsumexp(l) - l_t        dl = softmax(l) - onehot(t)        dh = dl E        dE += dl^T h
+    loss = a (logsumexp(l) - l_t)        dl = a (softmax(l) - onehot(t))        dh = dl E        dE += dl^T h
 
 dh needs E, which is at hand while the chunk's logits exist, so it is formed in the forward pass; backward only scales.
-Rows that nobody trains on (target < 0) cost nothing: they are left out before the first multiplication.
-The divisor is the caller's: the number of trained tokens of the whole optimizer step, whatever part of it is here.
+A frozen head gets no dE. Rows that nobody trains on cost nothing: they are left out before the first multiplication.
+The multiplications are cuBLAS's; between them one kernel reads a chunk's logits twice (once for the sum, once to turn
+them into dl in place), with float32 statistics. The divisor is the caller's: the number of trained tokens of the whole
+optimizer step, whatever part of it is here.
+
+Shapes: T rows, H the width, V the vocabulary, n rows of a chunk.
 """
 
 from __future__ import annotations
@@ -14,60 +18,159 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 24  # logits in memory at once (64 MB in float32)
+from kernels.dispatch import check_alike, jit, tl, use_triton
+
+CHUNK_ELEMENTS = 1 << 24  # logits in memory at once on a CPU (64 MB in float32)
+CHUNK_BYTES = 256 << 20  # and on a GPU
+BLOCK = 4096
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor, divisor: float) -> Tensor:
-        need_hidden, need_head = ctx.needs_input_grad[:2]
-        rows_N = (targets_T >= 0).nonzero().squeeze(1)
-        dh_TH = torch.zeros_like(hidden_TH) if need_hidden else None
-        de_VH = torch.zeros_like(head_VH, dtype=torch.float32) if need_head else None
-        # Sums in float64: the order of chunks must not show in the reported loss.
-        total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
-        for rows_n in rows_N.split(max(1, CHUNK_ELEMENTS // head_VH.shape[0])):
-            h_nH = hidden_TH[rows_n]
-            targets_n = targets_T[rows_n]
-            logits_nV = (h_nH @ head_VH.t()).to(torch.promote_types(h_nH.dtype, torch.float32))
-            lse_n = logits_nV.logsumexp(dim=1)
-            total += (lse_n - logits_nV.gather(1, targets_n[:, None]).squeeze(1)).sum(dtype=torch.float64)
-            if need_hidden or need_head:
-                dl_nV = logits_nV.sub_(lse_n[:, None]).exp_()
-                dl_nV[torch.arange(len(rows_n), device=dl_nV.device), targets_n] -= 1
-                dl_nV = dl_nV.to(h_nH.dtype)
-                if need_hidden:
-                    dh_TH[rows_n] = dl_nV @ head_VH
-                if need_head:
-                    de_VH += dl_nV.t() @ h_nH
-        ctx.save_for_backward(dh_TH, de_VH)
-        ctx.divisor = divisor
-        ctx.head_dtype = head_VH.dtype
-        return (total / divisor).to(torch.promote_types(hidden_TH.dtype, torch.float32))
-
-    @staticmethod
-    def backward(ctx, dloss: Tensor):
-        dh_TH, de_VH = ctx.saved_tensors
-        scale = dloss / ctx.divisor
-        dh = None if dh_TH is None else dh_TH * scale.to(dh_TH.dtype)
-        de = None if de_VH is None else (de_VH * scale).to(ctx.head_dtype)
-        return dh, de, None, None
+@jit
+def _softmax_gradient(
+    logits, targets, weights, losses, V, WEIGHTED: tl.constexpr, GRAD: tl.constexpr, BLOCK: tl.constexpr
+):
+    row = tl.program_id(0).to(tl.int64)
+    start = logits + row * V
+    v = tl.arange(0, BLOCK)
+    target = tl.load(targets + row)
+    valid = (target >= 0) & (target < V)
+    # A target outside the vocabulary is read nowhere; it makes the loss NaN, which stops training.
+    chosen = tl.load(start + target, mask=valid, other=0.0).to(tl.float32)
+    # A block's maximum and sum of exponentials, joined to those of the blocks before it (online softmax).
+    top = tl.full([], float("-inf"), tl.float32)
+    total = tl.full([], 0.0, tl.float32)
+    for at in range(0, V, BLOCK):
+        l = tl.load(start + at + v, mask=at + v < V, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(top, tl.max(l, axis=0))
+        total = total * tl.exp(top - higher) + tl.sum(tl.exp(l - higher), axis=0)
+        top = higher
+    lse = top + tl.log(total)
+    weight = tl.load(weights + row).to(tl.float32) if WEIGHTED else 1.0
+    loss = tl.where(valid, weight * (lse - chosen), float("nan"))
+    if GRAD:
+        tl.debug_barrier()  # no warp may overwrite a logit that another has yet to read
+        for at in range(0, V, BLOCK):
+            inside = at + v < V
+            l = tl.load(start + at + v, mask=inside, other=float("-inf")).to(tl.float32)
+            d = weight * (tl.exp(l - lse) - tl.where(at + v == target, 1.0, 0.0))
+            tl.store(start + at + v, d.to(logits.dtype.element_ty), mask=inside)
+    tl.store(losses + row, loss)
 
 
-def linear_cross_entropy(hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor, divisor: float) -> Tensor:
+def _softmax_gradient_torch(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool):
+    """(losses (n,), dl (n, V) in the logits' dtype, or the logits as they were)."""
+    wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
+    lse_n = wide_nV.logsumexp(dim=1)
+    losses_n = lse_n - wide_nV.gather(1, targets_n[:, None]).squeeze(1)
+    losses_n = losses_n if weights_n is None else losses_n * weights_n
+    if not grad:
+        return losses_n, logits_nV
+    dl_nV = wide_nV.sub_(lse_n[:, None]).exp_()
+    dl_nV[torch.arange(len(targets_n), device=dl_nV.device), targets_n] -= 1
+    dl_nV = dl_nV if weights_n is None else dl_nV.mul_(weights_n[:, None])
+    return losses_n, dl_nV.to(logits_nV.dtype)
+
+
+@torch.library.custom_op("ptst::linear_cross_entropy", mutates_args=())
+def _op(
+    hidden_TH: Tensor,
+    head_VH: Tensor,
+    targets_T: Tensor,
+    weights_T: Tensor | None,
+    rows_N: Tensor,
+    need_hidden: bool,
+    need_head: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(summed loss, dH (T, H), dE (V, H)), the gradients empty unless needed."""
+    V = head_VH.shape[0]
+    fused = use_triton(hidden_TH)
+    dh_TH = torch.zeros_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
+    wide = torch.promote_types(hidden_TH.dtype, torch.float32)
+    de_VH = torch.zeros_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
+    # Sums in float64: the order of chunks must not show in the reported loss.
+    total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
+    chunk = CHUNK_BYTES // (V * hidden_TH.element_size()) if hidden_TH.is_cuda else CHUNK_ELEMENTS // V
+    for rows_n in rows_N.split(max(1, chunk)) if len(rows_N) else ():
+        h_nH, targets_n = hidden_TH[rows_n], targets_T[rows_n]
+        weights_n = None if weights_T is None else weights_T[rows_n]
+        logits_nV = h_nH @ head_VH.t()
+        if fused:
+            losses_n = torch.empty(len(rows_n), dtype=torch.float32, device=hidden_TH.device)
+            _softmax_gradient[(len(rows_n),)](
+                *(logits_nV, targets_n, targets_n if weights_n is None else weights_n, losses_n, V),
+                WEIGHTED=weights_n is not None,
+                GRAD=need_hidden or need_head,
+                BLOCK=BLOCK,
+                num_warps=8,
+            )
+            dl_nV = logits_nV
+        else:
+            losses_n, dl_nV = _softmax_gradient_torch(logits_nV, targets_n, weights_n, need_hidden or need_head)
+        total += losses_n.sum(dtype=torch.float64)
+        if need_hidden:
+            dh_TH[rows_n] = dl_nV @ head_VH
+        if need_head:
+            de_VH += dl_nV.t() @ h_nH
+    return total, dh_TH, de_VH
+
+
+@_op.register_fake
+def _(hidden_TH, head_VH, targets_T, weights_T, rows_N, need_hidden, need_head):
+    wide = torch.promote_types(hidden_TH.dtype, torch.float32)
+    dh_TH = torch.empty_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
+    de_VH = torch.empty_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
+    return hidden_TH.new_empty((), dtype=torch.float64), dh_TH, de_VH
+
+
+def _setup(ctx, inputs, output):
+    ctx.save_for_backward(*output[1:])
+    ctx.head_dtype = inputs[1].dtype
+    ctx.needed = inputs[5:]
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx, dtotal, _dh, _de):
+    dh_TH, de_VH = ctx.saved_tensors
+    need_hidden, need_head = ctx.needed
+    dh = dh_TH * dtotal.to(dh_TH.dtype) if need_hidden else None
+    de = (de_VH * dtotal.to(de_VH.dtype)).to(ctx.head_dtype) if need_head else None
+    return dh, de, None, None, None, None, None
+
+
+_op.register_autograd(_differentiate, setup_context=_setup)
+
+
+def linear_cross_entropy(
+    hidden_TH: Tensor,
+    head_VH: Tensor,
+    targets_T: Tensor,
+    divisor: float,
+    weights_T: Tensor | None = None,
+    rows_N: Tensor | None = None,
+) -> Tensor:
     """Summed cross-entropy of the rows with a target, divided by `divisor`: a float32 scalar (float64 for float64).
 
-    hidden_TH (T, H), head_VH (V, H), targets_T (T,) with -1 where a row is not trained. Gradients go to whichever of
-    hidden and head requires one. Raises ValueError for a divisor that is not positive or shapes that do not fit.
+    hidden_TH (T, H), head_VH (V, H), targets_T (T,) with -1 where a row is not trained; `weights_T` (T,) multiplies the
+    rows' losses. `rows_N` are the indices of the trained rows: given, nothing waits for the device to count them.
+    Gradients go to whichever of hidden and head requires one. Raises ValueError for a divisor that is not positive and
+    for shapes, devices or dtypes that do not fit. On a GPU a target outside the vocabulary makes the loss NaN.
     """
     if not divisor > 0:
         raise ValueError(f"the divisor is {divisor}; it is the number of trained tokens and must be positive")
-    if hidden_TH.shape[0] != targets_T.shape[0] or hidden_TH.shape[1] != head_VH.shape[1]:
+    rows = hidden_TH.shape[0]
+    if hidden_TH.dim() != 2 or targets_T.shape != (rows,) or hidden_TH.shape[1] != head_VH.shape[1]:
         raise ValueError(
             f"shapes do not fit: hidden {tuple(hidden_TH.shape)}, head {tuple(head_VH.shape)}, "
             f"targets {tuple(targets_T.shape)}"
         )
-    return _LinearCrossEntropy.apply(hidden_TH, head_VH, targets_T, divisor)
+    if weights_T is not None and weights_T.shape != (rows,):
+        raise ValueError(f"weights {tuple(weights_T.shape)} must be one per row, ({rows},)")
+    check_alike(hidden=hidden_TH, head=head_VH)
+    if rows_N is None:
+        rows_N = (targets_T >= 0).nonzero().squeeze(1)
+    need = (torch.is_grad_enabled() and hidden_TH.requires_grad, torch.is_grad_enabled() and head_VH.requires_grad)
+    total, _, _ = _op(hidden_TH, head_VH, targets_T, weights_T, rows_N, *need)
+    return (total / divisor).to(torch.promote_types(hidden_TH.dtype, torch.float32))
 
 
 def token_losses(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:

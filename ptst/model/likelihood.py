@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import linear_cross_entropy
-from ptst.data.packing import Batch, pack
+from ptst.data.packing import UNTRAINED, Batch, pack
 from ptst.model.decoder import Decoder
 from ptst.text.encode import Encoded
 
@@ -19,7 +19,9 @@ def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
     targets_T = torch.tensor(batch.targets, device=decoder.device)
     positions_T = torch.tensor(batch.positions, device=decoder.device)
     hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens, positions_T)
-    return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor)
+    # The trained rows are known here, so the device need not be asked for them.
+    rows_N = torch.tensor([i for i, t in enumerate(batch.targets) if t != UNTRAINED], dtype=torch.long)
+    return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor, rows_N=rows_N.to(decoder.device))
 
 
 @torch.no_grad()

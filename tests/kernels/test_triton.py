@@ -6,17 +6,21 @@ the same dtype.
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 
 from kernels.dispatch import triton, use_triton
+from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import frequencies, rope, rope_qk, tables
 from kernels.swiglu import swiglu
 from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
+linear_cross_entropy_file = sys.modules["kernels.linear_cross_entropy"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -129,6 +133,50 @@ def test_rope_of_slices_of_one_product():
     torch.testing.assert_close(k, rope(qkv[:, 4:6], cos, sin))
 
 
+def plain_cross_entropy(targets, weights, divisor):
+    def plain(h, e):
+        rows = targets >= 0
+        wide = torch.promote_types(h.dtype, torch.float32)
+        losses = torch.nn.functional.cross_entropy((h[rows] @ e.t()).to(wide), targets[rows], reduction="none")
+        return (losses * weights[rows].to(wide)).sum() / divisor
+
+    return plain
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("T", "H", "V"), [(1, 8, 5), (7, 16, 100), (5, 8, 4097)])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_linear_cross_entropy(T, H, V, share, dtype, monkeypatch):
+    """The head frozen and trained, weighted and not, in one chunk and in several."""
+    targets = torch.randint(0, V, (T,), device=DEVICE)
+    targets[torch.rand(T, device=DEVICE) > share] = -1
+    targets[0] = V - 1
+    inputs = [random(T, H, scale=2), random(V, H)]
+    for weights, chunk in ((torch.ones(T, device=DEVICE), 1 << 24), (torch.rand(T, device=DEVICE) + 0.5, 2 * V)):
+        monkeypatch.setattr(linear_cross_entropy_file, "CHUNK_ELEMENTS", chunk)
+        given = None if weights.eq(1).all() else weights
+        plain = plain_cross_entropy(targets, weights, 3.0)
+        compare(lambda h, e, g=given: linear_cross_entropy(h, e, targets, 3.0, g), plain, inputs, dtype)
+        head = inputs[1].to(DEVICE, dtype)
+        compare(
+            lambda h, head=head, g=given: linear_cross_entropy(h, head, targets, 3.0, g),
+            lambda h, head=head, f=plain: f(h, head.to(h.dtype)),
+            inputs[:1],
+            dtype,
+        )
+
+
+def test_large_logits_and_targets_outside_the_vocabulary():
+    h = torch.full((3, 4), 200.0, device=DEVICE, requires_grad=True)
+    head = torch.eye(5, 4, device=DEVICE) * 100
+    loss = linear_cross_entropy(h, head, torch.tensor([0, 1, 4], device=DEVICE), 1.0)
+    loss.backward()
+    assert loss.isfinite()
+    assert h.grad.isfinite().all()
+    for wrong in (5, 1 << 40):
+        assert linear_cross_entropy(h, head, torch.tensor([0, 1, wrong], device=DEVICE), 1.0).isnan()
+
+
 def test_no_rows():
     empty, w = torch.zeros(0, 8, device=DEVICE, requires_grad=True), torch.ones(8, device=DEVICE, requires_grad=True)
     out = rms_norm(empty, w, 1e-5).sum() + swiglu(empty, empty).sum()
@@ -154,7 +202,7 @@ def test_mistakes(call, says):
         call()
 
 
-@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope"])
+@pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope", "linear_cross_entropy"])
 def test_operators_are_registered_in_full(name):
     """Schema, fake kernel, autograd and its registration, as torch's own checker sees them."""
     x = torch.randn(3, 8, device=DEVICE, requires_grad=True)
@@ -163,6 +211,10 @@ def test_operators_are_registered_in_full(name):
     args = {
         "rms_norm": (x, torch.randn(3, 8, device=DEVICE), torch.ones(8, device=DEVICE, requires_grad=True), 1e-5),
         "swiglu": (x, torch.randn(3, 8, device=DEVICE, requires_grad=True)),
+        "linear_cross_entropy": (
+            *(x, torch.randn(5, 8, device=DEVICE, requires_grad=True), torch.tensor([1, -1, 4], device=DEVICE)),
+            *(None, torch.tensor([0, 2], device=DEVICE), True, True),
+        ),
         "rope": (heads, heads.detach().clone().requires_grad_(), cos, sin, False),
     }[name]
     torch.library.opcheck(getattr(torch.ops.ptst, name).default, args)
