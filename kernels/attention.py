@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from kernels import flash_attention
+from kernels.dispatch import check_alike, use_triton
+
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
     """Boolean (queries, keys), true where the query may look; the last query stands on the last key."""
@@ -42,12 +45,20 @@ def packed_attention(
             f"document boundaries end at {cu_seqlens[-1]} and {cu_k[-1]}, the tensors hold {q_THD.shape[0]} queries "
             f"and {k_TKD.shape[0]} keys"
         )
+    if q_THD.shape[1] % k_TKD.shape[1] or k_TKD.shape != v_TKD.shape or q_THD.shape[2] != k_TKD.shape[2]:
+        raise ValueError(
+            f"{q_THD.shape[1]} query heads of {q_THD.shape[2]} do not fit keys {tuple(k_TKD.shape)} and values "
+            f"{tuple(v_TKD.shape)}"
+        )
+    if any(q1 - q0 > k1 - k0 for q0, q1, k0, k1 in zip(cu_seqlens, cu_seqlens[1:], cu_k, cu_k[1:], strict=False)):
+        raise ValueError(f"a document has more queries than keys: boundaries {cu_seqlens} and {cu_k}")
+    if use_triton(q_THD, k_TKD, v_TKD):
+        check_alike(q=q_THD, k=k_TKD, v=v_TKD)
+        return flash_attention.op(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window or 0)[0]
     # One call per document: on CPU torch's own fused attention is the fastest path, and no mask is ever built for
     # the common case of a whole document without a window.
     outs = []
     for q0, q1, k0, k1 in zip(cu_seqlens, cu_seqlens[1:], cu_k, cu_k[1:], strict=False):
-        if q1 - q0 > k1 - k0:
-            raise ValueError(f"a document has {q1 - q0} queries and only {k1 - k0} keys")
         if q1 == q0:
             continue
         q_HtD, k_KtD, v_KtD = (x.transpose(0, 1) for x in (q_THD[q0:q1], k_TKD[k0:k1], v_TKD[k0:k1]))

@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from kernels import linear_cross_entropy, rms_norm, rope, swiglu
+from kernels import flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -147,6 +147,19 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
 
 
+def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Forward and backward for the models' head sizes, two documents, with and without a window."""
+    forward, backward = flash_attention.op._init_fn, flash_attention.backward_op._init_fn
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for head_dim, window in ((64, 0), (128, 0), (128, 4096)):
+            meta = {"dtype": dtype, "device": "meta"}
+            q, k = torch.empty(512, 32, head_dim, **meta), torch.empty(512, 8, head_dim, **meta)
+            lse, bounds = torch.empty(32, 512, device="meta"), [0, 200, 512]
+            note = f"attention {str(dtype).removeprefix('torch.')} D={head_dim} W={window}"
+            yield note, partial(forward, q, k, k, bounds, bounds, window)
+            yield note, partial(backward, q, q, k, k, q, lse, bounds, bounds, window)
+
+
 def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
     """The loss's own kernel, between its two multiplications."""
     grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
@@ -162,6 +175,7 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
+    yield from attention_launches()
     meta = {"device": "meta"}
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
@@ -190,6 +204,7 @@ def main() -> None:
     print(f"{'kernel':10} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed = 0
     for arch in SHARED:
+        flash_attention.ARCH = arch
         for note, launch in launches():
             with recording(arch, note) as found:
                 launch()

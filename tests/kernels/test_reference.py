@@ -78,7 +78,7 @@ def test_attention_refuses_boundaries_that_do_not_fit():
     q = torch.randn(4, 2, 8)
     with pytest.raises(ValueError, match="boundaries end at 5"):
         packed_attention(q, q, q, [0, 5])
-    with pytest.raises(ValueError, match="4 queries and only 3 keys"):
+    with pytest.raises(ValueError, match="more queries than keys"):
         packed_attention(q, q[:3], q[:3], [0, 4], cu_seqlens_k=[0, 3])
 
 
