@@ -9,8 +9,8 @@ Per query row, with s_j = scale q . k_j over the keys that it may see, kept as m
 
 A program takes a block of queries of one document (forward, dq), or a block of its keys (dk, dv). Loops run only over
 the keys or queries that causality, the window and the document leave: there is no mask of the whole and nothing is
-computed to be thrown away but at the edges. A program of dk and dv goes through all query heads of its key head, so that
-no two programs add to one place: the backward pass is deterministic, without atomics.
+computed to be thrown away but at the edges. A program of dk and dv goes through all query heads of its key head, so
+that no two programs add to one place: the backward pass is deterministic, without atomics.
 
 Query i of a document with q rows and k keys stands on key i + k - q (bottom-right aligned). Tables of blocks, int32:
 (first row, end of the document's rows, first and end of the other side's rows), made on the host, where the boundaries
@@ -28,22 +28,31 @@ from torch import Tensor
 from kernels.dispatch import block, jit, tl
 
 LOG2E = 1.4426950408889634
-# (query block, key block, warps, stages) by head_dim up to 64 and above: forward and dq; dk and dv. Chosen for no spilled
-# register (python -m kernels.compile); not yet timed.
-BLOCKS = {90: (((128, 64, 4, 2), (64, 64, 4, 2)), ((128, 64, 8, 2), (64, 128, 8, 2)))}
-BLOCKS[80] = (((128, 64, 4, 2), (64, 64, 4, 2)), ((128, 64, 8, 2), (64, 64, 8, 2)))
+# (query block, key block, warps, stages) of the forward pass, of dq, and of dk and dv, for head_dim up to 64 and above.
+# Chosen so that no register spills (python -m kernels.compile); not yet timed.
+BLOCKS = {
+    80: {
+        64: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
+        128: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+    },
+    90: {
+        64: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
+        128: ((128, 64, 8, 2), (128, 64, 8, 2), (64, 128, 8, 2)),
+    },
+}
+FLOAT32 = ((32, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))  # twice the bytes, and no tensor cores
 FORCED: tuple[int, int] | None = None  # tests: small blocks, so that short documents have several
 ARCH: int | None = None  # the compiler without a GPU says what it compiles for
 
 
-def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, backward: bool) -> tuple[int, int, int, int]:
-    """(query block, key block, warps, stages)."""
+def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, kind: int) -> tuple[int, int, int, int]:
+    """(query block, key block, warps, stages) of the forward pass (kind 0), of dq (1), of dk and dv (2)."""
     if FORCED is not None:
         return *FORCED, 4, 1
-    if dtype == torch.float32:  # twice the bytes, and no tensor cores
-        return 32, 32, 4, 1
+    if dtype == torch.float32:
+        return FLOAT32[kind]
     arch = ARCH or (90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80)
-    return BLOCKS[arch][head_dim > 64][backward]
+    return BLOCKS[arch][64 if head_dim <= 64 else 128][kind]
 
 
 @lru_cache(64)
@@ -57,7 +66,7 @@ def table(cu_rows: tuple[int, ...], cu_others: tuple[int, ...], size: int, devic
 
 @jit
 def _scores(q, kt, i, j, end_i, end_j, lead, window, scale2, IEEE: tl.constexpr, WINDOW: tl.constexpr):
-    """Scores in units of log 2, -inf where row i may not see key j; lead = what is added to a row to get its own key."""
+    """Scores in units of log 2, -inf where row i may not see key j; row i's own key is i + lead."""
     s = tl.dot(q, kt, input_precision="ieee" if IEEE else "tf32") * scale2
     seen = (j[None, :] <= i[:, None] + lead) & (j[None, :] < end_j) & (i[:, None] < end_i)
     if WINDOW:
@@ -121,8 +130,8 @@ def _delta(o, do, delta, T, H, D, BM: tl.constexpr, BD: tl.constexpr):
 
 @jit
 def _dq(
-    q, k, v, do, lse, delta, dq, blocks, q_row, q_head, k_row, k_head, v_row, v_head, T, H, GROUP, window, scale, scale2,
-    D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    q, k, v, do, lse, delta, dq, blocks, q_row, q_head, k_row, k_head, v_row, v_head, T, H, GROUP, window, scale,
+    scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     entry = blocks + tl.program_id(0) * 4
     start, end_i = tl.load(entry), tl.load(entry + 1)
@@ -211,7 +220,7 @@ def op(
     K = k_TKD.shape[1]
     out_THD = torch.zeros((T, H, D), dtype=q_THD.dtype, device=q_THD.device)
     lse_HT = torch.zeros((H, T), dtype=torch.float32, device=q_THD.device)
-    bm, bn, warps, stages = blocks(q_THD.device, D, q_THD.dtype, backward=False)
+    bm, bn, warps, stages = blocks(q_THD.device, D, q_THD.dtype, 0)
     rows_B4 = table(tuple(cu_q), tuple(cu_k), bm, q_THD.device)
     if len(rows_B4):
         _forward[(len(rows_B4), H)](
@@ -255,10 +264,10 @@ def backward_op(
     common = (*_strides(q_THD, k_TKD, v_TKD), T, H, H // K, window, D**-0.5, D**-0.5 * LOG2E, D)
     given = (q_THD, k_TKD, v_TKD, do_THD, lse_HT, delta_HT)
     named = {"WINDOW": window > 0, "IEEE": q_THD.dtype == torch.float32, "BD": wide}
-    bm, bn, warps, stages = blocks(device, D, q_THD.dtype, backward=False)
+    bm, bn, warps, stages = blocks(device, D, q_THD.dtype, 1)
     rows_B4 = table(tuple(cu_q), tuple(cu_k), bm, device)
     _dq[(len(rows_B4), H)](*given, dq_THD, rows_B4, *common, **named, BM=bm, BN=bn, num_warps=warps, num_stages=stages)
-    bm, bn, warps, stages = blocks(device, D, q_THD.dtype, backward=True)
+    bm, bn, warps, stages = blocks(device, D, q_THD.dtype, 2)
     keys_B4 = table(tuple(cu_k), tuple(cu_q), bn, device)
     _dkdv[(len(keys_B4), K)](
         *given, dk_TKD, dv_TKD, keys_B4, *common, **named, BM=bm, BN=bn, num_warps=warps, num_stages=stages

@@ -128,5 +128,5 @@ def test_mistakes():
         packed_attention(q, q[:3], q[:3], [0, 4], cu_seqlens_k=[0, 3])
     with pytest.raises(ValueError, match="3 query heads"):
         packed_attention(q, q[:, :2], q[:, :2], [0, 4])
-    with pytest.raises(ValueError, match="k is torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"k is torch\.bfloat16"):
         packed_attention(q, q.bfloat16(), q.bfloat16(), [0, 4])
