@@ -33,14 +33,18 @@ LOG2E = 1.4426950408889634
 BLOCKS = {
     80: {
         64: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
-        128: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 64, 8, 2)),
+        128: ((64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 1)),
     },
     90: {
         64: ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
-        128: ((128, 64, 8, 2), (128, 64, 8, 2), (64, 128, 8, 2)),
+        128: ((128, 64, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2)),
     },
 }
-FLOAT32 = ((32, 32, 4, 1), (32, 32, 4, 1), (16, 16, 4, 1))  # twice the bytes, and no tensor cores
+# Twice the bytes, and no tensor cores.
+FLOAT32 = {
+    64: ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1)),
+    128: ((32, 32, 8, 1), (16, 32, 8, 1), (32, 32, 8, 1)),
+}
 FORCED: tuple[int, int] | None = None  # tests: small blocks, so that short documents have several
 ARCH: int | None = None  # the compiler without a GPU says what it compiles for
 
@@ -49,10 +53,11 @@ def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, kind: int) -
     """(query block, key block, warps, stages) of the forward pass (kind 0), of dq (1), of dk and dv (2)."""
     if FORCED is not None:
         return *FORCED, 4, 1
+    size = 64 if head_dim <= 64 else 128
     if dtype == torch.float32:
-        return FLOAT32[kind]
+        return FLOAT32[size][kind]
     arch = ARCH or (90 if torch.cuda.get_device_capability(device)[0] >= 9 else 80)
-    return BLOCKS[arch][64 if head_dim <= 64 else 128][kind]
+    return BLOCKS[arch][size][kind]
 
 
 @lru_cache(64)
@@ -65,10 +70,14 @@ def table(cu_rows: tuple[int, ...], cu_others: tuple[int, ...], size: int, devic
 
 
 @jit
-def _scores(q, kt, i, j, end_i, end_j, lead, window, scale2, IEEE: tl.constexpr, WINDOW: tl.constexpr):
-    """Scores in units of log 2, -inf where row i may not see key j; row i's own key is i + lead."""
+def _scores(q, kt, i, j, lead, window, scale2, IEEE: tl.constexpr, WINDOW: tl.constexpr):
+    """Scores in units of log 2, -inf where row i may not see key j; row i's own key is i + lead.
+
+    Causality keeps a document's rows within its keys. Rows past the document's end are read as zeros, with a gradient
+    of zero, and written nowhere, so they need no mask.
+    """
     s = tl.dot(q, kt, input_precision="ieee" if IEEE else "tf32") * scale2
-    seen = (j[None, :] <= i[:, None] + lead) & (j[None, :] < end_j) & (i[:, None] < end_i)
+    seen = j[None, :] <= i[:, None] + lead
     if WINDOW:
         seen = seen & (i[:, None] + lead - j[None, :] < window)
     return tl.where(seen, s, float("-inf"))
@@ -101,7 +110,7 @@ def _forward(
         there = (j < end_j)[:, None] & (d < D)[None, :]
         ks = tl.load(k + key[:, None] * k_row + (h // GROUP) * k_head + d[None, :], mask=there, other=0.0)
         vs = tl.load(v + key[:, None] * v_row + (h // GROUP) * v_head + d[None, :], mask=there, other=0.0)
-        s = _scores(qs, tl.trans(ks), i, j, end_i, end_j, lead, window, scale2, IEEE, WINDOW)
+        s = _scores(qs, tl.trans(ks), i, j, lead, window, scale2, IEEE, WINDOW)
         higher = tl.maximum(top, tl.max(s, axis=1))
         finite = tl.where(higher == float("-inf"), 0.0, higher)  # rows that have seen nothing yet
         p = tl.exp2(s - finite[:, None])
@@ -157,7 +166,7 @@ def _dq(
         there = (j < end_j)[:, None] & (d < D)[None, :]
         ks = tl.load(k + key[:, None] * k_row + (h // GROUP) * k_head + d[None, :], mask=there, other=0.0)
         vs = tl.load(v + key[:, None] * v_row + (h // GROUP) * v_head + d[None, :], mask=there, other=0.0)
-        s = _scores(qs, tl.trans(ks), i, j, end_i, end_j, lead, window, scale2, IEEE, WINDOW)
+        s = _scores(qs, tl.trans(ks), i, j, lead, window, scale2, IEEE, WINDOW)
         p = tl.exp2(s - whole[:, None])
         dp = tl.dot(dos, tl.trans(vs), input_precision="ieee" if IEEE else "tf32")
         ds = p * (dp - deltas[:, None])
@@ -195,7 +204,7 @@ def _dkdv(
             dos = tl.load(do + (row[:, None] * H + h) * D + d[None, :], mask=here, other=0.0)
             whole = tl.load(lse + h * T + i, mask=i < end_i, other=0.0)
             deltas = tl.load(delta + h * T + i, mask=i < end_i, other=0.0)
-            s = _scores(qs, tl.trans(ks), i, j, end_i, end_j, lead, window, scale2, IEEE, WINDOW)
+            s = _scores(qs, tl.trans(ks), i, j, lead, window, scale2, IEEE, WINDOW)
             p = tl.exp2(s - whole[:, None])
             dvs += tl.dot(tl.trans(p.to(dos.dtype)), dos, input_precision="ieee" if IEEE else "tf32")
             dp = tl.dot(dos, tl.trans(vs), input_precision="ieee" if IEEE else "tf32")

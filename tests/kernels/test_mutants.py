@@ -1,0 +1,59 @@
+"""The kernels' tests see a wrong kernel: each mutant below is planted in a copy, where its test must fail."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from kernels.dispatch import triton
+from tests.conftest import ROOT
+
+pytestmark = [
+    pytest.mark.thorough,
+    pytest.mark.timeout(600),
+    pytest.mark.skipif(triton is None or torch.cuda.is_available(), reason="runs in Triton's interpreter"),
+]
+FLASH, LOSS = "flash_attention.py", "linear_cross_entropy.py"
+# (what is wrong, file, line as it is, line as it becomes, tests that must notice)
+MUTANTS = [
+    ("dx zeroed", "rms_norm.py", "out.to(dx.dtype.element_ty)", "(out * 0).to(dx.dtype.element_ty)", "rms_norm"),
+    ("dw halved", "rms_norm.py", "sums += d * n", "sums += 0.5 * d * n", "rms_norm"),
+    ("tail unmasked", "rms_norm.py", "inside = h < H", "inside = h < H + 1", "rms_norm"),
+    ("eps lost", "rms_norm.py", "/ H + eps)", "/ H)", "rms_norm"),
+    ("dgate without its second term", "swiglu.py", "(1.0 + g * (1.0 - s))", "1.0", "swiglu"),
+    ("tail unmasked", "swiglu.py", "inside = f < F", "inside = f <= F", "swiglu"),
+    ("turned the wrong way", "rope.py", "SIGN=-1.0 if back else 1.0", "SIGN=1.0", "rope"),
+    ("last head left out", "rope.py", "inside = (h < K)", "inside = (h < K - 1)", "rope"),
+    ("gradient shifted by one", LOSS, "at + v == target", "at + v == target + 1", "cross_entropy"),
+    ("gradient halved", LOSS, "d = weight * (", "d = 0.5 * weight * (", "cross_entropy"),
+    ("tail unmasked", LOSS, "mask=at + v < V, other", "mask=at + v <= V, other", "cross_entropy"),
+    ("mask off by one", FLASH, "j[None, :] <= i[:, None] + lead", "j[None, :] < i[:, None] + lead", "attention"),
+    ("window off by one", FLASH, "- j[None, :] < window", "- j[None, :] <= window", "attention"),
+    ("dq halved", FLASH, "(out * scale).to(dq", "(out * scale * 0.5).to(dq", "attention"),
+    ("dk of one head alone", FLASH, "range(head * GROUP, (head + 1) * GROUP)", "range(head, head + 1)", "attention"),
+    ("dv zeroed", FLASH, "dvs.to(dv.dtype.element_ty)", "(dvs * 0).to(dv.dtype.element_ty)", "attention"),
+    ("delta forgotten", FLASH, "ds = p * (dp - deltas[:, None])\n        out", "ds = p * dp\n        out", "attention"),
+    ("window's edge left out", FLASH, "start + lead - window + 1)", "start + lead - window + 2)", "attention"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m[1]}-{m[0]}".replace(" ", "-"))
+def test_killed(mutant, tmp_path):
+    _, file, before, after, chosen = mutant
+    for folder in ("kernels", "tests", "ptst"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    path = tmp_path / "kernels" / file
+    text = path.read_text()
+    assert before in text, "the mutant no longer fits the kernel"
+    path.write_text(text.replace(before, after))
+    tests = ["tests/kernels/test_triton.py", "tests/kernels/test_flash_attention.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests]
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1, done.stdout[-2000:]
