@@ -45,11 +45,15 @@ class Compiled:
     local: int
     shared: int
     warps: int
+    wgmma: bool  # whether the tensor cores are asked by warpgroups, as sm_90 wants it
 
     @property
     def faults(self) -> list[str]:
         spills = ["spills"] if self.stack or self.local else []
-        return spills + (["too much shared memory"] if self.shared > SHARED[self.arch] else [])
+        large = ["too much shared memory"] if self.shared > SHARED[self.arch] else []
+        multiplies = self.name in ("forward", "dq", "dkdv") and "attention" in self.note and "float32" not in self.note
+        slow = ["no warpgroup MMA"] if multiplies and self.arch == 90 and not self.wgmma else []
+        return spills + large + slow
 
 
 class _Launcher:
@@ -127,6 +131,7 @@ def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
                 usage.get("LOCAL", 0),
                 kernel.metadata.shared,
                 kernel.metadata.num_warps,
+                "wgmma.mma_async" in kernel.asm["ptx"],
             )
         )
         return kernel
