@@ -43,7 +43,7 @@ BLOCKS = {
 # Twice the bytes, and no tensor cores.
 FLOAT32 = {
     64: ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1)),
-    128: ((16, 32, 8, 1), (16, 16, 8, 1), (32, 32, 8, 1)),
+    128: ((16, 32, 8, 1), (16, 16, 8, 1), (32, 16, 8, 1)),
 }
 FORCED: tuple[int, int] | None = None  # tests: small blocks, so that short documents have several
 ARCH: int | None = None  # the compiler without a GPU says what it compiles for
