@@ -58,17 +58,20 @@ def _softmax_gradient(
 
 
 def _softmax_gradient_torch(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool):
-    """(losses (n,), dl (n, V) in the logits' dtype, or the logits as they were)."""
+    """(losses (n,), dl (n, V) in the logits' dtype); the logits are used up, and without `grad` dl means nothing."""
     wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
-    lse_n = wide_nV.logsumexp(dim=1)
-    losses_n = lse_n - wide_nV.gather(1, targets_n[:, None]).squeeze(1)
-    losses_n = losses_n if weights_n is None else losses_n * weights_n
-    if not grad:
-        return losses_n, logits_nV
-    dl_nV = wide_nV.sub_(lse_n[:, None]).exp_()
-    dl_nV[torch.arange(len(targets_n), device=dl_nV.device), targets_n] -= 1
-    dl_nV = dl_nV if weights_n is None else dl_nV.mul_(weights_n[:, None])
-    return losses_n, dl_nV.to(logits_nV.dtype)
+    # In place throughout, and one exponential for both the sum and the gradient.
+    wide_nV.sub_(wide_nV.amax(dim=1, keepdim=True))
+    chosen_n = wide_nV.gather(1, targets_n[:, None]).squeeze(1)
+    total_n = wide_nV.exp_().sum(dim=1)
+    losses_n = total_n.log() - chosen_n
+    if grad:
+        wide_nV.div_(total_n[:, None])
+        wide_nV[torch.arange(len(targets_n), device=wide_nV.device), targets_n] -= 1
+    if weights_n is not None:
+        losses_n = losses_n * weights_n
+        wide_nV.mul_(weights_n[:, None])
+    return losses_n, wide_nV.to(logits_nV.dtype)
 
 
 @torch.library.custom_op("ptst::linear_cross_entropy", mutates_args=())
