@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from kernels import flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
+from kernels import attention_decode, flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -165,6 +165,20 @@ def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield note, partial(backward, q, q, k, k, q, lse, bounds, bounds, window)
 
 
+def decode_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """One request over a cache without blocks, its keys split; many over blocks of 16."""
+    decode = attention_decode._op._init_fn
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for head_dim, heads in ((64, 32), (128, 32), (128, 8)):
+            meta = {"dtype": dtype, "device": "meta"}
+            q, k = torch.empty(64, 32, head_dim, **meta), torch.empty(64, 1024, heads, head_dim, **meta)
+            lengths = torch.empty(64, dtype=torch.long, device="meta")
+            note = f"decode {str(dtype).removeprefix('torch.')} D={head_dim} K={heads}"
+            yield f"{note} split", partial(decode, q[:1], k, k, None, lengths[:1], 0, 4)
+            table, blocks = torch.empty(64, 40, dtype=torch.int32, device="meta"), k.view(4096, 16, heads, head_dim)
+            yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 1)
+
+
 def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
     """The loss's own kernel, between its two multiplications."""
     grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
@@ -181,6 +195,7 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     yield from attention_launches()
+    yield from decode_launches()
     meta = {"device": "meta"}
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")

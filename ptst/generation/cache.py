@@ -3,18 +3,18 @@
 Every slot begins with the keys of the prompts' common beginning (the system text of a template), which is computed
 once and copied. Slots in use are always the first ones: when a request ends, the last slot in use moves into its place.
 
-Shapes: S slots, L cache length, K key/value heads, G query heads per key/value head, H = K * G, D head_dim, T tokens.
+Shapes: S slots, L cache length, H query heads, K key/value heads, D head_dim, T tokens.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kernels.attention import packed_attention
+from kernels.attention_decode import decode_attention
 from ptst.model.config import DecoderConfig
 
 
@@ -63,25 +63,15 @@ class Cache:
 
     def decode(self, positions_S: Tensor):
         """An `attend` for one new token in each of the first S slots, at its slot's position."""
-        slots, length = len(positions_S), int(positions_S.max()) + 1
-        rows_S = torch.arange(slots, device=positions_S.device)
-        age_SL = positions_S[:, None] - torch.arange(length, device=positions_S.device)
-        visible_SL = age_SL >= 0
-        if self.config.sliding_window is not None:
-            visible_SL &= age_SL < self.config.sliding_window
-        bias = torch.zeros(visible_SL.shape, dtype=self.keys.dtype, device=positions_S.device)
-        bias_S11L = bias.masked_fill_(~visible_SL, -math.inf)[:, None, None]
-        groups = self.config.num_heads // self.config.num_kv_heads
-        scale = 1 / math.sqrt(self.config.head_dim)
+        lengths_S = positions_S + 1
+        longest = int(positions_S.max()) + 1
+        rows_S = torch.arange(len(positions_S), device=positions_S.device)
 
         def attend(layer: int, q_SHD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
             self.keys[layer][rows_S, :, positions_S] = k_SKD
             self.values[layer][rows_S, :, positions_S] = v_SKD
-            keys_SKLD = self.keys[layer, :slots, :, :length]
-            values_SKLD = self.values[layer, :slots, :, :length]
-            # The query heads of a group stand side by side, so a group is a matrix of G queries over one set of keys.
-            q_SKGD = q_SHD.unflatten(1, (-1, groups)) * scale
-            weights_SKGL = (q_SKGD @ keys_SKLD.transpose(2, 3)).add_(bias_S11L).softmax(-1)
-            return (weights_SKGL @ values_SKLD).flatten(1, 2)
+            keys_SLKD, values_SLKD = (x[layer].transpose(1, 2) for x in (self.keys, self.values))
+            window = self.config.sliding_window
+            return decode_attention(q_SHD, keys_SLKD, values_SLKD, lengths_S, longest=longest, window=window)
 
         return attend
