@@ -23,8 +23,8 @@ from torch import Tensor
 from kernels.dispatch import block, check_alike, jit, tl, use_triton
 from kernels.flash_attention import LOG2E
 
-# Keys per step, warps, stages. Chosen so that no register spills (python -m kernels.compile); not yet timed.
-BLOCK, WARPS, STAGES = 64, 4, 3
+# (keys per step, warps, stages) by bytes per element. No register spills (python -m kernels.compile); not yet timed.
+BLOCKS = {2: (64, 4, 3), 4: (16, 4, 1)}
 SPLIT = 256  # keys per split at least: below, joining the splits costs more than they save
 
 
@@ -109,13 +109,14 @@ def _op(
         parts = torch.empty((R, H, splits, D), dtype=torch.float32, device=q_RHD.device)
         lse = torch.empty((R, H, splits), dtype=torch.float32, device=q_RHD.device)
     wide = max(16, block(D, 256))
+    keys, warps, stages = BLOCKS[q_RHD.element_size()]
     _decode[(R, K, splits)](
         *(q_RHD, k_BPKD, v_BPKD, lengths_R if table_RN is None else table_RN, lengths_R, parts, lse),
         *(*q_RHD.stride()[:2], *k_BPKD.stride()[:3], *v_BPKD.stride()[:3]),
         *(0 if table_RN is None else table_RN.stride(0), B, P, 1 if table_RN is None else table_RN.shape[1]),
         *(H, H // K, window, D**-0.5 * LOG2E, D),
         TABLE=table_RN is not None, WINDOW=window > 0, SPLITS=splits, IEEE=q_RHD.dtype == torch.float32,
-        BG=max(16, block(H // K, 256)), BN=BLOCK, BD=wide, num_warps=WARPS, num_stages=STAGES,
+        BG=max(16, block(H // K, 256)), BN=keys, BD=wide, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _join[(R * H,)](parts, lse, out_RHD, D, SPLITS=splits, BS=block(splits, 1 << 20), BD=wide, num_warps=4)

@@ -1,44 +1,227 @@
-r"""LoRA's linear layer (Hu et al. 2021, arXiv 2106.09685): y = x W^T + s (x A^T) B^T, W frozen.
+r"""LoRA (Hu et al. 2021, arXiv 2106.09685) on a group of linear layers of one input: y_g = x W_g^T + s (x A_g^T) B_g^T.
 
-With z = x A^T (T, r) kept from the forward pass and e = s dy B (T, r):
+The W_g are frozen. A group (q, k and v; gate and up) stacks its A_g to A (R, I), so that x is read once for all of
+z = x A^T, which is all that the forward pass keeps besides x. With e_g = s dy_g B_g, stacked to e (T, R):
 
-    dx = dy W + e A        dA = e^T x        dB = s dy^T z
+    dx = sum_g dy_g W_g + e A        dA = e^T x        dB_g = s dy_g^T z_g
 
-No gradient is ever formed for W, and dx only where something below is trained.
-Shapes: T tokens, I inputs, O outputs, r rank; x (T, I), W (O, I), A (r, I), B (O, r).
+No gradient is ever formed for W, and dx only where something below is trained. The large products are cuBLAS's. The
+thin ones are memory traffic, and have a kernel each: `narrow` (z, e), `widen` (adds s z B^T to y, e A to dx, in place)
+and `outer` (dA, dB, summed in float32 and without atomics). They take the float32 adapter as it is.
+
+Shapes: T tokens, I inputs, O outputs, r rank, R the group's ranks together; x (T, I), W (O, I), A (r, I), B (O, r).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
 
-class _LoraLinear(torch.autograd.Function):
+# (rows, columns, warps, stages) by bytes per element. No register spills (python -m kernels.compile); not yet timed.
+NARROW = {2: (32, 128, 4, 3), 4: (32, 32, 4, 1)}
+WIDEN = {2: (64, 128, 4, 1), 4: (32, 64, 4, 1)}
+OUTER = {2: (64, 64, 4, 3), 4: (32, 32, 4, 1)}
+PROGRAMS = 256  # as many as keep a large GPU busy: rows are split between programs up to that
+
+
+@jit
+def _narrow(x, a, z, x_row, a_row, a_col, z_row, T, N, R, scale,
+            IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+    """z (T, R) = scale x (T, N) a (R, N)^T."""
+    t, r, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, BR), tl.arange(0, BN)
+    rows = x + t.to(tl.int64)[:, None] * x_row
+    total = tl.zeros([BT, BR], tl.float32)
+    for at in range(0, N, BN):
+        inside = at + n < N
+        xs = tl.load(rows + (at + n)[None, :], mask=(t < T)[:, None] & inside[None, :], other=0.0)
+        where = a + r[None, :] * a_row + (at + n)[:, None] * a_col
+        part = tl.load(where, mask=(r < R)[None, :] & inside[:, None], other=0.0)
+        total += tl.dot(xs, part.to(xs.dtype), input_precision="ieee" if IEEE else "tf32")
+    to = z + t.to(tl.int64)[:, None] * z_row + r[None, :]
+    tl.store(to, (total * scale).to(z.dtype.element_ty), mask=(t < T)[:, None] & (r < R)[None, :])
+
+
+@jit
+def _widen(y, z, b, y_row, z_row, b_row, b_col, T, N, R, scale,
+           IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+    """y (T, N) += scale z (T, R) b (N, R)^T."""
+    t, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1) * BN + tl.arange(0, BN)
+    r = tl.arange(0, BR)
+    zs = tl.load(z + t.to(tl.int64)[:, None] * z_row + r[None, :], mask=(t < T)[:, None] & (r < R)[None, :], other=0.0)
+    bs = tl.load(b + r[:, None] * b_col + n[None, :] * b_row, mask=(r < R)[:, None] & (n < N)[None, :], other=0.0)
+    added = tl.dot(zs, bs.to(zs.dtype), input_precision="ieee" if IEEE else "tf32") * scale
+    at, here = y + t.to(tl.int64)[:, None] * y_row + n[None, :], (t < T)[:, None] & (n < N)[None, :]
+    old = tl.load(at, mask=here, other=0.0).to(tl.float32)
+    tl.store(at, (old + added).to(y.dtype.element_ty), mask=here)
+
+
+@jit
+def _outer(e, x, out, e_row, x_row, out_part, out_r, out_n, T, N, R, share, scale,
+           IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+    """out[p] (R, N) = scale e (T, R)^T x (T, N) over the p-th `share` of rows."""
+    n, r, t = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BR), tl.arange(0, BT)
+    low = tl.program_id(1) * share
+    high = tl.minimum(low + share, T)
+    total = tl.zeros([BR, BN], tl.float32)
+    for at in range(low, high, BT):
+        row = (at + t).to(tl.int64)[:, None]
+        inside = (at + t < high)[:, None]
+        es = tl.load(e + row * e_row + r[None, :], mask=inside & (r < R)[None, :], other=0.0)
+        xs = tl.load(x + row * x_row + n[None, :], mask=inside & (n < N)[None, :], other=0.0)
+        total += tl.dot(tl.trans(es), xs, input_precision="ieee" if IEEE else "tf32")
+    to = out + tl.program_id(1) * out_part + r[:, None] * out_r + n[None, :] * out_n
+    tl.store(to, total * scale, mask=(r < R)[:, None] & (n < N)[None, :])
+
+
+def _width(R: int) -> int:
+    return max(16, block(R, 1 << 20))
+
+
+@torch.library.custom_op("ptst::lora_narrow", mutates_args=())
+def narrow(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
+    """scale x a^T, (T, R) in x's dtype."""
+    (T, N), R = x_TN.shape, a_RN.shape[0]
+    z_TR = torch.empty((T, R), dtype=x_TN.dtype, device=x_TN.device)
+    rows, columns, warps, stages = NARROW[x_TN.element_size()]
+    if z_TR.numel():
+        _narrow[(triton.cdiv(T, rows),)](
+            *(x_TN, a_RN, z_TR, x_TN.stride(0), *a_RN.stride(), R, T, N, R, scale),
+            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+    return z_TR
+
+
+@narrow.register_fake
+def _(x_TN, a_RN, scale):
+    return x_TN.new_empty((x_TN.shape[0], a_RN.shape[0]))
+
+
+@torch.library.custom_op("ptst::lora_widen", mutates_args=("y_TN",))
+def widen(y_TN: Tensor, z_TR: Tensor, b_NR: Tensor, scale: float) -> None:
+    """y += scale z b^T, in place."""
+    (T, N), R = y_TN.shape, b_NR.shape[1]
+    rows, columns, warps, stages = WIDEN[y_TN.element_size()]
+    if y_TN.numel():
+        _widen[(triton.cdiv(T, rows), triton.cdiv(N, columns))](
+            *(y_TN, z_TR, b_NR, y_TN.stride(0), z_TR.stride(0), *b_NR.stride(), T, N, R, scale),
+            IEEE=y_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+
+@widen.register_fake
+def _(y_TN, z_TR, b_NR, scale):
+    return None
+
+
+@torch.library.custom_op("ptst::lora_outer", mutates_args=())
+def outer(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
+    """scale e^T x, float32 (R, N), or (N, R) if `transposed`."""
+    (T, R), N = e_TR.shape, x_TN.shape[1]
+    rows, columns, warps, stages = OUTER[x_TN.element_size()]
+    blocks = triton.cdiv(N, columns)
+    # Where the columns give too few programs, rows are split; their partial sums are added in a fixed order.
+    parts = max(1, min(PROGRAMS // blocks, triton.cdiv(T, 8 * rows)))
+    share = triton.cdiv(triton.cdiv(T, parts), rows) * rows
+    shape, (r_stride, n_stride) = ((N, R), (1, R)) if transposed else ((R, N), (N, 1))
+    out = torch.zeros((parts, *shape), dtype=torch.float32, device=x_TN.device)
+    if T:
+        _outer[(blocks, parts)](
+            *(e_TR, x_TN, out, e_TR.stride(0), x_TN.stride(0), R * N, r_stride, n_stride, T, N, R, share, scale),
+            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+    return out[0] if parts == 1 else out.sum(0)
+
+
+@outer.register_fake
+def _(e_TR, x_TN, scale, transposed):
+    R, N = e_TR.shape[1], x_TN.shape[1]
+    return x_TN.new_empty((N, R) if transposed else (R, N), dtype=torch.float32)
+
+
+def _plain_narrow(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
+    return (x_TN @ a_RN.t().to(x_TN.dtype)).mul_(scale)
+
+
+def _plain_widen(y_TN: Tensor, z_TR: Tensor, b_NR: Tensor, scale: float) -> None:
+    y_TN.addmm_(z_TR, b_NR.t().to(y_TN.dtype), alpha=scale)
+
+
+def _plain_outer(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
+    out = x_TN.t() @ e_TR if transposed else e_TR.t() @ x_TN
+    return out.to(torch.promote_types(out.dtype, torch.float32)).mul_(scale)
+
+
+class _Group(torch.autograd.Function):
+    """The adapters come flattened: A_1, B_1, A_2, B_2, ..., None where a layer has none."""
+
     @staticmethod
-    def forward(ctx, x_TI: Tensor, w_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scale: float) -> Tensor:
-        z_Tr = x_TI @ a_rI.t().to(x_TI.dtype)
-        y_TO = x_TI @ w_OI.t()
-        y_TO.addmm_(z_Tr, b_Or.t().to(x_TI.dtype), alpha=scale)
-        ctx.save_for_backward(x_TI, w_OI, a_rI, b_Or, z_Tr)
+    def forward(ctx, x_TI: Tensor, scale: float, weights: tuple[Tensor, ...], *adapters: Tensor | None):
+        ctx.thin = (narrow, widen, outer) if use_triton(x_TI) else (_plain_narrow, _plain_widen, _plain_outer)
+        narrow_, widen_, _ = ctx.thin
+        lows, highs = adapters[::2], adapters[1::2]
+        ctx.ranks = [0 if a is None else a.shape[0] for a in lows]
+        z_TR = narrow_(x_TI, torch.cat([a for a in lows if a is not None]), 1.0)
+        ys = []
+        for w_OI, b_Or, z_Tr in zip(weights, highs, z_TR.split(ctx.ranks, dim=1), strict=True):
+            y_TO = x_TI @ w_OI.t()
+            if b_Or is not None:
+                widen_(y_TO, z_Tr, b_Or, scale)
+            ys.append(y_TO)
+        ctx.save_for_backward(x_TI, z_TR, *weights, *adapters)
         ctx.scale = scale
-        return y_TO
+        return tuple(ys)
 
     @staticmethod
-    def backward(ctx, dy_TO: Tensor):
-        x_TI, w_OI, a_rI, b_Or, z_Tr = ctx.saved_tensors
-        e_Tr = (dy_TO @ b_Or.to(dy_TO.dtype)).mul_(ctx.scale)
-        dx_TI = None
-        if ctx.needs_input_grad[0]:
-            dx_TI = dy_TO @ w_OI
-            dx_TI.addmm_(e_Tr, a_rI.to(dy_TO.dtype))
-        # The adapter is float32 also over a bfloat16 base; its gradients are summed in float32.
-        da_rI = (e_Tr.t() @ x_TI).to(a_rI.dtype) if ctx.needs_input_grad[2] else None
-        db_Or = (dy_TO.t() @ z_Tr).mul_(ctx.scale).to(b_Or.dtype) if ctx.needs_input_grad[3] else None
-        return dx_TI, None, da_rI, db_Or, None
+    def backward(ctx, *dys: Tensor):
+        narrow_, widen_, outer_ = ctx.thin
+        n = len(ctx.ranks)
+        x_TI, z_TR, *rest = ctx.saved_tensors
+        weights, lows, highs = rest[:n], rest[n::2], rest[n + 1 :: 2]
+        es, grads, dx_TI = [], [], None
+        for dy_TO, w_OI, b_Or, z_Tr in zip(dys, weights, highs, z_TR.split(ctx.ranks, dim=1), strict=True):
+            if ctx.needs_input_grad[0]:
+                dx_TI = dy_TO @ w_OI if dx_TI is None else dx_TI.addmm_(dy_TO, w_OI)
+            db = None
+            if b_Or is not None:
+                dy_TO = dy_TO.contiguous()
+                es.append(narrow_(dy_TO, b_Or.t(), ctx.scale))
+                db = outer_(z_Tr, dy_TO, ctx.scale, True).to(b_Or.dtype)
+            grads.append([None, db])
+        e_TR = torch.cat(es, dim=1)
+        if dx_TI is not None:
+            widen_(dx_TI, e_TR, torch.cat([a for a in lows if a is not None]).t(), 1.0)
+        for pair, a_rI, da in zip(grads, lows, outer_(e_TR, x_TI, 1.0, False).split(ctx.ranks), strict=True):
+            pair[0] = None if a_rI is None else da.to(a_rI.dtype)
+        return dx_TI, None, None, *(g for pair in grads for g in pair)
+
+
+def lora_group(
+    x_TI: Tensor, weights: Sequence[Tensor], adapters: Sequence[tuple[Tensor, Tensor] | None], scale: float
+) -> tuple[Tensor, ...]:
+    """y_g (T, O_g) = x W_g^T + scale (x A_g^T) B_g^T for every layer; differentiable in x, A_g and B_g.
+
+    `adapters[g]` is (A_g, B_g), or None for a layer without one; they may be float32 over a bfloat16 base. Raises
+    ValueError for shapes, devices or dtypes that do not fit, and where no layer has an adapter.
+    """
+    if len(weights) != len(adapters) or all(pair is None for pair in adapters):
+        raise ValueError(f"{len(weights)} weights have {len(adapters)} places for adapters; at least one must be filled")
+    for w_OI, pair in zip(weights, adapters, strict=True):
+        assert not w_OI.requires_grad, "the base weight under an adapter is frozen"
+        check_alike(x=x_TI, weight=w_OI)
+        a_rI, b_Or = pair or (w_OI[:0], w_OI[:, :0])
+        fits = a_rI.shape[1] == w_OI.shape[1] == x_TI.shape[1] and b_Or.shape == (w_OI.shape[0], a_rI.shape[0])
+        if x_TI.dim() != 2 or not fits:
+            raise ValueError(
+                f"x {tuple(x_TI.shape)}, weight {tuple(w_OI.shape)}, A {tuple(a_rI.shape)} and B {tuple(b_Or.shape)} "
+                "do not fit"
+            )
+    return _Group.apply(x_TI, scale, tuple(weights), *(t for pair in adapters for t in pair or (None, None)))
 
 
 def lora_linear(x_TI: Tensor, w_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scale: float) -> Tensor:
-    """y (T, O) = x W^T + scale (x A^T) B^T; differentiable in x, A and B. W must not require a gradient."""
-    assert not w_OI.requires_grad, "the base weight under an adapter is frozen"
-    return _LoraLinear.apply(x_TI, w_OI, a_rI, b_Or, scale)
+    """One layer: y (T, O) = x W^T + scale (x A^T) B^T, as `lora_group`."""
+    return lora_group(x_TI, [w_OI], [(a_rI, b_Or)], scale)[0]

@@ -20,7 +20,7 @@ WAYS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(triton is N
 def _small_blocks(monkeypatch):
     if DEVICE == "cpu" and triton is not None:
         interpreter.install()
-    monkeypatch.setattr(attention_decode, "BLOCK", 16)
+    monkeypatch.setattr(attention_decode, "BLOCKS", dict.fromkeys((2, 4), (16, 4, 1)))
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, lengths: list[int], window: int | None) -> Tensor:
