@@ -27,7 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from kernels import attention_decode, flash_attention, linear_cross_entropy, rms_norm, rope, swiglu
+from kernels import attention_decode, flash_attention, linear_cross_entropy, lora, rms_norm, rope, swiglu
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -179,6 +179,22 @@ def decode_launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 1)
 
 
+def lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Llama-2-7B's q, k and v at rank 16, gate and up at rank 64, the adapter in float32; an odd shape."""
+    narrow, widen, outer = (f._init_fn for f in (lora.narrow, lora.widen, lora.outer))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for T, I, O, R in ((4096, 4096, 4096, 48), (4096, 4096, 11008, 192), (77, 33, 45, 3)):
+            x, y, z = (torch.empty(T, n, dtype=dtype, device="meta") for n in (I, O, R))
+            a, b = torch.empty(R, I, device="meta"), torch.empty(O, R, device="meta")
+            note = f"lora {str(dtype).removeprefix('torch.')} I={I} O={O} R={R}"
+            yield note, partial(narrow, x, a, 1.0)
+            yield f"{note} e", partial(narrow, y, b.t(), 2.0)
+            yield note, partial(widen, y, z, b, 2.0)
+            yield f"{note} dx", partial(widen, x, z, a.t(), 1.0)
+            yield f"{note} dA", partial(outer, z, x, 1.0, False)
+            yield f"{note} dB", partial(outer, z, y, 2.0, True)
+
+
 def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
     """The loss's own kernel, between its two multiplications."""
     grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
@@ -196,6 +212,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     yield from attention_launches()
     yield from decode_launches()
+    yield from lora_launches()
     meta = {"device": "meta"}
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
 
-# (rows, columns, warps, stages) by bytes per element. No register spills (python -m kernels.compile); not yet timed.
-NARROW = {2: (32, 128, 4, 3), 4: (32, 32, 4, 1)}
-WIDEN = {2: (64, 128, 4, 1), 4: (32, 64, 4, 1)}
-OUTER = {2: (64, 64, 4, 3), 4: (32, 32, 4, 1)}
+# (rows, columns, ranks, warps, stages) by bytes per element, ranks at most. No register spills (python -m
+# kernels.compile); not yet timed.
+NARROW = {2: (32, 128, 128, 4, 3), 4: (32, 32, 64, 4, 1)}
+WIDEN = {2: (64, 64, 64, 4, 1), 4: (32, 32, 32, 4, 1)}
+OUTER = {2: (64, 64, 128, 4, 3), 4: (32, 32, 64, 4, 1)}
 PROGRAMS = 256  # as many as keep a large GPU busy: rows are split between programs up to that
 
 
@@ -32,7 +33,8 @@ PROGRAMS = 256  # as many as keep a large GPU busy: rows are split between progr
 def _narrow(x, a, z, x_row, a_row, a_col, z_row, T, N, R, scale,
             IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
     """z (T, R) = scale x (T, N) a (R, N)^T."""
-    t, r, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, BR), tl.arange(0, BN)
+    t, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.arange(0, BN)
+    r = tl.program_id(1) * BR + tl.arange(0, BR)
     rows = x + t.to(tl.int64)[:, None] * x_row
     total = tl.zeros([BT, BR], tl.float32)
     for at in range(0, N, BN):
@@ -50,20 +52,24 @@ def _widen(y, z, b, y_row, z_row, b_row, b_col, T, N, R, scale,
            IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
     """y (T, N) += scale z (T, R) b (N, R)^T."""
     t, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1) * BN + tl.arange(0, BN)
-    r = tl.arange(0, BR)
-    zs = tl.load(z + t.to(tl.int64)[:, None] * z_row + r[None, :], mask=(t < T)[:, None] & (r < R)[None, :], other=0.0)
-    bs = tl.load(b + r[:, None] * b_col + n[None, :] * b_row, mask=(r < R)[:, None] & (n < N)[None, :], other=0.0)
-    added = tl.dot(zs, bs.to(zs.dtype), input_precision="ieee" if IEEE else "tf32") * scale
-    at, here = y + t.to(tl.int64)[:, None] * y_row + n[None, :], (t < T)[:, None] & (n < N)[None, :]
-    old = tl.load(at, mask=here, other=0.0).to(tl.float32)
-    tl.store(at, (old + added).to(y.dtype.element_ty), mask=here)
+    rows = z + t.to(tl.int64)[:, None] * z_row
+    added = tl.zeros([BT, BN], tl.float32)
+    for at in range(0, R, BR):
+        r = at + tl.arange(0, BR)
+        zs = tl.load(rows + r[None, :], mask=(t < T)[:, None] & (r < R)[None, :], other=0.0)
+        bs = tl.load(b + r[:, None] * b_col + n[None, :] * b_row, mask=(r < R)[:, None] & (n < N)[None, :], other=0.0)
+        added += tl.dot(zs, bs.to(zs.dtype), input_precision="ieee" if IEEE else "tf32")
+    to, here = y + t.to(tl.int64)[:, None] * y_row + n[None, :], (t < T)[:, None] & (n < N)[None, :]
+    old = tl.load(to, mask=here, other=0.0).to(tl.float32)
+    tl.store(to, (old + scale * added).to(y.dtype.element_ty), mask=here)
 
 
 @jit
 def _outer(e, x, out, e_row, x_row, out_part, out_r, out_n, T, N, R, share, scale,
            IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
     """out[p] (R, N) = scale e (T, R)^T x (T, N) over the p-th `share` of rows."""
-    n, r, t = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BR), tl.arange(0, BT)
+    n, t = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BT)
+    r = tl.program_id(2) * BR + tl.arange(0, BR)
     low = tl.program_id(1) * share
     high = tl.minimum(low + share, T)
     total = tl.zeros([BR, BN], tl.float32)
@@ -77,8 +83,8 @@ def _outer(e, x, out, e_row, x_row, out_part, out_r, out_n, T, N, R, share, scal
     tl.store(to, total * scale, mask=(r < R)[:, None] & (n < N)[None, :])
 
 
-def _width(R: int) -> int:
-    return max(16, block(R, 1 << 20))
+def _width(R: int, most: int) -> int:
+    return max(16, block(R, most))
 
 
 @torch.library.custom_op("ptst::lora_narrow", mutates_args=())
@@ -86,11 +92,11 @@ def narrow(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
     """scale x a^T, (T, R) in x's dtype."""
     (T, N), R = x_TN.shape, a_RN.shape[0]
     z_TR = torch.empty((T, R), dtype=x_TN.dtype, device=x_TN.device)
-    rows, columns, warps, stages = NARROW[x_TN.element_size()]
+    rows, columns, ranks, warps, stages = NARROW[x_TN.element_size()]
     if z_TR.numel():
-        _narrow[(triton.cdiv(T, rows),)](
+        _narrow[(triton.cdiv(T, rows), triton.cdiv(R, ranks))](
             *(x_TN, a_RN, z_TR, x_TN.stride(0), *a_RN.stride(), R, T, N, R, scale),
-            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R), num_warps=warps, num_stages=stages,
+            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks), num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return z_TR
 
@@ -104,11 +110,11 @@ def _(x_TN, a_RN, scale):
 def widen(y_TN: Tensor, z_TR: Tensor, b_NR: Tensor, scale: float) -> None:
     """y += scale z b^T, in place."""
     (T, N), R = y_TN.shape, b_NR.shape[1]
-    rows, columns, warps, stages = WIDEN[y_TN.element_size()]
+    rows, columns, ranks, warps, stages = WIDEN[y_TN.element_size()]
     if y_TN.numel():
         _widen[(triton.cdiv(T, rows), triton.cdiv(N, columns))](
             *(y_TN, z_TR, b_NR, y_TN.stride(0), z_TR.stride(0), *b_NR.stride(), T, N, R, scale),
-            IEEE=y_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R), num_warps=warps, num_stages=stages,
+            IEEE=y_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
 
@@ -121,7 +127,7 @@ def _(y_TN, z_TR, b_NR, scale):
 def outer(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
     """scale e^T x, float32 (R, N), or (N, R) if `transposed`."""
     (T, R), N = e_TR.shape, x_TN.shape[1]
-    rows, columns, warps, stages = OUTER[x_TN.element_size()]
+    rows, columns, ranks, warps, stages = OUTER[x_TN.element_size()]
     blocks = triton.cdiv(N, columns)
     # Where the columns give too few programs, rows are split; their partial sums are added in a fixed order.
     parts = max(1, min(PROGRAMS // blocks, triton.cdiv(T, 8 * rows)))
@@ -129,9 +135,9 @@ def outer(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
     shape, (r_stride, n_stride) = ((N, R), (1, R)) if transposed else ((R, N), (N, 1))
     out = torch.zeros((parts, *shape), dtype=torch.float32, device=x_TN.device)
     if T:
-        _outer[(blocks, parts)](
+        _outer[(blocks, parts, triton.cdiv(R, ranks))](
             *(e_TR, x_TN, out, e_TR.stride(0), x_TN.stride(0), R * N, r_stride, n_stride, T, N, R, share, scale),
-            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R), num_warps=warps, num_stages=stages,
+            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks), num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0)
 

@@ -22,6 +22,7 @@ from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import frequencies, rope_qk, tables
 from kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
+from ptst.model.linear import project
 
 # attend(layer index, q_THD, k_TKD, v_TKD) -> out_THD
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -52,10 +53,9 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
 
     def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        q_THD = self.q_proj(x_TE).unflatten(-1, (-1, self.head_dim))
-        k_TKD = self.k_proj(x_TE).unflatten(-1, (-1, self.head_dim))
+        projected = project(x_TE, self.q_proj, self.k_proj, self.v_proj)
+        q_THD, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.head_dim)) for x in projected)
         q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos, sin)
-        v_TKD = self.v_proj(x_TE).unflatten(-1, (-1, self.head_dim))
         return self.o_proj(attend(layer, q_THD, k_TKD, v_TKD).flatten(1))
 
 
@@ -67,7 +67,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x_TE: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x_TE), self.up_proj(x_TE)))
+        return self.down_proj(swiglu(*project(x_TE, self.gate_proj, self.up_proj)))
 
 
 class Layer(nn.Module):

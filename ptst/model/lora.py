@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from kernels.lora import lora_linear
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
+from ptst.model.linear import LoraLinear
 from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -63,27 +63,6 @@ class LoraConfig:
         return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
 
 
-class LoraLinear(nn.Module):
-    """A frozen linear layer with a trained low-rank addition, kept in float32 whatever the base's dtype."""
-
-    def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator | None = None):
-        super().__init__()
-        self.weight = base.weight
-        self.scale = config.scale
-        out_features, in_features = base.weight.shape
-        dtype = torch.promote_types(base.weight.dtype, torch.float32)
-        device = base.weight.device
-        # As the paper (section 4.1): A random, B zero, so that training starts from the base model exactly. The
-        # bound is PEFT's (Kaiming uniform with a = sqrt(5)).
-        a_rI = torch.empty(config.rank, in_features, dtype=dtype)
-        a_rI.uniform_(-1 / math.sqrt(in_features), 1 / math.sqrt(in_features), generator=generator)
-        self.lora_A = nn.Parameter(a_rI.to(device))
-        self.lora_B = nn.Parameter(torch.zeros(out_features, config.rank, dtype=dtype, device=device))
-
-    def forward(self, x_TI: Tensor) -> Tensor:
-        return lora_linear(x_TI, self.weight, self.lora_A, self.lora_B, self.scale)
-
-
 def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
     """Put adapters on every layer's target projections; returns the trained parameters by name."""
     generator = torch.Generator().manual_seed(seed)
@@ -92,7 +71,7 @@ def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, n
         if leaf in config.targets:
             if not isinstance(module, nn.Linear):
                 raise ValueError(f"{name} already has an adapter")
-            setattr(decoder.get_submodule(owner_name), leaf, LoraLinear(module, config, generator))
+            setattr(decoder.get_submodule(owner_name), leaf, LoraLinear(module, config.rank, config.scale, generator))
     return {name: p for name, p in decoder.named_parameters() if ".lora_" in name}
 
 

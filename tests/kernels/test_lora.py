@@ -28,6 +28,7 @@ def _way(request, monkeypatch):
     (70, 130, (200, 65), (16, 16)),
     (5, 16, (8, 8, 12), (4, None, 8)),
     (300, 20, (33,), (5,)),
+    (9, 20, (33, 7), (100, 60)),
 ])  # fmt: skip
 def test_group(T, I, outs, ranks, dtype):
     weights = [(random(o, I) / I**0.5).to(dtype) for o in outs]

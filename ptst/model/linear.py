@@ -1,0 +1,40 @@
+"""Linear layers with a low-rank addition, and several of them on one input at once."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from kernels.lora import lora_group
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer with a trained low-rank addition, kept in float32 whatever the base's dtype."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator | None = None):
+        super().__init__()
+        self.weight = base.weight
+        self.scale = scale
+        out_features, in_features = base.weight.shape
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        device = base.weight.device
+        # As the paper (section 4.1): A random, B zero, so that training starts from the base model exactly. The
+        # bound is PEFT's (Kaiming uniform with a = sqrt(5)).
+        a_rI = torch.empty(rank, in_features, dtype=dtype)
+        a_rI.uniform_(-1 / math.sqrt(in_features), 1 / math.sqrt(in_features), generator=generator)
+        self.lora_A = nn.Parameter(a_rI.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, rank, dtype=dtype, device=device))
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return project(x_TI, self)[0]
+
+
+def project(x_TI: Tensor, *layers: nn.Linear | LoraLinear) -> tuple[Tensor, ...]:
+    """Every layer's output (T, O) for one input, which the adapters read once."""
+    adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
+    if not adapted:
+        return tuple(layer(x_TI) for layer in layers)
+    adapters = [(layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else None for layer in layers]
+    return lora_group(x_TI, [layer.weight for layer in layers], adapters, adapted[0].scale)
