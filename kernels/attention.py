@@ -9,6 +9,8 @@ Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), D head_d
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -40,11 +42,16 @@ def packed_attention(
     they do not fit the tensors or a document has more queries than keys.
     """
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
+    for bounds in (cu_seqlens, cu_k):
+        if bounds[:1] != [0] or any(a > b for a, b in pairwise(bounds)):
+            raise ValueError(f"document boundaries {bounds} must begin at 0 and never fall")
     if cu_seqlens[-1] != q_THD.shape[0] or cu_k[-1] != k_TKD.shape[0] or len(cu_seqlens) != len(cu_k):
         raise ValueError(
             f"document boundaries end at {cu_seqlens[-1]} and {cu_k[-1]}, the tensors hold {q_THD.shape[0]} queries "
             f"and {k_TKD.shape[0]} keys"
         )
+    if window is not None and window < 1:
+        raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     if q_THD.shape[1] % k_TKD.shape[1] or k_TKD.shape != v_TKD.shape or q_THD.shape[2] != k_TKD.shape[2]:
         raise ValueError(
             f"{q_THD.shape[1]} query heads of {q_THD.shape[2]} do not fit keys {tuple(k_TKD.shape)} and values "

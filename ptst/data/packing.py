@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from ptst.text.encode import Encoded
 
@@ -22,6 +22,23 @@ class Batch:
     cu_seqlens: list[int]
     targets: list[int]
     rows: list[int]
+
+    def __post_init__(self) -> None:
+        bounds, size = self.cu_seqlens, len(self.tokens)
+        if bounds[:1] != [0] or bounds[-1] != size or any(a > b for a, b in pairwise(bounds)):
+            raise ValueError(f"document boundaries {bounds} must rise from 0 to the {size} tokens that there are")
+        if not size == len(self.positions) == len(self.targets):
+            raise ValueError(f"{size} tokens have {len(self.positions)} positions and {len(self.targets)} targets")
+
+    def check_ids(self, vocabulary: int) -> None:
+        """Raise ValueError where a token or target is not in a vocabulary of so many ids: a kernel reads by them."""
+        for name, ids, lowest in (("token", self.tokens, 0), ("target", self.targets, UNTRAINED)):
+            wrong = next((i for i, t in enumerate(ids) if not lowest <= t < vocabulary), None)
+            if wrong is not None:
+                raise ValueError(
+                    f"{name} {ids[wrong]} at place {wrong} is not one of the model's {vocabulary} ids; does the "
+                    "tokenizer belong to the model?"
+                )
 
     @property
     def num_trained(self) -> int:

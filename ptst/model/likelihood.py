@@ -14,7 +14,11 @@ from ptst.text.encode import Encoded
 
 
 def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
-    """Summed loss (nats) of a batch's trained tokens over `divisor`: a scalar, differentiable."""
+    """Summed loss (nats) of a batch's trained tokens over `divisor`: a scalar, differentiable.
+
+    Raises ValueError for ids outside the decoder's vocabulary.
+    """
+    batch.check_ids(decoder.config.vocab_size)
     tokens_T = torch.tensor(batch.tokens, device=decoder.device)
     targets_T = torch.tensor(batch.targets, device=decoder.device)
     positions_T = torch.tensor(batch.positions, device=decoder.device)

@@ -80,6 +80,11 @@ def test_attention_refuses_boundaries_that_do_not_fit():
         packed_attention(q, q, q, [0, 5])
     with pytest.raises(ValueError, match="more queries than keys"):
         packed_attention(q, q[:3], q[:3], [0, 4], cu_seqlens_k=[0, 3])
+    for lie in ([1, 4], [0, 3, 2, 4], []):
+        with pytest.raises(ValueError, match="never fall"):
+            packed_attention(q, q, q, lie)
+    with pytest.raises(ValueError, match="window is 0"):
+        packed_attention(q, q, q, [0, 4], window=0)
 
 
 @pytest.mark.parametrize("chunk", [1 << 24, 40])
