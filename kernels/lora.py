@@ -214,7 +214,9 @@ def lora_group(
     ValueError for shapes, devices or dtypes that do not fit, and where no layer has an adapter.
     """
     if len(weights) != len(adapters) or all(pair is None for pair in adapters):
-        raise ValueError(f"{len(weights)} weights have {len(adapters)} places for adapters; at least one must be filled")
+        raise ValueError(
+            f"{len(weights)} weights have {len(adapters)} places for adapters; at least one must be filled"
+        )
     for w_OI, pair in zip(weights, adapters, strict=True):
         assert not w_OI.requires_grad, "the base weight under an adapter is frozen"
         check_alike(x=x_TI, weight=w_OI)

@@ -9,7 +9,7 @@ from kernels import flash_attention
 from kernels.attention import causal_mask, packed_attention
 from kernels.dispatch import triton
 from tests.kernels import interpreter
-from tests.kernels.test_triton import DEVICE, compare, random
+from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
 
@@ -44,7 +44,7 @@ def bounds(lengths):
 
 # Lengths around one and two blocks of 16, with empty documents.
 CASES = [
-    ([2], None, 1, 1, 8),
+    ([2], None, 16, 8, 8),  # many heads: the rounding of one alone is luck
     ([17, 0, 33, 1], None, 4, 2, 16),
     ([16, 32], None, 2, 1, 20),
     ([40, 5], 1, 2, 2, 16),
@@ -53,7 +53,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("lengths", "window", "H", "K", "D"), CASES)
 def test_attention(lengths, window, H, K, D, dtype):
     cu = bounds(lengths)

@@ -21,7 +21,7 @@ def _way(request, monkeypatch):
         interpreter.install()
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("T", "I", "outs", "ranks"), [
     (1, 8, (8,), (2,)),
     (33, 40, (24, 16, 16), (3, 3, 3)),

@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(triton is None or torch.cuda.is_available(), reason="runs in Triton's interpreter"),
 ]
-FLASH, LOSS = "flash_attention.py", "linear_cross_entropy.py"
+FLASH, LOSS, DECODE = "flash_attention.py", "linear_cross_entropy.py", "attention_decode.py"
 # (what is wrong, file, line as it is, line as it becomes, tests that must notice)
 MUTANTS = [
     ("dx zeroed", "rms_norm.py", "out.to(dx.dtype.element_ty)", "(out * 0).to(dx.dtype.element_ty)", "rms_norm"),
@@ -39,6 +39,17 @@ MUTANTS = [
     ("dv zeroed", FLASH, "dvs.to(dv.dtype.element_ty)", "(dvs * 0).to(dv.dtype.element_ty)", "attention"),
     ("delta forgotten", FLASH, "ds = p * (dp - deltas[:, None])\n        out", "ds = p * dp\n        out", "attention"),
     ("window's edge left out", FLASH, "start + lead - window + 1)", "start + lead - window + 2)", "attention"),
+    ("a split's sum forgotten", DECODE, "weight[:, None], axis=0) / tl", "weight[:, None], axis=0) * 2 / tl", "decode"),
+    ("newest key left out", DECODE, "inside = (j < high)", "inside = (j < high - 1)", "decode"),
+    ("window off by one", DECODE, "length - window)", "length - window - 1)", "decode"),
+    ("split's edge left out", DECODE, "low += split * share", "low += split * (share + 1)", "decode"),
+    ("heads of another group", DECODE, "h = head * GROUP + g", "h = head + g", "decode"),
+    ("block not looked up", DECODE, "own = tl.load(table + r", "own = own + 0 * tl.load(table + r", "decode"),
+    ("dA halved", "lora.py", "tl.store(to, total * scale,", "tl.store(to, total * scale * 0.5,", "lora"),
+    ("tail of rows unmasked", "lora.py", "inside = (at + t < high)", "inside = (at + t < high + 1)", "lora"),
+    ("last inputs left out", "lora.py", "inside = at + n < N", "inside = at + n < N - 1", "lora"),
+    ("old value forgotten", "lora.py", "(old + scale * added)", "(scale * added)", "lora"),
+    ("second chunk of ranks lost", "lora.py", "range(0, R, BR)", "range(0, BR, BR)", "lora"),
 ]  # fmt: skip
 
 
@@ -52,7 +63,8 @@ def test_killed(mutant, tmp_path):
     text = path.read_text()
     assert before in text, "the mutant no longer fits the kernel"
     path.write_text(text.replace(before, after))
-    tests = ["tests/kernels/test_triton.py", "tests/kernels/test_flash_attention.py"]
+    files = {DECODE: "attention_decode", FLASH: "flash_attention", "lora.py": "lora"}
+    tests = [f"tests/kernels/test_{files.get(file, 'triton')}.py"]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)

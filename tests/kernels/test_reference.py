@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kernels.attention import packed_attention
 from kernels.linear_cross_entropy import linear_cross_entropy, token_losses
-from kernels.lora import lora_linear
-from kernels.rms_norm import rms_norm
-from kernels.rope import frequencies, rope, tables
+from kernels.lora import lora_group, lora_linear
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rope import frequencies, rope, rope_qk, tables
 from kernels.swiglu import swiglu
 
 
@@ -157,3 +157,34 @@ def test_rope_turns_each_pair_by_its_angle():
         return out
 
     check(lambda x: rope(x, cos, sin), long, long, [torch.randn(3, 2, 8)])
+
+
+def test_gradcheck(monkeypatch):
+    """Every operation's gradient against finite differences, in float64."""
+    monkeypatch.setenv("PTST_KERNELS", "reference")
+
+    def leaves(*shapes):
+        return tuple(torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes)
+
+    targets, weights = torch.tensor([2, -1, 0, 4]), torch.rand(4, dtype=torch.float64) + 0.5
+    cos, sin = tables(torch.arange(5), frequencies(4, 100.0))
+    base = [torch.randn(n, 5, dtype=torch.float64) for n in (4, 3, 2)]
+
+    def attention(q, k, v):
+        return packed_attention(q, k, v, [0, 3, 5], cu_seqlens_k=[0, 4, 6], window=3)
+
+    def lora(x, a, b, c, d):
+        return lora_group(x, base, [(a, b), None, (c, d)], 0.5)
+
+    for function, inputs in (
+        (attention, leaves((5, 2, 4), (6, 1, 4), (6, 1, 4))),
+        (lambda h, e: linear_cross_entropy(h, e, targets, 3.0, weights), leaves((4, 3), (5, 3))),
+        (lambda x, w: rms_norm(x, w, 1e-5), leaves((3, 4), (4,))),
+        (lambda x, r, w: add_rms_norm(x, r, w, 1e-5), leaves((3, 4), (3, 4), (4,))),
+        (swiglu, leaves((3, 4), (3, 4))),
+        (lora, leaves((3, 5), (2, 5), (4, 2), (1, 5), (2, 1))),
+    ):
+        assert torch.autograd.gradcheck(function, inputs)
+    # Angles are float32, and so is the rotation: a difference of 1e-3 is as fine as it can see.
+    turned = leaves((5, 2, 4), (5, 1, 4))
+    assert torch.autograd.gradcheck(lambda q, k: rope_qk(q, k, cos, sin), turned, eps=1e-2, atol=1e-4, rtol=1e-3)

@@ -22,7 +22,7 @@ from tests.kernels import interpreter
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
 linear_cross_entropy_file = sys.modules["kernels.linear_cross_entropy"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 @pytest.fixture(autouse=True)
