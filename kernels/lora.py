@@ -96,7 +96,8 @@ def narrow(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
     if z_TR.numel():
         _narrow[(triton.cdiv(T, rows), triton.cdiv(R, ranks))](
             *(x_TN, a_RN, z_TR, x_TN.stride(0), *a_RN.stride(), R, T, N, R, scale),
-            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks), num_warps=warps, num_stages=stages,
+            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks),
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return z_TR
 
@@ -114,7 +115,8 @@ def widen(y_TN: Tensor, z_TR: Tensor, b_NR: Tensor, scale: float) -> None:
     if y_TN.numel():
         _widen[(triton.cdiv(T, rows), triton.cdiv(N, columns))](
             *(y_TN, z_TR, b_NR, y_TN.stride(0), z_TR.stride(0), *b_NR.stride(), T, N, R, scale),
-            IEEE=y_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks), num_warps=warps, num_stages=stages,
+            IEEE=y_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks),
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
 
@@ -137,7 +139,8 @@ def outer(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
     if T:
         _outer[(blocks, parts, triton.cdiv(R, ranks))](
             *(e_TR, x_TN, out, e_TR.stride(0), x_TN.stride(0), R * N, r_stride, n_stride, T, N, R, share, scale),
-            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks), num_warps=warps, num_stages=stages,
+            IEEE=x_TN.dtype == torch.float32, BT=rows, BN=columns, BR=_width(R, ranks),
+            num_warps=warps, num_stages=stages,
         )  # fmt: skip
     return out[0] if parts == 1 else out.sum(0)
 

@@ -1,4 +1,4 @@
-"""A batch that contradicts itself, or asks for ids that the model does not have, is refused before any kernel sees it."""
+"""A batch that contradicts itself, or asks for ids that the model does not have, is refused on the host."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def attend(_layer, q, k, v):
 
 
 def run(layer: Layer, x_TE: torch.Tensor, call) -> list[torch.Tensor]:
-    """The layer's output and the gradients of its input and its adapters, `call(layer, *inputs)` being the way there."""
+    """The output and the gradients of input and adapters, `call(layer, *inputs)` being the way there."""
     positions = torch.cat([torch.arange(5), torch.arange(7)]).to(DEVICE)
     cos, sin = tables(positions, frequencies(CONFIG.head_dim, CONFIG.rope_theta).to(DEVICE))
     x_TE = x_TE.clone().requires_grad_()
