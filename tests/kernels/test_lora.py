@@ -97,7 +97,7 @@ def test_mistakes():
         lora_linear(x, w, a, b[:5], 1.0)
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
         lora_linear(x, w.bfloat16(), a, b, 1.0)
-    with pytest.raises(ValueError, match="not all None"):
+    with pytest.raises(ValueError, match="at least one must be filled"):
         lora_group(x, [w], [None], 1.0)
 
 
