@@ -1,77 +1,195 @@
-"""The key/value cache: one slot per request, all of one length, so that decoding is one batched operation per layer.
+"""The key/value cache: one allocation, handed out in blocks of P tokens.
 
-Every slot begins with the keys of the prompts' common beginning (the system text of a template), which is computed
-once and copied. Slots in use are always the first ones: when a request ends, the last slot in use moves into its place.
+Token j of a request lies at offset j % P of the j // P-th block of its list. Requests whose prompts begin alike point at
+the same whole blocks, counted by reference; the tokens behind the last whole one are copied. What a request may need at
+most is reserved when it is admitted, so that none runs out in the middle; blocks themselves are handed out when they
+are reached, the lowest free one first, so that the ones in use stay together at the front of the allocation.
 
-Shapes: S slots, L cache length, H query heads, K key/value heads, D head_dim, T tokens.
+Block 0 is nobody's: padding points at it.
+
+Shapes: B blocks of P tokens, K key/value heads, D head_dim, T tokens.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kernels.attention import packed_attention
-from kernels.attention_decode import decode_attention
 from ptst.model.config import DecoderConfig
+
+BLOCK = 32  # tokens. Larger blocks are read a little faster and leave more empty places
+
+
+def blocks_for(tokens: int) -> int:
+    return -(-tokens // BLOCK)
+
+
+@dataclass(eq=False)
+class BlockList:
+    """The blocks of one request, or of a stored beginning. `shared` blocks at the front belong to `parent` as well."""
+
+    blocks: list[int] = field(default_factory=list)
+    shared: int = 0
+    parent: Stored | None = None
+    reserved: int = 0  # own blocks it may still ask for
+
+
+@dataclass(eq=False)
+class Stored:
+    """Tokens whose keys and values are kept for others. `users` sequences point at its blocks."""
+
+    ids: list[int]
+    adapter: str | None
+    blocks: list[int]
+    users: int = 0
+    used_at: int = 0
+
+
+def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
 class Cache:
-    """Keys and values of S slots of up to L tokens, of every layer."""
+    """Keys and values of every layer in `blocks` blocks (and block 0)."""
 
-    def __init__(self, config: DecoderConfig, slots: int, length: int, dtype: torch.dtype, device: torch.device):
-        shape = (config.num_layers, slots, config.num_kv_heads, length, config.head_dim)
+    def __init__(self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device):
+        shape = (config.num_layers, 2, blocks + 1, config.num_kv_heads, BLOCK, config.head_dim)
         # Zeros, not whatever was in memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.config = config
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
+        self.blocks = blocks
+        self._free = list(range(1, blocks + 1))  # a heap
+        self._references = [0] * (blocks + 1)
+        self._promised = 0  # reserved, not yet handed out
+        self.stored: list[Stored] = []
+        self._clock = 0
 
-    def share_prefix(self, length: int) -> None:
-        """Copy the first `length` tokens of slot 0 into every slot."""
-        for stored in (self.keys, self.values):
-            stored[:, 1:, :, :length] = stored[:, :1, :, :length]
+    def bytes_for(self, blocks: int) -> int:
+        """Bytes of an allocation that holds so many blocks (and block 0)."""
+        return (blocks + 1) * (self.store.nbytes // (self.blocks + 1))
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` tokens of one slot into another."""
-        for stored in (self.keys, self.values):
-            stored[:, target, :, :length] = stored[:, source, :, :length]
+    @property
+    def used(self) -> int:
+        """Blocks that hold something."""
+        return self.blocks - len(self._free)
 
-    def prefill(self, slots: Sequence[int], starts: Sequence[int], lengths: Sequence[int]):
-        """An `attend` for new tokens of several slots, side by side in one flat row: `lengths[i]` tokens of slot
-        `slots[i]`, after the `starts[i]` tokens it holds already."""
-        cu_q, cu_k = [0], [0]
-        for start, length in zip(starts, lengths, strict=True):
-            cu_q.append(cu_q[-1] + length)
-            cu_k.append(cu_k[-1] + start + length)
+    @property
+    def highest(self) -> int:
+        """One more than the highest block in use."""
+        return next((b + 1 for b in range(self.blocks, 0, -1) if self._references[b]), 1)
 
-        def attend(layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-            k_all, v_all = [], []
-            for i, (slot, start, length) in enumerate(zip(slots, starts, lengths, strict=True)):
-                new = slice(cu_q[i], cu_q[i + 1])
-                keys_KLD, values_KLD = self.keys[layer, slot], self.values[layer, slot]
-                keys_KLD[:, start : start + length] = k_TKD[new].transpose(0, 1)
-                values_KLD[:, start : start + length] = v_TKD[new].transpose(0, 1)
-                k_all.append(keys_KLD[:, : start + length].transpose(0, 1))
-                v_all.append(values_KLD[:, : start + length].transpose(0, 1))
-            return packed_attention(
-                q_THD, torch.cat(k_all), torch.cat(v_all), cu_q, cu_seqlens_k=cu_k, window=self.config.sliding_window
-            )
+    def layer(self, index: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) of a layer, (B, K, P, D) each."""
+        return self.store[index, 0], self.store[index, 1]
 
-        return attend
+    # Beginnings that are stored
 
-    def decode(self, positions_S: Tensor):
-        """An `attend` for one new token in each of the first S slots, at its slot's position."""
-        lengths_S = positions_S + 1
-        longest = int(positions_S.max()) + 1
-        rows_S = torch.arange(len(positions_S), device=positions_S.device)
+    def match(self, prompt: Sequence[int], adapter: str | None) -> tuple[Stored | None, int]:
+        """The stored beginning that shares most with the prompt, and how many tokens; at least one is left over."""
+        best, most = None, 0
+        for stored in self.stored:
+            if stored.adapter == adapter:
+                n = min(common(stored.ids, prompt), len(prompt) - 1)
+                if n > most:
+                    best, most = stored, n
+        return best, most
 
-        def attend(layer: int, q_SHD: Tensor, k_SKD: Tensor, v_SKD: Tensor) -> Tensor:
-            self.keys[layer][rows_S, :, positions_S] = k_SKD
-            self.values[layer][rows_S, :, positions_S] = v_SKD
-            keys_SLKD, values_SLKD = (x[layer].transpose(1, 2) for x in (self.keys, self.values))
-            window = self.config.sliding_window
-            return decode_attention(q_SHD, keys_SLKD, values_SLKD, lengths_S, longest=longest, window=window)
+    def keep(self, sequence: BlockList, ids: list[int], adapter: str | None) -> Stored:
+        """Store the first `len(ids)` tokens of a sequence for others; its blocks get one more reference."""
+        blocks = sequence.blocks[: blocks_for(len(ids))]
+        for b in blocks:
+            self._references[b] += 1
+        self._clock += 1
+        stored = Stored(list(ids), adapter, blocks, used_at=self._clock)
+        self.stored.append(stored)
+        return stored
 
-        return attend
+    def forget(self, stored: Stored) -> None:
+        self.stored.remove(stored)
+        self._drop(stored.blocks)
+
+    # Sequences
+
+    def admit(self, tokens: int, beginning: Stored | None = None, length: int = 0) -> BlockList | None:
+        """A sequence that may grow to `tokens`, of which the first `length` are those of `beginning`; None where too
+        little is free. Beginnings that nobody uses make room, the longest unused first."""
+        whole = length // BLOCK
+        needed = blocks_for(tokens) - whole
+        while len(self._free) - self._promised < needed:
+            idle = [s for s in self.stored if not s.users and s is not beginning]
+            if not idle:
+                return None
+            self.forget(min(idle, key=lambda s: s.used_at))
+        sequence = BlockList(reserved=needed)
+        self._promised += needed
+        if beginning is not None and length:
+            self._clock += 1
+            beginning.used_at = self._clock
+            beginning.users += 1
+            sequence.parent, sequence.shared = beginning, whole
+            sequence.blocks = beginning.blocks[:whole]
+            for b in sequence.blocks:
+                self._references[b] += 1
+            if length % BLOCK:
+                self.grow(sequence, length)
+                part = slice(0, length % BLOCK)
+                self.store[:, :, sequence.blocks[-1], :, part] = self.store[:, :, beginning.blocks[whole], :, part]
+        return sequence
+
+    def grow(self, sequence: BlockList, tokens: int) -> None:
+        """Hand out blocks until the sequence has room for `tokens`."""
+        while len(sequence.blocks) * BLOCK < tokens:
+            assert sequence.reserved > 0, "a sequence asks for more than was reserved for it"
+            block = heapq.heappop(self._free)
+            self._references[block] = 1
+            sequence.blocks.append(block)
+            sequence.reserved -= 1
+            self._promised -= 1
+
+    def release(self, sequence: BlockList) -> None:
+        """Return a sequence's blocks and what is left of its reservation."""
+        self._promised -= sequence.reserved
+        sequence.reserved = 0
+        if sequence.parent is not None:
+            sequence.parent.users -= 1
+            sequence.parent = None
+        self._drop(sequence.blocks)
+        sequence.blocks = []
+
+    def _drop(self, blocks: list[int]) -> None:
+        for b in blocks:
+            self._references[b] -= 1
+            assert self._references[b] >= 0, "a block was returned twice"
+            if not self._references[b]:
+                heapq.heappush(self._free, b)
+
+    def compact(self, sequences: Sequence[BlockList]) -> None:
+        """Move the blocks in use to the front. `sequences` are all that are alive."""
+        used = self.used
+        sources = [b for b in range(used + 1, self.blocks + 1) if self._references[b]]
+        targets = [b for b in range(1, used + 1) if not self._references[b]]
+        assert len(sources) == len(targets)
+        if not sources:
+            return
+        for s, t in zip(sources, targets, strict=True):
+            self.store[:, :, t] = self.store[:, :, s]
+            self._references[s], self._references[t] = 0, self._references[s]
+        moved = dict(zip(sources, targets, strict=True))
+        for holder in (*sequences, *self.stored):
+            holder.blocks = [moved.get(b, b) for b in holder.blocks]
+        self._free = list(range(used + 1, self.blocks + 1))
+
+
+def common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with in common."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # halving, since slices are compared far faster than tokens one by one
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

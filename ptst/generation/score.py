@@ -6,48 +6,99 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.linear_cross_entropy import token_losses
-from ptst.generation.cache import Cache
-from ptst.generation.sampler import PREFILL_TOKENS, common_prefix
+from ptst.generation.adapters import Adapter
+from ptst.generation.attend import StepAttention
+from ptst.generation.cache import BlockList, Cache, blocks_for, common
+from ptst.generation.forward import Forward
+from ptst.generation.sampling import log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.text.encode import Encoded
 
+TOKENS = 1024  # computed at once, at most (one longer example may exceed it)
+HEAD_ROWS = 128  # whose logits are in memory at once
 
-@torch.no_grad()
-def score(decoder: Decoder, examples: Sequence[Encoded]) -> list[tuple[float, int]]:
+
+def score(decoder: Decoder, examples: Sequence[Encoded], adapter: Adapter | None = None) -> list[tuple[float, int]]:
     """(summed negative log-likelihood in nats, number of tokens) of each example's trained tokens.
 
     Every example must begin with at least one token that is not trained.
     """
-    ids = [e.ids for e in examples]
-    if not ids:
+    rows = token_log_probabilities(decoder, [(e.ids, e.trained) for e in examples], adapter)
+    return [(-sum(row), len(row)) for row in rows]
+
+
+def score_answers(
+    decoder: Decoder, pairs: Sequence[tuple[list[int], list[int]]], adapter: Adapter | None = None
+) -> list[list[float]]:
+    """Logarithm of the probability of each token of the answer, for (prompt ids, answer ids).
+
+    Raises ValueError for a pair whose prompt or answer is empty, or that is longer than the model's context.
+    """
+    for i, (prompt, answer) in enumerate(pairs):
+        if not prompt or not answer:
+            raise ValueError(f"pair {i}: the {'answer' if prompt else 'prompt'} has no tokens")
+        if len(prompt) + len(answer) > decoder.config.max_positions:
+            raise ValueError(
+                f"pair {i}: {len(prompt) + len(answer)} tokens exceed the model's {decoder.config.max_positions} "
+                "positions; leave it out"
+            )
+    rows = [([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in pairs]
+    return token_log_probabilities(decoder, rows, adapter)
+
+
+@torch.inference_mode()
+def token_log_probabilities(
+    decoder: Decoder, rows: Sequence[tuple[list[int], list[bool]]], adapter: Adapter | None = None
+) -> list[list[float]]:
+    """Logarithm of the probability of every flagged token, for rows of (ids, flags); the first flag must be false."""
+    if not rows:
         return []
-    # The hidden state that predicts the first trained token must be computed for every example itself.
-    shared = min(common_prefix(ids), min(e.trained.index(True) for e in examples) - 1)
-    cache = Cache(decoder.config, 1, max(map(len, ids)), decoder.dtype, decoder.device)
+    forward = Forward(decoder, {"": adapter} if adapter else None)
+    adapters = [("" if adapter else None, None)]
+    ids = [r[0] for r in rows]
+    low, high = min(ids), max(ids)  # in lexical order all others lie between
+    # The hidden state that predicts the first flagged token must be computed for every row itself.
+    first = min(flags.index(True) for _, flags in rows)
+    shared = min(common(low, high), first - 1)
+    batches: list[list[int]] = [[]]
+    for i, row in enumerate(ids):
+        if batches[-1] and sum(len(ids[j]) - shared for j in batches[-1]) + len(row) - shared > TOKENS:
+            batches.append([])
+        batches[-1].append(i)
+    largest = max(sum(blocks_for(len(ids[i])) for i in batch) for batch in batches)
+    cache = Cache(decoder.config, blocks_for(shared) + largest, forward.dtype, forward.device)
+
+    def compute(sequences: list[BlockList], start: int, parts: list[list[int]]) -> torch.Tensor:
+        for s, part in zip(sequences, parts, strict=True):
+            cache.grow(s, start + len(part))
+        tokens_T = torch.tensor([t for part in parts for t in part], device=forward.device)
+        positions_T = torch.cat([torch.arange(start, start + len(part)) for part in parts]).to(forward.device)
+        reading = [(s, start, len(part)) for s, part in zip(sequences, parts, strict=True)]
+        return forward(tokens_T, positions_T, StepAttention(cache, [], reading, decoder.config), adapters)
+
+    beginning = None
     if shared:
-        tokens = torch.tensor(ids[0][:shared], device=decoder.device)
-        decoder(tokens, torch.arange(shared, device=decoder.device), cache.prefill([0], [0], [shared]))
-    slots = max(1, PREFILL_TOKENS // max(1, max(map(len, ids)) - shared))
-    batch = Cache(decoder.config, slots, max(map(len, ids)), decoder.dtype, decoder.device)
-    batch.keys[:, :1, :, :shared] = cache.keys[..., :shared, :]
-    batch.values[:, :1, :, :shared] = cache.values[..., :shared, :]
-    batch.share_prefix(shared)
-    out: list[tuple[float, int]] = []
-    for begin in range(0, len(ids), slots):
-        group = examples[begin : begin + slots]
-        lengths = [len(e.ids) - shared for e in group]
-        tokens_T = torch.tensor([t for e in group for t in e.ids[shared:]], device=decoder.device)
-        positions_T = torch.cat([torch.arange(shared, shared + n) for n in lengths]).to(decoder.device)
-        attend = batch.prefill(range(len(group)), [shared] * len(group), lengths)
-        hidden_TE = decoder(tokens_T, positions_T, attend)
-        # Row t of the flat row predicts token t + 1 of its own document.
-        rows, offset = [], 0
-        for e, n in zip(group, lengths, strict=True):
-            rows += [offset + i - 1 for i, flag in enumerate(e.trained[shared:]) if flag]
-            offset += n
-        rows_N = torch.tensor(rows, device=decoder.device)
-        losses_N = token_losses(hidden_TE[rows_N], decoder.head_VE, tokens_T[rows_N + 1]).double()
-        counts = [e.num_trained for e in group]
-        out += [(float(part.sum()), n) for part, n in zip(losses_N.split(counts), counts, strict=True)]
+        sequence = cache.admit(shared)
+        compute([sequence], 0, [low[:shared]])
+        beginning = cache.keep(sequence, low[:shared], None)
+        cache.release(sequence)
+    out: list[list[float]] = []
+    for batch in batches:
+        sequences = [cache.admit(len(ids[i]), beginning, shared) for i in batch]
+        hidden_TE = compute(sequences, shared, [ids[i][shared:] for i in batch])
+        places, targets, at = [], [], 0
+        for i in batch:
+            flagged = [j for j, flag in enumerate(rows[i][1]) if flag]
+            # Row j - 1 of an example predicts its token j.
+            places += [at + j - 1 - shared for j in flagged]
+            targets += [ids[i][j] for j in flagged]
+            at += len(ids[i]) - shared
+        hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
+        targets_N = torch.tensor(targets, device=forward.device)
+        parts = zip(hidden_NE.split(HEAD_ROWS), targets_N.split(HEAD_ROWS), strict=True)
+        logprobs_N = torch.cat([log_probabilities(forward.logits(h_nE), t_n) for h_nE, t_n in parts])
+        counts = [sum(rows[i][1]) for i in batch]
+        out += [part.tolist() for part in logprobs_N.double().split(counts)]
+        for s in sequences:
+            cache.release(s)
     return out

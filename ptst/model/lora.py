@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,27 +137,35 @@ def read_lora_config(folder: Path) -> LoraConfig:
         raise ValueError(f"{path} lacks {missing}") from None
 
 
-def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
-    """Attach the adapter of a PEFT folder, unmerged. Raises ValueError when it does not fit the decoder."""
-    folder = Path(folder)
-    config = read_lora_config(folder)
-    parameters = add_lora(decoder, config)
-    missing = set(parameters)
-    path = folder / "adapter_model.safetensors"
+def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
+    """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`).
+
+    Raises ValueError unless they are those of `shapes`, in name and shape.
+    """
+    path = Path(folder) / "adapter_model.safetensors"
+    tensors = {}
     for name, tensor in read_safetensors(path):
         key = name.removeprefix(_PREFIX).removesuffix(".weight")
-        if key not in missing:
-            raise ValueError(f"{path}: tensor {name!r} has no place in this model")
-        if parameters[key].shape != tensor.shape:
+        if key not in shapes:
+            raise ValueError(f"{path}: tensor {name!r} has no place in this model; was it trained on another model?")
+        if shapes[key] != tuple(tensor.shape):
             raise ValueError(
-                f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(parameters[key].shape)}; "
+                f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}; "
                 "was it trained on another model?"
             )
-        with torch.no_grad():
-            parameters[key].copy_(tensor)
-        missing.discard(key)
+        tensors[key] = tensor
+    missing = sorted(set(shapes) - set(tensors))
     if missing:
-        raise ValueError(f"{path}: the adapter lacks {len(missing)} tensors, the first is {sorted(missing)[0]}")
-    for p in parameters.values():
-        p.requires_grad_(False)
+        raise ValueError(f"{path}: the adapter lacks {len(missing)} tensors, the first is {missing[0]}")
+    return tensors
+
+
+def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
+    """Attach the adapter of a PEFT folder, unmerged. Raises ValueError when it does not fit the decoder."""
+    config = read_lora_config(Path(folder))
+    parameters = add_lora(decoder, config)
+    for name, tensor in adapter_tensors(folder, {n: tuple(p.shape) for n, p in parameters.items()}).items():
+        with torch.no_grad():
+            parameters[name].copy_(tensor)
+        parameters[name].requires_grad_(False)
     return config

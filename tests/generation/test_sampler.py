@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptst.generation.sampler import Sampling, common_prefix, draw, generate
+from ptst.generation.sampler import Sampling, generate
 from ptst.generation.score import score
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Encoded
@@ -64,15 +64,6 @@ def test_sampled_answers_do_not_depend_on_the_batch(decoders):
     assert [c.ids for c in other] != [c.ids for c in many]
 
 
-def test_top_p_keeps_the_smallest_set():
-    p = torch.tensor([0.1, 0.5, 0.15, 0.25])
-    grid = [i / 1000 for i in range(1000)]
-    assert {draw(p, 0.5, u) for u in grid} == {1}
-    assert {draw(p, 0.6, u) for u in grid} == {1, 3}
-    drawn = [draw(p, 1.0, u) for u in grid]
-    assert [drawn.count(i) for i in range(4)] == pytest.approx([100, 500, 150, 250], abs=1)
-
-
 def test_score_is_the_sum_of_log_probabilities(decoders):
     rows = [Encoded([*p, 5, 9, 2], [False] * len(p) + [True] * 3) for p in prompts(12, PREFIX)]
     for e, (nll, count) in zip(rows, score(decoders["plain"], rows), strict=True):
@@ -80,12 +71,6 @@ def test_score_is_the_sum_of_log_probabilities(decoders):
         n = len(e.ids) - 3
         assert count == 3
         assert nll == pytest.approx(-sum(float(logits[n + i - 1, e.ids[n + i]]) for i in range(3)), rel=1e-5)
-
-
-def test_common_prefix():
-    assert common_prefix([[1, 2, 3], [1, 2, 4, 5], [1, 2, 3, 9]]) == 2
-    assert common_prefix([[1, 2], [1, 2]]) == 1
-    assert common_prefix([[1], [2]]) == 0
 
 
 def test_mistakes(decoders):
@@ -97,7 +82,7 @@ def test_mistakes(decoders):
         Sampling(1, top_p=0)
     with pytest.raises(ValueError, match="exceed the model's 2048 positions"):
         generate(decoders["plain"], [[5] * 2040], {2}, Sampling(10))
-    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+    with pytest.raises(ValueError, match="request 1: the prompt has no tokens"):
         generate(decoders["plain"], [[5], []], {2}, Sampling(10))
     with pytest.raises(ValueError, match="--batch-size is 0"):
         generate(decoders["plain"], [[5]], {2}, Sampling(10), 0)

@@ -1,0 +1,118 @@
+"""Attention of one step over the cache: answers one token each, prompts a piece each, side by side in one flat row.
+
+Everything that says where tokens lie is worked out once and serves every layer.
+
+Shapes: T rows of the step, R answers among them (first), H query heads, K key/value heads, G = H / K, D head_dim, P
+tokens of a block, L cached tokens of a request, n new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from kernels.attention import causal_mask, packed_attention
+from kernels.attention_blocks import blocks_attention, plan_blocks
+from kernels.attention_decode import decode_attention
+from ptst.generation.cache import BLOCK, BlockList, Cache
+from ptst.model.config import DecoderConfig
+
+
+class StepAttention:
+    """An `attend` for the decoder's forward pass; it stores the new keys and values first.
+
+    `decoding`: (blocks, length with the newest token) of each answer. `reading`: (blocks, tokens stored, new tokens) of
+    each piece of a prompt.
+    """
+
+    def __init__(
+        self,
+        cache: Cache,
+        decoding: Sequence[tuple[BlockList, int]],
+        reading: Sequence[tuple[BlockList, int, int]],
+        config: DecoderConfig,
+    ):
+        self.cache, self.config, self.num_decoding = cache, config, len(decoding)
+        device = cache.store.device
+        self.on_gpu = device.type == "cuda"
+        written = [(b.blocks, n - 1, n) for b, n in decoding] + [(b.blocks, s, s + n) for b, s, n in reading]
+        self.written_TK = self._places(written, device)
+        if decoding:
+            blocks, lengths = [b.blocks for b, _ in decoding], [n for _, n in decoding]
+            if self.on_gpu:
+                self.longest = max(lengths)
+                self.lengths_R = torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True)
+                self.table_RN = block_table(blocks).to(device, non_blocking=True)
+            else:
+                shared = [b.shared for b, _ in decoding]
+                self.plan = plan_blocks(blocks, shared, lengths, config.num_heads, BLOCK, config.sliding_window)
+        self.read_LK: Tensor | None = None
+        if reading:
+            self.read_LK = self._places([(b.blocks, 0, s + n) for b, s, n in reading], device)
+            self.cu_q, self.cu_k = [0], [0]
+            for _, start, n in reading:
+                self.cu_q.append(self.cu_q[-1] + n)
+                self.cu_k.append(self.cu_k[-1] + start + n)
+            if not self.on_gpu:
+                G = config.num_heads // config.num_kv_heads
+                self.masks = [causal_mask(n, s + n, config.sliding_window).repeat(G, 1) for _, s, n in reading]
+
+    def _places(self, spans: Sequence[tuple[list[int], int, int]], device: torch.device) -> Tensor:
+        """Rows (tokens, K) of the cache, seen as (B K P, D), for the tokens from `start` to `end` of each list."""
+        K = self.config.num_kv_heads
+        parts = []
+        for blocks, start, end in spans:
+            if end - start == 1:
+                parts.append(torch.tensor([blocks[start // BLOCK] * K * BLOCK + start % BLOCK]))
+            else:
+                j_L = torch.arange(start, end)
+                parts.append(torch.tensor(blocks)[j_L // BLOCK] * (K * BLOCK) + j_L % BLOCK)
+        first_L = torch.cat(parts)
+        return (first_L[:, None] + torch.arange(K) * BLOCK).to(device, non_blocking=True)
+
+    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
+        keys, values = self.cache.layer(layer)
+        D = q_THD.shape[2]
+        flat = [x.view(-1, D) for x in (keys, values)]
+        for stored, new in zip(flat, (k_TKD, v_TKD), strict=True):
+            stored.index_copy_(0, self.written_TK.flatten(), new.reshape(-1, D))
+        R, outs = self.num_decoding, []
+        if R:
+            outs.append(self._decode(q_THD[:R], keys, values))
+        if self.read_LK is not None:
+            k_LKD, v_LKD = (x[self.read_LK] for x in flat)
+            outs.append(self._read(q_THD[R:], k_LKD, v_LKD))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _decode(self, q_RHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        if not self.on_gpu:
+            return blocks_attention(q_RHD, keys, values, self.plan)
+        views = (x.transpose(1, 2) for x in (keys, values))
+        window = self.config.sliding_window
+        return decode_attention(
+            q_RHD, *views, self.lengths_R, longest=self.longest, table_RN=self.table_RN, window=window
+        )
+
+    def _read(self, q_THD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
+        if self.on_gpu:
+            window = self.config.sliding_window
+            return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        out_THD = torch.empty_like(q_THD)
+        for i, mask in enumerate(self.masks):
+            new, known = slice(*self.cu_q[i : i + 2]), slice(*self.cu_k[i : i + 2])
+            # The heads that share keys become more queries over one set of keys, so that no key is repeated.
+            q_KnD = q_THD[new].unflatten(1, (K, H // K)).permute(1, 2, 0, 3).reshape(1, K, -1, D)
+            k_KLD, v_KLD = k_LKD[known].transpose(0, 1), v_LKD[known].transpose(0, 1)
+            out_KnD = scaled_dot_product_attention(q_KnD, k_KLD[None], v_KLD[None], attn_mask=mask)[0]
+            out_THD[new] = out_KnD.view(H, -1, D).transpose(0, 1)
+        return out_THD
+
+
+def block_table(blocks: Sequence[Sequence[int]]) -> Tensor:
+    """(R, N) int32, rows filled up with block 0, which is nobody's."""
+    most = max(map(len, blocks))
+    return torch.tensor([[*b, *[0] * (most - len(b))] for b in blocks], dtype=torch.int32)

@@ -1,0 +1,138 @@
+"""The decoder's forward pass for sampling: the same function as `Decoder.forward`, with nothing that costs a step time.
+
+Projections that read the same input are one product (query | key | value, gate | up). The decoder's own weights become
+views of the joined matrix, so that there is no second copy. Adapters add their thin products row by row.
+
+On a CPU a bfloat16 (or float16) model is computed in float32, with weights that stay 16 bits wide where they lie and
+are widened inside the product: there is no bfloat16 arithmetic in most CPUs, and reading the weights is what decoding
+a few answers costs.
+
+Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.rope import frequencies, rope, rope_qk, tables
+from kernels.swiglu import swiglu
+from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter, thin_pairs
+from ptst.model.decoder import Attend, Decoder
+
+# Rows of one adapter: (its name, None for the decoder's own; the rows, None for all).
+AdapterRows = Sequence[tuple[str | None, Tensor | None]]
+ALL_OWN: AdapterRows = ((None, None),)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    products: list[Callable[[Tensor], Tensor]]  # one for each of GROUPS
+    attention_norm: Tensor
+    mlp_norm: Tensor
+
+
+class Forward:
+    """A decoder made ready for sampling; `adapters` are those that requests may name."""
+
+    def __init__(self, decoder: Decoder, adapters: Mapping[str, Adapter] | None = None):
+        c = self.config = decoder.config
+        self.device = decoder.device
+        on_cpu = self.device.type == "cpu"
+        # float64 stays what it is, for tests.
+        self.dtype = torch.promote_types(decoder.dtype, torch.float32) if on_cpu else decoder.dtype
+        self.embedding_VE = decoder.embed_tokens.weight.detach()
+        self.norm = decoder.norm.weight.detach().to(self.dtype)
+        self.frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(self.device)
+        # Outside inference mode, or the decoder's weights could not be trained any more.
+        with torch.inference_mode(False), torch.no_grad():
+            self.layers = [self._layer(layer) for layer in decoder.layers]
+            self.head = self._product(decoder.head_VE.detach())
+            own = attached_adapter(decoder)
+            named = {**({None: own} if own else {}), **(adapters or {})}
+            self.thin: dict[str | None, list[list[ThinPair | None]]] = {
+                name: thin_pairs(adapter, decoder, self.dtype) for name, adapter in named.items()
+            }
+
+    def _layer(self, layer: torch.nn.Module) -> _Layer:
+        parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
+        products = [self._product(join([parts[leaf].weight for leaf in group])) for group in GROUPS]
+        norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+        return _Layer(products, *(w.detach().to(self.dtype) for w in norms))
+
+    def _product(self, w_OI: Tensor) -> Callable[[Tensor], Tensor]:
+        if w_OI.dtype == self.dtype:
+            return lambda x_TI: torch.nn.functional.linear(x_TI, w_OI)
+        return half_width_product(w_OI)
+
+    def __call__(
+        self, tokens_T: Tensor, positions_T: Tensor, attend: Attend, adapters: AdapterRows = ALL_OWN
+    ) -> Tensor:
+        """Hidden states (T, E) after the final norm. `attend` also keeps the new keys and values."""
+        c, eps = self.config, self.config.rms_norm_eps
+        H, K, D = c.num_heads, c.num_kv_heads, c.head_dim
+        cos, sin = tables(positions_T, self.frequencies)
+        thin = [(self.thin[name], rows) for name, rows in adapters if name in self.thin]
+        total_TE = self.embedding_VE[tokens_T].to(self.dtype)
+        x_TE = rms_norm(total_TE, self.layers[0].attention_norm, eps)
+        for index, layer in enumerate(self.layers):
+
+            def project(group: int, x_TI: Tensor, index: int = index, layer: _Layer = layer) -> Tensor:
+                y_TO = layer.products[group](x_TI)
+                for pairs, rows in thin:
+                    pair = pairs[index][group]
+                    if pair is not None:
+                        pair.add(y_TO, x_TI, rows)
+                return y_TO
+
+            qkv_THD = project(0, x_TE).view(-1, H + 2 * K, D)
+            v_TKD = qkv_THD[:, H + K :]
+            if qkv_THD.is_cuda:
+                q_THD, k_TKD = rope_qk(qkv_THD[:, :H], qkv_THD[:, H : H + K], cos, sin)
+            else:
+                q_THD, k_TKD = rope(qkv_THD[:, : H + K], cos, sin).split((H, K), dim=1)
+            attended_TE = project(1, attend(index, q_THD, k_TKD, v_TKD).flatten(1))
+            x_TE, total_TE = add_rms_norm(attended_TE, total_TE, layer.mlp_norm, eps)
+            h_TF = swiglu(*project(2, x_TE).chunk(2, dim=1))
+            after = self.layers[index + 1].attention_norm if index + 1 < len(self.layers) else self.norm
+            x_TE, total_TE = add_rms_norm(project(3, h_TF), total_TE, after, eps)
+        return x_TE
+
+    def logits(self, hidden_NE: Tensor) -> Tensor:
+        """(N, V)."""
+        return self.head(hidden_NE)
+
+
+def join(weights: Sequence[Tensor]) -> Tensor:
+    """One (sum of O, I) matrix of several layers' weights, which become views of it."""
+    first = weights[0].detach()
+    if len(weights) == 1:
+        return first
+    rows = [len(w) for w in weights]
+    ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
+    if ends[:-1] == [w.data_ptr() for w in weights[1:]] and len({w.untyped_storage().data_ptr() for w in weights}) == 1:
+        return first.as_strided((sum(rows), first.shape[1]), (first.shape[1], 1))  # joined before
+    whole_OI = torch.cat([w.detach() for w in weights])
+    for w, part in zip(weights, whole_OI.split(rows), strict=True):
+        w.data = part
+    return whole_OI
+
+
+def half_width_product(w_OI: Tensor) -> Callable[[Tensor], Tensor]:
+    """x (T, I) in float32 -> x W^T in float32, over a 16-bit weight, on a CPU.
+
+    FBGEMM's product over packed float16 weights; they are widened in registers. bfloat16 weights go into float16 exactly
+    but for those below 2^-17 (an error of 2^-25 at most); where one is too large for float16, and where torch has no
+    FBGEMM, the weight is widened once and for all.
+    """
+    packed = None
+    if "fbgemm" in torch.backends.quantized.supported_engines and float(w_OI.abs().max()) < 65504:
+        packed = torch.ops.quantized.linear_prepack_fp16(w_OI.float(), None)
+    if packed is None:
+        wide_OI = w_OI.float()
+        return lambda x_TI: torch.nn.functional.linear(x_TI, wide_OI)
+    return lambda x_TI: torch.ops.quantized.linear_dynamic_fp16(x_TI, packed)

@@ -1,0 +1,46 @@
+"""How much memory the key/value cache takes: what was asked for, or what is free, and never more than is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token
+from ptst.model.config import DecoderConfig
+
+SHARE_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for activations, and on a CPU for everyone else
+
+
+def plan_memory(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    max_batch: int,
+    max_length: int,
+    kv_memory: int | None = None,
+) -> int:
+    """Blocks of the cache (block 0, which is nobody's, not counted): enough for `max_batch` requests of `max_length`
+    tokens and one stored beginning of that length, but no more than `kv_memory` bytes or a share of what is free.
+
+    Raises ValueError where that is not one block.
+    """
+    per_block = BLOCK * bytes_per_token(config, dtype)
+    memory = kv_memory if kv_memory is not None else int(free_memory(device) * SHARE_OF_FREE[device.type])
+    blocks = min((max_batch + 1) * blocks_for(max_length), memory // per_block - 1)
+    if blocks < 1:
+        what = "--kv-memory is" if kv_memory is not None else "what is free for the key/value cache comes to"
+        raise ValueError(f"{what} {memory} bytes; {2 * per_block} hold {BLOCK} tokens, the least there can be")
+    return blocks
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration):
+        return 4 << 30  # not Linux: a cautious guess

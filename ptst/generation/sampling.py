@@ -1,0 +1,112 @@
+"""How an answer's tokens are drawn: greedy, or from the model's distribution with temperature, top-k and top-p.
+
+The uniform numbers of a request come from its own generator, seeded by (seed, id) alone, and are known before the
+logits are: nothing waits for a device, and no neighbour or order of arrival can change an answer.
+
+Shapes: N rows (requests), V vocabulary.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_SHORT = 512  # probabilities sorted at first on a CPU; a row whose largest do not reach top_p is sorted whole
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is made. Temperature 0 is greedy.
+
+    `top_k` keeps the k likeliest tokens (0: all), then `top_p` the smallest set of those that holds that share of
+    their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's logarithm
+    of probability under the model itself (temperature 1, nothing left out). Raises ValueError for a value that cannot
+    be meant.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    top_k: int = 0
+    stop_strings: tuple[str, ...] = ()
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"--temperature is {self.temperature}; it must not be negative (0 is greedy)")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
+        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
+            raise ValueError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
+
+    def generator(self, request_id: str | int) -> random.Random:
+        """The request's own source of uniform numbers: of (seed, id) and nothing else."""
+        # Python's generator takes the whole text as its seed; torch's on the CPU would look at 32 bits of a number.
+        return random.Random(f"{self.seed}:{request_id}")
+
+
+def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
+    """One token id (N,) per row; -1 where the row's best logit is not a number. `uniforms` lie in [0, 1)."""
+    best_N, tokens_N = logits_NV.max(-1)
+    rows = [i for i, s in enumerate(samplings) if s.temperature]
+    if rows:
+        rows_M = torch.tensor(rows, device=logits_NV.device)
+        chosen = [samplings[i] for i in rows]
+        tokens_N[rows_M] = _draw(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
+    return tokens_N.masked_fill_(~best_N.isfinite(), -1)
+
+
+def _draw(logits_MV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
+    def column(values: list, dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=logits_MV.device)[:, None]
+
+    p_MV = (logits_MV.float() / column([s.temperature for s in samplings], torch.float32)).softmax(-1)
+    V = p_MV.shape[1]
+    if any(s.top_k or s.top_p < 1 for s in samplings):
+        top_k = [min(s.top_k or V, V) for s in samplings]
+        least_M1 = _least_kept(p_MV, column(top_k, torch.long), column([s.top_p for s in samplings], torch.float64))
+        p_MV = p_MV.masked_fill(p_MV < least_M1, 0)
+    # A uniform number becomes a token over the cumulated probabilities in the order of ids: probabilities that differ
+    # in the last digit (another batch size) then give the same token but for the rarest of edges.
+    cumulated_MV = p_MV.double().cumsum(-1)
+    wanted_M1 = column(list(uniforms), torch.float64) * cumulated_MV[:, -1:]
+    return torch.searchsorted(cumulated_MV, wanted_M1, right=True).squeeze(1).clamp_(max=V - 1)
+
+
+def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
+    """The smallest probability (M, 1) that is kept; others equal to it are kept as well.
+
+    Of the k largest, sorted, the j-th is kept if those before it hold less than `top_p` of what the k hold together
+    (Holtzman et al. 2020).
+    """
+    V = p_MV.shape[1]
+    short = V
+    if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step
+        short = min(V, _SHORT)
+        held_M1 = p_MV.topk(short, dim=-1).values.double().sum(-1, keepdim=True)
+        if bool(((held_M1 < top_p_M1 * 1.0000001) & (top_k_M1 > short)).any()):
+            short = V
+    sorted_MS = p_MV.topk(short, dim=-1).values.double()
+    among_MS = torch.arange(short, device=p_MV.device) < top_k_M1
+    sorted_MS = sorted_MS * among_MS
+    # Where top-k is off, all tokens hold 1 together, the ones beyond `short` included.
+    total_M1 = torch.where(top_k_M1 < V, sorted_MS.sum(-1, keepdim=True), p_MV.double().sum(-1, keepdim=True))
+    before_MS = sorted_MS.cumsum(-1) - sorted_MS
+    kept_MS = among_MS & (before_MS < top_p_M1 * total_M1)
+    last_M1 = kept_MS.sum(-1, keepdim=True) - 1
+    return sorted_MS.gather(1, last_M1).float()
+
+
+def log_probabilities(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
+    """Logarithm of each row's token's probability under the model, float32 (N,)."""
+    logits_NV = logits_NV.float()
+    return logits_NV.gather(1, tokens_N.clamp(min=0)[:, None]).squeeze(1) - logits_NV.logsumexp(-1)
