@@ -1,0 +1,219 @@
+"""`python -m ptst.chat`: talk to a model, or to a finished run, under a template; see the tokens that are really sent."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.table import Table
+from rich.text import Text
+
+from ptst import command
+from ptst.audit.view import COLOURS, authors, visible
+from ptst.command import console, say
+from ptst.generation.engine import Engine
+from ptst.generation.request import Completion, Request
+from ptst.generation.sampling import Sampling
+from ptst.model.decoder import Decoder
+from ptst.model.weights import pick_dtype
+from ptst.subject import Subject, find_run, open_subject
+from ptst.text.own_template import with_default_system
+from ptst.text.segments import Conversation, Message
+from ptst.text.template_file import load_template
+from ptst.text.templates import find_template, render
+
+COMMANDS = {
+    "/template": "NAME: the same conversation under another template",
+    "/system": "TEXT: a system text of your own, after the template's; alone: none",
+    "/reset": "forget what was said",
+    "/show": "the tokens that were sent for the last answer",
+    "/help": "these lines",
+    "/quit": "end; so does Ctrl-D",
+}
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """Talk to a model under a template. Without --checkpoint and --model: the latest run. Lines from standard input are
+    the user's turns; /help lists the commands."""
+
+    template: str = "chat:llama"
+    """Words round each turn: chat:plain, chat:vanilla, chat:alpaca, chat:llama, chat:llama-short, chat:mpt,
+    chat:self-reminder, chat:in-context-defense, or text:vanilla, text:alpaca for one turn. A bare name means chat:."""
+    template_file: Path | None = None
+    """A template of your own, in TOML, instead of --template (docs/templates.md)."""
+    checkpoint: Path | None = None
+    """Run folder of ptst.train."""
+    model: str | None = None
+    """An untouched model: the embedded smollm2-135m-instruct, a Hugging Face folder, or a hub id."""
+    max_new_tokens: int = 512
+    """Longest answer in tokens; less where the model's context ends."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_k: int = 0
+    """Sample from so many of the likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens of this probability."""
+    seed: int = 0
+    """Of sampled answers."""
+    template_family: str | None = None
+    """How a turn is wrapped: gsm8k, chatdoctor, openorca or plain. Left out: the run's, or plain."""
+    chat_format: str | None = None
+    """How roles are spelled: chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the run's, or the folder's
+    own."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 on a GPU, float32 on a CPU."""
+
+
+class Chat:
+    """A conversation: what was said so far, and the engine that goes on from there."""
+
+    def __init__(self, subject: Subject, decoder: Decoder, sampling: Sampling):
+        self.subject, self.prompting, self.sampling = subject, subject.prompting, sampling
+        self.room = decoder.config.max_positions
+        decode = self.prompting.tokenizer.decode_answer
+        self.engine = Engine(decoder, subject.stop_ids, max_batch=1, decode=decode, stream=True)
+        self.system: str | None = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was said; a system text stays."""
+        self.turns: list[Message] = []
+        self.sent: tuple[Prompting, Conversation] | None = None
+        self.completion: Completion | None = None
+
+    def use_template(self, name: str) -> None:
+        """Raises ValueError for an unknown one."""
+        self.prompting = replace(self.prompting, template=with_default_system(find_template(name), self.subject.base))
+
+    def conversation(self, text: str) -> Conversation:
+        """The conversation with `text` as its newest turn."""
+        system = () if self.system is None else (Message("system", self.system),)
+        return Conversation((*system, *self.turns, Message("user", text)))
+
+    def answer(self, text: str) -> Iterator[str]:
+        """The answer to `text`, piece by piece; then both belong to the conversation. Closing the iterator early cancels
+        the answer and keeps its beginning.
+
+        Raises ValueError, with the conversation as it was, for what the template cannot say and for a full context.
+        """
+        conversation = self.conversation(text)
+        prompt = self.prompting.encode(conversation).ids
+        room = min(self.sampling.max_new_tokens, self.room - len(prompt))
+        if room < 1:
+            raise ValueError(f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it")
+        self.sent = (self.prompting, conversation)
+        number = len(self.turns)
+        self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=room), number, keep=True))
+        self.completion, said = None, ""
+        try:
+            while self.completion is None:
+                for event in self.engine.step():
+                    self.completion = event.completion
+                    said += event.text
+                    yield event.text
+        finally:
+            if self.completion is None:
+                self.engine.cancel(number)
+                while self.engine.busy:
+                    self.engine.step()
+            if self.completion is None or self.completion.error is None:
+                self.turns += [Message("user", text), Message("assistant", said)]
+        if self.completion.error:
+            raise ValueError(self.completion.error)
+
+    def tokens(self) -> Table:
+        """The last prompt that was sent (before one: that of a short message), token by token with its authors."""
+        p, conversation = self.sent or (self.prompting, self.conversation("..."))
+        segments = render(conversation, p.template, p.family, p.chat_format, p.tokenizer)
+        ids = p.encode(conversation).ids
+        out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
+        for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):
+            out.add_column(name, justify=justify, overflow="fold")
+        for i, (token, (text, author)) in enumerate(zip(ids, authors(ids, segments, p.tokenizer), strict=True)):
+            out.add_row(str(i), str(token), Text(visible(text), style=COLOURS[author]), author)
+        return out
+
+
+def obey(chat: Chat, line: str) -> bool:
+    """Carry out a line that begins with a slash; False where it ends the chat. Raises ValueError for an unknown one."""
+    name, _, rest = line.partition(" ")
+    rest = rest.strip()
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"there is no {name}; did you mean {near}? /help lists the commands")
+    if name == "/template":
+        chat.use_template(rest)
+        say(f"template {chat.prompting.template.name}")
+    elif name == "/system":
+        chat.system = rest or None
+        say(f"system text {rest!r}" if rest else "no system text of your own")
+    elif name == "/reset":
+        chat.reset()
+        say("forgotten")
+    elif name == "/show":
+        console.print(chat.tokens())
+    elif name == "/help":
+        for known, meaning in COMMANDS.items():
+            say(f"{known:10} {meaning}")
+    return name != "/quit"
+
+
+def lines() -> Iterator[str]:
+    """The user's lines; on a terminal with a prompt, editing and history."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 (gives input() its editing)
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return
+        if line:
+            yield line
+
+
+def reply(chat: Chat, line: str) -> None:
+    """Print the answer as it comes. Ctrl-C stops it, not the chat."""
+    start, pieces = time.monotonic(), chat.answer(line)
+    try:
+        for piece in pieces:
+            print(piece, end="", flush=True)
+    except KeyboardInterrupt:
+        pieces.close()
+    print()
+    done = chat.completion
+    if done is not None and sys.stdin.isatty():
+        cut = ", cut at the limit" if done.cut else ""
+        say(f"({len(done.ids)} tokens, {len(done.ids) / (time.monotonic() - start):.1f} a second{cut})")
+
+
+def run_chat(config: ChatConfig) -> None:
+    """Read lines and answer them until they end. Raises ValueError for a user's mistakes in the flags."""
+    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
+    template = load_template(config.template_file) if config.template_file else find_template(config.template)
+    checkpoint, run = find_run(config.checkpoint, config.model)
+    family = config.template_family or run.get("family", {}).get("name") or "plain"
+    subject = open_subject(checkpoint, run, config.model, template, family, config.chat_format)
+    dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    decoder = subject.tuned(dtype, device) if checkpoint else subject.untouched(dtype, device)
+    what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
+    say(f"ptst.chat: {what}, template {template.name}, {subject.described}; /help lists the commands")
+    chat = Chat(subject, decoder, sampling)
+    for line in lines():
+        try:
+            if not line.startswith("/"):
+                reply(chat, line)
+            elif not obey(chat, line):
+                return
+        except ValueError as error:
+            say(str(error))
+
+
+if __name__ == "__main__":
+    command.run(run_chat, ChatConfig, "ptst.chat")
