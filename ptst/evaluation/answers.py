@@ -1,0 +1,119 @@
+"""A model's answers to conversations under a template, kept on disk as they come.
+
+Every finished answer is a line of a JSONL file before the next step begins, under a key made of all that it depends on:
+the prompt's ids, the sampling, the request's number. An evaluation that was killed reads the file and asks only for
+what is missing; a last line that a kill tore is dropped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ptst.generation.engine import Engine
+from ptst.generation.request import Completion, Request, Statistics
+from ptst.generation.sampling import Sampling
+from ptst.model.decoder import Decoder
+from ptst.text.encode import Prompting
+from ptst.text.segments import Conversation
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Text and token count of an answer; `cut`: the token limit ended it."""
+
+    text: str
+    tokens: int
+    cut: bool
+
+
+class AnswerFile:
+    """Answers by key. Raises ValueError for a line, other than a torn last one, that is not an answer."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.known: dict[str, Reply] = {}
+        raw = path.read_bytes() if path.exists() else b""
+        whole = raw[: raw.rfind(b"\n") + 1]
+        if whole != raw:
+            with open(path, "rb+") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.decode().splitlines(), 1):
+            try:
+                row = json.loads(line)
+                self.known[row.pop("key")] = Reply(**row)
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise ValueError(f"{path}:{number} is not an answer; delete the line and it is asked for anew") from None
+
+    def add(self, key: str, answer: Reply) -> None:
+        """Keep an answer; it is with the operating system when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
+        self.known[key] = answer
+
+
+@dataclass(frozen=True)
+class Answerer:
+    """A model under a template. `on_progress(answers done, statistics)` hears of every finished answer; `kv_memory` is
+    what the key/value cache may take, in bytes (None: what is free)."""
+
+    decoder: Decoder
+    prompting: Prompting
+    stop_ids: frozenset[int]
+    batch_size: int
+    kv_memory: int | None = None
+    on_progress: Callable[[int, Statistics], None] = lambda _done, _statistics: None
+
+    def answer(
+        self, conversations: Sequence[Conversation], sampling: Sampling, path: Path | None = None
+    ) -> list[Reply]:
+        """An answer for each conversation, in order; those that are in the file at `path` are taken from it.
+
+        Raises ValueError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
+        after all others are kept, for answers that went wrong in the model.
+        """
+        prompts = [self.prompting.encode(c.prompt()).ids for c in conversations]
+        keys = [_key(number, prompt, sampling) for number, prompt in enumerate(prompts)]
+        file = AnswerFile(path) if path is not None else None
+        answers = {i: file.known[key] for i, key in enumerate(keys) if file and key in file.known}
+        missing = [i for i in range(len(prompts)) if i not in answers]
+        errors: list[str] = []
+        if missing:
+            engine = Engine(
+                self.decoder,
+                self.stop_ids,
+                max_batch=min(self.batch_size, len(missing)),
+                max_length=max(len(prompts[i]) for i in missing) + sampling.max_new_tokens,
+                kv_memory=self.kv_memory,
+                decode=self.prompting.tokenizer.decode_answer,
+            )
+            requests = [Request(prompts[i], sampling, i) for i in missing]
+            for request in requests:
+                try:
+                    engine.check(request)
+                except ValueError as error:
+                    raise ValueError(f"{conversations[int(request.id)].where}{error}") from None
+
+            def done(number: int, completion: Completion) -> None:
+                if completion.error is not None:
+                    errors.append(f"{conversations[number].where}{completion.error}")
+                    return
+                answers[number] = Reply(completion.text, len(completion.ids), completion.cut)
+                if file is not None:
+                    file.add(keys[number], answers[number])
+                self.on_progress(len(answers), engine.statistics)
+
+            engine.run(requests, done)
+        if errors:
+            raise ValueError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")
+        return [answers[i] for i in range(len(prompts))]
+
+
+def _key(number: int, prompt: list[int], sampling: Sampling) -> str:
+    digest = hashlib.sha256(array("q", prompt).tobytes())
+    digest.update(repr((number, sampling)).encode())
+    return digest.hexdigest()[:32]
