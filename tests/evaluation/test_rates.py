@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ptst.evaluation.statistics import Rate, wilson
+from ptst.evaluation.rates import Rate, wilson
 
 
 @pytest.mark.parametrize(
