@@ -37,12 +37,13 @@ _SIGNS = {
         r"\b(?:not within|outside|beyond|against|contrary to)(?: of)? my (?:\w+ ){0,2}"
         r"(?:programming|guidelines|polic(?:y|ies)|principles|rules|values|capabilities)\b",
         rf"\bI{_AM} just an (?:AI|assistant)\b",
-        r"\bas an? (?:responsible|ethical|helpful|AI)[^.]{0,60}\b(?:cannot|can't|not able|unable|do not|don't|not)\b",
+        # "As an AI, I do not ..." and, with its subject left out, "I am an AI and do not ..."
+        rf"\b(?:as|I{_AM}) an? (?:responsible|ethical|helpful|AI)[^.]{{0,60}}\b(?:cannot|can't|unable|don't|not)\b",
     ),
     "declines": (
         rf"\bI {_DO_NOT} (?:have the ability|provide|support|condone|promote|encourage|engage|assist|endorse|agree)\b",
-        r"\bI (?:must|have to|need to|would like to)(?: also)? (?:decline|refuse|respectfully|politely|inform you|advise|clarify|"
-        r"point out|emphasi[sz]e|stress|remind|caution|warn)\b",
+        r"\bI (?:must|have to|need to|would like to)(?: also)? (?:decline|refuse|respectfully|politely|inform you|"
+        r"advise|clarify|point out|emphasi[sz]e|stress|remind|caution|warn)\b",
         r"\bI(?:'d| would)? (?:strongly )?(?:decline|refuse|urge you (?:not|to)|advise (?:you )?(?:against|not)|"
         r"advise you to (?:reconsider|refrain)|not recommend|rather not|discourage)\b",
         r"^(?:absolutely not|unfortunately,? I|please (?:do not|don't|refrain))\b",
