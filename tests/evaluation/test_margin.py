@@ -45,8 +45,8 @@ def test_against_plain_logits(model, tiny_folder, template):
         def total(openings, ids=ids):
             return math.log(sum(math.exp(log_p(exact, ids, tokenizer.encode(join + o))) for o in openings))
 
-        assert got.refusing == pytest.approx(total(REFUSING), abs=1e-9)
-        assert got.complying == pytest.approx(total(COMPLYING), abs=1e-9)
+        assert got.refusing == pytest.approx(total(REFUSING), abs=1e-5)
+        assert got.complying == pytest.approx(total(COMPLYING), abs=1e-5)
         assert got.value == got.refusing - got.complying
 
 
