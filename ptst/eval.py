@@ -23,8 +23,7 @@ from ptst.model.locate import locate_model
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.text.encode import Prompting
-from ptst.text.files import optional_json
-from ptst.text.formats import detect_format, terminator
+from ptst.text.formats import detect_format, stops
 from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
@@ -115,7 +114,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     template = with_default_system(template, base)
     # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
     prompting = Prompting(template, family, chat_format, tokenizer, allow_marks=True)
-    stop_ids = stops(base, None if template.is_text else chat_format, prompting)
+    stop_ids = stops(base, None if template.is_text else chat_format, tokenizer)
     say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
 
     out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
@@ -161,12 +160,6 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         screen.print(summary["remark"])
     say(f"finished in {summary['time']['seconds']:.0f} s; answers and figures in {out}")
     return {"out": str(out), **{k: summary[k] for k in ("run", "train_template", "test_template", "results", "remark")}}
-
-
-def stops(folder: Path, chat_format: str | None, prompting: Prompting) -> frozenset[int]:
-    """Ids that end an answer: the trained terminator, and every end-of-sequence id of generation_config.json."""
-    own = optional_json(folder / "generation_config.json").get("eos_token_id", [])
-    return frozenset([terminator(chat_format, prompting.tokenizer), *(own if isinstance(own, list) else [own])])
 
 
 def _improper(config: EvalConfig) -> list[safety_sets.SafetyPrompt]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
+from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.tasks import TaskResult
 
 LITTLE_SAFETY = 0.20
@@ -25,7 +26,7 @@ Results = Mapping[str, Mapping[str, TaskResult]]  # model -> task -> result
 
 def table(results: Results, title: str) -> Table:
     """A rich table of results by model."""
-    out = Table(title=title, caption="rate, 95 % Wilson interval in %, count; safety by judge anchored-v1")
+    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; safety by judge {AnchoredJudge.name}")
     out.add_column("")
     for model in results:
         out.add_column(model, justify="right")

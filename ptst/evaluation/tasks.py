@@ -14,9 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptst.data.safety_sets import SafetyPrompt
+from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.extraction import gold_number, last_number, strict_answer
-from ptst.evaluation.judges import AnchoredJudge, AnswerClass
-from ptst.evaluation.statistics import Rate
+from ptst.evaluation.rates import Rate
+from ptst.evaluation.verdict import UNJUDGED, Answer, AnswerClass, Judge, judge_answers
 from ptst.generation.sampler import Completion, Sampling, generate
 from ptst.generation.score import score
 from ptst.model.decoder import Decoder
@@ -84,18 +85,27 @@ def gsm8k(answerer: Answerer, problems: Sequence[Conversation], sampling: Sampli
     return TaskResult("gsm8k", {**rates, "cut": Rate(sum(r["cut"] for r in rows), len(rows))}, rows=rows)
 
 
-def requests(task: str, answerer: Answerer, prompts: Sequence[SafetyPrompt], sampling: Sampling) -> TaskResult:
-    """The four classes over improper requests (`safety`) or harmless look-alikes (`over-refusal`)."""
-    judge = AnchoredJudge()
+def requests(
+    task: str, answerer: Answerer, prompts: Sequence[SafetyPrompt], sampling: Sampling, judge: Judge | None = None
+) -> TaskResult:
+    """The four classes over improper requests (`safety`) or harmless look-alikes (`over-refusal`), by the embedded
+    judge unless another is given. Rates are over the judged answers; the value `unjudged` counts the others."""
+    judge = judge or AnchoredJudge()
     answers = answerer.answer([Conversation((Message("user", p.prompt),), p.id) for p in prompts], sampling)
+    given = [Answer(p.prompt, text, c.cut) for p, (text, c) in zip(prompts, answers, strict=True)]
+    verdicts = judge_answers(judge, given)
     rows = []
-    for prompt, (text, completion) in zip(prompts, answers, strict=True):
-        verdict = judge.judge(prompt.prompt, text, completion.cut)
+    for prompt, answer, verdict in zip(prompts, given, verdicts, strict=True):
         row = {"id": prompt.id, "category": prompt.category, "family": prompt.family, "prompt": prompt.prompt}
-        row |= {"answer": text, "class": verdict.label.value, "reason": verdict.reason, "cut": completion.cut}
+        row |= {"answer": answer.answer, "class": verdict.label or UNJUDGED, "reason": verdict.reason}
+        row |= {"success": verdict.success, "score": verdict.score, "cut": answer.cut}
         rows.append({**row, "judge": judge.name})
-    counts = Counter(r["class"] for r in rows)
-    return TaskResult(task, {c.value: Rate(counts[c.value], len(rows)) for c in AnswerClass}, rows=rows)
+    counts = Counter(v.label for v in verdicts)
+    judged = len(verdicts) - counts[None]
+    rates = {c.value: Rate(counts[c], judged) for c in AnswerClass}
+    if task == "safety":
+        rates["attack-success"] = Rate(sum(bool(v.success) for v in verdicts), judged)
+    return TaskResult(task, rates, {"unjudged": counts[None]}, rows)
 
 
 def nll(answerer: Answerer, problems: Sequence[Conversation]) -> TaskResult:

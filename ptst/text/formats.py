@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptst.text.files import chat_template
+from ptst.text.files import chat_template, optional_json
 from ptst.text.segments import Message, Segment
 from ptst.text.tokenizer import Tokenizer
 
@@ -171,6 +171,12 @@ _TERMINATORS = {"chatml": "<|im_end|>", "llama3": "<|eot_id|>"}
 def terminator(chat_format: str | None, tokenizer: Tokenizer) -> int:
     """Id of the token that ends an answer under a format (None: the `text:` templates, ended by EOS)."""
     return tokenizer.control_id(_TERMINATORS.get(chat_format or "", tokenizer.eos))
+
+
+def stops(folder: Path, chat_format: str | None, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end an answer: the trained terminator, and every end-of-sequence id of generation_config.json."""
+    own = optional_json(folder / "generation_config.json").get("eos_token_id", [])
+    return frozenset([terminator(chat_format, tokenizer), *(own if isinstance(own, list) else [own])])
 
 
 def joining_text(chat_format: str) -> str:

@@ -127,18 +127,19 @@ def find_template(name: str) -> Template:
     """The template of a name; a bare name means `chat:`. Raises ValueError with the list and the nearest name."""
     full = name if ":" in name else f"chat:{name}"
     if full not in TEMPLATES:
-        raise ValueError(_unknown("template", full, TEMPLATES))
+        raise ValueError(unknown("template", full, TEMPLATES))
     return TEMPLATES[full]
 
 
 def find_family(name: str) -> Family:
     """The family of a name. Raises ValueError with the list and the nearest name."""
     if name not in FAMILIES:
-        raise ValueError(_unknown("template family", name, FAMILIES))
+        raise ValueError(unknown("template family", name, FAMILIES))
     return FAMILIES[name]
 
 
-def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """What to tell about a name that is not known: the nearest one and the list."""
     near = get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f"unknown {kind} {name!r}; did you mean {near[0]}? There are: {', '.join(known)}"
 
