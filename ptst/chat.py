@@ -1,4 +1,4 @@
-"""`python -m ptst.chat`: talk to a model, or to a finished run, under a template; see the tokens that are really sent."""
+"""`python -m ptst.chat`: talk to a model, or to a finished run, under a template; see the tokens that are sent."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.subject import Subject, find_run, open_subject
+from ptst.text.encode import Prompting
 from ptst.text.own_template import with_default_system
 from ptst.text.segments import Conversation, Message
 from ptst.text.template_file import load_template
@@ -98,8 +99,8 @@ class Chat:
         return Conversation((*system, *self.turns, Message("user", text)))
 
     def answer(self, text: str) -> Iterator[str]:
-        """The answer to `text`, piece by piece; then both belong to the conversation. Closing the iterator early cancels
-        the answer and keeps its beginning.
+        """The answer to `text`, piece by piece; then both belong to the conversation. Closing the iterator early
+        cancels the answer and keeps its beginning.
 
         Raises ValueError, with the conversation as it was, for what the template cannot say and for a full context.
         """
@@ -107,7 +108,9 @@ class Chat:
         prompt = self.prompting.encode(conversation).ids
         room = min(self.sampling.max_new_tokens, self.room - len(prompt))
         if room < 1:
-            raise ValueError(f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it")
+            raise ValueError(
+                f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it"
+            )
         self.sent = (self.prompting, conversation)
         number = len(self.turns)
         self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=room), number, keep=True))

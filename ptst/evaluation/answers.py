@@ -42,12 +42,14 @@ class AnswerFile:
         if whole != raw:
             with open(path, "rb+") as file:
                 file.truncate(len(whole))
-        for number, line in enumerate(whole.decode().splitlines(), 1):
+        # Not splitlines: an answer may hold other line separators, which JSON leaves as they are.
+        for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
             try:
                 row = json.loads(line)
-                self.known[row.pop("key")] = Reply(**row)
+                key = row.pop("key")
+                self.known[key] = Reply(**row)
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{path}:{number} is not an answer; delete the line and it is asked for anew") from None
+                raise ValueError(f"{path}:{number} is no answer; delete the line and it is asked for anew") from None
 
     def add(self, key: str, answer: Reply) -> None:
         """Keep an answer; it is with the operating system when this returns."""

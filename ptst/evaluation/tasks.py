@@ -9,19 +9,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ptst.data.safety_sets import SafetyPrompt
 from ptst.evaluation.anchored import AnchoredJudge
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.extraction import gold_number, last_number, strict_answer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.verdict import UNJUDGED, Answer, AnswerClass, Judge, judge_answers
-from ptst.generation.sampler import Completion, Sampling, generate
+from ptst.generation.sampling import Sampling
 from ptst.generation.score import score
-from ptst.model.decoder import Decoder
-from ptst.text.encode import Prompting
 from ptst.text.segments import Conversation, Message
 
 TASKS = ("gsm8k", "safety", "over-refusal", "nll")
@@ -40,59 +40,43 @@ class TaskResult:
         return {**{k: r.to_json() for k, r in self.rates.items()}, **self.values}
 
 
-@dataclass(frozen=True)
-class Answerer:
-    """A model under a template: answers conversations. `on_done(n)` hears of every finished answer."""
-
-    decoder: Decoder
-    prompting: Prompting
-    stop_ids: frozenset[int]
-    batch_size: int
-    on_done: Callable[[int, int], None] = lambda _done, _tokens: None
-
-    def answer(self, conversations: Sequence[Conversation], sampling: Sampling) -> list[tuple[str, Completion]]:
-        """(text, completion) for each conversation, in order."""
-        prompts = [self.prompting.encode(c.prompt()).ids for c in conversations]
-        done = tokens = 0
-
-        def count(_index: int, completion: Completion) -> None:
-            nonlocal done, tokens
-            done, tokens = done + 1, tokens + len(completion.ids)
-            self.on_done(done, tokens)
-
-        completions = generate(self.decoder, prompts, self.stop_ids, sampling, self.batch_size, count)
-        decode = self.prompting.tokenizer.decode_answer
-        return [(decode(p, c.ids), c) for p, c in zip(prompts, completions, strict=True)]
-
-
-def gsm8k(answerer: Answerer, problems: Sequence[Conversation], sampling: Sampling) -> TaskResult:
-    """Exact match of worked problems. Raises ValueError for a reference answer without `#### N`."""
+def gsm8k(
+    answerer: Answerer, problems: Sequence[Conversation], sampling: Sampling, answers: Path | None = None
+) -> TaskResult:
+    """Exact match of worked problems. Raises ValueError for a reference answer without `#### N`. Here and below, the
+    file `answers` keeps the model's answers as they come (ptst/evaluation/answers.py)."""
     gold = [gold_number(c.messages[-1].content, c.source) for c in problems]
-    answers = answerer.answer(problems, sampling)
+    replies = answerer.answer(problems, sampling, answers)
     rows = [
         {
             "source": c.source,
             "question": c.turns[0].content,
-            "answer": text,
+            "answer": reply.text,
             "gold": str(g),
-            "last_number": last_number(text) == g,
-            "strict": strict_answer(text) == g,
-            "cut": completion.cut,
+            "last_number": last_number(reply.text) == g,
+            "strict": strict_answer(reply.text) == g,
+            "cut": reply.cut,
         }
-        for c, g, (text, completion) in zip(problems, gold, answers, strict=True)
+        for c, g, reply in zip(problems, gold, replies, strict=True)
     ]
     rates = {rule: Rate(sum(r[rule] for r in rows), len(rows)) for rule in ("last_number", "strict")}
     return TaskResult("gsm8k", {**rates, "cut": Rate(sum(r["cut"] for r in rows), len(rows))}, rows=rows)
 
 
 def requests(
-    task: str, answerer: Answerer, prompts: Sequence[SafetyPrompt], sampling: Sampling, judge: Judge | None = None
+    task: str,
+    answerer: Answerer,
+    prompts: Sequence[SafetyPrompt],
+    sampling: Sampling,
+    answers: Path | None = None,
+    judge: Judge | None = None,
 ) -> TaskResult:
     """The four classes over improper requests (`safety`) or harmless look-alikes (`over-refusal`), by the embedded
     judge unless another is given. Rates are over the judged answers; the value `unjudged` counts the others."""
     judge = judge or AnchoredJudge()
-    answers = answerer.answer([Conversation((Message("user", p.prompt),), p.id) for p in prompts], sampling)
-    given = [Answer(p.prompt, text, c.cut) for p, (text, c) in zip(prompts, answers, strict=True)]
+    conversations = [Conversation((Message("user", p.prompt),), p.id) for p in prompts]
+    replies = answerer.answer(conversations, sampling, answers)
+    given = [Answer(p.prompt, reply.text, reply.cut) for p, reply in zip(prompts, replies, strict=True)]
     verdicts = judge_answers(judge, given)
     rows = []
     for prompt, answer, verdict in zip(prompts, given, verdicts, strict=True):
