@@ -22,7 +22,7 @@ from ptst.data.packing import Batch, share, to_batch
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Encoded
-from ptst.training.parallel import World, sum_over_ranks
+from ptst.training.parallel import ALONE, World, sum_over_ranks
 from ptst.training.schedule import Schedule, factor
 
 
@@ -63,9 +63,7 @@ class StepReport:
 def steps(lengths: Sequence[int], config: LoopConfig, parts: Sequence[Part] = ()) -> list[Step]:
     """All steps of a run. `parts`: the sources of the examples, where there are several."""
     parts = parts or [Part(len(lengths), config.epochs)]
-    return list(
-        plan(lengths, parts, config.seed, config.examples_per_step, config.tokens_per_step, config.max_steps)
-    )
+    return list(plan(lengths, parts, config.seed, config.examples_per_step, config.tokens_per_step, config.max_steps))
 
 
 def adamw(parameters: Sequence[nn.Parameter], config: LoopConfig) -> AdamW:
@@ -83,7 +81,7 @@ def train(
     parts: Sequence[Part] = (),
     optimizer: AdamW | None = None,
     done: int = 0,
-    world: World = World(),
+    world: World = ALONE,
     where: Callable[[int], str] = "example {}".format,
 ) -> int:
     """Train `parameters` in place; returns the number of optimizer steps. `check` sees each batch before the loss does.

@@ -54,11 +54,14 @@ class World:
             self.barrier()
 
 
+ALONE = World()
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """The ranks that `torchrun` started, by nccl on GPUs and gloo on CPUs; one alone without it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield World()
+        yield ALONE
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
