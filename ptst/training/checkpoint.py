@@ -48,18 +48,26 @@ def save_state(
         write_atomically(partial / "state.json", (json.dumps(described, indent=2) + "\n").encode())
         sync(partial)
         if final.exists():  # of a run that went back to an earlier state
-            os.rename(final, folder / f".{final.name}.old")
+            _remove(final)
         os.rename(partial, final)
         sync(folder)
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     states = list_states(folder)
-    best = min((p for p in states if _loss(p) is not None), key=_loss, default=None)
-    for path in states[:-keep]:
+    now = states.index(final)
+    best = min((p for p in states[: now + 1] if _loss(p) is not None), key=_loss, default=None)
+    # Whatever comes after this one was damaged, or the run would not have gone back.
+    for path in [*states[: max(0, now + 1 - keep)], *states[now + 1 :]]:
         if path != best:
-            os.rename(path, folder / f".{path.name}.old")
-    clean(folder)
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """So that a kill leaves no half of a state under its name."""
+    old = path.with_name(f".{path.name}.old")
+    os.rename(path, old)
+    shutil.rmtree(old)
 
 
 def list_states(folder: Path) -> list[Path]:

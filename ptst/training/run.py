@@ -97,8 +97,8 @@ def fit(
             except OSError as error:
                 whole = checkpoint.list_states(states)
                 raise OSError(
-                    f"the state after step {step} could not be saved ({error}); the last whole one is "
-                    f"{whole[-1] if whole else 'none'}; make room and start again with --resume {out}"
+                    f"saving after step {step} failed ({error}); the last whole state is "
+                    f"{whole[-1] if whole else 'the beginning'}; make room, then go on with --resume {out}"
                 ) from None
 
         def on_step(report: StepReport) -> None:
