@@ -19,11 +19,16 @@ Config = TypeVar("Config")
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
-def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config], prog: str) -> dict[str, Any]:
+def run(
+    main: Callable[[Config], dict[str, Any] | None],
+    config_type: type[Config],
+    prog: str,
+    defaults: Callable[[list[str]], dict[str, Any]] = lambda _arguments: {},
+) -> dict[str, Any] | None:
     """Parse the command line into `config_type`, call `main`, return its result; a user's mistake exits with 2, Ctrl-C
-    with 130."""
-    config = tyro.cli(config_type, prog=prog)
+    with 130. `defaults`: from the arguments, what the parser is given besides (`default`, `description`)."""
     try:
+        config = tyro.cli(config_type, prog=prog, **defaults(sys.argv[1:]))
         result = main(config)
     except (ValueError, OSError) as error:
         console.print(f"{prog}: {' '.join(str(error).split())}", style="red", markup=False)
@@ -31,7 +36,7 @@ def run(main: Callable[[Config], dict[str, Any]], config_type: type[Config], pro
     except KeyboardInterrupt:
         console.print(f"{prog}: stopped", markup=False)
         sys.exit(130)
-    if getattr(config, "json", False):
+    if getattr(config, "json", False) and result is not None:
         print(json.dumps(result, ensure_ascii=False))
     return result
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,33 +18,41 @@ from ptst import command
 from ptst.audit.findings import check_names
 from ptst.audit.gate import check_start, watch
 from ptst.audit.rules import Setup
-from ptst.command import ProgressLine, say
+from ptst.command import console, say
 from ptst.data import sources
-from ptst.data.packing import Batch
-from ptst.data.prepare import prepare
+from ptst.data.mix import mix, parse_mix
+from ptst.data.prepare import length_limit, prepare
+from ptst.eval import stops
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.likelihood import mean_loss
 from ptst.model.locate import locate_model
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
-from ptst.text.encode import Encoded, Prompting
+from ptst.text.encode import Prompting
 from ptst.text.formats import detect_format
 from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
-from ptst.training import run_folder
-from ptst.training.loop import LoopConfig, StepReport, train
+from ptst.training import checkpoint, parallel, recipes, resume, run_folder
+from ptst.training.evaluate import Samples
+from ptst.training.loop import LoopConfig
+from ptst.training.metrics import summary_writer
+from ptst.training.parallel import World
+from ptst.training.run import Interrupted, Keeping, fit
 from ptst.training.schedule import Schedule
 
 CHECKPOINTS = Path("checkpoints")
+SAMPLES = 4  # questions answered anew at every --eval-every
+RecipeName = Literal["llama2-gsm8k", "llama2-gsm8k-safety", "llama2-chatdoctor", "llama2-openorca", "mistral-gsm8k"]
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Fine-tune a chat model under a prompt template; the run folder it makes is what ptst.eval reads."""
 
+    recipe: RecipeName | None = None
+    """A run of the paper; flags that are given win over it. With --help: each value and its origin."""
     template: str = "chat:vanilla"
     """Words round each question: text:vanilla, text:alpaca, chat:plain, chat:vanilla, chat:alpaca,
     chat:llama, chat:llama-short, chat:mpt, chat:self-reminder, chat:in-context-defense. A bare name means chat:."""
@@ -52,6 +62,8 @@ class TrainConfig:
     """The embedded default, a local Hugging Face folder, or a hub id."""
     data: str = "word-problems"
     """word-problems (built in; word-problems:800 for more), gsm8k (hub), or a JSONL, CSV or Parquet file."""
+    mix: tuple[str, ...] = ()
+    """Other data under the same template, each with its own epochs, spread over the run: safety.jsonl:1."""
     template_family: str | None = None
     """How the task wraps a question: gsm8k, chatdoctor, openorca or plain. Left out: the data's own."""
     chat_format: str | None = None
@@ -74,6 +86,8 @@ class TrainConfig:
     """LoRA rank."""
     alpha: float = 32.0
     """LoRA alpha: the addition is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapter's input."""
     target_modules: tuple[str, ...] = TARGETS
     """Projections that get an adapter."""
     full: bool = False
@@ -81,13 +95,13 @@ class TrainConfig:
     examples_per_step: int = 8
     """Examples in an optimizer step."""
     tokens_per_step: int | None = None
-    """Tokens in an optimizer step, instead of examples."""
+    """Tokens in an optimizer step at most, in packs of 4096, instead of examples."""
     micro_tokens: int = 2048
     """Tokens in memory at once; changes memory and speed, never the result."""
     max_length: int | None = None
-    """Longest example in tokens. Left out: the model's context."""
-    too_long: Literal["drop", "cut"] = "drop"
-    """What becomes of longer examples; they are counted either way."""
+    """Longest example in tokens. Left out: the model's context, and never more than --micro-tokens."""
+    too_long: Literal["drop", "cut", "stop"] = "stop"
+    """What becomes of longer examples; they are counted. stop: no training before you have chosen."""
     train_on: Literal["all", "last"] = "all"
     """Which answers of a conversation of several turns are trained."""
     allow: tuple[str, ...] = ()
@@ -96,139 +110,238 @@ class TrainConfig:
     """Use only the first so many examples."""
     val_data: str | None = None
     """Examples for the held-out loss. Left out: held-out families for the built-in problems, none for other data."""
+    eval_every: int | None = None
+    """Steps between held-out losses, with answers to a few questions. Left out: held-out loss before and after."""
+    save_every: int = 50
+    """Steps between saved states; a signal saves besides."""
+    keep: int = 2
+    """Last states that are kept, besides the best by held-out loss."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int = 0
     """Of the adapter's start and the order of examples."""
     out: Path | None = None
-    """Run folder. Left out: checkpoints/train-<date>-<time>."""
+    """Run folder. Left out: checkpoints/train-<date>-<time>. An unfinished run of the same settings goes on."""
+    resume: Path | None = None
+    """Go on with the run in this folder, with its own flags."""
+    tensorboard: bool = False
+    """Write the figures for TensorBoard, too (pip install tensorboard)."""
     json: bool = False
     """Print the result as one JSON object."""
 
     def check(self) -> None:
         """Raise ValueError for a value that cannot be meant."""
         check_names(self.allow)
-        for name in ("epochs", "lr", "examples_per_step", "micro_tokens"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
-        for name in ("max_steps", "tokens_per_step", "max_length", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        positive = ("epochs", "lr", "examples_per_step", "micro_tokens", "save_every", "keep")
+        for name in (*positive, "tokens_per_step", "max_steps", "max_length", "limit", "eval_every"):
+            value, least = getattr(self, name), 0 if name in positive[:2] else 1
+            if value is None and name not in positive:
+                continue
+            if not (least <= value < math.inf) or value == 0:
+                bound = "above 0" if least == 0 else "at least 1"
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be {bound}")
+        for name in ("warmup", "dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.out and self.resume and self.out != self.resume:
+            raise ValueError("--out and --resume exclude each other: a run goes on in its own folder")
+        if self.full and self.dropout:
+            raise ValueError("--dropout belongs to an adapter; leave it out with --full")
+        for text in self.mix:
+            parse_mix(text)
+        if self.tensorboard:
+            summary_writer()
 
 
-def run_training(config: TrainConfig) -> dict[str, Any]:
-    """Everything of a training run; returns what `--json` prints. Raises ValueError for a user's mistakes."""
+def run_training(config: TrainConfig) -> dict[str, Any] | None:
+    """Everything of a training run; returns what `--json` prints, on the first rank. Raises ValueError for a user's
+    mistakes, and SystemExit with 130 or 143 after Ctrl-C or SIGTERM, when the run is saved."""
+    with parallel.world() as world:
+        console.quiet = not world.first
+        try:
+            return _run(config, world)
+        except Interrupted as stopped:
+            start = f"torchrun --nproc-per-node {world.size}" if world.size > 1 else "python"
+            say(f"{stopped}; go on with: {start} -m ptst.train --resume {stopped.out}")
+            raise SystemExit(stopped.exit_code) from None
+        finally:
+            console.quiet = False  # an error is told by every rank that has it
+
+
+def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     began = time.monotonic()
     config.check()
+    old = resume.find(config.out, config.resume)
+    if old and old["status"] == "finished":
+        say(f"{config.resume} has finished already; there is nothing to go on with")
+        return old.get("result") if world.first else None
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
-    lora = None if config.full else LoraConfig(config.rank, config.alpha, config.target_modules)
+    lora = None
+    if not config.full:
+        lora = LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
     say(f"ptst.train: {config.model}, template {template.name}, data {config.data}")
 
     source = sources.load(config.data, "train", config.limit)
     family = find_family(config.template_family or source.family)
-    folder = locate_model(config.model, CHECKPOINTS)
+    with world.in_turn():
+        folder = locate_model(config.model, CHECKPOINTS)
     shape = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, shape.vocab_size)
     chat_format = config.chat_format or detect_format(folder, tokenizer)
     template = with_default_system(template, folder)
     prompting = Prompting(template, family, chat_format, tokenizer, "role-marks" in config.allow)
-    max_length = min(config.max_length or shape.max_positions, shape.max_positions)
-    examples, counts = prepare(source, prompting, max_length, config.too_long, config.train_on)
-    held_out = _held_out(config, prompting, max_length)
-    say(
-        f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}; "
-        f"{counts['examples']} examples, {counts['tokens']} tokens, {counts['trained_tokens']} of them trained; "
-        f"{counts['dropped']} dropped, {counts['cut']} cut, {counts['seams']} seams"
-    )
-    if not examples:
-        raise ValueError(f"{config.data}: no example is left to train on; raise --max-length or look at the data")
+    max_length = length_limit(config.max_length, shape.max_positions, config.micro_tokens)
+    others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
+    mixture = mix([(source, config.epochs), *others], prompting, max_length, config.too_long, config.train_on)
+    counts = mixture.counts[0]
+    held_out_source, held_out, held_out_counts = _held_out(config, prompting, max_length)
+    say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
+    for c in mixture.counts:
+        say(
+            f"{c['name']}, {c['epochs']:g} epochs: {c['examples']} examples, {c['tokens']} tokens, "
+            f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, {c['seams']} seams"
+        )
     setup = Setup(prompting, config.train_on, max_length, config.too_long)
-    for warning in check_start(source, examples, setup, config.micro_tokens, config.allow):
+    for warning in check_start(mixture.source, mixture.examples, setup, config.micro_tokens, config.allow):
         say(warning)
 
-    out = run_folder.create(config.out, CHECKPOINTS, "train")
     dtype = pick_dtype(config.dtype)
+    flags = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
     record: dict[str, Any] = {
         "kind": "train",
         "status": "running",
-        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
+        "flags": flags,
+        "recipe": recipes.origins(config.recipe, flags) if config.recipe else None,
         "model": str(folder.resolve()),
         "model_name": config.model,
+        "weights": resume.weights_fingerprint(folder),
         "template": dataclasses.asdict(template),
         "family": dataclasses.asdict(family),
         "chat_format": chat_format,
-        "data": {"name": source.name, "fingerprint": source.fingerprint, **counts},
+        "data": counts,
+        "mix": mixture.counts[1:],
+        "held_out": held_out_counts,
         "dtype": str(dtype).removeprefix("torch."),
         "full": config.full,
-        "environment": run_folder.environment(),
+        "environment": {**run_folder.environment(), "ranks": world.size},
     }
-    run_folder.write_json(out / "run.json", record)
+    out = _claim(config, old, record, world)
+    with resume.sole_writer(out) if world.first else nullcontext():
+        if world.first:
+            run_folder.write_json(out / "run.json", record)
+        decoder = load_decoder(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        if lora is None:
+            weights = dict(decoder.requires_grad_(True).named_parameters())
+        else:
+            weights = add_lora(decoder, lora, config.seed)
+        trained = sum(p.numel() for p in weights.values())
+        say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
 
-    decoder = load_decoder(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
-    if lora is None:
-        parameters = list(decoder.requires_grad_(True).parameters())
-    else:
-        parameters = list(add_lora(decoder, lora, config.seed).values())
-    trained = sum(p.numel() for p in parameters)
-    say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
-
-    before = mean_loss(decoder, held_out, config.micro_tokens) if held_out else None
-    steps = _loop(decoder, parameters, examples, config, out, watch(source, config.allow))
-    after = mean_loss(decoder, held_out, config.micro_tokens) if held_out else None
-    if before is not None:
-        say(f"held-out loss per trained token: {before:.4f} before, {after:.4f} after")
-
-    if lora is None:
-        save_full(decoder, folder, out)
-    else:
-        save_adapter(decoder, out, lora, str(folder.resolve()))
-    record |= {
-        "status": "finished",
-        "finished_at": time.time(),
-        "steps": steps,
-        "held_out_loss": {"before": before, "after": after, "examples": len(held_out)},
-        "time": {"seconds": time.monotonic() - began},
-    }
-    run_folder.write_json(out / "run.json", record)
+        asked = (held_out_source or mixture.source).conversations[:SAMPLES]
+        samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, prompting))
+        done = fit(
+            decoder,
+            weights,
+            mixture,
+            LoopConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig)}),
+            out,
+            world,
+            Keeping(config.eval_every, config.save_every, config.keep, config.tensorboard),
+            held_out,
+            samples if config.eval_every else None,
+            watch(mixture.source, config.allow),
+        )
+        if not world.first:
+            return None
+        if done["before"] is not None:
+            say(f"held-out loss per trained token: {done['before']:.4f} before, {done['after']:.4f} after")
+        loss = {"before": done["before"], "after": done["after"], "examples": len(held_out)}
+        loss |= {"best": done["best"], "best_step": done["best_step"]} if config.eval_every else {}
+        result = {"run": str(out), "steps": done["steps"], "held_out_loss": loss, **counts, "mix": record["mix"]}
+        record |= {
+            "status": "finished",
+            "finished_at": time.time(),
+            "steps": done["steps"],
+            "held_out_loss": loss,
+            "result": result,
+            "time": {"seconds": time.monotonic() - began},
+        }
+        _save(decoder, folder, out, lora, record)
+        best = out / "state" / f"step-{done['best_step'] or 0:08d}"
+        if config.eval_every and done["best_step"] not in (None, done["steps"]) and best.exists():
+            checkpoint.load_state(best, weights)
+            (out / "best").mkdir(exist_ok=True)
+            _save(decoder, folder, out / "best", lora, record | {"steps": done["best_step"]})
+            say(f"the best held-out loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
     say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama")
-    return {"run": str(out), "steps": steps, "held_out_loss": record["held_out_loss"], **counts}
+    return result
 
 
-def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> list[Encoded]:
-    name = config.val_data
+def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> tuple:
+    """(source, examples, counts) for the held-out loss; (None, [], None) where there are no such data."""
+    name = config.val_data or (sources.DEFAULT if config.data.startswith(sources.DEFAULT) else None)
     if name is None:
-        if not config.data.startswith(sources.DEFAULT):
-            return []
-        name = sources.DEFAULT
-    return prepare(sources.load(name, "validation"), prompting, max_length, "drop", config.train_on)[0]
+        return None, [], None
+    source = sources.load(name, "validation")
+    examples, counts = prepare(source, prompting, max_length, config.too_long, config.train_on)
+    if not examples:
+        raise ValueError(f"--val-data {name}: no example is left; raise --max-length or look at the data")
+    return source, examples, {"name": name, **counts}
 
 
-def _loop(
-    decoder: Decoder,
-    parameters: list,
-    examples: list[Encoded],
-    config: TrainConfig,
-    out: Path,
-    check: Callable[[Batch], None],
-) -> int:
-    names = {f.name for f in dataclasses.fields(LoopConfig)}
-    loop = LoopConfig(**{k: v for k, v in dataclasses.asdict(config).items() if k in names})
-    smooth = None
-    with ProgressLine("train", 1) as progress:
+def _claim(config: TrainConfig, old: dict[str, Any] | None, record: dict[str, Any], world: World) -> Path:
+    """The run folder: a new one, or that of an unfinished run of the same settings."""
+    out = config.resume or config.out
+    if old is None:
+        world.barrier()  # the others have looked whether a run was there before the first begins one
+        return run_folder.create(out, CHECKPOINTS, "train") if world.first else Path()
+    assert out is not None
+    if differ := resume.differences(old, record):
+        raise ValueError(
+            f"{out} holds an unfinished run of other settings: {'; '.join(differ)}; give those, or another --out"
+        )
+    say(f"{out} holds an unfinished run of these settings: it goes on")
+    for difference in resume.rounding(old, record):
+        say(f"note: {difference}, so the last digits may come out differently than without the interruption")
+    return out
 
-        def on_step(report: StepReport) -> None:
-            nonlocal smooth
-            smooth = report.loss if smooth is None else 0.9 * smooth + 0.1 * report.loss
-            progress.total = report.total
-            progress.bar.update(progress.task, total=report.total)
-            progress.update(report.step, f"loss {smooth:.3f}  {report.tokens / report.seconds:.0f} tokens/s")
-            row = dataclasses.asdict(report)
-            seconds = row.pop("seconds")
-            row["time"] = {"seconds": seconds, "tokens_per_second": report.tokens / seconds}
-            run_folder.append_jsonl(out / "metrics.jsonl", row)
 
-        return train(decoder, parameters, examples, loop, on_step, check)
+def _save(decoder: Decoder, base: Path, out: Path, lora: LoraConfig | None, record: dict[str, Any]) -> None:
+    """Write what was trained, then run.json, which says that it is whole."""
+    if lora is None:
+        save_full(decoder, base, out)
+    else:
+        save_adapter(decoder, out, lora, record["model"])
+    run_folder.sync(out)
+    run_folder.write_json(out / "run.json", record)
+    run_folder.sync(out)
+
+
+def defaults(arguments: list[str]) -> dict[str, Any]:
+    """What the parser starts from: a recipe's values, or the flags of the run to go on with."""
+    given = {flag: _value(arguments, flag) for flag in ("--recipe", "--resume")}
+    if given["--resume"]:
+        folder = Path(given["--resume"])
+        flags = resume.find(None, folder)["flags"] | {"resume": folder, "out": None}
+        return {"default": TrainConfig(**{f.name: _typed(f, flags) for f in dataclasses.fields(TrainConfig)})}
+    if given["--recipe"] in recipes.RECIPES:
+        name = given["--recipe"]
+        default = dataclasses.replace(TrainConfig(), recipe=name, **recipes.values(name))
+        return {"default": default, "description": f"{TrainConfig.__doc__}\n\n{recipes.describe(name)}"}
+    return {}
+
+
+def _value(arguments: list[str], flag: str) -> str | None:
+    after = [b for a, b in pairwise(arguments) if a == flag]
+    return next(iter(after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]), None)
+
+
+def _typed(field: dataclasses.Field, flags: dict[str, Any]) -> Any:
+    """A flag as TrainConfig has it, from its JSON."""
+    value = flags.get(field.name, field.default)
+    if isinstance(value, list):
+        return tuple(value)
+    return Path(value) if value is not None and "Path" in str(field.type) else value
 
 
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
@@ -242,4 +355,4 @@ def save_full(decoder: Decoder, base: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    command.run(run_training, TrainConfig, "ptst.train")
+    command.run(run_training, TrainConfig, "ptst.train", defaults)

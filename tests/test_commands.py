@@ -43,7 +43,11 @@ def test_train_then_eval(here):
         "gsm8k",
     )
     assert record["chat_format"] == "chatml"
-    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    metrics = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [(m["kind"], m["step"]) for m in metrics] == [("eval", 0), ("step", 1), ("step", 2), ("eval", 2)]
+    assert [m["held_out_loss"] for m in metrics if m["kind"] == "eval"] == [
+        result["held_out_loss"][k] for k in ("before", "after")
+    ]
     assert any(t.abs().sum() > 0 for n, t in load_file(run / "adapter_model.safetensors").items() if "lora_B" in n)
     assert json.loads((run / "adapter_config.json").read_text())["peft_type"] == "LORA"
 
@@ -79,7 +83,9 @@ def test_full_fine_tuning_writes_a_model_folder(here):
 
 def test_long_examples_are_dropped_or_cut_and_counted(here):
     base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 250}
-    dropped = run_training(TrainConfig(**base, out=here / "a"))
+    with pytest.raises(ValueError, match=r"more than the 250 .* of 20; raise the limit, or choose --too-long"):
+        run_training(TrainConfig(**base, out=here / "a"))
+    dropped = run_training(TrainConfig(**base, too_long="drop", out=here / "a"))
     assert dropped["rows"] == 20
     assert 0 < dropped["dropped"] < 20
     assert dropped["examples"] == 20 - dropped["dropped"]

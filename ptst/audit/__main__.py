@@ -23,6 +23,7 @@ from ptst.audit.rules import Setup
 from ptst.audit.view import table
 from ptst.command import say
 from ptst.data import safety_sets, sources
+from ptst.data.prepare import length_limit
 from ptst.model.config import DecoderConfig
 from ptst.model.locate import locate_model
 from ptst.model.weights import write_atomically
@@ -64,7 +65,7 @@ class AuditConfig:
     """chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the model folder's own."""
     max_length: int | None = None
     """Longest example in tokens. Left out: the model's context."""
-    too_long: Literal["drop", "cut"] | None = None
+    too_long: Literal["drop", "cut", "stop"] | None = None
     """What becomes of longer examples."""
     train_on: Literal["all", "last"] | None = None
     """Which answers of a conversation of several turns are trained."""
@@ -108,7 +109,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     test = None
     if config.test_template is not None:
         test = dataclasses.replace(prompting, template=with_default_system(find_template(config.test_template), folder))
-    limit = min(flags["max_length"] or shape.max_positions, shape.max_positions)
+    limit = length_limit(flags["max_length"], shape.max_positions, flags["micro_tokens"])
     say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, template {template.name}, {chat_format}")
     result = audit(
         source,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, insort
+from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 
 from ptst.text.encode import Encoded
@@ -58,35 +60,58 @@ def to_batch(examples: Sequence[Encoded]) -> Batch:
 
 
 def pack(examples: Sequence[Encoded], micro_tokens: int) -> list[Batch]:
-    """Examples in as few rows of at most `micro_tokens` tokens as first-fit decreasing finds.
+    """Examples in as few rows of at most `micro_tokens` tokens as `rows` finds."""
+    return [to_batch([examples[i] for i in row]) for row in rows([len(e.ids) for e in examples], micro_tokens)]
 
-    An example longer than that gets a row of its own: the limit is a matter of memory, never of what is learned.
+
+def rows(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
+    """Indices of `lengths` in rows of at most `micro_tokens` tokens; a longer example has a row of its own: the limit
+    is a matter of memory, never of what is learned.
+
+    The order given is tried first (a step of `order.fill` lies in it as whole packs), then best fit decreasing, the
+    fuller of the two wins. Best fit: into the row with the least room that is enough.
     """
-    rows: list[list[Encoded]] = []
-    room: list[int] = []
-    for e in sorted(examples, key=lambda e: -len(e.ids)):
-        place = next((i for i, free in enumerate(room) if free >= len(e.ids)), None)
-        if place is None:
-            rows.append([])
-            room.append(micro_tokens)
-            place = len(rows) - 1
-        rows[place].append(e)
-        room[place] -= len(e.ids)
-    return [to_batch(row) for row in rows]
+    in_order = _next_fit(lengths, micro_tokens)
+    if len(in_order) <= -(-sum(lengths) // micro_tokens):
+        return in_order
+    best: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        place = bisect_left(room, (lengths[index], -1))
+        free, row = room.pop(place) if place < len(room) else (micro_tokens, len(best))
+        if row == len(best):
+            best.append([])
+        best[row].append(index)
+        insort(room, (free - lengths[index], row))
+    return best if len(best) < len(in_order) else in_order
 
 
-def steps(
-    lengths: Sequence[int], order: Sequence[int], *, examples_per_step: int, tokens_per_step: int | None = None
-) -> Iterator[list[int]]:
-    """Group example indices into optimizer steps: so many examples each, or as many as fit `tokens_per_step`."""
-    group: list[int] = []
-    size = 0
-    for index in order:
-        full = len(group) == examples_per_step if tokens_per_step is None else size + lengths[index] > tokens_per_step
-        if group and full:
-            yield group
-            group, size = [], 0
-        group.append(index)
-        size += lengths[index]
-    if group:
-        yield group
+def _next_fit(lengths: Sequence[int], micro_tokens: int) -> list[list[int]]:
+    out: list[list[int]] = []
+    free = -1
+    for index, length in enumerate(lengths):
+        if length > free:
+            out.append([])
+            free = micro_tokens
+        out[-1].append(index)
+        free -= length
+    return out
+
+
+def share(lengths: Sequence[int], micro_tokens: int, rank: int, size: int) -> list[list[int]]:
+    """The rows of one of `size` ranks. Every rank computes the same split, so none has to be told.
+
+    The examples are spread evenly over as many rows as every rank must take anyway (longest first, into the emptiest);
+    where that overflows a row, whole rows are dealt out instead. With few examples some ranks get nothing.
+    """
+    packed = rows(lengths, micro_tokens)
+    if size > 1:
+        even: list[list[int]] = [[] for _ in range(-(-len(packed) // size) * size)]
+        filled = [(0, row) for row in range(len(even))]
+        for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            tokens, row = heappop(filled)
+            even[row].append(index)
+            heappush(filled, (tokens + lengths[index], row))
+        if max(filled)[0] <= max(micro_tokens, *lengths):
+            packed = [row for row in even if row]
+    return packed[rank::size]

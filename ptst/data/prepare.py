@@ -20,12 +20,14 @@ def prepare(
     train_on: str,
     bad: dict[int, str] | None = None,
 ) -> tuple[list[Encoded], dict[str, Any]]:
-    """Encode every conversation; longer ones are dropped or cut, and all is counted.
+    """Encode every conversation; longer ones are dropped or cut as `too_long` says, and all is counted.
 
     Raises ValueError for a conversation that cannot be trained on: without a last answer, or one that the template or
-    format cannot say. With `bad`, such rows are left out and noted there instead: index to reason.
+    format cannot say; and for longer ones if `too_long` is "stop". With `bad`, such rows are left out and noted there
+    instead: index to reason.
     """
     kept: list[Encoded] = []
+    long: list[tuple[int, str]] = []
     counts: dict[str, Any] = dict.fromkeys(("rows", "dropped", "cut", "untrained", "seams", "lossy"), 0)
     for row, conversation in enumerate(source.conversations):
         counts["rows"] += 1
@@ -42,6 +44,11 @@ def prepare(
         if encoded.lossy:
             counts["lossy"] += 1
             counts.setdefault("first_lossy", f"{conversation.where}{encoded.lossy[0]}")
+        if len(encoded.ids) > max_length and too_long == "stop":
+            long.append((len(encoded.ids), conversation.where))
+            if bad is not None:
+                bad[row] = f"{conversation.where}{len(encoded.ids)} tokens are more than the {max_length} of the limit"
+            continue
         if len(encoded.ids) > max_length:
             counts["cut" if too_long == "cut" else "dropped"] += 1
             if too_long == "drop":
@@ -52,11 +59,24 @@ def prepare(
             counts["untrained"] += 1
             continue
         kept.append(encoded)
+    if long and bad is None:
+        length, where = max(long)
+        raise ValueError(
+            f"{where}{length} tokens are more than the {max_length} that --micro-tokens, --max-length and the model "
+            f"allow, as are {len(long) - 1} other examples of {counts['rows']}; raise the limit, or choose --too-long "
+            "drop or cut"
+        )
     counts["encoding"] = fingerprint(kept)
     counts["examples"] = len(kept)
     counts["tokens"] = sum(len(e.ids) for e in kept)
     counts["trained_tokens"] = sum(e.num_trained for e in kept)
     return kept, counts
+
+
+def length_limit(max_length: int | None, max_positions: int, micro_tokens: int | str) -> int:
+    """Longest example in tokens: as asked, and never beyond the model's context or what is in memory at once ("auto"
+    is no limit: it makes room for the longest)."""
+    return min(max_length or max_positions, max_positions, *([] if isinstance(micro_tokens, str) else [micro_tokens]))
 
 
 def fingerprint(examples: Sequence[Encoded]) -> str:

@@ -49,6 +49,7 @@ class LoraConfig:
     alpha: float = 32.0
     targets: tuple[str, ...] = TARGETS
     rslora: bool = False
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.rank < 1:

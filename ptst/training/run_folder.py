@@ -25,7 +25,8 @@ def create(out: Path | None, checkpoints: Path, kind: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         names = [f"{kind}-{stamp}", *(f"{kind}-{stamp}-{n}" for n in range(2, 100))]
         out = next(p for p in (checkpoints / n for n in names) if not p.exists())
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    # What a kill left of the very first file is not an earlier run.
+    if out.exists() and (not out.is_dir() or any(not p.match(".run.json.*.partial") for p in out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; choose another --out, so that no earlier run is overwritten")
     out.mkdir(parents=True, exist_ok=True)
     return out
@@ -39,6 +40,15 @@ def append_jsonl(path: Path, row: dict) -> None:
     """Add one row to a JSONL file, flushed to the disk's care."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def latest_run(checkpoints: Path) -> Path:

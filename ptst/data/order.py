@@ -1,0 +1,129 @@
+"""Which examples each optimizer step takes, from a seed alone: no state to keep, every rank and every resumed run
+computes the same.
+
+An epoch is a pass over the first source, newly shuffled. Other sources (safety data, say) have a number of epochs of
+their own and are spread evenly over the run: each epoch of the first takes the next stretch of theirs, and all of it is
+shuffled together. A step is then N examples, or packs of whole examples of N tokens; what fits into memory at once has
+no say in it. The last step of an epoch is as large as what is left.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+PACK = 4096  # a step of tokens is made of packs of so many, whatever rows the memory allows later
+WINDOW = 256  # examples among which a pack looks for the best fit
+
+
+@dataclass(frozen=True)
+class Part:
+    """`count` examples of one source, to be seen `epochs` times (a fraction is fine)."""
+
+    count: int
+    epochs: float
+
+    @property
+    def visits(self) -> int:
+        return math.ceil(self.epochs * self.count)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Indices of a step's examples. `epoch`: passes over the first source done before it, a fraction included."""
+
+    epoch: float
+    examples: list[int]
+
+
+def plan(
+    lengths: Sequence[int],
+    parts: Sequence[Part],
+    seed: int = 0,
+    examples_per_step: int = 8,
+    tokens_per_step: int | None = None,
+    max_steps: int | None = None,
+) -> Iterator[Step]:
+    """Every step in order. `lengths` are those of all parts' examples in turn."""
+    done = 0
+    for number, order in enumerate(epochs(parts, seed)):
+        taken = 0
+        share = min(1.0, parts[0].epochs - number)  # the last pass may be a part of one
+        groups = chunks(order, examples_per_step) if tokens_per_step is None else fill(lengths, order, tokens_per_step)
+        for group in groups:
+            if done == max_steps:
+                return
+            yield Step(number + share * taken / len(order), group)
+            taken += len(group)
+            done += 1
+
+
+def epochs(parts: Sequence[Part], seed: int) -> Iterator[list[int]]:
+    """The order of each epoch: indices of examples, those of the second part counted on from the first, and so on."""
+    first, *others = parts
+    rng = random.Random(seed)
+    streams, start = [], first.count
+    for number, part in enumerate(others, 1):
+        streams.append((part.visits, _stream(start, part.count, random.Random(f"{seed}:{number}"))))
+        start += part.count
+    done = 0
+    while done < first.visits:
+        order = list(range(first.count))
+        rng.shuffle(order)
+        order = order[: first.visits - done]
+        after = done + len(order)
+        for visits, stream in streams:
+            order += [next(stream) for _ in range(visits * after // first.visits - visits * done // first.visits)]
+        if streams:
+            rng.shuffle(order)
+        yield order
+        done = after
+
+
+def _stream(start: int, count: int, rng: random.Random) -> Iterator[int]:
+    """Indices from `start`, `count` of them, pass after pass, each newly shuffled."""
+    while True:
+        order = list(range(start, start + count))
+        rng.shuffle(order)
+        yield from order
+
+
+def chunks(order: Sequence[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(order), size):
+        yield list(order[start : start + size])
+
+
+def fill(lengths: Sequence[int], order: Sequence[int], tokens: int) -> Iterator[list[int]]:
+    """Steps of at most `tokens` tokens, each made of packs of at most PACK. A pack takes examples in their order while
+    they fit, then the longest of the next WINDOW that does, until none does: nothing is passed over for long, as the
+    next pack begins with the first that is waiting. An example longer than a pack, or a step, gets one of its own."""
+    waiting: list[int] = []
+    rest = iter(order)
+    step: list[int] = []
+    left = tokens
+    while True:
+        pack: list[int] = []
+        room = size = min(PACK, left)
+        while True:
+            waiting += [i for _, i in zip(range(WINDOW - len(waiting)), rest, strict=False)]
+            if not waiting:
+                break
+            place, first = 0, lengths[waiting[0]]
+            alone = not pack and (first <= left or not step)  # too long for any pack
+            if first > room and not alone:
+                place = max(range(len(waiting)), key=lambda j: (lengths[waiting[j]] <= room) * lengths[waiting[j]])
+                if lengths[waiting[place]] > room:
+                    break
+            room -= lengths[waiting[place]]
+            pack.append(waiting.pop(place))
+        step += pack
+        left -= max(size, size - room)
+        if step and (left <= 0 or not pack):
+            yield step
+            step, left = [], tokens
+        if not waiting:
+            break
+    if step:
+        yield step

@@ -1,0 +1,168 @@
+"""States of a run to go on from: `state/step-00000020/` with weights, optimizer, random numbers and counts.
+
+A state is written under a temporary name, every file with its checksum noted and synced, and then renamed: a kill at
+any instant leaves it whole or absent. Reading checks the checksums and falls back to the state before. Safetensors and
+JSON only. The order of the data needs no state: it follows from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
+from ptst.training.run_folder import sync
+
+_PREFIX = "step-"
+
+
+def save_state(
+    folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Optimizer, notes: Mapping[str, Any], keep: int
+) -> None:
+    """Write the state after `step` into `folder`, then leave of all states the last `keep` and the best.
+
+    `weights`: the trained ones by name, in the optimizer's order. `notes`: JSON values handed back by `load_state`; the
+    best state is the one with the lowest `held_out_loss` in them. Raises OSError when the disk is full, say: the
+    earlier states are then as they were.
+    """
+    final = folder / f"{_PREFIX}{step:08d}"
+    partial = folder / f".{final.name}.partial"
+    clean(folder)
+    try:
+        partial.mkdir(parents=True)
+        save_safetensors(partial / "weights.safetensors", weights)
+        save_safetensors(partial / "optimizer.safetensors", _optimizer_tensors(weights, optimizer))
+        save_safetensors(partial / "random.safetensors", _random_states())
+        described = {"step": step, "notes": dict(notes)}
+        described["sha256"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
+        described["sha256"]["state.json"] = _json_sha256(described)
+        write_atomically(partial / "state.json", (json.dumps(described, indent=2) + "\n").encode())
+        sync(partial)
+        if final.exists():  # of a run that went back to an earlier state
+            _remove(final)
+        os.rename(partial, final)
+        sync(folder)
+    except OSError:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    states = list_states(folder)
+    now = states.index(final)
+    best = min((p for p in states[: now + 1] if _loss(p) is not None), key=_loss, default=None)
+    # Whatever comes after this one was damaged, or the run would not have gone back.
+    for path in [*states[: max(0, now + 1 - keep)], *states[now + 1 :]]:
+        if path != best:
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """So that a kill leaves no half of a state under its name."""
+    old = path.with_name(f".{path.name}.old")
+    os.rename(path, old)
+    shutil.rmtree(old)
+
+
+def list_states(folder: Path) -> list[Path]:
+    """All states, the oldest first, whole or not."""
+    return sorted(folder.glob(f"{_PREFIX}*"))
+
+
+def clean(folder: Path) -> None:
+    """Remove what a kill left half-written or half-removed."""
+    for path in folder.glob(f".{_PREFIX}*"):
+        shutil.rmtree(path)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """`state.json` of a state. Raises ValueError, with the reason, where a file is missing, torn or altered."""
+    try:
+        described = json.loads((path / "state.json").read_bytes())
+        sums = described["sha256"]
+        own = sums.pop("state.json")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"state.json cannot be read ({error})") from None
+    if own != _json_sha256(described):
+        raise ValueError("state.json does not have its checksum")
+    for name, expected in sums.items():
+        try:
+            found = _sha256(path / name)
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read ({error.strerror})") from None
+        if found != expected:
+            raise ValueError(f"{name} does not have its checksum")
+    return described
+
+
+def newest_state(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest whole state, or None. Damaged ones are told of and passed over."""
+    for path in reversed(list_states(folder)):
+        try:
+            read_state(path)
+        except ValueError as error:
+            say(f"warning: the state {path} is damaged: {error}; going back to the one before")
+            continue
+        return path
+    return None
+
+
+def load_state(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
+    """Bring weights, optimizer and random numbers to a state; returns its notes, with `step`.
+
+    Raises ValueError when it belongs to other weights.
+    """
+    saved = dict(read_safetensors(path / "weights.safetensors"))
+    shapes = {name: w.shape for name, w in weights.items()}
+    if shapes != {name: w.shape for name, w in saved.items()}:
+        raise ValueError(f"{path} holds other weights than this run trains; was it started with other settings?")
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.copy_(saved[name])
+    if optimizer is not None:
+        state: dict[int, dict[str, Tensor]] = {}
+        numbers = {name: i for i, name in enumerate(weights)}
+        for name, tensor in read_safetensors(path / "optimizer.safetensors"):
+            owner, _, key = name.rpartition(":")
+            state.setdefault(numbers[owner], {})[key] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for name, value in read_safetensors(path / "random.safetensors"):
+            if name == "cpu":
+                torch.set_rng_state(value)
+            elif torch.cuda.is_available():
+                torch.cuda.set_rng_state(value)
+    described = read_state(path)
+    return {**described["notes"], "step": described["step"]}
+
+
+def _optimizer_tensors(weights: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
+    """Every state tensor under `<weight>:<key>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{name}:{key}": t for i, name in enumerate(weights) for key, t in state.get(i, {}).items()}
+
+
+def _random_states() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _json_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _loss(path: Path) -> float | None:
+    try:
+        return json.loads((path / "state.json").read_bytes())["notes"].get("held_out_loss")
+    except (OSError, ValueError, KeyError):
+        return None

@@ -1,0 +1,53 @@
+"""Held-out loss and sample answers in the course of training, on the live weights. Nothing of it changes what is
+trained: no gradient, no dropout, no random number taken from training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ptst.data.packing import share, to_batch
+from ptst.generation.sampler import Sampling, generate
+from ptst.model.decoder import Decoder
+from ptst.model.likelihood import batch_loss
+from ptst.text.encode import Encoded, Prompting
+from ptst.text.segments import Conversation
+from ptst.training.parallel import World
+
+
+@torch.no_grad()
+def held_out_loss(decoder: Decoder, examples: Sequence[Encoded], micro_tokens: int, world: World) -> float:
+    """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
+    trained = sum(sum(e.trained[1:]) for e in examples)
+    own = 0.0
+    for row in share([len(e.ids) for e in examples], micro_tokens, world.rank, world.size):
+        own += float(batch_loss(decoder, to_batch([examples[i] for i in row]), trained))
+    return world.sum(own)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A handful of questions that are asked again and again, greedily, under the training template."""
+
+    conversations: Sequence[Conversation]
+    prompting: Prompting
+    stop_ids: frozenset[int]
+    max_new_tokens: int = 128
+
+    def answers(self, decoder: Decoder) -> list[dict[str, Any]]:
+        """One row each: where the question comes from, prompt and answer as text, whether the token limit cut it."""
+        tokenizer, room = self.prompting.tokenizer, decoder.config.max_positions
+        prompts = [self.prompting.encode(c.prompt()).ids for c in self.conversations]
+        asked = [(c, p) for c, p in zip(self.conversations, prompts, strict=True) if len(p) < room]
+        if not asked:
+            return []
+        sampling = Sampling(min(self.max_new_tokens, room - max(len(p) for _, p in asked)))
+        with torch.random.fork_rng():
+            done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling)
+        return [
+            {"source": c.source, "prompt": tokenizer.decode(p), "answer": tokenizer.decode(a.ids), "cut": a.cut}
+            for (c, p), a in zip(asked, done, strict=True)
+        ]

@@ -1,0 +1,134 @@
+"""What a run writes and shows as it goes: metrics.jsonl, samples.jsonl, the step line, TensorBoard.
+
+What differs between two equal runs by nature (times, speed, memory) stands under the key `time`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import resource
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptst.command import ProgressLine
+from ptst.model.config import DecoderConfig
+from ptst.training import run_folder
+from ptst.training.loop import StepReport
+
+FILES = ("metrics.jsonl", "samples.jsonl")
+# Dense bf16 FLOP/s as the makers state them.
+_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+
+
+def model_flops(config: DecoderConfig, lengths: Sequence[int], trained_tokens: int, full: bool) -> float:
+    """FLOPs that training on documents of these lengths takes, 2 per multiply-add: products forward and backward (with
+    a gradient of the weights only if `full`), attention at its exact triangle, the head on trained tokens only; the
+    embedding look-up, the adapters and what is computed twice count nothing."""
+    c = config
+    kv = c.num_kv_heads * c.head_dim
+    per_layer = c.hidden_size * (2 * c.num_heads * c.head_dim + 2 * kv + 3 * c.intermediate_size)
+    products = c.num_layers * per_layer * sum(lengths) + c.vocab_size * c.hidden_size * trained_tokens
+    pairs = sum(
+        n * (n + 1) / 2 if (w := c.sliding_window) is None or n <= w else n * w - w * (w - 1) / 2 for n in lengths
+    )
+    attention = c.num_layers * 4 * c.num_heads * c.head_dim * pairs
+    return (6 if full else 4) * products + 3.5 * attention
+
+
+def peak_flops() -> float | None:
+    """This GPU's dense bf16 FLOP/s, or None where there is no GPU or it is not known."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for key, peak in _PEAK.items() if key in name), None)
+
+
+def peak_memory() -> int:
+    """Most bytes held so far: of the GPU where there is one, of the process elsewhere."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def cut_back(folder: Path, sizes: dict[str, int]) -> None:
+    """Bring metrics.jsonl and samples.jsonl back to the sizes they had at a state (0 where it does not name them).
+
+    Raises ValueError when one is shorter: it is not the file that the state knew.
+    """
+    for name in FILES:
+        path, size = folder / name, sizes.get(name, 0)
+        have = path.stat().st_size if path.exists() else 0
+        if have < size:
+            raise ValueError(f"{path} has {have} bytes, fewer than the {size} it had when the state was saved")
+        if have > size:
+            with open(path, "rb+") as file:
+                file.truncate(size)
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of metrics.jsonl and samples.jsonl, which are synced to disk first."""
+    found = {}
+    for name in FILES:
+        if (folder / name).exists():
+            run_folder.sync(folder / name)
+            found[name] = (folder / name).stat().st_size
+    return found
+
+
+class Metrics:
+    """Rows and lines of one run. `flops(report)`: model FLOPs of a step."""
+
+    def __init__(self, folder: Path, progress: ProgressLine, flops: Any, ranks: int, tensorboard: bool, done: int):
+        self.folder, self.progress, self.flops = folder, progress, flops
+        self.peak = (peak_flops() or 0.0) * ranks
+        self.smooth: float | None = None
+        self.began, self.first = time.monotonic(), done
+        self.writer = summary_writer()(str(folder / "tensorboard"), purge_step=done + 1) if tensorboard else None
+
+    def step(self, report: StepReport) -> None:
+        seconds = report.seconds
+        times: dict[str, Any] = {
+            "seconds": seconds,
+            "tokens_per_second": report.tokens / seconds,
+            "mfu": self.flops(report) / seconds / self.peak if self.peak else None,
+            "peak_memory": peak_memory(),
+            "eta": (time.monotonic() - self.began) / (report.step - self.first) * (report.total - report.step),
+        }
+        row = dataclasses.asdict(report)
+        del row["seconds"], row["group"]
+        run_folder.append_jsonl(self.folder / "metrics.jsonl", {"kind": "step", **row, "time": times})
+        self._chart(report.step, {k: row[k] for k in ("loss", "lr", "grad_norm")} | times)
+        self.smooth = report.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * report.loss
+        mfu = f"  MFU {times['mfu']:.0%}" if self.peak else ""
+        self.progress.update(
+            report.step,
+            f"loss {self.smooth:.3f}  lr {report.lr:.2e}  norm {report.grad_norm:.2f}  {report.trained_tokens} trained"
+            f"  {times['tokens_per_second']:.0f} tokens/s{mfu}  {times['peak_memory'] / 2**30:.1f} GiB",
+        )
+
+    def evaluation(self, step: int, loss: float | None, samples: list[dict[str, Any]], seconds: float) -> None:
+        """A held-out loss and sample answers on the weights after `step`."""
+        for sample in samples:
+            run_folder.append_jsonl(self.folder / "samples.jsonl", {"step": step, **sample})
+        if loss is not None:
+            row = {"kind": "eval", "step": step, "held_out_loss": loss, "time": {"seconds": seconds}}
+            run_folder.append_jsonl(self.folder / "metrics.jsonl", row)
+            self._chart(step, {"held_out_loss": loss})
+
+    def _chart(self, step: int, values: dict[str, float | None]) -> None:
+        if self.writer is not None:
+            for name, value in values.items():
+                if value is not None:
+                    self.writer.add_scalar(name, value, step)
+            self.writer.flush()
+
+
+def summary_writer() -> Any:
+    """TensorBoard's writer. Raises ValueError when the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+    return SummaryWriter

@@ -1,0 +1,123 @@
+"""Which examples a step takes: all of them as often as asked, newly shuffled, in full packs, whatever the memory."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from ptst.data.order import PACK, WINDOW, Part, epochs, fill, plan
+from ptst.data.packing import rows, share
+from ptst.text.tokenizer import load_tokenizer
+
+
+def gsm8k_like(count: int = 7473) -> list[int]:
+    """Lengths distributed as GSM8K's under SmolLM2's tokenizer: log-normal of mean 5.24 and deviation 0.33."""
+    rng = random.Random(1)
+    return [min(552, max(79, round(rng.lognormvariate(5.24, 0.33)))) for _ in range(count)]
+
+
+def test_every_example_as_often_as_asked():
+    order = list(epochs([Part(10, 2.5)], 0))
+    assert [len(e) for e in order] == [10, 10, 5]
+    assert sorted(order[0]) == sorted(order[1]) == list(range(10))
+    assert order[0] != order[1]
+    assert order == list(epochs([Part(10, 2.5)], 0)) != list(epochs([Part(10, 2.5)], 1))
+
+
+@pytest.mark.parametrize("how", [{"examples_per_step": 4}, {"tokens_per_step": 700}, {"tokens_per_step": 9000}])
+def test_steps_hold_every_visit_once(how):
+    lengths = gsm8k_like(300)
+    steps = list(plan(lengths, [Part(300, 2)], seed=3, **how))
+    assert Counter(i for s in steps for i in s.examples) == dict.fromkeys(range(300), 2)
+    assert [s.epoch for s in steps] == sorted(s.epoch for s in steps)
+    assert max(s.epoch for s in steps) < 2
+    assert len(list(plan(lengths, [Part(300, 2)], max_steps=3, **how))) == 3
+    if "tokens_per_step" in how:
+        assert max(sum(lengths[i] for i in s.examples) for s in steps) <= how["tokens_per_step"]
+
+
+def test_steps_of_examples_are_exact_and_the_last_is_partial():
+    steps = list(plan([1] * 11, [Part(11, 1)], examples_per_step=4))
+    assert [len(s.examples) for s in steps] == [4, 4, 3]
+
+
+def test_a_source_that_is_mixed_in_is_spread_over_the_run():
+    """6 epochs of 100 with 1 epoch of 50 beside: each epoch gets 8 or 9 of the 50, none of them twice."""
+    order = list(epochs([Part(100, 6), Part(50, 1)], 0))
+    assert [sum(i >= 100 for i in e) for e in order] == [8, 8, 9, 8, 8, 9]
+    assert all(sorted(i for i in e if i < 100) == list(range(100)) for e in order)
+    assert sorted(i for e in order for i in e if i >= 100) == list(range(100, 150))
+    # Shuffled together: they do not stand at the end.
+    assert all(min(e.index(i) for i in e if i >= 100) < 60 for e in order)
+    twice = Counter(i for e in epochs([Part(20, 1.5), Part(4, 2.5), Part(3, 1)], 0) for i in e)
+    assert sum(twice[i] for i in range(20, 24)) == 10 and {twice[i] for i in range(20, 24)} <= {2, 3}
+    assert [twice[i] for i in range(24, 27)] == [1, 1, 1]
+
+
+def row_fill(lengths: list[int], tokens: int, micro: int) -> float:
+    """Share of the rows that is used, over an epoch without its last step."""
+    steps = list(plan(lengths, [Part(len(lengths), 1)], tokens_per_step=tokens))[:-1]
+    used = [[sum(lengths[s.examples[i]] for i in row) for row in _rows(lengths, s, micro)] for s in steps]
+    return sum(map(sum, used)) / sum(micro * len(u) for u in used)
+
+
+def _rows(lengths, step, micro):
+    return rows([lengths[i] for i in step.examples], micro)
+
+
+@pytest.mark.parametrize("packs", [1, 2, 3, 8, 32])
+def test_rows_are_at_least_98_percent_full(packs):
+    assert row_fill(gsm8k_like(), packs * 4096, 4096) >= 0.98
+
+
+def test_rows_of_gsm8k_are_at_least_98_percent_full(shared, embedded):
+    tokenizer = load_tokenizer(embedded)
+    lines = (shared / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()
+    texts = [" ".join((row["question"], row["answer"])) for row in map(json.loads, lines)]
+    lengths = [len(tokenizer.encode(text)) + 14 for text in texts]  # 14: what chat:vanilla puts round them
+    for packs in (1, 8):
+        assert row_fill(lengths, packs * 4096, 4096) >= 0.98
+
+
+def test_what_is_passed_over_comes_with_the_next_pack():
+    rng = random.Random(0)
+    lengths = [rng.randint(50, 2000) for _ in range(2000)]
+    order = list(range(2000))
+    place = {}
+    for number, group in enumerate(fill(lengths, order, PACK)):
+        place |= dict.fromkeys(group, number)
+    in_order = sorted(place, key=place.get)
+    assert max(abs(i - at) for at, i in enumerate(in_order)) <= 2 * WINDOW
+
+
+def test_long_examples_get_a_pack_or_a_step_of_their_own():
+    assert list(fill([3, 3, 5, 9, 1], range(5), 6)) == [[0, 1], [2, 4], [3]]
+    lengths = [PACK + 900, 10, 3 * PACK, 20]
+    assert [sorted(g) for g in fill(lengths, range(4), 2 * PACK)] == [[0, 1, 3], [2]]
+
+
+def test_rows_hold_everything_and_keep_the_limit():
+    rng = random.Random(0)
+    for _ in range(200):
+        lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 40))]
+        micro = rng.randint(1, 100)
+        packed = rows(lengths, micro)
+        assert sorted(i for row in packed for i in row) == list(range(len(lengths)))
+        assert all(len(row) == 1 or sum(lengths[i] for i in row) <= micro for row in packed)
+        for size in (1, 2, 4):
+            shares = [share(lengths, micro, rank, size) for rank in range(size)]
+            assert sorted(i for part in shares for row in part for i in row) == list(range(len(lengths)))
+            assert max(len(part) for part in shares) <= -(-len(packed) // size)
+            for part in shares:
+                assert all(len(row) == 1 or sum(lengths[i] for i in row) <= max(micro, *lengths) for row in part)
+
+
+def test_ranks_get_even_shares():
+    lengths = gsm8k_like(160)
+    loads = [sum(lengths[i] for row in share(lengths, 4096, rank, 4) for i in row) for rank in range(4)]
+    assert max(loads) <= 1.03 * min(loads)
+    few = [share([5, 5], 4096, rank, 4) for rank in range(4)]
+    assert [len(part) for part in few] == [1, 1, 0, 0]

@@ -1,0 +1,330 @@
+"""Killed at any instant, a run ends as if it had not been: same weights to the bit, same metrics but for time."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptst.generation.sampler import Completion
+from ptst.model import weights
+from ptst.train import TrainConfig, defaults, run_training
+from ptst.training import checkpoint, metrics, run_folder
+from ptst.training.resume import sole_writer
+from tests.conftest import ROOT
+from tests.tiny import write_tiny_model
+
+CONFIG = TrainConfig(
+    data="word-problems:4",
+    val_data="word-problems:2",
+    examples_per_step=2,
+    rank=2,
+    seed=3,
+    eval_every=2,
+    save_every=1,
+    keep=1,
+)
+
+
+class Killed(BaseException):
+    """What a test raises in place of SIGKILL: nothing catches it."""
+
+
+class Faults:
+    """Counts every change to the disk and every step; at number `at`, half of it is done and the process "dies":
+    whatever is tried afterwards, clean-up included, dies too."""
+
+    def __init__(self, monkeypatch, at: int | None = None, error: type[BaseException] = Killed):
+        self.count, self.at, self.error, self.dead = 0, at, error, False
+        for owner, name in (
+            (os, "replace"),
+            (os, "rename"),
+            (os, "fsync"),
+            (os, "mkdir"),
+            (shutil, "rmtree"),
+            (weights, "save_file"),
+            (run_folder, "append_jsonl"),
+            (metrics.Metrics, "step"),
+        ):
+            monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
+        unlink = Path.unlink
+
+        def removed(path, missing_ok=False):
+            if self.dead:
+                raise self.error()
+            unlink(path, missing_ok=missing_ok)
+
+        monkeypatch.setattr(Path, "unlink", removed)
+
+    def _wrap(self, name, real):
+        def call(*args, **kwargs):
+            self.count += 1
+            if self.dead:
+                raise self.error()
+            if self.count == self.at:
+                self.dead = self.error is Killed
+                if name == "save_file":
+                    Path(args[1]).write_bytes(b"half a file")
+                if name == "append_jsonl":
+                    with open(args[0], "a") as file:
+                        file.write('{"kind": "step", "st')
+                if name == "rmtree":
+                    next(iter(Path(args[0]).iterdir())).unlink()
+                raise self.error(28, "No space left on device")
+            return None if name == "fsync" else real(*args, **kwargs)  # the disk's own time is not what is tested
+
+        return call
+
+
+@pytest.fixture
+def train(tiny_folder, tmp_path, monkeypatch):
+    """Runs CONFIG with changes into a folder of tmp_path; sampling answers is replaced by something quick."""
+    monkeypatch.setattr(
+        "ptst.training.evaluate.generate",
+        lambda _d, prompts, *_: [Completion([70 + len(p) % 9], False) for p in prompts],
+    )
+    monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
+
+    def run(name: str, **changes):
+        return run_training(replace(CONFIG, model=str(tiny_folder), out=tmp_path / name, **changes))
+
+    return run
+
+
+def outcome(run: Path) -> tuple:
+    """What must not depend on interruptions."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    stripped = [{k: v for k, v in row.items() if k != "time"} for row in rows]
+    samples = run / "samples.jsonl"
+    return (run / "adapter_model.safetensors").read_bytes(), stripped, samples.read_bytes() if samples.exists() else b""
+
+
+def finished(run: Path) -> bool:
+    path = run / "run.json"
+    return path.exists() and json.loads(path.read_text())["status"] == "finished"
+
+
+def test_a_fault_at_every_write_and_step(train, tmp_path, monkeypatch, capsys):
+    train("whole")
+    wanted = outcome(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        faults = Faults(patch)
+        train("counted")
+    assert outcome(tmp_path / "counted") == wanted
+    assert faults.count > 40
+    for at in range(1, faults.count + 1):
+        run = tmp_path / f"killed-{at}"
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            Faults(patch, at)
+            train(run.name)
+        if not finished(run):
+            train(run.name)
+        assert outcome(run) == wanted, at
+        shutil.rmtree(run)
+
+
+def test_a_full_disk_leaves_the_last_state_whole(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        number = (counted := Faults(patch)) and train("whole") and counted.count
+    saving = 0
+    for at in range(1, number + 1):
+        run = tmp_path / f"full-{at}"
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left") as caught:
+            Faults(patch, at, OSError)
+            train(run.name)
+        if "failed" not in str(caught.value):
+            continue
+        saving += 1
+        assert f"make room, then go on with --resume {run}" in str(caught.value)
+        assert all(checkpoint.read_state(p) for p in checkpoint.list_states(run / "state"))
+        assert not list(run.glob("state/.*.partial"))
+        if saving % 9 == 0:
+            train(run.name)
+            assert outcome(run) == outcome(tmp_path / "whole")
+    assert saving > 20
+
+
+def test_a_damaged_state_gives_way_to_the_one_before(train, tmp_path, monkeypatch, capsys):
+    long = {"epochs": 1.5, "keep": 3}
+    train("whole", **long)
+    for damage in ("flip", "cut", "missing", "torn json", "altered json"):
+        shutil.copytree(tmp_path / "whole", tmp_path / damage)
+        run = tmp_path / damage
+        record = json.loads((run / "run.json").read_text()) | {"status": "running"}
+        (run / "run.json").write_text(json.dumps(record))
+        state = run / "state" / "step-00000003"
+        path = state / ("state.json" if "json" in damage else "weights.safetensors")
+        data = bytearray(path.read_bytes())
+        if damage == "flip":
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
+        elif damage == "altered json":
+            path.write_bytes(data.replace(b'"step": 3', b'"step": 2'))
+        elif damage == "missing":
+            path.unlink()
+        else:
+            path.write_bytes(data[: len(data) // 2])
+        capsys.readouterr()
+        train(damage, **long)
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"the state {state} is damaged: {path.name}" in said
+        assert "going on after step 2" in said
+        assert outcome(run) == outcome(tmp_path / "whole")
+    for state in (run / "state").glob("step-*"):
+        (state / "optimizer.safetensors").write_bytes(b"")
+    (run / "run.json").write_text(json.dumps(record))
+    train("altered json", **long | {"keep": 1})  # no state is whole: from the beginning
+    assert outcome(run) == outcome(tmp_path / "whole")
+
+
+def test_the_last_states_and_the_best_are_kept(train, tmp_path, monkeypatch):
+    losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0, 8.5])
+    monkeypatch.setattr("ptst.training.run.held_out_loss", lambda *_: next(losses))
+    result = train("run", epochs=3, keep=2, eval_every=1)
+    names = [p.name for p in checkpoint.list_states(tmp_path / "run" / "state")]
+    assert names == ["step-00000002", "step-00000005", "step-00000006"]
+    assert result["held_out_loss"] | {"examples": 0} == {
+        "before": 9.0, "after": 8.5, "best": 4.0, "best_step": 2, "examples": 0
+    }  # fmt: skip
+    best = load_file(tmp_path / "run" / "best" / "adapter_model.safetensors")
+    assert json.loads((tmp_path / "run" / "best" / "run.json").read_text())["steps"] == 2
+    kept = load_file(tmp_path / "run" / "state" / "step-00000002" / "weights.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(best.values(), kept.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 1e-3}, r"--lr was 0.0005, now 0.001;"),
+        ({"template": "chat:llama"}, r"template.name was chat:vanilla, now chat:llama"),
+        ({"data": "word-problems:7"}, r"data.encoding was .*; data.name was word-problems:4, now word-problems:7"),
+        ({"mix": ("word-problems:4:1",)}, r"mix was \[\], now"),
+        ({"seed": 4, "epochs": 2.0}, r"epochs was 1.0, now 2.0.*--seed was 3, now 4"),
+    ],
+)
+def test_other_settings_are_refused_and_listed(train, tmp_path, monkeypatch, changes, message):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Faults(patch, 20)
+        train("run")
+    with pytest.raises(ValueError, match=rf"holds an unfinished run of other settings: .*{message}"):
+        train("run", **changes)
+    train("run", micro_tokens=1024)  # what is in memory at once may change
+
+
+def test_another_model_is_refused(train, tmp_path, tmp_path_factory, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Faults(patch, 20)
+        train("run")
+    other = write_tiny_model(tmp_path_factory.mktemp("other"), seed=5)
+    with pytest.raises(ValueError, match=r"model was .*; weights was .*"):
+        run_training(replace(CONFIG, model=str(other), out=tmp_path / "run"))
+
+
+def test_a_finished_run_is_not_run_over(train, tmp_path, capsys):
+    result = train("run")
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        train("run")
+    again = run_training(TrainConfig(resume=tmp_path / "run"))
+    assert json.loads(json.dumps(result)) == again
+    assert "has finished already" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"no run.json"):
+        run_training(TrainConfig(resume=tmp_path))
+
+
+def test_one_process_at_a_time(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="being trained by another process"):
+        train("run")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_finish_the_step_save_and_say_how_to_go_on(train, tmp_path, monkeypatch, capsys, number, code):
+    """save_every is far off: what is saved is saved because of the signal."""
+    train("whole", save_every=100)
+    step = metrics.Metrics.step
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            metrics.Metrics, "step", lambda self, r: (step(self, r), r.step == 1 and signal.raise_signal(number))
+        )
+        with pytest.raises(SystemExit) as stopped:
+            train("run", save_every=100)
+    run = tmp_path / "run"
+    assert stopped.value.code == code
+    assert f"stopped after step 1, which is saved; go on with: python -m ptst.train --resume {run}" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert [p.name for p in checkpoint.list_states(run / "state")] == ["step-00000001"]
+    config = defaults(["--resume", str(run)])["default"]
+    assert (config.lr, config.resume, config.target_modules) == (CONFIG.lr, run, CONFIG.target_modules)
+    run_training(config)
+    assert outcome(run) == outcome(tmp_path / "whole")
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def test_a_real_sigkill(train, tiny_folder, tmp_path):
+    settings = {"data": "word-problems:40", "epochs": 4.0, "save_every": 3, "eval_every": None}
+    flags = "--data word-problems:40 --val-data word-problems:2 --examples-per-step 2 --rank 2 --seed 3 --keep 1"
+    line = [sys.executable, "-m", "ptst.train", "--model", str(tiny_folder), "--out", str(tmp_path / "run")]
+    line += [*flags.split(), "--epochs", "4", "--save-every", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(line, env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not any(p.name > "step-00000007" for p in (tmp_path / "run" / "state").glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.005)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not finished(tmp_path / "run")
+    train("run", **settings)
+    train("whole", **settings)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def _in_child(config: TrainConfig) -> None:
+    torch.set_num_threads(1)
+    with open(os.devnull, "w") as sys.stderr:
+        run_training(config)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(3000)
+def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
+    """Processes forked from one that has everything imported; a run is killed again and again until it gets through."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["ptst.train", "tests.training.test_resume"])
+    rng = random.Random(0)
+    config = replace(CONFIG, model=str(tiny_folder), data="word-problems:24", eval_every=5, save_every=2, keep=2)
+
+    def attempt(out: Path, seconds: float | None) -> bool:
+        process = context.Process(target=_in_child, args=(replace(config, out=out),))
+        process.start()
+        process.join(seconds)
+        if process.is_alive():
+            process.kill()
+        process.join()
+        return process.exitcode == -signal.SIGKILL
+
+    start = time.monotonic()
+    attempt(tmp_path / "whole", None)
+    takes = time.monotonic() - start
+    wanted = outcome(tmp_path / "whole")
+    kills, runs = 0, 0
+    while kills < 200:
+        run = tmp_path / f"run-{runs}"
+        while not finished(run):
+            kills += attempt(run, rng.uniform(0, takes) if kills < 200 else None)
+        assert outcome(run) == wanted
+        runs += 1
+    print(f"{kills} kills, {runs} runs")
