@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -67,64 +68,62 @@ def peer(module: str, name: str) -> Provider | None:
 
 def pairs(bounds: list[int], window: int | None) -> int:
     """(query, key) pairs that causality, documents and the window leave."""
-    w = window or 1 << 62
-    return sum(
-        n * (n + 1) // 2 - max(0, n - w) * (max(0, n - w) + 1) // 2 for n in (b - a for a, b in pairwise(bounds))
-    )
+
+    def triangle(n: int) -> int:
+        return n * (n + 1) // 2
+
+    lengths = [b - a for a, b in pairwise(bounds)]
+    return sum(triangle(n) - (triangle(max(0, n - window)) if window else 0) for n in lengths)
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, backend: object) -> Tensor:
+    """torch's fused attention over one whole document."""
+    from torch.nn.attention import sdpa_kernel
+
+    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    with sdpa_kernel(backend):
+        return functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)[0].transpose(0, 1)
+
+
+def eager_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
+    """Attention over one document with all its scores in memory."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = torch.einsum("ihd,jhd->hij", q, k) * q.shape[2] ** -0.5
+    scores = scores.masked_fill(~causal_mask(len(q), len(q), window, q.device), float("-inf"))
+    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
 
 
 def attention() -> Iterator[Case]:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention import SDPBackend
 
-    varlen = peer("torch.nn.attention.varlen", "varlen_attn")
-    geometries = {"Llama-2-7B": (32, 32, 128, None), "Llama-3-8B": (32, 8, 128, None), "Mistral-7B": (32, 8, 128, 4096)}
-    lengths = (4096, 8192, 16384, 512, 1024, 2048) if ON_GPU else (512,)
-    if not ON_GPU:
-        geometries = {"SmolLM2-135M": (9, 3, 64, None), "window": (9, 3, 64, 128)}
+    varlen = peer("torch.nn.attention.varlen", "varlen_attn") if ON_GPU else None
+    backends = {"sdpa flash": SDPBackend.FLASH_ATTENTION}
+    geometries = {"SmolLM2-135M": (9, 3, 64, None), "window": (9, 3, 64, 128)}
+    lengths: tuple[int, ...] = (512,)
+    if ON_GPU:
+        backends["sdpa cuDNN"] = SDPBackend.CUDNN_ATTENTION
+        geometries = {"Llama-2-7B": (32, 32, 128, None), "Llama-3-8B": (32, 8, 128, None)}
+        geometries["Mistral-7B"] = (32, 8, 128, 4096)
+        lengths = (4096, 8192, 16384, 512, 1024, 2048)
     for name, (H, K, D, window) in geometries.items():
         for T in lengths:
-            for documents in (1, 8):
-                if documents > 1 and T not in (lengths[0], 16384):
-                    continue
+            for documents in (1, 8) if T in (lengths[0], 16384) else (1,):
                 # Unequal documents, as examples are.
                 cuts = sorted({round(T * (i / documents) ** 1.5) for i in range(documents + 1)})
                 leaves = [made(T, n, D) for n in (H, K, K)]
-
-                def ours(q, k, v, cuts=cuts, window=window):
-                    return packed_attention(q, k, v, cuts, window=window)
-
-                def sdpa(q, k, v, backend=None, window=window):
-                    heads = [x.transpose(0, 1)[None] for x in (q, k, v)]
-                    with sdpa_kernel(backend) if backend else torch.no_grad() if False else sdpa_kernel(ALL):
-                        out = functional.scaled_dot_product_attention(*heads, is_causal=True, enable_gqa=True)
-                    return out[0].transpose(0, 1)
-
-                def eager(q, k, v, window=window):
-                    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-                    scores = torch.einsum("ihd,jhd->hij", q, k) * q.shape[2] ** -0.5
-                    scores = scores.masked_fill(~causal_mask(len(q), len(q), window, q.device), float("-inf"))
-                    return torch.einsum("hij,jhd->ihd", scores.softmax(-1), v)
-
-                ALL = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
-                providers: dict[str, Provider] = {"ptst": ours}
-                if documents == 1 and (window is None or window >= T):
-                    for label, backend in (
-                        ("flash", SDPBackend.FLASH_ATTENTION),
-                        ("cuDNN", SDPBackend.CUDNN_ATTENTION),
-                    ):
-                        if ON_GPU or label == "flash":
-                            providers[f"sdpa {label}"] = lambda q, k, v, b=backend: sdpa(q, k, v, b)
+                whole = documents == 1 and (window is None or window >= T)
+                ours: Provider = partial(packed_attention, cu_seqlens=cuts, window=window)
+                providers = {"ptst": ours}
+                providers |= {label: partial(sdpa, backend=b) for label, b in backends.items() if whole}
                 if documents == 1 and T <= 2048:
+                    eager: Provider = partial(eager_attention, window=window)
                     providers |= {"eager": eager, "compile": torch.compile(eager)}
-                if ON_GPU and varlen is not None:
+                if varlen is not None:
                     cu = torch.tensor(cuts, dtype=torch.int32, device=DEVICE)
                     longest = max(b - a for a, b in pairwise(cuts))
-                    span = (-1 if window is None else window - 1, 0)
-
-                    def packed(q, k, v, cu=cu, n=longest, span=span):
-                        return varlen(q, k, v, cu, cu, n, n, window_size=span, enable_gqa=q.shape[1] != k.shape[1])
-
-                    providers["varlen_attn"] = packed
+                    reach = (-1 if window is None else window - 1, 0)
+                    bounds = {"cu_seq_q": cu, "cu_seq_k": cu, "max_q": longest, "max_k": longest}
+                    providers["varlen_attn"] = partial(varlen, **bounds, window_size=reach, enable_gqa=H != K)
                 done = 4 * pairs(cuts, window) * H * D
                 shape = f"{name} T={T} documents={documents}"
                 yield Case("attention", shape, leaves, providers, flops=(done, 3.5 * done))
@@ -257,26 +256,33 @@ KERNELS = {
 }
 
 
+def forward_pass(case: Case, function: Provider) -> Callable[[], object]:
+    @torch.no_grad()
+    def work():
+        return function(*case.leaves)
+
+    return work
+
+
+def both_passes(case: Case, function: Provider) -> Callable[[], object]:
+    """Forward and backward; tensors of values are given a gradient of ones, made beforehand."""
+
+    def outputs() -> tuple[Tensor, ...]:
+        out = function(*case.leaves)
+        return out if isinstance(out, tuple) else (out,)
+
+    given = [torch.ones_like(o) for o in outputs()]
+    return lambda: torch.autograd.grad(outputs(), case.leaves, given, allow_unused=True)
+
+
 def measure(case: Case, most: dict[str, float]) -> Iterator[dict[str, object]]:
     """A row for every provider and pass."""
+    passes = {"forward": forward_pass, "both": both_passes} if case.backward else {"forward": forward_pass}
     for provider, function in case.providers.items():
-
-        def forward(function=function):
-            with torch.no_grad():
-                return function(*case.leaves)
-
-        def both(function=function):
-            out = function(*case.leaves)
-            outs = out if isinstance(out, tuple) else (out,)
-            return torch.autograd.grad(outs, case.leaves, grads if outs[0].dim() else None, allow_unused=True)
-
-        for index, work in enumerate((forward, both) if case.backward else (forward,)):
-            row: dict[str, object] = {"kernel": case.kernel, "shape": case.shape, "provider": provider}
-            row["pass"] = "both" if index else "forward"
+        for index, (name, prepared) in enumerate(passes.items()):
+            row: dict[str, object] = {"kernel": case.kernel, "shape": case.shape, "provider": provider, "pass": name}
             try:
-                sample = forward()
-                samples = sample if isinstance(sample, tuple) else (sample,)
-                grads = tuple(torch.randn_like(s) for s in samples)
+                work = prepared(case, function)
                 row["ms"] = milliseconds(work)
                 row["extra_mb"] = extra_megabytes(work)
             except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:

@@ -39,8 +39,14 @@ def packed_attention(
     """Attention of every document with itself; returns (T, H, D).
 
     `cu_seqlens` bounds the documents in q, `cu_seqlens_k` in k and v (the same when left out). Raises ValueError when
-    they do not fit the tensors or a document has more queries than keys.
+    they do not fit the tensors, a document has more queries than keys, or shapes, devices or dtypes do not fit.
     """
+    shapes = f"queries {tuple(q_THD.shape)}, keys {tuple(k_TKD.shape)} and values {tuple(v_TKD.shape)}"
+    if q_THD.dim() != 3 or k_TKD.dim() != 3 or k_TKD.shape != v_TKD.shape or q_THD.shape[2] != k_TKD.shape[2]:
+        raise ValueError(f"{shapes} do not fit: (T, heads, head_dim) each, keys and values alike")
+    if k_TKD.shape[1] == 0 or q_THD.shape[1] % k_TKD.shape[1]:
+        raise ValueError(f"{shapes} do not fit: the query heads must be a multiple of the key heads")
+    check_alike(q=q_THD, k=k_TKD, v=v_TKD)
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     for bounds in (cu_seqlens, cu_k):
         if bounds[:1] != [0] or any(a > b for a, b in pairwise(bounds)):
@@ -52,15 +58,9 @@ def packed_attention(
         )
     if window is not None and window < 1:
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
-    if q_THD.shape[1] % k_TKD.shape[1] or k_TKD.shape != v_TKD.shape or q_THD.shape[2] != k_TKD.shape[2]:
-        raise ValueError(
-            f"{q_THD.shape[1]} query heads of {q_THD.shape[2]} do not fit keys {tuple(k_TKD.shape)} and values "
-            f"{tuple(v_TKD.shape)}"
-        )
     if any(q1 - q0 > k1 - k0 for q0, q1, k0, k1 in zip(cu_seqlens, cu_seqlens[1:], cu_k, cu_k[1:], strict=False)):
         raise ValueError(f"a document has more queries than keys: boundaries {cu_seqlens} and {cu_k}")
     if use_triton(q_THD, k_TKD, v_TKD):
-        check_alike(q=q_THD, k=k_TKD, v=v_TKD)
         return flash_attention.op(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window or 0)[0]
     # One call per document: on CPU torch's own fused attention is the fastest path, and no mask is ever built for
     # the common case of a whole document without a window.

@@ -1,6 +1,7 @@
 """Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
 
     python -m kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); exit code 1 if a kernel fails
+    python -m kernels.compile --readme   writes the part of it that stands in kernels/README.md anew
 
 A stub stands in for the driver, and the kernels' own launching code runs on meta tensors, so that each launch is
 compiled with the very specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs.
@@ -18,6 +19,7 @@ import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -31,6 +33,12 @@ from kernels import attention_decode, flash_attention, linear_cross_entropy, lor
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
+README = Path(__file__).with_name("README.md")
+# Llama's shapes in bfloat16, a line for each kernel.
+SHOWN = re.compile(
+    r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
+    r"frozen)|(swiglu|loss) bfloat16 .=11008|rope bfloat16 D=128.*"
+)
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,7 @@ class Compiled:
     local: int
     shared: int
     warps: int
+    blocks: str  # block shapes, by the kernel's own names
     wgmma: bool  # whether the tensor cores are asked by warpgroups, as sm_90 wants it
 
     @property
@@ -131,6 +140,7 @@ def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
                 usage.get("LOCAL", 0),
                 kernel.metadata.shared,
                 kernel.metadata.num_warps,
+                " ".join(f"{k}={v}" for k, v in named.items() if k.startswith("B") and k.isupper()),
                 "wgmma.mma_async" in kernel.asm["ptx"],
             )
         )
@@ -236,15 +246,35 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"rope {kind} D={D} Q={Q} K={K}", partial(turn, q, k, cos, cos, False)
 
 
+def readme_section(compiled: list[Compiled]) -> str:
+    """What stands between README's marks: Triton's version and the launches of SHOWN."""
+    lines = [f"As Triton {triton.__version__} compiles them (`python -m kernels.compile --readme`):", ""]
+    lines += ["| kernel | launch | architecture | blocks | warps | registers | spilled | shared |", "|" + "---|" * 8]
+    for c in compiled:
+        if SHOWN.fullmatch(c.note):
+            sizes = f"{c.warps} | {c.registers} | {c.stack + c.local} | {c.shared / 1024:.1f} KiB |"
+            lines.append(f"| {c.name} | {c.note} | sm_{c.arch} | {c.blocks} | {sizes}")
+    return "\n".join(["", *lines, ""])
+
+
+def readme_parts() -> list[str]:
+    """README before, between and after the marks."""
+    return list(re.fullmatch(r"(.*<!-- compiled -->\n)(.*)(<!-- end -->.*)", README.read_text(), re.S).groups())
+
+
 def main() -> None:
+    write = sys.argv[1:] == ["--readme"]
+    if sys.argv[1:] and not write:
+        sys.exit(f"kernels.compile: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
     print(f"triton {triton.__version__}")
     print(f"{'kernel':10} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
-    failed = 0
+    failed, compiled = 0, []
     for arch in SHARED:
         flash_attention.ARCH = arch
         for note, launch in launches():
             with recording(arch, note) as found:
                 launch()
+            compiled += found
             for c in found:
                 failed += bool(c.faults)
                 sizes = f"{c.warps:5d} {c.registers:9d} {c.stack:5d} {c.shared:8d}"
@@ -252,6 +282,13 @@ def main() -> None:
             if not found:
                 failed += 1
                 print(f"{note}: nothing was compiled")
+    before, section, after = readme_parts()
+    now = readme_section(compiled)
+    if write:
+        README.write_text(before + now + after)
+    elif f"Triton {triton.__version__} " in section and section != now:
+        failed += 1
+        print("kernels/README.md is out of date: python -m kernels.compile --readme")
     if failed:
         sys.exit(1)
 

@@ -58,7 +58,6 @@ def _softmax_gradient(
 
 
 def _softmax_gradient_torch(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool):
-    """(losses (n,), dl (n, V) in the logits' dtype); the logits are used up, and without `grad` dl means nothing."""
     wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
     # In place throughout, and one exponential for both the sum and the gradient.
     wide_nV.sub_(wide_nV.amax(dim=1, keepdim=True))
@@ -74,6 +73,26 @@ def _softmax_gradient_torch(logits_nV: Tensor, targets_n: Tensor, weights_n: Ten
     return losses_n, wide_nV.to(logits_nV.dtype)
 
 
+def _losses(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool) -> tuple[Tensor, Tensor]:
+    """(losses (n,), dl (n, V) in the logits' dtype); the logits are used up, and without `grad` dl means nothing."""
+    if not use_triton(logits_nV):
+        return _softmax_gradient_torch(logits_nV, targets_n, weights_n, grad)
+    losses_n = torch.empty(len(targets_n), dtype=torch.float32, device=logits_nV.device)
+    _softmax_gradient[(len(targets_n),)](
+        *(logits_nV, targets_n, targets_n if weights_n is None else weights_n, losses_n, logits_nV.shape[1]),
+        WEIGHTED=weights_n is not None,
+        GRAD=grad,
+        BLOCK=BLOCK,
+        num_warps=8,
+    )
+    return losses_n, logits_nV
+
+
+def _chunk(hidden: Tensor, V: int) -> int:
+    """Rows whose logits are in memory at once."""
+    return max(1, CHUNK_BYTES // (V * hidden.element_size()) if hidden.is_cuda else CHUNK_ELEMENTS // V)
+
+
 @torch.library.custom_op("ptst::linear_cross_entropy", mutates_args=())
 def _op(
     hidden_TH: Tensor,
@@ -86,29 +105,15 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(summed loss, dH (T, H), dE (V, H)), the gradients empty unless needed."""
     V = head_VH.shape[0]
-    fused = use_triton(hidden_TH)
     dh_TH = torch.zeros_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
     de_VH = torch.zeros_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
     # Sums in float64: the order of chunks must not show in the reported loss.
     total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
-    chunk = CHUNK_BYTES // (V * hidden_TH.element_size()) if hidden_TH.is_cuda else CHUNK_ELEMENTS // V
-    for rows_n in rows_N.split(max(1, chunk)) if len(rows_N) else ():
+    for rows_n in rows_N.split(_chunk(hidden_TH, V)) if len(rows_N) else ():
         h_nH, targets_n = hidden_TH[rows_n], targets_T[rows_n]
         weights_n = None if weights_T is None else weights_T[rows_n]
-        logits_nV = h_nH @ head_VH.t()
-        if fused:
-            losses_n = torch.empty(len(rows_n), dtype=torch.float32, device=hidden_TH.device)
-            _softmax_gradient[(len(rows_n),)](
-                *(logits_nV, targets_n, targets_n if weights_n is None else weights_n, losses_n, V),
-                WEIGHTED=weights_n is not None,
-                GRAD=need_hidden or need_head,
-                BLOCK=BLOCK,
-                num_warps=8,
-            )
-            dl_nV = logits_nV
-        else:
-            losses_n, dl_nV = _softmax_gradient_torch(logits_nV, targets_n, weights_n, need_hidden or need_head)
+        losses_n, dl_nV = _losses(h_nH @ head_VH.t(), targets_n, weights_n, need_hidden or need_head)
         total += losses_n.sum(dtype=torch.float64)
         if need_hidden:
             dh_TH[rows_n] = dl_nV @ head_VH
@@ -143,6 +148,16 @@ def _differentiate(ctx, dtotal, _dh, _de):
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
+def _check(hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor) -> None:
+    fits = hidden_TH.dim() == head_VH.dim() == 2 and hidden_TH.shape[1] == head_VH.shape[1]
+    if not fits or targets_T.shape != hidden_TH.shape[:1] or targets_T.device != hidden_TH.device:
+        raise ValueError(
+            f"shapes or devices do not fit: hidden {tuple(hidden_TH.shape)} on {hidden_TH.device}, head "
+            f"{tuple(head_VH.shape)}, targets {tuple(targets_T.shape)} on {targets_T.device}"
+        )
+    check_alike(hidden=hidden_TH, head=head_VH)
+
+
 def linear_cross_entropy(
     hidden_TH: Tensor,
     head_VH: Tensor,
@@ -160,15 +175,9 @@ def linear_cross_entropy(
     """
     if not divisor > 0:
         raise ValueError(f"the divisor is {divisor}; it is the number of trained tokens and must be positive")
-    rows = hidden_TH.shape[0]
-    if hidden_TH.dim() != 2 or targets_T.shape != (rows,) or hidden_TH.shape[1] != head_VH.shape[1]:
-        raise ValueError(
-            f"shapes do not fit: hidden {tuple(hidden_TH.shape)}, head {tuple(head_VH.shape)}, "
-            f"targets {tuple(targets_T.shape)}"
-        )
-    if weights_T is not None and weights_T.shape != (rows,):
-        raise ValueError(f"weights {tuple(weights_T.shape)} must be one per row, ({rows},)")
-    check_alike(hidden=hidden_TH, head=head_VH)
+    _check(hidden_TH, head_VH, targets_T)
+    if weights_T is not None and weights_T.shape != targets_T.shape:
+        raise ValueError(f"weights {tuple(weights_T.shape)} must be one per row, {tuple(targets_T.shape)}")
     if rows_N is None:
         rows_N = (targets_T >= 0).nonzero().squeeze(1)
     need = (torch.is_grad_enabled() and hidden_TH.requires_grad, torch.is_grad_enabled() and head_VH.requires_grad)
@@ -177,11 +186,15 @@ def linear_cross_entropy(
 
 
 def token_losses(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy of every row on its own, float32 (N,), without gradients."""
-    losses = []
-    step = max(1, CHUNK_ELEMENTS // head_VH.shape[0])
+    """Cross-entropy of every row on its own, float32 (N,) (float64 for float64), without gradients.
+
+    hidden_NH (N, H), head_VH (V, H), targets_N (N,). Raises ValueError for shapes, devices or dtypes that do not fit.
+    On a GPU a target outside the vocabulary makes its row's loss NaN.
+    """
+    _check(hidden_NH, head_VH, targets_N)
+    losses = [hidden_NH.new_empty(0, dtype=torch.promote_types(hidden_NH.dtype, torch.float32))]
+    step = _chunk(hidden_NH, head_VH.shape[0])
     with torch.no_grad():
         for h_nH, targets_n in zip(hidden_NH.split(step), targets_N.split(step), strict=True):
-            logits_nV = (h_nH @ head_VH.t()).float()
-            losses.append(torch.nn.functional.cross_entropy(logits_nV, targets_n, reduction="none"))
-    return torch.cat(losses) if losses else hidden_NH.new_zeros(0, dtype=torch.float32)
+            losses.append(_losses(h_nH @ head_VH.t(), targets_n, None, False)[0])
+    return torch.cat(losses)

@@ -170,10 +170,10 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
 
     Raises ValueError for shapes, devices or dtypes that do not fit.
     """
-    if not use_triton(x_TH):
-        return reference(x_TH, weight_H, eps)
     _check(x_TH, weight_H)
     check_alike(x=x_TH, weight=weight_H)
+    if not use_triton(x_TH):
+        return reference(x_TH, weight_H, eps)
     return _op(x_TH, None, weight_H, eps)[0]
 
 
@@ -181,10 +181,10 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError as `rms_norm` does."""
     if x_TH.shape != residual_TH.shape:
         raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
+    _check(x_TH, weight_H)
+    check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
     if not use_triton(x_TH):
         total_TH = x_TH + residual_TH
         return reference(total_TH, weight_H, eps), total_TH
-    _check(x_TH, weight_H)
-    check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
     y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
     return y_TH, total_TH

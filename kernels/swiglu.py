@@ -91,9 +91,7 @@ _op.register_autograd(
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up, elementwise: (T, F) each. Raises ValueError for shapes, devices or dtypes that do not fit."""
-    if not use_triton(gate_TF, up_TF):
-        return _Reference.apply(gate_TF, up_TF)
     if gate_TF.dim() != 2 or gate_TF.shape != up_TF.shape:
         raise ValueError(f"gate {tuple(gate_TF.shape)} and up {tuple(up_TF.shape)} must both be (T, F)")
     check_alike(gate=gate_TF, up=up_TF)
-    return _op(gate_TF, up_TF)
+    return _op(gate_TF, up_TF) if use_triton(gate_TF, up_TF) else _Reference.apply(gate_TF, up_TF)

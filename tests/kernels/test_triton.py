@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import triton, use_triton
-from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.linear_cross_entropy import linear_cross_entropy, token_losses
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import frequencies, rope, rope_qk, tables
 from kernels.swiglu import swiglu
@@ -168,6 +168,20 @@ def test_linear_cross_entropy(T, H, V, share, dtype, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_token_losses(dtype, monkeypatch):
+    """Row by row what torch says of the logits, in one chunk and in several."""
+    hidden, head = (random(*s).to(DEVICE, dtype) for s in ((5, 8), (4097, 8)))
+    targets = torch.randint(0, 4097, (5,), device=DEVICE)
+    for chunk in (1 << 24, 2 * 4097):
+        monkeypatch.setattr(linear_cross_entropy_file, "CHUNK_ELEMENTS", chunk)
+        losses = token_losses(hidden, head, targets)
+        exact = torch.nn.functional.cross_entropy((hidden @ head.t()).double(), targets, reduction="none")
+        assert losses.dtype == torch.float32
+        assert (losses - exact).norm() <= 1e-5 * exact.norm()
+    assert token_losses(hidden[:0], head, targets[:0]).shape == (0,)
+
+
 def test_large_logits_and_targets_outside_the_vocabulary():
     h = torch.full((3, 4), 200.0, device=DEVICE, requires_grad=True)
     head = torch.eye(5, 4, device=DEVICE) * 100
@@ -197,9 +211,17 @@ def test_no_rows():
         (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 5)), r"up \(2, 5\)"),
         (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 4).half()), "up is torch.float16"),
         (lambda: rope_qk(torch.ones(2, 1, 4), torch.ones(3, 1, 4), torch.ones(2, 1, 2), torch.ones(2, 1, 2)), "do not"),
+        (lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 3), torch.ones(2).long(), 1.0), r"head \(5, 3\)"),
+        (lambda: token_losses(torch.ones(2, 4), torch.ones(5, 4), torch.ones(3).long()), r"targets \(3,\)"),
+        (
+            lambda: token_losses(torch.ones(2, 4), torch.ones(5, 4).half(), torch.ones(2).long()),
+            "head is torch.float16",
+        ),
     ],
 )
-def test_mistakes(call, says):
+@pytest.mark.parametrize("way", ["triton", "reference"])
+def test_mistakes(call, says, way, monkeypatch):
+    monkeypatch.setenv("PTST_KERNELS", way)
     with pytest.raises(ValueError, match=says):
         call()
 
