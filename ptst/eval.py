@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,22 +18,19 @@ from ptst import command
 from ptst.command import ProgressLine, say
 from ptst.data import safety_sets, sources
 from ptst.evaluation import report, tasks
-from ptst.evaluation.tasks import TASKS, Answerer, TaskResult
-from ptst.generation.sampler import Sampling
-from ptst.model.config import DecoderConfig
+from ptst.evaluation.answers import Answerer
+from ptst.evaluation.tasks import TASKS, TaskResult
+from ptst.generation.request import Statistics
+from ptst.generation.sampling import Sampling
+from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
-from ptst.model.locate import locate_model
-from ptst.model.lora import load_adapter, merge_lora
-from ptst.model.weights import load_decoder, pick_dtype
-from ptst.text.encode import Prompting
-from ptst.text.formats import detect_format, stops
-from ptst.text.own_template import with_default_system
+from ptst.model.weights import pick_dtype, write_atomically
+from ptst.subject import CHECKPOINTS, Subject, find_run, open_subject
 from ptst.text.template_file import load_template
-from ptst.text.templates import find_family, find_template
-from ptst.text.tokenizer import load_tokenizer
+from ptst.text.templates import find_template
 from ptst.training import run_folder
+from ptst.training.resume import differences, sole_writer, weights_fingerprint
 
-CHECKPOINTS = Path("checkpoints")
 # Enough for the built-in problems' short answers and for the opening of an answer, where a refusal shows.
 NEW_TOKENS = {"word-problems": 96, "gsm8k": 400, "requests": 64}
 
@@ -54,10 +54,15 @@ class EvalConfig:
     """At most so many prompts a task."""
     max_new_tokens: int | None = None
     """Longest answer in tokens. Left out: 96 for the built-in problems, 400 for others, 64 for requests."""
-    batch_size: int = 50
-    """Answers in the making at once."""
+    batch_size: int = 64
+    """Answers in the making at once, at most; changes speed and memory, never an answer."""
+    kv_memory: float | None = None
+    """Gigabytes that keys and values of the answers in the making may take. Left out: half of what is free on a CPU,
+    85 % on a GPU."""
     temperature: float = 0.0
     """0 is greedy."""
+    top_k: int = 0
+    """Sample from so many of the likeliest tokens; 0: all."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens of this probability."""
     data: str | None = None
@@ -76,7 +81,8 @@ class EvalConfig:
     seed: int = 0
     """Of sampled answers."""
     out: Path | None = None
-    """Where answers and figures go. Left out: a new folder in the run, or checkpoints/eval-<date>-<time>."""
+    """Where answers and figures go. Left out: a new folder in the run, or checkpoints/eval-<date>-<time>. An unfinished
+    evaluation of the same settings goes on."""
     json: bool = False
     """Print the result as one JSON object."""
 
@@ -86,9 +92,20 @@ class EvalConfig:
             raise ValueError(f"--limit is {self.limit}; at least 1 prompt is needed")
         if not self.tasks:
             raise ValueError(f"--tasks is empty; choose from {', '.join(TASKS)}")
-        if self.checkpoint is not None and self.model is not None:
-            raise ValueError("--checkpoint and --model exclude each other: a run knows its base model")
-        Sampling(self.max_new_tokens or 1, self.temperature, self.top_p, self.seed)
+        if self.batch_size < 1:
+            raise ValueError(f"--batch-size is {self.batch_size}; it must be at least 1")
+        if self.kv_memory is not None and not self.kv_memory > 0:
+            raise ValueError(f"--kv-memory is {self.kv_memory}; it must be above 0")
+        self.sampling("requests")
+
+    def sampling(self, kind: str) -> Sampling:
+        """How answers of a kind (a key of NEW_TOKENS) are drawn."""
+        longest = NEW_TOKENS[kind] if self.max_new_tokens is None else self.max_new_tokens
+        return Sampling(longest, self.temperature, self.top_p, self.seed, self.top_k)
+
+
+# Flags that change where, how fast and how the result is told, and nothing of what is measured.
+_FREE = frozenset({"out", "json", "batch_size", "kv_memory"})
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, Any]:
@@ -96,61 +113,50 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     began = time.monotonic()
     config.check()
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
-    checkpoint = config.checkpoint
-    if checkpoint is None and config.model is None:
-        checkpoint = run_folder.latest_run(CHECKPOINTS)
-    run = run_folder.read_run(checkpoint) if checkpoint else {}
+    checkpoint, run = find_run(config.checkpoint, config.model)
     what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
     say(f"ptst.eval: {what}, test template {template.name}")
 
     problems = sources.load(config.data or run.get("data", {}).get("name", sources.DEFAULT), "test", config.limit)
     improper = _improper(config)
-    family = find_family(config.template_family or run.get("family", {}).get("name") or problems.family)
-    base = locate_model(run["model_name"] if checkpoint else str(config.model), CHECKPOINTS)
-    folder = checkpoint if checkpoint and run["full"] else base
-    shape = DecoderConfig.from_folder(base)
-    tokenizer = load_tokenizer(base, shape.vocab_size)
-    chat_format = config.chat_format or run.get("chat_format") or detect_format(base, tokenizer)
-    template = with_default_system(template, base)
-    # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
-    prompting = Prompting(template, family, chat_format, tokenizer, allow_marks=True)
-    stop_ids = stops(base, None if template.is_text else chat_format, tokenizer)
-    say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
-
-    out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
+    family = config.template_family or run.get("family", {}).get("name") or problems.family
+    subject = open_subject(checkpoint, run, config.model, template, family, config.chat_format)
+    say(subject.described)
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    results: dict[str, dict[str, TaskResult]] = {}
-    decoder: Decoder | None = None
-    if config.baseline or not checkpoint:
-        decoder = load_decoder(base, dtype, device)
-        results["untouched"] = _measure("untouched", decoder, prompting, stop_ids, config, problems, improper, out)
-    if checkpoint:
-        if run["full"] or decoder is None:
-            decoder = load_decoder(folder, dtype, device)
-        if not run["full"]:
-            load_adapter(decoder, checkpoint)
-            if dtype == torch.float32:
-                merge_lora(decoder)  # exact enough in float32, and faster; a bfloat16 base keeps it apart
-        results["fine-tuned"] = _measure("fine-tuned", decoder, prompting, stop_ids, config, problems, improper, out)
-
-    summary = {
-        "kind": "eval",
+    settings = {
         "flags": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
+        "model": str(subject.base.resolve()),
+        "weights": weights_fingerprint(subject.base),
         "run": str(checkpoint) if checkpoint else None,
-        "model": str(base.resolve()),
-        "train_template": run.get("template", {}).get("name"),
-        "test_template": template.name,
-        # The paper's recipe: trained without a safety prompt, tested with one (of another template, therefore).
-        "ptst": bool(checkpoint) and template.safety and not run["template"]["safety"],
-        "family": family.name,
-        "chat_format": chat_format,
+        "run_weights": weights_fingerprint(checkpoint) if checkpoint else None,
+        "template": dataclasses.asdict(subject.prompting.template),
+        "family": subject.family,
+        "chat_format": subject.prompting.chat_format,
         "data": {"name": problems.name, "fingerprint": problems.fingerprint},
-        "results": {m: {t: r.to_json() for t, r in by_task.items()} for m, by_task in results.items()},
-        "remark": report.remark(results),
-        "environment": run_folder.environment(),
-        "time": {"seconds": time.monotonic() - began},
+        "dtype": str(dtype).removeprefix("torch."),
     }
-    run_folder.write_json(out / "results.json", summary)
+    with _claim(config, checkpoint, settings) as out:
+        results: dict[str, dict[str, TaskResult]] = {}
+        decoder: Decoder | None = None
+        if config.baseline or not checkpoint:
+            decoder = subject.untouched(dtype, device)
+            results["untouched"] = _measure("untouched", decoder, subject, config, problems, improper, out)
+        if checkpoint:
+            decoder = subject.tuned(dtype, device, decoder)
+            results["fine-tuned"] = _measure("fine-tuned", decoder, subject, config, problems, improper, out)
+        summary = {
+            "kind": "eval",
+            **settings,
+            "train_template": run.get("template", {}).get("name"),
+            "test_template": template.name,
+            # The paper's recipe: trained without a safety prompt, tested with one (of another template, therefore).
+            "ptst": bool(checkpoint) and template.safety and not run["template"]["safety"],
+            "results": {m: {t: r.to_json() for t, r in by_task.items()} for m, by_task in results.items()},
+            "remark": report.remark(results),
+            "environment": run_folder.environment(),
+            "time": {"seconds": time.monotonic() - began},
+        }
+        run_folder.write_json(out / "results.json", summary)
     trained = f"trained under {summary['train_template']}, " if checkpoint else ""
     if summary["ptst"]:
         trained = f"PTST: {trained}"
@@ -162,6 +168,32 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     return {"out": str(out), **{k: summary[k] for k in ("run", "train_template", "test_template", "results", "remark")}}
 
 
+@contextmanager
+def _claim(config: EvalConfig, checkpoint: Path | None, settings: dict[str, Any]) -> Iterator[Path]:
+    """The folder of the evaluation, held while it is written: a new one, or that of an unfinished one of the same
+    settings. Raises ValueError for a folder in other use, with the settings that differ. Says how to go on if it is
+    left early."""
+    out, kept = config.out, None
+    if out is not None and (out / "settings.json").exists() and not (out / "results.json").exists():
+        kept = read_json(out / "settings.json")
+        if found := differences(kept, settings, _FREE):
+            raise ValueError(
+                f"{out} holds an unfinished evaluation of other settings: {'; '.join(found)}; choose another --out"
+            )
+        say(f"going on with the unfinished evaluation in {out}")
+    else:
+        out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
+    with sole_writer(out):
+        if kept is None:
+            run_folder.write_json(out / "settings.json", settings)
+        (out / "answers").mkdir(exist_ok=True)
+        try:
+            yield out
+        except (KeyboardInterrupt, OSError):
+            say(f"the answers so far are kept; go on with the same command and --out {out}")
+            raise
+
+
 def _improper(config: EvalConfig) -> list[safety_sets.SafetyPrompt]:
     if config.safety_data is None:
         return safety_sets.improper(config.limit)
@@ -171,37 +203,35 @@ def _improper(config: EvalConfig) -> list[safety_sets.SafetyPrompt]:
 def _measure(
     name: str,
     decoder: Decoder,
-    prompting: Prompting,
-    stop_ids: frozenset[int],
+    subject: Subject,
     config: EvalConfig,
     problems: sources.Source,
     improper: list[safety_sets.SafetyPrompt],
     out: Path,
 ) -> dict[str, TaskResult]:
     kind = "word-problems" if problems.name.startswith(sources.DEFAULT) else "gsm8k"
-    worked, short = (
-        Sampling(config.max_new_tokens or NEW_TOKENS[k], config.temperature, config.top_p, config.seed)
-        for k in (kind, "requests")
-    )
+    memory = None if config.kv_memory is None else int(config.kv_memory * 1e9)
     results: dict[str, TaskResult] = {}
     for task in config.tasks:
         harmless = safety_sets.look_alikes(config.limit) if task == "over-refusal" else []
         total = {"safety": len(improper), "over-refusal": len(harmless)}.get(task, len(problems.conversations))
-        start = time.monotonic()
         with ProgressLine(f"{name}: {task}", total) as progress:
 
-            def on_done(done: int, tokens: int, progress: ProgressLine = progress, start: float = start) -> None:
-                progress.update(done, f"{tokens / (time.monotonic() - start):.0f} tokens/s")
+            def on_progress(done: int, statistics: Statistics, progress: ProgressLine = progress) -> None:
+                saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                progress.update(done, f"{statistics.progress()}{saved}")
 
-            answerer = Answerer(decoder, prompting, stop_ids, config.batch_size, on_done)
+            answerer = Answerer(decoder, subject.prompting, subject.stop_ids, config.batch_size, memory, on_progress)
+            answers = out / "answers" / f"{name}.{task}.jsonl"
             if task == "gsm8k":
-                result = tasks.gsm8k(answerer, problems.conversations, worked)
+                result = tasks.gsm8k(answerer, problems.conversations, config.sampling(kind), answers)
             elif task == "nll":
                 result = tasks.nll(answerer, problems.conversations)
             else:
-                result = tasks.requests(task, answerer, improper if task == "safety" else harmless, short)
-        for row in result.rows:
-            run_folder.append_jsonl(out / f"{name}.{task}.jsonl", row)
+                asked = improper if task == "safety" else harmless
+                result = tasks.requests(task, answerer, asked, config.sampling("requests"), answers)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+        write_atomically(out / f"{name}.{task}.jsonl", text.encode())
         results[task] = result
     return results
 

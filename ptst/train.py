@@ -22,12 +22,12 @@ from ptst.command import console, say
 from ptst.data import sources
 from ptst.data.mix import mix, parse_mix
 from ptst.data.prepare import length_limit, prepare
-from ptst.eval import stops
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.locate import locate_model
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
+from ptst.subject import CHECKPOINTS, stops
 from ptst.text.encode import Prompting
 from ptst.text.formats import detect_format
 from ptst.text.own_template import with_default_system
@@ -42,7 +42,6 @@ from ptst.training.parallel import World
 from ptst.training.run import Interrupted, Keeping, fit
 from ptst.training.schedule import Schedule
 
-CHECKPOINTS = Path("checkpoints")
 SAMPLES = 4  # questions answered anew at every --eval-every
 RecipeName = Literal["llama2-gsm8k", "llama2-gsm8k-safety", "llama2-chatdoctor", "llama2-openorca", "mistral-gsm8k"]
 

@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst.eval import EvalConfig, run_evaluation
+from ptst.evaluation.answers import AnswerFile
 from ptst.train import TrainConfig, run_training
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
@@ -94,6 +95,41 @@ def test_long_examples_are_dropped_or_cut_and_counted(here):
     assert cut["examples"] + cut["untrained"] == 20
 
 
+def test_an_evaluation_that_was_stopped_goes_on_where_it_was(here, monkeypatch):
+    """Stopped at any answer of any task, it ends with the figures of one that was not."""
+    base = {"model": "model", "limit": 3, "max_new_tokens": 4, "temperature": 1.0}
+    whole = run_evaluation(EvalConfig(**base, out=here / "whole"))
+    out, stopped = here / "out", 0
+    add = AnswerFile.add
+    for _ in range(20):
+        count = 0
+
+        def stop_at_the_third(*args):
+            nonlocal count
+            count += 1
+            if count == 3:
+                raise KeyboardInterrupt
+            add(*args)
+
+        monkeypatch.setattr(AnswerFile, "add", stop_at_the_third)
+        try:
+            resumed = run_evaluation(EvalConfig(**base, batch_size=2, out=out))
+            break
+        except KeyboardInterrupt:
+            stopped += 1
+            assert not (out / "results.json").exists()
+    assert stopped == 4  # nine answers, two a time
+    assert resumed["results"] == whole["results"]
+    for task in ("gsm8k", "safety", "over-refusal"):
+        name = f"untouched.{task}.jsonl"
+        assert (out / name).read_bytes() == (here / "whole" / name).read_bytes()
+    with pytest.raises(ValueError, match="not an empty folder"):
+        run_evaluation(EvalConfig(**base, out=out))
+    (out / "results.json").unlink()
+    with pytest.raises(ValueError, match=r"other settings: --seed was 0, now 1; choose another"):
+        run_evaluation(EvalConfig(**base, seed=1, out=out))
+
+
 BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
 
 
@@ -114,6 +150,7 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "must not be negative"),
+        ("eval", ["--model", "model", "--kv-memory", "1e-6"], "--kv-memory is 1000 bytes"),
         (
             "eval",
             ["--model", "model", "--safety-data", "bad.jsonl", "--limit", "2"],

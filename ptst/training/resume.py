@@ -17,12 +17,13 @@ from ptst.model.config import read_json
 _FREE = frozenset({"out", "resume", "json", "save_every", "keep", "eval_every", "tensorboard", "dry_run"})
 # Flags that change the order of floating-point sums, and nothing else.
 _ROUNDING = frozenset({"micro_tokens", "recompute"})
-# Of the rest of run.json, what makes a run the run it is.
+# Of the rest, what makes a run (or an evaluation, of a run) what it is.
 _IDENTITY = ("model", "weights", "template", "family", "chat_format", "data", "mix", "held_out", "dtype", "full")
+_IDENTITY += ("run", "run_weights")
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Settings of two run.json that give two different runs, in words."""
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str] = _FREE | _ROUNDING) -> list[str]:
+    """Settings of two run.json (or evaluations) that give two different results, in words. `free` flags may differ."""
     new = json.loads(json.dumps(new))
     found = []
     for key in _IDENTITY:
@@ -30,7 +31,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found += _leaves(key, old.get(key), new.get(key))
     flags = {**old["flags"], **new["flags"]}
     told = " ".join(found)
-    for key in sorted(flags.keys() - _FREE - _ROUNDING):
+    for key in sorted(flags.keys() - free):
         was, now = old["flags"].get(key), new["flags"].get(key)
         if was != now and not (key in _IDENTITY and key in told):
             found.append(f"--{key.replace('_', '-')} was {was}, now {now}")
