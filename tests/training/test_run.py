@@ -109,7 +109,8 @@ def test_every_recipe_is_a_set_of_flags_with_origins(name):
     for flag, (value, origin) in recipes.find_recipe(name).items():
         assert flag in {f.name for f in fields(TrainConfig)}
         assert origin.partition(",")[0].partition(":")[0] in (recipes.PAPER, recipes.DEFAULT, recipes.OURS)
-        assert f"--{flag.replace('_', '-')}" in given["description"] and origin in given["description"]
+        typed = f"--no-{flag}" if value is False else f"--{flag.replace('_', '-')} "
+        assert typed in given["description"] and origin in given["description"]
         assert type(value) is type(getattr(TrainConfig(), flag)) or getattr(TrainConfig(), flag) is None
 
 
