@@ -227,6 +227,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     out = _claim(config, old, record, world)
     with resume.sole_writer(out) if world.first else nullcontext():
         if world.first:
+            run_folder.tidy(out)
             run_folder.write_json(out / "run.json", record)
         decoder = load_decoder(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
         if lora is None:

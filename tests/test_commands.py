@@ -145,6 +145,8 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("train", ["--model", "model", "--out", "model"], "not an empty folder"),
         ("train", ["--model", "model", "--chat-format", "llama9"], "unknown chat format 'llama9'"),
         ("train", ["--model", "model", "--template-family", "gsm9k"], "did you mean gsm8k?"),
+        ("train", ["--model", "model", "--lr", "0"], "--lr is 0.0; it must be above 0"),
+        ("train", ["--resume", "model"], "model holds no training run"),
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
@@ -195,7 +197,8 @@ def test_unknown_flags_and_help(here):
     assert command(here, "train", "--tempalte", "x").returncode == 2
     for name, flags in (
         ("train", "model data template template-family chat-format epochs max-steps lr rank examples-per-step "
-         "tokens-per-step micro-tokens dtype seed out full json"),
+         "tokens-per-step micro-tokens dtype seed out full json recipe mix dropout eval-every save-every keep resume "
+         "tensorboard too-long"),
         ("eval", "checkpoint model template tasks limit max-new-tokens batch-size temperature top-p dtype seed data "
          "safety-data out json"),
     ):  # fmt: skip

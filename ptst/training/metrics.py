@@ -21,7 +21,7 @@ from ptst.training.loop import StepReport
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 # Dense bf16 FLOP/s as the makers state them.
-_PEAK = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
+_PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
 def model_flops(config: DecoderConfig, lengths: Sequence[int], trained_tokens: int, full: bool) -> float:

@@ -100,12 +100,13 @@ def origins(name: str, flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def describe(name: str) -> str:
     """The recipe as lines of text, for --help."""
-    lines = [
-        f"  --{flag.replace('_', '-')} {_word(value)}   ({origin})"
-        for flag, (value, origin) in find_recipe(name).items()
-    ]
+    lines = [f"  {_flag(flag, value)}   ({origin})" for flag, (value, origin) in find_recipe(name).items()]
     return "\n".join([f"Recipe {name}, each value with its origin; flags that are given win:", *lines])
 
 
-def _word(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _flag(name: str, value: Any) -> str:
+    """As it would be typed."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no-{name}"
+    return f"--{name} {' '.join(value) if isinstance(value, tuple) else value}"

@@ -63,7 +63,10 @@ def fit(
     """
     states = out / "state"
     optimizer = adamw(list(weights.values()), loop)
-    found = checkpoint.newest_state(states, say) if world.first else None
+    found = None
+    if world.first:
+        checkpoint.clean(states)
+        found = checkpoint.newest_state(states, say)
     done = int(world.sum(int(found.name.removeprefix("step-")) if found else 0))
     notes: dict[str, Any] = {}
     if done:

@@ -36,6 +36,12 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def tidy(out: Path) -> None:
+    """Remove the half-written files that a kill left."""
+    for path in out.glob(".*.partial"):
+        path.unlink()
+
+
 def append_jsonl(path: Path, row: dict) -> None:
     """Add one row to a JSONL file, flushed to the disk's care."""
     with open(path, "a", encoding="utf-8") as file:

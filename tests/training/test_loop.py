@@ -7,18 +7,10 @@ import torch
 
 from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Encoded
-from ptst.training.loop import LoopConfig, steps, train
+from ptst.training import loop
+from ptst.training.loop import LoopConfig, dropout_seed, steps, train
 from ptst.training.schedule import factor
-
-
-def examples(count: int) -> list[Encoded]:
-    generator = torch.Generator().manual_seed(2)
-    out = []
-    for n in range(count):
-        ids = torch.randint(3, 290, (5 + n % 6,), generator=generator).tolist()
-        out.append(Encoded(ids, [i >= 1 + n % 3 for i in range(len(ids))]))
-    return out
+from tests.training.steps import examples
 
 
 def trained_weights(folder, config: LoopConfig, rows, dtype=torch.float64) -> tuple[torch.Tensor, list]:
@@ -53,24 +45,66 @@ def test_it_learns_and_seeds_matter(tiny_folder):
     assert one != two
 
 
+def broken(folder, token: int) -> tuple:
+    """A decoder to which one token is poison, its adapter's parameters, and copies of them."""
+    decoder = load_decoder(folder)
+    decoder.embed_tokens.weight[token] = float("nan")
+    decoder.lm_head = torch.nn.Linear(1, 1, bias=False)  # the head is not the poisoned embedding
+    decoder.lm_head.weight = load_decoder(folder).embed_tokens.weight
+    parameters = list(add_lora(decoder, LoraConfig(rank=2)).values())
+    return decoder, parameters, [p.clone() for p in parameters]
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update(tiny_folder):
+    """The step, the learning rate and the one example that does it are named; the other examples are not."""
+    rows = examples(8)
+    rows[5].ids[0] = 299
+    decoder, parameters, before = broken(tiny_folder, 299)
+    config = LoopConfig(examples_per_step=2, lr=2e-4, schedule="constant", warmup=0)
+    number = next(n for n, s in enumerate(steps([1] * 8, config), 1) if 5 in s.examples)
+    reports = []
+    with pytest.raises(ValueError) as stopped:
+        train(decoder, parameters, rows, config, reports.append, where="d.jsonl:{}".format)
+    assert str(stopped.value) == (
+        f"step {number}: the loss is nan and the norm of its gradient nan at learning rate 0.0002, so the update was "
+        "not applied; look at d.jsonl:5, whose loss alone is not finite, or lower --lr"
+    )
+    assert len(reports) == number - 1
+    assert all(p.isfinite().all() and p.grad is None for p in parameters)
+    assert any((a != b).any() for a, b in zip(parameters, before, strict=True)) == (number > 1)
+
+
+def test_weights_that_have_diverged(tiny_folder):
     decoder = load_decoder(tiny_folder)
     parameters = list(add_lora(decoder, LoraConfig(rank=2)).values())
-    with torch.no_grad():
-        parameters[1][0, 0] = float("nan")
-    before = [p.clone() for p in parameters]
-    with pytest.raises(ValueError, match=r"step 1: the loss is nan .* was not applied"):
+    parameters[1].data[0, 0] = float("inf")
+    with pytest.raises(ValueError, match=r"step 1: .* every example of the step .*: the weights have diverged; lower"):
         train(decoder, parameters, examples(4), LoopConfig())
-    assert all(
-        torch.equal(
-            a,
-            b,
-        )
-        or a.isnan().any()
-        for a, b in zip(parameters, before, strict=True)
-    )
     with pytest.raises(ValueError, match="no example left"):
         train(decoder, parameters, [], LoopConfig())
+
+
+def test_a_dropout_seed_knows_run_step_and_example(tiny_folder, monkeypatch):
+    """The seeds of a batch's documents are set before its loss, whatever the split, and taken away after the step."""
+    rows, seen = examples(6), {}
+
+    def noting(decoder, batch, divisor, real=loop.batch_loss):
+        for row, seed in zip(batch.rows, decoder.dropout_seeds, strict=True):
+            seen.setdefault(row, []).append(seed)
+        return real(decoder, batch, divisor)
+
+    monkeypatch.setattr(loop, "batch_loss", noting)
+    for micro in (1, 100):
+        decoder = load_decoder(tiny_folder)
+        parameters = list(add_lora(decoder, LoraConfig(rank=2)).values())
+        config = LoopConfig(epochs=2, examples_per_step=4, micro_tokens=micro, seed=7)
+        train(decoder, parameters, rows, config, lambda _r: None)
+        assert decoder.dropout_seeds is None
+    for row, seeds in seen.items():
+        steps_ = [n for n, s in enumerate(steps([len(e.ids) for e in rows], config), 1) if row in s.examples]
+        assert seeds == [dropout_seed(7, n, row) for n in steps_] * 2
+    assert len({dropout_seed(*x) for x in ((7, 1, 1), (8, 1, 1), (7, 2, 1), (7, 1, 2))}) == 4
+    assert 0 <= dropout_seed(7, 1, 1) < 2**31
 
 
 def test_schedules():

@@ -132,6 +132,7 @@ def test_a_fault_at_every_write_and_step(train, tmp_path, monkeypatch, capsys):
         if not finished(run):
             train(run.name)
         assert outcome(run) == wanted, at
+        assert not [*run.glob(".*"), *run.glob("state/.*")], at
         shutil.rmtree(run)
 
 
@@ -241,6 +242,17 @@ def test_a_finished_run_is_not_run_over(train, tmp_path, capsys):
     assert "has finished already" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"no run.json"):
         run_training(TrainConfig(resume=tmp_path))
+
+
+def test_full_fine_tuning_goes_on_too(train, tmp_path, monkeypatch):
+    train("whole", full=True, epochs=2.0)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Faults(patch, 70)
+        train("run", full=True, epochs=2.0)
+    assert checkpoint.list_states(tmp_path / "run" / "state")
+    train("run", full=True, epochs=2.0)
+    whole, run = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "run"))
+    assert whole == run
 
 
 def test_one_process_at_a_time(train, tmp_path):

@@ -1,0 +1,55 @@
+"""What the tests of a step share: small examples, and an optimizer that notes the gradient and changes nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.weights import load_decoder
+from ptst.text.encode import Encoded
+from ptst.training.loop import LoopConfig, train
+from ptst.training.parallel import ALONE, World
+
+
+def examples(count: int, longest: int = 10) -> list[Encoded]:
+    generator = torch.Generator().manual_seed(2)
+    out = []
+    for n in range(count):
+        ids = torch.randint(3, 290, (5 + n % (longest - 4),), generator=generator).tolist()
+        out.append(Encoded(ids, [i >= 1 + n % 3 for i in range(len(ids))], row=n))
+    return out
+
+
+class Recorder:
+    """In an optimizer's place: notes each step's gradient."""
+
+    def __init__(self, parameters: list):
+        self.param_groups = [{"params": parameters}]
+        self.gradients: list[Tensor] = []
+
+    def step(self) -> None:
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for p in self.param_groups[0]["params"]:
+            p.grad = None
+
+
+def gradients(
+    folder, rows, dtype, world: World = ALONE, full: bool = False, dropout: float = 0.0, **config
+) -> list[Tensor]:
+    """The gradient of every step of an epoch, in one vector each. B is not zero, so that A has a gradient, too."""
+    decoder = load_decoder(folder, dtype)
+    if full:
+        parameters = list(decoder.requires_grad_(True).parameters())
+    else:
+        named = add_lora(decoder, LoraConfig(rank=2, alpha=4, dropout=dropout))
+        parameters = list(named.values())
+        generator = torch.Generator().manual_seed(1)
+        for name, p in named.items():
+            if name.endswith("lora_B"):
+                p.data.normal_(0, 0.1, generator=generator)
+    recorder = Recorder(parameters)
+    train(decoder, parameters, rows, LoopConfig(clip=0, **config), optimizer=recorder, world=world)
+    return recorder.gradients

@@ -1,0 +1,198 @@
+"""A run's other promises: looking changes nothing, mixing is counted, recipes and figures are what they say."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections import Counter
+from dataclasses import fields, replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ptst.data.mix import parse_mix
+from ptst.model.config import DecoderConfig
+from ptst.train import RecipeName, TrainConfig, defaults, run_training
+from ptst.training import loop, recipes
+from ptst.training.metrics import model_flops
+
+CONFIG = TrainConfig(data="word-problems:6", val_data="word-problems:3", examples_per_step=2, rank=2)
+SAFETY = [{"instruction": f"Improper {n}", "output": f"No, {n} times no."} for n in range(5)]
+
+
+def read(run, name: str) -> list[dict]:
+    return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def test_looking_changes_nothing(tiny_folder, tmp_path):
+    """Held-out loss and answers at every step, dropout on: the weights are those of a run that never looked."""
+    config = replace(CONFIG, model=str(tiny_folder), dropout=0.2)
+    run_training(replace(config, out=tmp_path / "blind"))
+    torch.manual_seed(5)
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    run_training(replace(config, out=tmp_path / "seeing", eval_every=1))
+    assert torch.rand(1) == drawn
+    blind, seeing = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("blind", "seeing"))
+    assert all(torch.equal(blind[k], seeing[k]) for k in blind)
+    rows = read(tmp_path / "seeing", "metrics.jsonl")
+    assert [(r["kind"], r["step"]) for r in rows] == [
+        *[("eval", 0), ("step", 1), ("eval", 1), ("step", 2), ("eval", 2), ("step", 3), ("eval", 3)]
+    ]
+    samples = read(tmp_path / "seeing", "samples.jsonl")
+    assert Counter(s["step"] for s in samples) == {0: 3, 1: 3, 2: 3, 3: 3}
+    assert samples[0].keys() == {"step", "source", "prompt", "answer", "cut"}
+    assert samples[0]["prompt"].startswith("<|im_start|>user\nQuestion: ") and samples[0]["source"].endswith(":1")
+    evals = [r["held_out_loss"] for r in rows if r["kind"] == "eval"]
+    assert evals[-1] < evals[0]
+
+
+def test_the_step_row(tiny_folder, tmp_path):
+    run_training(replace(CONFIG, model=str(tiny_folder), out=tmp_path / "run"))
+    row = next(r for r in read(tmp_path / "run", "metrics.jsonl") if r["kind"] == "step")
+    assert row.keys() == {
+        *("kind", "step", "total", "epoch", "loss", "lr", "grad_norm", "examples", "tokens", "trained_tokens", "time")
+    }
+    assert row["time"].keys() == {"seconds", "tokens_per_second", "mfu", "peak_memory", "eta"}
+    assert row["time"]["peak_memory"] > 2**20
+    assert row["time"]["mfu"] is None or torch.cuda.is_available()
+
+
+def test_mixed_data_are_trained_and_counted(tiny_folder, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "safety.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in SAFETY))
+    seen = Counter()
+    real = loop.to_batch
+    monkeypatch.setattr(loop, "to_batch", lambda chosen: seen.update(e.row for e in chosen) or real(chosen))
+    config = replace(CONFIG, model=str(tiny_folder), epochs=2.0, mix=(f"{path}:1",), out=tmp_path / "run")
+    result = run_training(config)
+    assert seen == dict.fromkeys(range(6), 2) | dict.fromkeys(range(6, 11), 1)
+    assert result["steps"] == 9  # 8 or 9 examples in each of two epochs, two a step
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert [(m["name"], m["epochs"], m["examples"], m["rows"]) for m in record["mix"]] == [(str(path), 1.0, 5, 5)]
+    assert record["data"]["examples"] == 6
+    assert f"{path}, 1 epochs: 5 examples" in " ".join(capsys.readouterr().err.split())
+
+
+def test_mixed_data_stand_under_the_same_template(tiny_folder, tmp_path, monkeypatch):
+    path = tmp_path / "safety.jsonl"
+    path.write_text(json.dumps(SAFETY[0]) + "\n")
+    kept = []
+    monkeypatch.setattr("ptst.train.fit", lambda *args, **_: kept.append(args[2]) or sys.exit())
+    with pytest.raises(SystemExit):
+        run_training(replace(CONFIG, model=str(tiny_folder), mix=(f"{path}:1",), out=tmp_path / "run"))
+    from ptst.text.tokenizer import load_tokenizer
+
+    text = load_tokenizer(tiny_folder).decode(kept[0].examples[-1].ids)
+    assert text == (
+        "<|im_start|>user\nQuestion: Improper 0<|im_end|>\n<|im_start|>assistant\nNo, 0 times no.<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["safety.jsonl", "safety.jsonl:", ":1", "safety.jsonl:0", "a:-1", "a:nan", "a:inf"])
+def test_mixes_that_mean_nothing(text):
+    with pytest.raises(ValueError, match=r"write the data, a colon and its epochs, as in safety.jsonl:1"):
+        parse_mix(text)
+    assert parse_mix("word-problems:800:0.5") == ("word-problems:800", 0.5)
+
+
+@pytest.mark.parametrize("name", recipes.RECIPES)
+def test_every_recipe_is_a_set_of_flags_with_origins(name):
+    given = defaults(["--recipe", name, "--lr", "3"])
+    config = given["default"]
+    config.check()
+    assert config.recipe == name
+    assert (config.rank, config.alpha, config.dropout, config.target_modules) == (8, 32.0, 0.05, ("q_proj", "v_proj"))
+    assert (config.examples_per_step, config.weight_decay, config.warmup, config.clip) == (32, 0, 0, 0)
+    for flag, (value, origin) in recipes.find_recipe(name).items():
+        assert flag in {f.name for f in fields(TrainConfig)}
+        assert origin.partition(",")[0].partition(":")[0] in (recipes.PAPER, recipes.DEFAULT, recipes.OURS)
+        typed = f"--no-{flag}" if value is False else f"--{flag.replace('_', '-')} "
+        assert typed in given["description"] and origin in given["description"]
+        assert type(value) is type(getattr(TrainConfig(), flag)) or getattr(TrainConfig(), flag) is None
+
+
+def test_recipes_are_the_papers():
+    """Learning rates, epochs and schedules of sections 3.1, 3.2, 4.1 and F.1."""
+    stated = {
+        "llama2-gsm8k": (1e-4, 6.0, "step"),
+        "llama2-gsm8k-safety": (1e-4, 6.0, "step"),
+        "llama2-chatdoctor": (2e-5, 3.0, "cosine"),
+        "llama2-openorca": (2e-5, 1.0, "step"),
+        "mistral-gsm8k": (1e-4, 6.0, "step"),
+    }
+    assert set(stated) == set(recipes.RECIPES) == set(RecipeName.__args__)
+    for name, wanted in stated.items():
+        values = recipes.values(name)
+        assert (values["lr"], values["epochs"], values["schedule"]) == wanted
+    (mixed,) = recipes.values("llama2-gsm8k-safety")["mix"]
+    assert parse_mix(mixed)[1] == 1.0
+
+
+def test_a_recipe_in_run_json(tiny_folder, tmp_path):
+    """Flags that were given win, and it is told."""
+    values = recipes.values("llama2-gsm8k") | {"model": str(tiny_folder), "data": "word-problems:4", "max_steps": 1}
+    run_training(replace(TrainConfig(), recipe="llama2-gsm8k", out=tmp_path / "run", **values))
+    recipe = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
+    assert recipe["lr"] == {"value": 1e-4, "origin": "paper, section 3.1"}
+    assert recipe["rank"] == {"value": 8, "origin": "llama-recipes default"}
+    assert recipe["data"] == {"value": "word-problems:4", "origin": "flag (the recipe has gsm8k)"}
+
+
+def test_model_flops_by_the_book():
+    """Llama-2-7B at 4,096 tokens: 26.4 GFLOP a token in products (head on every token), 3.75 in attention."""
+    shape = DecoderConfig.from_dict(
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "hidden_size": 4096,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "vocab_size": 32000,
+        }
+    )
+    whole = model_flops(shape, [4096], 4096, full=False)
+    assert whole / 4096 == pytest.approx(30.2e9, rel=2e-3)
+    assert whole - model_flops(shape, [4096], 0, full=False) == 4 * 4096 * 32000 * 4096
+    narrow = model_flops(replace(shape, sliding_window=1), [4096], 0, full=False)
+    assert narrow == pytest.approx(4096 * (4 * 32 * (4 * 4096**2 + 3 * 4096 * 11008) + 3.5 * 32 * 4 * 4096))
+    assert model_flops(shape, [100], 0, full=True) > 1.4 * model_flops(shape, [100], 0, full=False)
+
+
+def test_tensorboard_is_asked_for_at_the_start(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
+        TrainConfig(tensorboard=True).check()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        *(("lr", value, "--lr is .*; it must be above 0") for value in (0, -1e-4, math.nan, math.inf)),
+        ("epochs", 0, "--epochs is 0; it must be above 0"),
+        *((name, 0, "is 0; it must be at least 1") for name in ("micro_tokens", "save_every", "keep", "eval_every")),
+        ("max_steps", 0, "--max-steps is 0; it must be at least 1"),
+        ("dropout", 1.0, "--dropout is 1.0; it must be at least 0 and below 1"),
+        ("mix", ("x",), "--mix x: write the data"),
+    ],
+)
+def test_values_that_cannot_be_meant(flag, value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(TrainConfig(), **{flag: value}).check()
+
+
+def test_a_micro_batch_shorter_than_the_longest_example(tiny_folder, tmp_path):
+    config = replace(CONFIG, model=str(tiny_folder), micro_tokens=200)
+    with pytest.raises(
+        ValueError, match=r"train:\d: \d+ tokens are more than the 200 that --micro-tokens, .* of 6; rai"
+    ):
+        run_training(replace(config, out=tmp_path / "stop"))
+    dropped = run_training(replace(config, too_long="drop", out=tmp_path / "drop"))
+    cut = run_training(replace(config, too_long="cut", out=tmp_path / "cut"))
+    assert dropped["dropped"] == cut["cut"] > 0
+    assert dropped["examples"] == 6 - dropped["dropped"] and cut["examples"] + cut["untrained"] == 6
