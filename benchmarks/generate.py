@@ -155,7 +155,9 @@ def compare_speed(args: argparse.Namespace) -> dict:
     else:
         run("many", "llama.cpp", "Q4", {**many, "gguf": str(gguf), "batch_size": 16})
         run("one", "llama.cpp", "Q4", {**one, "gguf": str(gguf)})
-    floors = {d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")}
+    floors = {
+        d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")
+    }
     best = {}
     for case in ("many", "one"):
         for who in ("ptst", "transformers", "llama.cpp"):

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from kernels.dispatch import check_alike
 
@@ -111,7 +110,8 @@ def blocks_attention(q_RHD: Tensor, k_BKPD: Tensor, v_BKPD: Tensor, plan: BlockP
     weights_RHNP = weights_RHL.view(R, H, N, P)
     weights_BKGP = weights_RHL.view(R * H * N, P).index_select(0, plan.weights_at).view(B, K, H // K, P)
     out_BE = (weights_BKGP @ v_BKPD[:B]).view(B, H * D)
-    out_RHD = embedding_bag(plan.table_RN, out_BE, mode="sum", padding_idx=0).view(R, H, D)
+    out_BE[0] = 0
+    out_RHD = out_BE.index_select(0, plan.table_RN.view(-1)).view(R, N, H, D).sum(1)
     for rows_M, blocks_n in plan.groups:
         n = len(blocks_n)
         v_KLD = v_BKPD.index_select(0, blocks_n).transpose(0, 1).reshape(K, n * P, D)

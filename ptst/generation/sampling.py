@@ -93,8 +93,8 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step
         short = min(V, _SHORT)
         held_M1 = p_MV.topk(short, dim=-1).values.double().sum(-1, keepdim=True)
-        if bool(((held_M1 < top_p_M1 * 1.0000001) & (top_k_M1 > short)).any()):
-            short = V
+        enough_M1 = torch.where(top_k_M1 < V, top_k_M1 <= short, held_M1 > top_p_M1)
+        short = short if bool(enough_M1.all()) else V
     sorted_MS = p_MV.topk(short, dim=-1).values.double()
     among_MS = torch.arange(short, device=p_MV.device) < top_k_M1
     sorted_MS = sorted_MS * among_MS

@@ -233,7 +233,10 @@ def test_mistakes(decoder):
     engine = Engine(decoder, {2}, max_batch=2, max_length=64, kv_memory=1 << 16)
     for request, told in (
         (Request([], Sampling(1), 3), "request 3: the prompt has no tokens"),
-        (Request([5] * 2040, Sampling(9), 3), "request 3: a prompt of 2040 tokens and 9 new ones exceed the model's 2048"),
+        (
+            Request([5] * 2040, Sampling(9), 3),
+            "request 3: a prompt of 2040 tokens and 9 new ones exceed the model's 2048",
+        ),
         (Request([5, 300], Sampling(9), 3), r"token 300 is outside 0\.\.299"),
         (Request([5] * 300, Sampling(9), 3), "raise --kv-memory to"),
         (Request([5], Sampling(9), 3, "nobody"), "no adapter 'nobody'"),
