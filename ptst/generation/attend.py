@@ -18,6 +18,7 @@ from kernels.attention import causal_mask, packed_attention
 from kernels.attention_blocks import blocks_attention, plan_blocks
 from kernels.attention_decode import decode_attention
 from ptst.generation.cache import BLOCK, BlockList, Cache
+from ptst.generation.device import send
 from ptst.model.config import DecoderConfig
 
 
@@ -44,8 +45,8 @@ class StepAttention:
             blocks, lengths = [b.blocks for b, _ in decoding], [n for _, n in decoding]
             if self.on_gpu:
                 self.longest = max(lengths)
-                self.lengths_R = torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True)
-                self.table_RN = block_table(blocks).to(device, non_blocking=True)
+                self.lengths_R = send(lengths, device, torch.int32)
+                self.table_RN = send(block_table(blocks), device)
             else:
                 shared = [b.shared for b, _ in decoding]
                 H, dtype, window = config.num_heads, cache.store.dtype, config.sliding_window
@@ -72,7 +73,7 @@ class StepAttention:
                 j_L = torch.arange(start, end)
                 parts.append(torch.tensor(blocks)[j_L // BLOCK] * (K * BLOCK) + j_L % BLOCK)
         first_L = torch.cat(parts)
-        return (first_L[:, None] + torch.arange(K) * BLOCK).to(device, non_blocking=True)
+        return send(first_L[:, None] + torch.arange(K) * BLOCK, device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
         keys, values = self.cache.layer(layer)

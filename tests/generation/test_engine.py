@@ -207,7 +207,7 @@ def test_requests_that_come_and_go_leave_nothing_behind(decoder):
         assert stored.users == 0
         engine.cache.forget(stored)
     assert engine.cache.used == engine.cache._promised == 0
-    assert sorted(engine._free_slots) == list(range(32))
+    assert sorted(engine._schedule.free_slots) == list(range(32))
     assert engine.statistics.blocks_peak <= engine.cache.blocks == 59
 
 
