@@ -60,6 +60,9 @@ class Cache:
         shape = (config.num_layers, 2, blocks + 1, config.num_kv_heads, BLOCK, config.head_dim)
         # Zeros, not whatever was in memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
         self.store = torch.zeros(shape, dtype=dtype, device=device)
+        # (keys, values) of each layer, (B, K, P, D) and once more as rows (B K P, D).
+        self.layers = [(keys, values) for keys, values in self.store]
+        self.rows = [tuple(x.view(-1, config.head_dim) for x in layer) for layer in self.layers]
         self.blocks = blocks
         self._free = list(range(1, blocks + 1))  # a heap
         self._references = [0] * (blocks + 1)
@@ -80,10 +83,6 @@ class Cache:
     def highest(self) -> int:
         """One more than the highest block in use."""
         return next((b + 1 for b in range(self.blocks, 0, -1) if self._references[b]), 1)
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """(keys, values) of a layer, (B, K, P, D) each."""
-        return self.store[index, 0], self.store[index, 1]
 
     # Beginnings that are stored
 

@@ -9,7 +9,7 @@ number, guessed or not.
 
 from __future__ import annotations
 
-DRAFT = 4  # tokens guessed at most
+DRAFT = 3  # tokens guessed at most
 LONGEST = 3  # tokens of the end that are looked up, fewer if they stand nowhere else
 
 

@@ -68,7 +68,7 @@ class Forward:
 
     def _product(self, w_OI: Tensor) -> Callable[[Tensor], Tensor]:
         if w_OI.dtype == self.dtype:
-            return lambda x_TI: torch.nn.functional.linear(x_TI, w_OI)
+            return lambda x_TI: linear(x_TI, w_OI)
         return half_width_product(w_OI)
 
     def __call__(
@@ -150,6 +150,13 @@ def join(weights: Sequence[Tensor]) -> Tensor:
     for w, part in zip(weights, whole_OI.split(rows), strict=True):
         w.data = part
     return whole_OI
+
+
+def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:
+    """x W^T. On a CPU, for two to six rows, as (W x^T)^T, which the library does half as fast again."""
+    if x_TI.is_cuda or not 2 <= x_TI.shape[0] <= 6:
+        return torch.nn.functional.linear(x_TI, w_OI)
+    return (w_OI @ x_TI.t()).t().contiguous()
 
 
 def half_width_product(w_OI: Tensor) -> Callable[[Tensor], Tensor]:

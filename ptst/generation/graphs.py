@@ -30,12 +30,13 @@ class _Attention(StepAttention):
 
     def __init__(self, cache: Cache, forward: Forward, positions_R: Tensor, table_RN: Tensor):
         self.cache, self.config, self.on_gpu = cache, forward.config, True
-        self.num_decoding, self.read_LK = len(positions_R), None
+        self.num_decoding, self.read_N = len(positions_R), None
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK
         block_R1 = table_RN.gather(1, (positions_R // BLOCK)[:, None].long())
         heads_K = torch.arange(self.config.num_kv_heads, device=positions_R.device)
-        self.written_TK = (block_R1 * self.config.num_kv_heads + heads_K) * BLOCK + (positions_R % BLOCK)[:, None]
+        written_RK = (block_R1 * self.config.num_kv_heads + heads_K) * BLOCK + (positions_R % BLOCK)[:, None]
+        self.written_N = written_RK.flatten()
 
 
 @dataclass
