@@ -6,7 +6,7 @@
 
 Each run is a process of its own on one thread, ours and the peers' by turns; CPU time is of the answering alone
 (loading is not counted; making the cache, sharing beginnings and packing weights is). The peer gets left padding,
-scaled-dot-product attention, prompts sorted by length, and the batch size and dtype that are best for it of those tried.
+scaled-dot-product attention, prompts sorted by length, and the batch size and dtype that are best of those tried.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def ours(job: dict) -> dict:
     stop_ids = set(job["stop_ids"])
     generate(decoder, job["prompts"][:1], stop_ids, Sampling(2), 1)
     used, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    answers = generate(decoder, job["prompts"], stop_ids, Sampling(job["new_tokens"]), job["batch_size"], share=job.get("share", True))
+    sampling, share = Sampling(job["new_tokens"]), job.get("share", True)
+    answers = generate(decoder, job["prompts"], stop_ids, sampling, job["batch_size"], share=share)
     now = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,

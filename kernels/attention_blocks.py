@@ -32,14 +32,15 @@ class BlockPlan:
 
     `table_RN`: a request's own blocks at their places in its list, 0 where it has none or where the block is shared.
     `owner_B`: whose block it is (any request for a block that is nobody's). `groups`: (rows (M,), shared blocks (n,))
-    for the requests whose lists begin with these blocks. `bias_RL`: -inf at the places of its N P that a request does not
-    see, else 0.
+    for the requests whose lists begin with these blocks. `bias_RL`: -inf at the places of its N P that a request does
+    not see, else 0. `scores_at` (R H N,): which rows of the blocks' scores (B H,) make up the requests'; `weights_at`
+    (B H,): the way back.
     """
 
     table_RN: Tensor
     owner_B: Tensor
-    scores_at: Tensor  # (R H N,): which rows of the blocks' scores make up the requests'
-    weights_at: Tensor  # (B H,): the way back
+    scores_at: Tensor
+    weights_at: Tensor
     bias_RL: Tensor
     groups: tuple[tuple[Tensor | slice, Tensor], ...]
 

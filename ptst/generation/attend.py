@@ -38,12 +38,11 @@ class StepAttention:
     ):
         self.cache, self.config, self.num_decoding = cache, config, len(decoding)
         device = cache.store.device
-        self.on_gpu = device.type == "cuda"
         written = [(b.blocks, n - 1, n) for b, n in decoding] + [(b.blocks, s, s + n) for b, s, n in reading]
         self.written_N = self._places(written, device)
         if decoding:
             blocks, lengths = [b.blocks for b, _ in decoding], [n for _, n in decoding]
-            if self.on_gpu:
+            if cache.on_gpu:
                 self.longest = max(lengths)
                 self.lengths_R = send(lengths, device, torch.int32)
                 self.table_RN = send(block_table(blocks), device)
@@ -58,7 +57,7 @@ class StepAttention:
             for _, start, n in reading:
                 self.cu_q.append(self.cu_q[-1] + n)
                 self.cu_k.append(self.cu_k[-1] + start + n)
-            if not self.on_gpu:
+            if not cache.on_gpu:
                 G = config.num_heads // config.num_kv_heads
                 self.masks = [causal_mask(n, s + n, config.sliding_window).repeat(G, 1) for _, s, n in reading]
 
@@ -88,7 +87,7 @@ class StepAttention:
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _decode(self, q_RHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if not self.on_gpu:
+        if not self.cache.on_gpu:
             return blocks_attention(q_RHD, keys, values, self.plan)
         views = (x.transpose(1, 2) for x in (keys, values))
         window = self.config.sliding_window
@@ -97,7 +96,7 @@ class StepAttention:
         )
 
     def _read(self, q_THD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
-        if self.on_gpu:
+        if self.cache.on_gpu:
             window = self.config.sliding_window
             return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim

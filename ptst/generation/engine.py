@@ -22,12 +22,12 @@ from torch import Tensor
 
 from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
-from ptst.generation.cache import Cache, blocks_for
+from ptst.generation.cache import Cache, blocks_for, common
 from ptst.generation.device import Fetch, send
 from ptst.generation.draft import DRAFT, draft
 from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
-from ptst.generation.memory import plan_memory
+from ptst.generation.memory import plan_memory, workspace_bytes
 from ptst.generation.request import Completion, Event, Request, Statistics
 from ptst.generation.sampling import draw, log_probabilities
 from ptst.generation.schedule import Run, Scheduler
@@ -42,7 +42,7 @@ class Engine:
     `decode(prompt ids, answer ids)` gives an answer's text: needed for stop strings, and with `stream` for the text of
     events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be
     expected (left out: the model's context); the memory is planned for it, longer requests are not refused. `share`
-    may be turned off to compute every prompt in full. Raises ValueError for values that cannot be meant.
+    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted. Raises ValueError for values that cannot be meant.
     """
 
     def __init__(
@@ -75,6 +75,8 @@ class Engine:
         length = min(max_length or self.config.max_positions, self.config.max_positions)
         blocks = plan_memory(self.config, dtype, device, self.max_batch, length, kv_memory)
         self.cache = Cache(self.config, blocks, dtype, device)
+        work = workspace_bytes(self.config, dtype, prefill_tokens + self.max_batch, self.max_batch)
+        self.planned_bytes = self.cache.bytes_for(blocks) + work
         self.statistics = Statistics(blocks=blocks)
         self._schedule = Scheduler(self.cache, self.max_batch, share, self.statistics)
         self._ids: set[str | int] = set()
@@ -166,8 +168,8 @@ class Engine:
         on_done: Callable[[str | int, Completion], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        """Answer requests, which are taken from the iterable only a batch or two ahead. One that cannot be answered gets
-        a completion with `reason` error; the others go on."""
+        """Answer requests, which are taken from the iterable only a batch or two ahead. One that cannot be answered
+        gets a completion with `reason` error; the others go on."""
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
             while source is not None and self.waiting < 2 * self.max_batch:
@@ -196,7 +198,7 @@ class Engine:
             rows = [(run, 1 + len(guesses))]
         for run, n in rows:
             self.cache.grow(run.blocks, run.computed + n)
-        if self.forward.device.type == "cpu" and self.cache.highest > 1.25 * self.cache.used + 8:
+        if not self.cache.on_gpu and self.cache.highest > 1.25 * self.cache.used + 8:
             self.cache.compact([r.blocks for r in self._schedule.running])
         decoding = [run for run, _ in rows if run.decoding]
         asking, logits_NV = self._graph_step(decoding) if len(decoding) == len(rows) else (None, None)
@@ -271,9 +273,7 @@ class Engine:
         logprobs_N = log_probabilities(logits_NV, tokens_N) if any(s.logprobs for s in samplings) else None
         if guesses:
             # The first token that is not as guessed is the last that counts.
-            right = next(
-                (i for i, (g, t) in enumerate(zip(guesses, tokens_N.tolist(), strict=False)) if g != t), len(guesses)
-            )
+            right = common(guesses, tokens_N.tolist())
             run, wrong = asking[0], len(guesses) - right
             run.launched -= wrong
             run.computed -= wrong

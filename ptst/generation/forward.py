@@ -7,7 +7,8 @@ On a CPU a bfloat16 (or float16) model is computed in float32, with weights that
 are widened inside the product: there is no bfloat16 arithmetic in most CPUs, and reading the weights is what decoding
 a few answers costs.
 
-Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocabulary.
+Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
+vocabulary; I and O a projection's input and output.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Forward:
 
 
 def _norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
-    """RMSNorm; on a CPU in five operations, where torch's own takes twelve and their launches cost more than the sums."""
+    """RMSNorm; on a CPU in five operations: torch's own takes twelve, whose launches cost more than the sums."""
     if x_TE.is_cuda:
         return rms_norm(x_TE, weight_E, eps)
     size_T1 = torch.linalg.vector_norm(x_TE, dim=1, keepdim=True)
@@ -162,9 +163,9 @@ def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:
 def half_width_product(w_OI: Tensor) -> Callable[[Tensor], Tensor]:
     """x (T, I) in float32 -> x W^T in float32, over a 16-bit weight, on a CPU.
 
-    FBGEMM's product over packed float16 weights; they are widened in registers. bfloat16 weights go into float16 exactly
-    but for those below 2^-17 (an error of 2^-25 at most); where one is too large for float16, and where torch has no
-    FBGEMM, the weight is widened once and for all.
+    FBGEMM's product over packed float16 weights; they are widened in registers. bfloat16 weights go into float16
+    exactly but for those below 2^-17 (an error of 2^-25 at most); where one is too large for float16, and where torch
+    has no FBGEMM, the weight is widened once and for all.
     """
     packed = None
     if FBGEMM and float(w_OI.abs().max()) < 65504:

@@ -29,7 +29,7 @@ class _Attention(StepAttention):
     """As a step's, from tensors whose values are read when the graph runs."""
 
     def __init__(self, cache: Cache, forward: Forward, positions_R: Tensor, table_RN: Tensor):
-        self.cache, self.config, self.on_gpu = cache, forward.config, True
+        self.cache, self.config = cache, forward.config
         self.num_decoding, self.read_N = len(positions_R), None
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK
@@ -70,25 +70,26 @@ class DecodeGraphs:
         captured.graph.replay()
         return captured.logits_RV[:R]
 
+    def _step(self, inputs: Tensor, adapter: str | None) -> Tensor:
+        """Logits (R, V) of rows of (slot, position, blocks)."""
+        positions_R = inputs[:, 1]
+        attend = _Attention(self.cache, self.forward, positions_R, inputs[:, 2:])
+        tokens_R = self.newest[inputs[:, 0]].clamp(min=0)
+        return self.forward.logits(self.forward(tokens_R, positions_R, attend, [(adapter, None)]))
+
     def _capture(self, size: int, adapter: str | None) -> _Captured:
         inputs = torch.zeros(size, 2 + self.width, dtype=torch.int32, device=self.forward.device)
         inputs[:, 0] = len(self.newest) - 1
-
-        def step() -> Tensor:
-            positions_R = inputs[:, 1]
-            attend = _Attention(self.cache, self.forward, positions_R, inputs[:, 2:])
-            tokens_R = self.newest[inputs[:, 0]].clamp(min=0)
-            return self.forward.logits(self.forward(tokens_R, positions_R, attend, [(adapter, None)]))
 
         # Once beforehand, on another stream: kernels are compiled and workspaces made outside the capture.
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            step()
+            self._step(inputs, adapter)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits_RV = step()
+            logits_RV = self._step(inputs, adapter)
         self._pool = graph.pool()
         captured = self._captured[size, adapter] = _Captured(graph, inputs, logits_RV)
         return captured
