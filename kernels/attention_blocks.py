@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from kernels.dispatch import check_alike
 
@@ -33,14 +32,15 @@ class BlockPlan:
 
     `table_RN`: a request's own blocks at their places in its list, 0 where it has none or where the block is shared.
     `owner_B`: whose block it is (any request for a block that is nobody's). `groups`: (rows (M,), shared blocks (n,))
-    for the requests whose lists begin with these blocks. `bias_RL`: -inf at the places of its N P that a request does not
-    see, else 0.
+    for the requests whose lists begin with these blocks. `bias_RL`: -inf at the places of its N P that a request does
+    not see, else 0. `scores_at` (R H N,): which rows of the blocks' scores (B H,) make up the requests'; `weights_at`
+    (B H,): the way back.
     """
 
     table_RN: Tensor
     owner_B: Tensor
-    scores_at: Tensor  # (R H N,): which rows of the blocks' scores make up the requests'
-    weights_at: Tensor  # (B H,): the way back
+    scores_at: Tensor
+    weights_at: Tensor
     bias_RL: Tensor
     groups: tuple[tuple[Tensor | slice, Tensor], ...]
 
@@ -111,7 +111,8 @@ def blocks_attention(q_RHD: Tensor, k_BKPD: Tensor, v_BKPD: Tensor, plan: BlockP
     weights_RHNP = weights_RHL.view(R, H, N, P)
     weights_BKGP = weights_RHL.view(R * H * N, P).index_select(0, plan.weights_at).view(B, K, H // K, P)
     out_BE = (weights_BKGP @ v_BKPD[:B]).view(B, H * D)
-    out_RHD = embedding_bag(plan.table_RN, out_BE, mode="sum", padding_idx=0).view(R, H, D)
+    out_BE[0] = 0
+    out_RHD = out_BE.index_select(0, plan.table_RN.view(-1)).view(R, N, H, D).sum(1)
     for rows_M, blocks_n in plan.groups:
         n = len(blocks_n)
         v_KLD = v_BKPD.index_select(0, blocks_n).transpose(0, 1).reshape(K, n * P, D)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ptst.model.decoder import Decoder
 from ptst.model.linear import LoraLinear
 from ptst.model.lora import TARGETS, adapter_tensors, read_lora_config
-from ptst.model.weights import read_safetensors
 
 # Projections that read the same input, side by side: one product with the base, one with the adapters.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

@@ -18,6 +18,7 @@ from kernels.attention import causal_mask, packed_attention
 from kernels.attention_blocks import blocks_attention, plan_blocks
 from kernels.attention_decode import decode_attention
 from ptst.generation.cache import BLOCK, BlockList, Cache
+from ptst.generation.device import send
 from ptst.model.config import DecoderConfig
 
 
@@ -37,32 +38,31 @@ class StepAttention:
     ):
         self.cache, self.config, self.num_decoding = cache, config, len(decoding)
         device = cache.store.device
-        self.on_gpu = device.type == "cuda"
         written = [(b.blocks, n - 1, n) for b, n in decoding] + [(b.blocks, s, s + n) for b, s, n in reading]
-        self.written_TK = self._places(written, device)
+        self.written_N = self._places(written, device)
         if decoding:
             blocks, lengths = [b.blocks for b, _ in decoding], [n for _, n in decoding]
-            if self.on_gpu:
+            if cache.on_gpu:
                 self.longest = max(lengths)
-                self.lengths_R = torch.tensor(lengths, dtype=torch.int32).to(device, non_blocking=True)
-                self.table_RN = block_table(blocks).to(device, non_blocking=True)
+                self.lengths_R = send(lengths, device, torch.int32)
+                self.table_RN = send(block_table(blocks), device)
             else:
                 shared = [b.shared for b, _ in decoding]
                 H, dtype, window = config.num_heads, cache.store.dtype, config.sliding_window
                 self.plan = plan_blocks(blocks, shared, lengths, H, BLOCK, dtype, window)
-        self.read_LK: Tensor | None = None
+        self.read_N: Tensor | None = None
         if reading:
-            self.read_LK = self._places([(b.blocks, 0, s + n) for b, s, n in reading], device)
+            self.read_N = self._places([(b.blocks, 0, s + n) for b, s, n in reading], device)
             self.cu_q, self.cu_k = [0], [0]
             for _, start, n in reading:
                 self.cu_q.append(self.cu_q[-1] + n)
                 self.cu_k.append(self.cu_k[-1] + start + n)
-            if not self.on_gpu:
+            if not cache.on_gpu:
                 G = config.num_heads // config.num_kv_heads
                 self.masks = [causal_mask(n, s + n, config.sliding_window).repeat(G, 1) for _, s, n in reading]
 
     def _places(self, spans: Sequence[tuple[list[int], int, int]], device: torch.device) -> Tensor:
-        """Rows (tokens, K) of the cache, seen as (B K P, D), for the tokens from `start` to `end` of each list."""
+        """Rows (tokens K,) of the cache, seen as (B K P, D), for the tokens from `start` to `end` of each list."""
         K = self.config.num_kv_heads
         parts = []
         for blocks, start, end in spans:
@@ -72,24 +72,22 @@ class StepAttention:
                 j_L = torch.arange(start, end)
                 parts.append(torch.tensor(blocks)[j_L // BLOCK] * (K * BLOCK) + j_L % BLOCK)
         first_L = torch.cat(parts)
-        return (first_L[:, None] + torch.arange(K) * BLOCK).to(device, non_blocking=True)
+        return send((first_L[:, None] + torch.arange(K) * BLOCK).flatten(), device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        keys, values = self.cache.layer(layer)
-        D = q_THD.shape[2]
-        flat = [x.view(-1, D) for x in (keys, values)]
-        for stored, new in zip(flat, (k_TKD, v_TKD), strict=True):
-            stored.index_copy_(0, self.written_TK.flatten(), new.reshape(-1, D))
+        D, (keys, values) = q_THD.shape[2], self.cache.rows[layer]
+        keys.index_copy_(0, self.written_N, k_TKD.reshape(-1, D))
+        values.index_copy_(0, self.written_N, v_TKD.reshape(-1, D))
         R, outs = self.num_decoding, []
         if R:
-            outs.append(self._decode(q_THD[:R], keys, values))
-        if self.read_LK is not None:
-            k_LKD, v_LKD = (x[self.read_LK] for x in flat)
+            outs.append(self._decode(q_THD[:R] if self.read_N is not None else q_THD, *self.cache.layers[layer]))
+        if self.read_N is not None:
+            k_LKD, v_LKD = (x.index_select(0, self.read_N).view(-1, *k_TKD.shape[1:]) for x in (keys, values))
             outs.append(self._read(q_THD[R:], k_LKD, v_LKD))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _decode(self, q_RHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if not self.on_gpu:
+        if not self.cache.on_gpu:
             return blocks_attention(q_RHD, keys, values, self.plan)
         views = (x.transpose(1, 2) for x in (keys, values))
         window = self.config.sliding_window
@@ -98,7 +96,7 @@ class StepAttention:
         )
 
     def _read(self, q_THD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
-        if self.on_gpu:
+        if self.cache.on_gpu:
             window = self.config.sliding_window
             return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim

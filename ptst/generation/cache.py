@@ -1,8 +1,8 @@
 """The key/value cache: one allocation, handed out in blocks of P tokens.
 
-Token j of a request lies at offset j % P of the j // P-th block of its list. Requests whose prompts begin alike point at
-the same whole blocks, counted by reference; the tokens behind the last whole one are copied. What a request may need at
-most is reserved when it is admitted, so that none runs out in the middle; blocks themselves are handed out when they
+Token j of a request lies at offset j % P of the j // P-th block of its list. Requests whose prompts begin alike point
+at the same whole blocks, counted by reference; the tokens behind the last whole one are copied. What a request may need
+at most is reserved when it is admitted, so that none runs out in the middle; blocks themselves are handed out when they
 are reached, the lowest free one first, so that the ones in use stay together at the front of the allocation.
 
 Block 0 is nobody's: padding points at it.
@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from ptst.model.config import DecoderConfig
 
@@ -60,6 +59,10 @@ class Cache:
         shape = (config.num_layers, 2, blocks + 1, config.num_kv_heads, BLOCK, config.head_dim)
         # Zeros, not whatever was in memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
         self.store = torch.zeros(shape, dtype=dtype, device=device)
+        # (keys, values) of each layer, (B, K, P, D) and once more as rows (B K P, D).
+        self.layers = [(keys, values) for keys, values in self.store]
+        self.rows = [tuple(x.view(-1, config.head_dim) for x in layer) for layer in self.layers]
+        self.on_gpu = device.type == "cuda"
         self.blocks = blocks
         self._free = list(range(1, blocks + 1))  # a heap
         self._references = [0] * (blocks + 1)
@@ -80,10 +83,6 @@ class Cache:
     def highest(self) -> int:
         """One more than the highest block in use."""
         return next((b + 1 for b in range(self.blocks, 0, -1) if self._references[b]), 1)
-
-    def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """(keys, values) of a layer, (B, K, P, D) each."""
-        return self.store[index, 0], self.store[index, 1]
 
     # Beginnings that are stored
 

@@ -1,17 +1,14 @@
 """The engine: requests enter as others finish, over one key/value cache.
 
-A step is one forward pass over a flat row: one token of every request that is being answered, and a piece of the prompts
-that are being read, at most `prefill_tokens` of them, so that a long prompt never holds the answers up. What several
-waiting prompts begin with is computed once and stored.
-
-A request is admitted when the most it may need is free (prompt and `max_new_tokens`), so none is ever thrown out again.
-Of the requests in view the longest goes first: the last ones to run are then short, and the batch stays full.
+A step is one forward pass over a flat row: one token of every request that is being answered, and a piece of the
+prompts that are being read, at most `prefill_tokens` of them, so that a long prompt never holds the answers up. A
+request is admitted when the most it may need is free (prompt and `max_new_tokens`), so none is ever thrown out again.
 
 On a GPU the host never waits for a token before it launches the next step: sampled tokens stay on the device, and what
 they were is looked at one step late. A request that turns out to have ended has then made one token too many, which is
-dropped.
+dropped. On a CPU tokens are looked at at once, and a request that is answered alone gets guesses (draft.py).
 
-Shapes: T rows of a step, R requests being answered, E hidden_size, V vocabulary.
+Shapes: T rows of a step, N of them with a token to draw, E hidden_size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,53 +16,23 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
-from ptst.generation.cache import BlockList, Cache, blocks_for, common
+from ptst.generation.cache import Cache, blocks_for, common
+from ptst.generation.device import Fetch, send
+from ptst.generation.draft import DRAFT, draft
 from ptst.generation.forward import Forward
-from ptst.generation.memory import plan_memory
+from ptst.generation.graphs import DecodeGraphs
+from ptst.generation.memory import plan_memory, workspace_bytes
 from ptst.generation.request import Completion, Event, Request, Statistics
 from ptst.generation.sampling import draw, log_probabilities
+from ptst.generation.schedule import Run, Scheduler
 from ptst.generation.stop import Decode, TextStream
 from ptst.model.decoder import Decoder
-
-SHORTEST_SHARED = 32  # a common beginning of fewer tokens is not worth storing
-PATIENCE = 64  # admissions that may pass a request for which there is not enough room; then all wait for it
-
-
-@dataclass(eq=False)
-class _Run:
-    """A request on its way, or (without a request) a common beginning that is computed to be stored."""
-
-    request: Request | None
-    prompt: list[int]
-    adapter: str | None
-    limit: int = 0  # new tokens at most
-    order: int = 0
-    passed: int = 0  # times a younger request was admitted before it
-    blocks: BlockList | None = None
-    slot: int = 0  # its place among the newest tokens on the device
-    computed: int = 0  # tokens whose keys and values are stored
-    launched: int = 0  # new tokens asked for
-    answer: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    stream: TextStream | None = None
-    ended: bool = False
-
-    def __post_init__(self) -> None:
-        if self.request is not None:
-            self.random = self.request.sampling.generator(self.request.id)
-            self.limit = self.request.sampling.max_new_tokens
-
-    @property
-    def decoding(self) -> bool:
-        return self.computed >= len(self.prompt)
 
 
 class Engine:
@@ -73,8 +40,9 @@ class Engine:
 
     `stop_ids` end an answer. `kv_memory` is what the cache may take, in bytes (left out: see `plan_memory`).
     `decode(prompt ids, answer ids)` gives an answer's text: needed for stop strings, and with `stream` for the text of
-    events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be expected
-    (left out: the model's context). `share` may be turned off to compute every prompt in full.
+    events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be
+    expected (left out: the model's context); the memory is planned for it, longer requests are not refused. `share`
+    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted. Raises ValueError for values that cannot be meant.
     """
 
     def __init__(
@@ -100,23 +68,24 @@ class Engine:
         if stream and decode is None:
             raise ValueError("streaming text needs `decode`, which turns ids into text")
         self.config, self.stop_ids = decoder.config, frozenset(stop_ids)
-        self.prefill_tokens, self.decode, self.stream, self.share = prefill_tokens, decode, stream, share
+        self.prefill_tokens, self.decode, self.stream = prefill_tokens, decode, stream
         self.forward = Forward(decoder, adapters)
         self.adapters = frozenset(adapters or ())
         dtype, device = self.forward.dtype, self.forward.device
         length = min(max_length or self.config.max_positions, self.config.max_positions)
-        self.cache = Cache(
-            self.config, plan_memory(self.config, dtype, device, self.max_batch, length, kv_memory), dtype, device
-        )
-        self.statistics = Statistics(blocks=self.cache.blocks)
-        self._waiting: deque[_Run] = deque()
-        self._running: list[_Run] = []
+        blocks = plan_memory(self.config, dtype, device, self.max_batch, length, kv_memory)
+        self.cache = Cache(self.config, blocks, dtype, device)
+        work = workspace_bytes(self.config, dtype, prefill_tokens + self.max_batch, self.max_batch)
+        self.planned_bytes = self.cache.bytes_for(blocks) + work
+        self.statistics = Statistics(blocks=blocks)
+        self._schedule = Scheduler(self.cache, self.max_batch, share, self.statistics)
         self._ids: set[str | int] = set()
-        self._arrived = 0
-        self._free_slots = list(range(self.max_batch))
-        self._newest = torch.zeros(self.max_batch + 1, dtype=torch.long, device=self.forward.device)
-        self._in_flight: deque[tuple[list[_Run], Tensor, Tensor | None, torch.cuda.Event | None]] = deque()
+        self._newest = torch.zeros(self.max_batch + 1, dtype=torch.long, device=device)
+        self._in_flight: deque[tuple[list[Run], Fetch]] = deque()
         self._late = 1 if on_gpu else 0  # steps after which tokens are looked at
+        self._graphs = (
+            DecodeGraphs(self.forward, self.cache, self._newest, self.config.max_positions) if on_gpu else None
+        )
         self._events: list[Event] = []
 
     # What comes in
@@ -152,27 +121,23 @@ class Engine:
         """Queue a request. Raises ValueError as `check`; the others go on."""
         self.check(request)
         self._ids.add(request.id)
-        self._arrived += 1
-        self._waiting.append(_Run(request, list(request.prompt), request.adapter, order=self._arrived))
+        self._schedule.add(request)
 
     def cancel(self, request_id: str | int) -> bool:
         """End a request where it stands; its completion comes with the next step. False if it is not here."""
-        for run in (*self._waiting, *self._running):
-            if run.request is not None and run.request.id == request_id:
-                if run.blocks is None:
-                    self._waiting.remove(run)
-                self._end(run, "cancelled")
-                return True
-        return False
+        run = self._schedule.find(request_id)
+        if run is not None:
+            self._end(run, "cancelled")
+        return run is not None
 
     @property
     def busy(self) -> bool:
         """Whether a further step would do something."""
-        return bool(self._waiting or self._running or self._in_flight or self._events)
+        return bool(self.waiting or self._schedule.running or self._in_flight or self._events)
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._schedule.waiting)
 
     # A step
 
@@ -180,8 +145,10 @@ class Engine:
     def step(self) -> list[Event]:
         """One forward pass; what is new since the last one."""
         began = time.perf_counter()
-        self._admit()
-        rows = self._rows()
+        for run in self._schedule.admit():
+            if self.decode is not None and (self.stream or run.request.sampling.stop_strings):
+                run.stream = TextStream(self.decode, run.prompt, run.request.sampling.stop_strings)
+        rows = self._schedule.rows(self.prefill_tokens)
         if rows:
             self._launch(rows)
         if self._in_flight and (len(self._in_flight) > self._late or not rows):
@@ -201,11 +168,11 @@ class Engine:
         on_done: Callable[[str | int, Completion], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
-        """Answer requests, which are taken from the iterable only a batch or two ahead. One that cannot be answered gets
-        a completion with `reason` error; the others go on."""
+        """Answer requests, which are taken from the iterable only a batch or two ahead. One that cannot be answered
+        gets a completion with `reason` error; the others go on."""
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
-            while source is not None and len(self._waiting) < 2 * self.max_batch:
+            while source is not None and self.waiting < 2 * self.max_batch:
                 request = next(source, None)
                 if request is None:
                     source = None
@@ -221,142 +188,70 @@ class Engine:
                 if on_done is not None and event.completion is not None:
                     on_done(event.id, event.completion)
 
-    # Admission
+    # A forward pass
 
-    def _admit(self) -> None:
-        """Give waiting requests their places: the longest first, where there is room for all it may need."""
-        if not self._waiting or not self._free_slots:
-            return
-        view = list(islice(self._waiting, 2 * self.max_batch))
-        stuck = next((r for r in view if r.passed > PATIENCE), None)
-        queue = [stuck] if stuck else sorted(view, key=lambda r: (-len(r.prompt) - r.limit, r.order))
-        passed: list[_Run] = []
-        for run in queue:
-            if not self._free_slots:
-                break
-            if self._held(run):
-                continue
-            stored, length = self.cache.match(run.prompt, run.adapter) if self.share else (None, 0)
-            if self.share and not stuck and self._store_beginning(run, length, view):
-                continue
-            blocks = self.cache.admit(len(run.prompt) + run.limit, stored, length)
-            if blocks is None and stored is not None and not self._running:
-                stored, length = None, 0  # even what is stored must give way
-                blocks = self.cache.admit(len(run.prompt) + run.limit)
-            if blocks is None:
-                passed.append(run)
-                continue
-            self._waiting.remove(run)
-            self._start(run, blocks, length)
-            self.statistics.saved_tokens += length
-            for other in passed:
-                other.passed += 1
-
-    def _start(self, run: _Run, blocks: BlockList, length: int) -> None:
-        run.blocks, run.computed = blocks, length
-        if run.request is not None:
-            run.slot = self._free_slots.pop()
-            if self.decode is not None and (self.stream or run.request.sampling.stop_strings):
-                run.stream = TextStream(self.decode, run.prompt, run.request.sampling.stop_strings)
-        self._running.append(run)
-
-    def _held(self, run: _Run) -> bool:
-        """Whether the beginning of this prompt is being computed at the moment."""
-        return any(
-            r.request is None and r.adapter == run.adapter and run.prompt[: len(r.prompt)] == r.prompt
-            for r in self._running
-        )
-
-    def _store_beginning(self, run: _Run, known: int, view: list[_Run]) -> bool:
-        """If this prompt and other waiting ones begin alike, beyond the `known` tokens that are stored, compute that
-        beginning first. The length is the one that saves most tokens."""
-        lengths = sorted(
-            n
-            for other in view
-            if other is not run and not other.blocks and other.adapter == run.adapter
-            if (n := min(common(run.prompt, other.prompt), len(run.prompt) - 1, len(other.prompt) - 1))
-            >= known + SHORTEST_SHARED
-        )
-        if not lengths:
-            return False
-        best = max(range(len(lengths)), key=lambda i: (lengths[i] - known) * (len(lengths) - i))
-        beginning = run.prompt[: lengths[best]]
-        stored, length = self.cache.match(beginning, run.adapter)
-        # Room for the beginning and for the request that it is for: else it would only be in the way.
-        blocks = self.cache.admit(len(beginning), stored, length)
-        if blocks is None:
-            return False
-        self._start(_Run(None, beginning, run.adapter), blocks, length)
-        return True
-
-    # Rows of a step
-
-    def _rows(self) -> list[tuple[_Run, int]]:
-        """(request, tokens) of the next forward pass: answers first, then prompts in the order of admission."""
-        rows = [(r, 1) for r in self._running if r.decoding and r.launched < r.limit]
-        room = self.prefill_tokens
-        for run in self._running:
-            if room and not run.decoding:
-                n = min(room, len(run.prompt) - run.computed)
-                rows.append((run, n))
-                room -= n
-        return rows
-
-    def _launch(self, rows: list[tuple[_Run, int]]) -> None:
-        decoding = [run for run, _ in rows if run.decoding]
-        reading = [(run, n) for run, n in rows if not run.decoding]
+    def _launch(self, rows: list[tuple[Run, int]]) -> None:
+        guesses: list[int] = []
+        if len(rows) == 1 and rows[0][0].decoding and not self._late:
+            run = rows[0][0]
+            guesses = draft(run.prompt + run.answer, min(DRAFT, run.limit - run.launched - 1))
+            rows = [(run, 1 + len(guesses))]
         for run, n in rows:
             self.cache.grow(run.blocks, run.computed + n)
-        if not self.forward.device.type == "cuda" and self.cache.highest > 1.25 * self.cache.used + 8:
-            self.cache.compact([r.blocks for r in self._running])
+        if not self.cache.on_gpu and self.cache.highest > 1.25 * self.cache.used + 8:
+            self.cache.compact([r.blocks for r in self._schedule.running])
+        decoding = [run for run, _ in rows if run.decoding]
+        asking, logits_NV = self._graph_step(decoding) if len(decoding) == len(rows) else (None, None)
+        if logits_NV is None:
+            asking, logits_NV = self._eager_step(rows, guesses)
+        for run, n in rows:
+            run.computed += n
+            if run.request is None and run.decoding:  # a common beginning, whole
+                self.cache.keep(run.blocks, run.prompt, run.adapter)
+                self._schedule.remove(run)
+        if asking:
+            self._sample(asking, guesses, logits_NV)
+
+    def _graph_step(self, runs: list[Run]) -> tuple[list[Run], Tensor | None]:
+        """A step of decoding alone as one launch, where that is possible."""
+        if self._graphs is None or len({r.adapter for r in runs}) > 1:
+            return runs, None
+        places = ([r.slot for r in runs], [r.computed for r in runs], [r.blocks.blocks for r in runs])
+        return runs, self._graphs.logits(*places, runs[0].adapter)
+
+    def _eager_step(self, rows: list[tuple[Run, int]], guesses: list[int]) -> tuple[list[Run], Tensor | None]:
+        """Any step: the runs that get a token (one with guesses several times), and their logits (N, V)."""
         device = self.forward.device
-        prompt_tokens = [t for run, n in reading for t in run.prompt[run.computed : run.computed + n]]
-        tokens_T = torch.tensor(prompt_tokens, dtype=torch.long, device=device)
+        decoding = [run for run, _ in rows if run.decoding]
+        reading = [(run, n) for run, n in rows if not run.decoding]
+        read = guesses + [t for run, n in reading for t in run.prompt[run.computed : run.computed + n]]
+        self.statistics.prompt_tokens += len(read) - len(guesses)
+        tokens_T = send(read, device, torch.long)
         if decoding:
-            slots_R = torch.tensor([r.slot for r in decoding], device=device)
-            tokens_T = torch.cat((self._newest[slots_R].clamp_(min=0), tokens_T))
-        positions = [r.computed for r in decoding] + [p for r, n in reading for p in range(r.computed, r.computed + n)]
-        positions_T = torch.tensor(positions, device=device)
+            newest_R = self._newest[send([r.slot for r in decoding], device)].clamp_(min=0)
+            tokens_T = torch.cat((newest_R, tokens_T))
+        positions_T = send([p for run, n in rows for p in range(run.computed, run.computed + n)], device)
         attend = StepAttention(
             self.cache,
-            [(r.blocks, r.computed + 1) for r in decoding],
-            [(r.blocks, r.computed, n) for r, n in reading],
+            [] if guesses else [(r.blocks, r.computed + 1) for r in decoding],
+            [(r.blocks, r.computed, n) for r, n in (rows if guesses else reading)],
             self.config,
         )
-        hidden_TE = self.forward(tokens_T, positions_T, attend, self._adapter_rows(rows, device))
-        last, asking, at = [], [], 0
+        hidden_TE = self.forward(tokens_T, positions_T, attend, self._adapter_rows(rows))
+        places, asking, at = [], [], 0
         for run, n in rows:
-            at += n
-            run.computed += n
-            if run.decoding and run.request is not None:
-                last.append(at - 1)
+            if run.decoding:
+                places += range(at, at + n)
+                asking += [run] * n
+            elif run.computed + n == len(run.prompt) and run.request is not None:
+                places.append(at + n - 1)
                 asking.append(run)
-        self.statistics.prompt_tokens += len(prompt_tokens)
-        for run, _ in reading:
-            if run.decoding and run.request is None:
-                self.cache.keep(run.blocks, run.prompt, run.adapter)
-                self.cache.release(run.blocks)
-                self._running.remove(run)
-        if asking:
-            self._sample(
-                hidden_TE if len(last) == len(hidden_TE) else hidden_TE[torch.tensor(last, device=device)], asking
-            )
+            at += n
+        if not asking:
+            return [], None
+        return asking, self.forward.logits(hidden_TE[send(places, device)] if len(places) < at else hidden_TE)
 
-    def _sample(self, hidden_NE: Tensor, runs: list[_Run]) -> None:
-        logits_NV = self.forward.logits(hidden_NE)
-        samplings = [r.request.sampling for r in runs]
-        # One number for every token, drawn whether it is needed or not: the n-th token's is always the n-th.
-        uniforms = [r.random.random() if s.temperature else 0.0 for r, s in zip(runs, samplings, strict=True)]
-        tokens_N = draw(logits_NV, samplings, uniforms)
-        logprobs_N = log_probabilities(logits_NV, tokens_N) if any(s.logprobs for s in samplings) else None
-        self._newest[torch.tensor([r.slot for r in runs], device=tokens_N.device)] = tokens_N
-        for run in runs:
-            run.launched += 1
-        self._in_flight.append((runs, *_to_host(tokens_N, logprobs_N)))
-
-    def _adapter_rows(
-        self, rows: list[tuple[_Run, int]], device: torch.device
-    ) -> list[tuple[str | None, Tensor | None]]:
+    def _adapter_rows(self, rows: list[tuple[Run, int]]) -> list[tuple[str | None, Tensor | None]]:
         """Which rows go through which adapter."""
         by_name: dict[str | None, list[int]] = {}
         at = 0
@@ -365,17 +260,36 @@ class Engine:
             at += n
         if len(by_name) == 1:
             return [(next(iter(by_name)), None)]
-        return [(name, torch.tensor(at, device=device)) for name, at in by_name.items() if name in self.forward.thin]
+        device = self.forward.device
+        return [(name, send(places, device)) for name, places in by_name.items() if name in self.forward.thin]
+
+    def _sample(self, asking: list[Run], guesses: list[int], logits_NV: Tensor) -> None:
+        samplings = [r.request.sampling for r in asking]
+        uniforms = []
+        for run, sampling in zip(asking, samplings, strict=True):
+            uniforms.append(run.uniform(run.launched) if sampling.temperature else 0.0)
+            run.launched += 1
+        tokens_N = draw(logits_NV, samplings, uniforms)
+        logprobs_N = log_probabilities(logits_NV, tokens_N) if any(s.logprobs for s in samplings) else None
+        if guesses:
+            # The first token that is not as guessed is the last that counts.
+            right = common(guesses, tokens_N.tolist())
+            run, wrong = asking[0], len(guesses) - right
+            run.launched -= wrong
+            run.computed -= wrong
+            asking, tokens_N = asking[: right + 1], tokens_N[: right + 1]
+            logprobs_N = None if logprobs_N is None else logprobs_N[: right + 1]
+            self._newest[run.slot] = tokens_N[-1]
+        else:
+            self._newest[send([r.slot for r in asking], tokens_N.device)] = tokens_N
+        self._in_flight.append((asking, Fetch(tokens_N, logprobs_N)))
 
     # What comes out
 
-    def _collect(
-        self, runs: list[_Run], tokens: Tensor, logprobs: Tensor | None, arrived: torch.cuda.Event | None
-    ) -> None:
-        if arrived is not None:
-            arrived.synchronize()
-        told = logprobs.tolist() if logprobs is not None else [0.0] * len(runs)
-        for run, token, logprob in zip(runs, tokens.tolist(), told, strict=True):
+    def _collect(self, asking: list[Run], fetch: Fetch) -> None:
+        tokens, logprobs = fetch.get()
+        told = logprobs.tolist() if logprobs is not None else [0.0] * len(asking)
+        for run, token, logprob in zip(asking, tokens.tolist(), told, strict=True):
             if run.ended:
                 continue
             if token < 0:
@@ -385,7 +299,7 @@ class Engine:
             else:
                 self._take(run, token, logprob)
 
-    def _take(self, run: _Run, token: int, logprob: float) -> None:
+    def _take(self, run: Run, token: int, logprob: float) -> None:
         run.answer.append(token)
         run.logprobs.append(logprob)
         self.statistics.tokens += 1
@@ -396,7 +310,7 @@ class Engine:
         else:
             self._events.append(Event(run.request.id, [token], run.stream.news(False) if run.stream else ""))
 
-    def _end(self, run: _Run, reason: str, tokens: list[int] | None = None, error: str | None = None) -> None:
+    def _end(self, run: Run, reason: str, tokens: list[int] | None = None, error: str | None = None) -> None:
         run.ended = True
         request, text = run.request, None
         if run.stream is not None:
@@ -409,24 +323,6 @@ class Engine:
         completion = Completion(run.answer, reason == "length", reason, text, logprobs, error)
         self._events.append(Event(request.id, tokens or [], run.stream.news(True) if run.stream else "", completion))
         self._ids.discard(request.id)
-        if run.blocks is None:
-            return
-        if request.keep and reason in ("stop", "length", "stop_string"):
+        if run.blocks is not None and request.keep and reason in ("stop", "length", "stop_string"):
             self.cache.keep(run.blocks, (run.prompt + run.answer)[: run.computed], run.adapter)
-        # On a GPU a step that still writes here may be under way; whoever gets the blocks next writes after it.
-        self.cache.release(run.blocks)
-        self._running.remove(run)
-        self._free_slots.append(run.slot)
-
-
-def _to_host(tokens_N: Tensor, logprobs_N: Tensor | None) -> tuple[Tensor, Tensor | None, torch.cuda.Event | None]:
-    """Both on the host, and on a GPU what to wait for until they are."""
-    if not tokens_N.is_cuda:
-        return tokens_N, logprobs_N, None
-    out = [
-        None if x is None else torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
-        for x in (tokens_N, logprobs_N)
-    ]
-    arrived = torch.cuda.Event()
-    arrived.record()
-    return (*out, arrived)
+        self._schedule.remove(run)

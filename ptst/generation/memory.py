@@ -34,6 +34,15 @@ def plan_memory(
     return blocks
 
 
+def workspace_bytes(config: DecoderConfig, dtype: torch.dtype, rows: int, asking: int) -> int:
+    """What a step of `rows` tokens, `asking` of which get a token, takes beside the cache, about: queries, keys and
+    values before and after their rotation and once more on the way, the widest hidden states, and the logits twice."""
+    c = config
+    heads = 4 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
+    per_row = heads + 3 * c.intermediate_size + 4 * c.hidden_size
+    return (rows * per_row + 2 * asking * c.vocab_size) * dtype.itemsize
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes."""
     if device.type == "cuda":

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptst.generation.device import send
+
 _SHORT = 512  # probabilities sorted at first on a CPU; a row whose largest do not reach top_p is sorted whole
 
 
@@ -59,7 +61,7 @@ def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
     best_N, tokens_N = logits_NV.max(-1)
     rows = [i for i, s in enumerate(samplings) if s.temperature]
     if rows:
-        rows_M = torch.tensor(rows, device=logits_NV.device)
+        rows_M = send(rows, logits_NV.device)
         chosen = [samplings[i] for i in rows]
         tokens_N[rows_M] = _draw(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
     return tokens_N.masked_fill_(~best_N.isfinite(), -1)
@@ -67,7 +69,7 @@ def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
 
 def _draw(logits_MV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     def column(values: list, dtype: torch.dtype) -> Tensor:
-        return torch.tensor(values, dtype=dtype, device=logits_MV.device)[:, None]
+        return send(values, logits_MV.device, dtype)[:, None]
 
     p_MV = (logits_MV.float() / column([s.temperature for s in samplings], torch.float32)).softmax(-1)
     V = p_MV.shape[1]
@@ -93,8 +95,8 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step
         short = min(V, _SHORT)
         held_M1 = p_MV.topk(short, dim=-1).values.double().sum(-1, keepdim=True)
-        if bool(((held_M1 < top_p_M1 * 1.0000001) & (top_k_M1 > short)).any()):
-            short = V
+        enough_M1 = torch.where(top_k_M1 < V, top_k_M1 <= short, held_M1 > top_p_M1)
+        short = short if bool(enough_M1.all()) else V
     sorted_MS = p_MV.topk(short, dim=-1).values.double()
     among_MS = torch.arange(short, device=p_MV.device) < top_k_M1
     sorted_MS = sorted_MS * among_MS

@@ -62,7 +62,7 @@ def test_what_was_written_is_read_whatever_happens_to_the_others():
         for sequence, told, _ in alive:
             assert read(cache, sequence.blocks, len(told)) == told
     assert min(refused, compactions, shared) > 5
-    for sequence, told, most in alive:
+    for sequence, _told, most in alive:
         cache.grow(sequence, most)  # what was reserved is there
         cache.release(sequence)
     for stored in list(cache.stored):

@@ -11,6 +11,7 @@ import torch
 from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
+from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.request import Request
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling
@@ -77,16 +78,47 @@ def test_greedy_answers_are_the_same_however_they_are_batched(decoders, kind):
         assert [c.reason for c in got.values()].count("length") > 2
 
 
-def test_looking_at_tokens_one_step_late_changes_nothing(decoder):
-    """As on a GPU, where the next step is launched before the last one's tokens are known."""
-    asked = prompts(12)
+class _Replayed:
+    """Stands in for a captured graph where there is no GPU: it computes the step anew."""
+
+    def __init__(self, graphs: DecodeGraphs, size: int, adapter: str | None):
+        self.inputs = torch.zeros(size, 2 + graphs.width, dtype=torch.int32)
+        self.logits_RV = torch.zeros(size, graphs.forward.config.vocab_size)
+        self.graph = self
+        self.step = lambda: graphs._step(self.inputs, adapter)
+        self.replays = 0
+
+    def replay(self) -> None:
+        self.replays += 1
+        self.logits_RV.copy_(self.step())
+
+
+@pytest.mark.parametrize("kind", ["plain", "window"])
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
+    """Tables of blocks for the decoding kernel, tokens looked at one step late, whole steps replayed: on a CPU."""
+    decoder, asked = decoders[kind], prompts(12)
     requests = [Request(p, Sampling(9, 0.8 * (i % 2), seed=3, logprobs=True), i) for i, p in enumerate(asked)]
     wanted = answers(decoder, requests, max_batch=4)
     engine, done = Engine(decoder, STOPS, max_batch=4, max_length=400), {}
-    engine._late = 1
-    engine.run(requests, lambda i, c: done.__setitem__(i, c))
+    engine._late, engine.cache.on_gpu = 1, True
+    captured: list[_Replayed] = []
+
+    def capture(self: DecodeGraphs, size: int, adapter: str | None) -> _Replayed:
+        captured.append(_Replayed(self, size, adapter))
+        self._captured[size, adapter] = captured[-1]
+        return captured[-1]
+
+    if graphs:
+        monkeypatch.setattr(DecodeGraphs, "_capture", capture)
+        engine._graphs = DecodeGraphs(engine.forward, engine.cache, engine._newest, 400)
+    engine.run(requests, done.__setitem__)
     assert {i: (c.ids, c.reason) for i, c in done.items()} == {i: (c.ids, c.reason) for i, c in wanted.items()}
+    for i, c in done.items():
+        assert c.logprobs == pytest.approx(wanted[i].logprobs, abs=1e-4)
     assert engine.statistics.tokens == sum(len(c.ids) for c in wanted.values())
+    assert sum(c.replays for c in captured) >= 10 * graphs
+    assert len(captured) == len({len(c.inputs) for c in captured})
 
 
 def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
@@ -104,7 +136,7 @@ def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
 
 
 def test_a_common_beginning_is_computed_once(decoder):
-    asked = [PREFIX + [100 + i, 5] for i in range(9)]
+    asked = [[*PREFIX, 100 + i, 5] for i in range(9)]
     engine = Engine(decoder, {2}, max_batch=9, max_length=200)
     engine.run([Request(p, Sampling(3), i) for i, p in enumerate(asked)])
     s = engine.statistics
@@ -136,7 +168,7 @@ def test_a_conversation_goes_on_from_what_is_kept(decoder):
     engine.run([Request(second, Sampling(10), 2, keep=True)], done.__setitem__)
     assert engine.statistics.saved_tokens - saved == len(first) + 9  # the last token's keys were never needed
     assert done[2].ids == generate(decoder, [second], {2}, Sampling(10))[0].ids
-    changed = first[:40] + [9, 9]  # another turn of events
+    changed = [*first[:40], 9, 9]  # another turn of events
     engine.run([Request(changed, Sampling(10), 3)], done.__setitem__)
     assert done[3].ids == generate(decoder, [changed], {2}, Sampling(10))[0].ids
 
@@ -207,7 +239,7 @@ def test_requests_that_come_and_go_leave_nothing_behind(decoder):
         assert stored.users == 0
         engine.cache.forget(stored)
     assert engine.cache.used == engine.cache._promised == 0
-    assert sorted(engine._free_slots) == list(range(32))
+    assert sorted(engine._schedule.free_slots) == list(range(32))
     assert engine.statistics.blocks_peak <= engine.cache.blocks == 59
 
 
@@ -233,7 +265,10 @@ def test_mistakes(decoder):
     engine = Engine(decoder, {2}, max_batch=2, max_length=64, kv_memory=1 << 16)
     for request, told in (
         (Request([], Sampling(1), 3), "request 3: the prompt has no tokens"),
-        (Request([5] * 2040, Sampling(9), 3), "request 3: a prompt of 2040 tokens and 9 new ones exceed the model's 2048"),
+        (
+            Request([5] * 2040, Sampling(9), 3),
+            "request 3: a prompt of 2040 tokens and 9 new ones exceed the model's 2048",
+        ),
         (Request([5, 300], Sampling(9), 3), r"token 300 is outside 0\.\.299"),
         (Request([5] * 300, Sampling(9), 3), "raise --kv-memory to"),
         (Request([5], Sampling(9), 3, "nobody"), "no adapter 'nobody'"),
@@ -267,3 +302,32 @@ def test_the_budget_named_in_a_refusal_is_enough_and_no_less_is(decoder):
     need(enough)
     with pytest.raises(ValueError, match="raise --kv-memory"):
         need(enough - 1)
+
+
+def test_memory_is_what_was_planned(tmp_path):
+    """A cache filled to the last block takes what the plan said, within a twentieth."""
+    import ctypes
+    from pathlib import Path
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
+    decoder = load_decoder(write_tiny_model(tmp_path, num_hidden_layers=4, **sizes))
+    planned = 320 << 20
+
+    def memory(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith(key)).split()[1])
+
+    requests = [Request([3 + i % 200] * 300, Sampling(50), i) for i in range(14)]
+    answers(decoder, requests[:1], {-1}, max_batch=1)  # what torch itself allocates at the first call
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
+        before = memory("VmRSS")
+    except (OSError, AttributeError):
+        pytest.skip("this system does not tell a process's peak memory")
+    engine = Engine(decoder, {-1}, max_batch=14, kv_memory=planned, share=False, prefill_tokens=256)
+    assert planned * 0.99 < engine.cache.store.nbytes <= planned
+    engine.run(requests)
+    assert engine.statistics.blocks_peak >= engine.cache.blocks - 10
+    assert engine.planned_bytes < 1.1 * planned
+    assert memory("VmHWM") - before == pytest.approx(engine.planned_bytes, rel=0.05)

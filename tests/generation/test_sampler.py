@@ -6,9 +6,7 @@ import pytest
 import torch
 
 from ptst.generation.sampler import Sampling, generate
-from ptst.generation.score import score
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Encoded
 from tests.tiny import write_tiny_model
 
 PREFIX = list(range(10, 30))
@@ -62,15 +60,6 @@ def test_sampled_answers_do_not_depend_on_the_batch(decoders):
     assert [c.ids for c in one] == [c.ids for c in many]
     other = generate(decoders["plain"], asked, {2}, Sampling(10, 1.5, 0.95, seed=8), batch_size=8)
     assert [c.ids for c in other] != [c.ids for c in many]
-
-
-def test_score_is_the_sum_of_log_probabilities(decoders):
-    rows = [Encoded([*p, 5, 9, 2], [False] * len(p) + [True] * 3) for p in prompts(12, PREFIX)]
-    for e, (nll, count) in zip(rows, score(decoders["plain"], rows), strict=True):
-        logits = decoders["plain"].logits(torch.tensor(e.ids)).log_softmax(-1)
-        n = len(e.ids) - 3
-        assert count == 3
-        assert nll == pytest.approx(-sum(float(logits[n + i - 1, e.ids[n + i]]) for i in range(3)), rel=1e-5)
 
 
 def test_mistakes(decoders):

@@ -41,7 +41,9 @@ def test_equal_probabilities_at_the_edge_are_all_kept():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]), st.sampled_from([0, 1, 7]))
+@given(
+    st.integers(0, 10**6), st.integers(1, 40), st.sampled_from([0.05, 0.5, 0.9, 0.999, 1.0]), st.sampled_from([0, 1, 7])
+)
 def test_a_row_is_drawn_as_it_would_be_alone_and_by_definition(seed, short, top_p, top_k):
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(5, 40, generator=generator) * 3

@@ -1,0 +1,116 @@
+"""Adapters by request: each answer is that of its own adapter alone, attached, merged or named."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+
+from ptst.generation.adapters import read_adapter
+from ptst.generation.compare import divergences
+from ptst.generation.engine import Engine
+from ptst.generation.request import Request
+from ptst.generation.sampler import generate
+from ptst.generation.sampling import Sampling
+from ptst.generation.score import score_answers
+from ptst.model.lora import LoraConfig, add_lora, load_adapter, merge_lora, save_adapter
+from ptst.model.weights import load_decoder
+from tests.tiny import write_tiny_model
+
+PROMPTS = [[*range(10, 60), 7 + i, *range(3, 3 + i)] for i in range(9)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def folders(base, tmp_path_factory):
+    """Three adapters, of other ranks and places; each changes the answers."""
+    made = {}
+    for seed, (name, config) in enumerate({
+        "all": LoraConfig(4, 8.0),
+        "few": LoraConfig(2, 2.0, ("q_proj", "v_proj", "up_proj")),
+        "root": LoraConfig(3, 6.0, ("k_proj", "o_proj", "down_proj"), rslora=True),
+    }.items()):  # fmt: skip
+        decoder = load_decoder(base)
+        for p in add_lora(decoder, config, seed).values():
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(seed))
+        made[name] = tmp_path_factory.mktemp(name)
+        save_adapter(decoder, made[name], config, "tiny")
+    return made
+
+
+def same(decoder, a: list[list[int]], b: list[list[int]]) -> None:
+    assert all(d.gap <= 1e-3 for d in divergences(decoder, PROMPTS, a, b, {2}))
+
+
+def test_each_answer_is_its_own_adapters(base, folders):
+    decoder = load_decoder(base)
+    before = {n: p.clone() for n, p in decoder.named_parameters()}
+    adapters = {name: read_adapter(decoder, folder) for name, folder in folders.items()}
+    engine = Engine(decoder, {2}, max_batch=5, max_length=200, prefill_tokens=40, adapters=adapters)
+    done: dict = {}
+    # All of them together, with the base, in one batch.
+    requests = [Request(p, Sampling(8), (name, i), name) for i, p in enumerate(PROMPTS) for name in (*adapters, None)]
+    engine.run(requests, done.__setitem__)
+    wanted = {}
+    for name in (*adapters, None):
+        attached = load_decoder(base)
+        if name:
+            load_adapter(attached, folders[name])
+        ours = [done[name, i].ids for i in range(len(PROMPTS))]
+        wanted[name] = [c.ids for c in generate(attached, PROMPTS, {2}, Sampling(8))]
+        same(attached, ours, wanted[name])
+        if name:
+            merged = copy.deepcopy(attached)
+            merge_lora(merged)
+            same(attached, wanted[name], [c.ids for c in generate(merged, PROMPTS, {2}, Sampling(8))])
+            single = generate(decoder, PROMPTS, {2}, Sampling(8), adapter=adapters[name])
+            same(attached, wanted[name], [c.ids for c in single])
+            pairs = [(p, [5, 9, 4]) for p in PROMPTS]
+            ours, theirs = score_answers(decoder, pairs, adapters[name]), score_answers(attached, pairs)
+            assert torch.tensor(ours).sub(torch.tensor(theirs)).abs().max() < 1e-4
+    assert len({str(w) for w in wanted.values()}) == 4  # they do differ
+    # A beginning is stored once for each adapter: its keys differ.
+    assert len({s.adapter for s in engine.cache.stored}) == 4
+    assert all(torch.equal(p, before[n]) for n, p in decoder.named_parameters())
+
+
+def test_the_decoder_can_still_be_trained_and_saved(base, folders, tmp_path):
+    """Sampling joins weights behind the decoder's back; their values, gradients and files stay what they were."""
+    from ptst.model.weights import load_decoder as load
+    from ptst.model.weights import save_safetensors
+
+    decoder, other = load(base), load(base)
+    generate(decoder, PROMPTS, {2}, Sampling(2))
+    for d in (decoder, other):
+        d.requires_grad_(True)
+        d.logits(torch.arange(3, 20)).square().sum().backward()
+    for (name, p), q in zip(decoder.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+    with torch.no_grad():
+        decoder.layers[0].self_attn.k_proj.weight.mul_(0.5)  # training goes on: the next answers follow
+        other.layers[0].self_attn.k_proj.weight.mul_(0.5)
+    a, b = (generate(d, PROMPTS, {2}, Sampling(8)) for d in (decoder, other))
+    assert [c.ids for c in a] == [c.ids for c in b]
+    save_safetensors(tmp_path / "model.safetensors", dict(decoder.named_parameters()))
+
+
+def test_an_adapter_of_another_base_is_refused(base, folders, tmp_path):
+    wider = load_decoder(write_tiny_model(tmp_path, intermediate_size=64))
+    with pytest.raises(ValueError, match="was it trained on another model"):
+        read_adapter(wider, folders["all"])
+    deeper = tmp_path / "deeper"
+    deeper.mkdir()
+    with pytest.raises(ValueError, match=r"the adapter lacks \d+ tensors"):
+        read_adapter(load_decoder(write_tiny_model(deeper, num_hidden_layers=3)), folders["all"])
+    config = json.loads((folders["all"] / "adapter_config.json").read_text())
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    (odd / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    with pytest.raises(ValueError, match="use_dora"):
+        read_adapter(load_decoder(base), odd)

@@ -1,0 +1,62 @@
+"""Guesses, and the memory plan: what is small enough to be checked by hand."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ptst.generation import engine as module
+from ptst.generation.cache import BLOCK, bytes_per_token
+from ptst.generation.draft import draft
+from ptst.generation.engine import Engine
+from ptst.generation.memory import plan_memory
+from ptst.generation.request import Request
+from ptst.generation.sampling import Sampling
+from ptst.model.config import DecoderConfig
+from ptst.model.weights import load_decoder
+from tests.tiny import CONFIG, write_tiny_model
+
+
+def test_what_followed_before():
+    assert draft([1, 2, 3, 9, 1, 2, 3], 2) == [9, 1]
+    assert draft([1, 2, 3, 9, 5, 3], 4) == [9, 5, 3]  # only the last token stood before
+    assert draft([7, 3, 8, 3, 9, 3], 1) == [9]  # the latest place
+    assert draft([1, 2, 3], 4) == []
+    assert draft([4], 4) == draft([], 4) == []
+    assert draft([5, 5, 5], 2) == [5]
+    assert draft([1, 2, 1], 0) == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatch):
+    decoder = load_decoder(write_tiny_model(tmp_path))
+    asked = [list(range(3, 40)), [5, 6] * 20]
+
+    def answered() -> tuple[list, int, int]:
+        out: dict = {}
+        engine = Engine(decoder, {2}, max_batch=1, max_length=200)
+        engine.run(
+            [Request(p, Sampling(40, temperature, top_k=3, logprobs=True), i) for i, p in enumerate(asked)],
+            out.__setitem__,
+        )
+        told = [(out[i].ids, [round(x, 3) for x in out[i].logprobs], out[i].reason) for i in range(2)]
+        return told, engine.statistics.steps, engine.statistics.tokens
+
+    guessed = answered()
+    monkeypatch.setattr(module, "draft", lambda _ids, _most: [])
+    plain = answered()
+    assert guessed[0] == plain[0]
+    assert guessed[2] == plain[2] == 80
+    assert guessed[1] < plain[1]  # this model repeats itself
+
+
+def test_the_plan():
+    config = DecoderConfig.from_dict(CONFIG)
+    block = BLOCK * bytes_per_token(config, torch.float32)
+    assert bytes_per_token(config, torch.float32) == 2 * 2 * 2 * 8 * 4
+    cpu = torch.device("cpu")
+    assert plan_memory(config, torch.float32, cpu, 3, 2 * BLOCK) == 4 * 2  # no more than is needed
+    assert plan_memory(config, torch.float32, cpu, 64, 2048, 10 * block) == 9  # block 0 counts
+    assert plan_memory(config, torch.bfloat16, cpu, 64, 2048, 10 * block) == 19
+    with pytest.raises(ValueError, match=f"--kv-memory is {2 * block - 1} bytes; {2 * block} hold {BLOCK} tokens"):
+        plan_memory(config, torch.float32, cpu, 64, 2048, 2 * block - 1)

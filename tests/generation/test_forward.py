@@ -1,0 +1,79 @@
+"""The sampler's forward pass is the decoder's, in every dtype it is asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ptst.generation import forward as module
+from ptst.generation.attend import StepAttention
+from ptst.generation.cache import Cache
+from ptst.generation.forward import Forward, half_width_product, join
+from ptst.model.weights import load_decoder
+from tests.tiny import write_tiny_model
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+def hidden(decoder, tokens: list[int]) -> torch.Tensor:
+    """Through the cache, in three pieces of which the last is one token that is decoded."""
+    forward = Forward(decoder)
+    cache = Cache(decoder.config, 8, forward.dtype, torch.device("cpu"))
+    sequence = cache.admit(len(tokens))
+    outs = []
+    for start, end in ((0, 5), (5, len(tokens) - 1), (len(tokens) - 1, len(tokens))):
+        cache.grow(sequence, end)
+        decoding = [(sequence, end)] if end - start == 1 else []
+        reading = [] if decoding else [(sequence, start, end - start)]
+        attend = StepAttention(cache, decoding, reading, decoder.config)
+        outs.append(forward(torch.tensor(tokens[start:end]), torch.arange(start, end), attend))
+    return torch.cat(outs)
+
+
+@pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}, {"tie_word_embeddings": False}])
+def test_the_same_hidden_states(tmp_path, changes):
+    decoder = load_decoder(write_tiny_model(tmp_path, **changes))
+    tokens = list(range(3, 90))
+    with torch.inference_mode():
+        ours = hidden(decoder, tokens)
+        wanted = decoder.documents(torch.tensor(tokens), [0, len(tokens)])
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-5)
+        logits = Forward(decoder).logits(ours)
+        torch.testing.assert_close(logits, wanted @ decoder.head_VE.t(), rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("fbgemm", [True, False])
+def test_a_16_bit_model_is_computed_in_float32(tmp_path, fbgemm, monkeypatch):
+    folder = write_tiny_model(tmp_path)
+    exact, half = load_decoder(folder, torch.float32), load_decoder(folder, torch.bfloat16)
+    for p, q in zip(exact.parameters(), half.parameters(), strict=True):
+        p.data = q.data.float()  # the rounded weights, in full arithmetic
+    if not fbgemm:
+        monkeypatch.setattr(module, "FBGEMM", False)
+    tokens = list(range(3, 90))
+    with torch.inference_mode():
+        torch.testing.assert_close(hidden(half, tokens), hidden(exact, tokens), rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_too_large_for_float16_is_not_cut():
+    w = torch.randn(8, 16).bfloat16()
+    w[3, 4] = 1e5
+    x = torch.randn(2, 16)
+    torch.testing.assert_close(half_width_product(w)(x), x @ w.float().t())
+
+
+def test_weights_are_joined_once_and_in_place():
+    parts = [torch.nn.Parameter(torch.randn(n, 4)) for n in (3, 1, 2)]
+    before = torch.cat([p.detach() for p in parts])
+    whole = join(parts)
+    assert torch.equal(whole, before)
+    with torch.no_grad():
+        parts[1].fill_(7.0)
+    assert (whole[3] == 7).all()
+    assert join(parts).data_ptr() == whole.data_ptr()

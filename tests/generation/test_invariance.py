@@ -1,0 +1,92 @@
+"""The law of the sampler on a real model: a greedy answer in float32 is the same whichever requests share the batch.
+
+Answers may part only where the two best logits lie closer than 1e-3; every parting is printed with its gap (pytest -s).
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptst.data import safety_sets, sources
+from ptst.generation.adapters import read_adapter
+from ptst.generation.compare import divergences
+from ptst.generation.engine import Engine
+from ptst.generation.request import Request
+from ptst.generation.sampler import generate
+from ptst.generation.sampling import Sampling
+from ptst.model.lora import LoraConfig, add_lora, load_adapter, merge_lora, save_adapter
+from ptst.model.weights import load_decoder
+from ptst.text.encode import Prompting
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_family, find_template
+from ptst.text.tokenizer import load_tokenizer
+
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(7200)]
+CLOSE = 1e-3
+NEW_TOKENS = 48
+STOPS = frozenset({2})
+
+
+def prompts(folder: Path, which: str, shared: Path | None) -> list[list[int]]:
+    tokenizer = load_tokenizer(folder)
+    prompting = Prompting(find_template("chat:llama"), find_family("gsm8k"), "chatml", tokenizer, allow_marks=True)
+    if which == "requests":
+        texts = [p.prompt for p in safety_sets.improper(100)]
+        conversations = [Conversation((Message("user", t),), str(i)) for i, t in enumerate(texts)]
+    else:
+        name = str(shared / "data" / "gsm8k" / "test-1000.jsonl") if which == "gsm8k" else sources.DEFAULT
+        conversations = list(sources.load(name, "test", 200).conversations)
+    return [prompting.encode(c.prompt()).ids for c in conversations]
+
+
+def told(decoder, asked: list[list[int]], a: list[list[int]], b: list[list[int]], what: str) -> None:
+    found = divergences(decoder, asked, a, b, STOPS)
+    print(f"\n{what}: {len(asked)} answers, {len(found)} part", *(f"\n  {d}" for d in found))
+    assert all(d.gap <= CLOSE for d in found), found
+
+
+@pytest.mark.parametrize("which", ["word-problems", "requests", "gsm8k"])
+def test_batches_orders_chunks_and_sharing(embedded, request, which):
+    shared = request.getfixturevalue("shared") if which == "gsm8k" else None
+    decoder = load_decoder(embedded)
+    asked = prompts(embedded, which, shared)
+    sampling = Sampling(NEW_TOKENS)
+    wanted = [c.ids for c in generate(decoder, asked, STOPS, sampling, 64)]
+    for batch, chunk, share in ((7, 512, True), (64, 100, False), (1, 512, True)):
+        got = [c.ids for c in generate(decoder, asked, STOPS, sampling, batch, prefill_tokens=chunk, share=share)]
+        told(decoder, asked, wanted, got, f"{which}, batch {batch}, chunks of {chunk}, sharing {share}")
+    engine, done = Engine(decoder, STOPS, max_batch=64, max_length=1024), {}
+    order = random.Random(0).sample(range(len(asked)), len(asked))
+    engine.run([Request(asked[i], sampling, i) for i in order], done.__setitem__)
+    told(decoder, asked, wanted, [done[i].ids for i in range(len(asked))], f"{which}, another order")
+
+
+def test_adapters_merged_and_not(embedded, tmp_path):
+    decoder, config = load_decoder(embedded), LoraConfig(8, 16.0)
+    asked = prompts(embedded, "word-problems", None)[:64]
+    trained = load_decoder(embedded)
+    for p in add_lora(trained, config).values():
+        torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(0))
+    save_adapter(trained, tmp_path, config, "smollm2-135m-instruct")
+    sampling = Sampling(NEW_TOKENS)
+    named = generate(decoder, asked, STOPS, sampling, 64, adapter=read_adapter(decoder, tmp_path))
+    load_adapter(decoder, tmp_path)
+    unmerged = [c.ids for c in generate(decoder, asked, STOPS, sampling, 7)]
+    told(decoder, asked, [c.ids for c in named], unmerged, "adapter by name and attached")
+    merged = load_decoder(embedded)
+    load_adapter(merged, tmp_path)
+    merge_lora(merged)
+    told(decoder, asked, unmerged, [c.ids for c in generate(merged, asked, STOPS, sampling, 64)], "unmerged and merged")
+
+
+def test_sampled_answers_have_no_neighbours(embedded):
+    """A token changes only where a random number falls on the edge between two tokens: none in this many."""
+    decoder = load_decoder(embedded)
+    asked = prompts(embedded, "word-problems", None)[:24]
+    sampling = Sampling(NEW_TOKENS, temperature=0.8, top_p=0.95, top_k=100, seed=5)
+    a, b = (generate(decoder, asked, STOPS, sampling, size) for size in (24, 5))
+    assert sum(x.ids != y.ids for x, y in zip(a, b, strict=True)) == 0
