@@ -51,8 +51,8 @@ class _WholeDocuments(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, do_THD: Tensor):
-        *row, out_THD = ctx.saved_tensors[:4]
-        sums = iter(ctx.saved_tensors[4:])
+        *row, out_THD = (saved := ctx.saved_tensors)[:4]
+        sums = iter(saved[4:])
         grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in row]
         for a, b in pairwise(ctx.cu_seqlens):
             if a == b:
@@ -110,7 +110,7 @@ def packed_attention(
     if use_triton(q_THD, k_TKD, v_TKD):
         check_alike(q=q_THD, k=k_TKD, v=v_TKD)
         return flash_attention.op(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window or 0)[0]
-    longest = max((b - a for a, b in pairwise(cu_k)), default=0)
+    longest = max([0, *(b - a for a, b in pairwise(cu_k))])
     if q_THD.device.type == "cpu" and cu_seqlens == cu_k and (window is None or window >= longest):
         return _WholeDocuments.apply(q_THD, k_TKD, v_TKD, cu_seqlens)
     # One call per document, with a mask where a window or a cached beginning asks for one.
