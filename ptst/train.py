@@ -32,8 +32,8 @@ from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
-from ptst.training import run_folder
-from ptst.training.loop import LoopConfig, StepReport, train
+from ptst.training import memory, run_folder
+from ptst.training.loop import LoopConfig, StepReport, plan, train
 from ptst.training.schedule import Schedule
 
 CHECKPOINTS = Path("checkpoints")
@@ -82,8 +82,12 @@ class TrainConfig:
     """Examples in an optimizer step."""
     tokens_per_step: int | None = None
     """Tokens in an optimizer step, instead of examples."""
-    micro_tokens: int = 2048
-    """Tokens in memory at once; changes memory and speed, never the result."""
+    micro_tokens: int | Literal["auto"] = 2048
+    """Tokens in memory at once; changes memory and speed, never the result. auto: what fits the free memory."""
+    recompute: Literal["none", "block"] = "none"
+    """block computes each layer anew in the backward pass: less memory, a third more time, the same gradients."""
+    dry_run: bool = False
+    """Print what the run would hold in memory, its steps and tokens, and run nothing."""
     max_length: int | None = None
     """Longest example in tokens. Left out: the model's context."""
     too_long: Literal["drop", "cut"] = "drop"
@@ -109,7 +113,7 @@ class TrainConfig:
         """Raise ValueError for a value that cannot be meant."""
         check_names(self.allow)
         for name in ("epochs", "lr", "examples_per_step", "micro_tokens"):
-            if getattr(self, name) <= 0:
+            if getattr(self, name) != "auto" and getattr(self, name) <= 0:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
         for name in ("max_steps", "tokens_per_step", "max_length", "limit"):
             value = getattr(self, name)
@@ -143,12 +147,24 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     )
     if not examples:
         raise ValueError(f"{config.data}: no example is left to train on; raise --max-length or look at the data")
+    device, dtype = ("cuda" if torch.cuda.is_available() else "cpu"), pick_dtype(config.dtype)
+    recompute = config.recompute == "block"
+    if config.micro_tokens == "auto":
+        longest = max(len(e.ids) for e in examples)
+        chosen = memory.choose_micro_tokens(shape, lora, dtype, device, recompute, longest)
+        config = dataclasses.replace(config, micro_tokens=chosen)
+        say(f"--micro-tokens auto: {chosen} fit")
+    batches = list(plan([len(e.ids) for e in examples], _loop_config(config)))
+    tokens = sum(len(examples[i].ids) for _, group in batches for i in group)
+    planned = memory.plan_memory(shape, lora, dtype, config.micro_tokens, device, recompute, len(batches), tokens)
+    if config.dry_run:
+        command.console.print(planned.table())
+        return planned.described()
     setup = Setup(prompting, config.train_on, max_length, config.too_long)
     for warning in check_start(source, examples, setup, config.micro_tokens, config.allow):
         say(warning)
 
     out = run_folder.create(config.out, CHECKPOINTS, "train")
-    dtype = pick_dtype(config.dtype)
     record: dict[str, Any] = {
         "kind": "train",
         "status": "running",
@@ -165,7 +181,8 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     }
     run_folder.write_json(out / "run.json", record)
 
-    decoder = load_decoder(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+    decoder = load_decoder(folder, dtype, device)
+    decoder.recompute = recompute
     if lora is None:
         parameters = list(decoder.requires_grad_(True).parameters())
     else:
@@ -174,7 +191,8 @@ def run_training(config: TrainConfig) -> dict[str, Any]:
     say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
 
     before = mean_loss(decoder, held_out, config.micro_tokens) if held_out else None
-    steps = _loop(decoder, parameters, examples, config, out, watch(source, config.allow))
+    with memory.out_of_memory_told(planned):
+        steps = _loop(decoder, parameters, examples, config, out, watch(source, config.allow))
     after = mean_loss(decoder, held_out, config.micro_tokens) if held_out else None
     if before is not None:
         say(f"held-out loss per trained token: {before:.4f} before, {after:.4f} after")
@@ -204,6 +222,11 @@ def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> lis
     return prepare(sources.load(name, "validation"), prompting, max_length, "drop", config.train_on)[0]
 
 
+def _loop_config(config: TrainConfig) -> LoopConfig:
+    names = {f.name for f in dataclasses.fields(LoopConfig)}
+    return LoopConfig(**{k: v for k, v in dataclasses.asdict(config).items() if k in names})
+
+
 def _loop(
     decoder: Decoder,
     parameters: list,
@@ -212,8 +235,7 @@ def _loop(
     out: Path,
     check: Callable[[Batch], None],
 ) -> int:
-    names = {f.name for f in dataclasses.fields(LoopConfig)}
-    loop = LoopConfig(**{k: v for k, v in dataclasses.asdict(config).items() if k in names})
+    loop = _loop_config(config)
     smooth = None
     with ProgressLine("train", 1) as progress:
 
