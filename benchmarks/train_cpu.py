@@ -4,13 +4,13 @@
     python benchmarks/train_cpu.py --data train.jsonl         GSM8K (or any file with question and answer columns)
     python benchmarks/train_cpu.py --out results/train_cpu.json
 
-SmolLM2-135M, LoRA r 16, alpha 32 on all seven linears, AdamW, gradients clipped at 1. Both train the same examples under
-the same template, step for step. Ours lays whole examples side by side in rows of --micro-tokens; the peer takes
---peer-rows examples at once, padded to the longest of them (8 is transformers' default), labels -100 on prompt and pads,
-sdpa attention, in whichever of float32 and bfloat16 is faster here. Runs alternate, each in a child process of its own
-whose CPU time (user and system) over the measured steps and whose peak resident memory are read from the kernel; CPU time
-does not count what other processes take. Pads are not counted as tokens. The floor is the time that the step's products
-alone would take at the rate of a large product, measured in the same child.
+SmolLM2-135M, LoRA r 16, alpha 32 on all seven linears, AdamW, gradients clipped at 1. Both train the same examples
+under the same template, step for step. Ours lays whole examples side by side in rows of --micro-tokens; the peer takes
+--peer-rows examples at once, padded to the longest of them (8 is transformers' default), labels -100 on prompt and
+pads, sdpa attention, in whichever of float32 and bfloat16 is faster here. Runs alternate, each in a child process of
+its own whose CPU time (user and system) over the measured steps and whose peak resident memory are read from the
+kernel; CPU time does not count what other processes take. Pads are not counted as tokens. The floor is the time that
+the step's products alone would take at the rate of a large product, measured in the same child.
 
 The peer runs from another working directory: the folder `kernels` here has the name of a package on the index.
 """
@@ -268,8 +268,8 @@ def main() -> None:
         pair |= {"memory": a["peak_bytes"] / b["peak_bytes"], "loss_gap": abs(a["losses"][0] - b["losses"][0])}
         result["pairs"].append(pair)
         print(
-            f"pair {number + 1}: ours {a['tokens'] / a['seconds']:.1f}, peer {b['tokens'] / b['seconds']:.1f} tokens per "
-            f"CPU-second: {pair['speed']:.2f} x; peak {a['peak_bytes'] / 1e9:.2f} and {b['peak_bytes'] / 1e9:.2f} GB: "
+            f"pair {number + 1}: ours {a['tokens'] / a['seconds']:.1f}, peer {b['tokens'] / b['seconds']:.1f} tokens "
+            f"per CPU-second: {pair['speed']:.2f} x; peak {a['peak_bytes'] / 1e9:.2f} and {b['peak_bytes'] / 1e9:.2f} GB: "
             f"{pair['memory']:.2f} x; the products alone are {a['floor'] / a['seconds']:.0%} of our time "
             f"(at {a['rate'] / 1e9:.0f} GFLOP/s); losses {a['losses']} and {b['losses']}",
             flush=True,
@@ -277,9 +277,7 @@ def main() -> None:
         if args.out:
             write_json(args.out, result)
         if pair["loss_gap"] > 1e-3 and dtype == "float32":
-            raise SystemExit(
-                "the two do not compute the same loss on the first step, so their speeds cannot be compared"
-            )
+            raise SystemExit("the first losses differ: the two do not train the same thing, so no speed is compared")
     print("speed, min / median / max:", spread([p["speed"] for p in result["pairs"]]))
     print("peak memory, min / median / max:", spread([p["memory"] for p in result["pairs"]]))
 

@@ -92,16 +92,16 @@ def test_auto_takes_the_most_that_fits():
     assert need(chosen) <= memory.SHARE * free < need(chosen + memory.STEP)
     assert memory.choose_micro_tokens(*ask, longest=50, free=1 << 50) == memory.MOST["cpu"]
     assert memory.choose_micro_tokens(*ask, longest=900, free=free) == 900
-    with pytest.raises(ValueError, match="longest example alone needs .* try --recompute block"):
+    with pytest.raises(ValueError, match=r"longest example alone needs .* try --recompute block"):
         memory.choose_micro_tokens(*ask, longest=1100, free=free)
     assert 0 < memory.free_memory("cpu") < 1 << 50
 
 
 def test_out_of_memory_is_told_in_one_sentence():
     plan = memory.plan_memory(CONFIG, LoraConfig(3), torch.float32, 256, "cpu")
-    with pytest.raises(ValueError, match=r"out of memory; the plan was .* at 256 tokens .* lower --micro-tokens"):
-        with memory.out_of_memory_told(plan):
-            torch.empty(1 << 60, dtype=torch.uint8)
+    words = r"out of memory; the plan was .* at 256 tokens .* lower --micro-tokens"
+    with pytest.raises(ValueError, match=words), memory.out_of_memory_told(plan):
+        torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(ValueError, match="out of memory"), memory.out_of_memory_told(plan):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
     with pytest.raises(RuntimeError, match="something else"), memory.out_of_memory_told(plan):
