@@ -14,12 +14,15 @@ Shapes: T tokens, I inputs, O outputs, r rank, R the group's ranks together; x (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
+
+Adapters = Sequence[Tensor | None]
 
 # (rows, columns, ranks, warps, stages) by bytes per element, ranks at most. No register spills (python -m
 # kernels.compile); not yet timed.
@@ -164,48 +167,84 @@ def _plain_outer(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> 
     return out.to(torch.promote_types(out.dtype, torch.float32)).mul_(scale)
 
 
+class Thin(NamedTuple):
+    """The thin products of one way, and the group's forward and backward passes made of them, without autograd."""
+
+    narrow: Callable
+    widen: Callable
+    outer: Callable
+
+    def forward(
+        self, x_TI: Tensor, weights: Sequence[Tensor], lows: Adapters, highs: Adapters, scale: float,
+        base_TO: Tensor | None = None, mask_TI: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+        """([y_g (T, O_g)], z (T, R)); y_g begins at `base` where one is given. `mask` multiplies what A reads."""
+        ranks = [0 if a is None else a.shape[0] for a in lows]
+        z_TR = x_TI.new_empty(x_TI.shape[0], 0)
+        if any(ranks):
+            read_TI = x_TI if mask_TI is None else x_TI * mask_TI
+            z_TR = self.narrow(read_TI, torch.cat([a for a in lows if a is not None]), 1.0)
+        ys = []
+        for w_OI, b_Or, z_Tr in zip(weights, highs, z_TR.split(ranks, dim=1), strict=True):
+            y_TO = x_TI @ w_OI.t() if base_TO is None else torch.addmm(base_TO, x_TI, w_OI.t())
+            if b_Or is not None:
+                self.widen(y_TO, z_Tr, b_Or, scale)
+            ys.append(y_TO)
+        return ys, z_TR
+
+    def backward(
+        self, dys: Sequence[Tensor], x_TI: Tensor | None, z_TR: Tensor, weights: Sequence[Tensor], lows: Adapters,
+        highs: Adapters, scale: float, need_dx: bool, mask_TI: Tensor | None = None,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
+        """(dx or None, [dA_1, dB_1, dA_2, ...]); `x` is read for dA alone."""
+        ranks = [0 if a is None else a.shape[0] for a in lows]
+        es, grads, dx_TI = [], [], None
+        for dy_TO, w_OI, b_Or, z_Tr in zip(dys, weights, highs, z_TR.split(ranks, dim=1), strict=True):
+            if need_dx:
+                dx_TI = dy_TO @ w_OI if dx_TI is None else dx_TI.addmm_(dy_TO, w_OI)
+            db = None
+            if b_Or is not None:
+                dy_TO = dy_TO.contiguous()
+                es.append(self.narrow(dy_TO, b_Or.t(), scale))
+                db = self.outer(z_Tr, dy_TO, scale, True).to(b_Or.dtype)
+            grads.append([None, db])
+        if es:
+            e_TR = torch.cat(es, dim=1)
+            read_TI = x_TI if mask_TI is None else x_TI * mask_TI
+            for pair, a_rI, da in zip(grads, lows, self.outer(e_TR, read_TI, 1.0, False).split(ranks), strict=True):
+                pair[0] = None if a_rI is None else da.to(a_rI.dtype)
+            if dx_TI is not None:
+                a_IR = torch.cat([a for a in lows if a is not None]).t()
+                if mask_TI is None:
+                    self.widen(dx_TI, e_TR, a_IR, 1.0)
+                else:
+                    dx_TI.addcmul_(mask_TI, e_TR @ a_IR.t().to(e_TR.dtype))
+        return dx_TI, [g for pair in grads for g in pair]
+
+
+def thin(x_TI: Tensor) -> Thin:
+    """The way that `x` goes."""
+    return Thin(narrow, widen, outer) if use_triton(x_TI) else Thin(_plain_narrow, _plain_widen, _plain_outer)
+
+
 class _Group(torch.autograd.Function):
     """The adapters come flattened: A_1, B_1, A_2, B_2, ..., None where a layer has none."""
 
     @staticmethod
     def forward(ctx, x_TI: Tensor, scale: float, weights: tuple[Tensor, ...], *adapters: Tensor | None):
-        ctx.thin = (narrow, widen, outer) if use_triton(x_TI) else (_plain_narrow, _plain_widen, _plain_outer)
-        narrow_, widen_, _ = ctx.thin
-        lows, highs = adapters[::2], adapters[1::2]
-        ctx.ranks = [0 if a is None else a.shape[0] for a in lows]
-        z_TR = narrow_(x_TI, torch.cat([a for a in lows if a is not None]), 1.0)
-        ys = []
-        for w_OI, b_Or, z_Tr in zip(weights, highs, z_TR.split(ctx.ranks, dim=1), strict=True):
-            y_TO = x_TI @ w_OI.t()
-            if b_Or is not None:
-                widen_(y_TO, z_Tr, b_Or, scale)
-            ys.append(y_TO)
+        ctx.thin, ctx.scale, ctx.count = thin(x_TI), scale, len(weights)
+        ys, z_TR = ctx.thin.forward(x_TI, weights, adapters[::2], adapters[1::2], scale)
         ctx.save_for_backward(x_TI, z_TR, *weights, *adapters)
-        ctx.scale = scale
         return tuple(ys)
 
     @staticmethod
     def backward(ctx, *dys: Tensor):
-        narrow_, widen_, outer_ = ctx.thin
-        n = len(ctx.ranks)
+        n = ctx.count
         x_TI, z_TR, *rest = ctx.saved_tensors
-        weights, lows, highs = rest[:n], rest[n::2], rest[n + 1 :: 2]
-        es, grads, dx_TI = [], [], None
-        for dy_TO, w_OI, b_Or, z_Tr in zip(dys, weights, highs, z_TR.split(ctx.ranks, dim=1), strict=True):
-            if ctx.needs_input_grad[0]:
-                dx_TI = dy_TO @ w_OI if dx_TI is None else dx_TI.addmm_(dy_TO, w_OI)
-            db = None
-            if b_Or is not None:
-                dy_TO = dy_TO.contiguous()
-                es.append(narrow_(dy_TO, b_Or.t(), ctx.scale))
-                db = outer_(z_Tr, dy_TO, ctx.scale, True).to(b_Or.dtype)
-            grads.append([None, db])
-        e_TR = torch.cat(es, dim=1)
-        if dx_TI is not None:
-            widen_(dx_TI, e_TR, torch.cat([a for a in lows if a is not None]).t(), 1.0)
-        for pair, a_rI, da in zip(grads, lows, outer_(e_TR, x_TI, 1.0, False).split(ctx.ranks), strict=True):
-            pair[0] = None if a_rI is None else da.to(a_rI.dtype)
-        return dx_TI, None, None, *(g for pair in grads for g in pair)
+        dx_TI, grads = ctx.thin.backward(
+            dys, x_TI, z_TR, rest[:n], rest[n::2], rest[n + 1 :: 2], ctx.scale, ctx.needs_input_grad[0]
+        )
+        return dx_TI, None, None, *grads
 
 
 def lora_group(

@@ -21,9 +21,33 @@ WIDEST = 16384  # a row is one block
 ROW_PROGRAMS = 256  # programs that share the rows of the backward pass: as many partial sums of dw
 
 
-def reference(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """The plain-torch path: y (T, H) in x's dtype."""
-    return torch.nn.functional.rms_norm(x_TH, x_TH.shape[-1:], weight_H, eps)
+def _plain(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, r) in plain torch."""
+    wide_TH = x_TH.to(torch.promote_types(x_TH.dtype, torch.float32))
+    r_T1 = torch.linalg.vector_norm(wide_TH, dim=1, keepdim=True).square_().div_(x_TH.shape[1]).add_(eps).rsqrt_()
+    return (wide_TH * r_T1).mul_(weight_H).to(x_TH.dtype), r_T1.squeeze(1)
+
+
+def _plain_backward(
+    dy_TH: Tensor, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
+) -> tuple[Tensor, Tensor | None]:
+    r_T1, x_TH = r_T[:, None], x_TH.to(r_T.dtype)
+    g_TH = dy_TH * weight_H.to(r_T.dtype)
+    share_T1 = torch.linalg.vecdot(g_TH, x_TH)[:, None] * r_T1.pow(3).div_(-x_TH.shape[1])
+    dw_H = (dy_TH * x_TH).mul_(r_T1).sum(0).to(weight_H.dtype) if need_dw else None
+    return g_TH.mul_(r_T1).addcmul_(x_TH, share_T1).to(dy_TH.dtype), dw_H
+
+
+class _Reference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        y_TH, r_T = _plain(x_TH, weight_H, eps)
+        ctx.save_for_backward(x_TH, weight_H, r_T)
+        return y_TH
+
+    @staticmethod
+    def backward(ctx, dy_TH: Tensor):
+        return *_plain_backward(dy_TH, *ctx.saved_tensors, ctx.needs_input_grad[1]), None
 
 
 @jit
@@ -173,7 +197,7 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     _check(x_TH, weight_H)
     check_alike(x=x_TH, weight=weight_H)
     if not use_triton(x_TH):
-        return reference(x_TH, weight_H, eps)
+        return _Reference.apply(x_TH, weight_H, eps)
     return _op(x_TH, None, weight_H, eps)[0]
 
 
@@ -185,6 +209,29 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
     if not use_triton(x_TH):
         total_TH = x_TH + residual_TH
-        return reference(total_TH, weight_H, eps), total_TH
+        return _Reference.apply(total_TH, weight_H, eps), total_TH
     y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
     return y_TH, total_TH
+
+
+def norm_rows(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, r (T,)) without autograd: for operations that bring their own backward pass."""
+    if not use_triton(x_TH):
+        return _plain(x_TH, weight_H, eps)
+    y_TH, _, r_T = _op(x_TH, None, weight_H, eps)
+    return y_TH, r_T
+
+
+def norm_again(x_TH: Tensor, weight_H: Tensor, eps: float, r_T: Tensor) -> Tensor:
+    """y once more, from the r that `norm_rows` gave."""
+    if use_triton(x_TH):
+        return _op(x_TH, None, weight_H, eps)[0]
+    return (x_TH * r_T[:, None]).mul_(weight_H).to(x_TH.dtype)
+
+
+def norm_rows_backward(dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor) -> Tensor:
+    """dx of `norm_rows` for a frozen weight, plus `dtotal`."""
+    if use_triton(x_TH):
+        return torch.ops.ptst.rms_norm_backward(dy_TH, dtotal_TH, x_TH, weight_H, r_T, False)[0]
+    dx_TH = _plain_backward(dy_TH, x_TH, weight_H, r_T, False)[0]
+    return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH)

@@ -38,6 +38,35 @@ def tables(positions_T: Tensor, frequencies_D2: Tensor) -> tuple[Tensor, Tensor]
     return angles_TD2.cos()[:, None], angles_TD2.sin()[:, None]
 
 
+def _plain(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, back: bool) -> Tensor:
+    """x turned, by the negative angles if `back`, in float32 or better and as few passes as torch allows."""
+    wide_THD = x_THD.to(torch.promote_types(x_THD.dtype, torch.float32))
+    out_THD = torch.cat((cos_T1D2, cos_T1D2), -1) * wide_THD
+    (a, b), (out_a, out_b) = wide_THD.chunk(2, dim=-1), out_THD.chunk(2, dim=-1)
+    sign = -1 if back else 1
+    out_a.addcmul_(b, sin_T1D2.to(wide_THD.dtype), value=-sign)
+    out_b.addcmul_(a, sin_T1D2.to(wide_THD.dtype), value=sign)
+    return out_THD.to(x_THD.dtype)
+
+
+class _Reference(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor):
+        ctx.save_for_backward(cos, sin)
+        return _plain(q_TQD, cos, sin, False), _plain(k_TKD, cos, sin, False)
+
+    @staticmethod
+    def backward(ctx, dq_TQD: Tensor, dk_TKD: Tensor):
+        return *(_plain(d, *ctx.saved_tensors, True) for d in (dq_TQD, dk_TKD)), None, None
+
+
+def turn(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
+    """Both turned, without autograd: for operations that bring their own backward pass."""
+    if use_triton(q_TQD, k_TKD):
+        return torch.ops.ptst.rope(q_TQD, k_TKD, cos, sin, back)
+    return _plain(q_TQD, cos, sin, back), _plain(k_TKD, cos, sin, back)
+
+
 def rope(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
     """Rotate every head of `x_THD` by its token's angles; computed in float32, returned in x's dtype."""
     a, b = x_THD.float().chunk(2, dim=-1)
@@ -140,5 +169,5 @@ def rope_qk(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) ->
         )
     check_alike(q=q_TQD, k=k_TKD)
     if not use_triton(q_TQD, k_TKD):
-        return rope(q_TQD, cos_T1D2, sin_T1D2), rope(k_TKD, cos_T1D2, sin_T1D2)
+        return _Reference.apply(q_TQD, k_TKD, cos_T1D2, sin_T1D2)
     return _op(q_TQD, k_TKD, cos_T1D2.contiguous(), sin_T1D2.contiguous(), False)

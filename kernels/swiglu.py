@@ -95,3 +95,26 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
         raise ValueError(f"gate {tuple(gate_TF.shape)} and up {tuple(up_TF.shape)} must both be (T, F)")
     check_alike(gate=gate_TF, up=up_TF)
     return _op(gate_TF, up_TF) if use_triton(gate_TF, up_TF) else _Reference.apply(gate_TF, up_TF)
+
+
+def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up, without autograd: for operations that bring their own backward pass."""
+    if use_triton(gate_TF, up_TF):
+        return _op(gate_TF, up_TF)
+    return torch.nn.functional.silu(gate_TF).mul_(up_TF)
+
+
+def gated_again(gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(silu(gate) * up, silu(gate) where `gated_backward` has a use for it)."""
+    if use_triton(gate_TF, up_TF):
+        return _op(gate_TF, up_TF), None
+    silu_TF = torch.nn.functional.silu(gate_TF)
+    return silu_TF * up_TF, silu_TF
+
+
+def gated_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, silu_TF: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(dgate, dup); the contents of `dh` and `silu` are used up."""
+    if silu_TF is None:
+        return torch.ops.ptst.swiglu_backward(dh_TF, gate_TF, up_TF)
+    du_TF = silu_TF.mul_(dh_TF)
+    return torch.ops.aten.silu_backward(dh_TF.mul_(up_TF), gate_TF), du_TF

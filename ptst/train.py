@@ -34,9 +34,9 @@ from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
-from ptst.training import checkpoint, parallel, recipes, resume, run_folder
+from ptst.training import checkpoint, memory, parallel, recipes, resume, run_folder
 from ptst.training.evaluate import Samples
-from ptst.training.loop import LoopConfig
+from ptst.training.loop import LoopConfig, steps
 from ptst.training.metrics import summary_writer
 from ptst.training.parallel import World
 from ptst.training.run import Interrupted, Keeping, fit
@@ -95,8 +95,12 @@ class TrainConfig:
     """Examples in an optimizer step."""
     tokens_per_step: int | None = None
     """Tokens in an optimizer step at most, in packs of 4096, instead of examples."""
-    micro_tokens: int = 2048
-    """Tokens in memory at once; changes memory and speed, never the result."""
+    micro_tokens: int | Literal["auto"] = 2048
+    """Tokens in memory at once; changes memory and speed, never the result. auto: what fits the free memory."""
+    recompute: Literal["none", "block"] = "none"
+    """block computes each layer anew in the backward pass: less memory, a third more time, the same gradients."""
+    dry_run: bool = False
+    """Print what the run would hold in memory, its steps and tokens, and run nothing."""
     max_length: int | None = None
     """Longest example in tokens. Left out: the model's context, and never more than --micro-tokens."""
     too_long: Literal["drop", "cut", "stop"] = "stop"
@@ -134,7 +138,7 @@ class TrainConfig:
         positive = ("epochs", "lr", "examples_per_step", "micro_tokens", "save_every", "keep")
         for name in (*positive, "tokens_per_step", "max_steps", "max_length", "limit", "eval_every"):
             value, least = getattr(self, name), 0 if name in positive[:2] else 1
-            if value is None and name not in positive:
+            if (value is None and name not in positive) or value == "auto":
                 continue
             if not (least <= value < math.inf) or value == 0:
                 bound = "above 0" if least == 0 else "at least 1"
@@ -189,7 +193,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     chat_format = config.chat_format or detect_format(folder, tokenizer)
     template = with_default_system(template, folder)
     prompting = Prompting(template, family, chat_format, tokenizer, "role-marks" in config.allow)
-    max_length = length_limit(config.max_length, shape.max_positions, config.micro_tokens)
+    row = shape.max_positions if config.micro_tokens == "auto" else config.micro_tokens
+    max_length = length_limit(config.max_length, shape.max_positions, row)
     others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
     mixture = mix([(source, config.epochs), *others], prompting, max_length, config.too_long, config.train_on)
     counts = mixture.counts[0]
@@ -200,11 +205,29 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             f"{c['name']}, {c['epochs']:g} epochs: {c['examples']} examples, {c['tokens']} tokens, "
             f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, {c['seams']} seams"
         )
+    device, dtype = "cuda" if torch.cuda.is_available() else "cpu", pick_dtype(config.dtype)
+    lengths, recompute = [len(e.ids) for e in mixture.examples], config.recompute == "block"
+    micro_tokens = config.micro_tokens
+    if micro_tokens == "auto" and old:
+        micro_tokens = old["micro_tokens"]  # another number might round the last digits otherwise
+    elif micro_tokens == "auto":
+        micro_tokens = memory.choose_micro_tokens(shape, lora, dtype, device, recompute, max(lengths, default=1))
+        say(f"--micro-tokens auto: {micro_tokens} fit")
+    loop = LoopConfig(
+        micro_tokens=micro_tokens,
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_tokens"},
+    )
+    planned = memory.plan_memory(shape, lora, dtype, micro_tokens, device, recompute)
+    if config.dry_run:
+        all_steps = steps(lengths, loop, mixture.parts)
+        tokens = sum(lengths[i] for step in all_steps for i in step.examples)
+        planned = dataclasses.replace(planned, steps=len(all_steps), tokens=tokens)
+        console.print(planned.table())
+        return planned.described() if world.first else None
     setup = Setup(prompting, config.train_on, max_length, config.too_long)
-    for warning in check_start(mixture.source, mixture.examples, setup, config.micro_tokens, config.allow):
+    for warning in check_start(mixture.source, mixture.examples, setup, micro_tokens, config.allow):
         say(warning)
 
-    dtype = pick_dtype(config.dtype)
     flags = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
     record: dict[str, Any] = {
         "kind": "train",
@@ -222,6 +245,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         "held_out": held_out_counts,
         "dtype": str(dtype).removeprefix("torch."),
         "full": config.full,
+        "micro_tokens": micro_tokens,
         "environment": {**run_folder.environment(), "ranks": world.size},
     }
     out = _claim(config, old, record, world)
@@ -229,7 +253,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         if world.first:
             run_folder.tidy(out)
             run_folder.write_json(out / "run.json", record)
-        decoder = load_decoder(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        decoder = load_decoder(folder, dtype, device)
+        decoder.recompute = recompute
         if lora is None:
             weights = dict(decoder.requires_grad_(True).named_parameters())
         else:
@@ -239,18 +264,19 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
 
         asked = (held_out_source or mixture.source).conversations[:SAMPLES]
         samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, prompting))
-        done = fit(
-            decoder,
-            weights,
-            mixture,
-            LoopConfig(**{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig)}),
-            out,
-            world,
-            Keeping(config.eval_every, config.save_every, config.keep, config.tensorboard),
-            held_out,
-            samples if config.eval_every else None,
-            watch(mixture.source, config.allow),
-        )
+        with memory.out_of_memory_told(planned):
+            done = fit(
+                decoder,
+                weights,
+                mixture,
+                loop,
+                out,
+                world,
+                Keeping(config.eval_every, config.save_every, config.keep, config.tensorboard),
+                held_out,
+                samples if config.eval_every else None,
+                watch(mixture.source, config.allow),
+            )
         if not world.first:
             return None
         if done["before"] is not None:

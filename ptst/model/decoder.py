@@ -12,17 +12,20 @@ Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from kernels.attention import packed_attention
+from kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import frequencies, rope_qk, tables
 from kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
-from ptst.model.linear import project
+from ptst.model.linear import parts, project
 
 # attend(layer index, q_THD, k_TKD, v_TKD) -> out_THD
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -78,10 +81,30 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None = None
+    ) -> Tensor:
+        if dropout is not None or (torch.is_grad_enabled() and self._frozen_base):
+            return self._train_adapters(x_TE, layer, cos, sin, attend, dropout)
         attended_TE = self.self_attn(self.input_layernorm(x_TE), layer, cos, sin, attend)
         normed_TE, x_TE = self.post_attention_layernorm.add(attended_TE, x_TE)
         return x_TE + self.mlp(normed_TE)
+
+    @property
+    def _frozen_base(self) -> bool:
+        """Whether nothing but adapters is trained here."""
+        return not any(p.requires_grad for name, p in self.named_parameters() if ".lora_" not in name)
+
+    def _train_adapters(
+        self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None
+    ) -> Tensor:
+        """The same by operations that keep less for the backward pass, and know that only adapters are trained."""
+        a, m, before, after = self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm
+        qkv = parts(a.q_proj, a.k_proj, a.v_proj)
+        heads = lora_qkv(x_TE, before.weight, before.eps, cos, sin, a.head_dim, *qkv, dropout)
+        (o_OI,), (adapter,), scale = parts(a.o_proj)
+        x_TE = lora_add(x_TE, attend(layer, *heads).flatten(1), o_OI, adapter, scale, dropout)
+        return lora_feed_forward(x_TE, after.weight, after.eps, *parts(m.gate_proj, m.up_proj, m.down_proj), dropout)
 
 
 class Decoder(nn.Module):
@@ -96,6 +119,12 @@ class Decoder(nn.Module):
         self.lm_head = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lora_dropout = 0.0  # set by add_lora
+        # One per document of the next batch, whatever row it lies in; None: no dropout, as in evaluation.
+        self.dropout_seeds: list[int] | None = None
+        self.recompute = (
+            False  # whether backward computes each layer anew from its input instead of keeping its insides
+        )
         self._frequencies: Tensor | None = None  # made on the weights' device at the first call
 
     @property
@@ -111,7 +140,7 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend) -> Tensor:
+    def forward(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend, dropout: Dropout | None = None) -> Tensor:
         """Hidden states after the final norm, (T, E)."""
         c = self.config
         if self._frequencies is None or self._frequencies.device != tokens_T.device:
@@ -119,18 +148,28 @@ class Decoder(nn.Module):
         cos, sin = tables(positions_T, self._frequencies)
         x_TE = self.embed_tokens(tokens_T)
         for index, layer in enumerate(self.layers):
-            x_TE = layer(x_TE, index, cos, sin, attend)
+            inputs = (x_TE, index, cos, sin, attend, dropout and replace(dropout, layer=index))
+            if self.recompute and torch.is_grad_enabled():
+                # Dropout draws from its own seeds, so there is no random state to restore.
+                x_TE = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x_TE = layer(*inputs)
         return self.norm(x_TE)
 
     def documents(self, tokens_T: Tensor, cu_seqlens: list[int], positions_T: Tensor | None = None) -> Tensor:
-        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given."""
+        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given.
+
+        Raises ValueError where `dropout_seeds` are not as many as the documents."""
         if positions_T is None:
             positions_T = torch.cat([torch.arange(b - a) for a, b in pairwise(cu_seqlens)])
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return packed_attention(q, k, v, cu_seqlens, window=self.config.sliding_window)
 
-        return self(tokens_T, positions_T.to(tokens_T.device), attend)
+        dropout = None
+        if self.lora_dropout and self.dropout_seeds is not None:
+            dropout = Dropout(self.lora_dropout, tuple(self.dropout_seeds), tuple(cu_seqlens))
+        return self(tokens_T, positions_T.to(tokens_T.device), attend, dropout)
 
     def logits(self, tokens_T: Tensor, cu_seqlens: Tensor | list[int] | None = None) -> Tensor:
         """Logits (T, V) of whole documents; without `cu_seqlens` the tokens are one document. For tests and small

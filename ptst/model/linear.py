@@ -33,8 +33,13 @@ class LoraLinear(nn.Module):
 
 def project(x_TI: Tensor, *layers: nn.Linear | LoraLinear) -> tuple[Tensor, ...]:
     """Every layer's output (T, O) for one input, which the adapters read once."""
-    adapted = [layer for layer in layers if isinstance(layer, LoraLinear)]
-    if not adapted:
+    if not any(isinstance(layer, LoraLinear) for layer in layers):
         return tuple(layer(x_TI) for layer in layers)
+    return lora_group(x_TI, *parts(*layers))
+
+
+def parts(*layers: nn.Linear | LoraLinear) -> tuple[list[Tensor], list[tuple[Tensor, Tensor] | None], float]:
+    """(weights, (A, B) or None of each, scale), as the fused operations of kernels/lora_layer.py take them."""
     adapters = [(layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else None for layer in layers]
-    return lora_group(x_TI, [layer.weight for layer in layers], adapters, adapted[0].scale)
+    scale = next((layer.scale for layer in layers if isinstance(layer, LoraLinear)), 1.0)
+    return [layer.weight for layer in layers], adapters, scale

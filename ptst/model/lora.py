@@ -43,7 +43,9 @@ _ONLY_VALUE = {
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Rank, scale and place of an adapter; `scale` = alpha / rank, or alpha / sqrt(rank) with rslora."""
+    """Rank, scale and place of an adapter; `scale` = alpha / rank, or alpha / sqrt(rank) with rslora.
+
+    `dropout` is the rate at which what A reads is zeroed in training (kernels/lora_layer.py)."""
 
     rank: int = 16
     alpha: float = 32.0
@@ -54,6 +56,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ValueError(f"LoRA rank is {self.rank}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"LoRA dropout is {self.dropout}; it must be at least 0 and below 1")
         unknown = [t for t in self.targets if t not in TARGETS]
         if unknown or not self.targets:
             raise ValueError(
@@ -68,6 +72,7 @@ class LoraConfig:
 def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
     """Put adapters on every layer's target projections; returns the trained parameters by name."""
     generator = torch.Generator().manual_seed(seed)
+    decoder.lora_dropout = config.dropout
     for name, module in list(decoder.named_modules()):
         owner_name, _, leaf = name.rpartition(".")
         if leaf in config.targets:
@@ -104,7 +109,7 @@ def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model:
         "base_model_name_or_path": base_model,
         "r": config.rank,
         "lora_alpha": config.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": config.dropout,
         "target_modules": list(config.targets),
         "bias": "none",
         "use_rslora": config.rslora,
@@ -133,7 +138,13 @@ def read_lora_config(folder: Path) -> LoraConfig:
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
         raise ValueError(f"{path}: target_modules is {targets!r}; a list of projection names is needed")
     try:
-        return LoraConfig(int(raw["r"]), float(raw["lora_alpha"]), tuple(targets), bool(raw.get("use_rslora", False)))
+        return LoraConfig(
+            int(raw["r"]),
+            float(raw["lora_alpha"]),
+            tuple(targets),
+            bool(raw.get("use_rslora", False)),
+            float(raw.get("lora_dropout", 0.0)),
+        )
     except KeyError as missing:
         raise ValueError(f"{path} lacks {missing}") from None
 

@@ -1,0 +1,217 @@
+"""What a training run will hold in memory, told before it is spent.
+
+The figures follow from the config and from what the operations keep for the backward pass (kernels/lora_layer.py,
+kernels/attention.py, kernels/linear_cross_entropy.py); a test holds them against what autograd keeps in fact. Per token
+and layer, in elements, with E hidden, F intermediate, H and K heads of D, R the ranks of the layer's adapters together:
+
+    adapters       2 E + 2 H D + 2 K D + 2 F + R     x of both halves; q, k, v; attention's output; gate, up; z
+    all weights    4 E + 2 H D + 2 K D + 3 F         the normed x of both halves and the product of gate and up as well
+    by block       E                                 recomputation: x alone, and one layer's insides at a time
+
+Beside these a few float32 statistics. At the peak, one layer's temporaries (three of F, four of E) or the loss's chunk
+of logits come on top, whichever is larger.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from kernels import linear_cross_entropy as loss
+from ptst.model.config import DecoderConfig
+from ptst.model.lora import LoraConfig
+
+STEP = 256  # --micro-tokens auto is a multiple of this
+MOST = {"cpu": 4096, "cuda": 32768}  # beyond these a longer row is no faster
+SHARE = 0.9  # of the free memory that auto plans with
+
+
+def shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
+    """(outputs, inputs) of a layer's projections."""
+    c = config
+    q, kv, e, f = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.hidden_size, c.intermediate_size
+    return {
+        "q_proj": (q, e), "k_proj": (kv, e), "v_proj": (kv, e), "o_proj": (e, q),
+        "gate_proj": (f, e), "up_proj": (f, e), "down_proj": (e, f),
+    }  # fmt: skip
+
+
+def count_parameters(config: DecoderConfig) -> int:
+    """All weights of the decoder; a tied head counts once."""
+    c = config
+    layer = sum(o * i for o, i in shapes(c).values()) + 2 * c.hidden_size
+    return c.num_layers * layer + c.hidden_size + c.vocab_size * c.hidden_size * (1 if c.tie_embeddings else 2)
+
+
+def count_adapter(config: DecoderConfig, lora: LoraConfig) -> int:
+    return config.num_layers * sum(lora.rank * sum(shapes(config)[t]) for t in lora.targets)
+
+
+def activation_bytes(
+    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, tokens: int, recompute: bool = False
+) -> int:
+    """Bytes that autograd keeps between forward and backward for a row of so many tokens; `lora` None: full
+    fine-tuning."""
+    c, size = config, dtype.itemsize
+    wide = torch.promote_types(dtype, torch.float32).itemsize
+    heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    layer = 2 * c.hidden_size + 2 * heads + 2 * kv + 2 * c.intermediate_size
+    layer += 2 * c.hidden_size + c.intermediate_size if lora is None else lora.rank * len(lora.targets)
+    layer = layer * size + 2 * wide + c.num_heads * wide  # the norms' and the attention's statistics
+    angles = 2 * (c.head_dim // 2) * 4
+    # The final norm's x and statistic, the gradient of its output, which the loss forms early, and that output.
+    last = 2 * c.hidden_size * size + wide
+    if recompute:
+        return tokens * (c.num_layers * c.hidden_size * size + layer + angles + last)
+    return tokens * (c.num_layers * layer + angles + last)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes by purpose, and the counts they follow from. `process` is held before the run begins (a CPU's alone)."""
+
+    parameters: int
+    trained: int
+    micro_tokens: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    temporaries: int
+    process: int
+    steps: int | None = None
+    tokens: int | None = None
+
+    @property
+    def peak(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations + self.temporaries + self.process
+
+    def described(self) -> dict[str, Any]:
+        return asdict(self) | {"peak": self.peak}
+
+    def __str__(self) -> str:
+        return (
+            f"{gigabytes(self.peak)} at {self.micro_tokens} tokens at once: weights {gigabytes(self.weights)}, "
+            f"gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, activations "
+            f"{gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
+        )
+
+    def table(self) -> Table:
+        table = Table("", "", title="what the run would hold", show_header=False)
+        counts = {"parameters": self.parameters, "of them trained": self.trained, "optimizer steps": self.steps}
+        counts |= {"tokens": self.tokens, "tokens at once": self.micro_tokens}
+        for name, value in counts.items():
+            if value is not None:
+                table.add_row(name, f"{value:,}")
+        for name in ("weights", "gradients", "optimizer", "activations", "temporaries", "process"):
+            table.add_row(name, gigabytes(getattr(self, name)))
+        table.add_row("expected peak", gigabytes(self.peak))
+        return table
+
+
+def gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def plan_memory(
+    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, micro_tokens: int, device: str,
+    recompute: bool = False, steps: int | None = None, tokens: int | None = None,
+) -> Plan:  # fmt: skip
+    """The plan of a run. `lora` None: full fine-tuning; `device` "cpu" or "cuda"."""
+    size = dtype.itemsize
+    parameters = count_parameters(config)
+    trained = parameters if lora is None else count_adapter(config, lora)
+    # Adapters are float32 or wider whatever the base; AdamW's two moments have the dtype of what they belong to.
+    each = size if lora is None else torch.promote_types(dtype, torch.float32).itemsize
+    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * micro_tokens
+    chunk = loss.CHUNK_BYTES if device == "cuda" else loss.CHUNK_ELEMENTS * size
+    return Plan(
+        parameters=parameters,
+        trained=trained,
+        micro_tokens=micro_tokens,
+        weights=parameters * size + (0 if lora is None else trained * each),
+        gradients=trained * each,
+        optimizer=2 * trained * each,
+        activations=activation_bytes(config, lora, dtype, micro_tokens, recompute),
+        temporaries=max(layer, min(chunk, micro_tokens * config.vocab_size * size)),
+        process=_resident() if device == "cpu" else 0,
+        steps=steps,
+        tokens=tokens,
+    )
+
+
+def choose_micro_tokens(
+    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, device: str, recompute: bool, longest: int,
+    free: int | None = None,
+) -> int:  # fmt: skip
+    """The most tokens at once that fit the free memory, in steps of 256, up to where a longer row is no faster; at
+    least the longest example. Raises ValueError where not even that fits."""
+    free = free_memory(device) if free is None else free
+
+    def fits(tokens: int) -> bool:
+        plan = plan_memory(config, lora, dtype, tokens, device, recompute)
+        return plan.peak - plan.process <= SHARE * free
+
+    if not fits(longest):
+        plan = plan_memory(config, lora, dtype, longest, device, recompute)
+        mend = "lower --max-length" if recompute else "try --recompute block, or lower --max-length"
+        raise ValueError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}; {mend}")
+    most = max(longest, MOST[device])
+    return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
+
+
+def free_memory(device: str) -> int:
+    """Bytes that this process may still take: the GPU's free memory; on a CPU what Linux calls available, within the
+    control group's limit."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    limits = [int(_field("/proc/meminfo", "MemAvailable")) * 1024]
+    try:
+        group = next(line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if line)
+    except (OSError, StopIteration):
+        group = "/"
+    root = Path("/sys/fs/cgroup")
+    for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        for folder in {root / group.lstrip("/"), root, root / "memory"}:
+            try:
+                limits.append(int((folder / most).read_text()) - int((folder / used).read_text()))
+            except (OSError, ValueError):  # no such file, or "max": no limit here
+                continue
+    return max(0, min(limits))
+
+
+def _field(path: str, key: str) -> str:
+    found = re.search(rf"^{key}:\s+(\d+)", Path(path).read_text(), re.MULTILINE)
+    if found is None:
+        raise ValueError(f"{path} has no {key}; give --micro-tokens a number")
+    return found[1]
+
+
+def _resident() -> int:
+    """Bytes this process holds now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+@contextmanager
+def out_of_memory_told(plan: Plan) -> Iterator[None]:
+    """Turn an out-of-memory error of torch into a ValueError of one sentence: the plan, and the flag to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)):
+            raise
+        raise ValueError(
+            f"out of memory; the plan was {plan}; lower --micro-tokens (the result stays the same) or add "
+            "--recompute block"
+        ) from None
