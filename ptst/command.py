@@ -49,8 +49,8 @@ def say(text: str) -> None:
 class ProgressLine:
     """A progress bar on a terminal, a line every few seconds elsewhere."""
 
-    def __init__(self, what: str, total: int, every: float = 10.0):
-        self.what, self.total, self.every = what, total, every
+    def __init__(self, what: str, total: int, every: float = 10.0, first: int = 0):
+        self.what, self.total, self.every, self.first = what, total, every, first  # `first` were done before
         self.done = 0
         self.start = time.monotonic()
         self.said = -1e9
@@ -81,5 +81,5 @@ class ProgressLine:
         now = time.monotonic()
         if not console.is_terminal and (now - self.said >= self.every or done == self.total):
             self.said = now
-            left = (now - self.start) / max(1, done) * (self.total - done)
+            left = (now - self.start) / max(1, done - self.first) * (self.total - done)
             say(f"{self.what} {done}/{self.total}  {note}  ETA {int(left) // 60}:{int(left) % 60:02d}")

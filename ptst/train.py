@@ -146,10 +146,13 @@ class TrainConfig:
         for name in ("warmup", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        for name in ("clip", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must not be negative")
         if self.out and self.resume and self.out != self.resume:
             raise ValueError("--out and --resume exclude each other: a run goes on in its own folder")
         if self.full and self.dropout:
-            raise ValueError("--dropout belongs to an adapter; leave it out with --full")
+            raise ValueError("--dropout belongs to an adapter; with --full it must be 0")
         for text in self.mix:
             parse_mix(text)
         if self.tensorboard:
@@ -292,13 +295,16 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             "result": result,
             "time": {"seconds": time.monotonic() - began},
         }
-        _save(decoder, folder, out, lora, record)
+        _save(decoder, folder, out, lora)
         best = out / "state" / f"step-{done['best_step'] or 0:08d}"
         if config.eval_every and done["best_step"] not in (None, done["steps"]) and best.exists():
             checkpoint.load_state(best, weights)
             (out / "best").mkdir(exist_ok=True)
-            _save(decoder, folder, out / "best", lora, record | {"steps": done["best_step"]})
+            _save(decoder, folder, out / "best", lora)
+            run_folder.write_json(out / "best" / "run.json", record | {"steps": done["best_step"]})
             say(f"the best held-out loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
+        run_folder.write_json(out / "run.json", record)  # the last of all: it says that the run is whole
+        run_folder.sync(out)
     say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama")
     return result
 
@@ -332,14 +338,12 @@ def _claim(config: TrainConfig, old: dict[str, Any] | None, record: dict[str, An
     return out
 
 
-def _save(decoder: Decoder, base: Path, out: Path, lora: LoraConfig | None, record: dict[str, Any]) -> None:
-    """Write what was trained, then run.json, which says that it is whole."""
+def _save(decoder: Decoder, base: Path, out: Path, lora: LoraConfig | None) -> None:
+    """Write what was trained."""
     if lora is None:
         save_full(decoder, base, out)
     else:
-        save_adapter(decoder, out, lora, record["model"])
-    run_folder.sync(out)
-    run_folder.write_json(out / "run.json", record)
+        save_adapter(decoder, out, lora, str(base.resolve()))
     run_folder.sync(out)
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from kernels.linear_cross_entropy import linear_cross_entropy
-from ptst.data.packing import UNTRAINED, Batch, pack
+from ptst.data.packing import UNTRAINED, Batch
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Encoded
 
 
 def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
@@ -26,11 +23,3 @@ def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
     # The trained rows are known here, so the device need not be asked for them.
     rows_N = torch.tensor([i for i, t in enumerate(batch.targets) if t != UNTRAINED], dtype=torch.long)
     return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor, rows_N=rows_N.to(decoder.device))
-
-
-@torch.no_grad()
-def mean_loss(decoder: Decoder, examples: Sequence[Encoded], micro_tokens: int = 2048) -> float:
-    """Mean loss per trained token (nats) over examples, without training."""
-    batches = pack(examples, micro_tokens)
-    trained = sum(b.num_trained for b in batches)
-    return sum(float(batch_loss(decoder, b, trained)) for b in batches)

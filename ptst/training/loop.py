@@ -174,6 +174,6 @@ def _blame(culprits: list[str], group: list[str]) -> str:
     named = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
     if not culprits:
         return f"no example's loss alone shows it; its examples are {named}; lower --lr"
-    if len(culprits) == len(group):
+    if len(culprits) == len(group) > 1:
         return f"so it is for every example of the step ({named}): the weights have diverged; lower --lr"
     return f"look at {named}, whose loss alone is not finite, or lower --lr"

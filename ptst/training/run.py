@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -82,15 +83,22 @@ def fit(
         lengths = [len(mixture.examples[i].ids) for i in report.group]
         return model_flops(decoder.config, lengths, report.trained_tokens, full)
 
-    with Interrupt() as interrupt, ProgressLine("train", total) if world.first else nullcontext() as progress:
+    line = ProgressLine("train", total, first=done) if world.first else nullcontext()
+    with Interrupt() as interrupt, line as progress:
         metrics = Metrics(out, progress, flops, world.size, keeping.tensorboard, done) if world.first else None
 
         def look(step: int) -> float | None:
             start = time.perf_counter()
             loss = held_out_loss(decoder, held_out, loop.micro_tokens, world) if held_out else None
+            if loss is not None and not math.isfinite(loss):
+                raise ValueError(
+                    f"after step {step} the held-out loss is {loss}; lower --lr, or look at the held-out data"
+                )
             if metrics is not None:
                 answers = samples.answers(decoder) if samples else []
                 metrics.evaluation(step, loss, answers, time.perf_counter() - start)
+            if loss is not None and keeping.eval_every:
+                say(f"after step {step}: held-out loss {loss:.4f}")
             return loss
 
         def save(step: int, epoch: float, loss: float | None) -> None:

@@ -178,6 +178,8 @@ def test_tensorboard_is_asked_for_at_the_start(monkeypatch):
         *((name, 0, "is 0; it must be at least 1") for name in ("micro_tokens", "save_every", "keep", "eval_every")),
         ("max_steps", 0, "--max-steps is 0; it must be at least 1"),
         ("dropout", 1.0, "--dropout is 1.0; it must be at least 0 and below 1"),
+        ("clip", -1.0, "--clip is -1.0; it must not be negative"),
+        ("weight_decay", math.nan, "--weight-decay is nan; it must not be negative"),
         ("mix", ("x",), "--mix x: write the data"),
     ],
 )
