@@ -5,7 +5,8 @@
     python benchmarks/train_gpu.py                                        without a GPU: a tiny geometry on the CPU
 
 Random weights made on the device, bfloat16, LoRA r 16 on all linears (float32 adapters), AdamW, one row of --tokens
-tokens a step, no recomputation. Rows are one document, or packed (documents of about 200 tokens, as GSM8K's), with --trained of the tokens trained. Peers: transformers + PEFT, and the same with Liger-Kernel's functions, where
+tokens a step, no recomputation. Rows are one document, or packed (of about 200 tokens, as GSM8K's), with --trained
+of the tokens trained. Peers: transformers + PEFT, and the same with Liger-Kernel's functions, where
 installed, on one document of equal length (they have no padding to lose here).
 
 FLOPs: two per multiply-add; frozen products forward and their input's gradient (4 N a token), adapters thrice, attention
