@@ -269,8 +269,8 @@ def main() -> None:
         result["pairs"].append(pair)
         print(
             f"pair {number + 1}: ours {a['tokens'] / a['seconds']:.1f}, peer {b['tokens'] / b['seconds']:.1f} tokens "
-            f"per CPU-second: {pair['speed']:.2f} x; peak {a['peak_bytes'] / 1e9:.2f} and {b['peak_bytes'] / 1e9:.2f} GB: "
-            f"{pair['memory']:.2f} x; the products alone are {a['floor'] / a['seconds']:.0%} of our time "
+            f"per CPU-second, {pair['speed']:.2f} x; peak {a['peak_bytes'] / 1e9:.2f} and {b['peak_bytes'] / 1e9:.2f} "
+            f"GB, {pair['memory']:.2f} x; the products alone are {a['floor'] / a['seconds']:.0%} of our time "
             f"(at {a['rate'] / 1e9:.0f} GFLOP/s); losses {a['losses']} and {b['losses']}",
             flush=True,
         )

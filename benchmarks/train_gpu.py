@@ -5,11 +5,12 @@
     python benchmarks/train_gpu.py                                        without a GPU: a tiny geometry on the CPU
 
 Random weights made on the device, bfloat16, LoRA r 16 on all linears (float32 adapters), AdamW, one row of --tokens
-tokens a step, no recomputation. Rows are one document, or packed (documents of about 200 tokens, as GSM8K's), with --trained of the tokens trained. Peers: transformers + PEFT, and the same with Liger-Kernel's functions, where
+tokens a step, no recomputation. Rows are one document, or packed (of about 200 tokens, as GSM8K's), with --trained
+of the tokens trained. Peers: transformers + PEFT, and the same with Liger-Kernel's functions, where
 installed, on one document of equal length (they have no padding to lose here).
 
-FLOPs: two per multiply-add; frozen products forward and their input's gradient (4 N a token), adapters thrice, attention
-at its exact triangle with the backward pass at 2.5 times the forward one, the head on trained rows alone; for the peers
+FLOPs: two per multiply-add; frozen products forward and the gradient of their input (4 N a token), adapters thrice,
+attention at its exact triangle, backward 2.5 times forward, the head on trained rows alone; for the peers
 too, so that their MFU counts useful work. MFU is against the rate of a large product measured in the same run.
 
 Ours needs torch, triton, safetensors and numpy alone. Peers run in a child process from another working directory:

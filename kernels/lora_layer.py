@@ -60,8 +60,9 @@ class Dropout:
         return mask_TI.mul_(1 / (1 - self.rate))
 
 
-def _mask(dropout: Dropout | None, place: str, like_TI: Tensor) -> Tensor | None:
-    return None if dropout is None else dropout.mask(place, like_TI)
+def _mask(dropout: Dropout | None, place: str, like_TI: Tensor, lows: Sequence[Tensor | None]) -> Tensor | None:
+    """The mask where there is dropout and an A to read through it."""
+    return None if dropout is None or all(a is None for a in lows) else dropout.mask(place, like_TI)
 
 
 def _flat(adapters: Sequence[Pair]) -> list[Tensor | None]:
@@ -73,7 +74,7 @@ class _QKV(torch.autograd.Function):
     def forward(ctx, x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, weights, *adapters):
         ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE), scale, dropout, eps
         n_TE, r_T = norm_rows(x_TE, norm_E, eps)
-        mask_TE = _mask(dropout, "qkv", n_TE)
+        mask_TE = _mask(dropout, "qkv", n_TE, adapters[::2])
         ys, z_TR = ctx.thin.forward(n_TE, weights, adapters[::2], adapters[1::2], scale, mask_TI=mask_TE)
         q_THD, k_TKD, v_TKD = (y.unflatten(1, (-1, head_dim)) for y in ys)
         q_THD, k_TKD = turn(q_THD, k_TKD, cos, sin, False)
@@ -89,7 +90,7 @@ class _QKV(torch.autograd.Function):
         need_dx = ctx.needs_input_grad[0]
         dx_TE, grads = ctx.thin.backward(
             dys, norm_again(x_TE, norm_E, ctx.eps, r_T), z_TR, weights, lows, highs, ctx.scale, need_dx,
-            _mask(ctx.dropout, "qkv", x_TE),
+            _mask(ctx.dropout, "qkv", x_TE, lows),
         )  # fmt: skip
         if need_dx:
             dx_TE = norm_rows_backward(dx_TE, None, x_TE, norm_E, r_T)
@@ -102,11 +103,11 @@ class _FeedForward(torch.autograd.Function):
         ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE), scale, dropout, eps
         n_TE, r_T = norm_rows(x_TE, norm_E, eps)
         lows, highs = adapters[::2], adapters[1::2]
-        mask_TE = _mask(dropout, "gate_up", n_TE)
+        mask_TE = _mask(dropout, "gate_up", n_TE, lows[:2])
         (g_TF, u_TF), z_TR = ctx.thin.forward(n_TE, weights[:2], lows[:2], highs[:2], scale, mask_TI=mask_TE)
         del n_TE, mask_TE
         h_TF = gated(g_TF, u_TF)
-        mask_TF = _mask(dropout, "down", h_TF)
+        mask_TF = _mask(dropout, "down", h_TF, lows[2:])
         (out_TE,), zd_Tr = ctx.thin.forward(h_TF, weights[2:], lows[2:], highs[2:], scale, x_TE, mask_TF)
         ctx.save_for_backward(x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *weights, *adapters)
         return out_TE
@@ -117,7 +118,7 @@ class _FeedForward(torch.autograd.Function):
         weights, lows, highs = rest[:3], rest[3::2], rest[4::2]
         dout_TE = dout_TE.contiguous()
         h_TF, silu_TF = gated_again(g_TF, u_TF)
-        mask_TF = _mask(ctx.dropout, "down", g_TF)
+        mask_TF = _mask(ctx.dropout, "down", g_TF, lows[2:])
         dh_TF, down_grads = ctx.thin.backward(
             [dout_TE], h_TF, zd_Tr, weights[2:], lows[2:], highs[2:], ctx.scale, True, mask_TF
         )
@@ -127,7 +128,7 @@ class _FeedForward(torch.autograd.Function):
         need_dx = ctx.needs_input_grad[0]
         dx_TE, grads = ctx.thin.backward(
             dys, norm_again(x_TE, norm_E, ctx.eps, r_T), z_TR, weights[:2], lows[:2], highs[:2], ctx.scale, need_dx,
-            _mask(ctx.dropout, "gate_up", x_TE),
+            _mask(ctx.dropout, "gate_up", x_TE, lows[:2]),
         )  # fmt: skip
         if need_dx:
             dx_TE = norm_rows_backward(dx_TE, dout_TE, x_TE, norm_E, r_T)
@@ -138,16 +139,16 @@ class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual_TO, x_TI, w_OI, scale, dropout, a_rI, b_Or):
         ctx.thin, ctx.scale, ctx.dropout = thin(x_TI), scale, dropout
-        mask_TI = _mask(dropout, "o", x_TI)
+        mask_TI = _mask(dropout, "o", x_TI, [a_rI])
         (out_TO,), z_Tr = ctx.thin.forward(x_TI, [w_OI], [a_rI], [b_Or], scale, residual_TO, mask_TI)
         # x is kept for dA alone.
-        ctx.save_for_backward(None if a_rI is None and dropout is None else x_TI, z_Tr, w_OI, a_rI, b_Or)
+        ctx.save_for_backward(None if a_rI is None else x_TI, z_Tr, w_OI, a_rI, b_Or)
         return out_TO
 
     @staticmethod
     def backward(ctx, dout_TO):
         x_TI, z_Tr, w_OI, a_rI, b_Or = ctx.saved_tensors
-        mask_TI = None if x_TI is None else _mask(ctx.dropout, "o", x_TI)
+        mask_TI = _mask(ctx.dropout, "o", x_TI, [a_rI])
         dx_TI, grads = ctx.thin.backward(
             [dout_TO], x_TI, z_Tr, [w_OI], [a_rI], [b_Or], ctx.scale, ctx.needs_input_grad[1], mask_TI
         )

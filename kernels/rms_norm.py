@@ -50,6 +50,11 @@ class _Reference(torch.autograd.Function):
         return *_plain_backward(dy_TH, *ctx.saved_tensors, ctx.needs_input_grad[1]), None
 
 
+def reference(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    """The plain-torch path: y (T, H) in x's dtype."""
+    return _Reference.apply(x_TH, weight_H, eps)
+
+
 @jit
 def _forward(x, residual, w, y, total, r, stride, H, eps, ADD: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -182,38 +187,6 @@ def _differentiate(ctx, dy_TH, dtotal_TH, _dr):
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
-def _check(x_TH: Tensor, weight_H: Tensor) -> None:
-    if x_TH.dim() != 2 or weight_H.shape != x_TH.shape[-1:]:
-        raise ValueError(f"x {tuple(x_TH.shape)} must be (T, H) and weight {tuple(weight_H.shape)} (H,)")
-    if x_TH.shape[1] > WIDEST:
-        raise ValueError(f"x {tuple(x_TH.shape)} is wider than {WIDEST}")
-
-
-def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """Normalize each row of `x_TH` to unit root mean square and scale by `weight_H`; returned in x's dtype.
-
-    Raises ValueError for shapes, devices or dtypes that do not fit.
-    """
-    _check(x_TH, weight_H)
-    check_alike(x=x_TH, weight=weight_H)
-    if not use_triton(x_TH):
-        return _Reference.apply(x_TH, weight_H, eps)
-    return _op(x_TH, None, weight_H, eps)[0]
-
-
-def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError as `rms_norm` does."""
-    if x_TH.shape != residual_TH.shape:
-        raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
-    _check(x_TH, weight_H)
-    check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
-    if not use_triton(x_TH):
-        total_TH = x_TH + residual_TH
-        return _Reference.apply(total_TH, weight_H, eps), total_TH
-    y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
-    return y_TH, total_TH
-
-
 def norm_rows(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(y, r (T,)) without autograd: for operations that bring their own backward pass."""
     if not use_triton(x_TH):
@@ -235,3 +208,35 @@ def norm_rows_backward(dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, we
         return torch.ops.ptst.rms_norm_backward(dy_TH, dtotal_TH, x_TH, weight_H, r_T, False)[0]
     dx_TH = _plain_backward(dy_TH, x_TH, weight_H, r_T, False)[0]
     return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH)
+
+
+def _check(x_TH: Tensor, weight_H: Tensor) -> None:
+    if x_TH.dim() != 2 or weight_H.shape != x_TH.shape[-1:]:
+        raise ValueError(f"x {tuple(x_TH.shape)} must be (T, H) and weight {tuple(weight_H.shape)} (H,)")
+    if x_TH.shape[1] > WIDEST:
+        raise ValueError(f"x {tuple(x_TH.shape)} is wider than {WIDEST}")
+
+
+def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+    """Normalize each row of `x_TH` to unit root mean square and scale by `weight_H`; returned in x's dtype.
+
+    Raises ValueError for shapes, devices or dtypes that do not fit.
+    """
+    _check(x_TH, weight_H)
+    check_alike(x=x_TH, weight=weight_H)
+    if not use_triton(x_TH):
+        return reference(x_TH, weight_H, eps)
+    return _op(x_TH, None, weight_H, eps)[0]
+
+
+def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError as `rms_norm` does."""
+    if x_TH.shape != residual_TH.shape:
+        raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
+    _check(x_TH, weight_H)
+    check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
+    if not use_triton(x_TH):
+        total_TH = x_TH + residual_TH
+        return reference(total_TH, weight_H, eps), total_TH
+    y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
+    return y_TH, total_TH

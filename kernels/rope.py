@@ -51,13 +51,13 @@ def _plain(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, back: bool) -> Ten
 
 class _Reference(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor):
+    def forward(ctx, x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _plain(q_TQD, cos, sin, False), _plain(k_TKD, cos, sin, False)
+        return _plain(x_THD, cos, sin, False)
 
     @staticmethod
-    def backward(ctx, dq_TQD: Tensor, dk_TKD: Tensor):
-        return *(_plain(d, *ctx.saved_tensors, True) for d in (dq_TQD, dk_TKD)), None, None
+    def backward(ctx, dy_THD: Tensor):
+        return _plain(dy_THD, *ctx.saved_tensors, True), None, None
 
 
 def turn(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
@@ -68,9 +68,8 @@ def turn(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, back: bool) -> 
 
 
 def rope(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
-    """Rotate every head of `x_THD` by its token's angles; computed in float32, returned in x's dtype."""
-    a, b = x_THD.float().chunk(2, dim=-1)
-    return torch.cat((a * cos_T1D2 - b * sin_T1D2, b * cos_T1D2 + a * sin_T1D2), dim=-1).to(x_THD.dtype)
+    """Rotate every head of `x_THD` by its token's angles; computed in float32 or better, returned in x's dtype."""
+    return _Reference.apply(x_THD, cos_T1D2, sin_T1D2)
 
 
 @jit
@@ -169,5 +168,5 @@ def rope_qk(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) ->
         )
     check_alike(q=q_TQD, k=k_TKD)
     if not use_triton(q_TQD, k_TKD):
-        return _Reference.apply(q_TQD, k_TKD, cos_T1D2, sin_T1D2)
+        return rope(q_TQD, cos_T1D2, sin_T1D2), rope(k_TKD, cos_T1D2, sin_T1D2)
     return _op(q_TQD, k_TKD, cos_T1D2.contiguous(), sin_T1D2.contiguous(), False)

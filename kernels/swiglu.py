@@ -89,14 +89,6 @@ _op.register_autograd(
 )
 
 
-def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise: (T, F) each. Raises ValueError for shapes, devices or dtypes that do not fit."""
-    if gate_TF.dim() != 2 or gate_TF.shape != up_TF.shape:
-        raise ValueError(f"gate {tuple(gate_TF.shape)} and up {tuple(up_TF.shape)} must both be (T, F)")
-    check_alike(gate=gate_TF, up=up_TF)
-    return _op(gate_TF, up_TF) if use_triton(gate_TF, up_TF) else _Reference.apply(gate_TF, up_TF)
-
-
 def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     """silu(gate) * up, without autograd: for operations that bring their own backward pass."""
     if use_triton(gate_TF, up_TF):
@@ -118,3 +110,11 @@ def gated_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, silu_TF: Tenso
         return torch.ops.ptst.swiglu_backward(dh_TF, gate_TF, up_TF)
     du_TF = silu_TF.mul_(dh_TF)
     return torch.ops.aten.silu_backward(dh_TF.mul_(up_TF), gate_TF), du_TF
+
+
+def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise: (T, F) each. Raises ValueError for shapes, devices or dtypes that do not fit."""
+    if gate_TF.dim() != 2 or gate_TF.shape != up_TF.shape:
+        raise ValueError(f"gate {tuple(gate_TF.shape)} and up {tuple(up_TF.shape)} must both be (T, F)")
+    check_alike(gate=gate_TF, up=up_TF)
+    return _op(gate_TF, up_TF) if use_triton(gate_TF, up_TF) else _Reference.apply(gate_TF, up_TF)

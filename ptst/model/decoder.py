@@ -122,9 +122,7 @@ class Decoder(nn.Module):
         self.lora_dropout = 0.0  # set by add_lora
         # One per document of the next batch, whatever row it lies in; None: no dropout, as in evaluation.
         self.dropout_seeds: list[int] | None = None
-        self.recompute = (
-            False  # whether backward computes each layer anew from its input instead of keeping its insides
-        )
+        self.recompute = False  # whether backward computes each layer anew instead of keeping its insides
         self._frequencies: Tensor | None = None  # made on the weights' device at the first call
 
     @property

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels.dispatch import triton
 from kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, read_lora_config, save_adapter
+from tests.kernels import interpreter
 
 CONFIG = DecoderConfig(
     vocab_size=50, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -28,9 +31,9 @@ def _plain_torch(monkeypatch):
     monkeypatch.setenv("PTST_KERNELS", "reference")
 
 
-def model(targets=TARGETS, dropout: float = 0.0) -> tuple[Decoder, dict[str, torch.nn.Parameter]]:
+def model(targets=TARGETS, dropout: float = 0.0, layers: int = 3) -> tuple[Decoder, dict[str, torch.nn.Parameter]]:
     torch.manual_seed(0)
-    decoder = Decoder(CONFIG).double().requires_grad_(False)
+    decoder = Decoder(replace(CONFIG, num_layers=layers)).double().requires_grad_(False)
     for name, p in decoder.named_parameters():
         torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.3)
     parameters = add_lora(decoder, LoraConfig(3, 6.0, tuple(targets), dropout=dropout))
@@ -212,6 +215,29 @@ def test_recomputation_gives_the_same_bits(dropout):
         decoder.dropout_seeds, decoder.recompute = [1, 2, 3], recompute
         results.append(gradients(decoder, parameters, decoder.documents(TOKENS, BOUNDS)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.skipif(triton is None, reason="Triton is for Linux")
+def test_the_same_through_triton(monkeypatch):
+    """Float32 through the kernels, with gradients as near to float64's as plain torch's in float32, threefold."""
+    results = []
+    for way, dtype in (("reference", torch.float64), ("reference", torch.float32), ("triton", torch.float32)):
+        monkeypatch.setenv("PTST_KERNELS", way)
+        if way == "triton" and not torch.cuda.is_available():
+            interpreter.install()
+        decoder, parameters = model(dropout=0.3, layers=1)
+        if dtype == torch.float64:  # the masks are those of float32
+            monkeypatch.setattr(Dropout, "mask", _mask_of_float32)
+        decoder = decoder.to(dtype)
+        decoder.dropout_seeds = [1, 2, 3]
+        results.append(gradients(decoder, parameters, decoder.documents(TOKENS, BOUNDS)))
+        monkeypatch.undo()
+    for exact, eager, ours in zip(*results, strict=True):
+        assert (ours - exact).norm() <= 3 * (eager - exact).norm() + 1e-6 * exact.norm()
+
+
+def _mask_of_float32(self, place, like, mask=Dropout.mask):
+    return mask(self, place, like.float()).to(like.dtype)
 
 
 def test_mistakes(tmp_path):
