@@ -42,7 +42,8 @@ class Engine:
     `decode(prompt ids, answer ids)` gives an answer's text: needed for stop strings, and with `stream` for the text of
     events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be
     expected (left out: the model's context); the memory is planned for it, longer requests are not refused. `share`
-    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted. Raises ValueError for values that cannot be meant.
+    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted.
+    Raises ValueError for values that cannot be meant.
     """
 
     def __init__(
