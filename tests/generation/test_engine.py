@@ -253,12 +253,18 @@ def test_one_bad_request_harms_no_other(decoder):
 
 
 def test_a_model_that_says_not_a_number_is_an_error(tmp_path):
-    decoder = load_decoder(write_tiny_model(tmp_path))
+    decoder = load_decoder(write_tiny_model(tmp_path, tie_word_embeddings=False))
     with torch.no_grad():
         decoder.embed_tokens.weight[7] = float("nan")
-    got = answers(decoder, [Request([5, 6], Sampling(3), "a"), Request([5, 7], Sampling(3), "b")])
+    stop = {-1}
+    wanted = answers(decoder, [Request([5, 6], Sampling(3), "a")], stop)["a"].ids
+    requests = [Request([5, 7] * 40, Sampling(3), "b"), *(Request([5, 6], Sampling(3), i) for i in range(3))]
+    got = answers(decoder, requests, stop, max_batch=1)
     assert got["b"].reason == "error"
     assert "not a number" in got["b"].error
+    # What it left in the cache does not reach those who come after it.
+    assert [got[i].ids for i in range(3)] == [wanted] * 3
+    assert len(wanted) == 3
 
 
 def test_mistakes(decoder):
