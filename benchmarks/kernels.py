@@ -68,9 +68,7 @@ def peer(module: str, name: str) -> Provider | None:
 def pairs(bounds: list[int], window: int | None) -> int:
     """(query, key) pairs that causality, documents and the window leave."""
     w = window or 1 << 62
-    return sum(
-        n * (n + 1) // 2 - max(0, n - w) * (max(0, n - w) + 1) // 2 for n in (b - a for a, b in pairwise(bounds))
-    )
+    return sum(n * (n + 1) // 2 - max(0, n - w) * (max(0, n - w) + 1) // 2 for n in (b - a for a, b in pairwise(bounds)))
 
 
 def attention() -> Iterator[Case]:
@@ -108,10 +106,7 @@ def attention() -> Iterator[Case]:
                 ALL = [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH, SDPBackend.EFFICIENT_ATTENTION]
                 providers: dict[str, Provider] = {"ptst": ours}
                 if documents == 1 and (window is None or window >= T):
-                    for label, backend in (
-                        ("flash", SDPBackend.FLASH_ATTENTION),
-                        ("cuDNN", SDPBackend.CUDNN_ATTENTION),
-                    ):
+                    for label, backend in (("flash", SDPBackend.FLASH_ATTENTION), ("cuDNN", SDPBackend.CUDNN_ATTENTION)):
                         if ON_GPU or label == "flash":
                             providers[f"sdpa {label}"] = lambda q, k, v, b=backend: sdpa(q, k, v, b)
                 if documents == 1 and T <= 2048:
@@ -187,7 +182,9 @@ def elementwise() -> Iterator[Case]:
     # The backward pass reads dy and x and writes dx; with the residual it also reads the sum's gradient.
     yield case("rms_norm", f"{T} x {H}", [made(T, H)], lambda x: rms_norm(x, w, 1e-5), norm, (2 * n, 3 * n), *more)
     both = [made(T, H), made(T, H)]
-    yield case("add_rms_norm", f"{T} x {H}", both, lambda x, r: add_rms_norm(x, r, w, 1e-5), add_norm, (4 * n, 4 * n))
+    yield case(
+        "add_rms_norm", f"{T} x {H}", both, lambda x, r: add_rms_norm(x, r, w, 1e-5), add_norm, (4 * n, 4 * n)
+    )
     cos, sin = tables(torch.arange(T, device=DEVICE), frequencies(D, 1e4).to(DEVICE))
 
     def turned(q, k):
