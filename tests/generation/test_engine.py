@@ -14,7 +14,7 @@ from ptst.generation.engine import Engine
 from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.request import Request
 from ptst.generation.sampler import generate
-from ptst.generation.sampling import Sampling
+from ptst.generation.sampling import Sampling, draw
 from ptst.model.weights import load_decoder
 from ptst.text.tokenizer import load_tokenizer
 from tests.tiny import write_tiny_model
@@ -131,6 +131,13 @@ def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
     for order in (range(10), reversed(range(10))):
         got = answers(decoder, [request(i) for i in order], max_batch=5)
         assert {i: c.ids for i, c in got.items()} == alone
+    # By definition: one number a token, from the request's own generator.
+    ids, numbers = list(asked[4]), request(4).sampling.generator("r4")
+    for token in alone["r4"]:
+        logits = decoder.logits(torch.tensor(ids))[-1:]
+        assert int(draw(logits, [request(4).sampling], [numbers.random()])) == token
+        ids.append(token)
+    assert len(ids) > len(asked[4]) + 2
     other = answers(decoder, [request(i, seed=8) for i in range(10)])
     assert sum(c.ids != alone[i] for i, c in other.items()) > 5
 
