@@ -84,9 +84,7 @@ class Engine:
         self._newest = torch.zeros(self.max_batch + 1, dtype=torch.long, device=device)
         self._in_flight: deque[tuple[list[Run], Fetch]] = deque()
         self._late = 1 if on_gpu else 0  # steps after which tokens are looked at
-        self._graphs = (
-            DecodeGraphs(self.forward, self.cache, self._newest, self.config.max_positions) if on_gpu else None
-        )
+        self._graphs = DecodeGraphs(self.forward, self.cache, self._newest, length) if on_gpu else None
         self._events: list[Event] = []
 
     # What comes in
