@@ -64,14 +64,7 @@ class StepAttention:
     def _places(self, spans: Sequence[tuple[list[int], int, int]], device: torch.device) -> Tensor:
         """Rows (tokens K,) of the cache, seen as (B K P, D), for the tokens from `start` to `end` of each list."""
         K = self.config.num_kv_heads
-        parts = []
-        for blocks, start, end in spans:
-            if end - start == 1:
-                parts.append(torch.tensor([blocks[start // BLOCK] * K * BLOCK + start % BLOCK]))
-            else:
-                j_L = torch.arange(start, end)
-                parts.append(torch.tensor(blocks)[j_L // BLOCK] * (K * BLOCK) + j_L % BLOCK)
-        first_L = torch.cat(parts)
+        first_L = torch.tensor([b[j // BLOCK] * K * BLOCK + j % BLOCK for b, s, e in spans for j in range(s, e)])
         return send((first_L[:, None] + torch.arange(K) * BLOCK).flatten(), device)
 
     def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:

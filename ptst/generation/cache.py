@@ -67,6 +67,8 @@ class Cache:
         self._free = list(range(1, blocks + 1))  # a heap
         self._references = [0] * (blocks + 1)
         self._promised = 0  # reserved, not yet handed out
+        self.highest = 0  # no block above it is in use
+        self._touched = 0  # no block above it was ever written to
         self.stored: list[Stored] = []
         self._clock = 0
 
@@ -78,11 +80,6 @@ class Cache:
     def used(self) -> int:
         """Blocks that hold something."""
         return self.blocks - len(self._free)
-
-    @property
-    def highest(self) -> int:
-        """One more than the highest block in use."""
-        return next((b + 1 for b in range(self.blocks, 0, -1) if self._references[b]), 1)
 
     # Beginnings that are stored
 
@@ -143,6 +140,9 @@ class Cache:
         while len(sequence.blocks) * BLOCK < tokens:
             assert sequence.reserved > 0, "a sequence asks for more than was reserved for it"
             block = heapq.heappop(self._free)
+            if block <= self._touched and not self.on_gpu:
+                self.store[:, :, block] = 0  # whoever had it may have left a NaN, and 0 times NaN is NaN
+            self.highest, self._touched = max(self.highest, block), max(self._touched, block)
             self._references[block] = 1
             sequence.blocks.append(block)
             sequence.reserved -= 1
@@ -171,6 +171,7 @@ class Cache:
         sources = [b for b in range(used + 1, self.blocks + 1) if self._references[b]]
         targets = [b for b in range(1, used + 1) if not self._references[b]]
         assert len(sources) == len(targets)
+        self.highest = used
         if not sources:
             return
         for s, t in zip(sources, targets, strict=True):

@@ -42,7 +42,8 @@ class Engine:
     `decode(prompt ids, answer ids)` gives an answer's text: needed for stop strings, and with `stream` for the text of
     events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be
     expected (left out: the model's context); the memory is planned for it, longer requests are not refused. `share`
-    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted. Raises ValueError for values that cannot be meant.
+    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted.
+    Raises ValueError for values that cannot be meant.
     """
 
     def __init__(
@@ -83,9 +84,7 @@ class Engine:
         self._newest = torch.zeros(self.max_batch + 1, dtype=torch.long, device=device)
         self._in_flight: deque[tuple[list[Run], Fetch]] = deque()
         self._late = 1 if on_gpu else 0  # steps after which tokens are looked at
-        self._graphs = (
-            DecodeGraphs(self.forward, self.cache, self._newest, self.config.max_positions) if on_gpu else None
-        )
+        self._graphs = DecodeGraphs(self.forward, self.cache, self._newest, length) if on_gpu else None
         self._events: list[Event] = []
 
     # What comes in

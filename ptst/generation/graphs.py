@@ -58,10 +58,10 @@ class DecodeGraphs:
     def logits(
         self, slots: Sequence[int], positions: Sequence[int], blocks: Sequence[Sequence[int]], adapter: str | None
     ) -> Tensor | None:
-        """(R, V) of one new token in each slot; None for more rows than there is a graph for."""
+        """(R, V) of one new token in each slot; None for more rows or longer requests than there is a graph for."""
         R = len(slots)
         size = next((s for s in SIZES if s >= R), None)
-        if size is None:
+        if size is None or max(map(len, blocks)) > self.width:
             return None
         rows = [[s, p, *b, *[0] * (self.width - len(b))] for s, p, b in zip(slots, positions, blocks, strict=True)]
         rows += [[len(self.newest) - 1] + [0] * (self.width + 1)] * (size - R)

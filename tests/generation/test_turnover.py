@@ -1,0 +1,88 @@
+"""Many requests come and go: nothing is left behind, and memory stays what was planned."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptst.generation.cache import BLOCK, bytes_per_token
+from ptst.generation.engine import Engine
+from ptst.generation.request import Request
+from ptst.generation.sampling import Sampling
+from ptst.model.weights import load_decoder
+from tests.tiny import write_tiny_model
+
+STOPS = set(range(0, 300, 9))  # many, so that answers end at different lengths
+
+
+def test_requests_that_come_and_go_leave_nothing_behind(tiny_folder):
+    """Ten thousand, taken from an iterator, with cancellations at random; memory for a few only."""
+    decoder, chance = load_decoder(tiny_folder), random.Random(1)
+    count = 10_000
+    generator = torch.Generator().manual_seed(3)
+    beginnings = (list(range(10, 90)), list(range(90, 10, -1)), [])
+    pool = [beginnings[n % 3] + torch.randint(3, 290, (1 + n % 23,), generator=generator).tolist() for n in range(60)]
+    pulled = 0
+
+    def stream():
+        nonlocal pulled
+        for i in range(count):
+            pulled += 1
+            yield Request(pool[i % 60], Sampling(1 + i % 3), i, keep=i % 97 == 0)
+
+    kv = 60 * BLOCK * bytes_per_token(decoder.config, torch.float32)
+    engine = Engine(decoder, STOPS, max_batch=32, kv_memory=kv)
+    ended: dict[int, str] = {}
+    ahead = 0
+
+    def hear(event) -> None:
+        nonlocal ahead
+        ahead = max(ahead, pulled - len(ended))
+        if event.completion is not None:
+            assert event.id not in ended
+            ended[event.id] = event.completion.reason
+        if chance.random() < 0.2:
+            engine.cancel(max(0, pulled - chance.randrange(100)))
+
+    engine.run(stream(), on_event=hear)
+    assert len(ended) == count == engine.statistics.answers
+    assert ahead <= 4 * 32
+    assert sum(r == "cancelled" for r in ended.values()) > 500
+    for stored in list(engine.cache.stored):
+        assert stored.users == 0
+        engine.cache.forget(stored)
+    assert engine.cache.used == engine.cache._promised == 0
+    assert sorted(engine._schedule.free_slots) == list(range(32))
+    assert engine.statistics.blocks_peak <= engine.cache.blocks == 59
+
+
+def test_memory_is_what_was_planned(tmp_path):
+    """A cache filled to the last block takes what the plan said, within a twentieth."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
+    decoder = load_decoder(write_tiny_model(tmp_path, num_hidden_layers=4, **sizes))
+    planned = 320 << 20
+
+    def memory(key: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(x for x in lines if x.startswith(key)).split()[1])
+
+    requests = [Request([3 + i % 200] * 300, Sampling(50), i) for i in range(14)]
+    Engine(decoder, {-1}, max_batch=1, max_length=400).run(
+        requests[:1]
+    )  # what torch itself allocates at the first call
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
+        before = memory("VmRSS")
+    except (OSError, AttributeError):
+        pytest.skip("this system does not tell a process's peak memory")
+    engine = Engine(decoder, {-1}, max_batch=14, kv_memory=planned, share=False, prefill_tokens=256)
+    assert planned * 0.99 < engine.cache.store.nbytes <= planned
+    engine.run(requests)
+    assert engine.statistics.blocks_peak >= engine.cache.blocks - 10
+    assert engine.planned_bytes < 1.1 * planned
+    assert memory("VmHWM") - before == pytest.approx(engine.planned_bytes, rel=0.05)
