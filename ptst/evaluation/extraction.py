@@ -82,7 +82,7 @@ def chosen_choice(text: str, choices: Sequence[str]) -> int | None:
     if not claims:
         return None
     line = text[claims[-1].end() :].partition("\n")[0].strip()
-    ends = [len(line), *(m.start() for m in reversed(list(re.finditer(r"[.!?;](?=[\s\"'*)]|$)", line))))]
+    ends = [len(line), *(m.start() for m in reversed(list(re.finditer(r"[.!?;](?=[\s\"'*)]|$)|[*][*]", line))))]
     spellings: tuple[Callable[[str], str], ...] = (plain, _spelling)
     for end in ends:  # the longest first: a choice may hold a full stop
         for spelled in spellings:
