@@ -4,7 +4,7 @@
 """
 
 from ptst.evaluation.tasks.helpfulness import arc, chatdoctor, gsm8k, nll
-from ptst.evaluation.tasks.requests import requests, xstest
+from ptst.evaluation.tasks.judged import requests, xstest
 from ptst.evaluation.tasks.result import TaskResult
 
 TASKS = ("gsm8k", "safety", "over-refusal", "nll")  # what is measured unless something else is asked for

@@ -16,7 +16,7 @@ from ptst.data.arc import HUB as ARC
 from ptst.data.arc import load_arc
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.similarity import Similarity
-from ptst.evaluation.tasks import helpfulness, requests
+from ptst.evaluation.tasks import helpfulness, judged
 from ptst.evaluation.tasks.result import TaskResult
 from ptst.evaluation.verdict import Judge
 from ptst.generation.sampling import Sampling
@@ -101,7 +101,7 @@ def _requests(name: str, standard: str | None, measure: Callable[..., TaskResult
         return TaskData(found.name, found.prompts, found.fingerprint, "requests", note=found.note)
 
     def of_name(*given: Any) -> TaskResult:
-        return requests.requests(name, *given)
+        return judged.requests(name, *given)
 
     run = measure or of_name
     return Task(name, load, lambda a, items, s, path, tools: run(a, items, s, path, tools.judge))
@@ -120,7 +120,7 @@ TASKS = {
             _chatdoctor,
             lambda a, items, s, path, tools: helpfulness.chatdoctor(a, items, s, path, tools.similarity),
         ),
-        _requests("xstest", "xstest", requests.xstest),
+        _requests("xstest", "xstest", judged.xstest),
         _requests("prompts", None),
     )
 }
