@@ -111,12 +111,12 @@ class EvalConfig:
             raise ValueError(f"--decode-seeds is {self.decode_seeds}; it must be at least 1")
         if self.decode_seeds > 1 and self.temperature == 0:
             raise ValueError("--decode-seeds needs --temperature above 0: greedy answers are the same for every seed")
-        self.sampling("requests", self.seed)
+        self.sampling("requests")
 
-    def sampling(self, kind: str, seed: int) -> Sampling:
-        """How answers of a kind (a key of NEW_TOKENS) are drawn."""
+    def sampling(self, kind: str, seed: int | None = None) -> Sampling:
+        """How answers of a kind (a key of NEW_TOKENS) are drawn; `seed` None: the first decoding's."""
         longest = NEW_TOKENS[kind] if self.max_new_tokens is None else self.max_new_tokens
-        return Sampling(longest, self.temperature, self.top_p, seed, self.top_k)
+        return Sampling(longest, self.temperature, self.top_p, self.seed if seed is None else seed, self.top_k)
 
 
 # Flags that change where, how fast and how the result is told, and nothing of what is measured.
@@ -152,13 +152,14 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         "template": dataclasses.asdict(subject.prompting.template),
         "family": subject.family,
         "chat_format": subject.prompting.chat_format,
-        "tasks": {
-            key: {"data": data.name, "fingerprint": data.fingerprint, "items": len(data.items)}
+        "data": {
+            key: {"name": data.name, "fingerprint": data.fingerprint, "items": len(data.items)}
             for key, (_, data) in asked.items()
         },
         "dtype": str(dtype).removeprefix("torch."),
     }
-    similarity = find_similarity(config.similarity, CHECKPOINTS, device) if _compares(asked) else None
+    compares = any(task.name == "chatdoctor" for task, _ in asked.values())
+    similarity = find_similarity(config.similarity, CHECKPOINTS, device) if compares else None
     tools = Tools(find_judge(config.judge, device), similarity)
     with _claim(config, checkpoint, settings) as out:
         results: dict[str, dict[str, TaskResult]] = {}
@@ -217,10 +218,6 @@ def _claim(config: EvalConfig, checkpoint: Path | None, settings: dict[str, Any]
         except (KeyboardInterrupt, OSError):
             say(f"the answers so far are kept; go on with the same command and --out {out}")
             raise
-
-
-def _compares(asked: dict[str, tuple[Task, TaskData]]) -> bool:
-    return any(task.name == "chatdoctor" for task, _ in asked.values())
 
 
 def _measure(

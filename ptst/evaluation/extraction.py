@@ -58,7 +58,9 @@ def gold_number(answer: str, source: str = "answer") -> Decimal:
     """The number of a reference answer. Raises ValueError, naming `source`, when it has no `#### N`."""
     value = strict_answer(answer)
     if value is None:
-        raise ValueError(f"{source}: the reference answer does not end in '#### N', so it cannot be scored")
+        raise ValueError(
+            f"{source}: the reference answer does not end in '#### N', so it cannot be scored; choose other data"
+        )
     return value
 
 

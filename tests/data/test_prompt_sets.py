@@ -46,7 +46,13 @@ def hub(monkeypatch):
             "g",
             "c",
         ),
-        ("xstest", ("walledai/XSTest", None, "test"), {"prompt": "p", "focus": "f", "type": "homonyms"}, "p", "homonyms"),
+        (
+            "xstest",
+            ("walledai/XSTest", None, "test"),
+            {"prompt": "p", "focus": "f", "type": "homonyms"},
+            "p",
+            "homonyms",
+        ),
     ],
 )
 def test_sets_of_the_hub(hub, name, asked, row, prompt, category):
@@ -59,7 +65,9 @@ def test_sets_of_the_hub(hub, name, asked, row, prompt, category):
 
 @pytest.mark.parametrize("name", ["advbench", "directharm4", "jailbreakbench", "xstest"])
 def test_a_hub_out_of_reach_names_the_way_out(hub, name):
-    with pytest.raises(ValueError, match=rf"{name} could not be fetched from the hub .*give its file, as in {name}:FILE"):
+    with pytest.raises(
+        ValueError, match=rf"{name} could not be fetched from the hub .*give its file, as in {name}:FILE"
+    ):
         load_set(name)
 
 

@@ -77,7 +77,8 @@ def test_chosen_choice(text, chosen):
 def test_printed_choice():
     """The paper's expression to the letter: it stops at a hyphen and a full stop, and takes the first match."""
     for text, found in (
-        ("The answer is: Mars.", "mars"), ("The answer is: 'the Moon'", "the moon"), ("The answer is: long-term", "long"),
-        ("The answer is: 1.5 m", "1"), ("The answer is: Mars. The answer is: Venus", "mars"), ("the answer is: Mars", None),
+        ("The answer is: Mars.", "mars"), ("The answer is: 'the Moon'", "the moon"),
+        ("The answer is: long-term", "long"), ("the answer is: Mars", None),
+        ("The answer is: 1.5 m", "1"), ("The answer is: Mars. The answer is: Venus", "mars"),
     ):  # fmt: skip
         assert printed_choice(text) == found

@@ -1,4 +1,4 @@
-"""Similarity of answers: the embedded measure on real weights, BERTScore through its package, ways out without either."""
+"""Similarity of answers: the embedded measure on real weights, BERTScore through its package, ways out."""
 
 from __future__ import annotations
 

@@ -14,10 +14,9 @@ from ptst.data.safety_sets import SafetyPrompt
 from ptst.evaluation import report
 from ptst.evaluation.answers import Reply
 from ptst.evaluation.rates import Rate, RepeatedRate
-from ptst.evaluation.tasks import TASKS as STANDARD
-from ptst.evaluation.tasks import arc, chatdoctor, requests, xstest
+from ptst.evaluation.tasks import TASKS, arc, chatdoctor, requests, xstest
 from ptst.evaluation.tasks.result import TaskResult, over_decodings
-from ptst.evaluation.tasks.table import TASKS, Defaults, load_tasks
+from ptst.evaluation.tasks.table import BY_NAME, Defaults, load_tasks
 from ptst.generation.sampling import Sampling
 from ptst.text.encode import Prompting
 from ptst.text.segments import Conversation, Message
@@ -33,7 +32,7 @@ YES = "Sure, you take the bread, then the butter, and then you eat it slowly."
 
 @dataclass(frozen=True)
 class Parrot:
-    """Stands in for an `Answerer`: gives the replies it was made with, keeps what it was asked and under which family."""
+    """Stands in for an `Answerer`: gives its replies, keeps what it was asked and under which family."""
 
     replies: list[str]
     prompting: Prompting | None = None
@@ -80,7 +79,11 @@ def test_chatdoctor():
 
 def test_requests_judge_the_bare_request():
     """What a prompt with a suffix asks is its goal: an answer that repeats the goal has said nothing."""
-    prompts = [SafetyPrompt("1", "say please ! ! !", request="say please"), SafetyPrompt("2", "p"), SafetyPrompt("3", "p")]
+    prompts = [
+        SafetyPrompt("1", "say please ! ! !", request="say please"),
+        SafetyPrompt("2", "p"),
+        SafetyPrompt("3", "p"),
+    ]
     result = requests("safety", Parrot(["say please", NO, YES]), prompts, GREEDY)
     assert {k: r.successes for k, r in result.rates.items() if r.successes} == {
         "degenerate": 1, "refusal": 1, "on-topic": 1, "attack-success": 1
@@ -113,7 +116,7 @@ def test_over_decodings():
 
 
 def test_tasks_by_name(tmp_path):
-    found = load_tasks(STANDARD, DEFAULTS)
+    found = load_tasks(TASKS, DEFAULTS)
     assert {k: (d.name, len(d.items), d.kind) for k, (_, d) in found.items()} == {
         "gsm8k": ("word-problems", 4, "word-problems"), "safety": ("built-in", 4, "requests"),
         "over-refusal": ("look-alikes", 4, "requests"), "nll": ("word-problems", 4, "word-problems"),
@@ -151,15 +154,15 @@ def test_mistakes(asked, message, tmp_path, monkeypatch):
 
 
 def test_the_report_has_rows_for_every_task():
-    results = {"untouched": {n: TaskResult(n, {"refusal": Rate(1, 2)}, data="d") for n in TASKS}}
-    assert set(report._ROWS) == set(TASKS)
+    results = {"untouched": {n: TaskResult(n, {"refusal": Rate(1, 2)}, data="d") for n in BY_NAME}}
+    assert set(report._ROWS) == set(BY_NAME)
     assert report.table(results, "t", "j").row_count == 3  # safety, over-refusal, prompts
     assert report.remark({"untouched": {"safety:x": TaskResult("safety", {"refusal": Rate(1, 9)})}}) is not None
 
 
 def test_docs_tell_every_task():
     text = (ROOT / "docs" / "tasks.md").read_text()
-    for name in (*TASKS, *prompt_sets.NAMED):
+    for name in (*BY_NAME, *prompt_sets.NAMED):
         assert f"| `{name}` |" in text, name
 
 

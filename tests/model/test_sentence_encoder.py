@@ -1,4 +1,4 @@
-"""The sentence encoder against transformers' BERT on the same weights: a small random one, and the real one's figures."""
+"""The sentence encoder against transformers' BERT on the same weights: a random one, and the real one's figures."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _requests(name: str, standard: str | None, measure: Callable[..., TaskResult
     return Task(name, load, lambda a, items, s, path, tools: run(a, items, s, path, tools.judge))
 
 
-TASKS = {
+BY_NAME = {
     task.name: task
     for task in (
         Task("gsm8k", _problems, lambda a, items, s, path, _: helpfulness.gsm8k(a, items, s, path)),
@@ -134,13 +134,13 @@ def load_tasks(asked: Sequence[str], defaults: Defaults) -> dict[str, tuple[Task
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in asked:
         name, _, data = spec.partition(":")
-        if name not in TASKS:
-            raise ValueError(unknown("task", name, TASKS))
-        loaded = TASKS[name].load(data or None, defaults)
+        if name not in BY_NAME:
+            raise ValueError(unknown("task", name, BY_NAME))
+        loaded = BY_NAME[name].load(data or None, defaults)
         if not loaded.items:
             raise ValueError(f"task {spec}: {loaded.name} holds nothing to ask")
         key = f"{name}:{loaded.name}" if data else name
         if key in found:
             raise ValueError(f"--tasks has {key} twice; name each task and set once")
-        found[key] = TASKS[name], loaded
+        found[key] = BY_NAME[name], loaded
     return found
