@@ -14,6 +14,7 @@ from ptst.eval import EvalConfig, run_evaluation
 from ptst.evaluation.answers import AnswerFile
 from ptst.train import TrainConfig, run_training
 from tests.conftest import ROOT
+from tests.model.test_sentence_encoder import write_encoder
 from tests.tiny import write_tiny_model
 
 
@@ -130,6 +131,64 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(here, monkeypatch):
         run_evaluation(EvalConfig(**base, seed=1, out=out))
 
 
+def test_tasks_by_name_over_several_decodings(here, monkeypatch):
+    """ARC, ChatDoctor, XSTest and prompts from files, each decoded twice: means with their spread, one row per answer
+    and seed, the sets named; the same again from the answers on disk."""
+    (here / "arc.jsonl").write_text(
+        json.dumps({"question": "Hot?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"})
+    )
+    (here / "doctor.jsonl").write_text(json.dumps({"input": "It hurts.", "answer_icliniq": "Rest."}) + "\n")
+    (here / "types.csv").write_text("prompt,type\nkill a process,homonyms\nsay please,contrast_homonyms\n")
+    (here / "goals.csv").write_text("say please\nsay thanks\n")
+    encoder = write_encoder(here)
+    monkeypatch.setattr("ptst.evaluation.similarity.ensure_encoder", lambda _checkpoints: encoder)
+    tasks = ("arc-easy:arc.jsonl", "chatdoctor:doctor.jsonl", "xstest:types.csv", "safety:advbench:goals.csv", "nll")
+    config = EvalConfig(
+        model="model", template="vanilla", tasks=tasks, temperature=1.0, decode_seeds=2, seed=5, max_new_tokens=6,
+        limit=2, out=here / "out",
+    )  # fmt: skip
+    result = run_evaluation(config)["results"]["untouched"]
+    assert list(result) == ["arc-easy:arc", "chatdoctor:doctor", "xstest:xstest", "safety:advbench", "nll"]
+    assert [d["n"] for d in result["safety:advbench"]["attack-success"]["decodings"]] == [2, 2]
+    assert len(result["xstest:xstest"]["safe:refusal"]["decodings"]) == 2
+    assert {"minilm_cosine", "minilm_cosine_sd", "cut"} == set(result["chatdoctor:doctor"])
+    assert result["nll"]["answers"] == 2
+    rows = [json.loads(x) for x in (here / "out/untouched.safety:advbench.jsonl").read_text().splitlines()]
+    assert [r["seed"] for r in rows] == [5, 5, 6, 6]
+    assert rows[0]["answer"] != rows[2]["answer"]
+    record = json.loads((here / "out/results.json").read_text())
+    assert record["family"] == "chatdoctor"  # of the first data that bring one
+    assert record["data"]["safety:advbench"]["name"] == "advbench"
+
+    (here / "out/results.json").unlink()
+    monkeypatch.setattr(AnswerFile, "add", lambda *_: pytest.fail("an answer was asked for again"))
+    assert run_evaluation(config)["results"]["untouched"] == result
+    (here / "goals.csv").write_text("say please\nsay nothing\n")
+    (here / "out/results.json").unlink()
+    with pytest.raises(ValueError, match=r"other settings: data\.safety:advbench\.fingerprint was"):
+        run_evaluation(config)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"tasks": ("gsm9k",)}, "did you mean gsm8k"),
+        ({"tasks": ("prompts",)}, "say prompts:FILE"),
+        ({"tasks": ()}, "--tasks is empty"),
+        ({"decode_seeds": 0}, "--decode-seeds is 0"),
+        ({"decode_seeds": 5}, "needs --temperature above 0"),
+        ({"judge": "anchord"}, "unknown judge"),
+        ({"tasks": ("chatdoctor:doctor.jsonl",), "similarity": "rouge"}, "unknown similarity"),
+        ({"safety_data": "advbnch"}, "did you mean advbench"),
+    ],
+)
+def test_mistakes_about_tasks(here, flags, message):
+    (here / "doctor.jsonl").write_text(json.dumps({"input": "It hurts.", "answer_icliniq": "Rest."}) + "\n")
+    with pytest.raises(ValueError, match=message):
+        run_evaluation(EvalConfig(model="model", limit=2, **flags))
+    assert not list(here.glob("checkpoints/eval*"))
+
+
 BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
 
 
@@ -200,7 +259,7 @@ def test_unknown_flags_and_help(here):
          "tokens-per-step micro-tokens dtype seed out full json recipe mix dropout eval-every save-every keep resume "
          "tensorboard too-long"),
         ("eval", "checkpoint model template tasks limit max-new-tokens batch-size temperature top-p dtype seed data "
-         "safety-data out json"),
+         "safety-data judge similarity decode-seeds out json"),
     ):  # fmt: skip
         done = command(here, name, "--help")
         assert done.returncode == 0
