@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from dataclasses import replace
@@ -13,7 +12,7 @@ from ptst import command
 from ptst.command import say
 from ptst.experiment import laptop, tables
 from ptst.experiment.alignment import AlignConfig, align
-from ptst.experiment.config import GridConfig
+from ptst.experiment.config import LAPTOP, GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import open_tests
@@ -22,7 +21,8 @@ from ptst.experiment.summary import summarize
 from ptst.model.embedded import EMBEDDED_NAME
 from ptst.model.weights import write_atomically
 from ptst.subject import CHECKPOINTS
-from ptst.training import run_folder
+from ptst.train import TrainConfig
+from ptst.training import recipes, run_folder
 from ptst.training.run import Interrupted
 
 
@@ -30,10 +30,10 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     """All of a grid, or what is left of it; returns what `--json` prints. Raises ValueError for a user's mistakes."""
     began = time.monotonic()
     config.check()
-    tests = open_tests(config.eval, config.data, laptop.families(config.recipe))
+    tests = open_tests(config.eval, config.data, laptop.families(config.laptop))
     if config.dry_run:
         return _dry_run(Grid.open(config, tests))
-    if config.recipe:
+    if config.laptop:
         config = replace(config, model=str(_aligned(config)))
     grid = Grid.open(config, tests)
     say(f"ptst.grid: {len(grid.rows)} rows, {len(grid.cells)} cells in {grid.out}")
@@ -92,7 +92,7 @@ def _dry_run(grid: Grid) -> dict[str, Any]:
         values = [line[key] for line in left]
         totals[key] = UNKNOWN if UNKNOWN in values else sum(values)
     print(f"{len(left)} of {len(lines)} left: {totals['tokens']} tokens at most, {_minutes(totals['seconds'])}")
-    if grid.config.recipe and not (grid.out / "aligned" / "model.safetensors").exists():
+    if grid.config.laptop and not (grid.out / "aligned" / "model.safetensors").exists():
         print(f"before that, the alignment: at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}")
     return {"left": len(left), "lines": lines, **totals}
 
@@ -104,10 +104,14 @@ def _minutes(seconds: Any) -> str:
 def defaults(arguments: list[str]) -> dict[str, Any]:
     """What the parser starts from: a recipe's values."""
     name = command.value_of(arguments, "--recipe")
-    if name not in ("laptop", "laptop-full", "laptop-search"):
-        return {}
-    quick = "--quick" in arguments
-    return {"default": dataclasses.replace(GridConfig(), recipe=name, quick=quick, **laptop.values(name, quick))}
+    if name in LAPTOP:
+        quick = "--quick" in arguments
+        return {"default": replace(GridConfig(), recipe=name, quick=quick, **laptop.values(name, quick))}
+    if name in recipes.RECIPES:
+        flags = dict(recipes.values(name))
+        own = {key: flags.pop(key) for key in ("model", "data", "mix") if key in flags}
+        return {"default": replace(GridConfig(), recipe=name, **own, train=TrainConfig(**flags))}
+    return {}
 
 
 if __name__ == "__main__":

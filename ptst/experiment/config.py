@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from ptst.eval import EvalConfig
 from ptst.experiment import plan
+from ptst.train import RecipeName as PaperRecipe
 from ptst.train import TrainConfig
 
 Task = Literal["gsm8k", "safety", "over-refusal", "nll", "margin"]
-RecipeName = Literal["laptop", "laptop-full", "laptop-search"]
+LAPTOP = ("laptop", "laptop-full", "laptop-search")
 
 # What the grid says itself, row by row and cell by cell.
 _OF_TRAIN = (
@@ -54,9 +55,10 @@ class GridConfig:
     """The embedded default, a local Hugging Face folder, or a hub id."""
     data: str = "word-problems"
     """What is trained on: word-problems, gsm8k or a file."""
-    recipe: RecipeName | None = None
+    recipe: Literal["laptop", "laptop-full", "laptop-search"] | PaperRecipe | None = None
     """laptop: align the model first, then the experiment at the size of a laptop (docs/laptop.md). laptop-full: with
-    the text templates and the default system text, too. laptop-search: for trying settings. Flags win over it."""
+    the text templates and the default system text, too. laptop-search: for trying settings. The others are the paper's
+    runs. Flags win over a recipe."""
     quick: bool = False
     """With a recipe: one seed and 100 prompts."""
     out: Path | None = None
@@ -70,6 +72,11 @@ class GridConfig:
     """How every row is trained."""
     eval: EvalConfig = field(default_factory=EvalConfig)
     """How every cell is tested."""
+
+    @property
+    def laptop(self) -> str | None:
+        """The recipe, if it is one of the laptop's."""
+        return self.recipe if self.recipe in LAPTOP else None
 
     @property
     def folder(self) -> Path:
@@ -98,7 +105,7 @@ class GridConfig:
         plan.templates(self.test_templates)
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
             raise ValueError(f"--at-epochs must lie above 0 and within the {self.train.epochs:g} of --train.epochs")
-        if self.quick and not self.recipe:
+        if self.quick and not self.laptop:
             raise ValueError("--quick belongs to --recipe laptop; say --seeds and --eval.limit otherwise")
 
     def flags(self) -> dict[str, Any]:

@@ -124,7 +124,7 @@ def claim(grid: Grid) -> None:
             {
                 "kind": "grid",
                 "flags": grid.config.flags(),
-                "model": grid.config.model,
+                "model_name": grid.config.model,
                 "weights": weights_fingerprint(grid.base),
                 "chat_format": subject.prompting.chat_format,
                 "family": subject.family,

@@ -106,7 +106,7 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
     assert contrast["cells"] == ["chat:llama -> chat:llama", "chat:vanilla -> chat:llama"]
     assert contrast["sentence"] in capsys.readouterr().out
     assert set(result["others"]) == {"chat:llama -> chat:vanilla"}  # the reverse cross
-    assert result["rows"]["chat-llama.seed1"]["trained_tokens"] == result["rows"]["chat-vanilla.seed1"]["trained_tokens"]
+    assert len({row["trained_tokens"] for row in result["rows"].values()}) == 1  # the answers, whatever the prompt
     assert not list(here.glob("grid/rows/*/state"))
     table = (here / "grid/results.md").read_text()
     assert "\n| chat:vanilla | **" in table
@@ -209,7 +209,7 @@ def faults(grid, here, monkeypatch, numbers) -> None:
 
 def finished(folder: Path) -> dict[str, int]:
     """When each finished cell and row was written."""
-    cells = [p for p in folder.glob("cells/**/*.json")]
+    cells = list(folder.glob("cells/**/*.json"))
     rows = [p for p in folder.glob("rows/*/run.json") if json.loads(p.read_text())["status"] == "finished"]
     return {str(p): p.stat().st_mtime_ns for p in cells + rows}
 
