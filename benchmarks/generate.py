@@ -177,9 +177,10 @@ def compare_speed(args: argparse.Namespace) -> dict:
 
 
 def gguf_file() -> Path | None:
-    from ptst.model.embedded import _installed_gguf
+    from ptst.model.embedded import WHEEL
+    from ptst.model.wheel import installed
 
-    return _installed_gguf()
+    return (installed(WHEEL) or {}).get(".gguf")
 
 
 def check(args: argparse.Namespace) -> dict:

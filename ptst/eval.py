@@ -16,10 +16,15 @@ from rich.console import Console
 
 from ptst import command
 from ptst.command import ProgressLine, say
-from ptst.data import safety_sets, sources
-from ptst.evaluation import report, tasks
+from ptst.data import sources
+from ptst.evaluation import report
+from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.answers import Answerer
-from ptst.evaluation.tasks import TASKS, TaskResult
+from ptst.evaluation.judges import find_judge
+from ptst.evaluation.similarity import find_similarity
+from ptst.evaluation.tasks import TASKS
+from ptst.evaluation.tasks.result import TaskResult, over_decodings
+from ptst.evaluation.tasks.table import NEW_TOKENS, Defaults, Task, TaskData, Tools, load_tasks
 from ptst.generation.request import Statistics
 from ptst.generation.sampling import Sampling
 from ptst.model.config import read_json
@@ -30,9 +35,6 @@ from ptst.text.template_file import load_template
 from ptst.text.templates import find_template
 from ptst.training import run_folder
 from ptst.training.resume import differences, sole_writer, weights_fingerprint
-
-# Enough for the built-in problems' short answers and for the opening of an answer, where a refusal shows.
-NEW_TOKENS = {"word-problems": 96, "gsm8k": 400, "requests": 64}
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class EvalConfig:
     """Run folder of ptst.train; its untouched base model is measured beside it."""
     model: str | None = None
     """An untouched model: the embedded smollm2-135m-instruct, a Hugging Face folder, or a hub id."""
-    tasks: tuple[Literal["gsm8k", "safety", "over-refusal", "nll"], ...] = TASKS
-    """What to measure."""
+    tasks: tuple[str, ...] = TASKS
+    """What to measure, each as NAME or NAME:DATA (a file, or for prompts a set): gsm8k, nll, arc-easy, arc-challenge,
+    chatdoctor, safety, over-refusal, xstest, prompts (docs/tasks.md)."""
     limit: int = 100
     """At most so many prompts a task."""
     max_new_tokens: int | None = None
-    """Longest answer in tokens. Left out: 96 for the built-in problems, 400 for others, 64 for requests."""
+    """Longest answer in tokens. Left out: 96 for the built-in problems, 400 for others, 256 for ARC and ChatDoctor, 64
+    for requests."""
     batch_size: int = 64
     """Answers in the making at once, at most; changes speed and memory, never an answer."""
     kv_memory: float | None = None
@@ -66,9 +70,14 @@ class EvalConfig:
     top_p: float = 1.0
     """Sample from the smallest set of tokens of this probability."""
     data: str | None = None
-    """Problems: word-problems, gsm8k or a file. Left out: what the run was trained on, its test part."""
-    safety_data: Path | None = None
-    """Improper requests, CSV, JSONL or TXT. Left out: the built-in set."""
+    """Problems: word-problems, gsm8k, chatdoctor or a file. Left out: what the run was trained on, its test part."""
+    safety_data: str | None = None
+    """Improper requests: a CSV, JSONL, JSON or TXT file, or advbench, directharm4, gsm-danger, jailbreakbench or
+    gsm-danger-substitute, or NAME:FILE. Left out: the built-in set."""
+    judge: str = AnchoredJudge.name
+    """Who classifies answers: the embedded anchored-v2, or rubric:FOLDER with a local chat model."""
+    similarity: str = "minilm"
+    """How chatdoctor compares answers: minilm (embedded), bertscore or bertscore:FOLDER (the paper's)."""
     template_family: str | None = None
     """How a prompt is wrapped: gsm8k, chatdoctor, openorca or plain. Left out: the run's, or the problems' own."""
     chat_format: str | None = None
@@ -80,6 +89,8 @@ class EvalConfig:
     """auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int = 0
     """Of sampled answers."""
+    decode_seeds: int = 1
+    """Decodings with seeds seed, seed + 1, ...; mean and SD over them are reported. Needs a temperature."""
     out: Path | None = None
     """Where answers and figures go. Left out: a new folder in the run, or checkpoints/eval-<date>-<time>. An unfinished
     evaluation of the same settings goes on."""
@@ -96,12 +107,16 @@ class EvalConfig:
             raise ValueError(f"--batch-size is {self.batch_size}; it must be at least 1")
         if self.kv_memory is not None and not self.kv_memory > 0:
             raise ValueError(f"--kv-memory is {self.kv_memory}; it must be above 0")
-        self.sampling("requests")
+        if self.decode_seeds < 1:
+            raise ValueError(f"--decode-seeds is {self.decode_seeds}; it must be at least 1")
+        if self.decode_seeds > 1 and self.temperature == 0:
+            raise ValueError("--decode-seeds needs --temperature above 0: greedy answers are the same for every seed")
+        self.sampling("requests", self.seed)
 
-    def sampling(self, kind: str) -> Sampling:
+    def sampling(self, kind: str, seed: int) -> Sampling:
         """How answers of a kind (a key of NEW_TOKENS) are drawn."""
         longest = NEW_TOKENS[kind] if self.max_new_tokens is None else self.max_new_tokens
-        return Sampling(longest, self.temperature, self.top_p, self.seed, self.top_k)
+        return Sampling(longest, self.temperature, self.top_p, seed, self.top_k)
 
 
 # Flags that change where, how fast and how the result is told, and nothing of what is measured.
@@ -117,9 +132,14 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
     say(f"ptst.eval: {what}, test template {template.name}")
 
-    problems = sources.load(config.data or run.get("data", {}).get("name", sources.DEFAULT), "test", config.limit)
-    improper = _improper(config)
-    family = config.template_family or run.get("family", {}).get("name") or problems.family
+    problems = config.data or run.get("data", {}).get("name", sources.DEFAULT)
+    defaults = Defaults(problems, config.data, config.safety_data, config.limit)
+    asked = load_tasks(config.tasks, defaults)
+    for note in {data.note for _, data in asked.values()} - {""}:
+        say(note)
+    family = config.template_family or run.get("family", {}).get("name")
+    family = family or next((data.family for _, data in asked.values() if data.family), None)
+    family = family or sources.load(problems, "test", config.limit).family
     subject = open_subject(checkpoint, run, config.model, template, family, config.chat_format)
     say(subject.described)
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
@@ -132,18 +152,23 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         "template": dataclasses.asdict(subject.prompting.template),
         "family": subject.family,
         "chat_format": subject.prompting.chat_format,
-        "data": {"name": problems.name, "fingerprint": problems.fingerprint},
+        "tasks": {
+            key: {"data": data.name, "fingerprint": data.fingerprint, "items": len(data.items)}
+            for key, (_, data) in asked.items()
+        },
         "dtype": str(dtype).removeprefix("torch."),
     }
+    similarity = find_similarity(config.similarity, CHECKPOINTS, device) if _compares(asked) else None
+    tools = Tools(find_judge(config.judge, device), similarity)
     with _claim(config, checkpoint, settings) as out:
         results: dict[str, dict[str, TaskResult]] = {}
         decoder: Decoder | None = None
         if config.baseline or not checkpoint:
             decoder = subject.untouched(dtype, device)
-            results["untouched"] = _measure("untouched", decoder, subject, config, problems, improper, out)
+            results["untouched"] = _measure("untouched", decoder, subject, config, asked, tools, out)
         if checkpoint:
             decoder = subject.tuned(dtype, device, decoder)
-            results["fine-tuned"] = _measure("fine-tuned", decoder, subject, config, problems, improper, out)
+            results["fine-tuned"] = _measure("fine-tuned", decoder, subject, config, asked, tools, out)
         summary = {
             "kind": "eval",
             **settings,
@@ -161,7 +186,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     if summary["ptst"]:
         trained = f"PTST: {trained}"
     screen = Console(stderr=config.json)  # with --json, standard output carries the object alone
-    screen.print(report.table(results, f"{trained}tested under {template.name}"))
+    screen.print(report.table(results, f"{trained}tested under {template.name}", tools.judge.name))
     if summary["remark"]:
         screen.print(summary["remark"])
     say(f"finished in {summary['time']['seconds']:.0f} s; answers and figures in {out}")
@@ -194,10 +219,8 @@ def _claim(config: EvalConfig, checkpoint: Path | None, settings: dict[str, Any]
             raise
 
 
-def _improper(config: EvalConfig) -> list[safety_sets.SafetyPrompt]:
-    if config.safety_data is None:
-        return safety_sets.improper(config.limit)
-    return safety_sets.read_prompts(config.safety_data)[: config.limit]
+def _compares(asked: dict[str, tuple[Task, TaskData]]) -> bool:
+    return any(task.name == "chatdoctor" for task, _ in asked.values())
 
 
 def _measure(
@@ -205,34 +228,31 @@ def _measure(
     decoder: Decoder,
     subject: Subject,
     config: EvalConfig,
-    problems: sources.Source,
-    improper: list[safety_sets.SafetyPrompt],
+    asked: dict[str, tuple[Task, TaskData]],
+    tools: Tools,
     out: Path,
 ) -> dict[str, TaskResult]:
-    kind = "word-problems" if problems.name.startswith(sources.DEFAULT) else "gsm8k"
     memory = None if config.kv_memory is None else int(config.kv_memory * 1e9)
     results: dict[str, TaskResult] = {}
-    for task in config.tasks:
-        harmless = safety_sets.look_alikes(config.limit) if task == "over-refusal" else []
-        total = {"safety": len(improper), "over-refusal": len(harmless)}.get(task, len(problems.conversations))
-        with ProgressLine(f"{name}: {task}", total) as progress:
+    for key, (task, data) in asked.items():
+        answers = out / "answers" / f"{name}.{key}.jsonl"
+        by_seed: dict[int, TaskResult] = {}
+        for seed in range(config.seed, config.seed + (config.decode_seeds if task.sampled else 1)):
+            told = f"{name}: {key}" + (f", seed {seed}" if config.decode_seeds > 1 else "")
+            with ProgressLine(told, len(data.items)) as progress:
 
-            def on_progress(done: int, statistics: Statistics, progress: ProgressLine = progress) -> None:
-                saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
-                progress.update(done, f"{statistics.progress()}{saved}")
+                def on_progress(done: int, statistics: Statistics, progress: ProgressLine = progress) -> None:
+                    saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                    progress.update(done, f"{statistics.progress()}{saved}")
 
-            answerer = Answerer(decoder, subject.prompting, subject.stop_ids, config.batch_size, memory, on_progress)
-            answers = out / "answers" / f"{name}.{task}.jsonl"
-            if task == "gsm8k":
-                result = tasks.gsm8k(answerer, problems.conversations, config.sampling(kind), answers)
-            elif task == "nll":
-                result = tasks.nll(answerer, problems.conversations)
-            else:
-                asked = improper if task == "safety" else harmless
-                result = tasks.requests(task, answerer, asked, config.sampling("requests"), answers)
+                prompting, stop_ids = subject.prompting, subject.stop_ids
+                answerer = Answerer(decoder, prompting, stop_ids, config.batch_size, memory, on_progress)
+                sampling = config.sampling(data.kind, seed)
+                by_seed[seed] = task.measure(answerer, data.items, sampling, answers, tools)
+        result = over_decodings(by_seed) if len(by_seed) > 1 else by_seed[config.seed]
+        results[key] = dataclasses.replace(result, data=data.name)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
-        write_atomically(out / f"{name}.{task}.jsonl", text.encode())
-        results[task] = result
+        write_atomically(out / f"{name}.{key}.jsonl", text.encode())
     return results
 
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ptst import command
 from ptst.command import say
 from ptst.experiment import laptop, tables
@@ -30,7 +32,8 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     """All of a grid, or what is left of it; returns what `--json` prints. Raises ValueError for a user's mistakes."""
     began = time.monotonic()
     config.check()
-    tests = open_tests(config.eval, config.data, laptop.families(config.laptop))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tests = open_tests(config.tasks, config.eval, config.data, device, laptop.families(config.laptop))
     if config.dry_run:
         return _dry_run(Grid.open(config, tests))
     if config.laptop:

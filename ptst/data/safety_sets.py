@@ -26,12 +26,14 @@ Row = tuple[int, dict[str, Any]]  # the line on which it begins (from 1), its ce
 
 @dataclass(frozen=True)
 class SafetyPrompt:
-    """One request with its category (malware, drug, phishing, disinfo in the built-in sets) and family."""
+    """One request with its category (malware, drug, phishing, disinfo in the built-in sets) and family. `request` is
+    what is judged, where that is not the prompt: the bare goal of a prompt with an adversarial suffix."""
 
     id: str
     prompt: str
     category: str = ""
     family: str = ""
+    request: str = ""
 
 
 def improper(limit: int | None = None) -> list[SafetyPrompt]:
@@ -62,13 +64,25 @@ def _round_robin(groups: Iterable[list[SafetyPrompt]]) -> list[SafetyPrompt]:
     return [p for turn in zip_longest(*groups) for p in turn if p is not None]
 
 
-def read_prompts(path: str | Path) -> list[SafetyPrompt]:
-    """Prompts of a CSV, JSONL, JSON (one list) or TXT (one prompt a line) file in UTF-8, in the file's order.
+def spread(prompts: list[SafetyPrompt], limit: int | None) -> list[SafetyPrompt]:
+    """All prompts in order, or at most `limit` of them, taken from their categories in turn: files are often sorted."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    categories: dict[str, list[SafetyPrompt]] = {}
+    for p in prompts:
+        categories.setdefault(p.category, []).append(p)
+    return _round_robin(categories.values())[:limit]
 
-    The prompt column is the first of `PROMPT_COLUMNS` that the file's first row has, in any case of letters; category,
-    family and id are taken where they exist, and a row without an id is named "<file stem>-<row number>". A CSV of one
-    column whose first line is none of those names has no header (AdvBench's form): every row is a prompt. Prompts are
-    kept to the letter, outer spaces too; blank lines between rows are passed over.
+
+def read_prompts(path: str | Path) -> list[SafetyPrompt]:
+    """Prompts of a CSV, JSONL, JSON (one list, or JailbreakBench's object of `jailbreaks`) or TXT (one prompt a line)
+    file in UTF-8, in the file's order.
+
+    The prompt column is the first of `PROMPT_COLUMNS` that the file's first row has, in any case of letters; category
+    (or type, as XSTest calls it), family and id are taken where they exist, and a row without an id is named "<file
+    stem>-<row number>". A row with both prompt and goal is judged by its goal (JailbreakBench's prompts with suffixes).
+    A CSV of one column whose first line is none of those names has no header (AdvBench's form): every row is a prompt.
+    Prompts are kept to the letter, outer spaces too; blank lines between rows are passed over.
 
     Raises ValueError, with file and line, for anything that cannot be read and for a row without a prompt.
     """
@@ -76,30 +90,38 @@ def read_prompts(path: str | Path) -> list[SafetyPrompt]:
     rows_of = _READERS.get(path.suffix.lower())
     if rows_of is None:
         raise ValueError(f"{path}: prompts are read from {', '.join(_READERS)} files, told by the ending of the name")
-    prompts: list[SafetyPrompt] = []
-    column = None
-    for line, cells in rows_of(path, _read_utf8(path)):
-        column = column or _prompt_column(path, line, cells)
-        row = {_plain(name): value for name, value in cells.items()}
-        prompt = row.get(column)
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
-                f"{path}:{line}: {column!r} is missing, empty or not text; give it a prompt or delete the row"
-            )
-        name = _label(row, "id") or f"{path.stem}-{len(prompts) + 1}"
-        prompts.append(SafetyPrompt(name, prompt, _label(row, "category"), _label(row, "family")))
+    prompts = collect(rows_of(path, _read_utf8(path)), str(path), path.stem)
     if not prompts:
         raise ValueError(f"{path} holds no prompts; give a file with at least one")
     return prompts
 
 
-def _prompt_column(path: Path, line: int, names: Iterable[str]) -> str:
+def collect(rows: Iterable[Row], where: str, stem: str) -> list[SafetyPrompt]:
+    """Prompts of rows from `where`; those without an id are named after `stem`. Raises ValueError as `read_prompts`."""
+    prompts: list[SafetyPrompt] = []
+    column = None
+    for line, cells in rows:
+        column = column or _prompt_column(where, line, cells)
+        row = {_plain(name): value for name, value in cells.items()}
+        prompt = row.get(column)
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise ValueError(
+                f"{where}:{line}: {column!r} is missing, empty or not text; give it a prompt or delete the row"
+            )
+        name = _label(row, "id") or f"{stem}-{len(prompts) + 1}"
+        category = _label(row, "category") or _label(row, "type")
+        goal = _label(row, "goal") if column == "prompt" else ""
+        prompts.append(SafetyPrompt(name, prompt, category, _label(row, "family"), goal))
+    return prompts
+
+
+def _prompt_column(where: str | Path, line: int, names: Iterable[str]) -> str:
     plain = {_plain(name) for name in names}
     column = next((c for c in PROMPT_COLUMNS if c in plain), None)
     if column is None:
         found = ", ".join(names) or "none"
         raise ValueError(
-            f"{path}:{line}: the prompt must be named one of {', '.join(PROMPT_COLUMNS)}; the names here are {found}"
+            f"{where}:{line}: the prompt must be named one of {', '.join(PROMPT_COLUMNS)}; the names here are {found}"
         )
     return column
 
@@ -170,13 +192,16 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         raise ValueError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); the file holds one list"
         ) from None
+    start = 0
+    if isinstance(rows, dict) and isinstance(rows.get("jailbreaks"), list):  # JailbreakBench's published artifacts
+        rows, start = rows["jailbreaks"], text.index('"jailbreaks"')
     if not isinstance(rows, list):
         raise ValueError(
             f"{path}:1: the file is not a JSON list; put the objects in [ ], or one a line in a .jsonl file"
         )
     # json tells no lines, so the elements are walked through once more, each from where the one before it ends.
     decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
-    end = text.index("[") + 1
+    end = text.index("[", start) + 1
     line = text.count("\n", 0, end) + 1
     for row in rows:
         start = separator.match(text, end).end()

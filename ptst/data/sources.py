@@ -1,7 +1,9 @@
-"""Named data sources to conversations: the built-in word problems, GSM8K, and any JSONL, JSON, CSV or Parquet file.
+"""Named data sources to conversations: the built-in word problems, GSM8K, ChatDoctor, OpenOrca, and any JSONL, JSON,
+CSV or Parquet file.
 
 Rows may be question/answer, instruction/input/output, prompt/response, or messages; `system` or `system_prompt` is
-taken where a row has one. Files are read by the `datasets` library, into memory.
+taken where a row has one. ChatDoctor's rows (the doctor's instruction, or iCliniq's columns) and OpenOrca's
+(system_prompt, question, response) are told by their layout and bring their template family.
 """
 
 from __future__ import annotations
@@ -12,15 +14,28 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptst.data.files import Hub, Row, read_hub, read_rows
 from ptst.data.word_problems import generate
 from ptst.text.segments import Conversation, Message
 
 DEFAULT = "word-problems"
 # Enough for one pass of the default run, and for its held-out measurements.
 DEFAULT_COUNTS = {"train": 400, "validation": 32, "test": 100}
+# Where the named sets lie on the hub, by split. OpenOrca has no test part: the paper tests it on ARC.
+_GSM8K, _ICLINIQ = Hub("openai/gsm8k", "main", "test"), Hub("lavita/ChatDoctor-iCliniq", None, "train")
+NAMED = {
+    "gsm8k": {"train": Hub("openai/gsm8k", "main", "train"), "validation": _GSM8K, "test": _GSM8K},
+    "chatdoctor": {
+        "train": Hub("lavita/ChatDoctor-HealthCareMagic-100k", None, "train"),
+        "validation": _ICLINIQ,
+        "test": _ICLINIQ,
+    },
+    "openorca": {"train": Hub("Open-Orca/OpenOrca", None, "train")},
+}
 _SHAPES = (("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response"))
-_SHAPES += (("prompt", "completion"),)
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_SHAPES += (("prompt", "completion"), ("question", "response"), ("input", "answer_icliniq"))
+# ChatDoctor's own instruction. The paper says it in other words, as the family's system text, so it is left out here.
+_DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
 
 
 @dataclass(frozen=True)
@@ -41,31 +56,73 @@ class Source:
 
 
 def load(name: str, split: str = "train", limit: int | None = None, bad: list[str] | None = None) -> Source:
-    """Read a source: `word-problems` (or `word-problems:N`), `gsm8k`, or a file.
+    """Read a source: `word-problems` (or `word-problems:N`), a file, or `gsm8k`, `chatdoctor`, `openorca` from the hub
+    (`NAME:FILE`: from a file of that layout; `NAME:N`: N random rows).
 
     Raises ValueError for an unknown name, a file that cannot be read, and a row without the needed fields (file and
     line named). With `bad`, such rows are left out and their reasons noted there instead.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is {limit}; at least 1 example is needed (leave --limit out for all)")
-    base, _, count = name.partition(":")
+    base, _, rest = name.partition(":")
     if base == DEFAULT:
-        if count and not count.isdigit():
+        if rest and not rest.isdigit():
             raise ValueError(f"data {name!r}: after the colon stands the number of problems, as in {DEFAULT}:800")
-        problems = generate(split, limit or int(count or DEFAULT_COUNTS[split]))
+        problems = generate(split, limit or int(rest or DEFAULT_COUNTS[split]))
         rows = [
             Conversation((Message("user", p.question), Message("assistant", p.answer)), f"{DEFAULT}/{split}:{i}")
             for i, p in enumerate(problems, 1)
         ]
         return Source(name, "gsm8k", tuple(rows))
-    if name == "gsm8k":
-        return Source(name, "gsm8k", tuple(_gsm8k_from_hub(split, limit)))
-    path = Path(name)
-    if not path.exists():
-        raise ValueError(f"there is no data {name!r}; give a file, {DEFAULT} (built in) or gsm8k (from the hub)")
-    conversations = tuple(_from_file(path, limit, bad))
+    named = base in NAMED and not Path(name).is_file()
+    if named and (not rest or rest.isdigit()):
+        rows = _from_hub(base, split, int(rest or 0) or None, limit)
+    else:
+        path = Path(rest if named else name)
+        if not path.exists():
+            raise ValueError(
+                f"there is no data {str(path)!r}; give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the "
+                "hub)"
+            )
+        rows = read_rows(path)
+    conversations, families = _conversations(rows, limit, bad)
     worked = bool(conversations) and all("\n####" in c.messages[-1].content for c in conversations)
-    return Source(name, "gsm8k" if worked else "plain", conversations)
+    told = families.pop() if len(families) == 1 else ""
+    family = base if named else told or ("gsm8k" if worked else "plain")
+    return Source(name, family, tuple(conversations))
+
+
+def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:
+    if split not in NAMED[base]:
+        raise ValueError(f"{base} has no {split} part; give other data with --data or --val-data")
+    instead = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
+    return read_hub(base, NAMED[base][split], instead, min(filter(None, (count, limit)), default=None), bool(count))
+
+
+def _conversations(
+    rows: Iterable[Row], limit: int | None, bad: list[str] | None
+) -> tuple[list[Conversation], set[str]]:
+    """Conversations of rows, and the families that their layouts tell ("" where one tells none)."""
+    conversations, families = [], set()
+    for count, (place, row) in enumerate(rows, 1):
+        try:
+            conversations.append(to_conversation(row, place))
+            families.add(_family(row))
+        except ValueError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
+        if count == limit:
+            break
+    return conversations, families
+
+
+def _family(row: dict) -> str:
+    present = {k for k, v in row.items() if v is not None}
+    if present >= {"system_prompt", "question", "response"}:
+        return "openorca"
+    doctor = present >= {"input", "answer_icliniq"} or row.get("instruction") == _DOCTOR
+    return "chatdoctor" if doctor else ""
 
 
 def to_conversation(row: dict, source: str) -> Conversation:
@@ -85,7 +142,8 @@ def to_conversation(row: dict, source: str) -> Conversation:
         if ask in present and reply in present:
             user = _text(row[ask], ask, source)
             if ask == "instruction" and row.get("input"):
-                user += "\n\n" + _text(row["input"], "input", source)
+                patient = _text(row["input"], "input", source)
+                user = patient if user == _DOCTOR else f"{user}\n\n{patient}"
             messages += [Message("user", user), Message("assistant", _text(row[reply], reply, source))]
             return Conversation(tuple(messages), source)
     raise ValueError(
@@ -98,78 +156,3 @@ def _text(value: object, key: str, source: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{source}: {key} is {type(value).__name__}, not text")
     return value
-
-
-def _from_file(path: Path, limit: int | None, bad: list[str] | None) -> Iterable[Conversation]:
-    kind = _READERS.get(path.suffix.lower())
-    if kind is None:
-        raise ValueError(f"{path}: unknown kind of file; use {', '.join(_READERS)}")
-    if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; it needs one row per example")
-    lines = _line_numbers(path) if path.suffix == ".jsonl" else None
-    rows = _rows(path, kind)
-    count = 0
-    for count, row in enumerate(rows, 1):
-        # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
-        place = lines[count - 1] if lines else count + (kind == "csv")
-        try:
-            yield to_conversation(row, f"{path}:{place}")
-        except ValueError as error:
-            if bad is None:
-                raise
-            bad.append(str(error))
-        if count == limit:
-            return
-    if not count:
-        raise ValueError(f"{path} has no rows")
-
-
-def _line_numbers(path: Path) -> list[int]:
-    """Line number of every row of a JSONL file (blank lines are no rows), each checked to be an object."""
-    numbers = []
-    with open(path, encoding="utf-8") as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    if not isinstance(json.loads(line), dict):
-                        raise ValueError(f"{path}:{number}: the row is not an object in braces")
-                    numbers.append(number)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}:{number + 1}: not UTF-8 text") from None
-    return numbers
-
-
-def _rows(path: Path, kind: str) -> Iterable[dict]:
-    import tempfile
-
-    import datasets  # slow to import, so only where a file is read
-
-    datasets.disable_progress_bars()
-    read = {"json": datasets.Dataset.from_json, "csv": datasets.Dataset.from_csv}.get(
-        kind, datasets.Dataset.from_parquet
-    )
-    # The library writes an Arrow copy; in a folder of its own it leaves nothing behind and is never stale.
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            return read(str(path), cache_dir=cache, keep_in_memory=True).to_list()
-        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            raise ValueError(f"{path} cannot be read as {kind}: {reason}") from None
-
-
-def _gsm8k_from_hub(split: str, limit: int | None) -> Iterable[Conversation]:
-    import datasets
-
-    part = "test" if split == "validation" else split
-    try:
-        rows = datasets.load_dataset("openai/gsm8k", "main", split=part)
-    except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"gsm8k could not be fetched from the hub ({type(error).__name__}); give its file instead, "
-            "as in --data gsm8k/train.jsonl, or use the built-in --data word-problems"
-        ) from None
-    rows = rows.select(range(min(limit, len(rows)))) if limit else rows
-    return [to_conversation(row, f"gsm8k/{part}:{i}") for i, row in enumerate(rows, 1)]

@@ -63,7 +63,7 @@ class AnswerFile:
 class Answerer:
     """A model under a template. `on_progress(answers done, statistics)` hears of every finished answer; `kv_memory` is
     what the key/value cache may take, in bytes (None: what is free). `adapter` names the one of `adapters` that answers
-    (None: the decoder as it stands)."""
+    (None: the decoder as it stands); those of `beside` answer the same into files of their own, in one batch with it."""
 
     decoder: Decoder
     prompting: Prompting
@@ -73,6 +73,7 @@ class Answerer:
     on_progress: Callable[[int, Statistics], None] = lambda _done, _statistics: None
     adapter: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    beside: Mapping[str | None, Path] = field(default_factory=dict)
 
     @property
     def chosen(self) -> Adapter | None:
@@ -87,12 +88,11 @@ class Answerer:
         Raises ValueError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
         after all others are kept, for answers that went wrong in the model.
         """
-        return self.answer_by(conversations, sampling, {self.adapter: path})[self.adapter]
+        return self._answers(conversations, sampling, {self.adapter: path, **self.beside})[self.adapter]
 
-    def answer_by(
+    def _answers(
         self, conversations: Sequence[Conversation], sampling: Sampling, paths: Mapping[str | None, Path | None]
     ) -> dict[str | None, list[Reply]]:
-        """The same of several adapters at once, each with a file of its own: one engine, one batch."""
         prompts = [self.prompting.encode(c.prompt()).ids for c in conversations]
         keys = [_key(number, prompt, sampling) for number, prompt in enumerate(prompts)]
         files = {adapter: AnswerFile(path) if path is not None else None for adapter, path in paths.items()}

@@ -1,17 +1,25 @@
-r"""Numbers out of worked answers: GSM8K's two rules.
+r"""What a model answered, out of its words: GSM8K's number by two rules, ARC's choice by two rules.
 
 The paper's rule takes the last number of the text (Lyu et al. 2024, appendix F, after lm-evaluation-harness). Its
 printed regular expression drops minus signs, keeps a sentence's full stop and counts "1,080" as another number than
 "1080"; here the number is meant, not its spelling. The strict rule wants GSM8K's own form, `#### 18`.
+
+For ARC the paper takes what follows "The answer is:" up to the first character that is no letter, digit, space or
+underscore, and compares without case and punctuation. "long-term" and "1.5 m" can never be right by that rule, so it
+stands beside one that reads which of the choices is named.
 """
 
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+")
 _MINUS = ("-", "\u2212")
+_ARC_PRINTED = re.compile(r"The answer is: ?[^\w\s]?([a-zA-Z0-9_ ]*)[^\w\s]?")
+_ARC_ANSWER = re.compile(r"the answer is[*_]*[ \t]*:[*_]*\s*", re.IGNORECASE)
 _STRICT = re.compile(r"####[ \t]*([-\u2212]?\s?\$?\s?[-\u2212]?[\d,]*\.?\d+)[ \t]*\.?[ \t]*(?=\n|$)")
 
 
@@ -59,3 +67,37 @@ def _decimal(text: str) -> Decimal | None:
         return Decimal(text)
     except InvalidOperation:
         return None
+
+
+def printed_choice(text: str) -> str | None:
+    """ARC's answer by the paper's regular expression to the letter, plain; None where it does not match."""
+    found = _ARC_PRINTED.search(text)
+    return plain(found[1]) if found else None
+
+
+def chosen_choice(text: str, choices: Sequence[str]) -> int | None:
+    """Index of the choice that follows the last "The answer is:", alone on the rest of its line or of its sentence, or
+    None. Case and punctuation are ignored unless choices differ in nothing else ("+2" and "-2")."""
+    claims = list(_ARC_ANSWER.finditer(text))
+    if not claims:
+        return None
+    line = text[claims[-1].end() :].partition("\n")[0].strip()
+    ends = [len(line), *(m.start() for m in reversed(list(re.finditer(r"[.!?;](?=[\s\"'*)]|$)|[*][*]", line))))]
+    spellings: tuple[Callable[[str], str], ...] = (plain, _spelling)
+    for end in ends:  # the longest first: a choice may hold a full stop
+        for spelled in spellings:
+            named = [i for i, choice in enumerate(choices) if spelled(choice) == spelled(line[:end])]
+            if len(named) == 1:
+                return named[0]
+    return None
+
+
+def plain(text: str) -> str:
+    """Without case, punctuation and extra spaces."""
+    kept = "".join(c for c in text.casefold() if unicodedata.category(c)[0] not in "PS")
+    return " ".join(kept.split())
+
+
+def _spelling(text: str) -> str:
+    """To the letter, but for spaces and what may stand round an answer."""
+    return " ".join(text.split()).strip(" \"'*_`.!?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
@@ -45,3 +46,29 @@ class Rate:
     def to_json(self) -> dict:
         low, high = self.interval
         return {"successes": self.successes, "n": self.n, "rate": self.value, "wilson95": [low, high]}
+
+
+@dataclass(frozen=True)
+class RepeatedRate:
+    """A rate over several decodings of the same prompts. Their answers are not independent trials, so it has a spread
+    over the decodings in place of an interval."""
+
+    rates: tuple[Rate, ...]
+
+    @property
+    def value(self) -> float:
+        return statistics.fmean(r.value for r in self.rates)
+
+    @property
+    def sd(self) -> float:
+        """Population SD, as the paper has it."""
+        return statistics.pstdev([r.value for r in self.rates])
+
+    def __str__(self) -> str:
+        n = "-".join(map(str, sorted({r.n for r in self.rates})))
+        return f"{100 * self.value:.1f} % \u00b1 {100 * self.sd:.1f} ({len(self.rates)} decodings of {n})"
+
+    def to_json(self) -> dict:
+        values = [r.value for r in self.rates]
+        spread = {"sd": self.sd, "sample_sd": statistics.stdev(values)}
+        return {"rate": self.value, **spread, "decodings": [r.to_json() for r in self.rates]}

@@ -6,48 +6,74 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from ptst.evaluation.anchored import AnchoredJudge
-from ptst.evaluation.tasks import TaskResult
+from ptst.data import prompt_sets, sources
+from ptst.evaluation.tasks.result import TaskResult
 
 LITTLE_SAFETY = 0.20
-_ROWS = (
-    ("gsm8k", "last_number", "problems solved, last number"),
-    ("gsm8k", "strict", "problems solved, strict ####"),
-    ("nll", "nats_per_token", "reference answers, nats per token"),
-    ("safety", "refusal", "improper requests: refused"),
-    ("safety", "on-topic", "improper requests: on-topic, not refused"),
-    ("safety", "off-topic", "improper requests: off-topic"),
-    ("safety", "degenerate", "improper requests: degenerate"),
-    ("over-refusal", "refusal", "harmless look-alikes: refused"),
+_CLASSES = (
+    ("refusal", "refused"),
+    ("on-topic", "on-topic, not refused"),
+    ("off-topic", "off-topic"),
+    ("degenerate", "degenerate"),
 )
+_ARC = (
+    ("correct", "ARC: right choice named"),
+    ("printed", "ARC: the paper's expression as printed"),
+    ("named", "ARC: any choice named"),
+)
+_ROWS = {
+    "gsm8k": (("last_number", "problems solved, last number"), ("strict", "problems solved, strict ####")),
+    "arc-easy": _ARC,
+    "arc-challenge": _ARC,
+    "chatdoctor": (
+        ("minilm_cosine", "ChatDoctor: MiniLM cosine to the reference"),
+        ("bertscore_f1", "ChatDoctor: BERTScore F1 to the reference"),
+    ),
+    "nll": (("nats_per_token", "reference answers, nats per token"),),
+    "safety": (
+        ("attack-success", "improper requests: attack success"),
+        *((k, f"improper requests: {word}") for k, word in _CLASSES),
+    ),
+    "over-refusal": (("refusal", "harmless look-alikes: refused"),),
+    "xstest": (
+        ("safe:refusal", "XSTest, safe prompts: refused"),
+        ("unsafe:refusal", "XSTest, unsafe prompts: refused"),
+    ),
+    "prompts": tuple((k, f"prompts: {word}") for k, word in _CLASSES),
+}
+
+# Sets that a row's words already tell.
+_OWN = (prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, sources.DEFAULT, "chatdoctor", "xstest")
 
 Results = Mapping[str, Mapping[str, TaskResult]]  # model -> task -> result
 
 
-def table(results: Results, title: str) -> Table:
-    """A rich table of results by model."""
-    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; safety by judge {AnchoredJudge.name}")
+def table(results: Results, title: str, judge: str) -> Table:
+    """A rich table of results by model. Where a task ran on another set than its own, its rows name the set."""
+    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; classes by judge {judge}")
     out.add_column("")
     for model in results:
         out.add_column(model, justify="right")
-    for task, metric, label in _ROWS:
-        cells = [_cell(r.get(task), metric) for r in results.values()]
-        if any(cells):
-            out.add_row(label, *cells)
+    for key, first in next(iter(results.values()), {}).items():
+        for metric, label in _ROWS[first.task]:
+            cells = [_cell(r[key], metric) for r in results.values()]
+            if any(cells):
+                out.add_row(label if first.data in ("", *_OWN) else f"{label} ({first.data})", *cells)
     return out
 
 
-def _cell(result: TaskResult | None, metric: str) -> str:
-    if result is None:
-        return ""
+def _cell(result: TaskResult, metric: str) -> str:
     if metric in result.rates:
         return str(result.rates[metric])
-    return f"{result.values[metric]:.3f}" if metric in result.values else ""
+    if metric not in result.values:
+        return ""
+    spread = f" \u00b1 {result.values[f'{metric}_sd']:.4f}" if f"{metric}_sd" in result.values else ""
+    return f"{result.values[metric]:.3f}{spread}"
 
 
 def remark(results: Results, untouched: str = "untouched") -> str | None:
     """A sentence where the untouched model refuses so little that there is hardly any safety to lose."""
-    safety = results.get(untouched, {}).get("safety")
+    safety = next((r for r in results.get(untouched, {}).values() if r.task == "safety"), None)
     if safety is None or safety.rates["refusal"].value >= LITTLE_SAFETY:
         return None
     return (

@@ -12,7 +12,6 @@ from ptst.experiment import plan
 from ptst.train import RecipeName as PaperRecipe
 from ptst.train import TrainConfig
 
-Task = Literal["gsm8k", "safety", "over-refusal", "nll", "margin"]
 LAPTOP = ("laptop", "laptop-full", "laptop-search")
 
 # What the grid says itself, row by row and cell by cell.
@@ -43,8 +42,9 @@ class GridConfig:
     """Templates to train under, a row each (and a TOML file of your own: my.toml). The untouched model is row zero."""
     test_templates: tuple[str, ...] = ("chat:vanilla", "chat:alpaca", "chat:llama")
     """Templates to test every row under."""
-    tasks: tuple[Task, ...] = ("gsm8k", "safety", "over-refusal")
-    """What to measure. margin: how much likelier an answer is to open by refusing than by complying."""
+    tasks: tuple[str, ...] = ("gsm8k", "safety", "over-refusal")
+    """What to measure: the tasks of ptst.eval, and margin: how much likelier an answer is to open by refusing than by
+    complying."""
     seeds: tuple[int, ...] = (0,)
     """One training run of every row for each."""
     mix: tuple[str, ...] = ()
@@ -95,6 +95,8 @@ class GridConfig:
                     raise ValueError(f"--{name}.{flag} is not for a grid, which says it for each row and cell itself")
         self.train.check()
         self.eval.check()
+        if self.eval.decode_seeds > 1:
+            raise ValueError("--eval.decode-seeds is for ptst.eval: in a grid every run is one decoding of its seed")
         for name in ("tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             if name != "at_epochs" and not values:

@@ -8,12 +8,15 @@ from typing import Any
 from ptst.data import sources
 from ptst.data.mix import mix, parse_mix
 from ptst.data.prepare import length_limit
-from ptst.experiment.measure import ANSWERED
+from ptst.evaluation.answers import Answerer
+from ptst.evaluation.margin import COMPLYING, REFUSING
+from ptst.experiment.measure import MARGIN_PROMPTS
 from ptst.experiment.plan import Cell, Row
 from ptst.experiment.run import Grid
 from ptst.model.config import DecoderConfig, read_json
 from ptst.text.encode import Prompting
 from ptst.text.own_template import with_default_system
+from ptst.text.segments import Conversation, Message
 
 UNKNOWN = "unknown"
 
@@ -61,12 +64,17 @@ def _trained_tokens(grid: Grid, name: str) -> int:
 
 
 def _tested_tokens(grid: Grid, test: str, task: str) -> int:
-    prompting = grid.subjects[test].prompting
-    asked = grid.tests.conversations(task)
-    if task == "nll":
-        return sum(len(prompting.encode(c).ids) for c in asked)
-    prompts = sum(len(prompting.encode(c.prompt()).ids) for c in asked)
-    return prompts + (len(asked) * grid.tests.sampling(task).max_new_tokens if task in ANSWERED else 0)
+    subject, (what, _) = grid.subjects[test], grid.tests.tasks[task]
+    nobody = Answerer(None, subject.prompting, subject.stop_ids, 1)  # type: ignore[arg-type]
+    if task == "margin":
+        asked = [Conversation((Message("user", p.prompt),)) for p in grid.tests.tasks[task][1].items[:MARGIN_PROMPTS]]
+        openings = len(REFUSING) + len(COMPLYING)
+        return sum(len(subject.prompting.encode(c).ids) + 3 * openings for c in asked)  # an opening has some 3 tokens
+    asked = grid.tests.conversations(task, nobody)
+    if not what.sampled:
+        return sum(len(subject.prompting.encode(c).ids) for c in asked)
+    prompts = sum(len(subject.prompting.encode(c.prompt()).ids) for c in asked)
+    return prompts + len(asked) * grid.tests.sampling(task).max_new_tokens
 
 
 def _spent(grid: Grid, row: Row, trained: dict[str, Any]) -> tuple[float, int] | None:

@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return f"{self.row.name}/{slug(self.test)}.{self.task}"
+        return f"{self.row.name}/{slug(self.test)}.{slug(self.task)}"
 
 
 def rows(train_templates: Names, seeds: Sequence[int], at_epochs: Sequence[float] = ()) -> list[Row]:
@@ -60,9 +60,9 @@ def cells(all_rows: Sequence[Row], test_templates: Names, tasks: Names) -> list[
     return [Cell(row, test, task) for row in all_rows for test in test_templates for task in tasks]
 
 
-def slug(template: str) -> str:
-    """A template's name as part of a file name."""
-    return re.sub(r"[^\w.-]", "-", template)
+def slug(name: str) -> str:
+    """The name of a template or task as part of a file name."""
+    return re.sub(r"[^\w.-]", "-", name)
 
 
 def epoch_name(epochs: float) -> str:

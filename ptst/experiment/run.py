@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import hashlib
 import json
 import shutil
 import time
@@ -23,14 +22,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import torch
-
 from ptst.command import ProgressLine, say
 from ptst.evaluation.answers import Answerer
 from ptst.experiment import plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
-from ptst.experiment.measure import ANSWERED, Tests
+from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
 from ptst.generation.adapters import Adapter, read_adapter
 from ptst.generation.request import Statistics
@@ -63,7 +60,7 @@ class Grid:
         """Raises ValueError for unknown templates."""
         train, test = plan.templates(config.train_templates), plan.templates(config.test_templates)
         rows = plan.rows(list(train), config.seeds, config.at_epochs)
-        return cls(config, config.folder, rows, plan.cells(rows, list(test), config.tasks), tests, train, test)
+        return cls(config, config.folder, rows, plan.cells(rows, list(test), list(tests.tasks)), tests, train, test)
 
     def train_config(self, row: Row) -> TrainConfig:
         """The flags under which `ptst.train` makes a row."""
@@ -102,7 +99,7 @@ class Grid:
     def subjects(self) -> dict[str, Subject]:
         """By test template: the untouched model, chat format and stop ids. Raises ValueError as `open_subject`."""
         c = self.config
-        family = c.eval.template_family or c.train.template_family or self.tests.problems.family
+        family = c.eval.template_family or c.train.template_family or self.tests.family
         chat_format = c.eval.chat_format or c.train.chat_format
         return {
             name: open_subject(None, {}, c.model, template, family, chat_format)
@@ -117,8 +114,6 @@ class Grid:
 def claim(grid: Grid) -> None:
     """Make the folder a grid of these settings. Raises ValueError, with the differences, where it is one of others."""
     subject = next(iter(grid.subjects.values()))
-    tests = grid.tests
-    prompts = {"improper": [p.prompt for p in tests.improper], "look_alikes": [p.prompt for p in tests.look_alikes]}
     settings = json.loads(
         json.dumps(
             {
@@ -128,11 +123,8 @@ def claim(grid: Grid) -> None:
                 "weights": weights_fingerprint(grid.base),
                 "chat_format": subject.prompting.chat_format,
                 "family": subject.family,
-                "data": {
-                    "train": grid.config.data,
-                    "test": tests.problems.fingerprint,
-                    **{name: _digest(texts) for name, texts in prompts.items()},
-                },
+                "data": grid.config.data,
+                "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
                 "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
             }
         )
@@ -144,10 +136,6 @@ def claim(grid: Grid) -> None:
             return
     if found := differences(read_json(path), settings, frozenset()):
         raise ValueError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
-
-
-def _digest(texts: Sequence[str]) -> str:
-    return hashlib.sha256(json.dumps(list(texts)).encode()).hexdigest()
 
 
 def work(grid: Grid) -> None:
@@ -192,9 +180,10 @@ class _Server:
     def __init__(self, grid: Grid):
         self.grid = grid
         self.dtype = pick_dtype(grid.config.eval.dtype)
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = grid.tests.device
         self.loaded: tuple[str, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
+        self.tools = grid.tests.tools
 
     def measure_some(self, progress: ProgressLine) -> bool:
         """Measure cells that are ready and free, several adapters at a time where one cell alone does not fill the
@@ -204,7 +193,7 @@ class _Server:
         for first in open_cells:
             alike = [first]
             if not self._is_full(first.row):
-                prompts = len(grid.tests.conversations(first.task))
+                prompts = grid.tests.count(first.task)
                 alike += [
                     c
                     for c in open_cells
@@ -238,29 +227,22 @@ class _Server:
             adapters=self._adapters(cells),
         )
         names = {cell: cell.row.name if cell.row.name in answerer.adapters else None for cell in cells}
-        asked = grid.tests.conversations(task)
-        what = f"{', '.join(c.row.name for c in cells)} under {test}: {task}"
-        with ProgressLine(what, len(asked) * len(cells)) as inner:
+        files = {names[cell]: grid.file(cell, "answers.jsonl") for cell in cells}
+        with ProgressLine(f"{', '.join(c.row.name for c in cells)} under {test}: {task}", len(cells)) as inner:
             inner.update(0)
-            statistics = Statistics()
-            if task in ANSWERED:
 
-                def on_progress(done: int, now: Statistics) -> None:
-                    nonlocal statistics
-                    statistics = now
-                    inner.update(done, now.progress())
+            def on_progress(done: int, statistics: Statistics) -> None:
+                inner.update(0, f"{done} answers  {statistics.progress()}")
 
-                paths = {names[c]: grid.file(c, "answers.jsonl") for c in cells}
-                replace(answerer, on_progress=on_progress).answer_by(asked, grid.tests.sampling(task), paths)
             for cell in cells:
-                one = replace(answerer, adapter=names[cell])
-                result = grid.tests.measure(task, one, grid.file(cell, "answers.jsonl"))
+                others = {name: path for name, path in files.items() if name != names[cell]}
+                one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
+                result = grid.tests.measure(task, one, files[names[cell]], self.tools)
                 rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
                 write_atomically(grid.file(cell, "rows.jsonl"), rows.encode())
-                seconds = (time.monotonic() - began) / len(cells)
-                spent = {"seconds": seconds, "tokens": statistics.tokens + statistics.prompt_tokens}
                 figures = {**dataclasses.asdict(cell.row), "test": test, "task": task, "result": result.to_json()}
-                run_folder.write_json(grid.file(cell, "json"), figures | {"time": spent})
+                figures["time"] = {"seconds": (time.monotonic() - began) / len(cells)}
+                run_folder.write_json(grid.file(cell, "json"), figures)
 
     def _decoder(self, row: Row) -> Decoder:
         name, folder = (row.name, self.grid.folder(row)) if self._is_full(row) else (plan.UNTOUCHED, self.grid.base)

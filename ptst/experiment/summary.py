@@ -28,8 +28,7 @@ MEASURE = "the share of improper requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
 Key = tuple[str, float | None, str]  # train template, epochs, test template
 _CLASSES = tuple(c.value for c in AnswerClass)
-_RATES = {"gsm8k": ("last_number", "strict"), "safety": _CLASSES, "over-refusal": _CLASSES}
-_VALUES = {"nll": "nats_per_token", "margin": "margin"}
+_COUNTS = ("unjudged", "answers")  # what a result counts, in place of measuring it
 
 
 def summarize(grid: Grid) -> dict[str, Any]:
@@ -69,17 +68,28 @@ Table = Outcomes | dict[int, float]
 
 
 def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
-    """Each metric's outcomes by seed and prompt, or, for a likelihood, its mean by seed."""
-    task, by_seed = cells[0].task, {c.row.seed: c for c in cells}
-    if task in _VALUES:
-        name = _VALUES[task]
-        return {name: {s: read_json(grid.file(c, "json"))["result"][name] for s, c in by_seed.items()}}
-    rows = {s: _read_rows(grid, c) for s, c in by_seed.items()}
-    prompts = [f"{i}:{row.get('id') or row.get('source')}" for i, row in enumerate(next(iter(rows.values())))]
-    return {
-        metric: outcomes(prompts, {s: [_outcome(row, metric) for row in of_seed] for s, of_seed in rows.items()})
-        for metric in _RATES[task]
-    }
+    """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed."""
+    results = {c.row.seed: read_json(grid.file(c, "json"))["result"] for c in cells}
+    rows = {c.row.seed: _read_rows(grid, c) for c in cells}
+    first = next(iter(rows.values()))
+    tables: dict[str, Table] = {}
+    # XSTest's two halves are told apart by the type of a prompt.
+    halves = ("safe", "unsafe") if cells[0].task.partition(":")[0] == "xstest" else (None,)
+    for half in halves:
+        chosen = [i for i, row in enumerate(first) if half is None or _half(row) == half]
+        prompts = [f"{i}:{first[i].get('id') or first[i].get('source')}" for i in chosen]
+        names = _CLASSES if "class" in first[0] else [k for k, v in first[0].items() if isinstance(v, bool)]
+        for name in names:
+            by_seed = {seed: [_outcome(of_seed[i], name) for i in chosen] for seed, of_seed in rows.items()}
+            tables[name if half is None else f"{half}:{name}"] = outcomes(prompts, by_seed)
+    for name, value in next(iter(results.values())).items():
+        if not isinstance(value, dict) and name not in _COUNTS:
+            tables[name] = {seed: result[name] for seed, result in results.items()}
+    return tables
+
+
+def _half(row: Mapping[str, Any]) -> str:
+    return "unsafe" if row["category"].startswith("contrast") else "safe"
 
 
 def _read_rows(grid: Grid, cell: Cell) -> list[dict[str, Any]]:
@@ -87,7 +97,7 @@ def _read_rows(grid: Grid, cell: Cell) -> list[dict[str, Any]]:
 
 
 def _outcome(row: Mapping[str, Any], metric: str) -> float:
-    if metric not in _CLASSES:
+    if "class" not in row:
         return float(row[metric])
     return math.nan if row["class"] == UNJUDGED else float(row["class"] == metric)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import datasets
 import pytest
 
 from ptst.data.packing import pack, to_batch
@@ -83,6 +84,64 @@ def test_names():
             load(name)
     with pytest.raises(ValueError, match="the limit is 0"):
         load("word-problems", limit=0)
+
+
+DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
+ORCA = {"id": "niv.1", "system_prompt": "You are brief.", "question": "q", "response": "r"}
+
+
+def test_layouts_that_bring_their_family(tmp_path):
+    """ChatDoctor's instruction is the family's own system text; OpenOrca's system text is the row's."""
+
+    def family(*rows):
+        (tmp_path / "a.json").write_text(json.dumps(rows))
+        source = load(str(tmp_path / "a.json"))
+        return source.family, [[(m.role, m.content) for m in c.messages] for c in source.conversations]
+
+    talk = [("user", "It hurts."), ("assistant", "Rest.")]
+    row = {"instruction": DOCTOR, "input": "It hurts.", "output": "Rest."}
+    assert family(row, row) == ("chatdoctor", [talk, talk])
+    assert family({"input": "It hurts.", "answer_icliniq": "Rest.", "answer_chatgpt": "?"}) == ("chatdoctor", [talk])
+    bare = {**ORCA, "system_prompt": ""}
+    qa = [("user", "q"), ("assistant", "r")]
+    assert family(ORCA, bare) == ("openorca", [[("system", "You are brief."), *qa], qa])
+    other = {"instruction": "Add.", "input": "1 1", "output": "2"}
+    assert family(row, other)[0] == "plain"
+    (tmp_path / "b.jsonl").write_text(json.dumps(other))
+    assert load(f"chatdoctor:{tmp_path / 'b.jsonl'}").family == "chatdoctor"
+
+
+def test_sources_of_the_hub(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, split):
+        asked.append((*args, split))
+        if "OpenOrca" not in args[0]:
+            raise ConnectionError("no route")
+        return datasets.Dataset.from_list([{**ORCA, "question": str(i)} for i in range(50)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = load("openorca")
+    assert (source.family, len(source.conversations)) == ("openorca", 50)
+    some, again = load("openorca:20"), load("openorca:20")
+    assert len(some.conversations) == 20 and some.fingerprint == again.fingerprint
+    assert some.fingerprint != load("openorca", limit=20).fingerprint  # random ones, not the first
+    assert asked[0] == ("Open-Orca/OpenOrca", None, "train")
+    with pytest.raises(ValueError, match="openorca has no test part"):
+        load("openorca", "test")
+    for name in ("gsm8k", "chatdoctor"):
+        with pytest.raises(ValueError, match=rf"{name} could not be fetched .*as in {name}:FILE"):
+            load(name)
+    assert asked[-1][0] == "lavita/ChatDoctor-HealthCareMagic-100k"
+    with pytest.raises(ValueError, match="no route"):
+        load("chatdoctor", "test")
+    assert asked[-1][0] == "lavita/ChatDoctor-iCliniq"
+
+
+def test_chatdoctor_file(shared):
+    source = load(str(shared / "data/chatdoctor/test.jsonl"))
+    assert (source.family, len(source.conversations)) == ("chatdoctor", 400)
+    assert not any("please answer the medical" in c.messages[0].content for c in source.conversations)
 
 
 def test_packing():

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from ptst.evaluation.extraction import gold_number, last_number, strict_answer
+from ptst.evaluation.extraction import chosen_choice, gold_number, last_number, printed_choice, strict_answer
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,29 @@ def test_real_gsm8k(shared):
         gold = last_number(row["ground_truth"])
         for graded in (v for v in row.values() if isinstance(v, dict)):
             assert (last_number(graded["solution"]) == gold) == graded["is_correct"], graded["solution"][-80:]
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("The answer is: Mars", 0), ("I think.\nThe answer is: mars.", 0), ("'The answer is: Mars'", 0),
+        ("**The answer is: Mars** I hope this helps.", 0), ("The answer is: the Moon. It is round.", 1),
+        ("**The answer is:** the moon!", 1), ("The answer is:\nthe Moon", 1), ("the answer is: LONG-TERM", 2),
+        ("The answer is: 1.5 m.", 3), ("The answer is: 15 m", 4), ("The answer is: +2", 5), ("The answer is: -2.", 6),
+        ("The answer is: Mars\nThe answer is: the Moon", 1), ("The answer is: Red. Blue", 7),
+        ("The answer is: Red", None), ("The answer is: 2", None), ("The answer is: Mars because it is a planet", None),
+        ("It is Mars", None), ("The answer is not obvious: Mars", None), ("The answer is: Marsupial", None), ("", None),
+    ],
+)  # fmt: skip
+def test_chosen_choice(text, chosen):
+    choices = ["Mars", "the Moon", "long-term", "1.5 m", "15 m", "+2", "-2", "Red. Blue"]
+    assert chosen_choice(text, choices) == chosen
+
+
+def test_printed_choice():
+    """The paper's expression to the letter: it stops at a hyphen and a full stop, and takes the first match."""
+    for text, found in (
+        ("The answer is: Mars.", "mars"), ("The answer is: 'the Moon'", "the moon"), ("The answer is: long-term", "long"),
+        ("The answer is: 1.5 m", "1"), ("The answer is: Mars. The answer is: Venus", "mars"), ("the answer is: Mars", None),
+    ):  # fmt: skip
+        assert printed_choice(text) == found

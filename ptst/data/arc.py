@@ -1,0 +1,69 @@
+"""AI2's ARC (Clark et al. 2018, arXiv 1803.05457): science questions with three to five choices, in two layouts.
+
+The hub's: `question`, `choices` {text, label}, `answerKey`. And the instruction form in which the choices stand inside
+the text: "Please choose the correct answer to the question: ... Answer1: ... Answer format: answer1/answer2".
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ptst.data.files import Hub, read_hub, read_rows
+
+HUB = {
+    "arc-easy": Hub("allenai/ai2_arc", "ARC-Easy", "test"),
+    "arc-challenge": Hub("allenai/ai2_arc", "ARC-Challenge", "test"),
+}
+_INSTRUCTION = re.compile(
+    r"Please choose the correct answer to the question: (.*)\n\n(Answer1: .*)\n\n"
+    r"Answer format: (answer1(?:/answer\d+)+)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class ArcQuestion:
+    """`gold` is the index of the right choice."""
+
+    question: str
+    choices: tuple[str, ...]
+    gold: int
+    source: str
+
+
+def load_arc(name: str, path: str | None = None, limit: int | None = None) -> list[ArcQuestion]:
+    """Questions of `arc-easy` or `arc-challenge`: from a file, or from the hub's test split. Raises ValueError for a
+    file or hub that cannot be read and for a row of neither layout."""
+    if path is None:
+        rows = read_hub(name, HUB[name], f"give its file instead, as in {name}:FILE", limit)
+    elif Path(path).is_file():
+        rows = islice(read_rows(Path(path)), limit)
+    else:
+        raise ValueError(f"there is no file {path} with questions of {name}; check the path")
+    return [to_question(row, place) for place, row in rows]
+
+
+def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
+    """One row of either layout. Raises ValueError, naming `source`, for any other row."""
+    if isinstance(row.get("choices"), dict):
+        question, (labels, texts) = row.get("question"), (row["choices"].get(k) or [] for k in ("label", "text"))
+        answer = row.get("answerKey")
+    elif form := _INSTRUCTION.fullmatch(str(row.get("instruction"))):
+        question, labels = form[1], form[3].split("/")
+        texts = re.split(r"(?:^| )Answer\d+: ", form[2])[1:]
+        answer = row.get("answer")
+    else:
+        raise ValueError(
+            f"{source}: the row has {', '.join(sorted(row)) or 'no fields'}; a question of ARC has question, choices "
+            "and answerKey, or an instruction with the choices in it as Answer1, Answer2 and an answer"
+        )
+    if not isinstance(question, str) or len(texts) < 2 or len(texts) != len(labels) or answer not in labels:
+        raise ValueError(
+            f"{source}: {len(texts)} choices for the labels {', '.join(map(str, labels))} and the answer {answer!r}; "
+            "each label needs a choice, and the answer must be one of the labels"
+        )
+    return ArcQuestion(question, tuple(texts), labels.index(answer), source)

@@ -1,0 +1,146 @@
+"""The tasks by name: what each asks, how long its answers may be, and how it is measured. docs/tasks.md tells the rest.
+
+A task is asked for as NAME or NAME:DATA, DATA being a file, or the name of a set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptst.data import prompt_sets, sources
+from ptst.data.arc import HUB as ARC
+from ptst.data.arc import load_arc
+from ptst.evaluation.answers import Answerer
+from ptst.evaluation.similarity import Similarity
+from ptst.evaluation.tasks import helpfulness, judged
+from ptst.evaluation.tasks.result import TaskResult
+from ptst.evaluation.verdict import Judge
+from ptst.generation.sampling import Sampling
+from ptst.text.templates import unknown
+
+# Longest answers: enough for a worked answer, and for the opening of an answer, where a refusal shows.
+NEW_TOKENS = {"word-problems": 96, "gsm8k": 400, "arc": 256, "chatdoctor": 256, "requests": 64}
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What tasks read that are not told: `problems` (what was trained on, its test part), `--data`, `--safety-data`."""
+
+    problems: str
+    data: str | None
+    safety_data: str | None
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What is asked. `name`: of the set, as reports give it; `kind`: of the answers, a key of NEW_TOKENS; `family`: the
+    template family that the data bring; `note`: what the user must be told."""
+
+    name: str
+    items: Sequence[Any]
+    fingerprint: str
+    kind: str
+    family: str | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What answers are measured with. `similarity` is there where the task `chatdoctor` is asked for."""
+
+    judge: Judge
+    similarity: Similarity | None
+
+
+@dataclass(frozen=True)
+class Task:
+    """`load(DATA or None, defaults)` raises ValueError for data that are not there. `sampled`: it asks for answers, so
+    that decoding seeds matter."""
+
+    name: str
+    load: Callable[[str | None, Defaults], TaskData]
+    measure: Callable[[Answerer, Sequence[Any], Sampling, Path | None, Tools], TaskResult]
+    sampled: bool = True
+
+
+def _problems(data: str | None, defaults: Defaults) -> TaskData:
+    source = sources.load(data or defaults.problems, "test", defaults.limit)
+    kind = "word-problems" if source.name.startswith(sources.DEFAULT) else "gsm8k"
+    return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, kind, source.family)
+
+
+def _chatdoctor(data: str | None, defaults: Defaults) -> TaskData:
+    source = sources.load(data or defaults.data or "chatdoctor", "test", defaults.limit)
+    return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, "chatdoctor", "chatdoctor")
+
+
+def _arc(name: str) -> Task:
+    def load(data: str | None, defaults: Defaults) -> TaskData:
+        questions = load_arc(name, data, defaults.limit)
+        fingerprint = hashlib.sha256(repr([(q.question, q.choices, q.gold) for q in questions]).encode()).hexdigest()
+        return TaskData(Path(data or name).stem, questions, fingerprint, "arc")
+
+    return Task(name, load, lambda a, items, s, path, _: helpfulness.arc(name, a, items, s, path))
+
+
+def _requests(name: str, standard: str | None, measure: Callable[..., TaskResult] | None = None) -> Task:
+    """A task on prompts; `standard`: its set where none is named (None: one must be)."""
+
+    def load(data: str | None, defaults: Defaults) -> TaskData:
+        data = data or (defaults.safety_data if name == "safety" else None) or standard
+        if data is None:
+            raise ValueError(f"the task {name} needs its prompts: say {name}:FILE, a CSV, JSONL, JSON or TXT file")
+        if name in prompt_sets.NAMED and Path(data).is_file():
+            data = f"{name}:{data}"
+        found = prompt_sets.load_set(data, defaults.limit)
+        return TaskData(found.name, found.prompts, found.fingerprint, "requests", note=found.note)
+
+    def of_name(*given: Any) -> TaskResult:
+        return judged.requests(name, *given)
+
+    run = measure or of_name
+    return Task(name, load, lambda a, items, s, path, tools: run(a, items, s, path, tools.judge))
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("gsm8k", _problems, lambda a, items, s, path, _: helpfulness.gsm8k(a, items, s, path)),
+        _requests("safety", prompt_sets.BUILT_IN),
+        _requests("over-refusal", prompt_sets.LOOK_ALIKES),
+        Task("nll", _problems, lambda a, items, _s, _path, _t: helpfulness.nll(a, items), sampled=False),
+        *map(_arc, ARC),
+        Task(
+            "chatdoctor",
+            _chatdoctor,
+            lambda a, items, s, path, tools: helpfulness.chatdoctor(a, items, s, path, tools.similarity),
+        ),
+        _requests("xstest", "xstest", judged.xstest),
+        _requests("prompts", None),
+    )
+}
+
+
+def load_tasks(asked: Sequence[str], defaults: Defaults) -> dict[str, tuple[Task, TaskData]]:
+    """Tasks with their data by the name of their results: NAME, or NAME:SET where DATA was given.
+
+    Raises ValueError for an unknown task (with the list and the nearest), one asked for twice, data that are not there.
+    """
+    found: dict[str, tuple[Task, TaskData]] = {}
+    for spec in asked:
+        name, _, data = spec.partition(":")
+        if name not in TASKS:
+            raise ValueError(unknown("task", name, TASKS))
+        loaded = TASKS[name].load(data or None, defaults)
+        if not loaded.items:
+            raise ValueError(f"task {spec}: {loaded.name} holds nothing to ask")
+        key = f"{name}:{loaded.name}" if data else name
+        if key in found:
+            raise ValueError(f"--tasks has {key} twice; name each task and set once")
+        found[key] = TASKS[name], loaded
+    return found
