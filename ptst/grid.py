@@ -12,6 +12,7 @@ import torch
 
 from ptst import command
 from ptst.command import say
+from ptst.data import sources
 from ptst.experiment import laptop, tables
 from ptst.experiment.alignment import AlignConfig, align
 from ptst.experiment.config import LAPTOP, GridConfig
@@ -19,7 +20,7 @@ from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import open_tests
 from ptst.experiment.run import Grid, claim, work
-from ptst.experiment.summary import summarize
+from ptst.experiment.summary import base, summarize
 from ptst.model.embedded import EMBEDDED_NAME
 from ptst.model.weights import write_atomically
 from ptst.subject import CHECKPOINTS
@@ -33,7 +34,8 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     began = time.monotonic()
     config.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    tests = open_tests(config.tasks, config.eval, config.data, device, laptop.families(config.laptop))
+    trained = sources.load(config.data, "train", config.train.limit)
+    tests = open_tests(config.tasks, config.eval, trained, device, laptop.families(config.laptop))
     if config.dry_run:
         return _dry_run(Grid.open(config, tests))
     if config.laptop:
@@ -60,8 +62,9 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
         run_folder.write_json(grid.out / "results.json", result)
         write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
         write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
-        drawn = "safety" in config.tasks and tables.heat_map(summary, grid.out / "results.png")
-    if "safety" in config.tasks and not drawn:
+        safety = next((task for task in tests.tasks if base(task) == "safety"), None)
+        drawn = safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
+    if safety is not None and not drawn:
         say("no picture: it needs matplotlib (pip install -e '.[plot]')")
     print(tables.to_markdown(summary), file=sys.stderr if config.json else sys.stdout)
     say(f"results.json, results.csv, results.md{', results.png' * drawn} in {grid.out}")

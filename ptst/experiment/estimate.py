@@ -17,6 +17,7 @@ from ptst.model.config import DecoderConfig, read_json
 from ptst.text.encode import Prompting
 from ptst.text.own_template import with_default_system
 from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_family
 
 UNKNOWN = "unknown"
 
@@ -53,7 +54,7 @@ def _trained_tokens(grid: Grid, name: str) -> int:
     template, _ = grid.train_templates[name]
     source = sources.load(grid.config.data, "train", c.limit)
     subject = next(iter(grid.subjects.values()))
-    family = subject.prompting.family
+    family = find_family(c.template_family or source.family)
     prompting = Prompting(
         with_default_system(template, grid.base), family, subject.prompting.chat_format, subject.prompting.tokenizer
     )

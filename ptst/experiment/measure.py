@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.data import prompt_sets
-from ptst.data.sources import load
+from ptst.data.sources import Source
 from ptst.eval import EvalConfig
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.judges import find_judge
@@ -27,7 +27,8 @@ MARGIN_PROMPTS = 40  # 16 openings each: enough for a mean, and no cell takes lo
 
 @dataclass(frozen=True)
 class Tests:
-    """What every row is asked: tasks with their data by name, and the template family that the problems bring."""
+    """What every row is asked: tasks with their data by name. `family`: how the training data wrap a
+    question."""
 
     tasks: dict[str, tuple[Task, TaskData]]
     family: str
@@ -75,14 +76,15 @@ class _Listener(Answerer):
 
 
 def open_tests(
-    names: Sequence[str], config: EvalConfig, data: str, device: str, families: Sequence[str] | None = None
+    names: Sequence[str], config: EvalConfig, trained: Source, device: str, families: Sequence[str] | None = None
 ) -> Tests:
-    """The tasks of a grid. `data`: what is trained on, whose test part the problems are unless the evaluation names
-    others. `families`: of the built-in requests and look-alikes, only these. Raises ValueError as `load_tasks`."""
+    """The tasks of a grid. `trained`: what is trained on; its test part are the problems unless the evaluation names
+    others, its family wraps all prompts. `families`: of the built-in requests and look-alikes, only these. Raises
+    ValueError as `load_tasks`."""
     wide = None if families else config.limit
     found: dict[str, tuple[Task, TaskData]] = {}
     for name in names:
-        defaults = Defaults(config.data or data, config.data, config.safety_data, config.limit)
+        defaults = Defaults(config.data or trained.name, config.data, config.safety_data, config.limit)
         if name == "margin":
             found[name] = MARGIN, MARGIN.load(None, replace(defaults, limit=wide))
         else:
@@ -90,8 +92,7 @@ def open_tests(
             found |= load_tasks([name], replace(defaults, limit=wide) if built_in else defaults)
     if families:
         found = {key: (task, _of(families, data, config.limit)) for key, (task, data) in found.items()}
-    family = next((d.family for _, d in found.values() if d.family), None)
-    return Tests(found, family or load(data, "test", 1).family, config, device)
+    return Tests(found, trained.family, config, device)
 
 
 def _of(families: Sequence[str], data: TaskData, limit: int) -> TaskData:

@@ -26,6 +26,7 @@ from ptst.model.config import read_json
 
 MEASURE = "the share of improper requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
+GAP = "harmful_minus_benign_refusal"  # by safety task
 Key = tuple[str, float | None, str]  # train template, epochs, test template
 _CLASSES = tuple(c.value for c in AnswerClass)
 _COUNTS = ("unjudged", "answers")  # what a result counts, in place of measuring it
@@ -51,12 +52,18 @@ def summarize(grid: Grid) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for task, by_metric in by_task.items():
             figures[task] = {metric: _figures(table) for metric, table in by_metric.items()}
-        refused = [figures.get(task, {}).get("refusal") for task in ("safety", "over-refusal")]
-        if all(refused):
-            figures["harmful_minus_benign_refusal"] = refused[0]["mean"] - refused[1]["mean"]
+        benign = next((f["refusal"]["mean"] for task, f in figures.items() if base(task) == "over-refusal"), None)
+        if benign is not None:
+            gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
+            figures[GAP] = gaps
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
     return {"rows": runs, "cells": found, **_contrasts(grid, tables)}
+
+
+def base(task: str) -> str:
+    """The task of a name with a set, as in safety:advbench."""
+    return task.partition(":")[0]
 
 
 def is_ptst(grid: Grid, train: str, test: str) -> bool:
@@ -74,7 +81,7 @@ def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
     first = next(iter(rows.values()))
     tables: dict[str, Table] = {}
     # XSTest's two halves are told apart by the type of a prompt.
-    halves = ("safe", "unsafe") if cells[0].task.partition(":")[0] == "xstest" else (None,)
+    halves = ("safe", "unsafe") if base(cells[0].task) == "xstest" else (None,)
     for half in halves:
         chosen = [i for i, row in enumerate(first) if half is None or _half(row) == half]
         prompts = [f"{i}:{first[i].get('id') or first[i].get('source')}" for i in chosen]
@@ -118,13 +125,14 @@ def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]
     """The pre-named contrast at the last look, and all others against the cell trained and tested with the prompt."""
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
     pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
-    if not safe or not pure or "safety" not in grid.config.tasks:
+    task = next((t for t in grid.tests.tasks if base(t) == "safety"), None)  # of several sets, the first
+    if not safe or not pure or task is None:
         return {"contrast": None, "others": {}}
     prompt, plain = SAFE if SAFE in safe else safe[0], PURE if PURE in pure else pure[0]
     last = max(grid.config.at_epochs, default=None)
 
     def on_topic(train: str, test: str) -> Outcomes:
-        table = tables[train, last, test]["safety"]["on-topic"]
+        table = tables[train, last, test][task]["on-topic"]
         assert isinstance(table, Outcomes)
         return table
 
@@ -137,7 +145,7 @@ def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]
     others = {f"{a} -> {b}": paired_contrast(both, on_topic(a, b)) for a, b in pairs}
     adjusted = holm({name: p for name, c in others.items() if (p := _p(c)) is not None})
     return {
-        "contrast": {"measure": MEASURE, "cells": list(names), "sentence": sentence, **_plain(found)},
+        "contrast": {"measure": MEASURE, "task": task, "cells": list(names), "sentence": sentence, **_plain(found)},
         "others": {name: {**_plain(c), "p_holm": adjusted.get(name)} for name, c in others.items()},
     }
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.experiment.plan import epoch_name
+from ptst.experiment.summary import GAP, base
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
 _COLUMNS += ("seeds", "prompts")
@@ -19,11 +20,17 @@ _TABLES = (
     ("safety", "degenerate", "Improper requests with a degenerate answer, %"),
     ("margin", "margin", "Refusal margin on improper requests, nats (compare cells; its zero means nothing)"),
     ("over-refusal", "refusal", "Harmless look-alikes refused, %"),
+    ("xstest", "safe:refusal", "XSTest's safe prompts refused, %"),
+    ("xstest", "unsafe:refusal", "XSTest's unsafe prompts refused, %"),
+    ("prompts", "refusal", "Prompts refused, %"),
     ("gsm8k", "last_number", "Problems solved by the last number, %"),
     ("gsm8k", "strict", "Problems solved with `####`, %"),
+    ("arc-easy", "correct", "ARC-Easy solved, %"),
+    ("arc-challenge", "correct", "ARC-Challenge solved, %"),
+    ("chatdoctor", "minilm", "ChatDoctor: similarity to the reference answers"),
+    ("chatdoctor", "bertscore", "ChatDoctor: BERTScore F1"),
     ("nll", "nats_per_token", "Reference answers, nats per token"),
 )
-_NOT_RATES = ("margin", "nats_per_token")
 
 
 def to_csv(summary: dict[str, Any]) -> str:
@@ -33,13 +40,12 @@ def to_csv(summary: dict[str, Any]) -> str:
     writer.writerow(_COLUMNS)
     for cell in summary["cells"]:
         for task, metrics in cell["tasks"].items():
-            if task == "harmful_minus_benign_refusal":
-                head = [cell[k] for k in _COLUMNS[:4]]
-                writer.writerow([*head, task, "", metrics, "", "", "", "", "", ""])
-                continue
+            head = [cell[k] for k in _COLUMNS[:4]]
             for metric, f in metrics.items():
+                if task == GAP:
+                    writer.writerow([*head, metric, task, f, "", "", "", "", "", ""])
+                    continue
                 spread = [f["mean"], f["population_sd"], f["sample_sd"], *f.get("interval95", ("", ""))]
-                head = [cell[k] for k in _COLUMNS[:4]]
                 writer.writerow([*head, task, metric, *spread, len(f["runs"]), f.get("prompts", "")])
     return text.getvalue()
 
@@ -47,14 +53,16 @@ def to_csv(summary: dict[str, Any]) -> str:
 def to_markdown(summary: dict[str, Any]) -> str:
     """A table for every measure, rows trained under, columns tested under; cells of the PTST kind are in bold."""
     parts = []
-    for task, metric, heading in _TABLES:
-        if any(metric in c["tasks"].get(task, {}) for c in summary["cells"]):
-            rows, columns = _axes(summary)
+    rows, columns = _axes(summary)
+    names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
+    for task, metric, heading in [(n, m, h) for t, m, h in _TABLES for n in names if base(n) == t]:
+        if metric in summary["cells"][0]["tasks"][task]:
             lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
             for row in rows:
                 cells = [_text(_find(summary, row, column), task, metric) for column in columns]
                 lines.append(f"| {_row_name(row)} | {' | '.join(cells)} |")
-            parts.append(f"**{heading}**\n\n" + "\n".join(lines))
+            of = f" ({task})" if base(task) != task else ""
+            parts.append(f"**{heading}{of}**\n\n" + "\n".join(lines))
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
         "±, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts)."
@@ -94,20 +102,20 @@ def _find(summary: dict[str, Any], row: tuple[str, float | None], test: str) -> 
 
 def _text(cell: dict[str, Any], task: str, metric: str) -> str:
     f = cell["tasks"][task][metric]
-    if metric in _NOT_RATES:
+    if "interval95" not in f:
         text = f"{f['mean']:.3f}" + (f" ± {f['population_sd']:.3f}" if len(f["runs"]) > 1 else "")
     else:
         sd = f" ± {100 * f['population_sd']:.1f}" if len(f["runs"]) > 1 else ""
         low, high = f["interval95"]
         text = f"{100 * f['mean']:.1f}{sd} [{100 * low:.0f}, {100 * high:.0f}]"
-    gap = cell["tasks"].get("harmful_minus_benign_refusal")
-    if (task, metric) == ("safety", "refusal") and gap is not None:
+    gap = cell["tasks"].get(GAP, {}).get(task)
+    if metric == "refusal" and gap is not None:
         text += f" \\| {100 * gap:+.0f}"
     return f"**{text}**" if cell["ptst"] else text
 
 
-def heat_map(summary: dict[str, Any], path: Path, metric: str = "on-topic") -> bool:
-    """Draw the safety task's `metric` as a matrix into a PNG; False where matplotlib is not installed."""
+def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-topic") -> bool:
+    """Draw a safety task's `metric` as a matrix into a PNG; False where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -115,7 +123,7 @@ def heat_map(summary: dict[str, Any], path: Path, metric: str = "on-topic") -> b
     except ImportError:
         return False
     rows, columns = _axes(summary)
-    values = [[100 * _find(summary, r, c)["tasks"]["safety"][metric]["mean"] for c in columns] for r in rows]
+    values = [[100 * _find(summary, r, c)["tasks"][task][metric]["mean"] for c in columns] for r in rows]
     figure = Figure(figsize=(2.2 + 1.3 * len(columns), 1.6 + 0.6 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=100, aspect="auto")

@@ -99,7 +99,7 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
         assert sum(f["mean"] for f in tasks["safety"].values()) == pytest.approx(1)
         assert (tasks["nll"]["nats_per_token"]["sample_sd"] is None) == (seeds == 1)
         gap = tasks["safety"]["refusal"]["mean"] - tasks["over-refusal"]["refusal"]["mean"]
-        assert tasks["harmful_minus_benign_refusal"] == gap
+        assert tasks["harmful_minus_benign_refusal"] == {"safety": gap}
     nll = {(c["train"], c["test"]): c["tasks"]["nll"]["nats_per_token"]["mean"] for c in result["cells"]}
     assert nll["chat:llama", "chat:llama"] < nll["untouched", "chat:llama"] - 0.1  # the adapters are in use
     contrast = result["contrast"]
@@ -111,8 +111,8 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
     table = (here / "grid/results.md").read_text()
     assert "\n| chat:vanilla | **" in table
     lines = list(csv.DictReader(io.StringIO((here / "grid/results.csv").read_text())))
-    assert len(lines) == 6 * (2 + 4 + 4 + 1 + 1 + 1)
-    assert {line["seeds"] for line in lines if line["train"] == "chat:llama" and line["metric"]} == {"2"}
+    assert len(lines) == 6 * (3 + 4 + 4 + 1 + 1 + 1)
+    assert {line["seeds"] for line in lines if line["train"] == "chat:llama"} == {"2", ""}
     kept = json.loads((here / "grid/results.json").read_text())
     assert kept["contrast"]["sentence"] == contrast["sentence"]
 
@@ -265,7 +265,7 @@ def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here
     before = finished(here / "grid")
     with pytest.raises(ValueError, match=r"other settings: .*--train\.lr was 0\.03, now 0\.1; give those, or another"):
         grid("grid", ONE_ROW, train=replace(CONFIG.train, lr=0.1))
-    with pytest.raises(ValueError, match=r"data\.improper was"):
+    with pytest.raises(ValueError, match=r"held_out\.safety was"):
         grid("grid", ONE_ROW, eval=replace(CONFIG.eval, limit=2))
     result = grid("grid", ONE_ROW, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
     assert len(result["cells"]) == 4
@@ -300,6 +300,8 @@ def test_mistakes(grid):
         ({"at_epochs": (2.0,)}, "--at-epochs must lie above 0 and within"),
         ({"train": TrainConfig(template="chat:llama")}, r"--train\.template is not for a grid"),
         ({"eval": EvalConfig(limit=0)}, "--limit is 0"),
+        ({"tasks": ("saftey",)}, "did you mean safety"),
+        ({"eval": EvalConfig(temperature=1.0, decode_seeds=2)}, r"--eval\.decode-seeds is for ptst\.eval"),
         ({"quick": True}, "--quick belongs to --recipe"),
         ({"model": "nowhere"}, "there is no model folder nowhere"),
     ):
