@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -192,8 +193,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
             merge_lora(decoder)
             save_full(decoder, base, out)
         run_folder.write_json(out / "run.json", record)
-        for path in checkpoint.list_states(out / "state"):
-            checkpoint._remove(path)
+        shutil.rmtree(out / "state", ignore_errors=True)
     return record
 
 

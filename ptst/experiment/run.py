@@ -24,6 +24,7 @@ from pathlib import Path
 
 from ptst.command import ProgressLine, say
 from ptst.evaluation.answers import Answerer
+from ptst.evaluation.tasks.table import Tools
 from ptst.experiment import plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
@@ -114,21 +115,17 @@ class Grid:
 def claim(grid: Grid) -> None:
     """Make the folder a grid of these settings. Raises ValueError, with the differences, where it is one of others."""
     subject = next(iter(grid.subjects.values()))
-    settings = json.loads(
-        json.dumps(
-            {
-                "kind": "grid",
-                "flags": grid.config.flags(),
-                "model_name": grid.config.model,
-                "weights": weights_fingerprint(grid.base),
-                "chat_format": subject.prompting.chat_format,
-                "family": subject.family,
-                "data": grid.config.data,
-                "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
-                "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
-            }
-        )
-    )
+    settings = {
+        "kind": "grid",
+        "flags": grid.config.flags(),
+        "model_name": grid.config.model,
+        "weights": weights_fingerprint(grid.base),
+        "chat_format": subject.prompting.chat_format,
+        "family": subject.family,
+        "data": grid.config.data,
+        "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
+        "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
+    }
     path = grid.out / "settings.json"
     with lock(grid.out / "locks", "settings", wait=True):
         if not path.exists():
@@ -153,7 +150,7 @@ def work(grid: Grid) -> None:
     with ProgressLine("rows and cells", total, start=before) as progress:
         while (now := done()) < total:
             progress.update(now)
-            if not (_train_one(grid, runs) or server.measure_some(progress)):
+            if not (_train_one(grid, runs) or server.measure_some()):
                 progress.update(now, "the rest is in other hands")
                 time.sleep(PATIENCE)
         progress.update(total)
@@ -183,9 +180,13 @@ class _Server:
         self.device = grid.tests.device
         self.loaded: tuple[str, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
-        self.tools = grid.tests.tools
 
-    def measure_some(self, progress: ProgressLine) -> bool:
+    @cached_property
+    def tools(self) -> Tools:
+        """The judge and whatever else measures answers: a model too, it may be."""
+        return self.grid.tests.tools
+
+    def measure_some(self) -> bool:
         """Measure cells that are ready and free, several adapters at a time where one cell alone does not fill the
         batch; False where there are none."""
         grid = self.grid
@@ -204,14 +205,14 @@ class _Server:
                 mine = [c for c in alike if held.enter_context(lock(grid.out / "locks", f"cell.{c.name}"))]
                 mine = [c for c in mine if not grid.measured(c)]
                 if mine:
-                    self._measure(mine, progress)
+                    self._measure(mine)
                     return True
         return False
 
     def _is_full(self, row: Row) -> bool:
         return row.template is not None and self.grid.config.train.full
 
-    def _measure(self, cells: Sequence[Cell], progress: ProgressLine) -> None:
+    def _measure(self, cells: Sequence[Cell]) -> None:
         """Cells of one test template and one task."""
         grid, (test, task) = self.grid, (cells[0].test, cells[0].task)
         subject, config = grid.subjects[test], grid.config.eval

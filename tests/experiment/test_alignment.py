@@ -108,7 +108,7 @@ def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, ran
     assert before.keys() == after.keys()
     assert any((before[k] != after[k]).any() for k in before)
     load_decoder(config.out)
-    assert not list((config.out / "state").iterdir())
+    assert not (config.out / "state").exists()
     assert align(replace(config, rank=rank)) == json.loads((config.out / "run.json").read_text())
     with pytest.raises(ValueError, match=r"other settings: --lr was 0\.01, now 0\.1"):
         align(replace(config, rank=rank, lr=0.1))
