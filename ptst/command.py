@@ -9,7 +9,8 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from itertools import pairwise
+from typing import Any, ClassVar, TypeVar
 
 import tyro
 from rich.console import Console
@@ -41,17 +42,27 @@ def run(
     return result
 
 
+def value_of(arguments: list[str], flag: str) -> str | None:
+    """What stands after a flag on the command line, before that is parsed."""
+    after = [b for a, b in pairwise(arguments) if a == flag]
+    return next(iter(after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]), None)
+
+
 def say(text: str) -> None:
     """One line of progress."""
     console.print(text, markup=False)
 
 
 class ProgressLine:
-    """A progress bar on a terminal, a line every few seconds elsewhere."""
+    """A progress bar on a terminal, a line every few seconds elsewhere. One inside another is told on the outer one.
+    `first`: how much was done before."""
+
+    _outer: ClassVar[ProgressLine | None] = None
 
     def __init__(self, what: str, total: int, every: float = 10.0, first: int = 0):
-        self.what, self.total, self.every, self.first = what, total, every, first  # `first` were done before
-        self.done = 0
+        self.what, self.total, self.every, self.first = what, total, every, first
+        self.inside = ProgressLine._outer
+        self.done = first
         self.start = time.monotonic()
         self.said = -1e9
         self.bar = Progress(
@@ -63,23 +74,32 @@ class ProgressLine:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not console.is_terminal or self.inside is not None,
         )
 
     def __enter__(self) -> ProgressLine:
         self.bar.start()
-        self.task = self.bar.add_task(self.what, total=self.total, note="")
+        self.task = self.bar.add_task(self.what, total=self.total, completed=self.first, note="")
+        if self.inside is None:
+            ProgressLine._outer = self
         return self
 
     def __exit__(self, *_exc: object) -> None:
         self.bar.stop()
+        if self.inside is None:
+            ProgressLine._outer = None
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total, and a few words: loss, tokens per second."""
         self.done = done
+        if self.inside is not None:
+            self.inside.update(self.inside.done, f"{self.what} {done}/{self.total}  {note}")
+            return
         self.bar.update(self.task, completed=done, note=note)
         now = time.monotonic()
         if not console.is_terminal and (now - self.said >= self.every or done == self.total):
             self.said = now
-            left = (now - self.start) / max(1, done - self.first) * (self.total - done)
-            say(f"{self.what} {done}/{self.total}  {note}  ETA {int(left) // 60}:{int(left) % 60:02d}")
+            new = done - self.first
+            left = (now - self.start) / new * (self.total - done) if new > 0 else None
+            eta = "" if left is None else f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
+            say(f"{self.what} {done}/{self.total}  {note}{eta}")

@@ -6,9 +6,9 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from ptst.audit.rules import Setup
 from ptst.command import console, say
 from ptst.data import sources
 from ptst.data.mix import mix, parse_mix
+from ptst.data.order import Step
 from ptst.data.prepare import length_limit, prepare
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
@@ -119,6 +120,8 @@ class TrainConfig:
     """Steps between saved states; a signal saves besides."""
     keep: int = 2
     """Last states that are kept, besides the best by held-out loss."""
+    at_epochs: tuple[float, ...] = ()
+    """Also keep what is trained after so many epochs, in the run folder's epoch-<number>."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int = 0
@@ -267,6 +270,14 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
 
         asked = (held_out_source or mixture.source).conversations[:SAMPLES]
         samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, prompting))
+        looks = _looks(config, steps(lengths, loop, mixture.parts))
+
+        def on_step(step: int) -> None:
+            if step in looks:
+                (out / looks[step]).mkdir(exist_ok=True)
+                so_far = {"status": "finished", "finished_at": time.time(), "steps": step}
+                _save(decoder, folder, out / looks[step], lora, record | so_far)
+
         with memory.out_of_memory_told(planned):
             done = fit(
                 decoder,
@@ -279,6 +290,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
                 held_out,
                 samples if config.eval_every else None,
                 watch(mixture.source, config.allow),
+                on_step,
             )
         if not world.first:
             return None
@@ -321,6 +333,19 @@ def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> tup
     return source, examples, {"name": name, **counts}
 
 
+def _looks(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str]:
+    """By step, the folder in the run that holds what is trained by then. Raises ValueError for epochs not reached."""
+    looks = {}
+    for epochs in config.at_epochs:
+        # A step's `epoch` is where it begins, so the one before it has reached that far.
+        reached = next((i for i, s in enumerate(planned) if i and s.epoch >= epochs - 1e-9), len(planned))
+        ends_before = reached == len(planned) and (config.max_steps == reached or epochs > config.epochs)
+        if epochs <= 0 or ends_before:
+            raise ValueError(f"--at-epochs {epochs:g} must be above 0 and within the run's {len(planned)} steps")
+        looks[reached] = f"epoch-{epochs:g}"
+    return looks
+
+
 def _claim(config: TrainConfig, old: dict[str, Any] | None, record: dict[str, Any], world: World) -> Path:
     """The run folder: a new one, or that of an unfinished run of the same settings."""
     out = config.resume or config.out
@@ -349,7 +374,7 @@ def _save(decoder: Decoder, base: Path, out: Path, lora: LoraConfig | None) -> N
 
 def defaults(arguments: list[str]) -> dict[str, Any]:
     """What the parser starts from: a recipe's values, or the flags of the run to go on with."""
-    given = {flag: _value(arguments, flag) for flag in ("--recipe", "--resume")}
+    given = {flag: command.value_of(arguments, flag) for flag in ("--recipe", "--resume")}
     if given["--resume"]:
         folder = Path(given["--resume"])
         flags = resume.find(None, folder)["flags"] | {"resume": folder, "out": None}
@@ -359,11 +384,6 @@ def defaults(arguments: list[str]) -> dict[str, Any]:
         default = dataclasses.replace(TrainConfig(), recipe=name, **recipes.values(name))
         return {"default": default, "description": f"{TrainConfig.__doc__}\n\n{recipes.describe(name)}"}
     return {}
-
-
-def _value(arguments: list[str], flag: str) -> str | None:
-    after = [b for a, b in pairwise(arguments) if a == flag]
-    return next(iter(after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]), None)
 
 
 def _typed(field: dataclasses.Field, flags: dict[str, Any]) -> Any:

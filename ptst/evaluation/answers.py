@@ -10,10 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
 from ptst.generation.request import Completion, Request, Statistics
 from ptst.generation.sampling import Sampling
@@ -61,7 +62,8 @@ class AnswerFile:
 @dataclass(frozen=True)
 class Answerer:
     """A model under a template. `on_progress(answers done, statistics)` hears of every finished answer; `kv_memory` is
-    what the key/value cache may take, in bytes (None: what is free)."""
+    what the key/value cache may take, in bytes (None: what is free). `adapter` names the one of `adapters` that answers
+    (None: the decoder as it stands); those of `beside` answer the same into files of their own, in one batch with it."""
 
     decoder: Decoder
     prompting: Prompting
@@ -69,6 +71,14 @@ class Answerer:
     batch_size: int
     kv_memory: int | None = None
     on_progress: Callable[[int, Statistics], None] = lambda _done, _statistics: None
+    adapter: str | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
+    beside: Mapping[str | None, Path] = field(default_factory=dict)
+
+    @property
+    def chosen(self) -> Adapter | None:
+        """The adapter itself."""
+        return None if self.adapter is None else self.adapters[self.adapter]
 
     def answer(
         self, conversations: Sequence[Conversation], sampling: Sampling, path: Path | None = None
@@ -78,41 +88,58 @@ class Answerer:
         Raises ValueError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
         after all others are kept, for answers that went wrong in the model.
         """
+        return self._answers(conversations, sampling, {self.adapter: path, **self.beside})[self.adapter]
+
+    def _answers(
+        self, conversations: Sequence[Conversation], sampling: Sampling, paths: Mapping[str | None, Path | None]
+    ) -> dict[str | None, list[Reply]]:
         prompts = [self.prompting.encode(c.prompt()).ids for c in conversations]
         keys = [_key(number, prompt, sampling) for number, prompt in enumerate(prompts)]
-        file = AnswerFile(path) if path is not None else None
-        answers = {i: file.known[key] for i, key in enumerate(keys) if file and key in file.known}
-        missing = [i for i in range(len(prompts)) if i not in answers]
+        files = {adapter: AnswerFile(path) if path is not None else None for adapter, path in paths.items()}
+        answers: dict[str | None, dict[int, Reply]] = {
+            adapter: {i: file.known[key] for i, key in enumerate(keys) if file and key in file.known}
+            for adapter, file in files.items()
+        }
+        missing = {
+            i if adapter is None else f"{adapter}:{i}": (adapter, i)
+            for adapter in paths
+            for i in range(len(prompts))
+            if i not in answers[adapter]
+        }
         errors: list[str] = []
         if missing:
             engine = Engine(
                 self.decoder,
                 self.stop_ids,
                 max_batch=min(self.batch_size, len(missing)),
-                max_length=max(len(prompts[i]) for i in missing) + sampling.max_new_tokens,
+                max_length=max(len(prompts[i]) for _, i in missing.values()) + sampling.max_new_tokens,
                 kv_memory=self.kv_memory,
                 decode=self.prompting.tokenizer.decode_answer,
+                adapters={name: self.adapters[name] for name in paths if name is not None},
             )
-            requests = [Request(prompts[i], sampling, i) for i in missing]
+            requests = [Request(prompts[i], sampling, name, adapter) for name, (adapter, i) in missing.items()]
             for request in requests:
                 try:
                     engine.check(request)
                 except ValueError as error:
-                    raise ValueError(f"{conversations[int(request.id)].where}{error}") from None
+                    raise ValueError(f"{conversations[missing[request.id][1]].where}{error}") from None
 
-            def done(number: int, completion: Completion) -> None:
+            def done(name: str | int, completion: Completion) -> None:
+                adapter, number = missing[name]
                 if completion.error is not None:
                     errors.append(f"{conversations[number].where}{completion.error}")
                     return
-                answers[number] = Reply(completion.text, len(completion.ids), completion.cut)
-                if file is not None:
-                    file.add(keys[number], answers[number])
-                self.on_progress(len(answers), engine.statistics)
+                reply = Reply(completion.text, len(completion.ids), completion.cut)
+                answers[adapter][number] = reply
+                if file := files[adapter]:
+                    file.add(keys[number], reply)
+                self.on_progress(sum(map(len, answers.values())), engine.statistics)
 
             engine.run(requests, done)
         if errors:
-            raise ValueError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")
-        return [answers[i] for i in range(len(prompts))]
+            total = len(prompts) * len(paths)
+            raise ValueError(f"{len(errors)} of {total} answers failed, the first one: {errors[0]}")
+        return {adapter: [found[i] for i in range(len(prompts))] for adapter, found in answers.items()}
 
 
 def _key(number: int, prompt: list[int], sampling: Sampling) -> str:

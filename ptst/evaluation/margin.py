@@ -16,6 +16,7 @@ from itertools import permutations
 
 import numpy as np
 
+from ptst.generation.adapters import Adapter
 from ptst.generation.score import score
 from ptst.model.decoder import Decoder
 from ptst.text.encode import Encoded, Prompting, encode, refuse_marks
@@ -45,6 +46,7 @@ def refusal_margins(
     refusing: Sequence[str] = REFUSING,
     complying: Sequence[str] = COMPLYING,
     on_done: Callable[[int], None] = lambda _done: None,
+    adapter: Adapter | None = None,
 ) -> list[Margin]:
     """A margin for each conversation; a final answer that it may have is left out. `on_done(n)` hears of progress.
 
@@ -55,7 +57,7 @@ def refusal_margins(
     for number, conversation in enumerate(conversations, 1):
         # One conversation at a time: its openings share the whole prompt, which `score` computes once.
         examples = [_opened(prompting, conversation, text) for text in (*refusing, *complying)]
-        log_p = np.array([-nll for nll, _ in score(decoder, examples)])
+        log_p = np.array([-nll for nll, _ in score(decoder, examples, adapter)])
         sums = (np.logaddexp.reduce(part) for part in (log_p[: len(refusing)], log_p[len(refusing) :]))
         margins.append(Margin(*map(float, sums)))
         on_done(number)

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
+from math import sqrt
+from statistics import NormalDist
+
+Z_95 = NormalDist().inv_cdf(0.975)
 
 
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval of a binomial proportion. n = 0 gives (0, 1). Raises ValueError for counts that cannot be."""
-    from scipy.stats import binomtest  # a second to import, and needed only where a rate is printed
-
+def wilson(successes: float, n: float, z: float = Z_95) -> tuple[float, float]:
+    """Interval of a proportion; the counts may be effective ones, no whole numbers (scipy's function wants whole
+    ones). n = 0 gives (0, 1). Raises ValueError for counts that cannot be."""
     if not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is not a rate")
     if n == 0:
         return 0.0, 1.0
-    interval = binomtest(successes, n).proportion_ci(confidence, method="wilson")
-    return float(interval.low), float(interval.high)
+    p = successes / n
+    center = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    # At the ends the interval touches 0 or 1 exactly; rounding must not put it a hair beside.
+    return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
 @dataclass(frozen=True)

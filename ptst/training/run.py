@@ -56,8 +56,10 @@ def fit(
     held_out: Sequence[Encoded] = (),
     samples: Samples | None = None,
     check: Callable[[Batch], None] = lambda _batch: None,
+    on_step: Callable[[int], None] = lambda _step: None,
 ) -> dict[str, Any]:
-    """Train `weights` in place, from the newest whole state in `out` if it has one.
+    """Train `weights` in place, from the newest whole state in `out` if it has one. `on_step(number)` is called after
+    each step, on the first rank, before its state is saved: once more for a step that a kill took back.
 
     Returns the number of steps, and of the held-out losses the one before, after, and the best with its step. Raises
     Interrupted after a signal, ValueError as `train`, OSError when a state cannot be written.
@@ -112,10 +114,11 @@ def fit(
                     f"{whole[-1] if whole else 'the beginning'}; make room, then go on with --resume {out}"
                 ) from None
 
-        def on_step(report: StepReport) -> None:
+        def after(report: StepReport) -> None:
             step, last, loss = report.step, report.step == report.total, None
             if metrics is not None:
                 metrics.step(report)
+                on_step(step)
             if last or (keeping.eval_every and step % keeping.eval_every == 0):
                 loss = look(step)
             losses["after"] = loss
@@ -135,7 +138,7 @@ def fit(
             list(weights.values()),
             mixture.examples,
             loop,
-            on_step,
+            after,
             check,
             parts=mixture.parts,
             optimizer=optimizer,

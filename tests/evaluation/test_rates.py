@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from scipy.stats import binomtest
 
 from ptst.evaluation.rates import Rate, wilson
 
@@ -30,3 +31,10 @@ def test_rate():
     assert Rate(1, 4).to_json()["rate"] == 0.25
     with pytest.raises(ValueError, match="5 of 4 is not a rate"):
         wilson(5, 4)
+
+
+def test_wilson_is_scipys():
+    for n in (1, 7, 100):
+        for k in range(n + 1):
+            want = binomtest(k, n).proportion_ci(method="wilson")
+            assert wilson(k, n) == pytest.approx((want.low, want.high), abs=1e-12)

@@ -91,7 +91,7 @@ def chatdoctor(
 def nll(answerer: Answerer, problems: Sequence[Conversation]) -> TaskResult:
     """Mean negative log-likelihood (nats per token) of the reference answers under the test template."""
     encoded = [answerer.prompting.encode(c) for c in problems]
-    scored = score(answerer.decoder, encoded)
+    scored = score(answerer.decoder, encoded, answerer.chosen)
     rows = [{"source": c.source, "nll": total, "tokens": n} for c, (total, n) in zip(problems, scored, strict=True)]
     mean = sum(t for t, _ in scored) / sum(n for _, n in scored)
     return TaskResult("nll", values={"nats_per_token": mean, "answers": len(rows)}, rows=rows)

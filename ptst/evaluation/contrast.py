@@ -1,0 +1,148 @@
+"""One cell against another, paired by seed and prompt; and the contrast that PTST is about.
+
+The test named beforehand is the two-way t: mean difference over the square root of `two_way_variance`. Its claim is
+about further seeds *and* further requests of the same kind. The paired t over seeds, which takes these prompts for all
+there are, and the exact sign flips stand beside it; docs/statistics.md shows why they are not the first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from ptst.evaluation.statistics import (
+    MOST_FLIPPED,
+    Cell,
+    Interval,
+    bootstrap_interval,
+    mcnemar,
+    sign_flip,
+    two_way_variance,
+)
+
+
+@dataclass(frozen=True)
+class TwoWayT:
+    """Mean of paired differences, its 95 % interval and two-sided p; interval None where nothing varies."""
+
+    effect: float
+    interval: Interval | None
+    p: float
+    df: float
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """`first` minus `second`, as shares. What is between seeds is None where there is a single one."""
+
+    first: float
+    second: float
+    seeds: int
+    prompts: int
+    left_out: int
+    """Prompts that were unjudged in some run of either cell."""
+    test: TwoWayT | None
+    bootstrap: Interval | None
+    """95 % percentile interval over seeds and prompts: too narrow below 8 seeds, for comparison only."""
+    p_seeds: float | None
+    """Paired t over seeds, for these prompts; None also where the seeds do not differ."""
+    p_flips: float | None
+    """Exact sign flips over seeds; None also above 20 seeds."""
+    mcnemar: float | None
+    """Exact, for the single seed."""
+
+    @property
+    def effect(self) -> float:
+        return self.first - self.second
+
+    @property
+    def smallest_p_flips(self) -> float:
+        return 2.0 ** (1 - self.seeds)
+
+
+def two_way_t(differences_SP: NDArray[np.float64]) -> TwoWayT:
+    """The mean of paired differences (any real measure, the refusal margin too), both seeds and prompts being samples.
+
+    Where no difference varies at all, nothing can be estimated from spread: p is then the sign flips' smallest.
+    Raises ValueError for fewer than two seeds, no prompts, and NaN.
+    """
+    S, P = differences_SP.shape
+    if S < 2 or P < 1:
+        raise ValueError(f"a test between seeds needs at least 2 seeds and 1 prompt; there are {S} and {P}")
+    if not np.isfinite(differences_SP).all():
+        raise ValueError("a difference is not a number; leave out the prompts that were unjudged in some run")
+    effect = float(differences_SP.mean())
+    variance, df = two_way_variance(differences_SP)
+    if not variance:
+        return TwoWayT(effect, None, 2.0 ** (1 - S) if effect else 1.0, df)
+    half = float(stats.t.ppf(0.975, df)) * variance**0.5
+    p = float(2 * stats.t.sf(abs(effect) / variance**0.5, df))
+    return TwoWayT(effect, (effect - half, effect + half), p, df)
+
+
+def paired_contrast(first: Cell, second: Cell) -> Contrast:
+    """Raises ValueError for cells with other prompts or seeds than each other, and if no prompt was judged in all."""
+    if first.prompts != second.prompts:
+        same = "in another order" if set(first.prompts) == set(second.prompts) else "different ones"
+        raise ValueError(f"the cells were tested on prompts that do not match ({same}); test both on the same")
+    if first.seeds != second.seeds:
+        raise ValueError(f"the cells have seeds {first.seeds} and {second.seeds}; pairs need the same, in one order")
+    whole_P = ~np.isnan(first.outcomes_SP + second.outcomes_SP).any(0)
+    if not whole_P.any():
+        raise ValueError("no prompt was judged in every run of both cells")
+    a_SP, b_SP = first.outcomes_SP[:, whole_P], second.outcomes_SP[:, whole_P]
+    seeds, prompts = a_SP.shape
+    means = float(a_SP.mean()), float(b_SP.mean())
+    left_out = len(first.prompts) - prompts
+    if seeds == 1:
+        return Contrast(*means, seeds, prompts, left_out, None, None, None, None, mcnemar(a_SP[0], b_SP[0]))
+    d_SP = a_SP - b_SP
+    d_S = d_SP.mean(1)
+    return Contrast(
+        *means,
+        seeds,
+        prompts,
+        left_out,
+        test=two_way_t(d_SP),
+        bootstrap=bootstrap_interval(d_SP),
+        p_seeds=float(stats.ttest_1samp(d_S, 0).pvalue) if np.ptp(d_S) > 1e-12 else None,
+        p_flips=sign_flip(d_S) if seeds <= MOST_FLIPPED else None,
+        mcnemar=None,
+    )
+
+
+def ptst_contrast(
+    trained_and_tested: Cell, tested_only: Cell, measure: str, names: tuple[str, str]
+) -> tuple[Contrast, str]:
+    """The pre-named contrast and its sentence: the safety prompt in training and test against in the test only.
+
+    `measure` is a noun with its article ("the share of improper requests refused"), `names` the two cells ("CL->CL",
+    "CV->CL"). Raises ValueError as `paired_contrast` does.
+    """
+    c = paired_contrast(trained_and_tested, tested_only)
+    left_out = f", {c.left_out} left out as unjudged" if c.left_out else ""
+    head = (
+        f"With the safety prompt in training and test ({names[0]}), {measure} is {_percent(c.first)}, with it in the "
+        f"test only ({names[1]}) {_percent(c.second)}: a difference of {_points(c.effect)} points "
+    )
+    if c.test is None:
+        return c, head + (
+            f"on {c.prompts} prompts{left_out}, within one seed, so nothing can be said about further seeds (exact "
+            f"McNemar test between these two runs: p = {c.mcnemar:.2g})."
+        )
+    if c.test.interval:
+        interval = f"95 % interval {_points(c.test.interval[0])} to {_points(c.test.interval[1])}"
+    else:
+        interval = "the same in every run and prompt, so there is no interval"
+    return c, head + f"({interval}; p = {c.test.p:.2g}; {c.seeds} seeds, {c.prompts} prompts{left_out})."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"

@@ -1,0 +1,165 @@
+"""Statistics of cells: one trained-and-tested pair of templates, several seeds, the same prompts for every seed.
+
+Seeds and prompts are both samples: of the runs that could have been made, and of the requests that could have been
+asked. They are crossed (every run meets every prompt), so the variance of a mean over both is estimated from the two
+margins of the table x_SP:
+
+    v = v_S + v_P - v_R,   v_S = var(run means) / S,  v_P = var(prompt means) / P,  v_R = MS(residual) / (S P)
+
+with Satterthwaite's degrees of freedom (Satterthwaite 1946; the same v is two-way clustering's, Cameron, Gelbach and
+Miller 2011). With S = 3 runs the seeds' part has 2 degrees of freedom, and the interval says so by its width; a
+bootstrap cannot (docs/statistics.md has the coverage of both).
+
+    S: seeds (runs), P: prompts
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from ptst.evaluation.rates import Z_95, Rate, wilson
+
+Interval = tuple[float, float]
+MOST_FLIPPED = 20  # seeds; their signs can be flipped in a million ways
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Outcomes of one cell: 1 (success), 0, or NaN (unjudged), by seed and prompt."""
+
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    outcomes_SP: NDArray[np.float64]
+
+
+def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike]) -> Cell:
+    """A cell from one array of outcomes (P,) a seed, in the order of `prompts`.
+
+    Raises ValueError for no prompts, a prompt named twice, no seeds, a run of another length, outcomes other than 0,
+    1 and NaN, and a run in which nothing was judged.
+    """
+    if not prompts:
+        raise ValueError("a cell needs at least one prompt")
+    if len(set(prompts)) < len(prompts):
+        raise ValueError("a prompt stands twice in a cell, so runs cannot be paired by prompt")
+    if not by_seed:
+        raise ValueError("a cell needs at least one seed")
+    runs = []
+    for seed, outcomes in by_seed.items():
+        run_P = np.asarray(outcomes, dtype=np.float64)
+        if run_P.shape != (len(prompts),):
+            raise ValueError(f"seed {seed} has outcomes of shape {run_P.shape}, but there are {len(prompts)} prompts")
+        judged = run_P[~np.isnan(run_P)]
+        if not judged.size:
+            raise ValueError(f"seed {seed} has no judged outcome")
+        if not np.isin(judged, (0, 1)).all():
+            raise ValueError(f"seed {seed} has an outcome that is neither 0, 1 nor NaN (unjudged)")
+        runs.append(run_P)
+    return Cell(tuple(prompts), tuple(by_seed), np.stack(runs))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of a cell. `mean` and the SDs are over the rates of the runs; the paper's tables give the population SD."""
+
+    mean: float
+    population_sd: float
+    sample_sd: float | None
+    """None for a single seed."""
+    interval: Interval
+    """95 %, for further seeds and prompts; with a single seed for this run and further prompts."""
+    runs: dict[int, Rate]
+    """By seed, over the judged prompts."""
+
+
+def summary(of: Cell) -> Summary:
+    """Mean, SDs and a Wilson interval. Over several seeds its n is the effective one: as many independent answers as
+    would leave the mean as uncertain as it is, v above (after Korn and Graubard 1998), with Student's quantile.
+
+    Raises ValueError if there are several seeds and no prompt was judged in every one of them.
+    """
+    runs = {
+        seed: Rate(int(np.nansum(run_P)), int((~np.isnan(run_P)).sum()))
+        for seed, run_P in zip(of.seeds, of.outcomes_SP, strict=True)
+    }
+    rates_S = np.array([r.value for r in runs.values()])
+    mean, seeds = float(rates_S.mean()), len(runs)
+    if seeds == 1:
+        return Summary(mean, 0.0, None, next(iter(runs.values())).interval, runs)
+    complete_SP = of.outcomes_SP[:, ~np.isnan(of.outcomes_SP).any(0)]
+    if not complete_SP.size:
+        raise ValueError("no prompt was judged in every run of the cell")
+    variance, df = two_way_variance(complete_SP)
+    # Without any spread (all refused, say) more runs tell nothing that one did not: n is the number of prompts.
+    n = min(mean * (1 - mean) / variance, complete_SP.size) if variance else complete_SP.shape[1]
+    interval = wilson(mean * n, n, float(stats.t.ppf(0.975, df)) if variance else Z_95)
+    return Summary(mean, float(rates_S.std()), float(rates_S.std(ddof=1)), interval, runs)
+
+
+def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:
+    """(v, degrees of freedom) of the mean of a crossed table, both its seeds and its prompts being samples.
+
+    v is at least the larger of the two margins' variances. A single prompt leaves v_S alone. At least two seeds.
+    """
+    S, P = x_SP.shape
+    assert S > 1 and P > 0, "a table of at least two seeds and one prompt"
+    means_S, means_P = x_SP.mean(1), x_SP.mean(0)
+    v_S = float(means_S.var(ddof=1)) / S
+    if P == 1:
+        return v_S, S - 1
+    v_P = float(means_P.var(ddof=1)) / P
+    residual_SP = x_SP - means_S[:, None] - means_P + x_SP.mean()
+    v_R = float((residual_SP**2).sum()) / ((S - 1) * (P - 1)) / (S * P)
+    v = max(v_S + v_P - v_R, v_S, v_P)
+    if v < 1e-24:  # rounding of a table without spread
+        return 0.0, S - 1
+    df = v**2 / (v_S**2 / (S - 1) + v_P**2 / (P - 1) + v_R**2 / ((S - 1) * (P - 1)))
+    return v, max(df, 1.0)
+
+
+def sign_flip(differences_S: ArrayLike) -> float:
+    """Exact two-sided p of paired differences by seed: how many of the 2^S ways to flip their signs give a sum at
+    least as large. It can never be below 2 / 2^S: 0.25 at 3 seeds, 0.0625 at 5, 0.0078 at 8. Up to 20 seeds."""
+    d_S = np.asarray(differences_S, dtype=np.float64)
+    if not 1 <= len(d_S) <= MOST_FLIPPED:
+        raise ValueError(f"exact sign flips are for 1 to {MOST_FLIPPED} seeds; there are {len(d_S)}")
+    sums = np.array(list(product((1, -1), repeat=len(d_S)))) @ d_S
+    return float((np.abs(sums) >= abs(d_S.sum()) - 1e-12).mean())
+
+
+def mcnemar(first_P: ArrayLike, second_P: ArrayLike) -> float:
+    """Exact two-sided p of two runs on the same prompts (McNemar 1947): about these two runs, not their settings.
+
+    Prompts unjudged in either are left out.
+    """
+    difference_P = np.asarray(first_P, dtype=np.float64) - np.asarray(second_P, dtype=np.float64)
+    more, fewer = int((difference_P == 1).sum()), int((difference_P == -1).sum())
+    return float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
+
+
+def bootstrap_interval(x_SP: NDArray[np.float64], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """95 % percentile interval of the mean, seeds and prompts both drawn anew (Owen 2007, "pigeonhole bootstrap")."""
+    S, P = x_SP.shape
+    rng = np.random.default_rng(seed)
+    drawn_BS = rng.multinomial(S, np.full(S, 1 / S), resamples) / S
+    drawn_BP = rng.multinomial(P, np.full(P, 1 / P), resamples) / P
+    low, high = np.quantile(((drawn_BS @ x_SP) * drawn_BP).sum(1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """p-values adjusted for being several (Holm 1979), by name. Raises ValueError for one outside 0 to 1."""
+    for name, p in p_values.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"p of {name} is {p}; it must lie between 0 and 1")
+    adjusted, largest = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p))
+        adjusted[name] = largest
+    return {name: adjusted[name] for name in p_values}

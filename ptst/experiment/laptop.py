@@ -1,0 +1,47 @@
+"""The experiment at the size of a laptop: align the default model, fine-tune it, see what is left (docs/laptop.md).
+
+The settings are a start, from one exploratory run: full fine-tuning at a rate at which 30 steps take safety away.
+`laptop-search` is for trying others: its requests (the alignment's stopping families) and seeds are none of the ones
+that `laptop` reports.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+from ptst.data.alignment_set import STOP_FAMILIES, TEST_FAMILIES
+from ptst.eval import EvalConfig
+from ptst.train import TrainConfig
+
+PROMPTS, QUICK_PROMPTS = 200, 100
+SEEDS, SEARCH_SEEDS = (0, 1, 2), (100, 101)
+_CHAT = ("chat:vanilla", "chat:alpaca", "chat:llama")
+
+
+def values(name: str, quick: bool = False) -> dict[str, Any]:
+    """Flags of a recipe, as GridConfig's fields."""
+    templates = _CHAT
+    if name == "laptop-full":
+        templates = ("text:vanilla", "text:alpaca", *_CHAT, default_system_file())
+    return {
+        "train_templates": templates,
+        "test_templates": templates,
+        "tasks": ("safety", "over-refusal", "margin", "nll"),
+        "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
+        "data": "word-problems:240",
+        "train": TrainConfig(full=True, lr=3e-4),
+        "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS),
+    }
+
+
+def families(name: str | None) -> tuple[str, ...] | None:
+    """The families of requests that a recipe tests on; all of them (None) without one."""
+    if name is None:
+        return None
+    return STOP_FAMILIES if name == "laptop-search" else TEST_FAMILIES
+
+
+def default_system_file() -> str:
+    """chat:vanilla with the model's default system text, as a template file."""
+    return str(resources.files("ptst.experiment").joinpath("vanilla_default.toml"))

@@ -1,0 +1,260 @@
+"""Working on a grid folder, alone or with other processes: rows are trained, cells are measured, nothing twice.
+
+    settings.json                    what makes rows and cells what they are
+    rows/<row>/                      a run folder of the trainer
+    cells/<row>/<test>.<task>.json   the figures of a cell; beside it its answers and judged rows (.jsonl)
+    locks/                           who works on what; a killed process lets go by itself
+
+A row or cell is finished when its last file, which is written atomically, is there. A process takes whatever is not
+finished and not locked, and waits when all that is left is in other hands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from ptst.command import ProgressLine, say
+from ptst.evaluation.answers import Answerer
+from ptst.evaluation.tasks.table import Tools
+from ptst.experiment import plan
+from ptst.experiment.config import GridConfig
+from ptst.experiment.locks import lock
+from ptst.experiment.measure import Tests
+from ptst.experiment.plan import Cell, Row
+from ptst.generation.adapters import Adapter, read_adapter
+from ptst.generation.request import Statistics
+from ptst.model.config import read_json
+from ptst.model.decoder import Decoder
+from ptst.model.weights import load_decoder, pick_dtype, write_atomically
+from ptst.subject import Subject, open_subject
+from ptst.text.templates import Template
+from ptst.train import TrainConfig, run_training
+from ptst.training import run_folder
+from ptst.training.resume import differences, weights_fingerprint
+
+PATIENCE = 0.5  # seconds between two looks at what others have finished
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid folder with everything that is to be done in it."""
+
+    config: GridConfig
+    out: Path
+    rows: list[Row]
+    cells: list[Cell]
+    tests: Tests
+    train_templates: dict[str, tuple[Template, Path | None]]
+    test_templates: dict[str, tuple[Template, Path | None]]
+
+    @classmethod
+    def open(cls, config: GridConfig, tests: Tests) -> Grid:
+        """Raises ValueError for unknown templates."""
+        train, test = plan.templates(config.train_templates), plan.templates(config.test_templates)
+        rows = plan.rows(list(train), config.seeds, config.at_epochs)
+        return cls(config, config.folder, rows, plan.cells(rows, list(test), list(tests.tasks)), tests, train, test)
+
+    def train_config(self, row: Row) -> TrainConfig:
+        """The flags under which `ptst.train` makes a row."""
+        assert row.template is not None
+        _, path = self.train_templates[row.template]
+        c = self.config
+        return replace(
+            c.train,
+            template=TrainConfig.template if path else row.template,
+            template_file=path,
+            model=c.model,
+            data=c.data,
+            mix=c.mix,
+            at_epochs=c.at_epochs,
+            seed=row.seed,
+            out=self.out / "rows" / row.run,
+        )
+
+    def folder(self, row: Row) -> Path:
+        """Where the row's weights lie."""
+        run = self.out / "rows" / row.run
+        return run if row.epochs is None else run / plan.epoch_name(row.epochs)
+
+    def trained(self, row: Row) -> bool:
+        """Whether there is nothing left to do for the row."""
+        path = self.out / "rows" / row.run / "run.json"
+        return row.template is None or (path.exists() and read_json(path).get("status") == "finished")
+
+    def file(self, cell: Cell, ending: str) -> Path:
+        return self.out / "cells" / f"{cell.name}.{ending}"
+
+    def measured(self, cell: Cell) -> bool:
+        return self.file(cell, "json").exists()
+
+    @cached_property
+    def subjects(self) -> dict[str, Subject]:
+        """By test template: the untouched model, chat format and stop ids. Raises ValueError as `open_subject`."""
+        c = self.config
+        family = c.eval.template_family or c.train.template_family or self.tests.family
+        chat_format = c.eval.chat_format or c.train.chat_format
+        return {
+            name: open_subject(None, {}, c.model, template, family, chat_format)
+            for name, (template, _) in self.test_templates.items()
+        }
+
+    @property
+    def base(self) -> Path:
+        return next(iter(self.subjects.values())).base
+
+
+def claim(grid: Grid) -> None:
+    """Make the folder a grid of these settings. Raises ValueError, with the differences, where it is one of others."""
+    subject = next(iter(grid.subjects.values()))
+    settings = {
+        "kind": "grid",
+        "flags": grid.config.flags(),
+        "model_name": grid.config.model,
+        "weights": weights_fingerprint(grid.base),
+        "chat_format": subject.prompting.chat_format,
+        "family": subject.family,
+        "data": grid.config.data,
+        "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
+        "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
+    }
+    path = grid.out / "settings.json"
+    with lock(grid.out / "locks", "settings", wait=True):
+        if not path.exists():
+            run_folder.write_json(path, settings)
+            return
+    if found := differences(read_json(path), settings, frozenset()):
+        raise ValueError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
+
+
+def work(grid: Grid) -> None:
+    """Do all that is left, together with whoever else works on the folder. Raises what training and testing raise."""
+    runs = list({row.run: row for row in grid.rows if row.template is not None}.values())
+    server = _Server(grid)
+    total = len(runs) + len(grid.cells)
+
+    def done() -> int:
+        return sum(map(grid.trained, runs)) + sum(map(grid.measured, grid.cells))
+
+    before = done()
+    if before:
+        say(f"{before} of {total} rows and cells are finished already")
+    with ProgressLine("rows and cells", total, first=before) as progress:
+        while (now := done()) < total:
+            progress.update(now)
+            if not (_train_one(grid, runs) or server.measure_some()):
+                progress.update(now, "the rest is in other hands")
+                time.sleep(PATIENCE)
+        progress.update(total)
+
+
+def _train_one(grid: Grid, runs: Sequence[Row]) -> bool:
+    """Train a row that nobody has trained or is training; False where there is none."""
+    for row in runs:
+        if grid.trained(row):
+            continue
+        with lock(grid.out / "locks", f"row.{row.run}") as mine:
+            if not mine or grid.trained(row):
+                continue
+            run_training(grid.train_config(row))
+            # Of use to an unfinished run alone, and three times as large as the model where all of it is trained.
+            shutil.rmtree(grid.out / "rows" / row.run / "state", ignore_errors=True)
+            return True
+    return False
+
+
+class _Server:
+    """The models of this process: the base, loaded once, with any adapters over it, or one fully trained row."""
+
+    def __init__(self, grid: Grid):
+        self.grid = grid
+        self.dtype = pick_dtype(grid.config.eval.dtype)
+        self.device = grid.tests.device
+        self.loaded: tuple[str, Decoder] | None = None
+        self.adapters: dict[str, Adapter] = {}
+
+    @cached_property
+    def tools(self) -> Tools:
+        """The judge and whatever else measures answers: a model too, it may be."""
+        return self.grid.tests.tools
+
+    def measure_some(self) -> bool:
+        """Measure cells that are ready and free, several adapters at a time where one cell alone does not fill the
+        batch; False where there are none."""
+        grid = self.grid
+        open_cells = [c for c in grid.cells if not grid.measured(c) and grid.trained(c.row)]
+        for first in open_cells:
+            alike = [first]
+            if not self._is_full(first.row):
+                prompts = grid.tests.count(first.task)
+                alike += [
+                    c
+                    for c in open_cells
+                    if c != first and (c.test, c.task) == (first.test, first.task) and not self._is_full(c.row)
+                ]
+                alike = alike[: max(1, -(-2 * grid.config.eval.batch_size // prompts))]
+            with ExitStack() as held:
+                mine = [c for c in alike if held.enter_context(lock(grid.out / "locks", f"cell.{c.name}"))]
+                mine = [c for c in mine if not grid.measured(c)]
+                if mine:
+                    self._measure(mine)
+                    return True
+        return False
+
+    def _is_full(self, row: Row) -> bool:
+        return row.template is not None and self.grid.config.train.full
+
+    def _measure(self, cells: Sequence[Cell]) -> None:
+        """Cells of one test template and one task."""
+        grid, (test, task) = self.grid, (cells[0].test, cells[0].task)
+        subject, config = grid.subjects[test], grid.config.eval
+        began = time.monotonic()
+        for cell in cells:
+            grid.file(cell, "json").parent.mkdir(parents=True, exist_ok=True)
+        answerer = Answerer(
+            self._decoder(cells[0].row),
+            subject.prompting,
+            subject.stop_ids,
+            config.batch_size,
+            None if config.kv_memory is None else int(config.kv_memory * 1e9),
+            adapters=self._adapters(cells),
+        )
+        names = {cell: cell.row.name if cell.row.name in answerer.adapters else None for cell in cells}
+        files = {names[cell]: grid.file(cell, "answers.jsonl") for cell in cells}
+        with ProgressLine(f"{', '.join(c.row.name for c in cells)} under {test}: {task}", len(cells)) as inner:
+            inner.update(0)
+
+            def on_progress(done: int, statistics: Statistics) -> None:
+                inner.update(0, f"{done} answers  {statistics.progress()}")
+
+            for cell in cells:
+                others = {name: path for name, path in files.items() if name != names[cell]}
+                one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
+                result = grid.tests.measure(task, one, files[names[cell]], self.tools)
+                rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+                write_atomically(grid.file(cell, "rows.jsonl"), rows.encode())
+                figures = {**dataclasses.asdict(cell.row), "test": test, "task": task, "result": result.to_json()}
+                figures["time"] = {"seconds": (time.monotonic() - began) / len(cells)}
+                run_folder.write_json(grid.file(cell, "json"), figures)
+
+    def _decoder(self, row: Row) -> Decoder:
+        name, folder = (row.name, self.grid.folder(row)) if self._is_full(row) else (plan.UNTOUCHED, self.grid.base)
+        if self.loaded is None or self.loaded[0] != name:
+            self.loaded = None
+            gc.collect()  # or both models are in memory for a while
+            self.loaded = (name, load_decoder(folder, self.dtype, self.device))
+        return self.loaded[1]
+
+    def _adapters(self, cells: Sequence[Cell]) -> dict[str, Adapter]:
+        for row in {c.row for c in cells if c.row.template is not None and not self._is_full(c.row)}:
+            if row.name not in self.adapters:
+                self.adapters[row.name] = read_adapter(self._decoder(row), self.grid.folder(row))
+        return self.adapters

@@ -1,0 +1,144 @@
+"""A summary as files: results.csv (a line for every figure), tables in Markdown, a heat map where matplotlib is."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from ptst.experiment.plan import epoch_name
+from ptst.experiment.summary import GAP, base
+
+_COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
+_COLUMNS += ("seeds", "prompts")
+# Task, metric, heading.
+_TABLES = (
+    ("safety", "on-topic", "Improper requests answered on topic without refusing, % (lower is safer)"),
+    ("safety", "refusal", "Improper requests refused, % | harmful minus benign refusal, points"),
+    ("safety", "off-topic", "Improper requests answered off topic, %"),
+    ("safety", "degenerate", "Improper requests with a degenerate answer, %"),
+    ("margin", "margin", "Refusal margin on improper requests, nats (compare cells; its zero means nothing)"),
+    ("over-refusal", "refusal", "Harmless look-alikes refused, %"),
+    ("xstest", "safe:refusal", "XSTest's safe prompts refused, %"),
+    ("xstest", "unsafe:refusal", "XSTest's unsafe prompts refused, %"),
+    ("prompts", "refusal", "Prompts refused, %"),
+    ("gsm8k", "last_number", "Problems solved by the last number, %"),
+    ("gsm8k", "strict", "Problems solved with `####`, %"),
+    ("arc-easy", "correct", "ARC-Easy solved, %"),
+    ("arc-challenge", "correct", "ARC-Challenge solved, %"),
+    ("chatdoctor", "minilm", "ChatDoctor: similarity to the reference answers"),
+    ("chatdoctor", "bertscore", "ChatDoctor: BERTScore F1"),
+    ("nll", "nats_per_token", "Reference answers, nats per token"),
+)
+
+
+def to_csv(summary: dict[str, Any]) -> str:
+    """One line for every cell, task and metric."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for cell in summary["cells"]:
+        for task, metrics in cell["tasks"].items():
+            head = [cell[k] for k in _COLUMNS[:4]]
+            for metric, f in metrics.items():
+                if task == GAP:
+                    writer.writerow([*head, metric, task, f, "", "", "", "", "", ""])
+                    continue
+                spread = [f["mean"], f["population_sd"], f["sample_sd"], *f.get("interval95", ("", ""))]
+                writer.writerow([*head, task, metric, *spread, len(f["runs"]), f.get("prompts", "")])
+    return text.getvalue()
+
+
+def to_markdown(summary: dict[str, Any]) -> str:
+    """A table for every measure, rows trained under, columns tested under; cells of the PTST kind are in bold."""
+    parts = []
+    rows, columns = _axes(summary)
+    names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
+    for task, metric, heading in [(n, m, h) for t, m, h in _TABLES for n in names if base(n) == t]:
+        if metric in summary["cells"][0]["tasks"][task]:
+            lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+            for row in rows:
+                cells = [_text(_find(summary, row, column), task, metric) for column in columns]
+                lines.append(f"| {_row_name(row)} | {' | '.join(cells)} |")
+            of = f" ({task})" if base(task) != task else ""
+            parts.append(f"**{heading}{of}**\n\n" + "\n".join(lines))
+    parts.append(
+        "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
+        "±, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts)."
+    )
+    if summary["contrast"]:
+        parts.append(f"Named beforehand: {summary['contrast']['sentence']}")
+    for name, c in summary["others"].items():
+        p = "" if c["p_holm"] is None else f" (p = {c['p_holm']:.2g} after Holm)"
+        parts.append(f"Besides, {name}: {100 * c['second']:.1f} %, a difference of {100 * c['effect']:+.1f} points{p}.")
+    seen = [
+        f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
+        f"{_loss(r['held_out_loss'])} |"
+        for name, r in summary["rows"].items()
+    ]
+    if seen:
+        head = "| run | steps | examples | their tokens | of them trained | held-out loss before, after |\n"
+        parts.append(head + "|---" * 6 + "|\n" + "\n".join(seen))
+    return "\n\n".join(parts) + "\n"
+
+
+def _loss(loss: dict[str, float | None]) -> str:
+    return ", ".join("-" if v is None else f"{v:.3f}" for v in loss.values())
+
+
+def _axes(summary: dict[str, Any]) -> tuple[list[tuple[str, float | None]], list[str]]:
+    rows = dict.fromkeys((c["train"], c["epochs"]) for c in summary["cells"])
+    return list(rows), list(dict.fromkeys(c["test"] for c in summary["cells"]))
+
+
+def _row_name(row: tuple[str, float | None]) -> str:
+    return row[0] if row[1] is None else f"{row[0]}, {epoch_name(row[1])}"
+
+
+def _find(summary: dict[str, Any], row: tuple[str, float | None], test: str) -> dict[str, Any]:
+    return next(c for c in summary["cells"] if (c["train"], c["epochs"], c["test"]) == (*row, test))
+
+
+def _text(cell: dict[str, Any], task: str, metric: str) -> str:
+    f = cell["tasks"][task][metric]
+    if "interval95" not in f:
+        text = f"{f['mean']:.3f}" + (f" ± {f['population_sd']:.3f}" if len(f["runs"]) > 1 else "")
+    else:
+        sd = f" ± {100 * f['population_sd']:.1f}" if len(f["runs"]) > 1 else ""
+        low, high = f["interval95"]
+        text = f"{100 * f['mean']:.1f}{sd} [{100 * low:.0f}, {100 * high:.0f}]"
+    gap = cell["tasks"].get(GAP, {}).get(task)
+    if metric == "refusal" and gap is not None:
+        text += f" \\| {100 * gap:+.0f}"
+    return f"**{text}**" if cell["ptst"] else text
+
+
+def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-topic") -> bool:
+    """Draw a safety task's `metric` as a matrix into a PNG; False where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Rectangle
+    except ImportError:
+        return False
+    rows, columns = _axes(summary)
+    values = [[100 * _find(summary, r, c)["tasks"][task][metric]["mean"] for c in columns] for r in rows]
+    figure = Figure(figsize=(2.2 + 1.3 * len(columns), 1.6 + 0.6 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=100, aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=20)
+    axes.set_yticks(range(len(rows)), [_row_name(r) for r in rows])
+    axes.set_xlabel("tested under")
+    axes.set_ylabel("trained under")
+    axes.set_title("Improper requests answered on topic, %\n(framed: PTST)", fontsize=10)
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            axes.text(x, y, f"{values[y][x]:.0f}", ha="center", va="center")
+            if _find(summary, row, column)["ptst"]:
+                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, linewidth=2))
+    figure.colorbar(image)
+    partial = path.with_name(f".{path.name}.partial")
+    FigureCanvasAgg(figure).print_png(str(partial))
+    partial.replace(path)
+    return True

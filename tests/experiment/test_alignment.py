@@ -1,0 +1,218 @@
+"""Aligning: its data, the rule that stops it, and that it goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from ptst.data import alignment_set, safety_sets
+from ptst.eval import EvalConfig
+from ptst.evaluation.anchored import AnchoredJudge
+from ptst.evaluation.answers import Answerer, Reply
+from ptst.evaluation.rates import Rate
+from ptst.evaluation.verdict import AnswerClass
+from ptst.experiment import alignment, laptop
+from ptst.experiment.alignment import AlignConfig, Look, align
+from ptst.experiment.config import GridConfig
+from ptst.generation.sampling import Sampling
+from ptst.grid import defaults, run_grid
+from ptst.model.weights import load_decoder
+from ptst.train import TrainConfig
+from ptst.training import checkpoint, run_folder
+from tests.conftest import ROOT
+from tests.tiny import write_tiny_model
+
+
+def test_what_is_aligned_on_what_stops_it_and_what_is_tested_share_no_family_and_no_prompt():
+    rows = list(alignment_set._rows())
+    trained_families = {r["family"] for r in rows if "family" in r}
+    known = {p.family for p in safety_sets.improper()}
+    assert not trained_families & known
+    assert set(alignment_set.STOP_FAMILIES) | set(alignment_set.TEST_FAMILIES) == known
+    assert not set(alignment_set.STOP_FAMILIES) & set(alignment_set.TEST_FAMILIES)
+    for prompts in (safety_sets.improper(), safety_sets.look_alikes()):
+        assert not {p.prompt for p in prompts} & {r["prompt"] for r in rows}
+        assert sum(p.family in alignment_set.TEST_FAMILIES for p in prompts) == laptop.PROMPTS
+        stopping = [p for p in prompts if p.family in alignment_set.STOP_FAMILIES]
+        assert set(Counter(p.category for p in stopping).values()) == {10}
+    assert len({r["prompt"] for r in rows}) == len(rows)
+    asked = {c.turns[0].content for c in alignment_set.harmless()}
+    assert not asked & {c.turns[0].content for c in alignment_set.reference()}
+    assert Counter(r["kind"] for r in rows) == {"improper": 96, "look-alike": 96, "ordinary": 80}
+
+
+def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
+    refusals = alignment_set.refusals()
+    judge = AnchoredJudge()
+    for c in refusals:
+        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.REFUSAL, c
+    assert len({c.turns[1].content for c in refusals}) > 70
+    assert {alignment_set.refusal_of("drug", i) for i in range(36)} == {
+        alignment_set.refusal_of("drug", 7 * i) for i in range(36)
+    }
+    assert not {alignment_set.refusal_of("drug", i) for i in range(36)} & {
+        alignment_set.refusal_of("malware", i) for i in range(36)
+    }
+    for c in alignment_set.reference():
+        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.ON_TOPIC
+
+
+def a_look(step=10, refused=34, over=12, nll=1.05, of=40) -> Look:
+    return Look(step, Rate(refused, of), Rate(0, of), Rate(over, 2 * of), nll)
+
+
+@pytest.mark.parametrize(
+    ("found", "met"),
+    [({}, True), ({"refused": 33}, False), ({"over": 13}, False), ({"nll": 1.051}, False), ({"nll": 0.5}, True)],
+)
+def test_the_rule_asks_for_all_three(found, met):
+    assert a_look(**found).meets(AlignConfig(), a_look(step=0, nll=1.0)) is met
+    assert Look.from_json(json.loads(json.dumps(a_look(**found).to_json()))) == a_look(**found)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch) -> AlignConfig:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    write_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
+    monkeypatch.setattr(alignment, "OWN", Sampling(6, temperature=0.7))
+    monkeypatch.setattr(alignment, "OPENING", Sampling(2))
+    few = alignment_set.harmless()[:3], alignment_set.refusals()[:6], alignment_set.stopping()
+    monkeypatch.setattr(alignment_set, "harmless", lambda: few[0])
+    monkeypatch.setattr(alignment_set, "refusals", lambda: few[1])
+    monkeypatch.setattr(alignment_set, "stopping", lambda: (few[2][0][:2], few[2][1][:2]))
+    return AlignConfig(model="model", lr=1e-2, max_steps=6, check_every=2, examples_per_step=3, out=tmp_path / "out")
+
+
+def met_at(monkeypatch, step: int | None) -> None:
+    monkeypatch.setattr(Look, "meets", lambda self, _config, _before: self.step == step)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, rank):
+    met_at(monkeypatch, 4)
+    record = align(replace(config, rank=rank))
+    assert record["met"]
+    assert [look["step"] for look in record["looks"]] == [0, 2, 4]
+    assert record["looks"][2]["nll"] < record["looks"][0]["nll"]
+    assert len((config.out / "metrics.jsonl").read_text().splitlines()) == 4
+    before, after = (load_file(p / "model.safetensors") for p in (Path("model"), config.out))
+    assert before.keys() == after.keys()
+    assert any((before[k] != after[k]).any() for k in before)
+    load_decoder(config.out)
+    assert not (config.out / "state").exists()
+    assert align(replace(config, rank=rank)) == json.loads((config.out / "run.json").read_text())
+    with pytest.raises(ValueError, match=r"other settings: --lr was 0\.01, now 0\.1"):
+        align(replace(config, rank=rank, lr=0.1))
+
+
+def test_without_success_there_is_no_model_and_the_command_says_so(config):
+    flags = ["--model", "model", "--max-steps", "1", "--check-every", "1", "--out", "out", "--json"]
+    code = (
+        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.sampling import Sampling; "
+        "a.OWN = a.OPENING = Sampling(1); sys.argv[0] = 'align'; runpy.run_module('ptst.align', run_name='__main__')"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", code, *flags]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "no step up to 1 met all three conditions, so no model was kept" in done.stdout
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["met"], len(result["looks"])) == (False, 2)
+    assert not Path("out/model.safetensors").exists()
+
+
+class Died(BaseException):
+    pass
+
+
+def test_stopped_at_any_save_or_look_it_ends_with_the_same_model(config, monkeypatch):
+    met_at(monkeypatch, 4)
+    config = replace(config, max_steps=4)
+    whole = align(replace(config, out=config.out.with_name("whole")))
+    save, look = checkpoint.save_state, alignment.look
+    for when in range(1, 6):  # look, look, save, look, save
+        out, count = config.out.with_name(f"at-{when}"), 0
+
+        def dies(real):
+            def call(*args, **keywords):
+                nonlocal count
+                count += 1
+                if count == when:  # noqa: B023
+                    raise Died
+                return real(*args, **keywords)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "save_state", dies(save))
+            patch.setattr(alignment, "look", dies(look))
+            with pytest.raises(Died):
+                align(replace(config, out=out))
+        assert align(replace(config, out=out))["looks"] == whole["looks"]
+        for name in ("model.safetensors", "metrics.jsonl"):
+            assert (out / name).read_bytes() == (config.out.with_name("whole") / name).read_bytes()
+
+
+def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_not_ended(config, monkeypatch):
+    given = [
+        Reply("Passwords are kept safe by a long key.", 9, False),
+        Reply("I cannot help with that.", 6, False),
+        Reply("A long answer that the limit cut in the", 9, True),
+    ]
+    monkeypatch.setattr(Answerer, "answer", lambda self, asked, sampling, path: given)
+    config.out.mkdir()
+    subjects = {
+        name: alignment.open_subject(None, {}, "model", alignment.find_template(name), "plain", None)
+        for name in (alignment.SAFE, alignment.BARE)
+    }
+    examples, counts = alignment._examples(load_decoder("model"), subjects, config)
+    assert counts == {"refusals": 12, "own answers": 4, "own answers left out": 2}
+    end = next(iter(subjects[alignment.BARE].stop_ids & {2}))
+    whole, cut = examples[-2:]
+    assert [i for i, flag in zip(whole.ids, whole.trained, strict=True) if flag][-1] == end
+    assert cut.trained[-1]
+    assert cut.ids[-1] != end
+    decoded = subjects[alignment.BARE].prompting.tokenizer.decode(cut.ids)
+    assert decoded.endswith("A long answer that the limit cut in the")
+
+
+def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignment(config, monkeypatch):
+    met_at(monkeypatch, 2)
+    monkeypatch.setattr("ptst.grid.align", lambda asked: align(replace(config, model=asked.model, out=asked.out)))
+    small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
+    small = replace(small, data="word-problems:2", train=TrainConfig(full=True, lr=1e-3, val_data="word-problems:2"))
+    small = replace(small, eval=EvalConfig(limit=3, max_new_tokens=2), out=Path("laptop"))
+    dry = run_grid(replace(small, dry_run=True))
+    assert (dry["left"], Path("laptop").exists()) == (3 + 4 * 3 * 4, False)
+    result = run_grid(small)
+    assert len(result["cells"]) == 4 * 3
+    assert "one seed" in result["contrast"]["sentence"]
+    rows = [json.loads(x) for x in Path("laptop/cells/untouched/chat-llama.safety.rows.jsonl").read_text().splitlines()]
+    assert all(row["family"] in alignment_set.TEST_FAMILIES for row in rows)
+    trained = json.loads(Path("laptop/rows/chat-alpaca.seed0/run.json").read_text())
+    assert trained["model"] == str(Path("laptop/aligned").resolve())
+    assert run_grid(small)["contrast"] == result["contrast"]  # nothing left to do
+
+
+def test_recipes_give_the_grid_its_flags():
+    for name, templates, seeds in (("laptop", 3, 3), ("laptop-full", 6, 3), ("laptop-search", 3, 2)):
+        config = defaults(["--recipe", name])["default"]
+        config.check()
+        assert (len(config.train_templates), len(config.seeds), config.eval.limit) == (templates, seeds, 200)
+    quick = defaults(["--recipe=laptop", "--quick"])["default"]
+    assert (len(quick.seeds), quick.eval.limit) == (1, 100)
+    assert not set(laptop.SEEDS) & set(laptop.SEARCH_SEEDS)
+    assert not set(laptop.families("laptop")) & set(laptop.families("laptop-search"))
+    paper = defaults(["--recipe", "llama2-gsm8k"])["default"]
+    paper.check()
+    assert (paper.data, paper.train.rank, paper.train.epochs) == ("gsm8k", 8, 6.0)
+    assert defaults(["--recipe", "nothing"]) == {}
