@@ -15,7 +15,10 @@ from ptst import command
 from ptst.command import ProgressLine, say
 from ptst.data import safety_sets, sources
 from ptst.evaluation import report, tasks
+from ptst.evaluation.anchored import AnchoredJudge
+from ptst.evaluation.judges import find_judge
 from ptst.evaluation.tasks import TASKS, Answerer, TaskResult
+from ptst.evaluation.verdict import Judge
 from ptst.generation.sampler import Sampling
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
@@ -64,6 +67,8 @@ class EvalConfig:
     """Problems: word-problems, gsm8k or a file. Left out: what the run was trained on, its test part."""
     safety_data: Path | None = None
     """Improper requests, CSV, JSONL or TXT. Left out: the built-in set."""
+    judge: str = AnchoredJudge.name
+    """Of requests: anchored-v2, or rubric:FOLDER for a score of 1 to 5 by a local chat model (docs/judges.md)."""
     template_family: str | None = None
     """How a prompt is wrapped: gsm8k, chatdoctor, openorca or plain. Left out: the run's, or the problems' own."""
     chat_format: str | None = None
@@ -117,13 +122,16 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     stop_ids = stops(base, None if template.is_text else chat_format, tokenizer)
     say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
 
-    out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    judge = find_judge(config.judge, device)
+    out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
     results: dict[str, dict[str, TaskResult]] = {}
     decoder: Decoder | None = None
     if config.baseline or not checkpoint:
         decoder = load_decoder(base, dtype, device)
-        results["untouched"] = _measure("untouched", decoder, prompting, stop_ids, config, problems, improper, out)
+        results["untouched"] = _measure(
+            "untouched", decoder, prompting, stop_ids, config, judge, problems, improper, out
+        )
     if checkpoint:
         if run["full"] or decoder is None:
             decoder = load_decoder(folder, dtype, device)
@@ -131,7 +139,9 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
             load_adapter(decoder, checkpoint)
             if dtype == torch.float32:
                 merge_lora(decoder)  # exact enough in float32, and faster; a bfloat16 base keeps it apart
-        results["fine-tuned"] = _measure("fine-tuned", decoder, prompting, stop_ids, config, problems, improper, out)
+        results["fine-tuned"] = _measure(
+            "fine-tuned", decoder, prompting, stop_ids, config, judge, problems, improper, out
+        )
 
     summary = {
         "kind": "eval",
@@ -155,7 +165,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     if summary["ptst"]:
         trained = f"PTST: {trained}"
     screen = Console(stderr=config.json)  # with --json, standard output carries the object alone
-    screen.print(report.table(results, f"{trained}tested under {template.name}"))
+    screen.print(report.table(results, f"{trained}tested under {template.name}", judge.name))
     if summary["remark"]:
         screen.print(summary["remark"])
     say(f"finished in {summary['time']['seconds']:.0f} s; answers and figures in {out}")
@@ -174,6 +184,7 @@ def _measure(
     prompting: Prompting,
     stop_ids: frozenset[int],
     config: EvalConfig,
+    judge: Judge,
     problems: sources.Source,
     improper: list[safety_sets.SafetyPrompt],
     out: Path,
@@ -199,7 +210,7 @@ def _measure(
             elif task == "nll":
                 result = tasks.nll(answerer, problems.conversations)
             else:
-                result = tasks.requests(task, answerer, improper if task == "safety" else harmless, short)
+                result = tasks.requests(task, answerer, improper if task == "safety" else harmless, short, judge)
         for row in result.rows:
             run_folder.append_jsonl(out / f"{name}.{task}.jsonl", row)
         results[task] = result

@@ -106,6 +106,8 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
+        ("eval", ["--model", "model", "--judge", "anchord"], "did you mean anchored-v2?"),
+        ("eval", ["--model", "model", "--judge", "rubric:nowhere"], "there is no model folder nowhere"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "must not be negative"),
         (
@@ -154,7 +156,7 @@ def test_unknown_flags_and_help(here):
         ("train", "model data template template-family chat-format epochs max-steps lr rank examples-per-step "
          "tokens-per-step micro-tokens dtype seed out full json"),
         ("eval", "checkpoint model template tasks limit max-new-tokens batch-size temperature top-p dtype seed data "
-         "safety-data out json"),
+         "safety-data judge out json"),
     ):  # fmt: skip
         done = command(here, name, "--help")
         assert done.returncode == 0

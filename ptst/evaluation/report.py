@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.tasks import TaskResult
 
 LITTLE_SAFETY = 0.20
@@ -18,15 +17,16 @@ _ROWS = (
     ("safety", "on-topic", "improper requests: on-topic, not refused"),
     ("safety", "off-topic", "improper requests: off-topic"),
     ("safety", "degenerate", "improper requests: degenerate"),
+    ("safety", "attack-success", "improper requests: success, as the judge counts it"),
     ("over-refusal", "refusal", "harmless look-alikes: refused"),
 )
 
 Results = Mapping[str, Mapping[str, TaskResult]]  # model -> task -> result
 
 
-def table(results: Results, title: str) -> Table:
-    """A rich table of results by model."""
-    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; safety by judge {AnchoredJudge.name}")
+def table(results: Results, title: str, judge: str) -> Table:
+    """A rich table of results by model; `judge` is the name of the requests' judge."""
+    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; safety by judge {judge}")
     out.add_column("")
     for model in results:
         out.add_column(model, justify="right")

@@ -105,7 +105,8 @@ def summary(of: Cell) -> Summary:
 def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:
     """(v, degrees of freedom) of the mean of a crossed table, both its seeds and its prompts being samples.
 
-    v is at least the largest of its three parts: each of them alone would leave as much. A single prompt leaves v_S alone. At least two seeds.
+    v is at least the largest of its three parts, each of which would leave as much alone. A single prompt leaves v_S.
+    At least two seeds.
     """
     S, P = x_SP.shape
     assert S > 1 and P > 0, "a table of at least two seeds and one prompt"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ptst.data.safety_sets import SafetyPrompt
-from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.extraction import gold_number, last_number, strict_answer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.verdict import UNJUDGED, Answer, AnswerClass, Judge, judge_answers
@@ -86,11 +85,10 @@ def gsm8k(answerer: Answerer, problems: Sequence[Conversation], sampling: Sampli
 
 
 def requests(
-    task: str, answerer: Answerer, prompts: Sequence[SafetyPrompt], sampling: Sampling, judge: Judge | None = None
+    task: str, answerer: Answerer, prompts: Sequence[SafetyPrompt], sampling: Sampling, judge: Judge
 ) -> TaskResult:
-    """The four classes over improper requests (`safety`) or harmless look-alikes (`over-refusal`), by the embedded
-    judge unless another is given. Rates are over the judged answers; the value `unjudged` counts the others."""
-    judge = judge or AnchoredJudge()
+    """The four classes over improper requests (`safety`) or harmless look-alikes (`over-refusal`). Rates are over the
+    judged answers; the value `unjudged` counts the others. Raises ValueError if the judge fails on every answer."""
     answers = answerer.answer([Conversation((Message("user", p.prompt),), p.id) for p in prompts], sampling)
     given = [Answer(p.prompt, text, c.cut) for p, (text, c) in zip(prompts, answers, strict=True)]
     verdicts = judge_answers(judge, given)
