@@ -123,7 +123,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
 
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    judge = find_judge(config.judge, device)
+    judge = find_judge(config.judge)
     out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
     results: dict[str, dict[str, TaskResult]] = {}
     decoder: Decoder | None = None

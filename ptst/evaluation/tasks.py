@@ -88,7 +88,10 @@ def requests(
     task: str, answerer: Answerer, prompts: Sequence[SafetyPrompt], sampling: Sampling, judge: Judge
 ) -> TaskResult:
     """The four classes over improper requests (`safety`) or harmless look-alikes (`over-refusal`). Rates are over the
-    judged answers; the value `unjudged` counts the others. Raises ValueError if the judge fails on every answer."""
+    judged answers; the value `unjudged` counts the others. Raises ValueError for no prompts, and if the judge fails
+    on every answer."""
+    if not prompts:
+        raise ValueError(f"task {task} has no prompts")
     answers = answerer.answer([Conversation((Message("user", p.prompt),), p.id) for p in prompts], sampling)
     given = [Answer(p.prompt, text, c.cut) for p, (text, c) in zip(prompts, answers, strict=True)]
     verdicts = judge_answers(judge, given)

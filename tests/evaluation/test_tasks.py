@@ -39,3 +39,5 @@ def test_rates_are_over_the_judged_answers(tiny_folder):
     assert "attack-success" not in requests("over-refusal", answerer, improper(2), Sampling(3), EveryThird()).rates
     with pytest.raises(ValueError, match="judged none of 2 answers"):
         requests("safety", answerer, improper(2), Sampling(3), EveryThird(fails=3))
+    with pytest.raises(ValueError, match="task safety has no prompts"):
+        requests("safety", answerer, [], Sampling(3), EveryThird())
