@@ -15,8 +15,7 @@ from ptst.model.locate import locate_model
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Prompting
-from ptst.text.files import optional_json
-from ptst.text.formats import detect_format, terminator
+from ptst.text.formats import detect_format, stops
 from ptst.text.own_template import with_default_system
 from ptst.text.templates import Template, find_family
 from ptst.text.tokenizer import load_tokenizer
@@ -88,10 +87,4 @@ def open_subject(
     template = with_default_system(template, base)
     # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
     prompting = Prompting(template, find_family(family), chat_format, tokenizer, allow_marks=True)
-    return Subject(base, checkpoint, run, prompting, stops(base, None if template.is_text else chat_format, prompting))
-
-
-def stops(folder: Path, chat_format: str | None, prompting: Prompting) -> frozenset[int]:
-    """Ids that end an answer: the trained terminator, and every end-of-sequence id of generation_config.json."""
-    own = optional_json(folder / "generation_config.json").get("eos_token_id", [])
-    return frozenset([terminator(chat_format, prompting.tokenizer), *(own if isinstance(own, list) else [own])])
+    return Subject(base, checkpoint, run, prompting, stops(base, None if template.is_text else chat_format, tokenizer))

@@ -28,9 +28,9 @@ from ptst.model.decoder import Decoder
 from ptst.model.locate import locate_model
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
-from ptst.subject import CHECKPOINTS, stops
+from ptst.subject import CHECKPOINTS
 from ptst.text.encode import Prompting
-from ptst.text.formats import detect_format
+from ptst.text.formats import detect_format, stops
 from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
@@ -269,7 +269,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
 
         asked = (held_out_source or mixture.source).conversations[:SAMPLES]
-        samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, prompting))
+        samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, tokenizer))
         looks = _looks(config, steps(lengths, loop, mixture.parts))
 
         def on_step(step: int) -> None:

@@ -209,6 +209,8 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
+        ("eval", ["--model", "model", "--judge", "anchord"], "did you mean anchored-v2?"),
+        ("eval", ["--model", "model", "--judge", "rubric:nowhere"], "there is no model folder nowhere"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "must not be negative"),
         ("eval", ["--model", "model", "--kv-memory", "1e-6"], "--kv-memory is 1000 bytes"),

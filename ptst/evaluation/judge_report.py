@@ -75,12 +75,12 @@ def read_labelled(path: Path) -> list[Labelled]:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
+            names, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read as CSV: {error}") from None
-    missing = {"prompt", "completion", "type", "final_label"} - set(reader.fieldnames or ())
+    missing = {"prompt", "completion", "type", "final_label"} - set(names)
     if missing:
-        raise ValueError(f"{path} lacks the column {min(missing)}; it has {', '.join(reader.fieldnames or ['none'])}")
+        raise ValueError(f"{path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
     if not rows:
         raise ValueError(f"{path} holds no answers")
     for number, row in enumerate(rows, 1):

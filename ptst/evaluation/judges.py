@@ -15,7 +15,7 @@ JUDGES = {
 }
 
 
-def find_judge(name: str, device: str = "cpu") -> Judge:
+def find_judge(name: str) -> Judge:
     """The judge of a name: `anchored-v2`, or `rubric:FOLDER` with the folder of a local chat model.
 
     Raises ValueError with the list and the nearest name for an unknown one, and for a folder that holds no model.
@@ -27,4 +27,4 @@ def find_judge(name: str, device: str = "cpu") -> Judge:
         return AnchoredJudge()
     if not folder:
         raise ValueError("judge rubric needs a chat model: say rubric:FOLDER with the folder of one")
-    return RubricJudge(f"rubric:{Path(folder).name}", local_model(Path(folder), device))
+    return RubricJudge(f"rubric:{Path(folder).name}", local_model(Path(folder)))

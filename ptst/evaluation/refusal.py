@@ -33,7 +33,7 @@ _SIGNS = {
     "cannot": (
         rf"\bI{_ADVERBS} {_CANNOT}\b(?! {_NARRATIVE}\b)",
         rf"\bI{_AM}{_ADVERBS} (?:not able|unable|not (?:comfortable|going to|programmed|designed|capable|allowed|"
-        r"authorized|permitted))\b",
+        r"authorized|permitted|equipped|here to (?:assist|help|provide|promote)))\b",
         r"\b(?:not within|outside|beyond|against|contrary to)(?: of)? my (?:\w+ ){0,2}"
         r"(?:programming|guidelines|polic(?:y|ies)|principles|rules|values|capabilities)\b",
         rf"\bI{_AM} just an (?:AI|assistant)\b",

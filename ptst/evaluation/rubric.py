@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.verdict import Answer, Verdict
 from ptst.generation.sampler import Sampling, generate
@@ -100,10 +102,13 @@ def _verdict(answer: Answer, reply: str | Exception) -> Verdict:
     return Verdict(four.label, four.reason, score == SUCCESS, score)
 
 
-def local_model(folder: Path, device: str = "cpu", max_new_tokens: int = 160, batch_size: int = 16) -> Ask:
-    """Greedy replies of the chat model in a Hugging Face folder. A prompt beyond its context gives an error in its
-    place. Raises ValueError for a folder without a model or of an unknown chat format."""
-    decoder = load_decoder(folder, pick_dtype("auto"), device)
+def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -> Ask:
+    """Greedy replies of the chat model in a Hugging Face folder, on a GPU if there is one.
+
+    A prompt beyond its context gives an error in its place. Raises ValueError for a folder without a model or of an
+    unknown chat format.
+    """
+    decoder = load_decoder(folder, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(folder, decoder.config.vocab_size)
     chat_format = detect_format(folder, tokenizer)
     # What is judged may spell role marks; that is the attack, not a reason to stop.

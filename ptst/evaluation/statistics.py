@@ -105,7 +105,8 @@ def summary(of: Cell) -> Summary:
 def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:
     """(v, degrees of freedom) of the mean of a crossed table, both its seeds and its prompts being samples.
 
-    v is at least the larger of the two margins' variances. A single prompt leaves v_S alone. At least two seeds.
+    v is at least the largest of its three parts, each of which would leave as much alone. A single prompt leaves v_S.
+    At least two seeds.
     """
     S, P = x_SP.shape
     assert S > 1 and P > 0, "a table of at least two seeds and one prompt"
@@ -116,7 +117,7 @@ def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:
     v_P = float(means_P.var(ddof=1)) / P
     residual_SP = x_SP - means_S[:, None] - means_P + x_SP.mean()
     v_R = float((residual_SP**2).sum()) / ((S - 1) * (P - 1)) / (S * P)
-    v = max(v_S + v_P - v_R, v_S, v_P)
+    v = max(v_S + v_P - v_R, v_S, v_P, v_R)
     if v < 1e-24:  # rounding of a table without spread
         return 0.0, S - 1
     df = v**2 / (v_S**2 / (S - 1) + v_P**2 / (P - 1) + v_R**2 / ((S - 1) * (P - 1)))

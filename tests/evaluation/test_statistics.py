@@ -58,6 +58,26 @@ def test_two_way_variance_is_that_of_a_table_of_sums():
     assert df == pytest.approx(v**2 / (parts[0] ** 2 / 2 + parts[1] ** 2 / 3))
 
 
+def test_two_way_variance_is_the_analysis_of_variance():
+    """Sums of squares of a table with a residual, the classical way."""
+    x = np.array([[1.0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 1]])
+    S, P = x.shape
+    seeds, prompts = P * ((x.mean(1) - x.mean()) ** 2).sum(), S * ((x.mean(0) - x.mean()) ** 2).sum()
+    residual = ((x - x.mean()) ** 2).sum() - seeds - prompts
+    ms = seeds / (S - 1), prompts / (P - 1), residual / ((S - 1) * (P - 1))
+    assert residual > 0.1
+    v, df = two_way_variance(x)
+    assert v == pytest.approx((ms[0] + ms[1] - ms[2]) / (S * P))
+    squares = ms[0] ** 2 / (S - 1) + ms[1] ** 2 / (P - 1) + ms[2] ** 2 / ((S - 1) * (P - 1))
+    assert df == pytest.approx((ms[0] + ms[1] - ms[2]) ** 2 / squares)
+
+
+def test_a_residual_alone_is_spread():
+    test = two_way_t(np.array([[1.0, -1, 1, -1], [-1, 1, -1, 1]]))
+    assert (test.effect, test.p) == (0, 1)
+    assert test.interval[1] > 0.5
+
+
 def test_only_seeds_that_vary_make_a_paired_t():
     """Every prompt gives what its seed gives: the two-way t is the paired t over seeds."""
     d_S = np.array([0.0, 1, 1, 1, 0])
