@@ -146,8 +146,8 @@ def compare_speed(args: argparse.Namespace) -> dict:
     for size in args.batch_sizes:
         run("many", "transformers", "float32", {**many, "batch_size": size})
         if size == args.batch_sizes[0]:
-            run("many", "ptst", "float32", {**many, "batch_size": len(prompts)})
-    run("many", "ptst", "bfloat16", {**many, "dtype": "bfloat16", "batch_size": len(prompts)})
+            for dtype in ("float32", "bfloat16"):
+                run("many", "ptst", dtype, {**many, "dtype": dtype, "batch_size": len(prompts)})
     for dtype in ("float32", "bfloat16"):
         run("one", "transformers", dtype, {**one, "dtype": dtype})
         run("one", "ptst", dtype, {**one, "dtype": dtype})
@@ -159,24 +159,34 @@ def compare_speed(args: argparse.Namespace) -> dict:
     floors = {
         d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")
     }
-    best = {}
-    for case in ("many", "one"):
-        for who in ("ptst", "transformers", "llama.cpp"):
-            for row in runs:
-                if row["case"] == case and row["who"] == who and "error" not in row:
-                    for key in (f"{case} {who} {row['label']}", f"{case} {who}"):
-                        best[key] = max(best.get(key, 0.0), row["tokens_per_cpu_second"])
+    figures: dict[str, float] = {}
+    for row in runs:
+        if "error" not in row:
+            key = f"{row['case']}: {row['who']} {row['label']}"
+            figures[key] = max(figures.get(key, 0.0), row["tokens_per_cpu_second"])
     ratios = {}
     for case in ("many", "one"):
-        if best.get(f"{case} transformers"):
-            for label in ("float32", "bfloat16"):
-                ratios[f"{case}: ptst {label} / transformers' best"] = (
-                    best.get(f"{case} ptst {label}", 0) / best[f"{case} transformers"]
-                )
+        best = max((v for k, v in figures.items() if k.startswith(f"{case}: transformers")), default=None)
+        for dtype in ("float32", "bfloat16"):
+            ours_now = figures.get(f"{case}: ptst {dtype}")
+            if best and ours_now:
+                ratios[f"{case}: ptst {dtype} / transformers' best"] = ours_now / best
+    many_answers = {
+        who: next((r["answers"] for r in runs if r["who"] == who and r["case"] == "many" and "answers" in r), [])
+        for who in ("ptst", "transformers")
+    }
+    same = sum(a == b for a, b in zip(*many_answers.values(), strict=False))
     for row in runs:
         row.pop("answers", None)
-    return {"prompts": len(prompts), "prompt_tokens": sum(map(len, prompts)), "runs": runs, "floors": floors,
-            "tokens_per_cpu_second": best, "ratios": ratios}  # fmt: skip
+    return {
+        "prompts": len(prompts),
+        "prompt_tokens": sum(map(len, prompts)),
+        "identical_answers": same,
+        "runs": runs,
+        "floors": floors,
+        "tokens_per_cpu_second": figures,
+        "ratios": ratios,
+    }
 
 
 def check(args: argparse.Namespace) -> dict:
