@@ -65,6 +65,7 @@ def ours(job: dict) -> dict:
     return {
         "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
         "seconds": time.perf_counter() - wall,
+        "tokens": sum(len(c.ids) for c in answers),
         "answers": [c.ids for c in answers],
     }
 
@@ -117,11 +118,6 @@ def child(who: str, job: dict) -> dict:
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
-def rate(result: dict) -> float:
-    """Answered tokens per CPU-second."""
-    return sum(map(len, result["answers"])) / result["cpu_seconds"]
-
-
 def compare_speed(args: argparse.Namespace) -> dict:
     prompts, stop_ids = prompts_of(args.model, args.data, args.requests)
     base = {"model": str(args.model), "stop_ids": stop_ids, "new_tokens": args.new_tokens}
@@ -131,9 +127,7 @@ def compare_speed(args: argparse.Namespace) -> dict:
         try:
             result = child(who, {**base, **job})
             row = {"case": case, "who": who, "label": label, "batch_size": job["batch_size"]}
-            row |= {"tokens": sum(map(len, result["answers"])), "tokens_per_cpu_second": rate(result)}
-            row |= {k: result[k] for k in ("cpu_seconds", "seconds")}
-            row["answers"] = result["answers"]
+            row |= {**result, "tokens_per_cpu_second": result["tokens"] / result["cpu_seconds"]}
         except RuntimeError as error:
             row = {"case": case, "who": who, "label": label, "error": str(error)}
         said = {k: v for k, v in row.items() if k != "answers"}
