@@ -65,6 +65,7 @@ def ours(job: dict) -> dict:
     return {
         "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
         "seconds": time.perf_counter() - wall,
+        "tokens": sum(len(c.ids) for c in answers),
         "answers": [c.ids for c in answers],
     }
 
@@ -117,11 +118,6 @@ def child(who: str, job: dict) -> dict:
     return json.loads(lines[-1].removeprefix("RESULT "))
 
 
-def rate(result: dict) -> float:
-    """Answered tokens per CPU-second."""
-    return sum(map(len, result["answers"])) / result["cpu_seconds"]
-
-
 def compare_speed(args: argparse.Namespace) -> dict:
     prompts, stop_ids = prompts_of(args.model, args.data, args.requests)
     base = {"model": str(args.model), "stop_ids": stop_ids, "new_tokens": args.new_tokens}
@@ -131,9 +127,7 @@ def compare_speed(args: argparse.Namespace) -> dict:
         try:
             result = child(who, {**base, **job})
             row = {"case": case, "who": who, "label": label, "batch_size": job["batch_size"]}
-            row |= {"tokens": sum(map(len, result["answers"])), "tokens_per_cpu_second": rate(result)}
-            row |= {k: result[k] for k in ("cpu_seconds", "seconds")}
-            row["answers"] = result["answers"]
+            row |= {**result, "tokens_per_cpu_second": result["tokens"] / result["cpu_seconds"]}
         except RuntimeError as error:
             row = {"case": case, "who": who, "label": label, "error": str(error)}
         said = {k: v for k, v in row.items() if k != "answers"}
@@ -146,8 +140,8 @@ def compare_speed(args: argparse.Namespace) -> dict:
     for size in args.batch_sizes:
         run("many", "transformers", "float32", {**many, "batch_size": size})
         if size == args.batch_sizes[0]:
-            run("many", "ptst", "float32", {**many, "batch_size": len(prompts)})
-    run("many", "ptst", "bfloat16", {**many, "dtype": "bfloat16", "batch_size": len(prompts)})
+            for dtype in ("float32", "bfloat16"):
+                run("many", "ptst", dtype, {**many, "dtype": dtype, "batch_size": len(prompts)})
     for dtype in ("float32", "bfloat16"):
         run("one", "transformers", dtype, {**one, "dtype": dtype})
         run("one", "ptst", dtype, {**one, "dtype": dtype})
@@ -159,24 +153,34 @@ def compare_speed(args: argparse.Namespace) -> dict:
     floors = {
         d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")
     }
-    best = {}
-    for case in ("many", "one"):
-        for who in ("ptst", "transformers", "llama.cpp"):
-            for row in runs:
-                if row["case"] == case and row["who"] == who and "error" not in row:
-                    for key in (f"{case} {who} {row['label']}", f"{case} {who}"):
-                        best[key] = max(best.get(key, 0.0), row["tokens_per_cpu_second"])
+    figures: dict[str, float] = {}
+    for row in runs:
+        if "error" not in row:
+            key = f"{row['case']}: {row['who']} {row['label']}"
+            figures[key] = max(figures.get(key, 0.0), row["tokens_per_cpu_second"])
     ratios = {}
     for case in ("many", "one"):
-        if best.get(f"{case} transformers"):
-            for label in ("float32", "bfloat16"):
-                ratios[f"{case}: ptst {label} / transformers' best"] = (
-                    best.get(f"{case} ptst {label}", 0) / best[f"{case} transformers"]
-                )
+        best = max((v for k, v in figures.items() if k.startswith(f"{case}: transformers")), default=None)
+        for dtype in ("float32", "bfloat16"):
+            ours_now = figures.get(f"{case}: ptst {dtype}")
+            if best and ours_now:
+                ratios[f"{case}: ptst {dtype} / transformers' best"] = ours_now / best
+    many_answers = {
+        who: next((r["answers"] for r in runs if r["who"] == who and r["case"] == "many" and "answers" in r), [])
+        for who in ("ptst", "transformers")
+    }
+    same = sum(a == b for a, b in zip(*many_answers.values(), strict=False))
     for row in runs:
         row.pop("answers", None)
-    return {"prompts": len(prompts), "prompt_tokens": sum(map(len, prompts)), "runs": runs, "floors": floors,
-            "tokens_per_cpu_second": best, "ratios": ratios}  # fmt: skip
+    return {
+        "prompts": len(prompts),
+        "prompt_tokens": sum(map(len, prompts)),
+        "identical_answers": same,
+        "runs": runs,
+        "floors": floors,
+        "tokens_per_cpu_second": figures,
+        "ratios": ratios,
+    }
 
 
 def check(args: argparse.Namespace) -> dict:

@@ -57,7 +57,8 @@ def transformers(job: dict) -> dict:
             group = order[start : start + job["batch_size"]]
             for i, a in zip(group, answer(group, job["new_tokens"]), strict=True):
                 answers[i] = a
-        return {"cpu_seconds": cpu_seconds() - began, "seconds": time.perf_counter() - wall, "answers": answers}
+        result = {"cpu_seconds": cpu_seconds() - began, "seconds": time.perf_counter() - wall}
+        return {**result, "tokens": sum(map(len, answers)), "answers": answers}
 
 
 def llama_cpp(job: dict) -> dict:
@@ -71,21 +72,17 @@ def llama_cpp(job: dict) -> dict:
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.warmup = False
     server = xllamacpp.Server(params)
-    answers: list[list[int]] = [[]] * len(job["prompts"])
 
-    def ask(index: int) -> None:
-        request = {"prompt": job["prompts"][index], "n_predict": job["new_tokens"], "temperature": 0}
-        request |= {"return_tokens": True, "cache_prompt": True, "top_k": 1}
-        answer = server.handle_completions(json.dumps(request))
-        answer = json.loads(answer) if isinstance(answer, str) else answer
-        answers[index] = answer.get("tokens") or answer["content"]
+    def tokens(prompt: list[int]) -> int:
+        request = {"prompt": prompt, "n_predict": job["new_tokens"], "temperature": 0, "cache_prompt": True}
+        return server.handle_completions(request)["usage"]["completion_tokens"]
 
     from concurrent.futures import ThreadPoolExecutor
 
     began, wall = cpu_seconds(), time.perf_counter()
     with ThreadPoolExecutor(job["batch_size"]) as pool:
-        list(pool.map(ask, range(len(job["prompts"]))))
-    return {"cpu_seconds": cpu_seconds() - began, "seconds": time.perf_counter() - wall, "answers": answers}
+        made = sum(pool.map(tokens, job["prompts"]))
+    return {"cpu_seconds": cpu_seconds() - began, "seconds": time.perf_counter() - wall, "tokens": made}
 
 
 if __name__ == "__main__":
