@@ -30,7 +30,7 @@ def here(tmp_path, monkeypatch) -> Path:
 def command(here: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
     line = [sys.executable, "-m", f"ptst.{name}", *flags]
-    return subprocess.run(line, cwd=here, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(line, cwd=here, capture_output=True, text=True, env=environment, timeout=240)
 
 
 def test_train_then_eval(here):
