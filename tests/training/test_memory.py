@@ -120,7 +120,6 @@ def test_dry_run_runs_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
     plan = json.loads(told.out.splitlines()[-1])
     assert plan["micro_tokens"] == memory.MOST["cpu"]
     assert plan["steps"] == 3
-    parts = ("weights", "gradients", "optimizer", "activations", "temporaries", "process")
-    assert plan["peak"] == sum(plan[p] for p in parts)
+    assert plan["peak"] == sum(plan[p] for p in memory.PURPOSES)
     assert "expected peak" in told.err
     assert not list(tmp_path.iterdir())
