@@ -93,15 +93,15 @@ class StepAttention:
             window = self.config.sliding_window
             return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        out_THD = torch.empty_like(q_THD)
+        outs = []
         for i, mask in enumerate(self.masks):
             new, known = slice(*self.cu_q[i : i + 2]), slice(*self.cu_k[i : i + 2])
             # The heads that share keys become more queries over one set of keys, so that no key is repeated.
             q_KnD = q_THD[new].unflatten(1, (K, H // K)).permute(1, 2, 0, 3).reshape(1, K, -1, D)
             k_KLD, v_KLD = k_LKD[known].transpose(0, 1), v_LKD[known].transpose(0, 1)
-            out_KnD = scaled_dot_product_attention(q_KnD, k_KLD[None], v_KLD[None], attn_mask=mask)[0]
-            out_THD[new] = out_KnD.view(H, -1, D).transpose(0, 1)
-        return out_THD
+            out_KnD = scaled_dot_product_attention(q_KnD, k_KLD[None], v_KLD[None], attn_mask=mask)
+            outs.append(out_KnD.view(H, -1, D).transpose(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 def block_table(blocks: Sequence[Sequence[int]]) -> Tensor:

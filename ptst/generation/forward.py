@@ -50,6 +50,8 @@ class Forward:
         self.dtype = torch.promote_types(decoder.dtype, torch.float32) if on_cpu else decoder.dtype
         self.embedding_VE = decoder.embed_tokens.weight.detach()
         self.norm = decoder.norm.weight.detach().to(self.dtype)
+        # On the host, a number for the kernels; float64 of no dimension leaves the dtype of what it meets alone.
+        self.eps = torch.tensor(self.config.rms_norm_eps, dtype=torch.float64)
         self.frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(self.device)
         # Outside inference mode, or the decoder's weights could not be trained any more.
         with torch.inference_mode(False), torch.no_grad():
@@ -76,7 +78,7 @@ class Forward:
         self, tokens_T: Tensor, positions_T: Tensor, attend: Attend, adapters: AdapterRows = ALL_OWN
     ) -> Tensor:
         """Hidden states (T, E) after the final norm. `attend` also keeps the new keys and values."""
-        c, eps = self.config, self.config.rms_norm_eps
+        c, eps = self.config, self.eps
         H, K, D = c.num_heads, c.num_kv_heads, c.head_dim
         turn = self._turn(*tables(positions_T, self.frequencies))
         thin = [(self.thin[name], rows) for name, rows in adapters if name in self.thin]
@@ -116,19 +118,18 @@ class Forward:
         return self.head(hidden_NE)
 
 
-def _norm(x_TE: Tensor, weight_E: Tensor, eps: float) -> Tensor:
+def _norm(x_TE: Tensor, weight_E: Tensor, eps: Tensor) -> Tensor:
     """RMSNorm; on a CPU in five operations: torch's own takes twelve, whose launches cost more than the sums."""
     if x_TE.is_cuda:
-        return rms_norm(x_TE, weight_E, eps)
+        return rms_norm(x_TE, weight_E, float(eps))
     size_T1 = torch.linalg.vector_norm(x_TE, dim=1, keepdim=True)
-    eps_T1 = torch.full_like(size_T1, eps)
-    return (x_TE * torch.addcmul(eps_T1, size_T1, size_T1, value=1 / x_TE.shape[1]).rsqrt_()).mul_(weight_E)
+    return (x_TE * torch.addcmul(eps, size_T1, size_T1, value=1 / x_TE.shape[1]).rsqrt_()).mul_(weight_E)
 
 
-def _add_norm(x_TE: Tensor, total_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+def _add_norm(x_TE: Tensor, total_TE: Tensor, weight_E: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """(the norm of x + total, x + total)."""
     if x_TE.is_cuda:
-        return add_rms_norm(x_TE, total_TE, weight_E, eps)
+        return add_rms_norm(x_TE, total_TE, weight_E, float(eps))
     total_TE = x_TE.add_(total_TE)
     return _norm(total_TE, weight_E, eps), total_TE
 
