@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shutil
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -27,7 +26,7 @@ from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.locate import locate_model
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
-from ptst.model.weights import hf_name, load_decoder, pick_dtype, save_safetensors
+from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.subject import CHECKPOINTS
 from ptst.text.encode import Prompting
 from ptst.text.formats import detect_format, stops
@@ -392,16 +391,6 @@ def _typed(field: dataclasses.Field, flags: dict[str, Any]) -> Any:
     if isinstance(value, list):
         return tuple(value)
     return Path(value) if value is not None and "Path" in str(field.type) else value
-
-
-def save_full(decoder: Decoder, base: Path, out: Path) -> None:
-    """Write all weights as a Hugging Face folder, with the base's config and tokenizer files."""
-    for path in base.glob("*.json"):
-        if not path.name.endswith(".index.json") and not path.name.startswith("."):
-            shutil.copyfile(path, out / path.name)
-    if (base / "tokenizer.model").exists():
-        shutil.copyfile(base / "tokenizer.model", out / "tokenizer.model")
-    save_safetensors(out / "model.safetensors", {hf_name(k): v for k, v in decoder.state_dict().items()})
 
 
 if __name__ == "__main__":

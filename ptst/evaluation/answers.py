@@ -63,7 +63,8 @@ class AnswerFile:
 class Answerer:
     """A model under a template. `on_progress(answers done, statistics)` hears of every finished answer; `kv_memory` is
     what the key/value cache may take, in bytes (None: what is free). `adapter` names the one of `adapters` that answers
-    (None: the decoder as it stands); those of `beside` answer the same into files of their own, in one batch with it."""
+    (None: the decoder as it stands); those of `beside` answer the same into files of their own, in one batch with it.
+    """
 
     decoder: Decoder
     prompting: Prompting

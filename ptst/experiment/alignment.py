@@ -39,12 +39,11 @@ from ptst.generation.sampling import Sampling
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.lora import LoraConfig, add_lora, merge_lora
-from ptst.model.weights import load_decoder, pick_dtype
+from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.subject import Subject, open_subject
 from ptst.text.encode import Encoded, cut
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_template
-from ptst.train import save_full
 from ptst.training import checkpoint, run_folder
 from ptst.training.evaluate import held_out_loss
 from ptst.training.interrupt import Interrupt

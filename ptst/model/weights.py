@@ -6,6 +6,7 @@ Tensors are read one at a time into place, at the wanted dtype: at no moment doe
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -127,3 +128,13 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise OSError(f"cannot write {path}: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_full(decoder: Decoder, base: Path, out: Path) -> None:
+    """Write all weights as a Hugging Face folder, with the base's config and tokenizer files."""
+    for path in base.glob("*.json"):
+        if not path.name.endswith(".index.json") and not path.name.startswith("."):
+            shutil.copyfile(path, out / path.name)
+    if (base / "tokenizer.model").exists():
+        shutil.copyfile(base / "tokenizer.model", out / "tokenizer.model")
+    save_safetensors(out / "model.safetensors", {hf_name(k): v for k, v in decoder.state_dict().items()})
