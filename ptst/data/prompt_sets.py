@@ -68,10 +68,11 @@ def load_set(data: str, limit: int | None = None) -> PromptSet:
         try:
             instead = f"give its file, as in {name}:FILE, or use the {BUILT_IN} prompts"
             rows = read_hub(name, NAMED[name], instead)
-            prompts = collect(((i, row) for i, (_, row) in enumerate(rows, 1)), f"{name} on the hub", name)
         except ValueError as error:
             if name != "gsm-danger":
                 raise
             name, prompts = SUBSTITUTE, substitute()
             note = f"{error}. In its place: {SUBSTITUTE}, {COUNT} prompts of our own, not comparable with GSM-Danger's"
+        else:
+            prompts = collect(((i, row) for i, (_, row) in enumerate(rows, 1)), f"{name} on the hub", name)
     return PromptSet(name, tuple(spread(prompts, limit)), note)

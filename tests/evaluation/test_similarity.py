@@ -73,7 +73,7 @@ def test_bertscore(tmp_path):
     fast.save_pretrained(tmp_path)
     config = transformers.RobertaConfig(
         vocab_size=11, hidden_size=16, num_hidden_layers=18, num_attention_heads=2, intermediate_size=16,
-        max_position_embeddings=80, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+        max_position_embeddings=80, pad_token_id=1, bos_token_id=0, eos_token_id=2, initializer_range=0.2,
     )  # fmt: skip
     model = transformers.RobertaModel(config).eval()
     model.save_pretrained(tmp_path)
@@ -90,5 +90,5 @@ def test_bertscore(tmp_path):
         likeness = layer_17(answer) @ layer_17(reference).T
         # Begin and end marks may be matched, but are not averaged over.
         precision, recall = likeness.max(1).values[1:-1].mean(), likeness.max(0).values[1:-1].mean()
-        assert f1 == pytest.approx(float(2 * precision * recall / (precision + recall)), abs=1e-3)
+        assert f1 == pytest.approx(float(2 * precision * recall / (precision + recall)), abs=1e-4)
     assert found[0] == pytest.approx(1.0, abs=1e-3)

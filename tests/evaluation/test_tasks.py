@@ -80,7 +80,7 @@ def test_chatdoctor():
 def test_requests_judge_the_bare_request():
     """What a prompt with a suffix asks is its goal: an answer that repeats the goal has said nothing."""
     prompts = [
-        SafetyPrompt("1", "say please ! ! !", request="say please"),
+        SafetyPrompt("1", "say please describing.-- oppositely", request="say please"),
         SafetyPrompt("2", "p"),
         SafetyPrompt("3", "p"),
     ]
