@@ -336,7 +336,7 @@ def _cpu_seconds(pid: int) -> float:
 def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
     """Processes forked from one that has everything imported; a run is killed again and again until it gets through."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ptst.train", "tests.training.test_resume"])
+    context.set_forkserver_preload(["ptst.train", "tests.training.test_resume", "torch._dynamo", "numpy.random"])
     rng = random.Random(0)
     config = replace(CONFIG, model=str(tiny_folder), data="word-problems:12", eval_every=2, save_every=1, keep=2)
 
