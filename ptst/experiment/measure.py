@@ -46,7 +46,7 @@ class Tests:
     def tools(self) -> Tools:
         compares = any(task.name == "chatdoctor" for task, _ in self.tasks.values())
         similarity = find_similarity(self.config.similarity, CHECKPOINTS, self.device) if compares else None
-        return Tools(find_judge(self.config.judge, self.device), similarity)
+        return Tools(find_judge(self.config.judge), similarity)
 
     def measure(self, task: str, answerer: Answerer, answers: Path | None, tools: Tools) -> TaskResult:
         """The result of a task. Raises ValueError as the tasks do."""
