@@ -160,7 +160,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     }
     compares = any(task.name == "chatdoctor" for task, _ in asked.values())
     similarity = find_similarity(config.similarity, CHECKPOINTS, device) if compares else None
-    tools = Tools(find_judge(config.judge, device), similarity)
+    tools = Tools(find_judge(config.judge), similarity)
     with _claim(config, checkpoint, settings) as out:
         results: dict[str, dict[str, TaskResult]] = {}
         decoder: Decoder | None = None

@@ -18,9 +18,9 @@ from ptst.experiment.alignment import AlignConfig, align
 from ptst.experiment.config import LAPTOP, GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
-from ptst.experiment.measure import open_tests
+from ptst.experiment.measure import base, open_tests
 from ptst.experiment.run import Grid, claim, work
-from ptst.experiment.summary import base, summarize
+from ptst.experiment.summary import summarize
 from ptst.model.embedded import EMBEDDED_NAME
 from ptst.model.weights import write_atomically
 from ptst.subject import CHECKPOINTS
@@ -36,6 +36,8 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = sources.load(config.data, "train", config.train.limit)
     tests = open_tests(config.tasks, config.eval, trained, device, laptop.families(config.laptop))
+    for note in {data.note for _, data in tests.tasks.values()} - {""}:
+        say(note)
     if config.dry_run:
         return _dry_run(Grid.open(config, tests))
     if config.laptop:

@@ -275,7 +275,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             if step in looks:
                 (out / looks[step]).mkdir(exist_ok=True)
                 so_far = {"status": "finished", "finished_at": time.time(), "steps": step}
-                _save(decoder, folder, out / looks[step], lora, record | so_far)
+                _save(decoder, folder, out / looks[step], lora)
+                run_folder.write_json(out / looks[step] / "run.json", record | so_far)
 
         with memory.out_of_memory_told(planned):
             done = fit(

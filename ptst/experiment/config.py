@@ -26,11 +26,12 @@ _OF_TRAIN = (
     "seed",
     "out",
     "resume",
+    "dry_run",
     "json",
 )
 _OF_EVAL = ("template", "template_file", "checkpoint", "model", "tasks", "out", "json", "baseline")
 # What may differ when a grid goes on: speed, memory, and which cells are asked for.
-_FREE = ("train.save_every", "train.keep", "train.tensorboard", "train.micro_tokens")
+_FREE = ("train.save_every", "train.keep", "train.tensorboard", "train.micro_tokens", "train.recompute")
 _FREE += ("eval.batch_size", "eval.kv_memory")
 
 

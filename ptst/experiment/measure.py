@@ -17,10 +17,11 @@ from ptst.evaluation.judges import find_judge
 from ptst.evaluation.margin import refusal_margins
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.result import TaskResult
-from ptst.evaluation.tasks.table import Defaults, Task, TaskData, Tools, load_tasks
+from ptst.evaluation.tasks.table import BY_NAME, Defaults, Task, TaskData, Tools, load_tasks
 from ptst.generation.sampling import Sampling
 from ptst.subject import CHECKPOINTS
 from ptst.text.segments import Conversation, Message
+from ptst.text.templates import unknown
 
 MARGIN_PROMPTS = 40  # 16 openings each: enough for a mean, and no cell takes longer than its answers
 
@@ -46,7 +47,7 @@ class Tests:
     def tools(self) -> Tools:
         compares = any(task.name == "chatdoctor" for task, _ in self.tasks.values())
         similarity = find_similarity(self.config.similarity, CHECKPOINTS, self.device) if compares else None
-        return Tools(find_judge(self.config.judge, self.device), similarity)
+        return Tools(find_judge(self.config.judge), similarity)
 
     def measure(self, task: str, answerer: Answerer, answers: Path | None, tools: Tools) -> TaskResult:
         """The result of a task. Raises ValueError as the tasks do."""
@@ -84,6 +85,8 @@ def open_tests(
     wide = None if families else config.limit
     found: dict[str, tuple[Task, TaskData]] = {}
     for name in names:
+        if base(name) not in (*BY_NAME, MARGIN.name):
+            raise ValueError(unknown("task", base(name), (*BY_NAME, MARGIN.name)))
         defaults = Defaults(config.data or trained.name, config.data, config.safety_data, config.limit)
         if name == "margin":
             found[name] = MARGIN, MARGIN.load(None, replace(defaults, limit=wide))
@@ -101,6 +104,11 @@ def _of(families: Sequence[str], data: TaskData, limit: int) -> TaskData:
     kept = [p for p in data.items if p.family in families]
     name = f"{data.name}, {len(set(families))} families"
     return replace(data, name=name, items=kept[:limit], fingerprint=digest([p.prompt for p in kept[:limit]]))
+
+
+def base(task: str) -> str:
+    """The task of a name with a set, as in safety:advbench."""
+    return task.partition(":")[0]
 
 
 def digest(texts: Sequence[str]) -> str:

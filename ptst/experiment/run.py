@@ -159,15 +159,19 @@ def work(grid: Grid) -> None:
 def _train_one(grid: Grid, runs: Sequence[Row]) -> bool:
     """Train a row that nobody has trained or is training; False where there is none."""
     for row in runs:
-        if grid.trained(row):
+        # Of use to an unfinished run alone, and three times as large as the model where all of it is trained.
+        state = grid.out / "rows" / row.run / "state"
+        if grid.trained(row) and not state.exists():
             continue
         with lock(grid.out / "locks", f"row.{row.run}") as mine:
-            if not mine or grid.trained(row):
+            if not mine:
                 continue
-            run_training(grid.train_config(row))
-            # Of use to an unfinished run alone, and three times as large as the model where all of it is trained.
-            shutil.rmtree(grid.out / "rows" / row.run / "state", ignore_errors=True)
-            return True
+            trained = grid.trained(row)
+            if not trained:
+                run_training(grid.train_config(row))
+            shutil.rmtree(state, ignore_errors=True)
+            if not trained:
+                return True
     return False
 
 

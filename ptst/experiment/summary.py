@@ -20,6 +20,7 @@ from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.statistics import cell as outcomes
 from ptst.evaluation.statistics import holm, summary
 from ptst.evaluation.verdict import UNJUDGED, AnswerClass
+from ptst.experiment.measure import base
 from ptst.experiment.plan import UNTOUCHED, Cell
 from ptst.experiment.run import Grid
 from ptst.model.config import read_json
@@ -59,11 +60,6 @@ def summarize(grid: Grid) -> dict[str, Any]:
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
     return {"rows": runs, "cells": found, **_contrasts(grid, tables)}
-
-
-def base(task: str) -> str:
-    """The task of a name with a set, as in safety:advbench."""
-    return task.partition(":")[0]
 
 
 def is_ptst(grid: Grid, train: str, test: str) -> bool:

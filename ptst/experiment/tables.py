@@ -7,8 +7,9 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ptst.experiment.measure import base
 from ptst.experiment.plan import epoch_name
-from ptst.experiment.summary import GAP, base
+from ptst.experiment.summary import GAP
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
 _COLUMNS += ("seeds", "prompts")
