@@ -29,10 +29,9 @@ MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 def prompts_of(model: Path, data: str | None, count: int) -> tuple[list[list[int]], list[int]]:
     """(prompt ids under chat:llama, stop ids)."""
     from ptst.data import sources
-    from ptst.eval import stops
     from ptst.model.config import DecoderConfig
     from ptst.text.encode import Prompting
-    from ptst.text.formats import detect_format
+    from ptst.text.formats import detect_format, stops
     from ptst.text.templates import find_family, find_template
     from ptst.text.tokenizer import load_tokenizer
 
@@ -44,7 +43,7 @@ def prompts_of(model: Path, data: str | None, count: int) -> tuple[list[list[int
     ids = [prompting.encode(c.prompt()).ids for c in problems.conversations]
     while len(ids) < count:
         ids += ids[: count - len(ids)]
-    return ids, sorted(stops(model, chat_format, prompting))
+    return ids, sorted(stops(model, chat_format, tokenizer))
 
 
 def ours(job: dict) -> dict:
