@@ -32,6 +32,7 @@ def parts(out: Path) -> dict[str, list[str]]:
         "tests": ["-m", "pytest", "tests/kernels", "-q", "-x"],
         "attention": kernels("attention"),
         "loss": kernels("loss"),
+        "train": ["benchmarks/train_gpu.py", "--peers", "--out", str(out / "train")],
         "elementwise": kernels("elementwise"),
         "lora": kernels("lora"),
         "decode": kernels("decode"),
