@@ -19,6 +19,7 @@ from ptst.experiment.config import LAPTOP, GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import base, open_tests
+from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, claim, work
 from ptst.experiment.summary import summarize
 from ptst.model.embedded import EMBEDDED_NAME
@@ -74,9 +75,9 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
 
 
 def _aligned(config: GridConfig) -> Path:
-    """The recipe's aligned model. Raises ValueError where alignment does not succeed."""
-    out = config.folder / "aligned"
-    with lock(config.folder / "locks", "aligned", wait=True):
+    """The recipe's aligned model, one for all its grids. Raises ValueError where alignment does not succeed."""
+    out = _aligned_folder(config)
+    with lock(out.parent, f".{out.name}.lock", wait=True):
         try:
             record = align(AlignConfig(model=config.model, out=out))
         except Interrupted as stopped:
@@ -85,6 +86,10 @@ def _aligned(config: GridConfig) -> Path:
     if not record["met"]:
         raise ValueError(f"the model could not be aligned, so there is nothing to measure; see {out / 'run.json'}")
     return out
+
+
+def _aligned_folder(config: GridConfig) -> Path:
+    return CHECKPOINTS / f"aligned-{slug(Path(config.model).name)}"
 
 
 def _dry_run(grid: Grid) -> dict[str, Any]:
@@ -100,7 +105,7 @@ def _dry_run(grid: Grid) -> dict[str, Any]:
         values = [line[key] for line in left]
         totals[key] = UNKNOWN if UNKNOWN in values else sum(values)
     print(f"{len(left)} of {len(lines)} left: {totals['tokens']} tokens at most, {_minutes(totals['seconds'])}")
-    if grid.config.laptop and not (grid.out / "aligned" / "model.safetensors").exists():
+    if grid.config.laptop and not (_aligned_folder(grid.config) / "model.safetensors").exists():
         print(f"before that, the alignment: at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}")
     return {"left": len(left), "lines": lines, **totals}
 
