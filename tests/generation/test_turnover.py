@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import random
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -60,29 +62,40 @@ def test_requests_that_come_and_go_leave_nothing_behind(tiny_folder):
     assert engine.statistics.blocks_peak <= engine.cache.blocks == 59
 
 
-def test_memory_is_what_was_planned(tmp_path):
-    """A cache filled to the last block takes what the plan said, within a twentieth."""
-    sizes = {"hidden_size": 64, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
-    decoder = load_decoder(write_tiny_model(tmp_path, num_hidden_layers=4, **sizes))
-    planned = 320 << 20
+def _filled_cache(folder: Path) -> tuple[int, int] | None:
+    """(bytes of memory that filling a cache of 320 MB took at its peak, what the plan said); None: cannot be told."""
+    torch.set_num_threads(1)
+    decoder, planned = load_decoder(folder), 320 << 20
 
     def memory(key: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return 1024 * int(next(x for x in lines if x.startswith(key)).split()[1])
 
     requests = [Request([3 + i % 200] * 300, Sampling(50), i) for i in range(14)]
-    Engine(decoder, {-1}, max_batch=1, max_length=400).run(
-        requests[:1]
-    )  # what torch itself allocates at the first call
+    # What torch itself allocates at the first call.
+    Engine(decoder, {-1}, max_batch=1, max_length=400).run(requests[:1])
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
         before = memory("VmRSS")
     except (OSError, AttributeError):
-        pytest.skip("this system does not tell a process's peak memory")
+        return None
     engine = Engine(decoder, {-1}, max_batch=14, kv_memory=planned, share=False, prefill_tokens=256)
     assert planned * 0.99 < engine.cache.store.nbytes <= planned
     engine.run(requests)
     assert engine.statistics.blocks_peak >= engine.cache.blocks - 10
     assert engine.planned_bytes < 1.1 * planned
-    assert memory("VmHWM") - before == pytest.approx(engine.planned_bytes, rel=0.05)
+    return memory("VmHWM") - before, engine.planned_bytes
+
+
+def test_memory_is_what_was_planned(tmp_path):
+    """A cache filled to the last block takes what the plan said, within a twentieth; in a process of its own, whose
+    heap no other test has been through."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
+    folder = write_tiny_model(tmp_path, num_hidden_layers=4, **sizes)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        told = pool.submit(_filled_cache, folder).result()
+    if told is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    measured, planned = told
+    assert measured == pytest.approx(planned, rel=0.05)
