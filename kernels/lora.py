@@ -173,6 +173,12 @@ class Thin(NamedTuple):
     narrow: Callable
     widen: Callable
     outer: Callable
+    join: bool = False
+
+    def joins(self, w_OI: Tensor, a_rI: Tensor | None, mask_TI: Tensor | None) -> bool:
+        """Whether W + s B A is formed for a product: no pass over the product's rows is then needed, which costs more
+        where there are many. Only where W is as wide as the adapter, or B A would be rounded away."""
+        return self.join and a_rI is not None and mask_TI is None and w_OI.dtype == a_rI.dtype
 
     def forward(
         self, x_TI: Tensor, weights: Sequence[Tensor], lows: Adapters, highs: Adapters, scale: float,
@@ -185,9 +191,11 @@ class Thin(NamedTuple):
             read_TI = x_TI if mask_TI is None else x_TI * mask_TI
             z_TR = self.narrow(read_TI, torch.cat([a for a in lows if a is not None]), 1.0)
         ys = []
-        for w_OI, b_Or, z_Tr in zip(weights, highs, z_TR.split(ranks, dim=1), strict=True):
+        for w_OI, a_rI, b_Or, z_Tr in zip(weights, lows, highs, z_TR.split(ranks, dim=1), strict=True):
+            joined = self.joins(w_OI, a_rI, mask_TI)
+            w_OI = torch.addmm(w_OI, b_Or, a_rI, alpha=scale) if joined else w_OI
             y_TO = x_TI @ w_OI.t() if base_TO is None else torch.addmm(base_TO, x_TI, w_OI.t())
-            if b_Or is not None:
+            if b_Or is not None and not joined:
                 self.widen(y_TO, z_Tr, b_Or, scale)
             ys.append(y_TO)
         return ys, z_TR
@@ -199,8 +207,10 @@ class Thin(NamedTuple):
         """(dx or None, [dA_1, dB_1, dA_2, ...]); `x` is read for dA alone."""
         ranks = [0 if a is None else a.shape[0] for a in lows]
         es, grads, dx_TI = [], [], None
-        for dy_TO, w_OI, b_Or, z_Tr in zip(dys, weights, highs, z_TR.split(ranks, dim=1), strict=True):
+        for dy_TO, w_OI, a_rI, b_Or, z_Tr in zip(dys, weights, lows, highs, z_TR.split(ranks, dim=1), strict=True):
             if need_dx:
+                if self.joins(w_OI, a_rI, mask_TI):
+                    w_OI = torch.addmm(w_OI, b_Or, a_rI, alpha=scale)
                 dx_TI = dy_TO @ w_OI if dx_TI is None else dx_TI.addmm_(dy_TO, w_OI)
             db = None
             if b_Or is not None:
@@ -213,7 +223,8 @@ class Thin(NamedTuple):
             read_TI = x_TI if mask_TI is None else x_TI * mask_TI
             for pair, a_rI, da in zip(grads, lows, self.outer(e_TR, read_TI, 1.0, False).split(ranks), strict=True):
                 pair[0] = None if a_rI is None else da.to(a_rI.dtype)
-            if dx_TI is not None:
+            # What was joined is in dx already.
+            if dx_TI is not None and not any(self.joins(w, a, mask_TI) for w, a in zip(weights, lows, strict=True)):
                 a_IR = torch.cat([a for a in lows if a is not None]).t()
                 if mask_TI is None:
                     self.widen(dx_TI, e_TR, a_IR, 1.0)
@@ -222,9 +233,12 @@ class Thin(NamedTuple):
         return dx_TI, [g for pair in grads for g in pair]
 
 
-def thin(x_TI: Tensor) -> Thin:
-    """The way that `x` goes."""
-    return Thin(narrow, widen, outer) if use_triton(x_TI) else Thin(_plain_narrow, _plain_widen, _plain_outer)
+def thin(x_TI: Tensor, join: bool = False) -> Thin:
+    """The way that `x` goes. `join`: in plain torch, adapters may be joined to their weights (`Thin.joins`); worth it
+    for the many rows of training, and for all of its splits alike, so that they agree to the last digits."""
+    if use_triton(x_TI):
+        return Thin(narrow, widen, outer)
+    return Thin(_plain_narrow, _plain_widen, _plain_outer, join)
 
 
 class _Group(torch.autograd.Function):

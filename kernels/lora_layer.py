@@ -72,7 +72,7 @@ def _flat(adapters: Sequence[Pair]) -> list[Tensor | None]:
 class _QKV(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, weights, *adapters):
-        ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE), scale, dropout, eps
+        ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE, join=True), scale, dropout, eps
         n_TE, r_T = norm_rows(x_TE, norm_E, eps)
         mask_TE = _mask(dropout, "qkv", n_TE, adapters[::2])
         ys, z_TR = ctx.thin.forward(n_TE, weights, adapters[::2], adapters[1::2], scale, mask_TI=mask_TE)
@@ -100,7 +100,7 @@ class _QKV(torch.autograd.Function):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TE, norm_E, eps, scale, dropout, weights, *adapters):
-        ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE), scale, dropout, eps
+        ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE, join=True), scale, dropout, eps
         n_TE, r_T = norm_rows(x_TE, norm_E, eps)
         lows, highs = adapters[::2], adapters[1::2]
         mask_TE = _mask(dropout, "gate_up", n_TE, lows[:2])
@@ -138,7 +138,7 @@ class _FeedForward(torch.autograd.Function):
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual_TO, x_TI, w_OI, scale, dropout, a_rI, b_Or):
-        ctx.thin, ctx.scale, ctx.dropout = thin(x_TI), scale, dropout
+        ctx.thin, ctx.scale, ctx.dropout = thin(x_TI, join=True), scale, dropout
         mask_TI = _mask(dropout, "o", x_TI, [a_rI])
         (out_TO,), z_Tr = ctx.thin.forward(x_TI, [w_OI], [a_rI], [b_Or], scale, residual_TO, mask_TI)
         # x is kept for dA alone.
