@@ -315,8 +315,11 @@ def table(rows: list[dict]) -> str:
 
 def plot(rows: list[dict], path: Path) -> None:
     """One panel per kernel: forward and backward, share of the ceiling by shape and provider."""
-    import matplotlib
-
+    try:
+        import matplotlib
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
+        return
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
