@@ -142,8 +142,8 @@ class _Products(TorchDispatchMode):
 
 
 def test_nothing_is_computed_below_the_first_adapter():
-    """The first layer's q, k and v need no gradient of their input: three products, and the three joinings of an adapter
-    to its weight before them, fewer."""
+    """The first layer's q, k and v need no gradient of their input: three products fewer, and three joinings of an
+    adapter to its weight before them."""
     counts = []
     for needed in (False, True):
         decoder, _ = model()
