@@ -32,7 +32,7 @@ from ptst.data import alignment_set
 from ptst.data.safety_sets import SafetyPrompt
 from ptst.evaluation import tasks
 from ptst.evaluation.anchored import AnchoredJudge
-from ptst.evaluation.answers import Answerer
+from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.verdict import AnswerClass
 from ptst.generation.sampling import Sampling
@@ -52,9 +52,11 @@ from ptst.training.metrics import cut_back, sizes
 from ptst.training.parallel import ALONE
 from ptst.training.resume import differences, sole_writer, weights_fingerprint
 from ptst.training.run import Interrupted
+from ptst.training.schedule import Schedule
 
 SAFE, BARE = "chat:llama", "chat:vanilla"
-OWN = Sampling(96, temperature=0.7, top_p=0.95)  # the model's own answers
+# The model's own answers, drawn from its whole distribution: what it is taught with them pulls it, at first, nowhere.
+OWN = Sampling(64, temperature=1.0)
 OPENING = Sampling(32)  # as much of an answer as shows whether it refuses
 
 
@@ -65,7 +67,11 @@ class AlignConfig:
     model: str = "smollm2-135m-instruct"
     """The embedded default, a local Hugging Face folder, or a hub id."""
     lr: float = 1e-4
-    """Learning rate, after a warm-up of a twentieth of the steps."""
+    """Learning rate, reached after a twentieth of the steps."""
+    schedule: Schedule = "linear"
+    """How the rate goes on from there, to zero after `max_steps`: constant, linear, cosine."""
+    own_answers: int = 2
+    """Answers of its own that the model is taught to every harmless question, under each template."""
     max_steps: int = 160
     """Optimizer steps at most."""
     examples_per_step: int = 8
@@ -95,7 +101,8 @@ class AlignConfig:
 
     def check(self) -> None:
         """Raise ValueError for a value that cannot be meant."""
-        for name in ("lr", "max_steps", "examples_per_step", "check_every", "micro_tokens", "batch_size", "nll"):
+        above_0 = ("lr", "max_steps", "examples_per_step", "check_every", "own_answers", "micro_tokens", "batch_size")
+        for name in (*above_0, "nll"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
         for name in ("refused", "over_refused"):
@@ -209,12 +216,16 @@ def _examples(
         refusals = [subject.prompting.encode(c) for c in alignment_set.refusals()]
         examples += refusals
         counts["refusals"] += len(refusals)
-        with ProgressLine(f"own answers under {name}", len(asked)) as progress:
-            answerer = _answerer(decoder, subject, config)
-            answerer = replace(answerer, on_progress=lambda done, s, p=progress: p.update(done, s.progress()))
-            path = config.out / "answers" / f"{name.replace(':', '-')}.jsonl"
-            replies = answerer.answer(asked, replace(OWN, seed=config.seed), path)
-        for c, reply in zip(asked, replies, strict=True):
+        total = len(asked) * config.own_answers
+        with ProgressLine(f"own answers under {name}", total) as progress:
+            replies: list[Reply] = []
+            for number in range(config.own_answers):
+                answerer = _answerer(decoder, subject, config)
+                before = len(replies)
+                answerer = replace(answerer, on_progress=lambda n, s, b=before: progress.update(b + n, s.progress()))
+                path = config.out / "answers" / f"{name.replace(':', '-')}.{number}.jsonl"
+                replies += answerer.answer(asked, replace(OWN, seed=config.seed + number), path)
+        for c, reply in zip(asked * config.own_answers, replies, strict=True):
             label = judge.judge(c.turns[0].content, reply.text, reply.cut).label
             if label in (AnswerClass.REFUSAL, AnswerClass.DEGENERATE):
                 counts["own answers left out"] += 1
@@ -262,7 +273,7 @@ def _train(
         epochs=config.max_steps * config.examples_per_step / len(examples) + 1,
         max_steps=config.max_steps,
         lr=config.lr,
-        schedule="constant",
+        schedule=config.schedule,
         examples_per_step=config.examples_per_step,
         micro_tokens=config.micro_tokens,
         seed=config.seed,

@@ -31,7 +31,7 @@ def values(name: str, quick: bool = False) -> dict[str, Any]:
         "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
         "data": "word-problems:240",
         "train": TrainConfig(full=True, lr=3e-4),
-        "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS),
+        "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS, batch_size=PROMPTS),
     }
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -30,13 +31,43 @@ FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 # Rows of one adapter: (its name, None for the decoder's own; the rows, None for all).
 AdapterRows = Sequence[tuple[str | None, Tensor | None]]
 ALL_OWN: AdapterRows = ((None, None),)
+Product = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    products: list[Callable[[Tensor], Tensor]]  # one for each of GROUPS
+    products: list[Product]  # one for each of GROUPS
     attention_norm: Tensor
     mlp_norm: Tensor
+
+
+# What packing has made of a decoder, with the weights it was made of: the next engine over it has nothing to wait for.
+_PACKED: WeakKeyDictionary[Decoder, tuple[tuple, list[_Layer], Product]] = WeakKeyDictionary()
+
+
+def _prepared(decoder: Decoder, dtype: torch.dtype) -> tuple[list[_Layer], Product]:
+    """The layers and the head."""
+    joined = []
+    for layer in decoder.layers:
+        parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
+        joined.append([join([parts[leaf].weight for leaf in group]) for group in GROUPS])
+    # Written to or replaced, a weight has another version or place.
+    weights = [p for name, p in decoder.named_parameters() if ".lora_" not in name]
+    made_of = (dtype, *((w.data_ptr(), w._version) for w in weights))
+    if (packed := _PACKED.get(decoder)) and packed[0] == made_of:
+        return packed[1:]
+    layers = []
+    for layer, group in zip(decoder.layers, joined, strict=True):
+        norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
+        layers.append(_Layer([_product(w, dtype) for w in group], *(w.detach().to(dtype) for w in norms)))
+    head = _product(decoder.head_VE.detach(), dtype)
+    if decoder.dtype != dtype:
+        _PACKED[decoder] = made_of, layers, head
+    return layers, head
+
+
+def _product(w_OI: Tensor, dtype: torch.dtype) -> Product:
+    return half_width_product(w_OI) if w_OI.dtype != dtype else lambda x_TI: linear(x_TI, w_OI)
 
 
 class Forward:
@@ -55,24 +86,12 @@ class Forward:
         self.frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(self.device)
         # Outside inference mode, or the decoder's weights could not be trained any more.
         with torch.inference_mode(False), torch.no_grad():
-            self.layers = [self._layer(layer) for layer in decoder.layers]
-            self.head = self._product(decoder.head_VE.detach())
+            self.layers, self.head = _prepared(decoder, self.dtype)
             own = attached_adapter(decoder)
             named = {**({None: own} if own else {}), **(adapters or {})}
             self.thin: dict[str | None, list[list[ThinPair | None]]] = {
                 name: thin_pairs(adapter, decoder, self.dtype) for name, adapter in named.items()
             }
-
-    def _layer(self, layer: torch.nn.Module) -> _Layer:
-        parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
-        products = [self._product(join([parts[leaf].weight for leaf in group])) for group in GROUPS]
-        norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
-        return _Layer(products, *(w.detach().to(self.dtype) for w in norms))
-
-    def _product(self, w_OI: Tensor) -> Callable[[Tensor], Tensor]:
-        if w_OI.dtype == self.dtype:
-            return lambda x_TI: linear(x_TI, w_OI)
-        return half_width_product(w_OI)
 
     def __call__(
         self, tokens_T: Tensor, positions_T: Tensor, attend: Attend, adapters: AdapterRows = ALL_OWN
@@ -161,7 +180,7 @@ def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:
     return (w_OI @ x_TI.t()).t().contiguous()
 
 
-def half_width_product(w_OI: Tensor) -> Callable[[Tensor], Tensor]:
+def half_width_product(w_OI: Tensor) -> Product:
     """x (T, I) in float32 -> x W^T in float32, over a 16-bit weight, on a CPU.
 
     FBGEMM's product over packed float16 weights; they are widened in registers. bfloat16 weights go into float16

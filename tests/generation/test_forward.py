@@ -68,6 +68,21 @@ def test_a_weight_too_large_for_float16_is_not_cut():
     torch.testing.assert_close(half_width_product(w)(x), x @ w.float().t())
 
 
+def test_weights_are_packed_once_for_all_engines_and_anew_when_they_have_changed(tmp_path):
+    decoder = load_decoder(write_tiny_model(tmp_path), torch.bfloat16)
+    x = torch.randn(2, decoder.config.hidden_size)
+    first = Forward(decoder)
+    assert Forward(decoder).head is first.head and Forward(decoder).layers is first.layers
+    for change in (lambda w: w.add_(1), lambda w: setattr(w, "data", w * 2)):
+        with torch.no_grad():
+            change(decoder.layers[0].mlp.down_proj.weight)
+        product = Forward(decoder).layers[0].products[3]
+        wide = decoder.layers[0].mlp.down_proj.weight.float()
+        h = torch.randn(2, wide.shape[1])
+        torch.testing.assert_close(product(h), h @ wide.t(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(Forward(decoder).logits(x), first.logits(x))
+
+
 def test_weights_are_joined_once_and_in_place():
     parts = [torch.nn.Parameter(torch.randn(n, 4)) for n in (3, 1, 2)]
     before = torch.cat([p.detach() for p in parts])
