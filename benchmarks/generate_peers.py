@@ -42,6 +42,7 @@ def transformers(job: dict) -> dict:
             do_sample=False,
             eos_token_id=job["stop_ids"],
             pad_token_id=pad,
+            prompt_lookup_num_tokens=job.get("lookup"),
         )
         answers = []
         for row in out[:, longest:].tolist():

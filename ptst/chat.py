@@ -22,7 +22,7 @@ from ptst.generation.request import Completion, Request
 from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.subject import Subject, find_run, open_subject
+from ptst.subject import Subject, find_run, open_subject, stop_ids
 from ptst.text.encode import Prompting
 from ptst.text.own_template import with_default_system
 from ptst.text.segments import Conversation, Message
@@ -70,16 +70,19 @@ class ChatConfig:
     own."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 on a GPU, float32 on a CPU."""
+    kv_memory: float | None = None
+    """Gigabytes that the conversation's keys and values may take. Left out: what the whole context needs, at most half
+    of what is free on a CPU, 85 % on a GPU."""
 
 
 class Chat:
     """A conversation: what was said so far, and the engine that goes on from there."""
 
-    def __init__(self, subject: Subject, decoder: Decoder, sampling: Sampling):
+    def __init__(self, subject: Subject, decoder: Decoder, sampling: Sampling, kv_memory: int | None = None):
         self.subject, self.prompting, self.sampling = subject, subject.prompting, sampling
         self.room = decoder.config.max_positions
         decode = self.prompting.tokenizer.decode_answer
-        self.engine = Engine(decoder, subject.stop_ids, max_batch=1, decode=decode, stream=True)
+        self.engine = Engine(decoder, subject.stop_ids, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
         self.system: str | None = None
         self.reset()
 
@@ -91,7 +94,9 @@ class Chat:
 
     def use_template(self, name: str) -> None:
         """Raises ValueError for an unknown one."""
-        self.prompting = replace(self.prompting, template=with_default_system(find_template(name), self.subject.base))
+        template = with_default_system(find_template(name), self.subject.base)
+        self.prompting = replace(self.prompting, template=template)
+        self.engine.stop_ids = stop_ids(self.subject.base, self.prompting)
 
     def conversation(self, text: str) -> Conversation:
         """The conversation with `text` as its newest turn."""
@@ -207,7 +212,7 @@ def run_chat(config: ChatConfig) -> None:
     decoder = subject.tuned(dtype, device) if checkpoint else subject.untouched(dtype, device)
     what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
     say(f"ptst.chat: {what}, template {template.name}, {subject.described}; /help lists the commands")
-    chat = Chat(subject, decoder, sampling)
+    chat = Chat(subject, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
     for line in lines():
         try:
             if not line.startswith("/"):

@@ -87,4 +87,10 @@ def open_subject(
     template = with_default_system(template, base)
     # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
     prompting = Prompting(template, find_family(family), chat_format, tokenizer, allow_marks=True)
-    return Subject(base, checkpoint, run, prompting, stops(base, None if template.is_text else chat_format, tokenizer))
+    return Subject(base, checkpoint, run, prompting, stop_ids(base, prompting))
+
+
+def stop_ids(base: Path, prompting: Prompting) -> frozenset[int]:
+    """What ends an answer: of a text template no closing mark of a role."""
+    chat_format = None if prompting.template.is_text else prompting.chat_format
+    return frozenset(stops(base, chat_format, prompting.tokenizer))

@@ -212,8 +212,8 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", ["--model", "model", "--judge", "anchord"], "did you mean anchored-v2?"),
         ("eval", ["--model", "model", "--judge", "rubric:nowhere"], "there is no model folder nowhere"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
-        ("eval", ["--model", "model", "--temperature", "-1"], "must not be negative"),
-        ("eval", ["--model", "model", "--kv-memory", "1e-6"], "--kv-memory is 1000 bytes"),
+        ("eval", ["--model", "model", "--temperature", "-1"], "it must be at least 0.00001"),
+        ("eval", ["--model", "model", "--kv-memory", "1e-6"], "--kv-memory is 1e-06 GB"),
         (
             "eval",
             ["--model", "model", "--safety-data", "bad.jsonl", "--limit", "2"],

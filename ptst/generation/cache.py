@@ -13,6 +13,7 @@ Shapes: B blocks of P tokens, K key/value heads, D head_dim, T tokens.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -81,6 +82,11 @@ class Cache:
         """Blocks that hold something."""
         return self.blocks - len(self._free)
 
+    @property
+    def available(self) -> int:
+        """Blocks that are free and promised to nobody."""
+        return len(self._free) - self._promised
+
     # Beginnings that are stored
 
     def match(self, prompt: Sequence[int], adapter: str | None) -> tuple[Stored | None, int]:
@@ -114,11 +120,13 @@ class Cache:
         little is free. Beginnings that nobody uses make room, the longest unused first."""
         whole = length // BLOCK
         needed = blocks_for(tokens) - whole
-        while len(self._free) - self._promised < needed:
-            idle = [s for s in self.stored if not s.users and s is not beginning]
-            if not idle:
-                return None
-            self.forget(min(idle, key=lambda s: s.used_at))
+        idle = sorted((s for s in self.stored if not s.users and s is not beginning), key=lambda s: s.used_at)
+        kept = Counter(b for s in idle for b in s.blocks)
+        could_be_free = self.available + sum(self._references[b] == n for b, n in kept.items())
+        if could_be_free < needed:
+            return None  # and nothing is thrown away in vain
+        while self.available < needed:
+            self.forget(idle.pop(0))
         sequence = BlockList(reserved=needed)
         self._promised += needed
         if beginning is not None and length:

@@ -24,10 +24,10 @@ from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache, blocks_for, common
 from ptst.generation.device import Fetch, send
-from ptst.generation.draft import DRAFT, draft
+from ptst.generation.draft import DRAFT, EARLIER, draft
 from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
-from ptst.generation.memory import plan_memory, workspace_bytes
+from ptst.generation.memory import gigabytes, plan_memory, workspace_bytes
 from ptst.generation.request import Completion, Event, Request, Statistics
 from ptst.generation.sampling import draw, log_probabilities
 from ptst.generation.schedule import Run, Scheduler
@@ -86,6 +86,7 @@ class Engine:
         self._late = 1 if on_gpu else 0  # steps after which tokens are looked at
         self._graphs = DecodeGraphs(self.forward, self.cache, self._newest, length) if on_gpu else None
         self._events: list[Event] = []
+        self._earlier: deque[list[int]] = deque(maxlen=EARLIER)  # what was said, the newest first
 
     # What comes in
 
@@ -106,7 +107,7 @@ class Engine:
         if needed > self.cache.blocks:
             raise ValueError(
                 f"{what} needs {needed} blocks of the key/value cache and there are {self.cache.blocks}; raise "
-                f"--kv-memory to {self.cache.bytes_for(needed)} bytes or lower --max-new-tokens"
+                f"--kv-memory to {gigabytes(self.cache.bytes_for(needed))} or lower --max-new-tokens"
             )
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(sorted(self.adapters)) or "none"
@@ -193,7 +194,8 @@ class Engine:
         guesses: list[int] = []
         if len(rows) == 1 and rows[0][0].decoding and not self._late:
             run = rows[0][0]
-            guesses = draft(run.prompt + run.answer, min(DRAFT, run.limit - run.launched - 1))
+            most = min(DRAFT, run.limit - run.launched - 1)
+            guesses = draft(run.prompt + run.answer, most, self._earlier)
             rows = [(run, 1 + len(guesses))]
         for run, n in rows:
             self.cache.grow(run.blocks, run.computed + n)
@@ -322,6 +324,7 @@ class Engine:
         completion = Completion(run.answer, reason == "length", reason, text, logprobs, error)
         self._events.append(Event(request.id, tokens or [], run.stream.news(True) if run.stream else "", completion))
         self._ids.discard(request.id)
+        self._earlier.appendleft(run.prompt + run.answer)
         if run.blocks is not None and request.keep and reason in ("stop", "length", "stop_string"):
             self.cache.keep(run.blocks, (run.prompt + run.answer)[: run.computed], run.adapter)
         self._schedule.remove(run)

@@ -1,10 +1,10 @@
 """The decoder's forward pass for sampling: the same function as `Decoder.forward`, with nothing that costs a step time.
 
 Projections that read the same input are one product (query | key | value, gate | up). The decoder's own weights become
-views of the joined matrix, so that there is no second copy. Adapters add their thin products row by row.
+views of the joined matrix, so that this takes no second copy. Adapters add their thin products row by row.
 
-On a CPU a bfloat16 (or float16) model is computed in float32, with weights that stay 16 bits wide where they lie and
-are widened inside the product: there is no bfloat16 arithmetic in most CPUs, and reading the weights is what decoding
+On a CPU a bfloat16 (or float16) model is computed in float32, with a packed copy of its weights that is 16 bits wide
+and widened inside the product: there is no bfloat16 arithmetic in most CPUs, and reading the weights is what decoding
 a few answers costs.
 
 Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
@@ -51,17 +51,22 @@ def _prepared(decoder: Decoder, dtype: torch.dtype) -> tuple[list[_Layer], Produ
     for layer in decoder.layers:
         parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
         joined.append([join([parts[leaf].weight for leaf in group]) for group in GROUPS])
-    # Written to or replaced, a weight has another version or place.
     weights = [p for name, p in decoder.named_parameters() if ".lora_" not in name]
-    made_of = (dtype, *((w.data_ptr(), w._version) for w in weights))
-    if (packed := _PACKED.get(decoder)) and packed[0] == made_of:
+    made_of = None
+    if decoder.dtype != dtype and not any(w.requires_grad or w.is_inference() for w in weights):
+        # Written to or replaced, a weight has another version or place.
+        made_of = (dtype, *((w.data_ptr(), w._version) for w in weights))
+    packed = _PACKED.pop(decoder, None)  # out of the way, where it is not of these weights
+    if packed is not None and packed[0] == made_of:
+        _PACKED[decoder] = packed
         return packed[1:]
+    del packed
     layers = []
     for layer, group in zip(decoder.layers, joined, strict=True):
         norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
         layers.append(_Layer([_product(w, dtype) for w in group], *(w.detach().to(dtype) for w in norms)))
     head = _product(decoder.head_VE.detach(), dtype)
-    if decoder.dtype != dtype:
+    if made_of is not None:
         _PACKED[decoder] = made_of, layers, head
     return layers, head
 

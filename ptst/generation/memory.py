@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -30,8 +31,15 @@ def plan_memory(
     blocks = min((max_batch + 1) * blocks_for(max_length), memory // per_block - 1)
     if blocks < 1:
         what = "--kv-memory is" if kv_memory is not None else "what is free for the key/value cache comes to"
-        raise ValueError(f"{what} {memory} bytes; {2 * per_block} hold {BLOCK} tokens, the least there can be")
+        raise ValueError(
+            f"{what} {gigabytes(memory)}; {gigabytes(2 * per_block)} hold {BLOCK} tokens, the least there is"
+        )
     return blocks
+
+
+def gigabytes(size: int) -> str:
+    """Bytes in the unit of --kv-memory, rounded up."""
+    return f"{math.ceil(size / 1e3) / 1e6:g} GB"
 
 
 def workspace_bytes(config: DecoderConfig, dtype: torch.dtype, rows: int, asking: int) -> int:

@@ -41,8 +41,10 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"--temperature is {self.temperature}; it must not be negative (0 is greedy)")
+        if self.temperature and not 1e-5 <= self.temperature < float("inf"):
+            raise ValueError(
+                f"--temperature is {self.temperature}; it must be at least 0.00001, or 0 for greedy answers"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
@@ -104,7 +106,7 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     total_M1 = torch.where(top_k_M1 < V, sorted_MS.sum(-1, keepdim=True), p_MV.double().sum(-1, keepdim=True))
     before_MS = sorted_MS.cumsum(-1) - sorted_MS
     kept_MS = among_MS & (before_MS < top_p_M1 * total_M1)
-    last_M1 = kept_MS.sum(-1, keepdim=True) - 1
+    last_M1 = (kept_MS.sum(-1, keepdim=True) - 1).clamp_(min=0)  # of a row that is not a number nothing is kept
     return sorted_MS.gather(1, last_M1).float()
 
 

@@ -61,6 +61,7 @@ class Scheduler:
         self.running: list[Run] = []
         self.free_slots = list(range(max_batch))
         self._arrived = 0
+        self._fruitless: tuple[int, ...] | None = None  # how things stood after nothing could be admitted
 
     def add(self, request: Request) -> None:
         self._arrived += 1
@@ -83,7 +84,7 @@ class Scheduler:
 
     def admit(self) -> list[Run]:
         """Give waiting requests their places; returns those that got one."""
-        if not self.waiting or not self.free_slots:
+        if not self.waiting or not self.free_slots or self._standing() == self._fruitless:
             return []
         view = list(islice(self.waiting, 2 * self.max_batch))
         stuck = next((r for r in view if r.passed > PATIENCE), None)
@@ -113,7 +114,12 @@ class Scheduler:
             for run in view:
                 if run.blocks is None and not self._held(run) and self.free_slots:
                     run.passed += len(admitted)
+        self._fruitless = None if admitted else self._standing()
         return admitted
+
+    def _standing(self) -> tuple[int, ...]:
+        """What decides whether a waiting request can be admitted."""
+        return self._arrived, len(self.waiting), len(self.running), len(self.cache.stored), self.cache.available
 
     def _start(self, run: Run, blocks: BlockList, length: int) -> None:
         run.blocks, run.computed = blocks, length

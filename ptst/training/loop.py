@@ -126,6 +126,8 @@ def train(
                 f"{lr:g}, so the update was not applied; {_blame(culprits, [where(i) for i in planned.examples])}"
             )
         optimizer.step()
+        # The fused optimizer does not tell that it has written, and whoever keeps copies of weights must know.
+        torch.autograd.graph.increment_version(list(parameters))
         optimizer.zero_grad(set_to_none=True)
         report = StepReport(
             step=step,

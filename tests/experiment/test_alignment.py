@@ -45,7 +45,7 @@ def test_what_is_aligned_on_what_stops_it_and_what_is_tested_share_no_family_and
     assert len({r["prompt"] for r in rows}) == len(rows)
     asked = {c.turns[0].content for c in alignment_set.harmless()}
     assert not asked & {c.turns[0].content for c in alignment_set.reference()}
-    assert Counter(r["kind"] for r in rows) == {"improper": 96, "look-alike": 96, "ordinary": 80}
+    assert Counter(r["kind"] for r in rows) == {"improper": 128, "look-alike": 160, "ordinary": 80}
 
 
 def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():

@@ -112,6 +112,20 @@ def test_beginnings_that_are_used_stay_and_the_longest_unused_go_first():
     cache.release(user)
 
 
+def test_a_beginning_is_not_thrown_away_in_vain():
+    cache = new_cache(4)
+    held = cache.admit(2 * BLOCK)
+    beginning = cache.admit(BLOCK)
+    cache.grow(beginning, BLOCK)
+    kept = cache.keep(beginning, list(range(BLOCK)), None)
+    cache.release(beginning)
+    assert cache.admit(3 * BLOCK) is None  # even with the beginning's block there are only two
+    assert cache.stored == [kept]
+    assert cache.admit(2 * BLOCK) is not None
+    assert not cache.stored
+    cache.release(held)
+
+
 def test_sizes():
     assert [blocks_for(n) for n in (0, 1, BLOCK, BLOCK + 1)] == [0, 1, 1, 2]
     cache = new_cache(7)

@@ -9,7 +9,7 @@ from ptst.generation import engine as module
 from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.draft import draft
 from ptst.generation.engine import Engine
-from ptst.generation.memory import plan_memory
+from ptst.generation.memory import gigabytes, plan_memory
 from ptst.generation.request import Request
 from ptst.generation.sampling import Sampling
 from ptst.model.config import DecoderConfig
@@ -25,6 +25,22 @@ def test_what_followed_before():
     assert draft([4], 4) == draft([], 4) == []
     assert draft([5, 5, 5], 2) == [5]
     assert draft([1, 2, 1], 0) == []
+
+
+def test_what_followed_in_earlier_texts():
+    assert draft([1, 2], 2, [[1, 2, 7, 8], [1, 2, 5, 5]]) == [7, 8]  # the first text that has it
+    assert draft([6, 2, 9, 1, 2], 1, [[3, 1, 2, 7]]) == [7]  # the longer end counts more
+    assert draft([2, 9, 2], 1, [[2, 7]]) == [9]  # of ends alike, the request's own
+
+
+def test_an_engine_guesses_from_what_it_has_answered(tmp_path):
+    decoder = load_decoder(write_tiny_model(tmp_path))
+    engine = Engine(decoder, {2}, max_batch=1, max_length=200)
+    steps = []
+    for i in range(2):
+        engine.run([Request([11, 7, 23], Sampling(9), i)])
+        steps.append(engine.statistics.steps)
+    assert steps[1] - steps[0] < steps[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -43,7 +59,7 @@ def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatc
         return told, engine.statistics.steps, engine.statistics.tokens
 
     guessed = answered()
-    monkeypatch.setattr(module, "draft", lambda _ids, _most: [])
+    monkeypatch.setattr(module, "draft", lambda _ids, _most, _earlier: [])
     plain = answered()
     assert guessed[0] == plain[0]
     assert guessed[2] == plain[2] == 80
@@ -58,5 +74,5 @@ def test_the_plan():
     assert plan_memory(config, torch.float32, cpu, 3, 2 * BLOCK) == 4 * 2  # no more than is needed
     assert plan_memory(config, torch.float32, cpu, 64, 2048, 10 * block) == 9  # block 0 counts
     assert plan_memory(config, torch.bfloat16, cpu, 64, 2048, 10 * block) == 19
-    with pytest.raises(ValueError, match=f"--kv-memory is {2 * block - 1} bytes; {2 * block} hold {BLOCK} tokens"):
+    with pytest.raises(ValueError, match=rf"--kv-memory is .*; {gigabytes(2 * block)} hold {BLOCK} tokens"):
         plan_memory(config, torch.float32, cpu, 64, 2048, 2 * block - 1)

@@ -220,19 +220,24 @@ def test_one_bad_request_harms_no_other(decoder):
     assert "'x': the prompt has no tokens" in got["x"].error
 
 
-def test_a_model_that_says_not_a_number_is_an_error(tmp_path):
+@pytest.mark.parametrize("how", [{}, {"temperature": 1.0, "top_p": 0.9}, {"temperature": 1.0, "top_k": 5}])
+def test_a_model_that_says_not_a_number_is_an_error(tmp_path, how):
     decoder = load_decoder(write_tiny_model(tmp_path, tie_word_embeddings=False))
     with torch.no_grad():
         decoder.embed_tokens.weight[7] = float("nan")
     stop = {-1}
-    wanted = answers(decoder, [Request([5, 6], Sampling(3), "a")], stop)["a"].ids
-    requests = [Request([5, 7] * 40, Sampling(3), "b"), *(Request([5, 6], Sampling(3), i) for i in range(3))]
+    sampling = Sampling(3, **how)
+    good = [Request([5, 6], sampling, i) for i in range(3)]
+    wanted = {i: c.ids for i, c in answers(decoder, good, stop).items()}
+    requests = [Request([5, 7] * 40, sampling, "b"), *good]
+    together = answers(decoder, requests, stop)
     got = answers(decoder, requests, stop, max_batch=1)
     assert got["b"].reason == "error"
     assert "not a number" in got["b"].error
-    # What it left in the cache does not reach those who come after it.
-    assert [got[i].ids for i in range(3)] == [wanted] * 3
-    assert len(wanted) == 3
+    # It harms no neighbour, and what it left in the cache does not reach those who come after it.
+    assert {i: got[i].ids for i in range(3)} == {i: together[i].ids for i in range(3)} == wanted
+    assert together["b"].reason == "error"
+    assert all(len(ids) == 3 for ids in wanted.values())
 
 
 def test_mistakes(decoder):
@@ -258,7 +263,7 @@ def test_mistakes(decoder):
         Engine(decoder, {2}, max_batch=0)
     with pytest.raises(ValueError, match="gets nowhere"):
         Engine(decoder, {2}, prefill_tokens=0)
-    with pytest.raises(ValueError, match="--kv-memory is 100 bytes"):
+    with pytest.raises(ValueError, match="--kv-memory is 1e-06 GB"):
         Engine(decoder, {2}, kv_memory=100)
     with pytest.raises(ValueError, match="streaming text needs"):
         Engine(decoder, {2}, stream=True)
@@ -272,7 +277,7 @@ def test_the_budget_named_in_a_refusal_is_enough_and_no_less_is(decoder):
 
     with pytest.raises(ValueError, match="raise --kv-memory") as refused:
         need(1 << 16)
-    enough = int(re.search(r"--kv-memory to (\d+)", str(refused.value)).group(1))
+    enough = round(1e9 * float(re.search(r"--kv-memory to (\S+) GB", str(refused.value)).group(1)))
     need(enough)
     with pytest.raises(ValueError, match="raise --kv-memory"):
-        need(enough - 1)
+        need(enough - 1000)  # it is told in kilobytes, rounded up

@@ -10,6 +10,7 @@ from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache
 from ptst.generation.forward import Forward, half_width_product, join
 from ptst.model.weights import load_decoder
+from ptst.training.loop import LoopConfig, adamw
 from tests.tiny import write_tiny_model
 
 LLAMA3 = {
@@ -73,9 +74,17 @@ def test_weights_are_packed_once_for_all_engines_and_anew_when_they_have_changed
     x = torch.randn(2, decoder.config.hidden_size)
     first = Forward(decoder)
     assert Forward(decoder).head is first.head and Forward(decoder).layers is first.layers
-    for change in (lambda w: w.add_(1), lambda w: setattr(w, "data", w * 2)):
+    trained = decoder.layers[0].mlp.down_proj.weight
+
+    def train(w: torch.nn.Parameter) -> None:
+        """By the trainer's own optimizer, which writes without a word."""
+        Forward(decoder)
+        w.requires_grad_(True).grad = torch.ones_like(w)
+        adamw([w], LoopConfig(lr=0.5)).step()
+
+    for change in (lambda w: w.add_(1), lambda w: setattr(w, "data", w * 2), train):
         with torch.no_grad():
-            change(decoder.layers[0].mlp.down_proj.weight)
+            change(trained)
         product = Forward(decoder).layers[0].products[3]
         wide = decoder.layers[0].mlp.down_proj.weight.float()
         h = torch.randn(2, wide.shape[1])

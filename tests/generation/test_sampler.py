@@ -65,7 +65,7 @@ def test_sampled_answers_do_not_depend_on_the_batch(decoders):
 def test_mistakes(decoders):
     with pytest.raises(ValueError, match="must be at least 1"):
         Sampling(0)
-    with pytest.raises(ValueError, match="must not be negative"):
+    with pytest.raises(ValueError, match="must be at least 0"):
         Sampling(1, temperature=-1)
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         Sampling(1, top_p=0)

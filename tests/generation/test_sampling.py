@@ -76,7 +76,8 @@ def test_a_row_that_is_not_a_number_is_told():
     logits = torch.zeros(3, 5)
     logits[1, 2] = float("nan")
     logits[2] = float("inf")
-    assert draw(logits, [Sampling()] * 3, [0.0] * 3).tolist()[1:] == [-1, -1]
+    for sampling in (Sampling(), Sampling(temperature=1.0, top_p=0.5), Sampling(temperature=1.0, top_k=2)):
+        assert draw(logits, [sampling] * 3, [0.0] * 3).tolist()[1:] == [-1, -1]
 
 
 def test_log_probabilities():
@@ -96,8 +97,8 @@ def test_numbers_come_from_seed_and_id_alone():
 
 @pytest.mark.parametrize(("wrong", "told"), [
     ({"max_new_tokens": 0}, "must be at least 1"),
-    ({"temperature": -1.0}, "must not be negative"),
-    ({"temperature": float("nan")}, "must not be negative"),
+    ({"temperature": -1.0}, "at least 0.00001"),
+    ({"temperature": float("nan")}, "at least 0.00001"),
     ({"top_p": 0.0}, "above 0 and at most 1"),
     ({"top_p": 1.01}, "above 0 and at most 1"),
     ({"top_k": -1}, "or 0 for all"),

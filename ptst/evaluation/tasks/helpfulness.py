@@ -91,6 +91,12 @@ def chatdoctor(
 def nll(answerer: Answerer, problems: Sequence[Conversation]) -> TaskResult:
     """Mean negative log-likelihood (nats per token) of the reference answers under the test template."""
     encoded = [answerer.prompting.encode(c) for c in problems]
+    longest = answerer.decoder.config.max_positions
+    for c, e in zip(problems, encoded, strict=True):
+        if not any(e.trained):
+            raise ValueError(f"{c.where}there is no reference answer, whose likelihood is asked for")
+        if len(e.ids) > longest:
+            raise ValueError(f"{c.where}{len(e.ids)} tokens exceed the model's {longest} positions; leave it out")
     scored = score(answerer.decoder, encoded, answerer.chosen)
     rows = [{"source": c.source, "nll": total, "tokens": n} for c, (total, n) in zip(problems, scored, strict=True)]
     mean = sum(t for t, _ in scored) / sum(n for _, n in scored)
