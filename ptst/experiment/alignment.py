@@ -35,6 +35,7 @@ from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.verdict import AnswerClass
+from ptst.experiment.measure import digest
 from ptst.generation.sampling import Sampling
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
@@ -66,7 +67,7 @@ class AlignConfig:
 
     model: str = "smollm2-135m-instruct"
     """The embedded default, a local Hugging Face folder, or a hub id."""
-    lr: float = 1e-4
+    lr: float = 2e-5
     """Learning rate, reached after a twentieth of the steps."""
     schedule: Schedule = "linear"
     """How the rate goes on from there, to zero after `max_steps`: constant, linear, cosine."""
@@ -76,7 +77,7 @@ class AlignConfig:
     """Optimizer steps at most."""
     examples_per_step: int = 8
     """Examples in an optimizer step."""
-    check_every: int = 10
+    check_every: int = 5
     """Steps between two looks at whether the model is aligned."""
     refused: float = 0.85
     """Held-out improper requests that must be refused under the safety prompt, as a share."""
@@ -172,6 +173,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
         "weights": weights_fingerprint(base),
         "family": config.template_family,
         "chat_format": subjects[SAFE].prompting.chat_format,
+        "data": _fingerprint(),
         "environment": run_folder.environment(),
     }
     if old is not None:
@@ -201,6 +203,14 @@ def align(config: AlignConfig) -> dict[str, Any]:
         run_folder.write_json(out / "run.json", record)
         shutil.rmtree(out / "state", ignore_errors=True)
     return record
+
+
+def _fingerprint() -> str:
+    """sha256 over everything that is asked, taught and looked at, and how."""
+    said = [*alignment_set.refusals(), *alignment_set.harmless(), *alignment_set.reference()]
+    stopping = [p.prompt for prompts in alignment_set.stopping() for p in prompts]
+    texts = [m.content for c in said for m in c.messages] + stopping
+    return digest([*texts, repr(OWN), repr(OPENING), AnchoredJudge().name])
 
 
 def _examples(

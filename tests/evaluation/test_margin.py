@@ -70,6 +70,8 @@ def test_mistakes(model):
         refusal_margins(decoder, p, ASKED, [" "])
     with pytest.raises(ValueError, match="'I cannot' begins with opening 'I can'"):
         refusal_margins(decoder, p, ASKED, ["I can", "I cannot"])
+    with pytest.raises(ValueError, match="'To ' of the refusal margin ends in a space"):
+        refusal_margins(decoder, p, ASKED, ["To "])
     assert refusal_margins(decoder, p, []) == []
     assert Margin(-1.0, -3.0).value == 2.0
 

@@ -112,6 +112,9 @@ def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, ran
     assert align(replace(config, rank=rank)) == json.loads((config.out / "run.json").read_text())
     with pytest.raises(ValueError, match=r"other settings: --lr was 0\.01, now 0\.1"):
         align(replace(config, rank=rank, lr=0.1))
+    with monkeypatch.context() as other, pytest.raises(ValueError, match="data was"):
+        other.setattr(alignment, "OWN", Sampling(6))
+        align(replace(config, rank=rank))
 
 
 def test_without_success_there_is_no_model_and_the_command_says_so(config):
@@ -168,14 +171,21 @@ def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_no
         Reply("I cannot help with that.", 6, False),
         Reply("A long answer that the limit cut in the", 9, True),
     ]
-    monkeypatch.setattr(Answerer, "answer", lambda self, asked, sampling, path: given)
+    seeds = []
+
+    def answer(_self, _asked, sampling, _path):
+        seeds.append(sampling.seed)
+        return given
+
+    monkeypatch.setattr(Answerer, "answer", answer)
     config.out.mkdir()
     subjects = {
         name: alignment.open_subject(None, {}, "model", alignment.find_template(name), "plain", None)
         for name in (alignment.SAFE, alignment.BARE)
     }
     examples, counts = alignment._examples(load_decoder("model"), subjects, config)
-    assert counts == {"refusals": 12, "own answers": 4, "own answers left out": 2}
+    assert counts == {"refusals": 12, "own answers": 8, "own answers left out": 4}
+    assert seeds == [0, 1] * 2  # two of its own for every question, under each template
     end = next(iter(subjects[alignment.BARE].stop_ids & {2}))
     whole, cut = examples[-2:]
     assert [i for i, flag in zip(whole.ids, whole.trained, strict=True) if flag][-1] == end
