@@ -56,7 +56,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
         benign = next((f["refusal"]["mean"] for task, f in figures.items() if base(task) == "over-refusal"), None)
         if benign is not None:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
-            figures[GAP] = gaps
+            figures |= {GAP: gaps} if gaps else {}
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
     return {"rows": runs, "cells": found, **_contrasts(grid, tables)}
