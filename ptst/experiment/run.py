@@ -67,7 +67,9 @@ class Grid:
         train, test = plan.templates(config.train_templates), plan.templates(config.test_templates)
         for name in train.keys() & test.keys():
             if train[name][0] != test[name][0]:
-                raise ValueError(f"{train[name][1]} and {test[name][1]} are different templates named {name}; rename one")
+                raise ValueError(
+                    f"{train[name][1]} and {test[name][1]} are different templates named {name}; rename one"
+                )
         rows = plan.rows(list(train), config.seeds, config.at_epochs)
         cells = plan.cells(rows, list(test), list(tests.tasks))
         read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
