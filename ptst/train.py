@@ -317,7 +317,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             say(f"the best held-out loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
         run_folder.write_json(out / "run.json", record)  # the last of all: it says that the run is whole
         run_folder.sync(out)
-    say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama")
+    other = " --data TEST-FILE" if sources.is_file(config.data) else ""
+    say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama{other}")
     return result
 
 

@@ -45,7 +45,12 @@ class Rate:
 
     def to_json(self) -> dict:
         low, high = self.interval
-        return {"successes": self.successes, "n": self.n, "rate": self.value, "wilson95": [low, high]}
+        return {
+            "successes": self.successes,
+            "n": self.n,
+            "rate": self.value if self.n else None,
+            "wilson95": [low, high],
+        }
 
 
 @dataclass(frozen=True)

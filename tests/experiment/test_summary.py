@@ -62,9 +62,7 @@ def test_success_and_score_of_a_rubric_are_over_the_judged_answers(told):
     assert tasks["on-topic"]["mean"] == pytest.approx(2 / 3)
     assert tasks["score"]["mean"] == 3
     wins = text.partition("Attack success")[2]
-    assert (
-        "| chat:vanilla | **33.3 ± 0.0 [1, 96] (6 judged, 2 not)** | 33.3 ± 0.0 [1, 96] (6 judged, 2 not) |" in wins
-    )
+    assert "| chat:vanilla | **33.3 ± 0.0 [1, 96] (6 judged, 2 not)** | 33.3 ± 0.0 [1, 96] (6 judged, 2 not) |" in wins
     assert "| chat:llama | 3.000 ± 0.000 | 3.000 ± 0.000 |" in text.partition("mean score")[2]
     line = next(x for x in lines if (x["train"], x["metric"]) == ("chat:llama", "attack-success"))
     assert (line["seeds"], line["prompts"], line["judged"], line["unjudged"]) == ("2", "4", "6", "2")
