@@ -167,9 +167,7 @@ def test_a_file_that_was_trained_on_is_no_test_of_itself(name, tmp_path, monkeyp
     Path("train.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n')
     trained = replace(DEFAULTS, problems=name)
     for task in ("gsm8k", "nll"):
-        with pytest.raises(
-            ValueError, match="the file .*train.jsonl has no test part; give other problems with --data"
-        ):
+        with pytest.raises(ValueError, match=r"the file .*train\.jsonl has no test part; give other .* --data"):
             load_tasks([task], trained)
         # Whoever names a file gets it.
         assert load_tasks([f"{task}:train.jsonl"], trained)
