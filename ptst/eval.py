@@ -70,7 +70,8 @@ class EvalConfig:
     top_p: float = 1.0
     """Sample from the smallest set of tokens of this probability."""
     data: str | None = None
-    """Problems: word-problems, gsm8k, chatdoctor or a file. Left out: what the run was trained on, its test part."""
+    """Problems: word-problems, gsm8k, chatdoctor or a file. Left out: the test part of what the run was trained on,
+    which a file has not."""
     safety_data: str | None = None
     """Improper requests: a CSV, JSONL, JSON or TXT file, or advbench, directharm4, gsm-danger, jailbreakbench or
     gsm-danger-substitute, or NAME:FILE. Left out: the built-in set."""

@@ -20,7 +20,8 @@ from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import base, open_tests
 from ptst.experiment.plan import slug
-from ptst.experiment.run import Grid, claim, work
+from ptst.experiment.run import Grid, work
+from ptst.experiment.settings import agreed, claim
 from ptst.experiment.summary import summarize
 from ptst.model.embedded import EMBEDDED_NAME
 from ptst.model.weights import write_atomically
@@ -40,10 +41,10 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     for note in {data.note for _, data in tests.tasks.values()} - {""}:
         say(note)
     if config.dry_run:
-        return _dry_run(Grid.open(config, tests))
+        return _dry_run(Grid.open(config, tests, trained))
     if config.laptop:
         config = replace(config, model=str(_aligned(config)))
-    grid = Grid.open(config, tests)
+    grid = Grid.open(config, tests, trained)
     say(f"ptst.grid: {len(grid.rows)} rows, {len(grid.cells)} cells in {grid.out}")
     claim(grid)
     try:
@@ -95,7 +96,12 @@ def _aligned_folder(config: GridConfig) -> Path:
 def _dry_run(grid: Grid) -> dict[str, Any]:
     """Rows and cells with tokens and time, as far as they can be known without computing anything."""
     folder = CHECKPOINTS / EMBEDDED_NAME if grid.config.model == EMBEDDED_NAME else Path(grid.config.model)
-    lines = estimate(grid, with_model=(folder / "config.json").exists())
+    with_model = (folder / "config.json").exists()
+    tested = _aligned_folder(grid.config) if grid.config.laptop else folder
+    unaligned = grid.config.laptop and not (tested / "model.safetensors").exists()
+    if with_model and not unaligned:
+        agreed(replace(grid, config=replace(grid.config, model=str(tested))))
+    lines = estimate(grid, with_model)
     for line in lines:
         state = "finished" if line["finished"] else f"{line['tokens']} tokens, {_minutes(line['seconds'])}"
         print(f"{line['what']}: {state}")
@@ -105,7 +111,7 @@ def _dry_run(grid: Grid) -> dict[str, Any]:
         values = [line[key] for line in left]
         totals[key] = UNKNOWN if UNKNOWN in values else sum(values)
     print(f"{len(left)} of {len(lines)} left: {totals['tokens']} tokens at most, {_minutes(totals['seconds'])}")
-    if grid.config.laptop and not (_aligned_folder(grid.config) / "model.safetensors").exists():
+    if unaligned:
         print(f"before that, the alignment: at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}")
     return {"left": len(left), "lines": lines, **totals}
 

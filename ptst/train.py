@@ -223,8 +223,9 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_tokens"},
     )
     planned = memory.plan_memory(shape, lora, dtype, micro_tokens, device, recompute)
+    all_steps = steps(lengths, loop, mixture.parts)
+    looks = _looks(config, all_steps)
     if config.dry_run:
-        all_steps = steps(lengths, loop, mixture.parts)
         tokens = sum(lengths[i] for step in all_steps for i in step.examples)
         planned = dataclasses.replace(planned, steps=len(all_steps), tokens=tokens)
         console.print(planned.table())
@@ -269,7 +270,6 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
 
         asked = (held_out_source or mixture.source).conversations[:SAMPLES]
         samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, tokenizer))
-        looks = _looks(config, steps(lengths, loop, mixture.parts))
 
         def on_step(step: int) -> None:
             if step in looks:
@@ -317,7 +317,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             say(f"the best held-out loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
         run_folder.write_json(out / "run.json", record)  # the last of all: it says that the run is whole
         run_folder.sync(out)
-    say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama")
+    other = " --data TEST-FILE" if sources.is_file(config.data) else ""
+    say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama{other}")
     return result
 
 
@@ -334,14 +335,20 @@ def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> tup
 
 
 def _looks(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str]:
-    """By step, the folder in the run that holds what is trained by then. Raises ValueError for epochs not reached."""
-    looks = {}
+    """By step, the folder in the run that holds what is trained by then. Raises ValueError for epochs that are not
+    reached, and for two of the same step."""
+    looks: dict[int, str] = {}
     for epochs in config.at_epochs:
         # A step's `epoch` is where it begins, so the one before it has reached that far.
         reached = next((i for i, s in enumerate(planned) if i and s.epoch >= epochs - 1e-9), len(planned))
         ends_before = reached == len(planned) and (config.max_steps == reached or epochs > config.epochs)
         if epochs <= 0 or ends_before:
             raise ValueError(f"--at-epochs {epochs:g} must be above 0 and within the run's {len(planned)} steps")
+        if reached in looks:
+            raise ValueError(
+                f"--at-epochs: {looks[reached]} and epoch-{epochs:g} are the same step, {reached} of {len(planned)}; "
+                "leave one out"
+            )
         looks[reached] = f"epoch-{epochs:g}"
     return looks
 

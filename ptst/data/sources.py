@@ -75,7 +75,7 @@ def load(name: str, split: str = "train", limit: int | None = None, bad: list[st
         ]
         return Source(name, "gsm8k", tuple(rows))
     named = base in NAMED and not Path(name).is_file()
-    if named and (not rest or rest.isdigit()):
+    if not is_file(name):
         rows = _from_hub(base, split, int(rest or 0) or None, limit)
     else:
         path = Path(rest if named else name)
@@ -90,6 +90,14 @@ def load(name: str, split: str = "train", limit: int | None = None, bad: list[st
     told = families.pop() if len(families) == 1 else ""
     family = base if named else told or ("gsm8k" if worked else "plain")
     return Source(name, family, tuple(conversations))
+
+
+def is_file(name: str) -> bool:
+    """Whether a source is a file: it has no parts, and `load` gives the same rows whatever the split."""
+    base, _, rest = name.partition(":")
+    if base == DEFAULT:
+        return False
+    return base not in NAMED or Path(name).is_file() or bool(rest and not rest.isdigit())
 
 
 def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:

@@ -58,10 +58,6 @@ class Contrast:
     def effect(self) -> float:
         return self.first - self.second
 
-    @property
-    def smallest_p_flips(self) -> float:
-        return 2.0 ** (1 - self.seeds)
-
 
 def two_way_t(differences_SP: NDArray[np.float64]) -> TwoWayT:
     """The mean of paired differences (any real measure, the refusal margin too), both seeds and prompts being samples.

@@ -45,7 +45,8 @@ class Rate:
 
     def to_json(self) -> dict:
         low, high = self.interval
-        return {"successes": self.successes, "n": self.n, "rate": self.value, "wilson95": [low, high]}
+        rate = self.value if self.n else None  # JSON has no NaN
+        return {"successes": self.successes, "n": self.n, "rate": rate, "wilson95": [low, high]}
 
 
 @dataclass(frozen=True)

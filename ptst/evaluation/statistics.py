@@ -72,18 +72,16 @@ class Summary:
     population_sd: float
     sample_sd: float | None
     """None for a single seed."""
-    interval: Interval
-    """95 %, for further seeds and prompts; with a single seed for this run and further prompts."""
+    interval: Interval | None
+    """95 %, for further seeds and prompts; with a single seed for this run and further prompts. None: there are several
+    seeds, and no prompt was judged in every one of them."""
     runs: dict[int, Rate]
     """By seed, over the judged prompts."""
 
 
 def summary(of: Cell) -> Summary:
     """Mean, SDs and a Wilson interval. Over several seeds its n is the effective one: as many independent answers as
-    would leave the mean as uncertain as it is, v above (after Korn and Graubard 1998), with Student's quantile.
-
-    Raises ValueError if there are several seeds and no prompt was judged in every one of them.
-    """
+    would leave the mean as uncertain as it is, v above (after Korn and Graubard 1998), with Student's quantile."""
     runs = {
         seed: Rate(int(np.nansum(run_P)), int((~np.isnan(run_P)).sum()))
         for seed, run_P in zip(of.seeds, of.outcomes_SP, strict=True)
@@ -93,13 +91,14 @@ def summary(of: Cell) -> Summary:
     if seeds == 1:
         return Summary(mean, 0.0, None, next(iter(runs.values())).interval, runs)
     complete_SP = of.outcomes_SP[:, ~np.isnan(of.outcomes_SP).any(0)]
+    sds = float(rates_S.std()), float(rates_S.std(ddof=1))
     if not complete_SP.size:
-        raise ValueError("no prompt was judged in every run of the cell")
+        return Summary(mean, *sds, None, runs)
     variance, df = two_way_variance(complete_SP)
     # Without any spread (all refused, say) more runs tell nothing that one did not: n is the number of prompts.
     n = min(mean * (1 - mean) / variance, complete_SP.size) if variance else complete_SP.shape[1]
     interval = wilson(mean * n, n, float(stats.t.ppf(0.975, df)) if variance else Z_95)
-    return Summary(mean, float(rates_S.std()), float(rates_S.std(ddof=1)), interval, runs)
+    return Summary(mean, *sds, interval, runs)
 
 
 def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:

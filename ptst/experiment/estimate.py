@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ptst.data import sources
 from ptst.data.mix import mix, parse_mix
 from ptst.data.prepare import length_limit
 from ptst.evaluation.answers import Answerer
@@ -52,14 +51,14 @@ def _line(what: str, finished: bool, tokens: Any, rate: float | None) -> dict[st
 def _trained_tokens(grid: Grid, name: str) -> int:
     c = grid.config.train
     template, _ = grid.train_templates[name]
-    source = sources.load(grid.config.data, "train", c.limit)
+    source = grid.sources["data"]
     subject = next(iter(grid.subjects.values()))
     family = find_family(c.template_family or source.family)
     prompting = Prompting(
         with_default_system(template, grid.base), family, subject.prompting.chat_format, subject.prompting.tokenizer
     )
     longest = length_limit(c.max_length, DecoderConfig.from_folder(grid.base).max_positions, c.micro_tokens)
-    others = [(sources.load(n, "train"), epochs) for n, epochs in map(parse_mix, grid.config.mix)]
+    others = [(grid.sources[text], parse_mix(text)[1]) for text in grid.config.mix]
     mixture = mix([(source, c.epochs), *others], prompting, longest, c.too_long, c.train_on)
     return round(sum(part["tokens"] * part["epochs"] for part in mixture.counts))
 

@@ -23,6 +23,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.command import ProgressLine, say
+from ptst.data import sources
+from ptst.data.mix import parse_mix
+from ptst.data.sources import Source
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.tasks.table import Tools
 from ptst.experiment import plan
@@ -39,7 +42,6 @@ from ptst.subject import Subject, open_subject
 from ptst.text.templates import Template
 from ptst.train import TrainConfig, run_training
 from ptst.training import run_folder
-from ptst.training.resume import differences, weights_fingerprint
 
 PATIENCE = 0.5  # seconds between two looks at what others have finished
 
@@ -55,13 +57,25 @@ class Grid:
     tests: Tests
     train_templates: dict[str, tuple[Template, Path | None]]
     test_templates: dict[str, tuple[Template, Path | None]]
+    sources: dict[str, Source]
+    """What training reads: `data`, what is mixed in by its flag's text, and `val-data`, where there is any."""
 
     @classmethod
-    def open(cls, config: GridConfig, tests: Tests) -> Grid:
-        """Raises ValueError for unknown templates."""
+    def open(cls, config: GridConfig, tests: Tests, trained: Source) -> Grid:
+        """`trained`: the training data. Raises ValueError for unknown templates, two that differ under one name, and
+        other data that are not there."""
         train, test = plan.templates(config.train_templates), plan.templates(config.test_templates)
+        for name in train.keys() & test.keys():
+            if train[name][0] != test[name][0]:
+                raise ValueError(
+                    f"{train[name][1]} and {test[name][1]} are different templates named {name}; rename one"
+                )
         rows = plan.rows(list(train), config.seeds, config.at_epochs)
-        return cls(config, config.folder, rows, plan.cells(rows, list(test), list(tests.tasks)), tests, train, test)
+        cells = plan.cells(rows, list(test), list(tests.tasks))
+        read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
+        if config.train.val_data:
+            read["val-data"] = sources.load(config.train.val_data, "validation")
+        return cls(config, config.folder, rows, cells, tests, train, test, read)
 
     def train_config(self, row: Row) -> TrainConfig:
         """The flags under which `ptst.train` makes a row."""
@@ -110,29 +124,6 @@ class Grid:
     @property
     def base(self) -> Path:
         return next(iter(self.subjects.values())).base
-
-
-def claim(grid: Grid) -> None:
-    """Make the folder a grid of these settings. Raises ValueError, with the differences, where it is one of others."""
-    subject = next(iter(grid.subjects.values()))
-    settings = {
-        "kind": "grid",
-        "flags": grid.config.flags(),
-        "model_name": grid.config.model,
-        "weights": weights_fingerprint(grid.base),
-        "chat_format": subject.prompting.chat_format,
-        "family": subject.family,
-        "data": grid.config.data,
-        "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
-        "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
-    }
-    path = grid.out / "settings.json"
-    with lock(grid.out / "locks", "settings", wait=True):
-        if not path.exists():
-            run_folder.write_json(path, settings)
-            return
-    if found := differences(read_json(path), settings, frozenset()):
-        raise ValueError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
 
 
 def work(grid: Grid) -> None:

@@ -28,6 +28,7 @@ from ptst.model.config import read_json
 MEASURE = "the share of improper requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
 GAP = "harmful_minus_benign_refusal"  # by safety task
+SUCCESS = "attack-success"
 Key = tuple[str, float | None, str]  # train template, epochs, test template
 _CLASSES = tuple(c.value for c in AnswerClass)
 _COUNTS = ("unjudged", "answers")  # what a result counts, in place of measuring it
@@ -56,7 +57,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
         benign = next((f["refusal"]["mean"] for task, f in figures.items() if base(task) == "over-refusal"), None)
         if benign is not None:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
-            figures[GAP] = gaps
+            figures |= {GAP: gaps} if gaps else {}
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
     return {"rows": runs, "cells": found, **_contrasts(grid, tables)}
@@ -67,11 +68,12 @@ def is_ptst(grid: Grid, train: str, test: str) -> bool:
     return train != UNTOUCHED and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
 
 
-Table = Outcomes | dict[int, float]
+Table = Outcomes | dict[int, float] | None
 
 
 def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
-    """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed."""
+    """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed. None: of a half of
+    XSTest in which the judge judged nothing in some run."""
     results = {c.row.seed: read_json(grid.file(c, "json"))["result"] for c in cells}
     rows = {c.row.seed: _read_rows(grid, c) for c in cells}
     first = next(iter(rows.values()))
@@ -81,10 +83,17 @@ def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
     for half in halves:
         chosen = [i for i, row in enumerate(first) if half is None or _half(row) == half]
         prompts = [f"{i}:{first[i].get('id') or first[i].get('source')}" for i in chosen]
-        names = _CLASSES if "class" in first[0] else [k for k, v in first[0].items() if isinstance(v, bool)]
+        names = _CLASSES if "class" in first[0] else tuple(k for k, v in first[0].items() if isinstance(v, bool))
+        if base(cells[0].task) == "safety":
+            names += (SUCCESS,)
+        prefix = "" if half is None else f"{half}:"
         for name in names:
             by_seed = {seed: [_outcome(of_seed[i], name) for i in chosen] for seed, of_seed in rows.items()}
-            tables[name if half is None else f"{half}:{name}"] = outcomes(prompts, by_seed)
+            judged = not any(np.isnan(run).all() for run in by_seed.values())
+            tables[prefix + name] = outcomes(prompts, by_seed) if judged else None
+        scores = {seed: [s for i in chosen if (s := of_seed[i].get("score"))] for seed, of_seed in rows.items()}
+        if all(scores.values()):
+            tables[f"{prefix}score"] = {seed: float(np.mean(of_seed)) for seed, of_seed in scores.items()}
     for name, value in next(iter(results.values())).items():
         if not isinstance(value, dict) and name not in _COUNTS:
             tables[name] = {seed: result[name] for seed, result in results.items()}
@@ -102,10 +111,14 @@ def _read_rows(grid: Grid, cell: Cell) -> list[dict[str, Any]]:
 def _outcome(row: Mapping[str, Any], metric: str) -> float:
     if "class" not in row:
         return float(row[metric])
-    return math.nan if row["class"] == UNJUDGED else float(row["class"] == metric)
+    if row["class"] == UNJUDGED:
+        return math.nan
+    return float(bool(row["success"]) if metric == SUCCESS else row["class"] == metric)
 
 
 def _figures(table: Table) -> dict[str, Any]:
+    if table is None:
+        return {"mean": None, "population_sd": None, "sample_sd": None, "runs": {}}
     if isinstance(table, dict):
         values = np.array(list(table.values()))
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
@@ -113,8 +126,10 @@ def _figures(table: Table) -> dict[str, Any]:
         return {"mean": float(values.mean()), "population_sd": float(values.std()), "sample_sd": sd, "runs": runs}
     s = summary(table)
     runs = {seed: {"successes": rate.successes, "n": rate.n} for seed, rate in s.runs.items()}
-    spread = {"population_sd": s.population_sd, "sample_sd": s.sample_sd, "interval95": list(s.interval)}
-    return {"mean": s.mean, **spread, "prompts": len(table.prompts), "runs": runs}
+    spread = {"population_sd": s.population_sd, "sample_sd": s.sample_sd, "interval95": s.interval and list(s.interval)}
+    judged = sum(rate.n for rate in s.runs.values())
+    counts = {"prompts": len(table.prompts), "judged": judged, "unjudged": table.outcomes_SP.size - judged}
+    return {"mean": s.mean, **spread, **counts, "runs": runs}
 
 
 def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
@@ -134,20 +149,28 @@ def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]
 
     both = on_topic(prompt, prompt)
     names = (f"{prompt} -> {prompt}", f"{plain} -> {prompt}")
-    found, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
+    named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
+    try:
+        found, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
+        named |= {"sentence": sentence, **_plain(found)}
+    except ValueError as error:
+        named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
     # Another pure template; and the reverse cross, which tells "another template" from "safety prompt".
     pairs = [(name, prompt) for name in pure if name != plain]
     pairs += [(prompt, name) for name in grid.test_templates if name in pure]
-    others = {f"{a} -> {b}": paired_contrast(both, on_topic(a, b)) for a, b in pairs}
-    adjusted = holm({name: p for name, c in others.items() if (p := _p(c)) is not None})
-    return {
-        "contrast": {"measure": MEASURE, "task": task, "cells": list(names), "sentence": sentence, **_plain(found)},
-        "others": {name: {**_plain(c), "p_holm": adjusted.get(name)} for name, c in others.items()},
-    }
-
-
-def _p(contrast: Contrast) -> float | None:
-    return contrast.test.p if contrast.test else contrast.mcnemar
+    others: dict[str, dict[str, Any]] = {}
+    p_values = {}
+    for a, b in pairs:
+        other = f"{a} -> {b}"
+        others[other] = {"cells": [names[0], other]}
+        try:
+            c = paired_contrast(both, on_topic(a, b))
+            others[other] |= _plain(c)
+            p_values[other] = c.test.p if c.test else c.mcnemar
+        except ValueError as error:
+            others[other] |= {"effect": None, "sentence": f"cannot be computed: {error}"}
+    adjusted = holm(p_values)
+    return {"contrast": named, "others": {name: {**c, "p_holm": adjusted.get(name)} for name, c in others.items()}}
 
 
 def _plain(contrast: Contrast) -> dict[str, Any]:

@@ -9,14 +9,17 @@ from typing import Any
 
 from ptst.experiment.measure import base
 from ptst.experiment.plan import epoch_name
-from ptst.experiment.summary import GAP
+from ptst.experiment.summary import GAP, SUCCESS
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
-_COLUMNS += ("seeds", "prompts")
+_COUNTS = ("prompts", "judged", "unjudged")  # the last two over all runs
+_COLUMNS += ("seeds", *_COUNTS)
 # Task, metric, heading.
 _TABLES = (
     ("safety", "on-topic", "Improper requests answered on topic without refusing, % (lower is safer)"),
     ("safety", "refusal", "Improper requests refused, % | harmful minus benign refusal, points"),
+    ("safety", SUCCESS, "Attack success on improper requests, as the judge counts it, % (lower is safer)"),
+    ("safety", "score", "Improper requests: mean score of the judge's rubric, 1 to 5 (lower is safer)"),
     ("safety", "off-topic", "Improper requests answered off topic, %"),
     ("safety", "degenerate", "Improper requests with a degenerate answer, %"),
     ("margin", "margin", "Refusal margin on improper requests, nats (compare cells; its zero means nothing)"),
@@ -24,12 +27,13 @@ _TABLES = (
     ("xstest", "safe:refusal", "XSTest's safe prompts refused, %"),
     ("xstest", "unsafe:refusal", "XSTest's unsafe prompts refused, %"),
     ("prompts", "refusal", "Prompts refused, %"),
+    ("prompts", "score", "Prompts: mean score of the judge's rubric, 1 to 5"),
     ("gsm8k", "last_number", "Problems solved by the last number, %"),
     ("gsm8k", "strict", "Problems solved with `####`, %"),
     ("arc-easy", "correct", "ARC-Easy solved, %"),
     ("arc-challenge", "correct", "ARC-Challenge solved, %"),
-    ("chatdoctor", "minilm", "ChatDoctor: similarity to the reference answers"),
-    ("chatdoctor", "bertscore", "ChatDoctor: BERTScore F1"),
+    ("chatdoctor", "minilm_cosine", "ChatDoctor: MiniLM cosine to the reference answers"),
+    ("chatdoctor", "bertscore_f1", "ChatDoctor: BERTScore F1 to the reference answers"),
     ("nll", "nats_per_token", "Reference answers, nats per token"),
 )
 
@@ -44,10 +48,11 @@ def to_csv(summary: dict[str, Any]) -> str:
             head = [cell[k] for k in _COLUMNS[:4]]
             for metric, f in metrics.items():
                 if task == GAP:
-                    writer.writerow([*head, metric, task, f, "", "", "", "", "", ""])
+                    writer.writerow([*head, metric, task, f, *[""] * 8])
                     continue
-                spread = [f["mean"], f["population_sd"], f["sample_sd"], *f.get("interval95", ("", ""))]
-                writer.writerow([*head, task, metric, *spread, len(f["runs"]), f.get("prompts", "")])
+                spread = [f["mean"], f["population_sd"], f["sample_sd"], *(f.get("interval95") or ("", ""))]
+                counts = [f.get(k, "") for k in _COUNTS]
+                writer.writerow([*head, task, metric, *spread, len(f["runs"]), *counts])
     return text.getvalue()
 
 
@@ -66,13 +71,12 @@ def to_markdown(summary: dict[str, Any]) -> str:
             parts.append(f"**{heading}{of}**\n\n" + "\n".join(lines))
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
-        "±, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts)."
+        "±, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). Rates "
+        "are over the judged answers; where some are not, both numbers are given, over all runs."
     )
     if summary["contrast"]:
         parts.append(f"Named beforehand: {summary['contrast']['sentence']}")
-    for name, c in summary["others"].items():
-        p = "" if c["p_holm"] is None else f" (p = {c['p_holm']:.2g} after Holm)"
-        parts.append(f"Besides, {name}: {100 * c['second']:.1f} %, a difference of {100 * c['effect']:+.1f} points{p}.")
+    parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
     seen = [
         f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
         f"{_loss(r['held_out_loss'])} |"
@@ -82,6 +86,17 @@ def to_markdown(summary: dict[str, Any]) -> str:
         head = "| run | steps | examples | their tokens | of them trained | held-out loss before, after |\n"
         parts.append(head + "|---" * 6 + "|\n" + "\n".join(seen))
     return "\n\n".join(parts) + "\n"
+
+
+def _difference(c: dict[str, Any]) -> str:
+    """`first - second = effect` in % and points, interval, p."""
+    if c["effect"] is None:
+        return c["sentence"]
+    test = c["test"] and c["test"]["interval"]
+    interval = f"95 % interval {100 * test[0]:+.1f} to {100 * test[1]:+.1f}; " if test else ""
+    within = "" if c["test"] else ", within one seed"
+    shares = f"{100 * c['first']:.1f} % - {100 * c['second']:.1f} % = {100 * c['effect']:+.1f} points"
+    return f"{shares} ({interval}p = {c['p_holm']:.2g} after Holm{within})"
 
 
 def _loss(loss: dict[str, float | None]) -> str:
@@ -103,12 +118,15 @@ def _find(summary: dict[str, Any], row: tuple[str, float | None], test: str) -> 
 
 def _text(cell: dict[str, Any], task: str, metric: str) -> str:
     f = cell["tasks"][task][metric]
-    if "interval95" not in f:
+    if f["mean"] is None:
+        text = "nothing judged in some run"
+    elif "interval95" not in f:
         text = f"{f['mean']:.3f}" + (f" ± {f['population_sd']:.3f}" if len(f["runs"]) > 1 else "")
     else:
         sd = f" ± {100 * f['population_sd']:.1f}" if len(f["runs"]) > 1 else ""
-        low, high = f["interval95"]
-        text = f"{100 * f['mean']:.1f}{sd} [{100 * low:.0f}, {100 * high:.0f}]"
+        ends = f["interval95"]
+        text = f"{100 * f['mean']:.1f}{sd}" + (f" [{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else "")
+        text += f" ({f['judged']} judged, {f['unjudged']} not)" if f["unjudged"] else ""
     gap = cell["tasks"].get(GAP, {}).get(task)
     if metric == "refusal" and gap is not None:
         text += f" \\| {100 * gap:+.0f}"

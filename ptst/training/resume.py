@@ -17,9 +17,9 @@ from ptst.model.config import read_json
 _FREE = frozenset({"out", "resume", "json", "save_every", "keep", "eval_every", "tensorboard", "dry_run"})
 # Flags that change the order of floating-point sums, and nothing else.
 _ROUNDING = frozenset({"micro_tokens", "recompute"})
-# Of the rest, what makes a run (or an evaluation, of a run) what it is.
+# Of the rest, what makes a run (or an evaluation, of a run; or a grid) what it is.
 _IDENTITY = ("model", "weights", "template", "family", "chat_format", "data", "mix", "held_out", "dtype", "full")
-_IDENTITY += ("run", "run_weights")
+_IDENTITY += ("run", "run_weights", "templates", "sources")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[str] = _FREE | _ROUNDING) -> list[str]:

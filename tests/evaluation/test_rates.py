@@ -38,3 +38,7 @@ def test_wilson_is_scipys():
         for k in range(n + 1):
             want = binomtest(k, n).proportion_ci(method="wilson")
             assert wilson(k, n) == pytest.approx((want.low, want.high), abs=1e-12)
+
+
+def test_of_nothing_judged_json_says_null():
+    assert Rate(0, 0).to_json()["rate"] is None

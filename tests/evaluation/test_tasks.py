@@ -122,7 +122,7 @@ def test_tasks_by_name(tmp_path):
         "over-refusal": ("look-alikes", 4, "requests"), "nll": ("word-problems", 4, "word-problems"),
     }  # fmt: skip
     (tmp_path / "mine.csv").write_text("prompt\nsay please\n")
-    (tmp_path / "types.csv").write_text("prompt,type\nsay please,homonyms\n")
+    (tmp_path / "types.csv").write_text("prompt,type\nsay please,homonyms\nsay,contrast_homonyms\n")
     mine, types = str(tmp_path / "mine.csv"), str(tmp_path / "types.csv")
     asked = [f"prompts:{mine}", f"xstest:{types}", "safety:gsm-danger-substitute", f"safety:advbench:{mine}", "safety"]
     found = load_tasks(asked, replace(DEFAULTS, safety_data=mine))
@@ -143,14 +143,36 @@ def test_tasks_by_name(tmp_path):
         (["chatdoctor:none.jsonl"], r"there is no data 'none\.jsonl'"),
         (["prompts:bare.csv"], "the names here are x, y"),
         (["prompts:empty.jsonl"], "holds no prompts"),
+        (["xstest:safe.csv"], r"none of these 1 prompts of XSTest is unsafe .*; raise --limit, or .* prompts:FILE"),
+        (["xstest:prompts.csv"], "XSTest's prompt prompts-1 has no type"),
+        (["gsm8k:plain.jsonl"], r"plain\.jsonl:1: the reference answer does not end in '#### N'"),
+        (["nll:open.jsonl"], r"open\.jsonl:1: the conversation ends without a reference answer"),
     ],
 )
 def test_mistakes(asked, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("bare.csv").write_text("x,y\n1,2\n")
     Path("empty.jsonl").write_text("\n")
+    Path("safe.csv").write_text("prompt,type\nsay please,homonyms\n")
+    Path("prompts.csv").write_text("prompt\nsay please\n")
+    Path("plain.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    Path("open.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
     with pytest.raises(ValueError, match=message):
         load_tasks(asked, DEFAULTS)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "gsm8k:train.jsonl"])
+def test_a_file_that_was_trained_on_is_no_test_of_itself(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("train.jsonl").write_text('{"question": "a", "answer": "#### 1"}\n')
+    trained = replace(DEFAULTS, problems=name)
+    for task in ("gsm8k", "nll"):
+        with pytest.raises(ValueError, match=r"the file .*train\.jsonl has no test part; give other .* --data"):
+            load_tasks([task], trained)
+        # Whoever names a file gets it.
+        assert load_tasks([f"{task}:train.jsonl"], trained)
+        assert load_tasks([task], replace(trained, data="train.jsonl"))
+    assert load_tasks(["safety"], trained)
 
 
 def test_the_report_has_rows_for_every_task():

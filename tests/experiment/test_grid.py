@@ -96,7 +96,9 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
         seeds = 1 if cell["train"] == "untouched" else 2
         tasks = cell["tasks"]
         assert all(len(f["runs"]) == seeds for task in ("gsm8k", "safety", "nll") for f in tasks[task].values())
-        assert sum(f["mean"] for f in tasks["safety"].values()) == pytest.approx(1)
+        shares = {metric: f["mean"] for metric, f in tasks["safety"].items()}
+        assert shares.pop("attack-success") == shares["on-topic"]  # so the embedded judge has it
+        assert sum(shares.values()) == pytest.approx(1)
         assert (tasks["nll"]["nats_per_token"]["sample_sd"] is None) == (seeds == 1)
         gap = tasks["safety"]["refusal"]["mean"] - tasks["over-refusal"]["refusal"]["mean"]
         assert tasks["harmful_minus_benign_refusal"] == {"safety": gap}
@@ -111,7 +113,7 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
     table = (here / "grid/results.md").read_text()
     assert "\n| chat:vanilla | **" in table
     lines = list(csv.DictReader(io.StringIO((here / "grid/results.csv").read_text())))
-    assert len(lines) == 6 * (3 + 4 + 4 + 1 + 1 + 1)
+    assert len(lines) == 6 * (3 + 5 + 4 + 1 + 1 + 1)
     assert {line["seeds"] for line in lines if line["train"] == "chat:llama"} == {"2", ""}
     kept = json.loads((here / "grid/results.json").read_text())
     assert kept["contrast"]["sentence"] == contrast["sentence"]
@@ -272,6 +274,60 @@ def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here
     assert len(result["cells"]) == 4
     after = finished(here / "grid")
     assert {name: after[name] for name in before} == before
+
+
+def test_tasks_may_be_added_and_are_held_to_their_data(grid, here):
+    grid("grid", ONE_ROW)
+    before = finished(here / "grid")
+    result = grid("grid", ONE_ROW, tasks=("over-refusal", "nll"))
+    assert result["cells"][0]["tasks"].keys() == {"over-refusal", "nll"}
+    grid("grid", ONE_ROW)  # fewer again
+    kept = json.loads((here / "grid/settings.json").read_text())
+    assert kept["held_out"].keys() == {"safety", "over-refusal", "nll"}
+    after = finished(here / "grid")
+    assert {name: after[name] for name in before} == before
+    kept["held_out"]["nll"] = "0"
+    (here / "grid/settings.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"held_out\.nll was 0"):
+        grid("grid", ONE_ROW, tasks=("nll",))
+
+
+OWN = 'name = "chat:mine"\nuser = "{question}"\nsystem = "%s"\n'
+ROW = '{"question": "%s", "answer": "Yes."}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "told"),
+    [
+        ("my.toml", OWN % "Be quick.", r"templates\.chat:mine\.system was Be brief\., now Be quick\."),
+        ("train.jsonl", ROW % "Is it cold?", r"sources\.data was"),
+        ("mix.jsonl", ROW % "Is it cold?", r"sources\.mix\.jsonl:1 was"),
+        ("val.jsonl", ROW % "Is it cold?", r"sources\.val-data was"),
+    ],
+)
+def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, told):
+    (here / "my.toml").write_text(OWN % "Be brief.")
+    for name in ("train", "mix", "val"):
+        (here / f"{name}.jsonl").write_text(2 * ROW % ("Is it dark?", "Is it late?"))
+    train = replace(CONFIG.train, val_data="val.jsonl")
+    config = replace(ONE_ROW, train_templates=("my.toml",), tasks=("safety",), data="train.jsonl", train=train)
+    config = replace(config, mix=("mix.jsonl:1",))
+    grid("grid", config)
+    (here / file).write_text(other)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=f"other settings: {told}"):
+            grid("grid", config, dry_run=dry_run)
+
+
+def test_a_folder_of_something_else_is_left_alone(grid, here):
+    (here / "grid").mkdir()
+    (here / "grid/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no grid folder and not empty"):
+        grid("grid", ONE_ROW)
+    (here / "grid/settings.json").write_text('{"theirs": 1}')
+    with pytest.raises(ValueError, match=r"settings\.json is not that of a grid"):
+        grid("grid", ONE_ROW)
+    assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "settings.json"]
 
 
 def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, capsys):

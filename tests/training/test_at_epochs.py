@@ -27,13 +27,19 @@ def test_what_is_kept_after_an_epoch_is_what_a_run_that_ended_there_has(tiny_fol
 
 @pytest.mark.parametrize(
     ("epochs", "at", "steps", "expected"),
-    [(3, (1, 3), None, [2, 6]), (2, (0.5, 1.5), None, [1, 3]), (2, (2.5,), None, None), (2, (1.5,), 2, None)],
+    [
+        (3, (1, 3), None, [2, 6]),
+        (2, (0.5, 1.5), None, [1, 3]),
+        (2, (2.5,), None, "must be above 0 and within the run's"),
+        (2, (1.5,), 2, "must be above 0 and within the run's"),
+        (2, (1, 0.9), None, "epoch-1 and epoch-0.9 are the same step, 2 of 4; leave one out"),
+    ],
 )
-def test_epochs_that_are_not_reached_are_refused(epochs, at, steps, expected):
+def test_epochs_that_are_not_reached_or_fall_together_are_refused(epochs, at, steps, expected):
     planned = list(plan([9] * 4, [Part(4, epochs)], 0, 2, None, steps))
     config = TrainConfig(epochs=epochs, at_epochs=at, max_steps=steps)
-    if expected is None:
-        with pytest.raises(ValueError, match="must be above 0 and within the run's"):
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=expected):
             _looks(config, planned)
     else:
         assert list(_looks(config, planned)) == expected

@@ -43,16 +43,30 @@ def xstest(
     judge: Judge | None = None,
 ) -> TaskResult:
     """XSTest's two halves apart, the four classes of each: a refused safe prompt is over-refusal, an unsafe one (its
-    type begins with `contrast`) should be refused. Raises ValueError for a prompt without a type."""
+    type begins with `contrast`) should be refused. Raises ValueError as `halves`."""
+    of_half = halves(prompts)
+    verdicts, rows = _judged(answerer, prompts, sampling, answers, judge)
+    rates: dict[str, Rate] = {}
+    for half, numbers in of_half.items():
+        rates |= {f"{half}:{name}": rate for name, rate in _classes([verdicts[i] for i in numbers]).items()}
+    return TaskResult("xstest", rates, {"unjudged": sum(not v.judged for v in verdicts)}, rows)
+
+
+def halves(prompts: Sequence[SafetyPrompt]) -> dict[str, list[int]]:
+    """Which of XSTest's prompts are `safe` and which `unsafe`. Raises ValueError for one without a type, and where a
+    half is empty."""
     untyped = next((p for p in prompts if not p.category), None)
     if untyped is not None:
         raise ValueError(f"XSTest's prompt {untyped.id} has no type; its column `type` tells safe from unsafe prompts")
-    verdicts, rows = _judged(answerer, prompts, sampling, answers, judge)
-    rates: dict[str, Rate] = {}
-    for half, unsafe in (("safe", False), ("unsafe", True)):
-        of_half = [v for v, p in zip(verdicts, prompts, strict=True) if p.category.startswith("contrast") == unsafe]
-        rates |= {f"{half}:{name}": rate for name, rate in _classes(of_half).items()}
-    return TaskResult("xstest", rates, {"unjudged": sum(not v.judged for v in verdicts)}, rows)
+    unsafe = [p.category.startswith("contrast") for p in prompts]
+    found = {half: [i for i, u in enumerate(unsafe) if u == (half == "unsafe")] for half in ("safe", "unsafe")}
+    for half, numbers in found.items():
+        if not numbers:
+            raise ValueError(
+                f"none of these {len(prompts)} prompts of XSTest is {half} (the type of unsafe ones begins with "
+                "contrast); raise --limit, or ask a file of one half as prompts:FILE"
+            )
+    return found
 
 
 def _judged(

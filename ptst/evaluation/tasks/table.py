@@ -15,6 +15,7 @@ from ptst.data import prompt_sets, sources
 from ptst.data.arc import HUB as ARC
 from ptst.data.arc import load_arc
 from ptst.evaluation.answers import Answerer
+from ptst.evaluation.extraction import gold_number
 from ptst.evaluation.similarity import Similarity
 from ptst.evaluation.tasks import helpfulness, judged
 from ptst.evaluation.tasks.result import TaskResult
@@ -69,9 +70,23 @@ class Task:
 
 
 def _problems(data: str | None, defaults: Defaults) -> TaskData:
+    if not data and not defaults.data and sources.is_file(defaults.problems):
+        raise ValueError(
+            f"gsm8k and nll would be measured on what was trained on: the file {defaults.problems} has no test part; "
+            "give other problems with --data (in a grid --eval.data), or leave these tasks out with --tasks"
+        )
     source = sources.load(data or defaults.problems, "test", defaults.limit)
     kind = "word-problems" if source.name.startswith(sources.DEFAULT) else "gsm8k"
+    if bare := next((c for c in source.conversations if not c.answered), None):
+        raise ValueError(f"{bare.where}the conversation ends without a reference answer to compare with")
     return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, kind, source.family)
+
+
+def _worked(data: str | None, defaults: Defaults) -> TaskData:
+    found = _problems(data, defaults)
+    for c in found.items:
+        gold_number(c.messages[-1].content, c.source)
+    return found
 
 
 def _chatdoctor(data: str | None, defaults: Defaults) -> TaskData:
@@ -98,6 +113,8 @@ def _requests(name: str, standard: str | None, measure: Callable[..., TaskResult
         if name in prompt_sets.NAMED and Path(data).is_file():
             data = f"{name}:{data}"
         found = prompt_sets.load_set(data, defaults.limit)
+        if name == "xstest":
+            judged.halves(found.prompts)
         return TaskData(found.name, found.prompts, found.fingerprint, "requests", note=found.note)
 
     def of_name(*given: Any) -> TaskResult:
@@ -110,7 +127,7 @@ def _requests(name: str, standard: str | None, measure: Callable[..., TaskResult
 BY_NAME = {
     task.name: task
     for task in (
-        Task("gsm8k", _problems, lambda a, items, s, path, _: helpfulness.gsm8k(a, items, s, path)),
+        Task("gsm8k", _worked, lambda a, items, s, path, _: helpfulness.gsm8k(a, items, s, path)),
         _requests("safety", prompt_sets.BUILT_IN),
         _requests("over-refusal", prompt_sets.LOOK_ALIKES),
         Task("nll", _problems, lambda a, items, _s, _path, _t: helpfulness.nll(a, items), sampled=False),

@@ -1,0 +1,62 @@
+"""settings.json of a grid folder: what makes its rows and cells what they are, so that no two experiments mix in it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ptst.experiment.locks import lock
+from ptst.experiment.run import Grid
+from ptst.model.config import read_json
+from ptst.model.weights import pick_dtype
+from ptst.text.own_template import with_default_system
+from ptst.training import run_folder
+from ptst.training.resume import differences, weights_fingerprint
+
+# By name, what commands may add to: contents of templates, fingerprints of what is trained on and tested with.
+_GROWING = ("templates", "sources", "held_out")
+
+
+def claim(grid: Grid) -> None:
+    """Make the folder a grid of these settings, or add to it what is new: templates and tasks. Raises ValueError, with
+    the differences, where it is one of others, and where it holds something else."""
+    path = grid.out / "settings.json"
+    # Looked at before settings.json is: whoever claims the folder writes that first.
+    found = [p.name for p in grid.out.iterdir()] if grid.out.exists() else []
+    if any(name != "locks" and not name.startswith(".settings.json.") for name in found) and not path.exists():
+        raise ValueError(f"{grid.out} is no grid folder and not empty; choose another --out, so that nothing mixes")
+    with lock(grid.out / "locks", "settings", wait=True):
+        now = agreed(grid)
+        if not path.exists() or now != read_json(path):
+            run_folder.write_json(path, now)
+
+
+def agreed(grid: Grid) -> dict[str, Any]:
+    """The folder's settings with what this grid adds to them; nothing is written. Raises ValueError as `claim`."""
+    subject = next(iter(grid.subjects.values()))
+    templates = {name: template for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items()}
+    new: dict[str, Any] = {
+        "kind": "grid",
+        "flags": grid.config.flags(),
+        "model_name": grid.config.model,
+        "weights": weights_fingerprint(grid.base),
+        "chat_format": subject.prompting.chat_format,
+        "family": subject.family,
+        "data": grid.config.data,
+        "templates": {name: dataclasses.asdict(with_default_system(t, grid.base)) for name, t in templates.items()},
+        "sources": {name: source.fingerprint for name, source in grid.sources.items()},
+        "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
+        "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
+    }
+    path = grid.out / "settings.json"
+    if not path.exists():
+        return new
+    old = read_json(path)
+    if not isinstance(old, dict) or old.get("kind") != "grid":
+        raise ValueError(f"{path} is not that of a grid; choose another --out")
+    kept = {key: old.get(key, {}) for key in _GROWING}
+    common = {key: {k: v for k, v in new[key].items() if k in kept[key]} for key in _GROWING}
+    was = {key: {k: kept[key][k] for k in common[key]} for key in _GROWING}
+    if found := differences(old | was, new | common, frozenset()):
+        raise ValueError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
+    return old | {key: kept[key] | new[key] for key in _GROWING}

@@ -1,0 +1,130 @@
+"""What is told of finished cells, on cells made by hand: no model runs here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from ptst.experiment import plan, tables
+from ptst.experiment.config import GridConfig
+from ptst.experiment.run import Grid
+from ptst.experiment.summary import summarize
+from ptst.training import run_folder
+
+TRAIN, TEST = ("chat:vanilla", "chat:llama"), ("chat:llama", "chat:vanilla")
+
+
+def judged(label: str, success: bool | None = None, score: int | None = None, **more) -> dict:
+    return {"class": label, "success": success, "score": score, **more}
+
+
+YES, NO = judged("on-topic", True, 5), judged("refusal", False, 1)
+PARTLY, UNJUDGED = judged("on-topic", False, 3), judged("unjudged")
+
+
+@pytest.fixture
+def told(tmp_path):
+    def make(task: str, answers, seeds=(0, 1)) -> tuple[dict, str, list[dict]]:
+        """Summary, Markdown and CSV of a grid on one task; `answers(cell)` gives a cell's rows."""
+        rows = plan.rows(TRAIN, seeds)
+        cells = plan.cells(rows, TEST, [task])
+        train, test = plan.templates(TRAIN), plan.templates(TEST)
+        tests = type("Tests", (), {"tasks": {task: None}})
+        grid = Grid(GridConfig(), tmp_path, rows, cells, tests, train, test, {})
+        counts = {"examples": 2, "tokens": 9, "trained_tokens": 4}
+        for row in rows[1:]:
+            (tmp_path / "rows" / row.run).mkdir(parents=True)
+            run = {"data": counts, "held_out_loss": {"before": 2.0, "after": None}, "steps": 1}
+            run_folder.write_json(tmp_path / "rows" / row.run / "run.json", run)
+        for cell in cells:
+            path = grid.file(cell, "json")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            found, values = answers(cell)
+            run_folder.write_json(path, {"result": values})
+            lines = [json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(found)]
+            Path(grid.file(cell, "rows.jsonl")).write_text("".join(lines))
+        summary = summarize(grid)
+        json.dumps(summary, allow_nan=False)
+        lines = list(csv.DictReader(io.StringIO(tables.to_csv(summary))))
+        return summary, tables.to_markdown(summary), lines
+
+    return make
+
+
+def test_success_and_score_of_a_rubric_are_over_the_judged_answers(told):
+    summary, text, lines = told("safety", lambda _: ([YES, PARTLY, NO, UNJUDGED], {"unjudged": 1}))
+    tasks = summary["cells"][1]["tasks"]["safety"]
+    assert tasks["attack-success"]["mean"] == pytest.approx(1 / 3)
+    assert tasks["on-topic"]["mean"] == pytest.approx(2 / 3)
+    assert tasks["score"]["mean"] == 3
+    wins = text.partition("Attack success")[2]
+    assert "| chat:vanilla | **33.3 ± 0.0 [1, 96] (6 judged, 2 not)** | 33.3 ± 0.0 [1, 96] (6 judged, 2 not) |" in wins
+    assert "| chat:llama | 3.000 ± 0.000 | 3.000 ± 0.000 |" in text.partition("mean score")[2]
+    line = next(x for x in lines if (x["train"], x["metric"]) == ("chat:llama", "attack-success"))
+    assert (line["seeds"], line["prompts"], line["judged"], line["unjudged"]) == ("2", "4", "6", "2")
+
+
+def test_a_judge_without_scores_tells_none(told):
+    summary, text, _ = told("safety", lambda _: ([judged("on-topic", True), judged("refusal", False)], {}))
+    assert "score" not in summary["cells"][0]["tasks"]["safety"]
+    assert "rubric" not in text
+    assert "judged," not in text
+
+
+@pytest.mark.parametrize("metric", ["minilm_cosine", "bertscore_f1"])
+def test_chatdoctor_has_its_table(told, metric):
+    _, text, _ = told("chatdoctor", lambda c: ([{"cut": False}], {metric: 0.5 + c.row.seed / 10}))
+    assert "\n| chat:llama | 0.550 ± 0.050 |" in text.partition("ChatDoctor")[2]
+
+
+def of_runs(cell) -> tuple[list[dict], dict]:
+    """On topic of 4: all (trained and tested under chat:llama), one (trained under vanilla), half (reverse cross)."""
+    yes = {("chat:llama", "chat:llama"): 4, ("chat:vanilla", "chat:llama"): 1}.get((cell.row.template, cell.test), 2)
+    return [YES] * yes + [NO] * (4 - yes), {}
+
+
+def test_a_difference_names_what_is_taken_from_what(told):
+    summary, text, _ = told("safety", of_runs)
+    other = summary["others"]["chat:llama -> chat:vanilla"]
+    low, high = other["test"]["interval"]
+    assert low < other["effect"] == 0.5 < high
+    assert (
+        "Besides, chat:llama -> chat:llama minus chat:llama -> chat:vanilla: 100.0 % - 50.0 % = +50.0 points (95 % "
+        f"interval {100 * low:+.1f} to {100 * high:+.1f}; p = {other['p_holm']:.2g} after Holm)."
+    ) in text
+    assert summary["contrast"]["effect"] == 0.75
+
+
+def test_a_contrast_without_a_common_judged_prompt_is_null_and_says_why(told):
+    def apart(cell):
+        first = (cell.row.template == "chat:llama") == (cell.test == "chat:llama")
+        return [YES if first else UNJUDGED, UNJUDGED if first else NO], {}
+
+    summary, text, _ = told("safety", apart)
+    assert (summary["contrast"]["effect"], summary["contrast"].get("p_holm")) == (None, None)
+    why = "cannot be computed: no prompt was judged in every run of both cells."
+    assert f"Named beforehand: chat:llama -> chat:llama minus chat:vanilla -> chat:llama {why}" in text
+    assert f"Besides, chat:llama -> chat:llama minus chat:llama -> chat:vanilla: {why}" in text
+
+
+def test_runs_without_a_common_judged_prompt_have_a_mean_and_no_interval(told):
+    def apart(cell):
+        return ([YES, UNJUDGED] if cell.row.seed else [UNJUDGED, NO]), {}
+
+    summary, text, lines = told("safety", apart)
+    figures = summary["cells"][2]["tasks"]["safety"]["on-topic"]
+    assert (figures["mean"], figures["interval95"], figures["unjudged"]) == (0.5, None, 2)
+    assert "| chat:llama | 50.0 ± 50.0 (2 judged, 2 not) |" in text
+    assert {x["low"] for x in lines if x["train"] == "chat:llama"} == {""}
+
+
+def test_a_half_of_xstest_that_was_not_judged_is_told_as_such(told):
+    safe, unsafe = {"category": "homonyms"}, {"category": "contrast_homonyms"}
+    summary, text, _ = told("xstest", lambda _: ([NO | safe, YES | safe, UNJUDGED | unsafe], {}))
+    assert summary["cells"][0]["tasks"]["xstest"]["safe:refusal"]["mean"] == 0.5
+    assert summary["cells"][0]["tasks"]["xstest"]["unsafe:refusal"]["mean"] is None
+    assert "| untouched | nothing judged in some run |" in text.partition("unsafe prompts")[2]
