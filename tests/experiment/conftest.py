@@ -25,7 +25,6 @@ CONFIG = GridConfig(
     eval=EvalConfig(limit=3, max_new_tokens=5, batch_size=4),
 )
 
-
 ONE_ROW = replace(CONFIG, train_templates=("chat:vanilla",), test_templates=("chat:llama",), seeds=(0,))
 
 
