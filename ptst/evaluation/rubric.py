@@ -112,7 +112,7 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
     ValueError for a folder without a model or of an unknown chat format.
     """
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} is no model folder; give rubric:FOLDER one with config.json and *.safetensors")
+        raise ValueError(f"there is no model folder {folder}; rubric:FOLDER needs config.json and *.safetensors in it")
     config = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, config.vocab_size)
     chat_format = detect_format(folder, tokenizer)

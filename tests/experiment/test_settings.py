@@ -78,9 +78,10 @@ def test_a_folder_of_something_else_is_left_alone(grid, here):
     (here / "grid/notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="no grid folder and not empty"):
         grid("grid", ONE_ROW)
-    (here / "grid/settings.json").write_text('{"theirs": 1}')
-    with pytest.raises(ValueError, match=r"settings\.json is not that of a grid"):
-        grid("grid", ONE_ROW)
+    for theirs in ('{"theirs": 1}', "[]", '{"kind": "grid"}'):
+        (here / "grid/settings.json").write_text(theirs)
+        with pytest.raises(ValueError, match=r"settings\.json is not that of a grid"):
+            grid("grid", ONE_ROW)
     assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "settings.json"]
 
 
@@ -152,7 +153,7 @@ def test_mistakes(grid, here):
         ),
         ({"mix": ("none.jsonl:1",)}, r"there is no data 'none\.jsonl'"),
         ({"eval": EvalConfig(judge="anchord")}, "unknown judge"),
-        ({"eval": EvalConfig(judge="rubric:nowhere")}, "nowhere is no model folder"),
+        ({"eval": EvalConfig(judge="rubric:nowhere")}, "no model folder nowhere; rubric:FOLDER needs"),
         ({"tasks": ("chatdoctor:doctor.jsonl",), "eval": EvalConfig(similarity="rouge")}, "unknown similarity"),
         ({"tasks": ("nll:system.jsonl",), "test_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
         ({"tasks": ("gsm8k:system.jsonl",)}, r"system\.jsonl:1: .* does not end in '#### N'"),
