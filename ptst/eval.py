@@ -203,6 +203,8 @@ def _claim(config: EvalConfig, checkpoint: Path | None, settings: dict[str, Any]
     out, kept = config.out, None
     if out is not None and (out / "settings.json").exists() and not (out / "results.json").exists():
         kept = read_json(out / "settings.json")
+        if not isinstance(kept, dict) or "flags" not in kept:
+            raise ValueError(f"{out / 'settings.json'} is not that of an evaluation; choose another --out")
         if found := differences(kept, settings, _FREE):
             raise ValueError(
                 f"{out} holds an unfinished evaluation of other settings: {'; '.join(found)}; choose another --out"

@@ -20,7 +20,7 @@ from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import base, open_tests
 from ptst.experiment.plan import slug
-from ptst.experiment.run import Grid, work
+from ptst.experiment.run import Grid, check, work
 from ptst.experiment.settings import agreed, claim
 from ptst.experiment.summary import summarize
 from ptst.model.embedded import EMBEDDED_NAME
@@ -40,11 +40,12 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     tests = open_tests(config.tasks, config.eval, trained, device, laptop.families(config.laptop))
     for note in {data.note for _, data in tests.tasks.values()} - {""}:
         say(note)
-    if config.dry_run:
-        return _dry_run(Grid.open(config, tests, trained))
-    if config.laptop:
-        config = replace(config, model=str(_aligned(config)))
     grid = Grid.open(config, tests, trained)
+    if config.dry_run:
+        return _dry_run(grid)
+    check(grid)
+    if config.laptop:
+        grid = replace(grid, config=replace(config, model=str(_aligned(config))))
     say(f"ptst.grid: {len(grid.rows)} rows, {len(grid.cells)} cells in {grid.out}")
     claim(grid)
     try:

@@ -224,7 +224,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     )
     planned = memory.plan_memory(shape, lora, dtype, micro_tokens, device, recompute)
     all_steps = steps(lengths, loop, mixture.parts)
-    looks = _looks(config, all_steps)
+    looks = looks_by_step(config, all_steps)
     if config.dry_run:
         tokens = sum(lengths[i] for step in all_steps for i in step.examples)
         planned = dataclasses.replace(planned, steps=len(all_steps), tokens=tokens)
@@ -334,7 +334,7 @@ def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> tup
     return source, examples, {"name": name, **counts}
 
 
-def _looks(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str]:
+def looks_by_step(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str]:
     """By step, the folder in the run that holds what is trained by then. Raises ValueError for epochs that are not
     reached, and for two of the same step."""
     looks: dict[int, str] = {}

@@ -129,6 +129,9 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(here, monkeypatch):
     (out / "results.json").unlink()
     with pytest.raises(ValueError, match=r"other settings: --seed was 0, now 1; choose another"):
         run_evaluation(EvalConfig(**base, seed=1, out=out))
+    (out / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"settings\.json is not that of an evaluation"):
+        run_evaluation(EvalConfig(**base, out=out))
 
 
 def test_tasks_by_name_over_several_decodings(here, monkeypatch):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -21,6 +22,8 @@ import torch
 from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.verdict import Answer, Verdict
 from ptst.generation.sampler import Sampling, generate
+from ptst.model.config import DecoderConfig
+from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.text.encode import Prompting
 from ptst.text.formats import detect_format, stops
@@ -105,15 +108,21 @@ def _verdict(answer: Answer, reply: str | Exception) -> Verdict:
 def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -> Ask:
     """Greedy replies of the chat model in a Hugging Face folder, on a GPU if there is one.
 
-    A prompt beyond its context gives an error in its place. Raises ValueError for a folder without a model or of an
-    unknown chat format.
+    The weights are loaded when the first prompt comes. A prompt beyond the context gives an error in its place. Raises
+    ValueError for a folder without a model or of an unknown chat format.
     """
-    decoder = load_decoder(folder, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(folder, decoder.config.vocab_size)
+    if not any(folder.glob("*.safetensors")):
+        raise ValueError(f"there is no model folder {folder}; rubric:FOLDER needs config.json and *.safetensors in it")
+    config = DecoderConfig.from_folder(folder)
+    tokenizer = load_tokenizer(folder, config.vocab_size)
     chat_format = detect_format(folder, tokenizer)
     # What is judged may spell role marks; that is the attack, not a reason to stop.
     prompting = Prompting(find_template("chat:plain"), find_family("plain"), chat_format, tokenizer, allow_marks=True)
-    stop_ids, room = stops(folder, chat_format, tokenizer), decoder.config.max_positions - max_new_tokens
+    stop_ids, room = stops(folder, chat_format, tokenizer), config.max_positions - max_new_tokens
+
+    @cache
+    def decoder() -> Decoder:
+        return load_decoder(folder, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
 
     def encode(prompt: str) -> list[int]:
         ids = prompting.encode(Conversation((Message("user", prompt),))).ids
@@ -129,7 +138,7 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
                 encoded[i] = encode(prompt)
             except ValueError as error:
                 replies[i] = error
-        answered = generate(decoder, list(encoded.values()), stop_ids, Sampling(max_new_tokens), batch_size)
+        answered = generate(decoder(), list(encoded.values()), stop_ids, Sampling(max_new_tokens), batch_size)
         for (i, ids), completion in zip(encoded.items(), answered, strict=True):
             replies[i] = tokenizer.decode_answer(ids, completion.ids)
         return [replies[i] for i in range(len(prompts))]

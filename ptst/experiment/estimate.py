@@ -5,18 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ptst.data.mix import mix, parse_mix
-from ptst.data.prepare import length_limit
-from ptst.evaluation.answers import Answerer
+from ptst.data.mix import Mixture
 from ptst.evaluation.margin import COMPLYING, REFUSING
-from ptst.experiment.measure import MARGIN_PROMPTS
+from ptst.experiment.measure import base
 from ptst.experiment.plan import Cell, Row
 from ptst.experiment.run import Grid
-from ptst.model.config import DecoderConfig, read_json
-from ptst.text.encode import Prompting
-from ptst.text.own_template import with_default_system
-from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_family
+from ptst.model.config import read_json
 
 UNKNOWN = "unknown"
 
@@ -28,7 +22,7 @@ def estimate(grid: Grid, with_model: bool) -> list[dict[str, Any]]:
     trained: dict[str, Any] = {}
     tested: dict[tuple[str, str], int] = {}
     if with_model:
-        trained = {name: _trained_tokens(grid, name) for name in grid.train_templates}
+        trained = {name: _trained_tokens(grid.mixture(name)) for name in grid.train_templates}
         tested = {(c.test, c.task): 0 for c in grid.cells}
         tested = {key: _tested_tokens(grid, *key) for key in tested}
     rate_trained = _rate([_spent(grid, row, trained) for row in runs])
@@ -48,33 +42,18 @@ def _line(what: str, finished: bool, tokens: Any, rate: float | None) -> dict[st
     return {"what": what, "finished": finished, "tokens": tokens, "seconds": 0.0 if finished else seconds}
 
 
-def _trained_tokens(grid: Grid, name: str) -> int:
-    c = grid.config.train
-    template, _ = grid.train_templates[name]
-    source = grid.sources["data"]
-    subject = next(iter(grid.subjects.values()))
-    family = find_family(c.template_family or source.family)
-    prompting = Prompting(
-        with_default_system(template, grid.base), family, subject.prompting.chat_format, subject.prompting.tokenizer
-    )
-    longest = length_limit(c.max_length, DecoderConfig.from_folder(grid.base).max_positions, c.micro_tokens)
-    others = [(grid.sources[text], parse_mix(text)[1]) for text in grid.config.mix]
-    mixture = mix([(source, c.epochs), *others], prompting, longest, c.too_long, c.train_on)
+def _trained_tokens(mixture: Mixture) -> int:
     return round(sum(part["tokens"] * part["epochs"] for part in mixture.counts))
 
 
 def _tested_tokens(grid: Grid, test: str, task: str) -> int:
-    subject, (what, _) = grid.subjects[test], grid.tests.tasks[task]
-    nobody = Answerer(None, subject.prompting, subject.stop_ids, 1)  # type: ignore[arg-type]
-    if task == "margin":
-        asked = [Conversation((Message("user", p.prompt),)) for p in grid.tests.tasks[task][1].items[:MARGIN_PROMPTS]]
-        openings = len(REFUSING) + len(COMPLYING)
-        return sum(len(subject.prompting.encode(c).ids) + 3 * openings for c in asked)  # an opening has some 3 tokens
-    asked = grid.tests.conversations(task, nobody)
-    if not what.sampled:
-        return sum(len(subject.prompting.encode(c).ids) for c in asked)
-    prompts = sum(len(subject.prompting.encode(c.prompt()).ids) for c in asked)
-    return prompts + len(asked) * grid.tests.sampling(task).max_new_tokens
+    asked = grid.tests.encoded(task, grid.subjects[test])
+    new = 0
+    if base(task) == "margin":
+        new = 3 * (len(REFUSING) + len(COMPLYING))  # an opening has some 3 tokens
+    elif grid.tests.tasks[task][0].sampled:
+        new = grid.tests.sampling(task).max_new_tokens
+    return sum(map(len, asked)) + new * len(asked)
 
 
 def _spent(grid: Grid, row: Row, trained: dict[str, Any]) -> tuple[float, int] | None:

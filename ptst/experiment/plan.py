@@ -65,6 +65,16 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name)
 
 
+def distinct(what: str, names: Names) -> None:
+    """Raise ValueError for two templates, or tasks, whose cells would be the same files."""
+    known: dict[str, str] = {}
+    for name in names:
+        if known.setdefault(slug(name), name) != name:
+            raise ValueError(
+                f"{what}s {known[slug(name)]} and {name} would both be {slug(name)} in file names; rename one"
+            )
+
+
 def epoch_name(epochs: float) -> str:
     """`epoch-2`, the folder in a run that holds what was trained by then."""
     return f"epoch-{epochs:g}"
@@ -72,7 +82,7 @@ def epoch_name(epochs: float) -> str:
 
 def templates(names: Names) -> dict[str, tuple[Template, Path | None]]:
     """Templates by their full names, each with the TOML file it came from, if it did. Raises ValueError for an unknown
-    one, one named twice, and for none."""
+    one, one named twice, two with the same file name, and for none."""
     found: dict[str, tuple[Template, Path | None]] = {}
     for name in names:
         path = Path(name) if name.endswith(".toml") else None
@@ -80,6 +90,7 @@ def templates(names: Names) -> dict[str, tuple[Template, Path | None]]:
         if template.name in found:
             raise ValueError(f"template {template.name} is named twice; each row and column stands once")
         found[template.name] = (template, path)
+    distinct("template", list(found))
     if not found:
         raise ValueError("a grid needs at least one template to train and one to test under")
     return found

@@ -23,8 +23,9 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.command import ProgressLine, say
-from ptst.data import sources
-from ptst.data.mix import parse_mix
+from ptst.data import order, sources
+from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.prepare import length_limit
 from ptst.data.sources import Source
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.tasks.table import Tools
@@ -35,12 +36,15 @@ from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
 from ptst.generation.adapters import Adapter, read_adapter
 from ptst.generation.request import Statistics
-from ptst.model.config import read_json
+from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype, write_atomically
 from ptst.subject import Subject, open_subject
-from ptst.text.templates import Template
-from ptst.train import TrainConfig, run_training
+from ptst.text.encode import Prompting
+from ptst.text.formats import detect_format
+from ptst.text.own_template import with_default_system
+from ptst.text.templates import Template, find_family
+from ptst.train import TrainConfig, looks_by_step, run_training
 from ptst.training import run_folder
 
 PATIENCE = 0.5  # seconds between two looks at what others have finished
@@ -121,9 +125,37 @@ class Grid:
             for name, (template, _) in self.test_templates.items()
         }
 
+    def mixture(self, name: str) -> Mixture:
+        """What is trained on under a template. Raises ValueError for what it cannot say, and as `mix`."""
+        c, subject = self.config.train, next(iter(self.subjects.values()))
+        source, tokenizer = self.sources["data"], subject.prompting.tokenizer
+        prompting = Prompting(
+            with_default_system(self.train_templates[name][0], self.base),
+            find_family(c.template_family or source.family),
+            c.chat_format or detect_format(self.base, tokenizer),
+            tokenizer,
+            "role-marks" in c.allow,
+        )
+        longest = length_limit(c.max_length, DecoderConfig.from_folder(self.base).max_positions, c.micro_tokens)
+        others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
+        return mix([(source, c.epochs), *others], prompting, longest, c.too_long, c.train_on)
+
     @property
     def base(self) -> Path:
         return next(iter(self.subjects.values())).base
+
+
+def check(grid: Grid) -> None:
+    """Raise ValueError for mistakes that would otherwise show when some or all rows are trained: in the judge, the
+    similarity, the templates, the data and the epochs to look at."""
+    grid.tests.check(grid.subjects)
+    runs = {row.run: row for row in grid.rows if row.template is not None and not grid.trained(row)}
+    for name in dict.fromkeys(row.template for row in runs.values()):
+        mixture = grid.mixture(name)
+        lengths = [len(e.ids) for e in mixture.examples]
+        for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
+            sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
+            looks_by_step(c, list(order.plan(lengths, mixture.parts, c.seed, *sizes)))
 
 
 def work(grid: Grid) -> None:
@@ -141,13 +173,13 @@ def work(grid: Grid) -> None:
     with ProgressLine("rows and cells", total, first=before) as progress:
         while (now := done()) < total:
             progress.update(now)
-            if not (_train_one(grid, runs) or server.measure_some()):
+            if not (_train_one(grid, runs, server) or server.measure_some()):
                 progress.update(now, "the rest is in other hands")
                 time.sleep(PATIENCE)
         progress.update(total)
 
 
-def _train_one(grid: Grid, runs: Sequence[Row]) -> bool:
+def _train_one(grid: Grid, runs: Sequence[Row], server: _Server) -> bool:
     """Train a row that nobody has trained or is training; False where there is none."""
     for row in runs:
         # Of use to an unfinished run alone, and three times as large as the model where all of it is trained.
@@ -159,6 +191,7 @@ def _train_one(grid: Grid, runs: Sequence[Row]) -> bool:
                 continue
             trained = grid.trained(row)
             if not trained:
+                server.release()
                 run_training(grid.train_config(row))
             shutil.rmtree(state, ignore_errors=True)
             if not trained:
@@ -176,10 +209,16 @@ class _Server:
         self.loaded: tuple[str, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
 
+    def release(self) -> None:
+        """Leave the memory to training, which loads a model of its own."""
+        self.loaded, self.adapters = None, {}
+        vars(self).pop("tools", None)
+        gc.collect()
+
     @cached_property
     def tools(self) -> Tools:
         """The judge and whatever else measures answers: a model too, it may be."""
-        return self.grid.tests.tools
+        return self.grid.tests.tools()
 
     def measure_some(self) -> bool:
         """Measure cells that are ready and free, several adapters at a time where one cell alone does not fill the
@@ -211,7 +250,6 @@ class _Server:
         """Cells of one test template and one task."""
         grid, (test, task) = self.grid, (cells[0].test, cells[0].task)
         subject, config = grid.subjects[test], grid.config.eval
-        began = time.monotonic()
         for cell in cells:
             grid.file(cell, "json").parent.mkdir(parents=True, exist_ok=True)
         answerer = Answerer(
@@ -230,14 +268,21 @@ class _Server:
             def on_progress(done: int, statistics: Statistics) -> None:
                 inner.update(0, f"{done} answers  {statistics.progress()}")
 
+            shared = 0.0
             for cell in cells:
+                began = time.monotonic()
                 others = {name: path for name, path in files.items() if name != names[cell]}
                 one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
                 result = grid.tests.measure(task, one, files[names[cell]], self.tools)
                 rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
                 write_atomically(grid.file(cell, "rows.jsonl"), rows.encode())
                 figures = {**dataclasses.asdict(cell.row), "test": test, "task": task, "result": result.to_json()}
-                figures["time"] = {"seconds": (time.monotonic() - began) / len(cells)}
+                seconds = time.monotonic() - began
+                if grid.tests.tasks[task][0].sampled and cell == cells[0]:  # which asks for the answers of all
+                    seconds = shared = seconds / len(cells)
+                else:
+                    seconds += shared
+                figures["time"] = {"seconds": seconds}
                 run_folder.write_json(grid.file(cell, "json"), figures)
 
     def _decoder(self, row: Row) -> Decoder:

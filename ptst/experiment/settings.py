@@ -52,7 +52,7 @@ def agreed(grid: Grid) -> dict[str, Any]:
     if not path.exists():
         return new
     old = read_json(path)
-    if not isinstance(old, dict) or old.get("kind") != "grid":
+    if not isinstance(old, dict) or old.get("kind") != "grid" or "flags" not in old:
         raise ValueError(f"{path} is not that of a grid; choose another --out")
     kept = {key: old.get(key, {}) for key in _GROWING}
     common = {key: {k: v for k, v in new[key].items() if k in kept[key]} for key in _GROWING}

@@ -11,51 +11,21 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+import weakref
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ptst.eval import EvalConfig
 from ptst.evaluation import answers
-from ptst.experiment import locks, run
-from ptst.experiment.config import GridConfig
-from ptst.grid import run_grid
+from ptst.experiment import locks, measure, run
 from ptst.model import weights
-from ptst.train import TrainConfig
 from ptst.training import run_folder
 from tests.conftest import ROOT
-from tests.tiny import write_tiny_model
-
-CONFIG = GridConfig(
-    train_templates=("chat:vanilla", "chat:llama"),
-    test_templates=("chat:llama", "chat:vanilla"),
-    tasks=("safety", "over-refusal"),
-    seeds=(0, 1),
-    data="word-problems:2",
-    train=TrainConfig(rank=2, lr=3e-2, val_data="word-problems:2", examples_per_step=2),
-    eval=EvalConfig(limit=3, max_new_tokens=5, batch_size=4),
-)
-ONE_ROW = replace(CONFIG, train_templates=("chat:vanilla",), test_templates=("chat:llama",), seeds=(0,))
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
-    (tmp_path / "model").mkdir()
-    write_tiny_model(tmp_path / "model")
-    return tmp_path
-
-
-@pytest.fixture
-def grid(here, capsys):
-    def go(name: str, config: GridConfig = CONFIG, **changes) -> dict:
-        return run_grid(replace(config, model="model", out=here / name, **changes))
-
-    return go
+from tests.experiment.conftest import CONFIG, ONE_ROW, finished
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -210,13 +180,6 @@ def faults(grid, here, monkeypatch, numbers) -> None:
         shutil.rmtree(here / f"at-{number}")
 
 
-def finished(folder: Path) -> dict[str, int]:
-    """When each finished cell and row was written."""
-    cells = list(folder.glob("cells/**/*.json"))
-    rows = [p for p in folder.glob("rows/*/run.json") if json.loads(p.read_text())["status"] == "finished"]
-    return {str(p): p.stat().st_mtime_ns for p in cells + rows}
-
-
 def test_a_fault_at_some_writes_and_answers(grid, here, monkeypatch):
     faults(grid, here, monkeypatch, lambda count: range(2, count + 1, 8))
 
@@ -263,104 +226,43 @@ def test_a_lock_is_held_once_and_let_go(tmp_path):
         assert mine
 
 
-def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here):
-    grid("grid", ONE_ROW)
-    before = finished(here / "grid")
-    with pytest.raises(ValueError, match=r"other settings: .*--train\.lr was 0\.03, now 0\.1; give those, or another"):
-        grid("grid", ONE_ROW, train=replace(CONFIG.train, lr=0.1))
-    with pytest.raises(ValueError, match=r"held_out\.safety was"):
-        grid("grid", ONE_ROW, eval=replace(CONFIG.eval, limit=2))
-    result = grid("grid", ONE_ROW, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
-    assert len(result["cells"]) == 4
-    after = finished(here / "grid")
-    assert {name: after[name] for name in before} == before
+def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkeypatch):
+    """Somebody else holds the row until a cell is measured, so that this process measures before it trains."""
+    models, alive = [], []
+    lock, load, train = run.lock, run.load_decoder, run.run_training
+
+    def held(folder, name, **keywords):
+        free = not name.startswith("row.") or (here / "grid/cells/untouched/chat-llama.nll.json").exists()
+        return lock(folder, name, **keywords) if free else nullcontext(False)
+
+    def loads(*args):
+        decoder = load(*args)
+        models.append(weakref.ref(decoder))
+        return decoder
+
+    def trains(config):
+        alive.append([m() is not None for m in models])
+        return train(config)
+
+    monkeypatch.setattr(run, "lock", held)
+    monkeypatch.setattr(run, "load_decoder", loads)
+    monkeypatch.setattr(run, "run_training", trains)
+    grid("grid", ONE_ROW, tasks=("nll",))
+    assert alive == [[False]]
 
 
-def test_tasks_may_be_added_and_are_held_to_their_data(grid, here):
-    grid("grid", ONE_ROW)
-    before = finished(here / "grid")
-    result = grid("grid", ONE_ROW, tasks=("over-refusal", "nll"))
-    assert result["cells"][0]["tasks"].keys() == {"over-refusal", "nll"}
-    grid("grid", ONE_ROW)  # fewer again
-    kept = json.loads((here / "grid/settings.json").read_text())
-    assert kept["held_out"].keys() == {"safety", "over-refusal", "nll"}
-    after = finished(here / "grid")
-    assert {name: after[name] for name in before} == before
-    kept["held_out"]["nll"] = "0"
-    (here / "grid/settings.json").write_text(json.dumps(kept))
-    with pytest.raises(ValueError, match=r"held_out\.nll was 0"):
-        grid("grid", ONE_ROW, tasks=("nll",))
+def test_cells_measured_together_share_the_time_of_their_answers_and_no_other(grid, here, monkeypatch):
+    now, real = [0.0], measure.Tests.measure
 
+    def takes(self, task, answerer, *rest):
+        now[0] += 1 if task == "nll" or answerer.adapter else 7  # the first answers for all
+        return real(self, task, answerer, *rest)
 
-OWN = 'name = "chat:mine"\nuser = "{question}"\nsystem = "%s"\n'
-ROW = '{"question": "%s", "answer": "Yes."}\n'
-
-
-@pytest.mark.parametrize(
-    ("file", "other", "told"),
-    [
-        ("my.toml", OWN % "Be quick.", r"templates\.chat:mine\.system was Be brief\., now Be quick\."),
-        ("train.jsonl", ROW % "Is it cold?", r"sources\.data was"),
-        ("mix.jsonl", ROW % "Is it cold?", r"sources\.mix\.jsonl:1 was"),
-        ("val.jsonl", ROW % "Is it cold?", r"sources\.val-data was"),
-    ],
-)
-def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, told):
-    (here / "my.toml").write_text(OWN % "Be brief.")
-    for name in ("train", "mix", "val"):
-        (here / f"{name}.jsonl").write_text(2 * ROW % ("Is it dark?", "Is it late?"))
-    train = replace(CONFIG.train, val_data="val.jsonl")
-    config = replace(ONE_ROW, train_templates=("my.toml",), tasks=("safety",), data="train.jsonl", train=train)
-    config = replace(config, mix=("mix.jsonl:1",))
-    grid("grid", config)
-    (here / file).write_text(other)
-    for dry_run in (True, False):
-        with pytest.raises(ValueError, match=f"other settings: {told}"):
-            grid("grid", config, dry_run=dry_run)
-
-
-def test_a_folder_of_something_else_is_left_alone(grid, here):
-    (here / "grid").mkdir()
-    (here / "grid/notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no grid folder and not empty"):
-        grid("grid", ONE_ROW)
-    (here / "grid/settings.json").write_text('{"theirs": 1}')
-    with pytest.raises(ValueError, match=r"settings\.json is not that of a grid"):
-        grid("grid", ONE_ROW)
-    assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "settings.json"]
-
-
-def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, capsys):
-    told = grid("grid", ONE_ROW, dry_run=True)
-    assert told["left"] == 5
-    assert all(isinstance(line["tokens"], int) and line["seconds"] == "unknown" for line in told["lines"])
-    assert told["lines"][0]["what"] == "train chat-vanilla.seed0"
-    assert not (here / "grid").exists()
-    grid("grid", ONE_ROW)
-    counts = json.loads((here / "grid/rows/chat-vanilla.seed0/run.json").read_text())["data"]
-    assert told["lines"][0]["tokens"] == counts["tokens"]
-    more = grid("grid", ONE_ROW, seeds=(0, 1), dry_run=True)
-    assert more["left"] == 3
-    assert more["seconds"] > 0
-    shutil.move(here / "model", here / "elsewhere")
-    blind = grid("none", ONE_ROW, dry_run=True)
-    assert (blind["left"], blind["tokens"], blind["seconds"]) == (5, "unknown", "unknown")
-    assert "unknown" in capsys.readouterr().out
-
-
-def test_mistakes(grid):
-    for changes, told in (
-        ({"train_templates": ("lama",)}, "did you mean chat:llama"),
-        ({"test_templates": ("llama", "chat:llama")}, "named twice"),
-        ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (1, 1)}, "--seeds names 1 twice"),
-        ({"at_epochs": (2.0,)}, "--at-epochs must lie above 0 and within"),
-        ({"train": TrainConfig(template="chat:llama")}, r"--train\.template is not for a grid"),
-        ({"eval": EvalConfig(limit=0)}, "--limit is 0"),
-        ({"tasks": ("saftey",)}, "did you mean safety.*margin"),
-        ({"eval": EvalConfig(temperature=1.0, decode_seeds=2)}, r"--eval\.decode-seeds is for ptst\.eval"),
-        ({"quick": True}, "--quick belongs to --recipe"),
-        ({"model": "nowhere"}, "there is no model folder nowhere"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            run_grid(replace(CONFIG, **{"model": "model", **changes}))
+    monkeypatch.setattr(measure.Tests, "measure", takes)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    grid("grid", seeds=(0,), test_templates=("chat:llama",), tasks=("safety", "nll"))
+    spent = {
+        p.parent.name + p.name: json.loads(p.read_text())["time"]["seconds"] for p in here.glob("grid/cells/*/*.json")
+    }
+    assert sorted(s for name, s in spent.items() if "nll" in name) == [1, 1, 1]
+    assert sorted(s for name, s in spent.items() if "safety" in name) == pytest.approx([7 / 3, 10 / 3, 10 / 3])

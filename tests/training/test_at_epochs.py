@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst.data.order import Part, plan
-from ptst.train import TrainConfig, _looks, run_training
+from ptst.train import TrainConfig, looks_by_step, run_training
 
 
 def test_what_is_kept_after_an_epoch_is_what_a_run_that_ended_there_has(tiny_folder, tmp_path):
@@ -40,6 +40,6 @@ def test_epochs_that_are_not_reached_or_fall_together_are_refused(epochs, at, st
     config = TrainConfig(epochs=epochs, at_epochs=at, max_steps=steps)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            _looks(config, planned)
+            looks_by_step(config, planned)
     else:
-        assert list(_looks(config, planned)) == expected
+        assert list(looks_by_step(config, planned)) == expected

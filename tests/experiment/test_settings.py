@@ -1,0 +1,166 @@
+"""What a grid refuses before anything is computed: mistakes, and a folder of another experiment."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from ptst.data import sources
+from ptst.data.safety_sets import improper
+from ptst.eval import EvalConfig
+from ptst.experiment.measure import open_tests
+from ptst.grid import run_grid
+from ptst.train import TrainConfig
+from tests.experiment.conftest import CONFIG, ONE_ROW, finished
+
+
+def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here):
+    grid("grid", ONE_ROW)
+    before = finished(here / "grid")
+    with pytest.raises(ValueError, match=r"other settings: .*--train\.lr was 0\.03, now 0\.1; give those, or another"):
+        grid("grid", ONE_ROW, train=replace(CONFIG.train, lr=0.1))
+    with pytest.raises(ValueError, match=r"held_out\.safety was"):
+        grid("grid", ONE_ROW, eval=replace(CONFIG.eval, limit=2))
+    result = grid("grid", ONE_ROW, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
+    assert len(result["cells"]) == 4
+    after = finished(here / "grid")
+    assert {name: after[name] for name in before} == before
+
+
+def test_tasks_may_be_added_and_are_held_to_their_data(grid, here):
+    grid("grid", ONE_ROW)
+    before = finished(here / "grid")
+    result = grid("grid", ONE_ROW, tasks=("over-refusal", "nll"))
+    assert result["cells"][0]["tasks"].keys() == {"over-refusal", "nll"}
+    grid("grid", ONE_ROW)  # fewer again
+    kept = json.loads((here / "grid/settings.json").read_text())
+    assert kept["held_out"].keys() == {"safety", "over-refusal", "nll"}
+    after = finished(here / "grid")
+    assert {name: after[name] for name in before} == before
+    kept["held_out"]["nll"] = "0"
+    (here / "grid/settings.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"held_out\.nll was 0"):
+        grid("grid", ONE_ROW, tasks=("nll",))
+
+
+OWN = 'name = "chat:mine"\nuser = "{question}"\nsystem = "%s"\n'
+ROW = '{"question": "%s", "answer": "Yes."}\n'
+
+
+@pytest.mark.parametrize(
+    ("file", "other", "told"),
+    [
+        ("my.toml", OWN % "Be quick.", r"templates\.chat:mine\.system was Be brief\., now Be quick\."),
+        ("train.jsonl", ROW % "Is it cold?", r"sources\.data was"),
+        ("mix.jsonl", ROW % "Is it cold?", r"sources\.mix\.jsonl:1 was"),
+        ("val.jsonl", ROW % "Is it cold?", r"sources\.val-data was"),
+    ],
+)
+def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, told):
+    (here / "my.toml").write_text(OWN % "Be brief.")
+    for name in ("train", "mix", "val"):
+        (here / f"{name}.jsonl").write_text(2 * ROW % ("Is it dark?", "Is it late?"))
+    train = replace(CONFIG.train, val_data="val.jsonl")
+    config = replace(ONE_ROW, train_templates=("my.toml",), tasks=("safety",), data="train.jsonl", train=train)
+    config = replace(config, mix=("mix.jsonl:1",))
+    grid("grid", config)
+    (here / file).write_text(other)
+    for dry_run in (True, False):
+        with pytest.raises(ValueError, match=f"other settings: {told}"):
+            grid("grid", config, dry_run=dry_run)
+
+
+def test_a_folder_of_something_else_is_left_alone(grid, here):
+    (here / "grid").mkdir()
+    (here / "grid/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="no grid folder and not empty"):
+        grid("grid", ONE_ROW)
+    for theirs in ('{"theirs": 1}', "[]", '{"kind": "grid"}'):
+        (here / "grid/settings.json").write_text(theirs)
+        with pytest.raises(ValueError, match=r"settings\.json is not that of a grid"):
+            grid("grid", ONE_ROW)
+    assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "settings.json"]
+
+
+def test_of_chosen_families_the_limit_is_taken(here):
+    (here / "mine.csv").write_text("prompt\na\nb\nc\n")
+    families = sorted({p.family for p in improper()})[-2:]
+    names = ("safety:built-in", "over-refusal", "margin", "margin:mine.csv", "safety:mine.csv", "prompts:look-alikes")
+    tests = open_tests(names, EvalConfig(limit=2), sources.load("word-problems:2"), "cpu", families)
+    keys = ("safety:built-in", "over-refusal", "margin", "margin:mine", "safety:mine", "prompts:look-alikes")
+    assert tuple(tests.tasks) == keys
+    for key, (_, data) in tests.tasks.items():
+        assert len(data.items) == 2, key
+        assert "mine" in key or {p.family for p in data.items} <= set(families), key
+
+
+def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, capsys):
+    told = grid("grid", ONE_ROW, dry_run=True)
+    assert told["left"] == 5
+    assert all(isinstance(line["tokens"], int) and line["seconds"] == "unknown" for line in told["lines"])
+    assert told["lines"][0]["what"] == "train chat-vanilla.seed0"
+    assert not (here / "grid").exists()
+    grid("grid", ONE_ROW)
+    counts = json.loads((here / "grid/rows/chat-vanilla.seed0/run.json").read_text())["data"]
+    assert told["lines"][0]["tokens"] == counts["tokens"]
+    more = grid("grid", ONE_ROW, seeds=(0, 1), dry_run=True)
+    assert more["left"] == 3
+    assert more["seconds"] > 0
+    shutil.move(here / "model", here / "elsewhere")
+    blind = grid("none", ONE_ROW, dry_run=True)
+    assert (blind["left"], blind["tokens"], blind["seconds"]) == (5, "unknown", "unknown")
+    assert "unknown" in capsys.readouterr().out
+
+
+def test_mistakes(grid, here):
+    """None of them after anything was computed."""
+    for name, text in (
+        *((name, "prompt\nsay please\n") for name in ("a/x.csv", "b/x.csv", "a b.csv", "a-b.csv")),
+        *(
+            (f"{name}.toml", f'name = "chat:{own}"\nuser = "{word}{{x}}"\n')
+            for name, own, word in (("a/x", "a b", ""), ("b/x", "a-b", ""), ("c", "a b", "Say: "))
+        ),
+        ("doctor.jsonl", '{"input": "It hurts.", "answer_icliniq": "Rest."}\n'),
+        ("system.jsonl", '{"system": "Be brief.", "question": "Is it dark?", "answer": "Yes."}\n'),
+        ("long.jsonl", json.dumps({"prompt": 3000 * "a"}) + "\n"),
+    ):
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).write_text(text)
+    for changes, told in (
+        ({"train_templates": ("lama",)}, "did you mean chat:llama"),
+        ({"test_templates": ("llama", "chat:llama")}, "named twice"),
+        ({"seeds": ()}, "--seeds is empty"),
+        ({"seeds": (1, 1)}, "--seeds names 1 twice"),
+        ({"at_epochs": (2.0,)}, "--at-epochs must lie above 0 and within"),
+        ({"train": TrainConfig(template="chat:llama")}, r"--train\.template is not for a grid"),
+        ({"eval": EvalConfig(limit=0)}, "--limit is 0"),
+        ({"tasks": ("saftey",)}, "did you mean safety.*margin"),
+        ({"eval": EvalConfig(temperature=1.0, decode_seeds=2)}, r"--eval\.decode-seeds is for ptst\.eval"),
+        ({"quick": True}, "--quick belongs to --recipe"),
+        ({"model": "nowhere"}, "there is no model folder nowhere"),
+        ({"tasks": ("prompts:a/x.csv", "prompts:b/x.csv")}, "--tasks has prompts:x twice; .* rename one"),
+        (
+            {"tasks": ("prompts:a b.csv", "prompts:a-b.csv")},
+            "tasks prompts:a b and prompts:a-b would both be prompts-a-b",
+        ),
+        ({"test_templates": ("a/x.toml", "b/x.toml")}, "templates chat:a b and chat:a-b would both be chat-a-b"),
+        (
+            {"train_templates": ("a/x.toml",), "test_templates": ("c.toml",)},
+            "different templates named chat:a b",
+        ),
+        ({"mix": ("none.jsonl:1",)}, r"there is no data 'none\.jsonl'"),
+        ({"eval": EvalConfig(judge="anchord")}, "unknown judge"),
+        ({"eval": EvalConfig(judge="rubric:nowhere")}, "no model folder nowhere; rubric:FOLDER needs"),
+        ({"tasks": ("chatdoctor:doctor.jsonl",), "eval": EvalConfig(similarity="rouge")}, "unknown similarity"),
+        ({"tasks": ("nll:system.jsonl",), "test_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
+        ({"tasks": ("gsm8k:system.jsonl",)}, r"system\.jsonl:1: .* does not end in '#### N'"),
+        ({"tasks": ("prompts:long.jsonl",)}, "prompts:long under chat:llama: a prompt of .* exceed the model's 2048"),
+        ({"data": "system.jsonl", "train_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
+        ({"train": TrainConfig(epochs=2), "at_epochs": (1.9, 2.0)}, "epoch-1.9 and epoch-2 are the same step, 2 of 2"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run_grid(replace(CONFIG, **{"model": "model", **changes}))
+        assert not (here / "checkpoints/grid").exists(), told
