@@ -56,6 +56,17 @@ def test_show_lists_the_tokens_that_were_sent(subject, decoder):
     assert "chat:llama" in table.title
 
 
+def test_another_template_brings_its_own_stops(subject, decoder, monkeypatch):
+    chat = Chat(subject, decoder, GREEDY)
+    monkeypatch.setattr(
+        "ptst.chat.stop_ids", lambda _base, prompting: frozenset({5 if prompting.template.is_text else 6})
+    )
+    obey(chat, "/template text:vanilla")
+    assert chat.engine.stop_ids == {5}
+    obey(chat, "/template chat:llama")
+    assert chat.engine.stop_ids == {6}
+
+
 def test_commands(subject, decoder, capsys):
     chat = Chat(subject, decoder, GREEDY)
     obey(chat, "/system speak of trees")
