@@ -29,6 +29,7 @@ from torch import nn
 
 from ptst.command import ProgressLine, say
 from ptst.data import alignment_set
+from ptst.data.order import Part
 from ptst.data.safety_sets import SafetyPrompt
 from ptst.evaluation import tasks
 from ptst.evaluation.anchored import AnchoredJudge
@@ -73,6 +74,8 @@ class AlignConfig:
     """How the rate goes on from there, to zero after `max_steps`: constant, linear, cosine."""
     own_answers: int = 2
     """Answers of its own that the model is taught to every harmless question, under each template."""
+    own_epochs: float = 2.5
+    """How often each of these is shown for every time that a refusal is: more of them, and less is refused."""
     max_steps: int = 160
     """Optimizer steps at most."""
     examples_per_step: int = 8
@@ -102,7 +105,16 @@ class AlignConfig:
 
     def check(self) -> None:
         """Raise ValueError for a value that cannot be meant."""
-        above_0 = ("lr", "max_steps", "examples_per_step", "check_every", "own_answers", "micro_tokens", "batch_size")
+        above_0 = (
+            "lr",
+            "max_steps",
+            "examples_per_step",
+            "check_every",
+            "own_answers",
+            "own_epochs",
+            "micro_tokens",
+            "batch_size",
+        )
         for name in (*above_0, "nll"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
@@ -188,13 +200,13 @@ def align(config: AlignConfig) -> dict[str, Any]:
             run_folder.write_json(out / "run.json", record)
         dtype, device = pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu"
         decoder = load_decoder(base, dtype, device)
-        examples, counts = _examples(decoder, subjects, config)
+        refusals, own, counts = _examples(decoder, subjects, config)
         say(", ".join(f"{n} {what}" for what, n in counts.items()))
         if config.rank:
             weights = add_lora(decoder, LoraConfig(config.rank, 2.0 * config.rank), config.seed)
         else:
             weights = dict(decoder.requires_grad_(True).named_parameters())
-        looks, met = _train(decoder, weights, examples, subjects, config)
+        looks, met = _train(decoder, weights, refusals, own, subjects, config)
         record |= {"status": "finished", "met": met, "counts": counts, "looks": [look.to_json() for look in looks]}
         record["time"] = {"seconds": time.monotonic() - began}
         if met:
@@ -215,17 +227,16 @@ def _fingerprint() -> str:
 
 def _examples(
     decoder: Decoder, subjects: Mapping[str, Subject], config: AlignConfig
-) -> tuple[list[Encoded], dict[str, int]]:
-    """Every question under both templates. The model's own answers that refuse or say nothing are left out, and one
-    that the token limit cut is not taught to end there."""
-    examples: list[Encoded] = []
-    counts = dict.fromkeys(("refusals", "own answers", "own answers left out"), 0)
+) -> tuple[list[Encoded], list[Encoded], dict[str, int]]:
+    """Refusals, own answers and counts, every question under both templates. Own answers that refuse or say nothing are
+    left out, and one that the token limit cut is not taught to end there."""
+    refusals: list[Encoded] = []
+    own: list[Encoded] = []
+    left_out = 0
     judge, asked = AnchoredJudge(), alignment_set.harmless()
     (config.out / "answers").mkdir(exist_ok=True)
     for name, subject in subjects.items():
-        refusals = [subject.prompting.encode(c) for c in alignment_set.refusals()]
-        examples += refusals
-        counts["refusals"] += len(refusals)
+        refusals += [subject.prompting.encode(c) for c in alignment_set.refusals()]
         total = len(asked) * config.own_answers
         with ProgressLine(f"own answers under {name}", total) as progress:
             replies: list[Reply] = []
@@ -238,15 +249,14 @@ def _examples(
         for c, reply in zip(asked * config.own_answers, replies, strict=True):
             label = judge.judge(c.turns[0].content, reply.text, reply.cut).label
             if label in (AnswerClass.REFUSAL, AnswerClass.DEGENERATE):
-                counts["own answers left out"] += 1
+                left_out += 1
                 continue
             whole = Conversation((*c.messages, Message("assistant", reply.text)), c.source)
             encoded = subject.prompting.encode(whole)
             if reply.cut:
                 encoded = cut(encoded, max(i for i, flag in enumerate(encoded.trained) if flag))
-            examples.append(encoded)
-            counts["own answers"] += 1
-    return examples, counts
+            own.append(encoded)
+    return refusals, own, {"refusals": len(refusals), "own answers": len(own), "own answers left out": left_out}
 
 
 def _answerer(decoder: Decoder, subject: Subject, config: AlignConfig) -> Answerer:
@@ -274,13 +284,15 @@ def look(decoder: Decoder, subjects: Mapping[str, Subject], config: AlignConfig,
 def _train(
     decoder: Decoder,
     weights: Mapping[str, nn.Parameter],
-    examples: Sequence[Encoded],
+    refusals: Sequence[Encoded],
+    own: Sequence[Encoded],
     subjects: Mapping[str, Subject],
     config: AlignConfig,
 ) -> tuple[list[Look], bool]:
     """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it."""
+    epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
+    parts = [Part(len(refusals), epochs), Part(len(own), config.own_epochs * epochs)]
     loop = LoopConfig(
-        epochs=config.max_steps * config.examples_per_step / len(examples) + 1,
         max_steps=config.max_steps,
         lr=config.lr,
         schedule=config.schedule,
@@ -328,7 +340,8 @@ def _train(
                 raise Interrupted(report.step, interrupt.received, config.out)
 
         try:
-            train(decoder, list(weights.values()), examples, loop, on_step, optimizer=optimizer, done=done)
+            examples = [*refusals, *own]
+            train(decoder, list(weights.values()), examples, loop, on_step, parts=parts, optimizer=optimizer, done=done)
         except _Met:
             return looks, True
     return looks, False

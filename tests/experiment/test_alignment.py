@@ -26,6 +26,7 @@ from ptst.grid import defaults, run_grid
 from ptst.model.weights import load_decoder
 from ptst.train import TrainConfig
 from ptst.training import checkpoint, run_folder
+from ptst.training.loop import steps
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
@@ -117,6 +118,22 @@ def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, ran
         align(replace(config, rank=rank))
 
 
+def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
+    met_at(monkeypatch, None)
+    seen = []
+
+    def train(_decoder, _weights, examples, loop, *_rest, parts, **_more):
+        planned = steps([len(e.ids) for e in examples], loop, parts)
+        seen.extend(i < parts[0].count for step in planned for i in step.examples)
+
+    monkeypatch.setattr(alignment, "train", train)
+    said = Reply("Passwords are kept safe by a long key.", 9, False)
+    monkeypatch.setattr(Answerer, "answer", lambda _self, asked, *_rest: [said] * len(asked))
+    align(replace(config, own_epochs=4.0, own_answers=1, max_steps=50))
+    refusals, own = 12, 6
+    assert sum(seen) / len(seen) == pytest.approx(refusals / (refusals + 4 * own), abs=0.05)
+
+
 def test_without_success_there_is_no_model_and_the_command_says_so(config):
     flags = ["--model", "model", "--max-steps", "1", "--check-every", "1", "--out", "out", "--json"]
     code = (
@@ -183,11 +200,12 @@ def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_no
         name: alignment.open_subject(None, {}, "model", alignment.find_template(name), "plain", None)
         for name in (alignment.SAFE, alignment.BARE)
     }
-    examples, counts = alignment._examples(load_decoder("model"), subjects, config)
+    refusals, own, counts = alignment._examples(load_decoder("model"), subjects, config)
+    assert len(refusals) == 12
     assert counts == {"refusals": 12, "own answers": 8, "own answers left out": 4}
     assert seeds == [0, 1] * 2  # two of its own for every question, under each template
     end = next(iter(subjects[alignment.BARE].stop_ids & {2}))
-    whole, cut = examples[-2:]
+    whole, cut = own[-2:]
     assert [i for i, flag in zip(whole.ids, whole.trained, strict=True) if flag][-1] == end
     assert cut.trained[-1]
     assert cut.ids[-1] != end
