@@ -68,7 +68,7 @@ class AlignConfig:
 
     model: str = "smollm2-135m-instruct"
     """The embedded default, a local Hugging Face folder, or a hub id."""
-    lr: float = 2e-5
+    lr: float = 1e-4
     """Learning rate, reached after a twentieth of the steps."""
     schedule: Schedule = "linear"
     """How the rate goes on from there, to zero after `max_steps`: constant, linear, cosine."""
