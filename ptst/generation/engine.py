@@ -24,7 +24,7 @@ from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache, blocks_for, common
 from ptst.generation.device import Fetch, send
-from ptst.generation.draft import DRAFT, EARLIER, draft
+from ptst.generation.draft import DRAFT, DRAFT_16_BIT, EARLIER, draft
 from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.memory import gigabytes, plan_memory, workspace_bytes
@@ -86,6 +86,7 @@ class Engine:
         self._late = 1 if on_gpu else 0  # steps after which tokens are looked at
         self._graphs = DecodeGraphs(self.forward, self.cache, self._newest, length) if on_gpu else None
         self._events: list[Event] = []
+        self._guessed = DRAFT_16_BIT if decoder.dtype.itemsize == 2 else DRAFT
         self._earlier: deque[list[int]] = deque(maxlen=EARLIER)  # what was said, the newest first
 
     # What comes in
@@ -194,7 +195,7 @@ class Engine:
         guesses: list[int] = []
         if len(rows) == 1 and rows[0][0].decoding and not self._late:
             run = rows[0][0]
-            most = min(DRAFT, run.limit - run.launched - 1)
+            most = min(self._guessed, run.limit - run.launched - 1)
             guesses = draft(run.prompt + run.answer, most, self._earlier)
             rows = [(run, 1 + len(guesses))]
         for run, n in rows:
