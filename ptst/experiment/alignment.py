@@ -68,7 +68,7 @@ class AlignConfig:
 
     model: str = "smollm2-135m-instruct"
     """The embedded default, a local Hugging Face folder, or a hub id."""
-    lr: float = 1e-4
+    lr: float = 7e-5
     """Learning rate, reached after a twentieth of the steps."""
     schedule: Schedule = "linear"
     """How the rate goes on from there, to zero after `max_steps`: constant, linear, cosine."""
@@ -76,9 +76,9 @@ class AlignConfig:
     """Answers of its own that the model is taught to every harmless question, under each template."""
     own_epochs: float = 2.5
     """How often each of these is shown for every time that a refusal is: more of them, and less is refused."""
-    max_steps: int = 160
+    max_steps: int = 80
     """Optimizer steps at most."""
-    examples_per_step: int = 8
+    examples_per_step: int = 16
     """Examples in an optimizer step."""
     check_every: int = 5
     """Steps between two looks at whether the model is aligned."""
