@@ -20,6 +20,7 @@ from ptst.text.own_template import with_default_system
 from ptst.text.templates import Template, find_family
 from ptst.text.tokenizer import load_tokenizer
 from ptst.training import run_folder
+from ptst.training.resume import weights_fingerprint
 
 CHECKPOINTS = Path("checkpoints")
 
@@ -80,8 +81,13 @@ def open_subject(
     chat_format: str | None,
 ) -> Subject:
     """Everything but the weights. `chat_format` None: the run's, or the folder's own. Raises ValueError for a model,
-    family or format that is not there."""
+    family or format that is not there, and for an adapter of another base."""
     base = locate_model(run["model_name"] if checkpoint else str(model), CHECKPOINTS)
+    if checkpoint and not run["full"] and run.get("weights") not in (None, weights_fingerprint(base)):
+        raise ValueError(
+            f"the adapter in {checkpoint} was trained on other weights than {base} holds now; put those back, or train "
+            f"anew"
+        )
     tokenizer = load_tokenizer(base, DecoderConfig.from_folder(base).vocab_size)
     chat_format = chat_format or run.get("chat_format") or detect_format(base, tokenizer)
     template = with_default_system(template, base)

@@ -83,6 +83,13 @@ def test_full_fine_tuning_writes_a_model_folder(here):
     assert untouched["results"]["untouched"] == evaluated["results"]["fine-tuned"]
 
 
+def test_an_adapter_goes_on_no_other_weights_of_its_shape(here):
+    run_training(TrainConfig(model="model", max_steps=1, out=here / "run"))
+    write_tiny_model(here / "model", seed=1)
+    with pytest.raises(ValueError, match="the adapter in .*run was trained on other weights than .*model holds now"):
+        run_evaluation(EvalConfig(checkpoint=here / "run", limit=1, max_new_tokens=2))
+
+
 def test_long_examples_are_dropped_or_cut_and_counted(here):
     base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 250}
     with pytest.raises(ValueError, match=r"more than the 250 .* of 20; raise the limit, or choose --too-long"):

@@ -15,7 +15,7 @@ from ptst.generation.request import Request, Statistics
 from ptst.generation.stop import TextStream
 
 SHORTEST_SHARED = 32  # a common beginning of fewer tokens is not worth storing
-PATIENCE = 64  # admissions that may pass a request for which there is not enough room; then all wait for it
+PATIENCE = 64  # later arrivals that may be admitted before a request; then it is the next, and all wait for its room
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class Run:
     prompt: list[int]
     adapter: str | None
     order: int = 0
-    passed: int = 0  # requests that were admitted although this one came first
+    passed: int = 0  # requests that were admitted although this one had come before them
     blocks: BlockList | None = None
     slot: int = 0  # its place among the newest tokens on the device
     computed: int = 0  # tokens whose keys and values are stored
@@ -87,16 +87,16 @@ class Scheduler:
         if not self.waiting or not self.free_slots or self._standing() == self._fruitless:
             return []
         view = list(islice(self.waiting, 2 * self.max_batch))
-        stuck = next((r for r in view if r.passed > PATIENCE), None)
-        queue = [stuck] if stuck else sorted(view, key=lambda r: (-len(r.prompt) - r.limit, r.order))
+        overdue = [r for r in view if r.passed > PATIENCE]
+        rest = [r for r in view if r.passed <= PATIENCE]
         admitted: list[Run] = []
-        for run in queue:
+        for run in [*overdue, *sorted(rest, key=lambda r: (-len(r.prompt) - r.limit, r.order))]:
             if not self.free_slots:
                 break
             if self._held(run):
                 continue
             stored, length = self.cache.match(run.prompt, run.adapter) if self.share else (None, 0)
-            if self.share and not stuck and self._store_beginning(run, length, view):
+            if self.share and run.passed <= PATIENCE and self._store_beginning(run, length, view):
                 continue
             most = len(run.prompt) + run.limit
             blocks = self.cache.admit(most, stored, length)
@@ -104,16 +104,17 @@ class Scheduler:
                 length = 0  # even what is stored must give way
                 blocks = self.cache.admit(most)
             if blocks is None:
+                if run.passed > PATIENCE:
+                    break
                 continue
             self.waiting.remove(run)
             run.slot = self.free_slots.pop()
             self._start(run, blocks, length)
             self.statistics.saved_tokens += length
             admitted.append(run)
-        if admitted:
-            for run in view:
-                if run.blocks is None and not self._held(run) and self.free_slots:
-                    run.passed += len(admitted)
+        for run in view:
+            if run.blocks is None:
+                run.passed += sum(a.order > run.order for a in admitted)
         self._fruitless = None if admitted else self._standing()
         return admitted
 

@@ -15,6 +15,7 @@ from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.request import Request
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling, draw
+from ptst.generation.schedule import PATIENCE
 from ptst.model.weights import load_decoder
 from ptst.text.tokenizer import load_tokenizer
 from tests.tiny import write_tiny_model
@@ -164,6 +165,16 @@ def test_a_long_prompt_is_read_while_others_are_answered(decoder):
     for _ in range(25):
         assert [e.id for e in engine.step()] in (["short"], ["short", "long"])
     assert engine.statistics.prompt_tokens == 102
+
+
+def test_the_shortest_is_answered_though_longer_ones_never_end(decoder):
+    engine, asked = Engine(decoder, {2}, max_batch=2, max_length=60), 0
+    engine.add(Request([5], Sampling(1), "short"))
+    while not any(e.id == "short" for e in engine.step()):
+        while engine.waiting < 4:
+            engine.add(Request(list(range(3, 23)), Sampling(2), asked))
+            asked += 1
+        assert asked < PATIENCE + 10
 
 
 def test_a_conversation_goes_on_from_what_is_kept(decoder):
