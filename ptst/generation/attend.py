@@ -8,6 +8,7 @@ tokens of a block, L cached tokens of a request, n new ones.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -59,7 +60,10 @@ class StepAttention:
                 self.cu_k.append(self.cu_k[-1] + start + n)
             if not cache.on_gpu:
                 G = config.num_heads // config.num_kv_heads
-                self.masks = [causal_mask(n, s + n, config.sliding_window).repeat(G, 1) for _, s, n in reading]
+                # To be added: a boolean one would be turned into numbers in every layer.
+                seen = [causal_mask(n, s + n, config.sliding_window) for _, s, n in reading]
+                zeros = [torch.zeros(m.shape, dtype=cache.store.dtype) for m in seen]
+                self.masks = [z.masked_fill_(~m, -math.inf).repeat(G, 1) for z, m in zip(zeros, seen, strict=True)]
 
     def _places(self, spans: Sequence[tuple[list[int], int, int]], device: torch.device) -> Tensor:
         """Rows (tokens K,) of the cache, seen as (B K P, D), for the tokens from `start` to `end` of each list."""

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from ptst.model.config import DecoderConfig
@@ -59,7 +60,7 @@ class Cache:
     def __init__(self, config: DecoderConfig, blocks: int, dtype: torch.dtype, device: torch.device):
         shape = (config.num_layers, 2, blocks + 1, config.num_kv_heads, BLOCK, config.head_dim)
         # Zeros, not whatever was in memory: a masked key has weight 0, and 0 times a stray NaN would be NaN.
-        self.store = torch.zeros(shape, dtype=dtype, device=device)
+        self.store = _zeros(shape, dtype, device)
         # (keys, values) of each layer, (B, K, P, D) and once more as rows (B K P, D).
         self.layers = [(keys, values) for keys, values in self.store]
         self.rows = [tuple(x.view(-1, config.head_dim) for x in layer) for layer in self.layers]
@@ -189,6 +190,13 @@ class Cache:
         for holder in (*sequences, *self.stored):
             holder.blocks = [moved.get(b, b) for b in holder.blocks]
         self._free = list(range(used + 1, self.blocks + 1))
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On a CPU pages of zeros from the system, which take time and memory only when they are first touched."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:
