@@ -15,6 +15,7 @@ from ptst.eval import EvalConfig
 from ptst.train import TrainConfig
 
 PROMPTS, QUICK_PROMPTS = 200, 100
+NEW_TOKENS = 48  # as much of an answer as shows what it is
 SEEDS, SEARCH_SEEDS = (0, 1, 2), (100, 101)
 _CHAT = ("chat:vanilla", "chat:alpaca", "chat:llama")
 
@@ -27,11 +28,11 @@ def values(name: str, quick: bool = False) -> dict[str, Any]:
     return {
         "train_templates": templates,
         "test_templates": templates,
-        "tasks": ("safety", "over-refusal", "margin", "nll"),
+        "tasks": ("safety", "over-refusal", "margin", "nll:word-problems:50"),
         "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
         "data": "word-problems:240",
         "train": TrainConfig(full=True, lr=3e-4),
-        "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS, batch_size=PROMPTS),
+        "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=PROMPTS),
     }
 
 

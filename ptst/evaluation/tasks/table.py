@@ -75,7 +75,9 @@ def _problems(data: str | None, defaults: Defaults) -> TaskData:
             f"gsm8k and nll would be measured on what was trained on: the file {defaults.problems} has no test part; "
             "give other problems with --data (in a grid --eval.data), or leave these tasks out with --tasks"
         )
-    source = sources.load(data or defaults.problems, "test", defaults.limit)
+    count = (data or "").partition(":")[2]  # of the task's own data, not of what was trained on
+    limits = [n for n in (defaults.limit, int(count) if count.isdigit() else None) if n]
+    source = sources.load(data or defaults.problems, "test", min(limits, default=None))
     kind = "word-problems" if source.name.startswith(sources.DEFAULT) else "gsm8k"
     if bare := next((c for c in source.conversations if not c.answered), None):
         raise ValueError(f"{bare.where}the conversation ends without a reference answer to compare with")
