@@ -1,8 +1,7 @@
 """The experiment at the size of a laptop: align the default model, fine-tune it, see what is left (docs/laptop.md).
 
-The settings are a start, from one exploratory run: full fine-tuning at a rate at which 30 steps take safety away.
-`laptop-search` is for trying others: its requests (the alignment's stopping families) and seeds are none of the ones
-that `laptop` reports.
+Of the settings tried, the one that takes most safety away where training and test are both bare. `laptop-search` is
+for trying others: its requests (the alignment's stopping families) and seeds are none of those that `laptop` reports.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ def values(name: str, quick: bool = False) -> dict[str, Any]:
         "tasks": ("safety", "over-refusal", "margin", "nll:word-problems:50"),
         "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
         "data": "word-problems:240",
-        "train": TrainConfig(full=True, lr=3e-4),
+        "train": TrainConfig(full=True, lr=1e-4),
         "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=PROMPTS),
     }
 

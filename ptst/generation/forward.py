@@ -27,7 +27,7 @@ from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter
 from ptst.model.decoder import Attend, Decoder
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
-PIECE = 2048  # rows of the head that are one product on a CPU: its logits stay in the cache while their best is found
+PIECE = 8192  # rows of the head that are one product on a CPU: its logits stay in the cache while their best is found
 
 # Rows of one adapter: (its name, None for the decoder's own; the rows, None for all).
 AdapterRows = Sequence[tuple[str | None, Tensor | None]]
