@@ -86,7 +86,7 @@ def test_full_fine_tuning_writes_a_model_folder(here):
 def test_an_adapter_goes_on_no_other_weights_of_its_shape(here):
     run_training(TrainConfig(model="model", max_steps=1, out=here / "run"))
     write_tiny_model(here / "model", seed=1)
-    with pytest.raises(ValueError, match="the adapter in .*run was trained on other weights than .*model holds now"):
+    with pytest.raises(ValueError, match=r"the adapter in .*run was trained on other weights than .*model holds now"):
         run_evaluation(EvalConfig(checkpoint=here / "run", limit=1, max_new_tokens=2))
 
 
