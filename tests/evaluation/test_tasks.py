@@ -121,8 +121,8 @@ def test_tasks_by_name(tmp_path):
         "gsm8k": ("word-problems", 4, "word-problems"), "safety": ("built-in", 4, "requests"),
         "over-refusal": ("look-alikes", 4, "requests"), "nll": ("word-problems", 4, "word-problems"),
     }  # fmt: skip
-    counts = {n: len(load_tasks([f"nll:word-problems:{n}"], DEFAULTS)[f"nll:word-problems:{n}"][1].items) for n in (2, 9)}
-    assert counts == {2: 2, 9: 4}  # the limit holds, too
+    some = [load_tasks([f"nll:word-problems:{n}"], DEFAULTS)[f"nll:word-problems:{n}"][1] for n in (2, 9)]
+    assert [len(d.items) for d in some] == [2, 4]  # the limit holds, too
     (tmp_path / "mine.csv").write_text("prompt\nsay please\n")
     (tmp_path / "types.csv").write_text("prompt,type\nsay please,homonyms\nsay,contrast_homonyms\n")
     mine, types = str(tmp_path / "mine.csv"), str(tmp_path / "types.csv")
