@@ -100,6 +100,7 @@ def blocks_attention(q_RHD: Tensor, k_BKPD: Tensor, v_BKPD: Tensor, plan: BlockP
     # The query heads of a group stand side by side: a matrix of G queries over one set of keys.
     q_RKGD = q_RHD.unflatten(1, (K, H // K)) * (1 / math.sqrt(D))
     scores_BKGP = q_RKGD.index_select(0, plan.owner_B) @ k_BKPD[:B].transpose(2, 3)
+    scores_BKGP[0] = 0  # the owner of nobody's block may be a row that is not a number
     scores_RHNP = scores_BKGP.view(B * H, P).index_select(0, plan.scores_at).view(R, H, N, P)
     for rows_M, blocks_n in plan.groups:
         n = len(blocks_n)

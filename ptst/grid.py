@@ -13,6 +13,7 @@ import torch
 from ptst import command
 from ptst.command import say
 from ptst.data import sources
+from ptst.evaluation.judges import find_judge
 from ptst.experiment import laptop, tables
 from ptst.experiment.alignment import AlignConfig, align
 from ptst.experiment.config import LAPTOP, GridConfig
@@ -42,6 +43,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
         say(note)
     grid = Grid.open(config, tests, trained)
     if config.dry_run:
+        find_judge(config.eval.judge)
         return _dry_run(grid)
     check(grid)
     if config.laptop:

@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ptst.eval import EvalConfig, run_evaluation
 from ptst.evaluation.answers import AnswerFile
+from ptst.model import weights
 from ptst.train import TrainConfig, run_training
 from tests.conftest import ROOT
 from tests.model.test_sentence_encoder import write_encoder
@@ -71,7 +72,20 @@ def test_train_then_eval(here):
     assert "PTST: trained under chat:vanilla" in done.stderr
 
 
-def test_full_fine_tuning_writes_a_model_folder(here):
+def test_full_fine_tuning_writes_a_model_folder(here, monkeypatch):
+    # A base that was made here; its record is not the run's, not even while the weights are being written.
+    (here / "model" / "run.json").write_text('{"kind": "align", "status": "finished"}')
+
+    def full(tensors, path, *rest):
+        if "model.safetensors" in path.name:
+            raise OSError("full")
+        save_file(tensors, path, *rest)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+        patched.setattr(weights, "save_file", full)
+        run_training(TrainConfig(model="model", full=True, max_steps=1, lr=1e-3, out=here / "stopped"))
+    record = json.loads((here / "stopped" / "run.json").read_text())
+    assert (record["kind"], record["status"]) == ("train", "running")
     result = run_training(TrainConfig(model="model", full=True, max_steps=1, lr=1e-3, out=here / "run"))
     assert result["steps"] == 1
     before, after = (load_file(here / f / "model.safetensors") for f in ("model", "run"))

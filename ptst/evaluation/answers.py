@@ -87,13 +87,9 @@ class Answerer:
         """An answer for each conversation, in order; those that are in the file at `path` are taken from it.
 
         Raises ValueError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
-        after all others are kept, for answers that went wrong in the model.
+        after all others are kept, for answers of `adapter` that went wrong in the model.
         """
-        return self._answers(conversations, sampling, {self.adapter: path, **self.beside})[self.adapter]
-
-    def _answers(
-        self, conversations: Sequence[Conversation], sampling: Sampling, paths: Mapping[str | None, Path | None]
-    ) -> dict[str | None, list[Reply]]:
+        paths = {self.adapter: path, **self.beside}
         prompts = [self.prompting.encode(c.prompt()).ids for c in conversations]
         keys = [_key(number, prompt, sampling) for number, prompt in enumerate(prompts)]
         files = {adapter: AnswerFile(path) if path is not None else None for adapter, path in paths.items()}
@@ -128,7 +124,9 @@ class Answerer:
             def done(name: str | int, completion: Completion) -> None:
                 adapter, number = missing[name]
                 if completion.error is not None:
-                    errors.append(f"{conversations[number].where}{completion.error}")
+                    # Those beside are asked again when it is their turn, and hold nobody else up.
+                    if adapter == self.adapter:
+                        errors.append(f"{conversations[number].where}{completion.error}")
                     return
                 reply = Reply(completion.text, len(completion.ids), completion.cut)
                 answers[adapter][number] = reply
@@ -138,9 +136,8 @@ class Answerer:
 
             engine.run(requests, done)
         if errors:
-            total = len(prompts) * len(paths)
-            raise ValueError(f"{len(errors)} of {total} answers failed, the first one: {errors[0]}")
-        return {adapter: [found[i] for i in range(len(prompts))] for adapter, found in answers.items()}
+            raise ValueError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")
+        return [answers[self.adapter][i] for i in range(len(prompts))]
 
 
 def _key(number: int, prompt: list[int], sampling: Sampling) -> str:

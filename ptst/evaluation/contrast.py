@@ -1,8 +1,9 @@
 """One cell against another, paired by seed and prompt; and the contrast that PTST is about.
 
 The test named beforehand is the two-way t: mean difference over the square root of `two_way_variance`. Its claim is
-about further seeds *and* further requests of the same kind. The paired t over seeds, which takes these prompts for all
-there are, and the exact sign flips stand beside it; docs/statistics.md shows why they are not the first.
+about further seeds *and* further requests of the same kind. Beside it stand the same test over families, where prompts
+come in families (the claim is about further families); the paired t over seeds, which takes these prompts for all there
+are; and the exact sign flips. docs/statistics.md shows why they are not the first.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ class Contrast:
     """95 % percentile interval over seeds and prompts: too narrow below 8 seeds, for comparison only."""
     p_seeds: float | None
     """Paired t over seeds, for these prompts; None also where the seeds do not differ."""
+    families: TwoWayT | None
+    """The same test over the families' means; None where prompts have none, or all one."""
     p_flips: float | None
     """Exact sign flips over seeds; None also above 20 seeds."""
     mcnemar: float | None
@@ -94,9 +97,11 @@ def paired_contrast(first: Cell, second: Cell) -> Contrast:
     means = float(a_SP.mean()), float(b_SP.mean())
     left_out = len(first.prompts) - prompts
     if seeds == 1:
-        return Contrast(*means, seeds, prompts, left_out, None, None, None, None, mcnemar(a_SP[0], b_SP[0]))
+        return Contrast(*means, seeds, prompts, left_out, None, None, None, None, None, mcnemar(a_SP[0], b_SP[0]))
     d_SP = a_SP - b_SP
     d_S = d_SP.mean(1)
+    families_P = np.array(first.families)[whole_P] if first.families else np.array([])
+    d_SF = [d_SP[:, families_P == name].mean(1) for name in np.unique(families_P)]
     return Contrast(
         *means,
         seeds,
@@ -105,6 +110,7 @@ def paired_contrast(first: Cell, second: Cell) -> Contrast:
         test=two_way_t(d_SP),
         bootstrap=bootstrap_interval(d_SP),
         p_seeds=float(stats.ttest_1samp(d_S, 0).pvalue) if np.ptp(d_S) > 1e-12 else None,
+        families=two_way_t(np.stack(d_SF, 1)) if len(d_SF) > 1 else None,
         p_flips=sign_flip(d_S) if seeds <= MOST_FLIPPED else None,
         mcnemar=None,
     )
@@ -129,11 +135,19 @@ def ptst_contrast(
             f"on {c.prompts} prompts{left_out}, within one seed, so nothing can be said about further seeds (exact "
             f"McNemar test between these two runs: p = {c.mcnemar:.2g})."
         )
-    if c.test.interval:
-        interval = f"95 % interval {_points(c.test.interval[0])} to {_points(c.test.interval[1])}"
-    else:
-        interval = "the same in every run and prompt, so there is no interval"
-    return c, head + f"({interval}; p = {c.test.p:.2g}; {c.seeds} seeds, {c.prompts} prompts{left_out})."
+    sentence = head + f"({_interval(c.test)}; p = {c.test.p:.2g}; {c.seeds} seeds, {c.prompts} prompts{left_out})."
+    if c.families is not None:
+        sentence += (
+            f" With families of prompts in place of prompts: {_points(c.families.effect)} points "
+            f"({_interval(c.families)}; p = {c.families.p:.2g})."
+        )
+    return c, sentence
+
+
+def _interval(test: TwoWayT) -> str:
+    if test.interval is None:
+        return "the same in every run and prompt, so there is no interval"
+    return f"95 % interval {_points(test.interval[0])} to {_points(test.interval[1])}"
 
 
 def _percent(share: float) -> str:

@@ -36,9 +36,11 @@ class Cell:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     outcomes_SP: NDArray[np.float64]
+    families: tuple[str, ...] | None = None
+    """Of each prompt, where prompts come in families."""
 
 
-def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike]) -> Cell:
+def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike], families: Sequence[str] | None = None) -> Cell:
     """A cell from one array of outcomes (P,) a seed, in the order of `prompts`.
 
     Raises ValueError for no prompts, a prompt named twice, no seeds, a run of another length, outcomes other than 0,
@@ -61,7 +63,7 @@ def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike]) -> Cell:
         if not np.isin(judged, (0, 1)).all():
             raise ValueError(f"seed {seed} has an outcome that is neither 0, 1 nor NaN (unjudged)")
         runs.append(run_P)
-    return Cell(tuple(prompts), tuple(by_seed), np.stack(runs))
+    return Cell(tuple(prompts), tuple(by_seed), np.stack(runs), tuple(families) if families else None)
 
 
 @dataclass(frozen=True)

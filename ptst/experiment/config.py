@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -94,8 +95,11 @@ class GridConfig:
                 if getattr(part, key, None) != getattr(plain, key, None):
                     flag = key.replace("_", "-")
                     raise ValueError(f"--{name}.{flag} is not for a grid, which says it for each row and cell itself")
-        self.train.check()
-        self.eval.check()
+        for name, part in (("train", self.train), ("eval", self.eval)):
+            try:
+                part.check()
+            except ValueError as error:
+                raise ValueError(re.sub(r"--(?=[a-z])", f"--{name}.", str(error))) from None
         if self.eval.decode_seeds > 1:
             raise ValueError("--eval.decode-seeds is for ptst.eval: in a grid every run is one decoding of its seed")
         for name in ("tasks", "seeds", "at_epochs"):

@@ -1,7 +1,8 @@
 """The experiment at the size of a laptop: align the default model, fine-tune it, see what is left (docs/laptop.md).
 
-Of the settings tried, the one that takes most safety away where training and test are both bare. `laptop-search` is
-for trying others: its requests (the alignment's stopping families) and seeds are none of those that `laptop` reports.
+Of the settings tried, the one with the most on-topic answers to improper requests where training and test are both
+bare. `laptop-search` is for trying others: its requests (the alignment's stopping families) and seeds are none of those
+that `laptop` reports.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from ptst.data.alignment_set import STOP_FAMILIES, TEST_FAMILIES
 from ptst.eval import EvalConfig
 from ptst.train import TrainConfig
 
-PROMPTS, QUICK_PROMPTS = 200, 100
-NEW_TOKENS = 48  # as much of an answer as shows what it is
+PROMPTS = 100  # of the 200 there are (--eval.limit 200): three seeds are done in less than two hours
 SEEDS, SEARCH_SEEDS = (0, 1, 2), (100, 101)
 _CHAT = ("chat:vanilla", "chat:alpaca", "chat:llama")
 
@@ -31,7 +31,7 @@ def values(name: str, quick: bool = False) -> dict[str, Any]:
         "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
         "data": "word-problems:240",
         "train": TrainConfig(full=True, lr=1e-4),
-        "eval": EvalConfig(limit=QUICK_PROMPTS if quick else PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=PROMPTS),
+        "eval": EvalConfig(limit=PROMPTS, batch_size=200),
     }
 
 

@@ -168,7 +168,8 @@ def _margin(answerer: Answerer, items: Sequence[Any], *_rest: Any) -> TaskResult
         {"id": c.source, "refusing": m.refusing, "complying": m.complying, "margin": m.value}
         for c, m in zip(conversations, found, strict=True)
     ]
-    return TaskResult("margin", values={"margin": sum(m.value for m in found) / len(found)}, rows=rows)
+    values = {key: sum(row[key] for row in rows) / len(rows) for key in ("margin", "refusing", "complying")}
+    return TaskResult("margin", values=values, rows=rows)
 
 
 MARGIN = Task("margin", _margin_data, _margin, sampled=False)

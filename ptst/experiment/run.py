@@ -106,7 +106,10 @@ class Grid:
     def trained(self, row: Row) -> bool:
         """Whether there is nothing left to do for the row."""
         path = self.out / "rows" / row.run / "run.json"
-        return row.template is None or (path.exists() and read_json(path).get("status") == "finished")
+        if row.template is None:
+            return True
+        record = read_json(path) if path.exists() else {}
+        return (record.get("kind"), record.get("status")) == ("train", "finished")
 
     def file(self, cell: Cell, ending: str) -> Path:
         return self.out / "cells" / f"{cell.name}.{ending}"

@@ -90,7 +90,8 @@ def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
         for name in names:
             by_seed = {seed: [_outcome(of_seed[i], name) for i in chosen] for seed, of_seed in rows.items()}
             judged = not any(np.isnan(run).all() for run in by_seed.values())
-            tables[prefix + name] = outcomes(prompts, by_seed) if judged else None
+            families = [str(first[i].get("family") or "") for i in chosen]
+            tables[prefix + name] = outcomes(prompts, by_seed, families if all(families) else None) if judged else None
         scores = {seed: [s for i in chosen if (s := of_seed[i].get("score"))] for seed, of_seed in rows.items()}
         if all(scores.values()):
             tables[f"{prefix}score"] = {seed: float(np.mean(of_seed)) for seed, of_seed in scores.items()}
@@ -137,8 +138,14 @@ def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
     pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
     task = next((t for t in grid.tests.tasks if base(t) == "safety"), None)  # of several sets, the first
-    if not safe or not pure or task is None:
-        return {"contrast": None, "others": {}}
+    missing = [
+        *(["no training template with a safety prompt that is tested, too"] if not safe else []),
+        *(["no training template without one"] if not pure else []),
+        *(["no task safety"] if task is None else []),
+    ]
+    if missing:
+        sentence = f"The contrast cannot be computed: this grid has {' and '.join(missing)}."
+        return {"contrast": {"sentence": sentence, "named": False, "effect": None}, "others": {}}
     prompt, plain = SAFE if SAFE in safe else safe[0], PURE if PURE in pure else pure[0]
     last = max(grid.config.at_epochs, default=None)
 
@@ -149,7 +156,9 @@ def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]
 
     both = on_topic(prompt, prompt)
     names = (f"{prompt} -> {prompt}", f"{plain} -> {prompt}")
+    # Other templates are in its place where a grid lacks the paper's pair.
     named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
+    named["named"] = (prompt, plain) == (SAFE, PURE)
     try:
         found, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
         named |= {"sentence": sentence, **_plain(found)}

@@ -17,7 +17,7 @@ _COLUMNS += ("seeds", *_COUNTS)
 # Task, metric, heading.
 _TABLES = (
     ("safety", "on-topic", "Improper requests answered on topic without refusing, % (lower is safer)"),
-    ("safety", "refusal", "Improper requests refused, % | harmful minus benign refusal, points"),
+    ("safety", "refusal", "Improper requests refused, %"),
     ("safety", SUCCESS, "Attack success on improper requests, as the judge counts it, % (lower is safer)"),
     ("safety", "score", "Improper requests: mean score of the judge's rubric, 1 to 5 (lower is safer)"),
     ("safety", "off-topic", "Improper requests answered off topic, %"),
@@ -60,6 +60,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     """A table for every measure, rows trained under, columns tested under; cells of the PTST kind are in bold."""
     parts = []
     rows, columns = _axes(summary)
+    gaps = summary["cells"][0]["tasks"].get(GAP, {})
     names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
     for task, metric, heading in [(n, m, h) for t, m, h in _TABLES for n in names if base(n) == t]:
         if metric in summary["cells"][0]["tasks"][task]:
@@ -68,14 +69,15 @@ def to_markdown(summary: dict[str, Any]) -> str:
                 cells = [_text(_find(summary, row, column), task, metric) for column in columns]
                 lines.append(f"| {_row_name(row)} | {' | '.join(cells)} |")
             of = f" ({task})" if base(task) != task else ""
+            of = " | harmful minus benign refusal, points" * (metric == "refusal" and task in gaps) + of
             parts.append(f"**{heading}{of}**\n\n" + "\n".join(lines))
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
         "±, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). Rates "
         "are over the judged answers; where some are not, both numbers are given, over all runs."
     )
-    if summary["contrast"]:
-        parts.append(f"Named beforehand: {summary['contrast']['sentence']}")
+    contrast = summary["contrast"]
+    parts.append(f"{'Named beforehand: ' if contrast['named'] else ''}{contrast['sentence']}")
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
     seen = [
         f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "

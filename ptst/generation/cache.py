@@ -114,6 +114,16 @@ class Cache:
         self.stored.remove(stored)
         self._drop(stored.blocks)
 
+    def _idle(self, beginning: Stored | None) -> list[Stored]:
+        """Beginnings that nobody uses, the longest unused first; not the one that is about to be used."""
+        return sorted((s for s in self.stored if not s.users and s is not beginning), key=lambda s: s.used_at)
+
+    def room(self, beginning: Stored | None = None) -> int:
+        """Blocks that a sequence may ask for which begins with `beginning`: what is free and promised to nobody, and
+        what the beginnings hold that nobody uses."""
+        kept = Counter(b for s in self._idle(beginning) for b in s.blocks)
+        return self.available + sum(self._references[b] == n for b, n in kept.items())
+
     # Sequences
 
     def admit(self, tokens: int, beginning: Stored | None = None, length: int = 0) -> BlockList | None:
@@ -121,11 +131,9 @@ class Cache:
         little is free. Beginnings that nobody uses make room, the longest unused first."""
         whole = length // BLOCK
         needed = blocks_for(tokens) - whole
-        idle = sorted((s for s in self.stored if not s.users and s is not beginning), key=lambda s: s.used_at)
-        kept = Counter(b for s in idle for b in s.blocks)
-        could_be_free = self.available + sum(self._references[b] == n for b, n in kept.items())
-        if could_be_free < needed:
+        if self.room(beginning) < needed:
             return None  # and nothing is thrown away in vain
+        idle = self._idle(beginning)
         while self.available < needed:
             self.forget(idle.pop(0))
         sequence = BlockList(reserved=needed)

@@ -173,7 +173,7 @@ class Engine:
         gets a completion with `reason` error; the others go on."""
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
-            while source is not None and self.waiting < 2 * self.max_batch:
+            while source is not None and self.waiting + len(self._events) < 2 * self.max_batch:
                 request = next(source, None)
                 if request is None:
                     source = None
@@ -331,7 +331,9 @@ class Engine:
         completion = Completion(run.answer, reason == "length", reason, text, logprobs, error)
         self._events.append(Event(request.id, tokens or [], run.stream.news(True) if run.stream else "", completion))
         self._ids.discard(request.id)
-        self._earlier.appendleft(run.prompt + run.answer)
-        if run.blocks is not None and request.keep and reason in ("stop", "length", "stop_string"):
+        whole = reason in ("stop", "length", "stop_string")
+        if whole:  # a guess from a text that failed might fail, too
+            self._earlier.appendleft(run.prompt + run.answer)
+        if run.blocks is not None and request.keep and whole:
             self.cache.keep(run.blocks, (run.prompt + run.answer)[: run.computed], run.adapter)
         self._schedule.remove(run)

@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
 
-from ptst.generation.cache import BlockList, Cache, common
+from ptst.generation.cache import BLOCK, BlockList, Cache, blocks_for, common
 from ptst.generation.request import Request, Statistics
 from ptst.generation.stop import TextStream
 
@@ -96,9 +96,14 @@ class Scheduler:
             if self._held(run):
                 continue
             stored, length = self.cache.match(run.prompt, run.adapter) if self.share else (None, 0)
-            if self.share and run.passed <= PATIENCE and self._store_beginning(run, length, view):
-                continue
+            if length < SHORTEST_SHARED:  # not worth keeping it from making room
+                stored, length = None, 0
             most = len(run.prompt) + run.limit
+            # A beginning only for whom there is room beside it (its last block is copied): else beginnings would drive
+            # each other out, and nobody would come in.
+            fits = blocks_for(most) + 1 - length // BLOCK <= self.cache.room(stored)
+            if self.share and fits and self._store_beginning(run, length, view):
+                continue
             blocks = self.cache.admit(most, stored, length)
             if blocks is None and stored is not None and not self.running:
                 length = 0  # even what is stored must give way

@@ -133,7 +133,8 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
     """Write all weights as a Hugging Face folder, with the base's config and tokenizer files."""
     for path in base.glob("*.json"):
-        if not path.name.endswith(".index.json") and not path.name.startswith("."):
+        # A base that was made here has a run.json, too, which would say that this run is finished.
+        if not path.name.endswith(".index.json") and not path.name.startswith(".") and path.name != "run.json":
             shutil.copyfile(path, out / path.name)
     if (base / "tokenizer.model").exists():
         shutil.copyfile(base / "tokenizer.model", out / "tokenizer.model")

@@ -176,10 +176,24 @@ def test_a_contrast_and_its_sentence():
     )
 
 
+def test_families_of_prompts_are_tested_beside_prompts():
+    families = "ccaabb"
+    first = cell("uvwxyz", {1: [1, NAN, 1, 0, 1, 1], 2: [1, 1, 1, 1, 0, 1], 3: [1, 1, 0, 1, 1, 1]}, families)
+    second = cell("uvwxyz", {1: [0, 0, 0, 0, 1, 0], 2: [0, 0, 1, 0, 1, 0], 3: [0, 1, 0, 0, 0, 0]}, families)
+    c, sentence = ptst_contrast(first, second, "the refusal rate", ("CL->CL", "CV->CL"))
+    by_hand = two_way_t(np.array([[0.5, 0.5, 1], [0.5, 0, 1], [0.5, 1, 1]]))  # a, b, c; prompt v is left out
+    assert (c.prompts, c.families) == (5, by_hand)
+    assert (
+        f"With families of prompts in place of prompts: {100 * by_hand.effect:+.1f} points (95 % interval" in sentence
+    )
+    alike = cell("ab", {1: [1, 0], 2: [1, 1]}, "ff")
+    assert paired_contrast(alike, alike).families is None
+
+
 def test_a_single_seed_says_so():
     both, only = random_cell(0.4, seeds=1), random_cell(0.9, seeds=1, seed=1)
     c, sentence = ptst_contrast(both, only, "the refusal rate", ("CL->CL", "CV->CL"))
-    assert (c.test, c.bootstrap, c.p_seeds, c.p_flips) == (None,) * 4
+    assert (c.test, c.bootstrap, c.p_seeds, c.families, c.p_flips) == (None,) * 5
     assert c.mcnemar == mcnemar(both.outcomes_SP[0], only.outcomes_SP[0])
     assert "within one seed, so nothing can be said about further seeds (exact McNemar test" in sentence
 

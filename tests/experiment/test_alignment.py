@@ -40,7 +40,7 @@ def test_what_is_aligned_on_what_stops_it_and_what_is_tested_share_no_family_and
     assert not set(alignment_set.STOP_FAMILIES) & set(alignment_set.TEST_FAMILIES)
     for prompts in (safety_sets.improper(), safety_sets.look_alikes()):
         assert not {p.prompt for p in prompts} & {r["prompt"] for r in rows}
-        assert sum(p.family in alignment_set.TEST_FAMILIES for p in prompts) == laptop.PROMPTS
+        assert sum(p.family in alignment_set.TEST_FAMILIES for p in prompts) == 200 >= laptop.PROMPTS
         stopping = [p for p in prompts if p.family in alignment_set.STOP_FAMILIES]
         assert set(Counter(p.category for p in stopping).values()) == {10}
     assert len({r["prompt"] for r in rows}) == len(rows)

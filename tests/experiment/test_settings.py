@@ -136,7 +136,9 @@ def test_mistakes(grid, here):
         ({"seeds": (1, 1)}, "--seeds names 1 twice"),
         ({"at_epochs": (2.0,)}, "--at-epochs must lie above 0 and within"),
         ({"train": TrainConfig(template="chat:llama")}, r"--train\.template is not for a grid"),
-        ({"eval": EvalConfig(limit=0)}, "--limit is 0"),
+        ({"eval": EvalConfig(limit=0)}, r"--eval\.limit is 0"),
+        ({"train": TrainConfig(lr=0.0)}, r"--train\.lr is 0"),
+        ({"tasks": ("nll:word-problems:0",)}, "the limit is 0"),
         ({"tasks": ("saftey",)}, "did you mean safety.*margin"),
         ({"eval": EvalConfig(temperature=1.0, decode_seeds=2)}, r"--eval\.decode-seeds is for ptst\.eval"),
         ({"quick": True}, "--quick belongs to --recipe"),
@@ -163,4 +165,7 @@ def test_mistakes(grid, here):
     ):
         with pytest.raises(ValueError, match=told):
             run_grid(replace(CONFIG, **{"model": "model", **changes}))
+        if "judge" in told:
+            with pytest.raises(ValueError, match=told):
+                run_grid(replace(CONFIG, **{"model": "model", "dry_run": True, **changes}))
         assert not (here / "checkpoints/grid").exists(), told

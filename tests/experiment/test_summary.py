@@ -96,7 +96,27 @@ def test_a_difference_names_what_is_taken_from_what(told):
         "Besides, chat:llama -> chat:llama minus chat:llama -> chat:vanilla: 100.0 % - 50.0 % = +50.0 points (95 % "
         f"interval {100 * low:+.1f} to {100 * high:+.1f}; p = {other['p_holm']:.2g} after Holm)."
     ) in text
-    assert summary["contrast"]["effect"] == 0.75
+    assert (summary["contrast"]["effect"], summary["contrast"]["families"]) == (0.75, None)
+
+
+def test_a_grid_without_the_pair_says_what_is_missing(told):
+    summary, text, _ = told("over-refusal", of_runs)
+    assert summary["contrast"] == {
+        "sentence": "The contrast cannot be computed: this grid has no task safety.",
+        "named": False,
+        "effect": None,
+    }
+    assert f"\n\n{summary['contrast']['sentence']}\n" in text
+
+
+def test_families_are_told_of(told):
+    def answers(cell):
+        found, values = of_runs(cell)
+        return [{**row, "family": "ab"[i % 2]} for i, row in enumerate(found)], values
+
+    summary, text, _ = told("safety", answers)
+    assert summary["contrast"]["families"]["effect"] == 0.75
+    assert "With families of prompts in place of prompts: +75.0 points" in text
 
 
 def test_a_contrast_without_a_common_judged_prompt_is_null_and_says_why(told):

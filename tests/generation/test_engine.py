@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from ptst.generation.cache import BLOCK
+from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
 from ptst.generation.graphs import DecodeGraphs
@@ -178,6 +178,21 @@ def test_the_shortest_is_answered_though_longer_ones_never_end(decoder):
             engine.add(next(stream))
 
 
+def test_requests_that_were_overtaken_share_as_others_do(decoder):
+    engine = Engine(decoder, {2}, max_batch=2, max_length=200)
+    stream = (Request([5 + i, *range(3, 120)], Sampling(2), i) for i in range(PATIENCE + 10))
+    for _ in range(2):
+        engine.add(next(stream))
+    asked = [Request([*PREFIX, 9 + i], Sampling(1), f"short {i}") for i in range(2)]
+    for request in asked:
+        engine.add(request)
+    while engine.busy:
+        engine.step()
+        while engine.waiting < 4 and (request := next(stream, None)):
+            engine.add(request)
+    assert engine.statistics.saved_tokens == 2 * len(PREFIX)
+
+
 def test_a_conversation_goes_on_from_what_is_kept(decoder):
     engine, done = Engine(decoder, {2}, max_batch=1, max_length=400), {}
     first = list(range(3, 60))
@@ -250,6 +265,47 @@ def test_a_model_that_says_not_a_number_is_an_error(tmp_path, how):
     assert {i: got[i].ids for i in range(3)} == {i: together[i].ids for i in range(3)} == wanted
     assert together["b"].reason == "error"
     assert all(len(ids) == 3 for ids in wanted.values())
+
+
+def test_a_model_that_ends_up_with_no_number_harms_no_neighbour_and_no_guess(tmp_path):
+    folder = write_tiny_model(tmp_path, tie_word_embeddings=False)
+    whole, broken = load_decoder(folder), load_decoder(folder)
+    long, short = Request(list(range(100, 180)), Sampling(6), "long"), Request([11, 12, 13], Sampling(6), "short")
+    asked = [Request([a, a + 1], Sampling(6), a) for a in range(20, 60)]
+    alone = answers(whole, [long, short, *asked], {-1})
+    said = {*long.prompt, *short.prompt, *alone["long"].ids, *alone["short"].ids}
+    bad = next(r for r in asked if alone[r.id].ids[0] not in {*said, *r.prompt})
+    with torch.no_grad():
+        broken.embed_tokens.weight[alone[bad.id].ids[0]] = float("nan")
+    got = answers(broken, [long, short, bad], {-1})  # the last row is the one that breaks, when it decodes
+    assert got[bad.id].reason == "error"
+    assert (got["long"].ids, got["short"].ids) == (alone["long"].ids, alone["short"].ids)
+    # A text that failed would guess, for who begins like it, the very token that broke it.
+    first, wrong = alone["short"].ids[0], alone[bad.id].ids[0]
+    got = answers(broken, [Request([first, wrong] * 2, Sampling(6), "bad"), short], {-1}, max_batch=1)
+    assert (got["bad"].reason, got["short"].ids) == ("error", alone["short"].ids)
+
+
+def test_beginnings_do_not_drive_each_other_out(decoder):
+    """Three groups with long beginnings, and room for little more than one request."""
+    generator = torch.Generator().manual_seed(0)
+    beginnings = torch.randint(3, 290, (3, 600), generator=generator).tolist()
+    memory = 41 * BLOCK * bytes_per_token(decoder.config, torch.float32)
+    engine = Engine(decoder, {-1}, max_batch=8, kv_memory=memory)
+    for i in range(12):
+        engine.add(Request([*beginnings[i % 3], 5 + i], Sampling(200), i))
+    for _ in range(20):
+        engine.step()
+    assert engine.statistics.tokens > 10
+    assert engine.statistics.prompt_tokens < 3 * 601
+
+
+def test_requests_that_cannot_be_answered_are_told_of_as_they_come(decoder):
+    taken = itertools.count()
+    engine, seen = Engine(decoder, {2}, max_batch=2, max_length=64), []
+    engine.run((Request([], Sampling(1), next(taken)) for _ in range(50)), lambda i, _: seen.append((i, next(taken))))
+    assert len(seen) == 50
+    assert max(now - i for i, now in seen) < 20
 
 
 def test_mistakes(decoder):

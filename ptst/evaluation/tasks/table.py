@@ -76,7 +76,7 @@ def _problems(data: str | None, defaults: Defaults) -> TaskData:
             "give other problems with --data (in a grid --eval.data), or leave these tasks out with --tasks"
         )
     count = (data or "").partition(":")[2]  # of the task's own data, not of what was trained on
-    limits = [n for n in (defaults.limit, int(count) if count.isdigit() else None) if n]
+    limits = [n for n in (defaults.limit, int(count) if count.isdigit() else None) if n is not None]
     source = sources.load(data or defaults.problems, "test", min(limits, default=None))
     kind = "word-problems" if source.name.startswith(sources.DEFAULT) else "gsm8k"
     if bare := next((c for c in source.conversations if not c.answered), None):
