@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ptst.evaluation.answers import Answerer, AnswerFile
+from ptst.generation.adapters import Adapter
 from ptst.generation.sampling import Sampling
 from ptst.subject import open_subject
 from ptst.text.segments import Conversation, Message
@@ -77,3 +78,13 @@ def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(answerer
     with pytest.raises(ValueError, match=r"set:8: request 7: a prompt of"):
         answerer.answer([*QUESTIONS, long], SAMPLED, path)
     assert not path.exists()
+
+
+def test_a_broken_adapter_holds_up_no_one_but_itself(answerer, tmp_path):
+    c = answerer.decoder.config
+    matrices = torch.full((2, c.hidden_size), float("nan")), torch.ones(c.intermediate_size, 2)
+    broken = Adapter({"layers.0.mlp.up_proj": matrices}, 1.0)
+    both = replace(answerer, adapters={"broken": broken}, beside={"broken": tmp_path / "broken.jsonl"})
+    assert both.answer(QUESTIONS, SAMPLED, tmp_path / "own.jsonl") == answerer.answer(QUESTIONS, SAMPLED)
+    with pytest.raises(ValueError, match=r"7 of 7 answers failed, the first one: set:1: .*not a number"):
+        replace(both, adapter="broken", beside={}).answer(QUESTIONS, SAMPLED, tmp_path / "broken.jsonl")
