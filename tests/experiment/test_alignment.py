@@ -235,7 +235,7 @@ def test_recipes_give_the_grid_its_flags():
     for name, templates, seeds in (("laptop", 3, 3), ("laptop-full", 6, 3), ("laptop-search", 3, 2)):
         config = defaults(["--recipe", name])["default"]
         config.check()
-        assert (len(config.train_templates), len(config.seeds), config.eval.limit) == (templates, seeds, 200)
+        assert (len(config.train_templates), len(config.seeds), config.eval.limit) == (templates, seeds, 100)
     quick = defaults(["--recipe=laptop", "--quick"])["default"]
     assert (len(quick.seeds), quick.eval.limit) == (1, 100)
     assert not set(laptop.SEEDS) & set(laptop.SEARCH_SEEDS)
