@@ -83,7 +83,7 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
     table = (here / "grid/results.md").read_text()
     assert "\n| chat:vanilla | **" in table
     lines = list(csv.DictReader(io.StringIO((here / "grid/results.csv").read_text())))
-    assert len(lines) == 6 * (3 + 5 + 4 + 1 + 1 + 1)
+    assert len(lines) == 6 * (3 + 5 + 4 + 3 + 1 + 1)
     assert {line["seeds"] for line in lines if line["train"] == "chat:llama"} == {"2", ""}
     kept = json.loads((here / "grid/results.json").read_text())
     assert kept["contrast"]["sentence"] == contrast["sentence"]
