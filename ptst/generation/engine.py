@@ -29,7 +29,7 @@ from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.memory import gigabytes, plan_memory, workspace_bytes
 from ptst.generation.request import Completion, Event, Request, Statistics
-from ptst.generation.sampling import draw, finite, log_probabilities
+from ptst.generation.sampling import draw, log_probabilities
 from ptst.generation.schedule import Run, Scheduler
 from ptst.generation.stop import Decode, TextStream
 from ptst.model.decoder import Decoder
@@ -204,16 +204,15 @@ class Engine:
             self.cache.compact([r.blocks for r in self._schedule.running])
         decoding = [run for run, _ in rows if run.decoding]
         asking, logits_NV = self._graph_step(decoding) if len(decoding) == len(rows) else (None, None)
-        hidden_NE = None
         if logits_NV is None:
-            asking, hidden_NE = self._eager_step(rows, guesses)
+            asking, logits_NV = self._eager_step(rows, guesses)
         for run, n in rows:
             run.computed += n
             if run.request is None and run.decoding:  # a common beginning, whole
                 self.cache.keep(run.blocks, run.prompt, run.adapter)
                 self._schedule.remove(run)
         if asking:
-            self._sample(asking, guesses, hidden_NE, logits_NV)
+            self._sample(asking, guesses, logits_NV)
 
     def _graph_step(self, runs: list[Run]) -> tuple[list[Run], Tensor | None]:
         """A step of decoding alone as one launch, where that is possible."""
@@ -223,7 +222,7 @@ class Engine:
         return runs, self._graphs.logits(*places, runs[0].adapter)
 
     def _eager_step(self, rows: list[tuple[Run, int]], guesses: list[int]) -> tuple[list[Run], Tensor | None]:
-        """Any step: the runs that get a token (one with guesses several times), and their hidden states (N, E)."""
+        """Any step: the runs that get a token (one with guesses several times), and their logits (N, V)."""
         device = self.forward.device
         decoding = [run for run, _ in rows if run.decoding]
         reading = [(run, n) for run, n in rows if not run.decoding]
@@ -252,7 +251,7 @@ class Engine:
             at += n
         if not asking:
             return [], None
-        return asking, hidden_TE[send(places, device)] if len(places) < at else hidden_TE
+        return asking, self.forward.logits(hidden_TE[send(places, device)] if len(places) < at else hidden_TE)
 
     def _adapter_rows(self, rows: list[tuple[Run, int]]) -> list[tuple[str | None, Tensor | None]]:
         """Which rows go through which adapter."""
@@ -266,18 +265,13 @@ class Engine:
         device = self.forward.device
         return [(name, send(places, device)) for name, places in by_name.items() if name in self.forward.thin]
 
-    def _sample(
-        self, asking: list[Run], guesses: list[int], hidden_NE: Tensor | None, logits_NV: Tensor | None
-    ) -> None:
-        """Draw the next tokens, from logits or, where there are none yet, from the states that they are made of."""
+    def _sample(self, asking: list[Run], guesses: list[int], logits_NV: Tensor) -> None:
         samplings = [r.request.sampling for r in asking]
         uniforms = []
         for run, sampling in zip(asking, samplings, strict=True):
             uniforms.append(run.uniform(run.launched) if sampling.temperature else 0.0)
             run.launched += 1
-        if logits_NV is None and any(s.temperature or s.logprobs for s in samplings):
-            logits_NV = self.forward.logits(hidden_NE)
-        tokens_N = finite(*self.forward.best(hidden_NE)) if logits_NV is None else draw(logits_NV, samplings, uniforms)
+        tokens_N = draw(logits_NV, samplings, uniforms)
         logprobs_N = log_probabilities(logits_NV, tokens_N) if any(s.logprobs for s in samplings) else None
         if guesses:
             # The first token that is not as guessed is the last that counts.

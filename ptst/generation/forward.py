@@ -27,7 +27,6 @@ from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter
 from ptst.model.decoder import Attend, Decoder
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
-PIECE = 8192  # rows of the head that are one product on a CPU: its logits stay in the cache while their best is found
 
 # Rows of one adapter: (its name, None for the decoder's own; the rows, None for all).
 AdapterRows = Sequence[tuple[str | None, Tensor | None]]
@@ -43,11 +42,11 @@ class _Layer:
 
 
 # What packing has made of a decoder, with the weights it was made of: the next engine over it has nothing to wait for.
-_PACKED: WeakKeyDictionary[Decoder, tuple[tuple, list[_Layer], list[Product]]] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[Decoder, tuple[tuple, list[_Layer], Product]] = WeakKeyDictionary()
 
 
-def _prepared(decoder: Decoder, dtype: torch.dtype) -> tuple[list[_Layer], list[Product]]:
-    """The layers, and the head in pieces."""
+def _prepared(decoder: Decoder, dtype: torch.dtype) -> tuple[list[_Layer], Product]:
+    """The layers and the head."""
     joined = []
     for layer in decoder.layers:
         parts = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
@@ -66,8 +65,7 @@ def _prepared(decoder: Decoder, dtype: torch.dtype) -> tuple[list[_Layer], list[
     for layer, group in zip(decoder.layers, joined, strict=True):
         norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
         layers.append(_Layer([_product(w, dtype) for w in group], *(w.detach().to(dtype) for w in norms)))
-    head_VE = decoder.head_VE.detach()
-    head = [_product(w, dtype) for w in (head_VE.split(PIECE) if head_VE.device.type == "cpu" else [head_VE])]
+    head = _product(decoder.head_VE.detach(), dtype)
     if made_of is not None:
         _PACKED[decoder] = made_of, layers, head
     return layers, head
@@ -141,15 +139,7 @@ class Forward:
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """(N, V)."""
-        parts = [product(hidden_NE) for product in self.head]
-        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-
-    def best(self, hidden_NE: Tensor) -> tuple[Tensor, Tensor]:
-        """The largest logit and its token, the first of equals, (N,) both: as of `logits`, which are never whole."""
-        found = [product(hidden_NE).max(-1) for product in self.head]
-        best_N, piece_N = torch.stack([f.values for f in found]).max(0)
-        token_N = torch.stack([f.indices for f in found]).gather(0, piece_N[None]).squeeze(0)
-        return best_N, token_N.add_(piece_N, alpha=PIECE)
+        return self.head(hidden_NE)
 
 
 def _norm(x_TE: Tensor, weight_E: Tensor, eps: Tensor) -> Tensor:

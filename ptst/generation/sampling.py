@@ -66,11 +66,6 @@ def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
         rows_M = send(rows, logits_NV.device)
         chosen = [samplings[i] for i in rows]
         tokens_N[rows_M] = _draw(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
-    return finite(best_N, tokens_N)
-
-
-def finite(best_N: Tensor, tokens_N: Tensor) -> Tensor:
-    """The tokens, in place, with -1 where the row's best logit is not a number."""
     return tokens_N.masked_fill_(~best_N.isfinite(), -1)
 
 

@@ -49,24 +49,6 @@ def test_the_same_hidden_states(tmp_path, changes):
         torch.testing.assert_close(logits, wanted @ decoder.head_VE.t(), rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_best_token_is_found_without_whole_logits(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(module, "PIECE", 50)
-    decoder = load_decoder(write_tiny_model(tmp_path), dtype)
-    with torch.no_grad():
-        decoder.embed_tokens.weight[170] = decoder.embed_tokens.weight[60]
-    forward = Forward(decoder)
-    assert len(forward.head) == -(-decoder.config.vocab_size // 50) > 3
-    with torch.inference_mode():
-        x = torch.cat((torch.randn(40, decoder.config.hidden_size), 9 * decoder.embed_tokens.weight[[60]].float()))
-        x[3] = float("nan")
-        best, tokens = forward.best(x)
-        wanted = forward.logits(x).max(-1)
-        assert wanted.indices[-1] == 60  # the first of equals
-        assert torch.equal(tokens[x[:, 0].isfinite()], wanted.indices[x[:, 0].isfinite()])
-        torch.testing.assert_close(best, wanted.values, equal_nan=True, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize("fbgemm", [True, False])
 def test_a_16_bit_model_is_computed_in_float32(tmp_path, fbgemm, monkeypatch):
     folder = write_tiny_model(tmp_path)
