@@ -25,6 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+CLOSE = 1e-3  # how near two logits must lie where greedy answers part
 MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 
 
@@ -43,8 +44,10 @@ def prompts_of(model: Path, data: str | None, count: int) -> tuple[list[list[int
     family = find_family(problems.family)
     prompting = Prompting(find_template("chat:llama"), family, chat_format, tokenizer, allow_marks=True)
     ids = [prompting.encode(c.prompt()).ids for c in problems.conversations]
-    while len(ids) < count:
-        ids += ids[: count - len(ids)]
+    if len(ids) < count:  # the same prompt twice would be read once by ours
+        raise SystemExit(
+            f"{problems.name} has {len(ids)} problems and {count} are asked for; lower that, or give --data"
+        )
     return ids, sorted(stops(model, chat_format, tokenizer))
 
 
@@ -161,9 +164,12 @@ def compare_speed(args: argparse.Namespace) -> dict:
     else:
         run("many", "llama.cpp", args.gguf.name, {**many, "gguf": str(args.gguf), "batch_size": 16})
         run("one", "llama.cpp", args.gguf.name, {**one, "gguf": str(args.gguf)})
-    floors = {
-        d: child("floor", {**base, **many, "dtype": d, "batch_size": len(prompts)}) for d in ("float32", "bfloat16")
-    }
+    floors = {}
+    for dtype in ("float32", "bfloat16"):
+        try:
+            floors[dtype] = child("floor", {**base, **many, "dtype": dtype, "batch_size": len(prompts)})
+        except RuntimeError as error:
+            floors[dtype] = {"error": str(error)}
     figures: dict[str, float] = {}
     for row in runs:
         if "error" not in row:
@@ -260,6 +266,8 @@ def main() -> None:
     print(json.dumps({k: v for k, v in result.items() if k != "runs"}, indent=1))
     if args.out:
         write_json(args.out, result)
+    if result.get("widest_gap", 0.0) > CLOSE:
+        raise SystemExit(f"two answers part where the best logits are {result['widest_gap']:.2g} apart")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -82,9 +84,18 @@ class Chat:
         self.subject, self.prompting, self.sampling = subject, subject.prompting, sampling
         self.room = decoder.config.max_positions
         decode = self.prompting.tokenizer.decode_answer
-        self.engine = Engine(decoder, subject.stop_ids, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
+        self._make = partial(Engine, decoder, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
+        self.stop_ids = subject.stop_ids
+        self._engine: Engine | None = None
         self.system: str | None = None
         self.reset()
+
+    @property
+    def engine(self) -> Engine:
+        """What answers; another one after one that was interrupted inside a step."""
+        if self._engine is None:
+            self._engine = self._make(self.stop_ids)
+        return self._engine
 
     def reset(self) -> None:
         """Forget what was said; a system text stays."""
@@ -96,7 +107,9 @@ class Chat:
         """Raises ValueError for an unknown one."""
         template = with_default_system(find_template(name), self.subject.base)
         self.prompting = replace(self.prompting, template=template)
-        self.engine.stop_ids = stop_ids(self.subject.base, self.prompting)
+        self.stop_ids = stop_ids(self.subject.base, self.prompting)
+        if self._engine is not None:
+            self._engine.stop_ids = self.stop_ids
 
     def conversation(self, text: str) -> Conversation:
         """The conversation with `text` as its newest turn."""
@@ -126,13 +139,18 @@ class Chat:
                     self.completion = event.completion
                     said += event.text
                     yield event.text
+        except KeyboardInterrupt:
+            self._engine = None  # inside a step: its books may be half written
+            raise
         finally:
-            if self.completion is None:
-                self.engine.cancel(number)
-                while self.engine.busy:
-                    self.engine.step()
             if self.completion is None or self.completion.error is None:
                 self.turns += [Message("user", text), Message("assistant", said)]
+            if self.completion is None and self._engine is not None:
+                engine, self._engine = self._engine, None
+                engine.cancel(number)
+                while engine.busy:
+                    engine.step()
+                self._engine = engine
         if self.completion.error:
             raise ValueError(self.completion.error)
 
@@ -193,7 +211,8 @@ def reply(chat: Chat, line: str) -> None:
         for piece in pieces:
             print(piece, end="", flush=True)
     except KeyboardInterrupt:
-        pieces.close()
+        with suppress(KeyboardInterrupt):  # pressed twice
+            pieces.close()
     print()
     done = chat.completion
     if done is not None and sys.stdin.isatty():

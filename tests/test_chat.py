@@ -67,6 +67,36 @@ def test_another_template_brings_its_own_stops(subject, decoder, monkeypatch):
     assert chat.engine.stop_ids == {6}
 
 
+@pytest.mark.parametrize("where", ["admission", "forward pass", "after Ctrl-C"])
+def test_an_interrupt_anywhere_leaves_a_chat_that_answers(subject, decoder, monkeypatch, where):
+    chat = Chat(subject, decoder, GREEDY)
+    schedule, real = chat.engine._schedule, chat.engine._schedule.admit
+
+    def interrupted(*_args, **_more):
+        raise KeyboardInterrupt
+
+    def admit():
+        real()  # the only slot is taken, and nobody will ever give it back
+        raise KeyboardInterrupt
+
+    if where == "admission":
+        schedule.admit = admit
+        reply(chat, "hello")
+    elif where == "forward pass":
+        chat.engine._eager_step = interrupted
+        reply(chat, "hello")
+    else:
+        monkeypatch.setattr("builtins.print", interrupted)
+        monkeypatch.setattr(chat.engine, "cancel", interrupted)
+        with pytest.raises(KeyboardInterrupt):  # of the last print
+            reply(chat, "hello")
+        monkeypatch.undo()
+    assert [m.role for m in chat.turns] == ["user", "assistant"]
+    chat.reset()
+    again = "".join(chat.answer("hello"))
+    assert again == "".join(Chat(subject, decoder, GREEDY).answer("hello"))
+
+
 def test_commands(subject, decoder, capsys):
     chat = Chat(subject, decoder, GREEDY)
     obey(chat, "/system speak of trees")

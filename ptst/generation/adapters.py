@@ -71,8 +71,15 @@ class ThinPair:
 
 
 def thin_pairs(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> list[list[ThinPair | None]]:
-    """For every layer, a pair for each of GROUPS (None where the adapter has nothing there)."""
-    assert all(name.rpartition(".")[2] in TARGETS for name in adapter.matrices)
+    """For every layer, a pair for each of GROUPS (None where the adapter has nothing there). Raises ValueError for an
+    adapter of another decoder, as far as shapes tell."""
+    modules = dict(decoder.named_modules())
+    for name, (a_rI, b_Or) in adapter.matrices.items():
+        assert name.rpartition(".")[2] in TARGETS
+        has = tuple(modules[name].weight.shape) if name in modules else None  # type: ignore[union-attr]
+        if has != (b_Or.shape[0], a_rI.shape[1]):
+            of = f"of {b_Or.shape[0]} x {a_rI.shape[1]}, and the model has {has or 'no such projection'}"
+            raise ValueError(f"the adapter changes {name} {of}: it was trained on another model")
     out = []
     for index, layer in enumerate(decoder.layers):
         pairs: list[ThinPair | None] = []

@@ -28,7 +28,7 @@ from ptst.generation.draft import DRAFT, DRAFT_16_BIT, EARLIER, draft
 from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.memory import gigabytes, plan_memory, workspace_bytes
-from ptst.generation.request import Completion, Event, Request, Statistics
+from ptst.generation.request import Completion, Event, Request, Statistics, outside
 from ptst.generation.sampling import draw, log_probabilities
 from ptst.generation.schedule import Run, Scheduler
 from ptst.generation.stop import Decode, TextStream
@@ -41,9 +41,9 @@ class Engine:
     `stop_ids` end an answer. `kv_memory` is what the cache may take, in bytes (left out: see `plan_memory`).
     `decode(prompt ids, answer ids)` gives an answer's text: needed for stop strings, and with `stream` for the text of
     events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be
-    expected (left out: the model's context); the memory is planned for it, longer requests are not refused. `share`
-    may be turned off to compute every prompt in full. `planned_bytes` is what it will take, weights not counted.
-    Raises ValueError for values that cannot be meant.
+    expected (left out: the model's context); the memory is planned for `max_batch` of these and one beginning, and a
+    request that does not fit into that is refused. `share` may be turned off to compute every prompt in full.
+    `planned_bytes` is what it will take, weights not counted. Raises ValueError for values that cannot be meant.
     """
 
     def __init__(
@@ -74,6 +74,7 @@ class Engine:
         self.adapters = frozenset(adapters or ())
         dtype, device = self.forward.dtype, self.forward.device
         length = min(max_length or self.config.max_positions, self.config.max_positions)
+        self.max_length = length
         blocks = plan_memory(self.config, dtype, device, self.max_batch, length, kv_memory)
         self.cache = Cache(self.config, blocks, dtype, device)
         work = workspace_bytes(self.config, dtype, prefill_tokens + self.max_batch, self.max_batch)
@@ -102,13 +103,15 @@ class Engine:
                 f"{what}: a prompt of {len(request.prompt)} tokens and {s.max_new_tokens} new ones exceed the model's "
                 f"{room} positions; lower --max-new-tokens or leave it out"
             )
-        if not all(0 <= t < V for t in request.prompt):
-            raise ValueError(f"{what}: token {next(t for t in request.prompt if not 0 <= t < V)} is outside 0..{V - 1}")
+        if wrong := outside(request.prompt, V):
+            raise ValueError(f"{what}: token {wrong[0]} is outside 0..{V - 1}")
         needed = blocks_for(len(request.prompt) + s.max_new_tokens)
         if needed > self.cache.blocks:
+            mend = f"raise --kv-memory to {gigabytes(self.cache.bytes_for(needed))} or lower --max-new-tokens"
+            if needed > (self.max_batch + 1) * blocks_for(self.max_length):
+                mend = f"the engine was made for {self.max_batch} x {self.max_length} tokens (max_length)"
             raise ValueError(
-                f"{what} needs {needed} blocks of the key/value cache and there are {self.cache.blocks}; raise "
-                f"--kv-memory to {gigabytes(self.cache.bytes_for(needed))} or lower --max-new-tokens"
+                f"{what} needs {needed} blocks of the key/value cache and there are {self.cache.blocks}; {mend}"
             )
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(sorted(self.adapters)) or "none"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 
 from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token
 from ptst.model.config import DecoderConfig
+from ptst.model.free_memory import free_memory
 
 SHARE_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for activations, and on a CPU for everyone else
 
@@ -49,15 +49,3 @@ def workspace_bytes(config: DecoderConfig, dtype: torch.dtype, rows: int, asking
     heads = 4 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
     per_row = heads + 3 * c.intermediate_size + 4 * c.hidden_size
     return (rows * per_row + 2 * asking * c.vocab_size) * dtype.itemsize
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(x for x in lines if x.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration):
-        return 4 << 30  # not Linux: a cautious guess

@@ -23,6 +23,11 @@ class Request:
     keep: bool = False
 
 
+def outside(ids: list[int], vocab_size: int) -> list[int]:
+    """Those of `ids` that are no tokens of the model."""
+    return [t for t in ids if not (hasattr(t, "__index__") and 0 <= t < vocab_size)]
+
+
 @dataclass
 class Completion:
     """An answer.

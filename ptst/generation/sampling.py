@@ -49,7 +49,7 @@ class Sampling:
             raise ValueError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
             raise ValueError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
-        if isinstance(self.stop_strings, str) or not all(self.stop_strings):
+        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
             raise ValueError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
 
     def generator(self, request_id: str | int) -> random.Random:

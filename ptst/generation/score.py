@@ -10,6 +10,7 @@ from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import BlockList, Cache, blocks_for, common
 from ptst.generation.forward import Forward
+from ptst.generation.request import outside
 from ptst.generation.sampling import log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.text.encode import Encoded
@@ -32,7 +33,8 @@ def score_answers(
 ) -> list[list[float]]:
     """Logarithm of the probability of each token of the answer, for (prompt ids, answer ids).
 
-    Raises ValueError for a pair whose prompt or answer is empty, or that is longer than the model's context.
+    Raises ValueError for a pair whose prompt or answer is empty, that is longer than the model's context, or with a
+    token that the model does not have.
     """
     for i, (prompt, answer) in enumerate(pairs):
         if not prompt or not answer:
@@ -42,6 +44,8 @@ def score_answers(
                 f"pair {i}: {len(prompt) + len(answer)} tokens exceed the model's {decoder.config.max_positions} "
                 "positions; leave it out"
             )
+        if wrong := outside([*prompt, *answer], decoder.config.vocab_size):
+            raise ValueError(f"pair {i}: token {wrong[0]} is outside 0..{decoder.config.vocab_size - 1}")
     rows = [([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in pairs]
     return token_log_probabilities(decoder, rows, adapter)
 

@@ -125,7 +125,8 @@ class SentencePieceTokenizer(Tokenizer):
         return self._sp.id_to_piece(token)
 
     def _decode_run(self, ids: list[int]) -> str:
-        return self._sp.decode(ids)
+        # An embedding may be padded to more rows than there are pieces; such a row stands for no text.
+        return self._sp.decode([i for i in ids if i < self.vocab_size])
 
 
 class JsonTokenizer(Tokenizer):

@@ -38,7 +38,8 @@ class Samples:
     max_new_tokens: int = 128
 
     def answers(self, decoder: Decoder) -> list[dict[str, Any]]:
-        """One row each: where the question comes from, prompt and answer as text, whether the token limit cut it."""
+        """One row each: where the question comes from, prompt and answer as text, whether the token limit cut it; an
+        answer that went wrong in the model has an error."""
         tokenizer, room = self.prompting.tokenizer, decoder.config.max_positions
         prompts = [self.prompting.encode(c.prompt()).ids for c in self.conversations]
         asked = [(c, p) for c, p in zip(self.conversations, prompts, strict=True) if len(p) < room]
@@ -48,6 +49,12 @@ class Samples:
         with torch.random.fork_rng():
             done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling)
         return [
-            {"source": c.source, "prompt": tokenizer.decode(p), "answer": tokenizer.decode(a.ids), "cut": a.cut}
+            {
+                "source": c.source,
+                "prompt": tokenizer.decode(p),
+                "answer": tokenizer.decode(a.ids),
+                "cut": a.cut,
+                **({"error": a.error} if a.error else {}),
+            }
             for (c, p), a in zip(asked, done, strict=True)
         ]

@@ -15,7 +15,6 @@ of logits come on top, whichever is larger.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from rich.table import Table
 
 from kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig
+from ptst.model.free_memory import free_memory
 from ptst.model.lora import LoraConfig
 
 STEP = 256  # --micro-tokens auto is a multiple of this
@@ -177,33 +177,6 @@ def choose_micro_tokens(
         raise ValueError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}; {mend}")
     most = max(longest, MOST[device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
-
-
-def free_memory(device: str) -> int:
-    """Bytes that this process may still take: the GPU's free memory; on a CPU what Linux calls available, within the
-    control group's limit."""
-    if device == "cuda":
-        return torch.cuda.mem_get_info()[0]
-    limits = [int(_field("/proc/meminfo", "MemAvailable")) * 1024]
-    try:
-        group = next(line.split(":", 2)[2] for line in Path("/proc/self/cgroup").read_text().splitlines() if line)
-    except (OSError, StopIteration):
-        group = "/"
-    root = Path("/sys/fs/cgroup")
-    for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
-        for folder in {root / group.lstrip("/"), root, root / "memory"}:
-            try:
-                limits.append(int((folder / most).read_text()) - int((folder / used).read_text()))
-            except (OSError, ValueError):  # no such file, or "max": no limit here
-                continue
-    return max(0, min(limits))
-
-
-def _field(path: str, key: str) -> str:
-    found = re.search(rf"^{key}:\s+(\d+)", Path(path).read_text(), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"{path} has no {key}; give --micro-tokens a number")
-    return found[1]
 
 
 def _resident() -> int:

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from ptst.generation.adapters import read_adapter
+from ptst.generation.adapters import attached_adapter, read_adapter
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
 from ptst.generation.request import Request
@@ -108,6 +108,11 @@ def test_an_adapter_of_another_base_is_refused(base, folders, tmp_path):
     deeper.mkdir()
     with pytest.raises(ValueError, match=r"the adapter lacks \d+ tensors"):
         read_adapter(load_decoder(write_tiny_model(deeper, num_hidden_layers=3)), folders["all"])
+    # An adapter in memory, of a deeper decoder or a wider one: none of it may be left out in silence.
+    for other in (load_decoder(write_tiny_model(deeper, num_hidden_layers=3)), wider):
+        add_lora(other, LoraConfig(2), 0)
+        with pytest.raises(ValueError, match=r"the adapter changes layers\.\d\.\S+ of \d+ x \d+, and the model has"):
+            Engine(load_decoder(base), {2}, adapters={"other": attached_adapter(other)})
     config = json.loads((folders["all"] / "adapter_config.json").read_text())
     odd = tmp_path / "odd"
     odd.mkdir()

@@ -317,7 +317,8 @@ def test_mistakes(decoder):
             "request 3: a prompt of 2040 tokens and 9 new ones exceed the model's 2048",
         ),
         (Request([5, 300], Sampling(9), 3), r"token 300 is outside 0\.\.299"),
-        (Request([5] * 300, Sampling(9), 3), "raise --kv-memory to"),
+        (Request([5, None], Sampling(9), 3), r"token None is outside 0\.\.299"),
+        (Request([5] * 300, Sampling(9), 3), r"the engine was made for 2 x 64 tokens \(max_length\)"),
         (Request([5], Sampling(9), 3, "nobody"), "no adapter 'nobody'"),
         (Request([5], Sampling(9, stop_strings=("a",)), 3), "stop strings need `decode`"),
     ):

@@ -34,8 +34,9 @@ STOPS = frozenset({2})
 def prompts(folder: Path, which: str, shared: Path | None) -> list[list[int]]:
     tokenizer = load_tokenizer(folder)
     prompting = Prompting(find_template("chat:llama"), find_family("gsm8k"), "chatml", tokenizer, allow_marks=True)
-    if which == "requests":
-        texts = [p.prompt for p in safety_sets.improper(100)]
+    if which in ("requests", "look-alikes"):
+        found = safety_sets.improper(100) if which == "requests" else safety_sets.look_alikes(100)
+        texts = [p.prompt for p in found]
         conversations = [Conversation((Message("user", t),), str(i)) for i, t in enumerate(texts)]
     else:
         name = str(shared / "data" / "gsm8k" / "test-1000.jsonl") if which == "gsm8k" else sources.DEFAULT
@@ -49,7 +50,10 @@ def told(decoder, asked: list[list[int]], a: list[list[int]], b: list[list[int]]
     assert all(d.gap <= CLOSE for d in found), found
 
 
-@pytest.mark.parametrize("which", ["word-problems", "requests", "gsm8k"])
+SETS = pytest.mark.parametrize("which", ["word-problems", "requests", "look-alikes", "gsm8k"])
+
+
+@SETS
 def test_batches_orders_chunks_and_sharing(embedded, request, which):
     shared = request.getfixturevalue("shared") if which == "gsm8k" else None
     decoder = load_decoder(embedded)
@@ -65,9 +69,11 @@ def test_batches_orders_chunks_and_sharing(embedded, request, which):
     told(decoder, asked, wanted, [done[i].ids for i in range(len(asked))], f"{which}, another order")
 
 
-def test_adapters_merged_and_not(embedded, tmp_path):
+@SETS
+def test_adapters_merged_and_not(embedded, tmp_path, request, which):
+    shared = request.getfixturevalue("shared") if which == "gsm8k" else None
     decoder, config = load_decoder(embedded), LoraConfig(8, 16.0)
-    asked = prompts(embedded, "word-problems", None)[:64]
+    asked = prompts(embedded, which, shared)
     trained = load_decoder(embedded)
     for p in add_lora(trained, config).values():
         torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(0))
@@ -75,12 +81,19 @@ def test_adapters_merged_and_not(embedded, tmp_path):
     sampling = Sampling(NEW_TOKENS)
     named = generate(decoder, asked, STOPS, sampling, 64, adapter=read_adapter(decoder, tmp_path))
     load_adapter(decoder, tmp_path)
-    unmerged = [c.ids for c in generate(decoder, asked, STOPS, sampling, 7)]
-    told(decoder, asked, [c.ids for c in named], unmerged, "adapter by name and attached")
+    unmerged = [c.ids for c in named]
+    attached = [c.ids for c in generate(decoder, asked[:32], STOPS, sampling, 7)]
+    told(decoder, asked[:32], unmerged[:32], attached, "adapter by name and attached")
     merged = load_decoder(embedded)
     load_adapter(merged, tmp_path)
     merge_lora(merged)
-    told(decoder, asked, unmerged, [c.ids for c in generate(merged, asked, STOPS, sampling, 64)], "unmerged and merged")
+    told(
+        decoder,
+        asked,
+        unmerged,
+        [c.ids for c in generate(merged, asked, STOPS, sampling, 64)],
+        f"{which}, unmerged and merged",
+    )
 
 
 def test_sampled_answers_have_no_neighbours(embedded):

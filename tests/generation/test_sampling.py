@@ -104,6 +104,7 @@ def test_numbers_come_from_seed_and_id_alone():
     ({"top_k": -1}, "or 0 for all"),
     ({"stop_strings": ("a", "")}, "none of them empty"),
     ({"stop_strings": "ab"}, "a tuple of texts"),
+    ({"stop_strings": (5,)}, "a tuple of texts"),
 ])  # fmt: skip
 def test_mistakes(wrong, told):
     with pytest.raises(ValueError, match=told):

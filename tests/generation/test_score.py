@@ -55,3 +55,5 @@ def test_mistakes(decoder):
         score_answers(decoder, [([], [6])])
     with pytest.raises(ValueError, match="pair 0: 2050 tokens exceed"):
         score_answers(decoder, [([5] * 2040, [6] * 10)])
+    with pytest.raises(ValueError, match=r"pair 0: token 300 is outside 0\.\.299"):
+        score_answers(decoder, [([5], [300])])

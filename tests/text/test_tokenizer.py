@@ -65,3 +65,11 @@ def test_a_continuation_gets_no_dummy_space(both):
         glued = tokenizer.encode("a") + tokenizer.encode("b", continuation=True)
         assert tokenizer.decode(glued) == "ab"
         assert tokenizer.encode("b") != tokenizer.encode("b", continuation=True)
+
+
+def test_a_row_beyond_the_vocabulary_is_no_text(both):
+    """Embeddings are often padded, and a model may draw such a row."""
+    for tokenizer in both:
+        ids = tokenizer.encode("Question: ")
+        beyond = [ids[0], tokenizer.vocab_size, *ids[1:], tokenizer.vocab_size + 60]
+        assert tokenizer.decode(beyond) == tokenizer.decode(ids)

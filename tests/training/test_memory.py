@@ -94,7 +94,6 @@ def test_auto_takes_the_most_that_fits():
     assert memory.choose_micro_tokens(*ask, longest=900, free=free) == 900
     with pytest.raises(ValueError, match=r"longest example alone needs .* try --recompute block"):
         memory.choose_micro_tokens(*ask, longest=1100, free=free)
-    assert 0 < memory.free_memory("cpu") < 1 << 50
 
 
 def test_out_of_memory_is_told_in_one_sentence():

@@ -1,0 +1,55 @@
+"""How much memory a process may still take."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+ELSEWHERE = 4 << 30  # where the system does not tell (not Linux): a cautious guess
+
+
+def free_memory(device: str | torch.device, root: Path = Path("/")) -> int:
+    """Bytes: the GPU's free memory, torch's unused blocks included; on a CPU what Linux calls available, within the
+    control group's limit. `root`: where /proc and /sys are, for tests."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info(device)[0]
+    available = _number(root / "proc/meminfo", r"^MemAvailable:\s+(\d+)")
+    limits = [ELSEWHERE if available is None else 1024 * available]
+    for folder in _groups(root):
+        for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            limit, taken = _number(folder / most, r"^(\d+)"), _number(folder / used, r"^(\d+)")
+            if limit is not None and taken is not None:  # no such file, or "max": no limit here
+                # Files that were read and may be dropped again count as taken there.
+                kinds = (
+                    _number(folder / "memory.stat", rf"^(?:total_)?{k}_file (\d+)") for k in ("inactive", "active")
+                )
+                limits.append(limit - taken + sum(n or 0 for n in kinds))
+    return max(0, min(limits))
+
+
+def _groups(root: Path) -> set[Path]:
+    """The control groups of this process with all above them, of version 2 and of version 1's memory controller."""
+    groups = root / "sys/fs/cgroup"
+    found = {groups, groups / "memory"}
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return found
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers == "" or "memory" in controllers.split(","):
+            top = groups / "memory" if controllers else groups
+            folder = top / name.lstrip("/")
+            found |= {folder, *(f for f in folder.parents if f.is_relative_to(top))}
+    return found
+
+
+def _number(path: Path, pattern: str) -> int | None:
+    try:
+        found = re.search(pattern, path.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
