@@ -55,14 +55,14 @@ def say(text: str) -> None:
 
 class ProgressLine:
     """A progress bar on a terminal, a line every few seconds elsewhere. One inside another is told on the outer one.
-    `first`: how much was done before."""
+    `first`: how much was done before (None: what the first update says)."""
 
     _outer: ClassVar[ProgressLine | None] = None
 
-    def __init__(self, what: str, total: int, every: float = 10.0, first: int = 0):
+    def __init__(self, what: str, total: int, every: float = 10.0, first: int | None = 0):
         self.what, self.total, self.every, self.first = what, total, every, first
         self.inside = ProgressLine._outer
-        self.done = first
+        self.done = first or 0
         self.start = time.monotonic()
         self.said = -1e9
         self.bar = Progress(
@@ -79,7 +79,7 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         self.bar.start()
-        self.task = self.bar.add_task(self.what, total=self.total, completed=self.first, note="")
+        self.task = self.bar.add_task(self.what, total=self.total, completed=self.done, note="")
         if self.inside is None:
             ProgressLine._outer = self
         return self
@@ -92,6 +92,8 @@ class ProgressLine:
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total, and a few words: loss, tokens per second."""
         self.done = done
+        if self.first is None:
+            self.first = done
         if self.inside is not None:
             self.inside.update(self.inside.done, f"{self.what} {done}/{self.total}  {note}")
             return

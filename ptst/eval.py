@@ -6,7 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from rich.console import Console
 from ptst import command
 from ptst.command import ProgressLine, say
 from ptst.data import sources
-from ptst.evaluation import report
+from ptst.evaluation import foresight, report
 from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.judges import find_judge
@@ -27,7 +27,7 @@ from ptst.evaluation.tasks.result import TaskResult, over_decodings
 from ptst.evaluation.tasks.table import NEW_TOKENS, Defaults, Task, TaskData, Tools, load_tasks
 from ptst.generation.request import Statistics
 from ptst.generation.sampling import Sampling
-from ptst.model.config import read_json
+from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype, write_atomically
 from ptst.subject import CHECKPOINTS, Subject, find_run, open_subject
@@ -114,6 +114,11 @@ class EvalConfig:
             raise ValueError("--decode-seeds needs --temperature above 0: greedy answers are the same for every seed")
         self.sampling("requests")
 
+    @property
+    def kv_bytes(self) -> int | None:
+        """`kv_memory` in bytes."""
+        return None if self.kv_memory is None else int(self.kv_memory * 1e9)
+
     def sampling(self, kind: str, seed: int | None = None) -> Sampling:
         """How answers of a kind (a key of NEW_TOKENS) are drawn; `seed` None: the first decoding's."""
         longest = NEW_TOKENS[kind] if self.max_new_tokens is None else self.max_new_tokens
@@ -159,18 +164,30 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         },
         "dtype": str(dtype).removeprefix("torch."),
     }
+    shape = DecoderConfig.from_folder(subject.base)
+    for key, (task, data) in asked.items():
+        new = config.sampling(data.kind).max_new_tokens if task.sampled else 0
+        prompts = foresight.asked(task, data, subject.prompting)
+        foresight.check_room(key, prompts, new, shape, dtype, device, config.kv_bytes)
     compares = any(task.name == "chatdoctor" for task, _ in asked.values())
     similarity = find_similarity(config.similarity, CHECKPOINTS, device) if compares else None
     tools = Tools(find_judge(config.judge), similarity)
     with _claim(config, checkpoint, settings) as out:
         results: dict[str, dict[str, TaskResult]] = {}
         decoder: Decoder | None = None
+        failed: list[str] = []
         if config.baseline or not checkpoint:
             decoder = subject.untouched(dtype, device)
-            results["untouched"] = _measure("untouched", decoder, subject, config, asked, tools, out)
+            results["untouched"] = _measure("untouched", decoder, subject, config, asked, tools, out, failed)
         if checkpoint:
             decoder = subject.tuned(dtype, device, decoder)
-            results["fine-tuned"] = _measure("fine-tuned", decoder, subject, config, asked, tools, out)
+            results["fine-tuned"] = _measure("fine-tuned", decoder, subject, config, asked, tools, out, failed)
+        if failed:
+            # A row of the table needs the task of every model.
+            whole = [key for key in asked if all(key in by_task for by_task in results.values())]
+            shown = {model: {key: by_task[key] for key in whole} for model, by_task in results.items()}
+            Console(stderr=True).print(report.table(shown, f"tested under {template.name}", tools.judge.name))
+            raise ValueError(f"not everything could be measured: {'; '.join(failed)}")
         summary = {
             "kind": "eval",
             **settings,
@@ -200,27 +217,45 @@ def _claim(config: EvalConfig, checkpoint: Path | None, settings: dict[str, Any]
     """The folder of the evaluation, held while it is written: a new one, or that of an unfinished one of the same
     settings. Raises ValueError for a folder in other use, with the settings that differ. Says how to go on if it is
     left early."""
-    out, kept = config.out, None
-    if out is not None and (out / "settings.json").exists() and not (out / "results.json").exists():
-        kept = read_json(out / "settings.json")
-        if not isinstance(kept, dict) or "flags" not in kept:
-            raise ValueError(f"{out / 'settings.json'} is not that of an evaluation; choose another --out")
-        if found := differences(kept, settings, _FREE):
-            raise ValueError(
-                f"{out} holds an unfinished evaluation of other settings: {'; '.join(found)}; choose another --out"
-            )
-        say(f"going on with the unfinished evaluation in {out}")
-    else:
-        out = run_folder.create(config.out, checkpoint / "eval" if checkpoint else CHECKPOINTS, "eval")
-    with sole_writer(out):
-        if kept is None:
+    parent = checkpoint / "eval" if checkpoint else CHECKPOINTS
+    with ExitStack() as held:
+        out, kept = config.out, None
+        if out is None and (out := _unfinished(parent, settings, held)) is not None:
+            kept = settings
+        elif out is not None and (out / "settings.json").exists() and not (out / "results.json").exists():
+            kept = read_json(out / "settings.json")
+            if not isinstance(kept, dict) or "flags" not in kept:
+                raise ValueError(f"{out / 'settings.json'} is not that of an evaluation; choose another --out")
+            if found := differences(kept, settings, _FREE):
+                raise ValueError(
+                    f"{out} holds an unfinished evaluation of other settings: {'; '.join(found)}; choose another --out"
+                )
+            held.enter_context(sole_writer(out))
+        else:
+            out = run_folder.create(config.out, parent, "eval")
+            held.enter_context(sole_writer(out))
             run_folder.write_json(out / "settings.json", settings)
+        say(f"answers go to {out}" if kept is None else f"going on with the unfinished evaluation in {out}")
         (out / "answers").mkdir(exist_ok=True)
         try:
             yield out
-        except (KeyboardInterrupt, OSError):
-            say(f"the answers so far are kept; go on with the same command and --out {out}")
+        except (KeyboardInterrupt, OSError, ValueError):
+            say(f"the answers so far are kept in {out}; the same command goes on from there")
             raise
+
+
+def _unfinished(parent: Path, settings: dict[str, Any], held: ExitStack) -> Path | None:
+    """The newest folder here that an evaluation of these settings has left unfinished, held for us; None where there is
+    none, or others hold them all."""
+    for out in sorted(parent.glob("eval-*"), reverse=True):
+        try:
+            if (out / "results.json").exists() or differences(read_json(out / "settings.json"), settings, _FREE):
+                continue
+            held.enter_context(sole_writer(out))
+        except (ValueError, OSError, KeyError, TypeError, AttributeError):  # damaged, another thing, in other hands
+            continue
+        return out
+    return None
 
 
 def _measure(
@@ -231,24 +266,30 @@ def _measure(
     asked: dict[str, tuple[Task, TaskData]],
     tools: Tools,
     out: Path,
+    failed: list[str],
 ) -> dict[str, TaskResult]:
-    memory = None if config.kv_memory is None else int(config.kv_memory * 1e9)
+    """Results by task; what went wrong with one is added to `failed`, and the others go on."""
     results: dict[str, TaskResult] = {}
     for key, (task, data) in asked.items():
         answers = out / "answers" / f"{name}.{key}.jsonl"
         by_seed: dict[int, TaskResult] = {}
         for seed in range(config.seed, config.seed + (config.decode_seeds if task.sampled else 1)):
             told = f"{name}: {key}" + (f", seed {seed}" if config.decode_seeds > 1 else "")
-            with ProgressLine(told, len(data.items)) as progress:
+            with ProgressLine(told, len(data.items), first=None) as progress:
 
                 def on_progress(done: int, statistics: Statistics, progress: ProgressLine = progress) -> None:
                     saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
                     progress.update(done, f"{statistics.progress()}{saved}")
 
                 prompting, stop_ids = subject.prompting, subject.stop_ids
-                answerer = Answerer(decoder, prompting, stop_ids, config.batch_size, memory, on_progress)
+                answerer = Answerer(decoder, prompting, stop_ids, config.batch_size, config.kv_bytes, on_progress)
                 sampling = config.sampling(data.kind, seed)
-                by_seed[seed] = task.measure(answerer, data.items, sampling, answers, tools)
+                try:
+                    by_seed[seed] = task.measure(answerer, data.items, sampling, answers, tools)
+                except ValueError as error:
+                    failed.append(f"{told}: {error}")
+        if len(by_seed) < (config.decode_seeds if task.sampled else 1):
+            continue
         result = over_decodings(by_seed) if len(by_seed) > 1 else by_seed[config.seed]
         results[key] = dataclasses.replace(result, data=data.name)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from ptst.command import say
 from ptst.data import sources
 from ptst.evaluation.judges import find_judge
 from ptst.experiment import laptop, tables
-from ptst.experiment.alignment import AlignConfig, align
+from ptst.experiment.alignment import NO_MATTER, AlignConfig, align, fingerprint
 from ptst.experiment.config import LAPTOP, GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
@@ -24,11 +27,14 @@ from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, check, work
 from ptst.experiment.settings import agreed, claim
 from ptst.experiment.summary import summarize
+from ptst.model.config import read_json
 from ptst.model.embedded import EMBEDDED_NAME
+from ptst.model.locate import locate_model
 from ptst.model.weights import write_atomically
 from ptst.subject import CHECKPOINTS
 from ptst.train import TrainConfig
 from ptst.training import recipes, run_folder
+from ptst.training.resume import weights_fingerprint
 from ptst.training.run import Interrupted
 
 
@@ -47,6 +53,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
         return _dry_run(grid)
     check(grid)
     if config.laptop:
+        agreed(grid, aligned=False)
         grid = replace(grid, config=replace(config, model=str(_aligned(config))))
     say(f"ptst.grid: {len(grid.rows)} rows, {len(grid.cells)} cells in {grid.out}")
     claim(grid)
@@ -60,6 +67,8 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
         result = {
             "kind": "grid",
             "flags": config.flags(),
+            "model": config.model,
+            "data": trained.name,
             "chat_format": next(iter(grid.subjects.values())).prompting.chat_format,
             "family": next(iter(grid.subjects.values())).family,
             **summary,
@@ -79,16 +88,37 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
 
 
 def _aligned(config: GridConfig) -> Path:
-    """The recipe's aligned model, one for all its grids. Raises ValueError where alignment does not succeed."""
+    """The recipe's aligned model, one for all its grids; one that `ptst.align` made there with other settings is taken
+    as well. Raises ValueError where alignment does not succeed."""
     out = _aligned_folder(config)
-    with lock(out.parent, f".{out.name}.lock", wait=True):
-        try:
-            record = align(AlignConfig(model=config.model, out=out))
-        except Interrupted as stopped:
-            say(f"{stopped}; go on with the same command")
-            raise SystemExit(stopped.exit_code) from None
+    with ExitStack() as held:
+        if not held.enter_context(lock(out.parent, f".{out.name}.lock")):
+            say(f"{out} is being aligned by another process; waiting for it")
+            held.enter_context(lock(out.parent, f".{out.name}.lock", wait=True))
+        record = read_json(out / "run.json") if (out / "run.json").exists() else {}
+        asked = AlignConfig(model=config.model, out=out)
+        weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
+        made_of = [record.get(key) for key in ("kind", "status", "weights", "data")]
+        if made_of == ["align", "finished", weights, fingerprint()]:
+            plain = json.loads(json.dumps(dataclasses.asdict(asked), default=str))
+            flags = record["flags"]
+            other = [key for key in plain.keys() - NO_MATTER if plain[key] != flags.get(key)]
+            if other:
+                told = ", ".join(f"--{key.replace('_', '-')} {flags.get(key)}" for key in sorted(other))
+                say(f"note: {out} was aligned with {told}, other than the recipe would")
+        else:
+            try:
+                record = align(asked)
+            except Interrupted as stopped:
+                say(f"{stopped}; go on with the same command")
+                raise SystemExit(stopped.exit_code) from None
+            except ValueError as error:
+                raise ValueError(str(error).replace("choose another --out", f"remove {out} to align anew")) from None
     if not record["met"]:
-        raise ValueError(f"the model could not be aligned, so there is nothing to measure; see {out / 'run.json'}")
+        raise ValueError(
+            f"the model could not be aligned, so there is nothing to measure; {out / 'run.json'} has what was seen. "
+            f"Remove {out} and align with other settings: python -m ptst.align --model {config.model} --out {out}"
+        )
     return out
 
 
@@ -102,25 +132,26 @@ def _dry_run(grid: Grid) -> dict[str, Any]:
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(grid.config) if grid.config.laptop else folder
     unaligned = grid.config.laptop and not (tested / "model.safetensors").exists()
-    if with_model and not unaligned:
-        agreed(replace(grid, config=replace(grid.config, model=str(tested))))
+    if with_model:
+        asked = grid if unaligned else replace(grid, config=replace(grid.config, model=str(tested)))
+        agreed(asked, aligned=not unaligned)
     lines = estimate(grid, with_model)
     for line in lines:
-        state = "finished" if line["finished"] else f"{line['tokens']} tokens, {_minutes(line['seconds'])}"
-        print(f"{line['what']}: {state}")
+        left_to_do = f"{line['tokens']} tokens, {_minutes(line['seconds'], line['rough'])}"
+        print(f"{line['what']}: {'finished' if line['finished'] else left_to_do}")
     left = [line for line in lines if not line["finished"]]
-    totals = {}
+    totals, rough = {}, any(line["rough"] for line in left)
     for key in ("tokens", "seconds"):
         values = [line[key] for line in left]
         totals[key] = UNKNOWN if UNKNOWN in values else sum(values)
-    print(f"{len(left)} of {len(lines)} left: {totals['tokens']} tokens at most, {_minutes(totals['seconds'])}")
+    print(f"{len(left)} of {len(lines)} left: {totals['tokens']} tokens at most, {_minutes(totals['seconds'], rough)}")
     if unaligned:
         print(f"before that, the alignment: at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}")
     return {"left": len(left), "lines": lines, **totals}
 
 
-def _minutes(seconds: Any) -> str:
-    return f"time {UNKNOWN}" if seconds == UNKNOWN else f"{seconds / 60:.1f} min"
+def _minutes(seconds: Any, rough: bool) -> str:
+    return f"time {UNKNOWN}" if seconds == UNKNOWN else f"{'roughly ' * rough}{seconds / 60:.1f} min"
 
 
 def defaults(arguments: list[str]) -> dict[str, Any]:

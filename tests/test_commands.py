@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ptst.command import ProgressLine
 from ptst.eval import EvalConfig, run_evaluation
 from ptst.evaluation.answers import AnswerFile
+from ptst.evaluation.tasks import judged
 from ptst.model import weights
+from ptst.subject import Subject
 from ptst.train import TrainConfig, run_training
 from tests.conftest import ROOT
 from tests.model.test_sentence_encoder import write_encoder
@@ -147,12 +150,75 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(here, monkeypatch):
         assert (out / name).read_bytes() == (here / "whole" / name).read_bytes()
     with pytest.raises(ValueError, match="not an empty folder"):
         run_evaluation(EvalConfig(**base, out=out))
+    # Without --out it finds the newest of its kind that is not finished, and nothing else.
+    monkeypatch.setattr(AnswerFile, "add", stop_at_the_third)
+    count = 0
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluation(EvalConfig(**base))
+    monkeypatch.setattr(AnswerFile, "add", add)
+    (left,) = (here / "checkpoints").glob("eval-*")
+    other = run_evaluation(EvalConfig(**base | {"limit": 2}))
+    again = run_evaluation(EvalConfig(**base))
+    assert Path(again["out"]).name == left.name != Path(other["out"]).name
+    assert again["results"] == whole["results"]
+    assert Path(run_evaluation(EvalConfig(**base))["out"]).name != left.name
     (out / "results.json").unlink()
     with pytest.raises(ValueError, match=r"other settings: --seed was 0, now 1; choose another"):
         run_evaluation(EvalConfig(**base, seed=1, out=out))
     (out / "settings.json").write_text("{}")
     with pytest.raises(ValueError, match=r"settings\.json is not that of an evaluation"):
         run_evaluation(EvalConfig(**base, out=out))
+
+
+def test_a_measurement_that_fails_leaves_the_others_measured_and_is_told(here, monkeypatch):
+    real = judged.requests
+
+    def requests(name, *rest):
+        result = real(name, *rest)
+        if name == "safety":
+            raise ValueError("the judge has failed")
+        return result
+
+    config = EvalConfig(model="model", limit=2, max_new_tokens=3, out=here / "out")
+    with monkeypatch.context() as patched:
+        patched.setattr(judged, "requests", requests)
+        with pytest.raises(
+            ValueError, match="not everything could be measured: untouched: safety: the judge has failed"
+        ):
+            run_evaluation(config)
+    names = {p.name.split(".")[1] for p in (here / "out").glob("*.jsonl")}
+    assert names == {"gsm8k", "over-refusal", "nll"}
+    assert set(run_evaluation(config)["results"]["untouched"]) == {"safety", *names}
+
+
+def test_progress_that_goes_on_counts_what_is_new(capsys):
+    with ProgressLine("answers", 100, every=0.0, first=None) as progress:
+        progress.update(90)
+        progress.update(91)
+    first, second = capsys.readouterr().err.splitlines()
+    assert "90/100" in first
+    assert "ETA" not in first
+    assert second.endswith("ETA 0:00")  # nine more of what took no time
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_asked(here, monkeypatch):
+    def never(*_args, **_more):
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(Subject, "untouched", never)
+    (here / "long.jsonl").write_text(json.dumps({"prompt": 3000 * "a"}) + "\n")
+    (here / "system.jsonl").write_text('{"system": "Be brief.", "question": "Is it dark?", "answer": "Yes."}\n')
+    base = {"model": "model", "limit": 2}
+    for changes, told in (
+        (
+            {"tasks": ("gsm8k", "safety:long.jsonl")},
+            r"safety:long: \S*long\S*: a prompt of .* exceed the model's 2048 positions",
+        ),
+        ({"tasks": ("gsm8k", "nll:system.jsonl"), "template": "text:vanilla"}, "system.jsonl:1: .*text:vanilla"),
+        ({"kv_memory": 1e-6}, "--kv-memory is 1e-06 GB, and gsm8k needs .* lower --max-new-tokens"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            run_evaluation(EvalConfig(**base, **changes))
 
 
 def test_tasks_by_name_over_several_decodings(here, monkeypatch):
@@ -175,7 +241,7 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     assert list(result) == ["arc-easy:arc", "chatdoctor:doctor", "xstest:xstest", "safety:advbench", "nll"]
     assert [d["n"] for d in result["safety:advbench"]["attack-success"]["decodings"]] == [2, 2]
     assert len(result["xstest:xstest"]["safe:refusal"]["decodings"]) == 2
-    assert {"minilm_cosine", "minilm_cosine_sd", "cut"} == set(result["chatdoctor:doctor"])
+    assert {"minilm_cosine", "minilm_cosine_sd", "minilm_cosine_sample_sd", "cut"} == set(result["chatdoctor:doctor"])
     assert result["nll"]["answers"] == 2
     rows = [json.loads(x) for x in (here / "out/untouched.safety:advbench.jsonl").read_text().splitlines()]
     assert [r["seed"] for r in rows] == [5, 5, 6, 6]

@@ -81,7 +81,7 @@ def read_prompts(path: str | Path) -> list[SafetyPrompt]:
     The prompt column is the first of `PROMPT_COLUMNS` that the file's first row has, in any case of letters; category
     (or type, as XSTest calls it), family and id are taken where they exist, and a row without an id is named "<file
     stem>-<row number>". A row with both prompt and goal is judged by its goal (JailbreakBench's prompts with suffixes).
-    A CSV of one column whose first line is none of those names has no header (AdvBench's form): every row is a prompt.
+    A CSV of one column whose first line is more than one word has no header (AdvBench's form): every row is a prompt.
     Prompts are kept to the letter, outer spaces too; blank lines between rows are passed over.
 
     Raises ValueError, with file and line, for anything that cannot be read and for a row without a prompt.
@@ -157,7 +157,8 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
             if not cells:
                 continue
             if header is None:
-                if len(cells) > 1 or _plain(cells[0]) in PROMPT_COLUMNS:
+                # One word above a single column is its name, and no prompt.
+                if len(cells) > 1 or re.fullmatch(r"\s*\w+\s*", cells[0]):
                     _prompt_column(path, start, cells)
                     header = cells
                     continue

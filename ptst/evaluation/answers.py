@@ -61,9 +61,10 @@ class AnswerFile:
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model under a template. `on_progress(answers done, statistics)` hears of every finished answer; `kv_memory` is
-    what the key/value cache may take, in bytes (None: what is free). `adapter` names the one of `adapters` that answers
-    (None: the decoder as it stands); those of `beside` answer the same into files of their own, in one batch with it.
+    """A model under a template. `on_progress(answers done, statistics)` hears of those on the disk and then of every
+    finished answer; `kv_memory` is what the key/value cache may take, in bytes (None: what is free). `adapter` names
+    the one of `adapters` that answers (None: the decoder as it stands); those of `beside` answer the same into files of
+    their own, in one batch with it.
     """
 
     decoder: Decoder
@@ -134,6 +135,7 @@ class Answerer:
                     file.add(keys[number], reply)
                 self.on_progress(sum(map(len, answers.values())), engine.statistics)
 
+            self.on_progress(sum(map(len, answers.values())), engine.statistics)
             engine.run(requests, done)
         if errors:
             raise ValueError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")

@@ -140,7 +140,8 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
                 replies[i] = error
         answered = generate(decoder(), list(encoded.values()), stop_ids, Sampling(max_new_tokens), batch_size)
         for (i, ids), completion in zip(encoded.items(), answered, strict=True):
-            replies[i] = tokenizer.decode_answer(ids, completion.ids)
+            failed = completion.error
+            replies[i] = ValueError(failed) if failed else tokenizer.decode_answer(ids, completion.ids)
         return [replies[i] for i in range(len(prompts))]
 
     return ask

@@ -60,6 +60,8 @@ SAFE, BARE = "chat:llama", "chat:vanilla"
 # The model's own answers, drawn from its whole distribution: what it is taught with them pulls it, at first, nowhere.
 OWN = Sampling(64, temperature=1.0)
 OPENING = Sampling(32)  # as much of an answer as shows whether it refuses
+# Flags that make no other model.
+NO_MATTER = frozenset({"model", "out", "json", "batch_size", "micro_tokens"})
 
 
 @dataclass(frozen=True)
@@ -185,11 +187,11 @@ def align(config: AlignConfig) -> dict[str, Any]:
         "weights": weights_fingerprint(base),
         "family": config.template_family,
         "chat_format": subjects[SAFE].prompting.chat_format,
-        "data": _fingerprint(),
+        "data": fingerprint(),
         "environment": run_folder.environment(),
     }
     if old is not None:
-        if found := differences(old, record, frozenset({"out", "json", "batch_size", "micro_tokens"})):
+        if found := differences(old, record, NO_MATTER):
             raise ValueError(f"{out} holds an alignment of other settings: {'; '.join(found)}; choose another --out")
         if old["status"] == "finished":
             return old
@@ -217,7 +219,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
     return record
 
 
-def _fingerprint() -> str:
+def fingerprint() -> str:
     """sha256 over everything that is asked, taught and looked at, and how."""
     said = [*alignment_set.refusals(), *alignment_set.harmless(), *alignment_set.reference()]
     stopping = [p.prompt for prompts in alignment_set.stopping() for p in prompts]

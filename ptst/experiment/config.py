@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +36,21 @@ _OF_EVAL = ("template", "template_file", "checkpoint", "model", "tasks", "out", 
 # What may differ when a grid goes on: speed, memory, and which cells are asked for.
 _FREE = ("train.save_every", "train.keep", "train.tensorboard", "train.micro_tokens", "train.recompute")
 _FREE += ("eval.batch_size", "eval.kv_memory")
+
+
+@contextmanager
+def flags_of(part: Literal["train", "eval"]) -> Iterator[None]:
+    """Spell the flags in a ValueError of training or testing as the grid has them: `--train.lr` for `--lr`."""
+    own, kind = (_OF_TRAIN, TrainConfig) if part == "train" else (_OF_EVAL, EvalConfig)
+    names = {f.name for f in dataclasses.fields(kind)} - {*own}
+
+    def spelled(flag: re.Match[str]) -> str:
+        return f"--{part}.{flag[1]}" if flag[1].removeprefix("no-").replace("-", "_") in names else flag[0]
+
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(re.sub(r"--([a-z][a-z-]*[a-z])", spelled, str(error))) from None
 
 
 @dataclass(frozen=True)
@@ -96,12 +113,10 @@ class GridConfig:
                     flag = key.replace("_", "-")
                     raise ValueError(f"--{name}.{flag} is not for a grid, which says it for each row and cell itself")
         for name, part in (("train", self.train), ("eval", self.eval)):
-            try:
+            with flags_of(name):
                 part.check()
-            except ValueError as error:
-                raise ValueError(re.sub(r"--(?=[a-z])", f"--{name}.", str(error))) from None
         if self.eval.decode_seeds > 1:
-            raise ValueError("--eval.decode-seeds is for ptst.eval: in a grid every run is one decoding of its seed")
+            raise ValueError("--eval.decode-seeds is for ptst.eval: a grid decodes the answers of every run once")
         for name in ("tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             if name != "at_epochs" and not values:

@@ -13,7 +13,8 @@ from ptst.data import prompt_sets
 from ptst.data.safety_sets import SafetyPrompt
 from ptst.data.sources import Source
 from ptst.eval import EvalConfig
-from ptst.evaluation.answers import Answerer, Reply
+from ptst.evaluation import foresight
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.margin import refusal_margins
 from ptst.evaluation.similarity import find_similarity
@@ -22,11 +23,12 @@ from ptst.evaluation.tasks.table import BY_NAME, Defaults, Task, TaskData, Tools
 from ptst.experiment.plan import distinct
 from ptst.generation.sampling import Sampling
 from ptst.model.config import DecoderConfig
+from ptst.model.weights import pick_dtype
 from ptst.subject import CHECKPOINTS, Subject
-from ptst.text.encode import Prompting
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import unknown
 
+_OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBSTITUTE}
 MARGIN_PROMPTS = 40  # 16 openings each: enough for a mean, and no cell takes longer than its answers
 
 
@@ -58,81 +60,55 @@ class Tests:
         what, data = self.tasks[task]
         return what.measure(answerer, data.items, self.sampling(task), answers, tools)
 
-    def encoded(self, task: str, subject: Subject) -> list[list[int]]:
-        """What the task asks, as ids (of nll: with the answers); nothing is computed. Raises ValueError for what the
-        template cannot say."""
-        what, data = self.tasks[task]
-        if what is MARGIN:
-            return [subject.prompting.encode(c).ids for c in _margin_conversations(data.items)]
-        if not what.sampled:
-            return [subject.prompting.encode(c).ids for c in data.items]
-        listener = _Listener(None, subject.prompting, subject.stop_ids, 1)  # type: ignore[arg-type]
-        try:
-            self.measure(task, listener, None, Tools(None, None))  # type: ignore[arg-type]
-        except _Asked as asked:
-            return [asked.prompting.encode(c.prompt()).ids for c in asked.conversations]
-        raise AssertionError(f"task {task} asks nothing")
+    def asked(self, task: str, subject: Subject) -> list[tuple[str, list[int]]]:
+        """As `foresight.asked`."""
+        return foresight.asked(*self.tasks[task], subject.prompting)
 
     def check(self, subjects: Mapping[str, Subject]) -> None:
         """Raise ValueError for what would otherwise show when all is trained: a prompt that a test template cannot say
         or that leaves no room for its answer, and as `tools`."""
         self.tools()
+        dtype = pick_dtype(self.config.dtype)
         for test, subject in subjects.items():
-            room = DecoderConfig.from_folder(subject.base).max_positions
+            model = DecoderConfig.from_folder(subject.base)
             for task, (what, _) in self.tasks.items():
                 new = self.sampling(task).max_new_tokens if what.sampled else 0
-                longest = max(map(len, self.encoded(task, subject)))
-                if longest + new > room:
-                    raise ValueError(
-                        f"{task} under {test}: a prompt of {longest} tokens and {new} new ones exceed the model's "
-                        f"{room} positions; lower --eval.max-new-tokens or take the prompt out"
-                    )
-
-
-class _Asked(Exception):
-    def __init__(self, prompting: Prompting, conversations: Sequence[Conversation]):
-        self.prompting, self.conversations = prompting, conversations
-
-
-class _Listener(Answerer):
-    def answer(self, conversations: Sequence[Conversation], *_rest: Any) -> list[Reply]:
-        raise _Asked(self.prompting, conversations)
+                prompts, memory = self.asked(task, subject), self.config.kv_bytes
+                foresight.check_room(f"{task} under {test}", prompts, new, model, dtype, self.device, memory)
 
 
 def open_tests(
     names: Sequence[str], config: EvalConfig, trained: Source, device: str, families: Sequence[str] | None = None
 ) -> Tests:
     """The tasks of a grid. `trained`: what is trained on; its test part are the problems unless the evaluation names
-    others, its family wraps all prompts. `families`: of the built-in requests and look-alikes, only these. Raises
-    ValueError as `load_tasks`."""
+    others, its family wraps all prompts. `families`: of our own requests and look-alikes, only these. Raises ValueError
+    as `load_tasks`."""
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in names:
-        name, _, data = spec.partition(":")
+        name = base(spec)
         if name not in (*BY_NAME, MARGIN.name):
             raise ValueError(unknown("task", name, (*BY_NAME, MARGIN.name)))
-        # Of the chosen families the limit is taken, and not they of what the limit left.
-        chosen = families and _set(name, data, config) in (prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES)
-        limit = None if chosen else config.limit
-        defaults = Defaults(config.data or trained.name, config.data, config.safety_data, limit)
-        if name == MARGIN.name:
-            loaded = MARGIN.load(data or None, defaults)
-            entry = {f"{name}:{loaded.name}" if data else name: (MARGIN, loaded)}
-        else:
-            entry = load_tasks([spec], defaults)
+        entry = _load(spec, trained, config, config.limit)
+        source = spec.partition(":")[2] or config.safety_data or ""
+        ours = not Path(source).is_file() and {data.name for _, data in entry.values()} & _OF_FAMILIES
+        if families and ours:
+            # Of the chosen families the limit is taken, and not they of what the limit left.
+            everything = _load(spec, trained, config, None).items()
+            entry = {key: (task, _of(families, data, config.limit)) for key, (task, data) in everything}
         if twice := entry.keys() & found.keys():
             raise ValueError(f"--tasks has {twice.pop()} twice; sets are named by their files: rename one, or drop it")
-        if chosen:
-            entry = {key: (task, _of(families, all_data, config.limit)) for key, (task, all_data) in entry.items()}
         found |= entry
     distinct("task", list(found))
     return Tests(found, trained.family, config, device)
 
 
-def _set(name: str, data: str, config: EvalConfig) -> str:
-    """The set of prompts that a task asks."""
-    if name == "over-refusal":
-        return data or prompt_sets.LOOK_ALIKES
-    return data or (config.safety_data or prompt_sets.BUILT_IN if name in ("safety", MARGIN.name) else "")
+def _load(spec: str, trained: Source, config: EvalConfig, limit: int | None) -> dict[str, tuple[Task, TaskData]]:
+    defaults = Defaults(config.data or trained.name, config.data, config.safety_data, limit)
+    name, _, data = spec.partition(":")
+    if name != MARGIN.name:
+        return load_tasks([spec], defaults)
+    loaded = MARGIN.load(data or None, defaults)
+    return {f"{name}:{loaded.name}" if data else name: (MARGIN, loaded)}
 
 
 def _of(families: Sequence[str], data: TaskData, limit: int) -> TaskData:
@@ -172,4 +148,4 @@ def _margin(answerer: Answerer, items: Sequence[Any], *_rest: Any) -> TaskResult
     return TaskResult("margin", values=values, rows=rows)
 
 
-MARGIN = Task("margin", _margin_data, _margin, sampled=False)
+MARGIN = Task("margin", _margin_data, _margin, sampled=False, reads=_margin_conversations)

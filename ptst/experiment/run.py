@@ -25,12 +25,12 @@ from pathlib import Path
 from ptst.command import ProgressLine, say
 from ptst.data import order, sources
 from ptst.data.mix import Mixture, mix, parse_mix
-from ptst.data.prepare import length_limit
+from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
-from ptst.evaluation.answers import Answerer
+from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.evaluation.tasks.table import Tools
 from ptst.experiment import plan
-from ptst.experiment.config import GridConfig
+from ptst.experiment.config import GridConfig, flags_of
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
@@ -42,7 +42,7 @@ from ptst.model.weights import load_decoder, pick_dtype, write_atomically
 from ptst.subject import Subject, open_subject
 from ptst.text.encode import Prompting
 from ptst.text.formats import detect_format
-from ptst.text.own_template import with_default_system
+from ptst.text.own_template import MODEL_DEFAULT, with_default_system
 from ptst.text.templates import Template, find_family
 from ptst.train import TrainConfig, looks_by_step, run_training
 from ptst.training import run_folder
@@ -74,6 +74,7 @@ class Grid:
                 raise ValueError(
                     f"{train[name][1]} and {test[name][1]} are different templates named {name}; rename one"
                 )
+        plan.distinct("template", [*train, *test])
         rows = plan.rows(list(train), config.seeds, config.at_epochs)
         cells = plan.cells(rows, list(test), list(tests.tasks))
         read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
@@ -130,6 +131,12 @@ class Grid:
 
     def mixture(self, name: str) -> Mixture:
         """What is trained on under a template. Raises ValueError for what it cannot say, and as `mix`."""
+        c = self.config.train
+        others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
+        return mix([(self.sources["data"], c.epochs), *others], *self.reading(name), c.too_long, c.train_on)
+
+    def reading(self, name: str) -> tuple[Prompting, int]:
+        """How training reads its data under a template, and the longest example."""
         c, subject = self.config.train, next(iter(self.subjects.values()))
         source, tokenizer = self.sources["data"], subject.prompting.tokenizer
         prompting = Prompting(
@@ -139,9 +146,8 @@ class Grid:
             tokenizer,
             "role-marks" in c.allow,
         )
-        longest = length_limit(c.max_length, DecoderConfig.from_folder(self.base).max_positions, c.micro_tokens)
-        others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
-        return mix([(source, c.epochs), *others], prompting, longest, c.too_long, c.train_on)
+        room = DecoderConfig.from_folder(self.base).max_positions
+        return prompting, length_limit(c.max_length, room, c.micro_tokens)
 
     @property
     def base(self) -> Path:
@@ -151,10 +157,18 @@ class Grid:
 def check(grid: Grid) -> None:
     """Raise ValueError for mistakes that would otherwise show when some or all rows are trained: in the judge, the
     similarity, the templates, the data and the epochs to look at."""
-    grid.tests.check(grid.subjects)
+    with flags_of("eval"):
+        grid.tests.check(grid.subjects)
+    for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
+        if template.system == MODEL_DEFAULT and with_default_system(template, grid.base).system is None:
+            say(f"note: {grid.base} has no default system text, so {name} is the same as without one")
     runs = {row.run: row for row in grid.rows if row.template is not None and not grid.trained(row)}
     for name in dict.fromkeys(row.template for row in runs.values()):
-        mixture = grid.mixture(name)
+        with flags_of("train"):
+            mixture = grid.mixture(name)
+            if "val-data" in grid.sources:
+                c, source = grid.config.train, grid.sources["val-data"]
+                prepare(source, *grid.reading(name), c.too_long, c.train_on)
         lengths = [len(e.ids) for e in mixture.examples]
         for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
             sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
@@ -162,9 +176,11 @@ def check(grid: Grid) -> None:
 
 
 def work(grid: Grid) -> None:
-    """Do all that is left, together with whoever else works on the folder. Raises what training and testing raise."""
+    """Do all that is left, together with whoever else works on the folder. What fails is told and passed over; when all
+    else is finished, ValueError tells it again."""
     runs = list({row.run: row for row in grid.rows if row.template is not None}.values())
-    server = _Server(grid)
+    failed: dict[str, str] = {}
+    server = _Server(grid, failed)
     total = len(runs) + len(grid.cells)
 
     def done() -> int:
@@ -176,15 +192,29 @@ def work(grid: Grid) -> None:
     with ProgressLine("rows and cells", total, first=before) as progress:
         while (now := done()) < total:
             progress.update(now)
-            if not (_train_one(grid, runs, server) or server.measure_some()):
-                progress.update(now, "the rest is in other hands")
-                time.sleep(PATIENCE)
-        progress.update(total)
+            if _train_one(grid, runs, server, failed) or server.measure_some():
+                continue
+            lost = {row.run for row in runs if row.run in failed and not grid.trained(row)}
+            waiting = [c for c in grid.cells if c.name not in failed and c.row.run not in lost and not grid.measured(c)]
+            if not waiting and all(row.run in lost or grid.trained(row) for row in runs):
+                break
+            progress.update(now, "the rest is in other hands")
+            time.sleep(PATIENCE)
+        progress.update(now := done())  # others may have finished meanwhile
+    if now < total:
+        told = "; ".join(f"{name}: {error}" for name, error in failed.items())
+        raise ValueError(
+            f"{total - now} of {total} rows and cells could not be finished, so there are no results. What failed: "
+            f"{told}"
+        )
 
 
-def _train_one(grid: Grid, runs: Sequence[Row], server: _Server) -> bool:
-    """Train a row that nobody has trained or is training; False where there is none."""
+def _train_one(grid: Grid, runs: Sequence[Row], server: _Server, failed: dict[str, str]) -> bool:
+    """Train a row that nobody has trained or is training; False where there is none. What went wrong goes into
+    `failed`, and such a row is not tried again here."""
     for row in runs:
+        if row.run in failed:
+            continue
         # Of use to an unfinished run alone, and three times as large as the model where all of it is trained.
         state = grid.out / "rows" / row.run / "state"
         if grid.trained(row) and not state.exists():
@@ -195,7 +225,13 @@ def _train_one(grid: Grid, runs: Sequence[Row], server: _Server) -> bool:
             trained = grid.trained(row)
             if not trained:
                 server.release()
-                run_training(grid.train_config(row))
+                try:
+                    with flags_of("train"):
+                        run_training(grid.train_config(row))
+                except ValueError as error:
+                    failed[row.run] = str(error)
+                    say(f"{row.run} failed: {error}")
+                    return True
             shutil.rmtree(state, ignore_errors=True)
             if not trained:
                 return True
@@ -203,10 +239,11 @@ def _train_one(grid: Grid, runs: Sequence[Row], server: _Server) -> bool:
 
 
 class _Server:
-    """The models of this process: the base, loaded once, with any adapters over it, or one fully trained row."""
+    """The models of this process: the base, loaded once, with any adapters over it, or one fully trained row. What goes
+    wrong with a cell is noted in `failed`, and the cell is passed over."""
 
-    def __init__(self, grid: Grid):
-        self.grid = grid
+    def __init__(self, grid: Grid, failed: dict[str, str]):
+        self.grid, self.failed = grid, failed
         self.dtype = pick_dtype(grid.config.eval.dtype)
         self.device = grid.tests.device
         self.loaded: tuple[str, Decoder] | None = None
@@ -227,7 +264,8 @@ class _Server:
         """Measure cells that are ready and free, several adapters at a time where one cell alone does not fill the
         batch; False where there are none."""
         grid = self.grid
-        open_cells = [c for c in grid.cells if not grid.measured(c) and grid.trained(c.row)]
+        ready = [c for c in grid.cells if c.name not in self.failed and grid.trained(c.row)]
+        open_cells = [c for c in ready if not grid.measured(c)]
         for first in open_cells:
             alike = [first]
             if not self._is_full(first.row):
@@ -255,38 +293,67 @@ class _Server:
         subject, config = grid.subjects[test], grid.config.eval
         for cell in cells:
             grid.file(cell, "json").parent.mkdir(parents=True, exist_ok=True)
-        answerer = Answerer(
-            self._decoder(cells[0].row),
-            subject.prompting,
-            subject.stop_ids,
-            config.batch_size,
-            None if config.kv_memory is None else int(config.kv_memory * 1e9),
-            adapters=self._adapters(cells),
-        )
+            try:
+                AnswerFile(grid.file(cell, "answers.jsonl"))
+            except ValueError as error:  # nobody's trouble but this cell's
+                self._fail(cell, error)
+        cells = [cell for cell in cells if cell.name not in self.failed]
+        if not cells:
+            return
+        try:
+            answerer = Answerer(
+                self._decoder(cells[0].row),
+                subject.prompting,
+                subject.stop_ids,
+                config.batch_size,
+                config.kv_bytes,
+                adapters=self._adapters(cells),
+            )
+        except ValueError as error:  # what a row has left on the disk is damaged
+            if len(cells) == 1:
+                self._fail(cells[0], error)
+            else:  # of which one is enough; the others are measured without it
+                for cell in cells:
+                    self._measure([cell])
+            return
         names = {cell: cell.row.name if cell.row.name in answerer.adapters else None for cell in cells}
         files = {names[cell]: grid.file(cell, "answers.jsonl") for cell in cells}
         with ProgressLine(f"{', '.join(c.row.name for c in cells)} under {test}: {task}", len(cells)) as inner:
             inner.update(0)
 
             def on_progress(done: int, statistics: Statistics) -> None:
-                inner.update(0, f"{done} answers  {statistics.progress()}")
+                total = grid.tests.count(task) * len(cells)
+                saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                rate = statistics.progress(statistics.answers + total - done)
+                inner.update(0, f"{done}/{total} answers  {rate}{saved}")
 
             shared = 0.0
             for cell in cells:
                 began = time.monotonic()
                 others = {name: path for name, path in files.items() if name != names[cell]}
                 one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
-                result = grid.tests.measure(task, one, files[names[cell]], self.tools)
-                rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
-                write_atomically(grid.file(cell, "rows.jsonl"), rows.encode())
-                figures = {**dataclasses.asdict(cell.row), "test": test, "task": task, "result": result.to_json()}
+                result = None
+                try:
+                    with flags_of("eval"):
+                        result = grid.tests.measure(task, one, files[names[cell]], self.tools)
+                except ValueError as error:
+                    self._fail(cell, error)
                 seconds = time.monotonic() - began
                 if grid.tests.tasks[task][0].sampled and cell == cells[0]:  # which asks for the answers of all
                     seconds = shared = seconds / len(cells)
                 else:
                     seconds += shared
+                if result is None:
+                    continue
+                rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+                write_atomically(grid.file(cell, "rows.jsonl"), rows.encode())
+                figures = {**dataclasses.asdict(cell.row), "test": test, "task": task, "result": result.to_json()}
                 figures["time"] = {"seconds": seconds}
                 run_folder.write_json(grid.file(cell, "json"), figures)
+
+    def _fail(self, cell: Cell, error: ValueError) -> None:
+        self.failed[cell.name] = str(error)
+        say(f"{cell.name} failed: {error}")
 
     def _decoder(self, row: Row) -> Decoder:
         name, folder = (row.name, self.grid.folder(row)) if self._is_full(row) else (plan.UNTOUCHED, self.grid.base)

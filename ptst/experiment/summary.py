@@ -60,7 +60,9 @@ def summarize(grid: Grid) -> dict[str, Any]:
             figures |= {GAP: gaps} if gaps else {}
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
-    return {"rows": runs, "cells": found, **_contrasts(grid, tables)}
+    sets = {task: data.name for task, (_, data) in grid.tests.tasks.items()}
+    base_name = "aligned" if grid.config.laptop else UNTOUCHED  # what row zero is
+    return {"base": base_name, "sets": sets, "rows": runs, "cells": found, **_contrasts(grid, tables)}
 
 
 def is_ptst(grid: Grid, train: str, test: str) -> bool:

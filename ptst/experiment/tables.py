@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.experiment.measure import base
-from ptst.experiment.plan import epoch_name
+from ptst.experiment.plan import UNTOUCHED, epoch_name
 from ptst.experiment.summary import GAP, SUCCESS
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
@@ -67,9 +67,9 @@ def to_markdown(summary: dict[str, Any]) -> str:
             lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
             for row in rows:
                 cells = [_text(_find(summary, row, column), task, metric) for column in columns]
-                lines.append(f"| {_row_name(row)} | {' | '.join(cells)} |")
-            of = f" ({task})" if base(task) != task else ""
-            of = " | harmful minus benign refusal, points" * (metric == "refusal" and task in gaps) + of
+                lines.append(f"| {_row_name(summary, row)} | {' | '.join(cells)} |")
+            gap = " | harmful minus benign refusal, points" * (metric == "refusal" and task in gaps)
+            of = f"{gap} ({summary['sets'][task]})"
             parts.append(f"**{heading}{of}**\n\n" + "\n".join(lines))
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
@@ -110,8 +110,9 @@ def _axes(summary: dict[str, Any]) -> tuple[list[tuple[str, float | None]], list
     return list(rows), list(dict.fromkeys(c["test"] for c in summary["cells"]))
 
 
-def _row_name(row: tuple[str, float | None]) -> str:
-    return row[0] if row[1] is None else f"{row[0]}, {epoch_name(row[1])}"
+def _row_name(summary: dict[str, Any], row: tuple[str, float | None]) -> str:
+    name = summary["base"] if row[0] == UNTOUCHED else row[0]
+    return name if row[1] is None else f"{name}, {epoch_name(row[1])}"
 
 
 def _find(summary: dict[str, Any], row: tuple[str, float | None], test: str) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=20)
-    axes.set_yticks(range(len(rows)), [_row_name(r) for r in rows])
+    axes.set_yticks(range(len(rows)), [_row_name(summary, r) for r in rows])
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
     axes.set_title("Improper requests answered on topic, %\n(framed: PTST)", fontsize=10)

@@ -26,12 +26,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], free: frozenset[
     """Settings of two run.json (or evaluations) that give two different results, in words. `free` flags may differ."""
     new = json.loads(json.dumps(new))
     found = []
+    # Where the same weights lie makes no difference.
+    where = {"model"} if old.get("weights") and old["weights"] == new.get("weights") else set()
     for key in _IDENTITY:
-        if old.get(key) != new.get(key):
+        if key not in where and old.get(key) != new.get(key):
             found += _leaves(key, old.get(key), new.get(key))
     flags = {**old["flags"], **new["flags"]}
     told = " ".join(found)
-    for key in sorted(flags.keys() - free):
+    for key in sorted(flags.keys() - free - where):
         was, now = old["flags"].get(key), new["flags"].get(key)
         if was != now and not (key in _IDENTITY and key in told):
             found.append(f"--{key.replace('_', '-')} was {was}, now {now}")
@@ -89,9 +91,7 @@ def sole_writer(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{out} is being trained by another process; wait for it, or choose another --out"
-            ) from None
+            raise ValueError(f"{out} is in use by another process; wait for it, or choose another --out") from None
         yield
     finally:
         os.close(handle)

@@ -26,7 +26,7 @@ def create(out: Path | None, checkpoints: Path, kind: str) -> Path:
         names = [f"{kind}-{stamp}", *(f"{kind}-{stamp}-{n}" for n in range(2, 100))]
         out = next(p for p in (checkpoints / n for n in names) if not p.exists())
     # What a kill left of the very first file is not an earlier run.
-    if out.exists() and (not out.is_dir() or any(not p.match(".run.json.*.partial") for p in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(not p.match(".*.json.*.partial") for p in out.iterdir())):
         raise ValueError(f"{out} is not an empty folder; choose another --out, so that no earlier run is overwritten")
     out.mkdir(parents=True, exist_ok=True)
     return out

@@ -56,6 +56,7 @@ def test_users_files(tmp_path, name, content, expected):
     ("name", "content", "message"),
     [
         ("a.csv", b"x,y\n1,2\n", r"a.csv:1: the prompt must be named one of .* the names here are x, y"),
+        ("a.csv", b"query\nfirst one\n", r"a.csv:1: the prompt must be named one of .* the names here are query"),
         ("a.csv", b"goal,category\nfirst, second, third\n", r"a.csv:2: 3 cells, not 2"),
         ("a.jsonl", b'{"prompt": "p"}\n{oops}\n', r"a.jsonl:2: not valid JSON"),
         ("a.jsonl", b"[1]\n", r"a.jsonl:1: the row is not an object"),

@@ -47,7 +47,7 @@ def test_stopped_after_any_answer_it_goes_on_with_the_rest(answerer, tmp_path):
         asked = []
         resumed = replace(answerer, on_progress=lambda done, _s, asked=asked: asked.append(done))
         assert resumed.answer(QUESTIONS, SAMPLED, path) == whole
-        assert asked == list(range(count + 1, 8))
+        assert asked == list(range(count, 8))  # first what was there
         assert path.read_bytes().count(b"\n") == 7
 
 

@@ -231,6 +231,32 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     assert run_grid(small)["contrast"] == result["contrast"]  # nothing left to do
 
 
+def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(config, monkeypatch):
+    met_at(monkeypatch, 2)
+    made = Path("checkpoints/aligned-model")
+    small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
+    small = replace(small, data="word-problems:2", train=TrainConfig(full=True, max_steps=1), tasks=("safety",))
+    small = replace(small, eval=EvalConfig(limit=2, max_new_tokens=2), out=Path("laptop"))
+    small = replace(small, train_templates=("chat:llama",), test_templates=("chat:llama",))
+    # What is wrong with the folder shows before half an hour of alignment.
+    Path("used").mkdir()
+    Path("used/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="used is no grid folder and not empty"):
+        run_grid(replace(small, out=Path("used")))
+    assert not made.exists()
+    align(replace(config, seed=3, out=made))
+    assert len(run_grid(small)["cells"]) == 2
+    record = json.loads((made / "run.json").read_text())
+    (made / "run.json").write_text(json.dumps({**record, "met": False}))
+    with pytest.raises(
+        ValueError, match=r"could not be aligned.*Remove checkpoints/aligned-model and align with other"
+    ):
+        run_grid(small)
+    write_tiny_model(Path("model"), seed=5)
+    with pytest.raises(ValueError, match=r"holds an alignment of other settings: .*weights was"):
+        run_grid(replace(small, out=Path("other")))
+
+
 def test_recipes_give_the_grid_its_flags():
     for name, templates, seeds in (("laptop", 3, 3), ("laptop-full", 6, 3), ("laptop-search", 3, 2)):
         config = defaults(["--recipe", name])["default"]

@@ -92,15 +92,18 @@ def test_of_chosen_families_the_limit_is_taken(here):
     tests = open_tests(names, EvalConfig(limit=2), sources.load("word-problems:2"), "cpu", families)
     keys = ("safety:built-in", "over-refusal", "margin", "margin:mine", "safety:mine", "prompts:look-alikes")
     assert tuple(tests.tasks) == keys
-    for key, (_, data) in tests.tasks.items():
-        assert len(data.items) == 2, key
+    stories = open_tests(
+        ("safety:gsm-danger-substitute",), EvalConfig(), sources.load("word-problems:2"), "cpu", families
+    )
+    for key, (_, data) in {**tests.tasks, **stories.tasks}.items():
+        assert len(data.items) == 2 or key in stories.tasks, key
         assert "mine" in key or {p.family for p in data.items} <= set(families), key
 
 
 def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, capsys):
     told = grid("grid", ONE_ROW, dry_run=True)
     assert told["left"] == 5
-    assert all(isinstance(line["tokens"], int) and line["seconds"] == "unknown" for line in told["lines"])
+    assert all(isinstance(line["tokens"], int) and line["rough"] and line["seconds"] > 0 for line in told["lines"])
     assert told["lines"][0]["what"] == "train chat-vanilla.seed0"
     assert not (here / "grid").exists()
     grid("grid", ONE_ROW)
@@ -109,6 +112,10 @@ def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, caps
     more = grid("grid", ONE_ROW, seeds=(0, 1), dry_run=True)
     assert more["left"] == 3
     assert more["seconds"] > 0
+    assert not any(line["rough"] for line in more["lines"])
+    few = grid("few", ONE_ROW, train=replace(ONE_ROW.train, max_steps=1), data="word-problems:8", dry_run=True)
+    all_of = grid("all", ONE_ROW, data="word-problems:8", dry_run=True)
+    assert 0 < few["lines"][0]["tokens"] < all_of["lines"][0]["tokens"] / 2
     shutil.move(here / "model", here / "elsewhere")
     blind = grid("none", ONE_ROW, dry_run=True)
     assert (blind["left"], blind["tokens"], blind["seconds"]) == (5, "unknown", "unknown")
@@ -159,7 +166,10 @@ def test_mistakes(grid, here):
         ({"tasks": ("chatdoctor:doctor.jsonl",), "eval": EvalConfig(similarity="rouge")}, "unknown similarity"),
         ({"tasks": ("nll:system.jsonl",), "test_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
         ({"tasks": ("gsm8k:system.jsonl",)}, r"system\.jsonl:1: .* does not end in '#### N'"),
-        ({"tasks": ("prompts:long.jsonl",)}, "prompts:long under chat:llama: a prompt of .* exceed the model's 2048"),
+        (
+            {"tasks": ("prompts:long.jsonl",)},
+            "prompts:long under chat:llama: long-1: a prompt of .* exceed the model's 2048",
+        ),
         ({"data": "system.jsonl", "train_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
         ({"train": TrainConfig(epochs=2), "at_epochs": (1.9, 2.0)}, "epoch-1.9 and epoch-2 are the same step, 2 of 2"),
     ):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ptst.evaluation.tasks.table import TaskData
 from ptst.experiment import plan, tables
 from ptst.experiment.config import GridConfig
 from ptst.experiment.run import Grid
@@ -33,7 +34,7 @@ def told(tmp_path):
         rows = plan.rows(TRAIN, seeds)
         cells = plan.cells(rows, TEST, [task])
         train, test = plan.templates(TRAIN), plan.templates(TEST)
-        tests = type("Tests", (), {"tasks": {task: None}})
+        tests = type("Tests", (), {"tasks": {task: (None, TaskData("our set", [], "", "requests"))}})
         grid = Grid(GridConfig(), tmp_path, rows, cells, tests, train, test, {})
         counts = {"examples": 2, "tokens": 9, "trained_tokens": 4}
         for row in rows[1:]:

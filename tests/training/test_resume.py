@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from ptst.generation.sampler import Completion
 from ptst.model import weights
 from ptst.train import TrainConfig, defaults, run_training
-from ptst.training import checkpoint, evaluate, metrics, run_folder
+from ptst.training import checkpoint, evaluate, metrics, resume, run_folder
 from ptst.training.resume import sole_writer
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
@@ -271,7 +271,7 @@ def test_full_fine_tuning_goes_on_too(train, tmp_path, monkeypatch):
 
 def test_one_process_at_a_time(train, tmp_path):
     (tmp_path / "run").mkdir()
-    with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="being trained by another process"):
+    with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="in use by another process"):
         train("run")
 
 
@@ -369,3 +369,12 @@ def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
         assert outcome(run) == wanted
         runs += 1
         print(f"{kills} kills, {runs} runs to their end; one alone takes {takes:.2f} s", flush=True)
+
+
+def test_the_same_weights_in_another_place_are_the_same_model():
+    old = {"model": "/here", "weights": "a", "flags": {"model": "x", "lr": 1.0}}
+    assert not resume.differences(old, old | {"model": "/there", "flags": {"model": "y", "lr": 1.0}})
+    other = resume.differences(old, old | {"model": "/there", "weights": "b", "flags": {"model": "x", "lr": 2.0}})
+    assert other == ["model was /here, now /there", "weights was a, now b", "--lr was 1.0, now 2.0"]
+    unknown = {"model": "/here", "flags": {}}  # of an old run
+    assert resume.differences(unknown, unknown | {"model": "/there"}) == ["model was /here, now /there"]

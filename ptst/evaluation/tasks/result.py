@@ -27,7 +27,7 @@ class TaskResult:
 
 def over_decodings(results: Mapping[int, TaskResult]) -> TaskResult:
     """Results of the same task by the seed of their decoding as one: rates as means with their spread, values as means
-    beside `<name>_sd` (population, as the paper), rows with their seed."""
+    beside `<name>_sd` (population, as the paper) and `<name>_sample_sd`, rows with their seed."""
     each = list(results.values())
     first = each[0]
     rates = {name: RepeatedRate(tuple(r.rates[name] for r in each)) for name in first.rates}
@@ -35,5 +35,6 @@ def over_decodings(results: Mapping[int, TaskResult]) -> TaskResult:
     for name in first.values:
         found = [r.values[name] for r in each]
         values |= {name: statistics.fmean(found), f"{name}_sd": statistics.pstdev(found)}
+        values[f"{name}_sample_sd"] = statistics.stdev(found)
     rows = [{"seed": seed, **row} for seed, r in results.items() for row in r.rows]
     return TaskResult(first.task, rates, values, rows, first.data)

@@ -21,6 +21,7 @@ from ptst.evaluation.tasks import helpfulness, judged
 from ptst.evaluation.tasks.result import TaskResult
 from ptst.evaluation.verdict import Judge
 from ptst.generation.sampling import Sampling
+from ptst.text.segments import Conversation
 from ptst.text.templates import unknown
 
 # Longest answers: enough for a worked answer, and for the opening of an answer, where a refusal shows.
@@ -61,12 +62,13 @@ class Tools:
 @dataclass(frozen=True)
 class Task:
     """`load(DATA or None, defaults)` raises ValueError for data that are not there. `sampled`: it asks for answers, so
-    that decoding seeds matter."""
+    that decoding seeds matter; one that does not reads the conversations that `reads` makes of its items."""
 
     name: str
     load: Callable[[str | None, Defaults], TaskData]
     measure: Callable[[Answerer, Sequence[Any], Sampling, Path | None, Tools], TaskResult]
     sampled: bool = True
+    reads: Callable[[Sequence[Any]], Sequence[Conversation]] = list
 
 
 def _problems(data: str | None, defaults: Defaults) -> TaskData:
