@@ -79,7 +79,7 @@ class GridConfig:
     the text templates and the default system text, too. laptop-search: for trying settings. The others are the paper's
     runs. Flags win over a recipe."""
     quick: bool = False
-    """With a recipe: one seed and 100 prompts."""
+    """With a recipe: one seed, 100 prompts, and of the tasks only refusals."""
     out: Path | None = None
     """Grid folder. Left out: checkpoints/grid, or checkpoints/<recipe>. A grid of the same settings goes on, and
     several processes may work on it at once."""

@@ -24,10 +24,11 @@ def values(name: str, quick: bool = False) -> dict[str, Any]:
     templates = _CHAT
     if name == "laptop-full":
         templates = ("text:vanilla", "text:alpaca", *_CHAT, default_system_file())
+    tasks = ("safety", "over-refusal") if quick else ("safety", "over-refusal", "margin", "nll:word-problems:50")
     return {
         "train_templates": templates,
         "test_templates": templates,
-        "tasks": ("safety", "over-refusal", "margin", "nll:word-problems:50"),
+        "tasks": tasks,
         "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
         "data": "word-problems:240",
         "train": TrainConfig(full=True, lr=1e-4),

@@ -220,7 +220,7 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     small = replace(small, data="word-problems:2", train=TrainConfig(full=True, lr=1e-3, val_data="word-problems:2"))
     small = replace(small, eval=EvalConfig(limit=3, max_new_tokens=2), out=Path("laptop"))
     dry = run_grid(replace(small, dry_run=True))
-    assert (dry["left"], Path("laptop").exists()) == (3 + 4 * 3 * 4, False)
+    assert (dry["left"], Path("laptop").exists()) == (3 + 4 * 3 * 2, False)
     result = run_grid(small)
     assert len(result["cells"]) == 4 * 3
     assert "one seed" in result["contrast"]["sentence"]
@@ -263,7 +263,7 @@ def test_recipes_give_the_grid_its_flags():
         config.check()
         assert (len(config.train_templates), len(config.seeds), config.eval.limit) == (templates, seeds, 100)
     quick = defaults(["--recipe=laptop", "--quick"])["default"]
-    assert (len(quick.seeds), quick.eval.limit) == (1, 100)
+    assert (len(quick.seeds), quick.eval.limit, quick.tasks) == (1, 100, ("safety", "over-refusal"))
     assert not set(laptop.SEEDS) & set(laptop.SEARCH_SEEDS)
     assert not set(laptop.families("laptop")) & set(laptop.families("laptop-search"))
     paper = defaults(["--recipe", "llama2-gsm8k"])["default"]
