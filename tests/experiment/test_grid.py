@@ -158,11 +158,11 @@ class Faults:
         return call
 
 
-def faults(grid, here, monkeypatch, numbers) -> None:
-    grid("first", ONE_ROW)  # libraries write caches of their own when they are first used
+def faults(grid, here, monkeypatch, numbers, config=ONE_ROW) -> None:
+    grid("first", config)  # libraries write caches of their own when they are first used
     with monkeypatch.context() as patch:
         counted = Faults(patch)
-        grid("whole", ONE_ROW)
+        grid("whole", config)
     want = outcome(here / "whole")
     assert counted.count > 50
     for number in numbers(counted.count):
@@ -171,9 +171,9 @@ def faults(grid, here, monkeypatch, numbers) -> None:
             Faults(patch, number, error)
             # Of a folder that is there already, a failing mkdir is no failure.
             with pytest.raises(Died) if error is Died else suppress(OSError):
-                grid(f"at-{number}", ONE_ROW)
+                grid(f"at-{number}", config)
         done = finished(here / f"at-{number}")
-        grid(f"at-{number}", ONE_ROW)
+        grid(f"at-{number}", config)
         assert outcome(here / f"at-{number}") == want, number
         again = finished(here / f"at-{number}")
         assert {name: again[name] for name in done} == done, number  # nothing finished was computed anew
@@ -187,6 +187,17 @@ def test_a_fault_at_some_writes_and_answers(grid, here, monkeypatch):
 @pytest.mark.thorough
 def test_a_fault_at_every_write_and_answer(grid, here, monkeypatch):
     faults(grid, here, monkeypatch, lambda count: range(1, count + 1))
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("full", [False, True])
+def test_a_fault_at_some_places_of_a_whole_grid(grid, here, monkeypatch, full):
+    """All rows with looks on the way, under all templates, on all kinds of tasks."""
+    tasks = ("safety", "over-refusal", "margin", "nll")
+    train = replace(CONFIG.train, full=full, epochs=2)
+    config = replace(CONFIG, tasks=tasks, train=train, at_epochs=(1.0, 2.0))
+    faults(grid, here, monkeypatch, lambda count: range(7, count + 1, count // 8 | 1), config)
 
 
 def start(here: Path, name: str) -> subprocess.Popen:
