@@ -1,4 +1,4 @@
-"""Which way an operation goes: Triton on CUDA, plain torch elsewhere.
+"""Which way an operation goes: Triton on CUDA, plain torch elsewhere (and Numba where decoding on a CPU: cpu.py).
 
 `PTST_KERNELS=reference` forces plain torch everywhere; `PTST_KERNELS=triton` forces Triton, which on a CPU works only
 in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported) and serves the tests.
@@ -25,16 +25,22 @@ except ImportError:  # Triton is built for Linux alone; elsewhere the plain path
 CHOICES = ("auto", "reference", "triton")
 
 
+def choice() -> str:
+    """What PTST_KERNELS says. Raises ValueError where it is unknown."""
+    chosen = os.environ.get("PTST_KERNELS", "auto")
+    if chosen not in CHOICES:
+        raise ValueError(f"PTST_KERNELS is {chosen!r}; it must be one of {', '.join(CHOICES)}")
+    return chosen
+
+
 def use_triton(*tensors: Tensor) -> bool:
     """Whether these tensors go through Triton. Raises ValueError for an unknown PTST_KERNELS, and for it being `triton`
     where Triton cannot run."""
-    choice = os.environ.get("PTST_KERNELS", "auto")
-    if choice not in CHOICES:
-        raise ValueError(f"PTST_KERNELS is {choice!r}; it must be one of {', '.join(CHOICES)}")
-    if choice == "reference":
+    chosen = choice()
+    if chosen == "reference":
         return False
     on_gpu = all(t.is_cuda for t in tensors)
-    if choice == "auto":
+    if chosen == "auto":
         return on_gpu and triton is not None
     if triton is None or not (on_gpu or os.environ.get("TRITON_INTERPRET") == "1"):
         raise ValueError("PTST_KERNELS=triton needs a GPU, or TRITON_INTERPRET=1 before Triton is imported")

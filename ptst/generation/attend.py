@@ -11,23 +11,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from kernels.attention import causal_mask, packed_attention
-from kernels.attention_blocks import blocks_attention, plan_blocks
 from kernels.attention_decode import decode_attention
+from kernels.cpu_attention import attend_rows, rotate_and_store, share_out
+from kernels.rope import rope_qk
 from ptst.generation.cache import BLOCK, BlockList, Cache
 from ptst.generation.device import send
 from ptst.model.config import DecoderConfig
 
 
 class StepAttention:
-    """An `attend` for the decoder's forward pass; it stores the new keys and values first.
+    """An `attend` for the sampler's forward pass: it turns queries and keys and stores the new keys and values first.
 
-    `decoding`: (blocks, length with the newest token) of each answer. `reading`: (blocks, tokens stored, new tokens) of
-    each piece of a prompt.
+    `decoding`: (blocks, length with the row's own token) of each row that is a single new token; several may be of one
+    request, one token longer each. `reading`: (blocks, tokens stored, new tokens) of each piece of a prompt.
     """
 
     def __init__(
@@ -38,22 +40,26 @@ class StepAttention:
         config: DecoderConfig,
     ):
         self.cache, self.config, self.num_decoding = cache, config, len(decoding)
+        self.numba = cache.arrays is not None
         device = cache.store.device
-        written = [(b.blocks, n - 1, n) for b, n in decoding] + [(b.blocks, s, s + n) for b, s, n in reading]
-        self.written_N = self._places(written, device)
+        self.written_T = _places(
+            [(b.blocks, n - 1, n) for b, n in decoding] + [(b.blocks, s, s + n) for b, s, n in reading]
+        )
+        if not self.numba:
+            self.written_N = send(self._rows(self.written_T), device)
         if decoding:
             blocks, lengths = [b.blocks for b, _ in decoding], [n for _, n in decoding]
-            if cache.on_gpu:
+            if self.numba:
+                table, lengths = block_table(blocks).numpy(), np.array(lengths, np.int32)
+                self.attended = table, lengths, config.sliding_window
+                self.ends = share_out(lengths)
+            else:
                 self.longest = max(lengths)
                 self.lengths_R = send(lengths, device, torch.int32)
                 self.table_RN = send(block_table(blocks), device)
-            else:
-                shared = [b.shared for b, _ in decoding]
-                H, dtype, window = config.num_heads, cache.store.dtype, config.sliding_window
-                self.plan = plan_blocks(blocks, shared, lengths, H, BLOCK, dtype, window)
         self.read_N: Tensor | None = None
         if reading:
-            self.read_N = self._places([(b.blocks, 0, s + n) for b, s, n in reading], device)
+            self.read_N = send(self._rows(_places([(b.blocks, 0, s + n) for b, s, n in reading])), device)
             self.cu_q, self.cu_k = [0], [0]
             for _, start, n in reading:
                 self.cu_q.append(self.cu_q[-1] + n)
@@ -65,28 +71,39 @@ class StepAttention:
                 zeros = [torch.zeros(m.shape, dtype=cache.store.dtype) for m in seen]
                 self.masks = [z.masked_fill_(~m, -math.inf).repeat(G, 1) for z, m in zip(zeros, seen, strict=True)]
 
-    def _places(self, spans: Sequence[tuple[list[int], int, int]], device: torch.device) -> Tensor:
-        """Rows (tokens K,) of the cache, seen as (B K P, D), for the tokens from `start` to `end` of each list."""
+    def _rows(self, place_T: np.ndarray) -> Tensor:
+        """Rows (tokens K,) of the cache, seen as (B K P, D), for tokens at these places."""
         K = self.config.num_kv_heads
-        first_L = torch.tensor([b[j // BLOCK] * K * BLOCK + j % BLOCK for b, s, e in spans for j in range(s, e)])
-        return send((first_L[:, None] + torch.arange(K) * BLOCK).flatten(), device)
+        block_T, p_T = place_T // BLOCK, place_T % BLOCK
+        return torch.from_numpy(((block_T[:, None] * K + np.arange(K)) * BLOCK + p_T[:, None]).ravel())
 
-    def __call__(self, layer: int, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor) -> Tensor:
-        D, (keys, values) = q_THD.shape[2], self.cache.rows[layer]
-        keys.index_copy_(0, self.written_N, k_TKD.reshape(-1, D))
-        values.index_copy_(0, self.written_N, v_TKD.reshape(-1, D))
-        R, outs = self.num_decoding, []
-        if R:
-            outs.append(self._decode(q_THD[:R] if self.read_N is not None else q_THD, *self.cache.layers[layer]))
+    def __call__(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
+        """(T, H, D), for queries, keys and values (T, H + 2 K, D), not turned yet; their contents may be used up."""
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        keys, values = self.cache.rows[layer]
+        if self.numba:
+            rotate_and_store(qkv_THD, cos_T1D2[:, 0], sin_T1D2[:, 0], self.written_T, *self.cache.arrays[layer])
+            q_THD = qkv_THD[:, :H]
+        else:
+            q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
+            q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos_T1D2, sin_T1D2)
+            keys.index_copy_(0, self.written_N, k_TKD.reshape(-1, D))
+            values.index_copy_(0, self.written_N, v_TKD.reshape(-1, D))
+        R = self.num_decoding
+        if self.read_N is None and not self.numba:
+            return self._decode(q_THD, layer)
+        out_THD = torch.empty((len(q_THD), H, D), dtype=q_THD.dtype, device=q_THD.device)
+        if R and self.numba:
+            attend_rows(qkv_THD, *self.cache.arrays[layer], *self.attended, out_THD, self.ends)
+        elif R:
+            out_THD[:R] = self._decode(q_THD[:R], layer)
         if self.read_N is not None:
-            k_LKD, v_LKD = (x.index_select(0, self.read_N).view(-1, *k_TKD.shape[1:]) for x in (keys, values))
-            outs.append(self._read(q_THD[R:], k_LKD, v_LKD))
-        return outs[0] if len(outs) == 1 else torch.cat(outs)
+            k_LKD, v_LKD = (x.index_select(0, self.read_N).view(-1, K, D) for x in (keys, values))
+            out_THD[R:] = self._read(q_THD[R:], k_LKD, v_LKD)
+        return out_THD
 
-    def _decode(self, q_RHD: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if not self.cache.on_gpu:
-            return blocks_attention(q_RHD, keys, values, self.plan)
-        views = (x.transpose(1, 2) for x in (keys, values))
+    def _decode(self, q_RHD: Tensor, layer: int) -> Tensor:
+        views = (x.transpose(1, 2) for x in self.cache.layers[layer])
         window = self.config.sliding_window
         return decode_attention(
             q_RHD, *views, self.lengths_R, longest=self.longest, table_RN=self.table_RN, window=window
@@ -106,6 +123,11 @@ class StepAttention:
             out_KnD = scaled_dot_product_attention(q_KnD, k_KLD[None], v_KLD[None], attn_mask=mask)
             outs.append(out_KnD.view(H, -1, D).transpose(0, 1))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _places(spans: Sequence[tuple[list[int], int, int]]) -> np.ndarray:
+    """(T,) where the tokens from `start` to `end` of each list of blocks lie: block x P + token."""
+    return np.array([b[j // BLOCK] * BLOCK + j % BLOCK for b, s, e in spans for j in range(s, e)], np.int64)
 
 
 def block_table(blocks: Sequence[Sequence[int]]) -> Tensor:

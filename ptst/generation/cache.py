@@ -3,7 +3,7 @@
 Token j of a request lies at offset j % P of the j // P-th block of its list. Requests whose prompts begin alike point
 at the same whole blocks, counted by reference; the tokens behind the last whole one are copied. What a request may need
 at most is reserved when it is admitted, so that none runs out in the middle; blocks themselves are handed out when they
-are reached, the lowest free one first, so that the ones in use stay together at the front of the allocation.
+are reached, the lowest free one first, so that memory which was touched is used again.
 
 Block 0 is nobody's: padding points at it.
 
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from kernels.cpu import use_numba
 from ptst.model.config import DecoderConfig
 
 BLOCK = 32  # tokens. Larger blocks are read a little faster and leave more empty places
@@ -31,10 +32,9 @@ def blocks_for(tokens: int) -> int:
 
 @dataclass(eq=False)
 class BlockList:
-    """The blocks of one request, or of a stored beginning. `shared` blocks at the front belong to `parent` as well."""
+    """The blocks of one request, or of a stored beginning; those it begins with may belong to `parent` as well."""
 
     blocks: list[int] = field(default_factory=list)
-    shared: int = 0
     parent: Stored | None = None
     reserved: int = 0  # own blocks it may still ask for
 
@@ -65,11 +65,12 @@ class Cache:
         self.layers = [(keys, values) for keys, values in self.store]
         self.rows = [tuple(x.view(-1, config.head_dim) for x in layer) for layer in self.layers]
         self.on_gpu = device.type == "cuda"
+        # The layers as Numba takes them, where it serves.
+        self.arrays = [(k.numpy(), v.numpy()) for k, v in self.layers] if use_numba(self.store) else None
         self.blocks = blocks
         self._free = list(range(1, blocks + 1))  # a heap
         self._references = [0] * (blocks + 1)
         self._promised = 0  # reserved, not yet handed out
-        self.highest = 0  # no block above it is in use
         self._touched = 0  # no block above it was ever written to
         self.stored: list[Stored] = []
         self._clock = 0
@@ -142,7 +143,7 @@ class Cache:
             self._clock += 1
             beginning.used_at = self._clock
             beginning.users += 1
-            sequence.parent, sequence.shared = beginning, whole
+            sequence.parent = beginning
             sequence.blocks = beginning.blocks[:whole]
             for b in sequence.blocks:
                 self._references[b] += 1
@@ -159,7 +160,7 @@ class Cache:
             block = heapq.heappop(self._free)
             if block <= self._touched and not self.on_gpu:
                 self.store[:, :, block] = 0  # whoever had it may have left a NaN, and 0 times NaN is NaN
-            self.highest, self._touched = max(self.highest, block), max(self._touched, block)
+            self._touched = max(self._touched, block)
             self._references[block] = 1
             sequence.blocks.append(block)
             sequence.reserved -= 1
@@ -181,23 +182,6 @@ class Cache:
             assert self._references[b] >= 0, "a block was returned twice"
             if not self._references[b]:
                 heapq.heappush(self._free, b)
-
-    def compact(self, sequences: Sequence[BlockList]) -> None:
-        """Move the blocks in use to the front. `sequences` are all that are alive."""
-        used = self.used
-        sources = [b for b in range(used + 1, self.blocks + 1) if self._references[b]]
-        targets = [b for b in range(1, used + 1) if not self._references[b]]
-        assert len(sources) == len(targets)
-        self.highest = used
-        if not sources:
-            return
-        for s, t in zip(sources, targets, strict=True):
-            self.store[:, :, t] = self.store[:, :, s]
-            self._references[s], self._references[t] = 0, self._references[s]
-        moved = dict(zip(sources, targets, strict=True))
-        for holder in (*sequences, *self.stored):
-            holder.blocks = [moved.get(b, b) for b in holder.blocks]
-        self._free = list(range(used + 1, self.blocks + 1))
 
 
 def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -203,8 +203,6 @@ class Engine:
             rows = [(run, 1 + len(guesses))]
         for run, n in rows:
             self.cache.grow(run.blocks, run.computed + n)
-        if not self.cache.on_gpu and self.cache.highest > 1.25 * self.cache.used + 8:
-            self.cache.compact([r.blocks for r in self._schedule.running])
         decoding = [run for run, _ in rows if run.decoding]
         asking, logits_NV = self._graph_step(decoding) if len(decoding) == len(rows) else (None, None)
         if logits_NV is None:
@@ -238,8 +236,8 @@ class Engine:
         positions_T = send([p for run, n in rows for p in range(run.computed, run.computed + n)], device)
         attend = StepAttention(
             self.cache,
-            [] if guesses else [(r.blocks, r.computed + 1) for r in decoding],
-            [(r.blocks, r.computed, n) for r, n in (rows if guesses else reading)],
+            [(r.blocks, r.computed + 1 + j) for r, n in rows if r.decoding for j in range(n)],
+            [(r.blocks, r.computed, n) for r, n in reading],
             self.config,
         )
         hidden_TE = self.forward(tokens_T, positions_T, attend, self._adapter_rows(rows))

@@ -20,11 +20,14 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from kernels import cpu_rows
+from kernels.cpu import use_numba
 from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, rope_qk, tables
-from kernels.swiglu import swiglu
+from kernels.rope import frequencies, tables
+from kernels.swiglu import gated
 from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter, thin_pairs
-from ptst.model.decoder import Attend, Decoder
+from ptst.generation.attend import StepAttention
+from ptst.model.decoder import Decoder
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 
@@ -86,8 +89,9 @@ class Forward:
         self.dtype = torch.promote_types(decoder.dtype, torch.float32) if on_cpu else decoder.dtype
         self.embedding_VE = decoder.embed_tokens.weight.detach()
         self.norm = decoder.norm.weight.detach().to(self.dtype)
-        # On the host, a number for the kernels; float64 of no dimension leaves the dtype of what it meets alone.
-        self.eps = torch.tensor(self.config.rms_norm_eps, dtype=torch.float64)
+        numba = use_numba(torch.empty(0, dtype=self.dtype, device=self.device))
+        self.add_norm = cpu_rows.add_rms_norm if numba else add_rms_norm
+        self.swiglu = cpu_rows.swiglu if numba else lambda x_T2F: gated(*x_T2F.chunk(2, dim=1))
         self.frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(self.device)
         # Outside inference mode, or the decoder's weights could not be trained any more.
         with torch.inference_mode(False), torch.no_grad():
@@ -99,15 +103,14 @@ class Forward:
             }
 
     def __call__(
-        self, tokens_T: Tensor, positions_T: Tensor, attend: Attend, adapters: AdapterRows = ALL_OWN
+        self, tokens_T: Tensor, positions_T: Tensor, attend: StepAttention, adapters: AdapterRows = ALL_OWN
     ) -> Tensor:
         """Hidden states (T, E) after the final norm. `attend` also keeps the new keys and values."""
-        c, eps = self.config, self.eps
-        H, K, D = c.num_heads, c.num_kv_heads, c.head_dim
-        turn = self._turn(*tables(positions_T, self.frequencies))
+        c, eps = self.config, self.config.rms_norm_eps
+        cos_T1D2, sin_T1D2 = tables(positions_T, self.frequencies)
         thin = [(self.thin[name], rows) for name, rows in adapters if name in self.thin]
         total_TE = self.embedding_VE[tokens_T].to(self.dtype)
-        x_TE = _norm(total_TE, self.layers[0].attention_norm, eps)
+        x_TE = rms_norm(total_TE, self.layers[0].attention_norm, eps)
         for index, layer in enumerate(self.layers):
 
             def project(group: int, x_TI: Tensor, index: int = index, layer: _Layer = layer) -> Tensor:
@@ -118,49 +121,17 @@ class Forward:
                         pair.add(y_TO, x_TI, rows)
                 return y_TO
 
-            qkv_THD = project(0, x_TE).view(-1, H + 2 * K, D)
-            v_TKD = qkv_THD[:, H + K :]
-            attended_TE = project(1, attend(index, *turn(qkv_THD[:, : H + K]), v_TKD).flatten(1))
-            x_TE, total_TE = _add_norm(attended_TE, total_TE, layer.mlp_norm, eps)
-            h_TF = _swiglu(project(2, x_TE))
+            qkv_THD = project(0, x_TE).view(len(x_TE), -1, c.head_dim)
+            attended_TE = project(1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
+            x_TE, total_TE = self.add_norm(attended_TE, total_TE, layer.mlp_norm, eps)
+            h_TF = self.swiglu(project(2, x_TE))
             after = self.layers[index + 1].attention_norm if index + 1 < len(self.layers) else self.norm
-            x_TE, total_TE = _add_norm(project(3, h_TF), total_TE, after, eps)
+            x_TE, total_TE = self.add_norm(project(3, h_TF), total_TE, after, eps)
         return x_TE
-
-    def _turn(self, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Callable[[Tensor], tuple[Tensor, ...]]:
-        """Rotary embedding of a step's queries and keys, which lie side by side, (T, H + K, D)."""
-        H, K = self.config.num_heads, self.config.num_kv_heads
-        if self.device.type == "cuda":
-            return lambda x_THD: rope_qk(*x_THD.split((H, K), dim=1), cos_T1D2, sin_T1D2)
-        cos_T1D, sin_T1D = torch.cat((cos_T1D2, cos_T1D2), -1), torch.cat((-sin_T1D2, sin_T1D2), -1)
-        half = cos_T1D2.shape[-1]
-
-        return lambda x_THD: torch.addcmul(x_THD * cos_T1D, x_THD.roll(half, -1), sin_T1D).split((H, K), dim=1)
 
     def logits(self, hidden_NE: Tensor) -> Tensor:
         """(N, V)."""
         return self.head(hidden_NE)
-
-
-def _norm(x_TE: Tensor, weight_E: Tensor, eps: Tensor) -> Tensor:
-    """RMSNorm; on a CPU in five operations: torch's own takes twelve, whose launches cost more than the sums."""
-    if x_TE.is_cuda:
-        return rms_norm(x_TE, weight_E, float(eps))
-    size_T1 = torch.linalg.vector_norm(x_TE, dim=1, keepdim=True)
-    return (x_TE * torch.addcmul(eps, size_T1, size_T1, value=1 / x_TE.shape[1]).rsqrt_()).mul_(weight_E)
-
-
-def _add_norm(x_TE: Tensor, total_TE: Tensor, weight_E: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
-    """(the norm of x + total, x + total)."""
-    if x_TE.is_cuda:
-        return add_rms_norm(x_TE, total_TE, weight_E, float(eps))
-    total_TE = x_TE.add_(total_TE)
-    return _norm(total_TE, weight_E, eps), total_TE
-
-
-def _swiglu(gate_up_TF: Tensor) -> Tensor:
-    gate_TF, up_TF = gate_up_TF.chunk(2, dim=1)
-    return swiglu(gate_TF, up_TF) if gate_TF.is_cuda else torch.nn.functional.silu(gate_TF).mul_(up_TF)
 
 
 def join(weights: Sequence[Tensor]) -> Tensor:
@@ -198,4 +169,7 @@ def half_width_product(w_OI: Tensor) -> Product:
     if packed is None:
         wide_OI = w_OI.float()
         return lambda x_TI: torch.nn.functional.linear(x_TI, wide_OI)
-    return lambda x_TI: torch.ops.quantized.linear_dynamic_fp16(x_TI, packed)
+    # Without the wrapper, which looks for arguments that it must treat in Python and takes ten microseconds.
+    product = torch.ops.quantized.linear_dynamic_fp16.default
+    product = getattr(product, "_op", product)
+    return lambda x_TI: product(x_TI, packed)

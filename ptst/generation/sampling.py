@@ -60,7 +60,11 @@ class Sampling:
 
 def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     """One token id (N,) per row; -1 where the row's best logit is not a number. `uniforms` lie in [0, 1)."""
-    best_N, tokens_N = logits_NV.max(-1)
+    if logits_NV.is_cuda:
+        best_N, tokens_N = logits_NV.max(-1)
+    else:  # NumPy's takes an eighth of the time
+        tokens_N = torch.from_numpy(logits_NV.numpy().argmax(-1))
+        best_N = logits_NV.gather(1, tokens_N[:, None])[:, 0]
     rows = [i for i, s in enumerate(samplings) if s.temperature]
     if rows:
         rows_M = send(rows, logits_NV.device)

@@ -1,0 +1,165 @@
+r"""Attention of single new tokens over a cache in blocks, on a CPU: rotate, store, attend.
+
+Row r is one new token. Its queries and keys are turned by its position (rope.py), its key and value go into their place
+in the cache, and for each query head, over the tokens j it sees,
+
+    s_j = q . k_j / sqrt(D)        p_j = exp(s_j - max s) / sum        o = sum_j p_j v_j.
+
+A row names its blocks, so rows may share some: many requests that begin alike, or several rows of one request, each a
+token longer than the one before. A block is read from end to end; the query heads of a group follow each other, so that
+it comes from memory once for all of them. A row's result does not depend on the rows beside it, to the bit.
+
+The sizes are constants of the compiled code: whole rows of D then lie in registers. exp is 2^n e^u with |u| at most
+log(2) / 2 and a polynomial of degree 6 for e^u: an error of 2e-7 of the value.
+
+Shapes: T rows, the first R of which attend; H query heads, K key/value heads, G = H / K, D head_dim, B blocks of P
+tokens, N blocks per row at most.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from kernels.cpu import compiled, pieces, spread
+
+WORTH_A_THREAD = 4096  # keys to look at
+
+
+@cache
+def _rotate_and_store(H: int, K: int, D: int, P: int) -> Callable:
+    half = D // 2
+
+    def rotate_and_store(qkv_THD, cos_TD2, sin_TD2, place_T, k_BKPD, v_BKPD):
+        for t in range(qkv_THD.shape[0]):
+            for h in range(H + K):
+                x = qkv_THD[t, h]
+                for d in range(half):
+                    a, b = x[d], x[d + half]
+                    x[d] = a * cos_TD2[t, d] - b * sin_TD2[t, d]
+                    x[d + half] = b * cos_TD2[t, d] + a * sin_TD2[t, d]
+            b, p = place_T[t] // P, place_T[t] % P
+            for k in range(K):
+                for d in range(D):
+                    k_BKPD[b, k, p, d] = qkv_THD[t, H + k, d]
+                    v_BKPD[b, k, p, d] = qkv_THD[t, H + K + k, d]
+
+    return compiled(rotate_and_store)
+
+
+@cache
+def _attend(H: int, K: int, D: int, P: int) -> Callable:
+    if P % 8:
+        raise ValueError(f"blocks of {P} tokens; the loops take 8 at a time")
+    G = H // K
+    scale = np.float32(1 / math.sqrt(D))
+    zero, half, one, lowest = np.float32(0), np.float32(0.5), np.float32(1), np.float32(-np.inf)
+    log2e, ln2, least = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(-87)
+    c2, c3, c4, c5, c6 = (np.float32(1 / math.factorial(i)) for i in range(2, 7))
+
+    def attend(qkv_THD, k_BKPD, v_BKPD, table_RN, lengths_R, window, out_RHD, start, end):
+        s_HL = np.empty((H, table_RN.shape[1] * P), np.float32)
+        for r in range(start, end):
+            length = lengths_R[r]
+            low = max(0, length - window) if window else 0
+            first, last = low // P, (length + P - 1) // P  # blocks
+            for i in range(first, last):
+                for h in range(H):
+                    k_PD, q_D, s_L = k_BKPD[table_RN[r, i], h // G], qkv_THD[r, h], s_HL[h]
+                    for p in range(0, P, 4):
+                        k0, k1, k2, k3 = k_PD[p], k_PD[p + 1], k_PD[p + 2], k_PD[p + 3]
+                        s0, s1, s2, s3 = zero, zero, zero, zero
+                        for d in range(D):
+                            x = q_D[d]
+                            s0 += x * k0[d]
+                            s1 += x * k1[d]
+                            s2 += x * k2[d]
+                            s3 += x * k3[d]
+                        j = i * P + p
+                        s_L[j], s_L[j + 1], s_L[j + 2], s_L[j + 3] = s0 * scale, s1 * scale, s2 * scale, s3 * scale
+            for h in range(H):
+                s_L = s_HL[h]
+                s_L[first * P : low] = lowest
+                s_L[length : last * P] = lowest
+                m0, m1, m2, m3, m4, m5, m6, m7 = lowest, lowest, lowest, lowest, lowest, lowest, lowest, lowest
+                for j in range(first * P, last * P, 8):
+                    m0 = s_L[j] if s_L[j] > m0 else m0
+                    m1 = s_L[j + 1] if s_L[j + 1] > m1 else m1
+                    m2 = s_L[j + 2] if s_L[j + 2] > m2 else m2
+                    m3 = s_L[j + 3] if s_L[j + 3] > m3 else m3
+                    m4 = s_L[j + 4] if s_L[j + 4] > m4 else m4
+                    m5 = s_L[j + 5] if s_L[j + 5] > m5 else m5
+                    m6 = s_L[j + 6] if s_L[j + 6] > m6 else m6
+                    m7 = s_L[j + 7] if s_L[j + 7] > m7 else m7
+                top = max(max(max(m0, m1), max(m2, m3)), max(max(m4, m5), max(m6, m7)))
+                total = zero
+                for j in range(low, length):
+                    x = s_L[j] - top
+                    y = x if x > least else least  # NaN as well: it has no whole part
+                    n = np.floor(y * log2e + half)
+                    u = y - n * ln2
+                    e = one + u * (one + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6)))))
+                    e *= np.int32((np.int32(n) + 127) << 23).view(np.float32)
+                    e = e if x == x else x
+                    s_L[j] = e
+                    total += e
+                s_L[first * P : low] = zero
+                s_L[length : last * P] = zero
+                share = one / total
+                for j in range(low, length):
+                    s_L[j] *= share
+                out_RHD[r, h] = zero
+            for i in range(first, last):
+                for h in range(H):
+                    v_PD, o_D, s_L = v_BKPD[table_RN[r, i], h // G], out_RHD[r, h], s_HL[h]
+                    for p in range(0, P, 8):
+                        j = i * P + p
+                        w0, w1, w2, w3 = s_L[j], s_L[j + 1], s_L[j + 2], s_L[j + 3]
+                        w4, w5, w6, w7 = s_L[j + 4], s_L[j + 5], s_L[j + 6], s_L[j + 7]
+                        v0, v1, v2, v3 = v_PD[p], v_PD[p + 1], v_PD[p + 2], v_PD[p + 3]
+                        v4, v5, v6, v7 = v_PD[p + 4], v_PD[p + 5], v_PD[p + 6], v_PD[p + 7]
+                        for d in range(D):
+                            a = (w0 * v0[d] + w1 * v1[d]) + (w2 * v2[d] + w3 * v3[d])
+                            b = (w4 * v4[d] + w5 * v5[d]) + (w6 * v6[d] + w7 * v7[d])
+                            o_D[d] += a + b
+
+    return compiled(attend)
+
+
+def rotate_and_store(
+    qkv_THD: Tensor, cos_TD2: Tensor, sin_TD2: Tensor, place_T: np.ndarray, k_BKPD: np.ndarray, v_BKPD: np.ndarray
+) -> None:
+    """Turn the queries and keys of `qkv_THD` (T, H + 2 K, D) in place and put keys and values at `place_T`, token p of
+    block b being b P + p."""
+    K, P, D = k_BKPD.shape[1:]
+    function = _rotate_and_store(qkv_THD.shape[1] - 2 * K, K, D, P)
+    function(qkv_THD.numpy(), cos_TD2.numpy(), sin_TD2.numpy(), place_T, k_BKPD, v_BKPD)
+
+
+def share_out(lengths_R: np.ndarray) -> list[int]:
+    """Where to cut the rows so that each thread has about as many keys to look at."""
+    done_R = lengths_R.cumsum()
+    n = pieces(int(done_R[-1]), WORTH_A_THREAD)
+    return [0, *(1 + np.searchsorted(done_R, done_R[-1] * np.arange(1, n) / n)).tolist(), len(lengths_R)]
+
+
+def attend_rows(
+    qkv_THD: Tensor,
+    k_BKPD: np.ndarray,
+    v_BKPD: np.ndarray,
+    table_RN: np.ndarray,
+    lengths_R: np.ndarray,
+    window: int | None,
+    out_RHD: Tensor,
+    ends: list[int],
+) -> None:
+    """Write into `out_RHD` what the first R rows of queries (turned) see of the `lengths_R[r]` (>= 1) tokens in the
+    blocks `table_RN[r]`, of the last `window` if there is one. float32, contiguous; places that are not seen must hold
+    numbers. `ends` are from `share_out`, the same for all layers of a step."""
+    K, P, D = k_BKPD.shape[1:]
+    function = _attend(qkv_THD.shape[1] - 2 * K, K, D, P)
+    spread(function, (qkv_THD.numpy(), k_BKPD, v_BKPD, table_RN, lengths_R, window or 0, out_RHD.numpy()), ends)

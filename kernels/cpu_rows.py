@@ -1,0 +1,78 @@
+"""RMSNorm with its residual sum, and SwiGLU, row by row on a CPU: one pass each in place of torch's four and two.
+
+Maths and gradients are those of rms_norm.py and swiglu.py; these are for sampling and have no gradient.
+
+Shapes: T rows, E hidden_size, F intermediate_size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from torch import Tensor
+
+from kernels.cpu import compiled, pieces, spread
+
+WORTH_A_THREAD = 1 << 16  # numbers
+
+
+@cache
+def _add_norm() -> Callable:
+    zero, one = np.float32(0), np.float32(1)
+
+    def add_norm(x_TE, total_TE, weight_E, eps):
+        T, E = x_TE.shape
+        for t in range(T):
+            x, total = x_TE[t], total_TE[t]
+            squares = zero
+            for e in range(E):
+                y = x[e] + total[e]
+                total[e] = y
+                squares += y * y
+            scale = one / np.sqrt(squares / np.float32(E) + eps)
+            for e in range(E):
+                x[e] = total[e] * scale * weight_E[e]
+
+    return compiled(add_norm)
+
+
+@cache
+def _swiglu() -> Callable:
+    one, half = np.float32(1), np.float32(0.5)
+    log2e, ln2, least = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(-87)
+    c2, c3, c4, c5, c6 = (np.float32(1 / math.factorial(i)) for i in range(2, 7))
+
+    def swiglu(gate_up_T2F, out_TF, start, end):
+        F = out_TF.shape[1]
+        for t in range(start, end):
+            gate, up, out = gate_up_T2F[t, :F], gate_up_T2F[t, F:], out_TF[t]
+            for f in range(F):
+                # silu(g) = g / (1 + e^-g), by the e^-|g| that cannot overflow (exp as in cpu_attention.py).
+                g = gate[f]
+                x = -g if g > 0 else g
+                y = x if x > least else least
+                n = np.floor(y * log2e + half)
+                u = y - n * ln2
+                e = one + u * (one + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6)))))
+                e *= np.int32((np.int32(n) + 127) << 23).view(np.float32)
+                out[f] = g * (one if g > 0 else e) / (one + e) * up[f]
+
+    return compiled(swiglu)
+
+
+def add_rms_norm(x_TE: Tensor, total_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(the norm of x + total, x + total), in place of x and `total`. float32, contiguous."""
+    _add_norm()(x_TE.numpy(), total_TE.numpy(), weight_E.numpy(), np.float32(eps))
+    return x_TE, total_TE
+
+
+def swiglu(gate_up_T2F: Tensor) -> Tensor:
+    """silu(gate) * up, (T, F), of the two halves of (T, 2 F). float32, contiguous."""
+    T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
+    out_TF = gate_up_T2F.new_empty(T, F)
+    n = min(T, pieces(T * F, WORTH_A_THREAD))
+    spread(_swiglu(), (gate_up_T2F.numpy(), out_TF.numpy()), [T * i // n for i in range(n + 1)])
+    return out_TF

@@ -1,0 +1,110 @@
+"""Decoding over the blocks of a cache where they lie: ragged lengths, shared beginnings, windows, blocks of nobody."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import cpu_attention
+from kernels.cpu import use_numba
+from kernels.cpu_attention import attend_rows, rotate_and_store, share_out
+from kernels.rope import frequencies, rope_qk, tables
+from tests.kernels.test_attention_decode import plain
+
+pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
+P = 8
+
+
+def cache_of(rows: list[Tensor], shared: int, order: torch.Generator) -> tuple[Tensor, np.ndarray]:
+    """Blocks (B, K, P, D), shuffled, and each row's list; the first `shared` blocks of all rows are the same ones.
+    What lies in nobody's blocks and behind a row's end is large, so that looking at it would show."""
+    K, D = rows[0].shape[1:]
+    counts = [-(-len(x) // P) for x in rows]
+    numbers = (1 + torch.randperm(2 * sum(counts), generator=order)).tolist()
+    store = torch.full((2 * sum(counts) + 1, K, P, D), 50.0)
+    table, common = np.zeros((len(rows), max(counts)), np.int32), [numbers.pop() for _ in range(shared)]
+    for r, (x, count) in enumerate(zip(rows, counts, strict=True)):
+        table[r, :count] = common + [numbers.pop() for _ in range(count - shared)]
+        for j in range(len(x)):
+            store[table[r, j // P], :, j % P] = x[j]
+    return store, table
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, table: np.ndarray, lengths: list[int], window: int | None = None) -> Tensor:
+    """(R, H, D) of queries (R, H, D) that stand before keys and values nobody looks at."""
+    qkv = torch.cat((q, torch.full((len(q), 2 * k.shape[1], q.shape[2]), 70.0)), 1)
+    out, lengths_R = torch.full_like(q, 90.0), np.array(lengths, np.int32)
+    attend_rows(qkv, k.numpy(), v.numpy(), table, lengths_R, window, out, share_out(lengths_R))
+    return out
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [1.0, 30.0])
+@pytest.mark.parametrize("window", [None, 11, 1])
+@pytest.mark.parametrize("shared", [0, 2])
+@pytest.mark.parametrize(("H", "K", "D"), [(6, 2, 8), (3, 3, 16), (4, 1, 5), (2, 1, 64)])
+def test_attend_rows(H, K, D, shared, window, size, threads, monkeypatch):
+    monkeypatch.setattr(cpu_attention, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    order = torch.Generator().manual_seed(1)
+    lengths = [17, 33, 24, 46]
+    keys, values = ([torch.randn(n, K, D) * factor for n in lengths] for factor in (size, 1))
+    for part in (keys, values):
+        for x in part[1:]:
+            x[: shared * P] = part[0][: shared * P]
+    k, table = cache_of(keys, shared, order.manual_seed(1))
+    v, _ = cache_of(values, shared, order.manual_seed(1))
+    q = torch.randn(len(lengths), H, D)
+    padded = [torch.nn.utils.rnn.pad_sequence(x, batch_first=True) for x in (keys, values)]
+    exact = plain(q.double(), *(x.double() for x in padded), lengths, window)
+    eager = plain(q, *padded, lengths, window).double()
+    ours = attend(q, k, v, table, lengths, window).double()
+    for mine, wanted, torchs in zip(ours, exact, eager, strict=True):
+        assert (mine - wanted).norm() <= 2 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
+
+
+def test_a_row_does_not_depend_on_its_neighbours_and_is_not_harmed_by_one_that_is_no_number():
+    keys = [torch.randn(n, 2, 16) for n in (9, 30, 20)]
+    k, table = cache_of(keys, 0, torch.Generator().manual_seed(1))
+    q, lengths = torch.randn(3, 4, 16), [9, 30, 20]
+    k[table[0, 0], 1, 3] = float("nan")
+    whole = attend(q, k, k, table, lengths)
+    assert torch.equal(attend(q[1:], k, k, table[1:], lengths[1:]), whole[1:])
+    assert whole[0, 2:].isnan().all() and whole[0, :2].isfinite().all() and whole[1:].isfinite().all()
+    q[1, 0, 0] = float("inf")
+    assert attend(q, k, k, table, lengths)[1, 0].isnan().all()
+
+
+def test_rows_of_one_request_see_one_token_more_each():
+    keys = torch.randn(21, 1, 8)
+    k, table = cache_of([keys], 0, torch.Generator().manual_seed(1))
+    q = torch.randn(3, 2, 8)
+    ours = attend(q, k, k, table.repeat(3, 0), [19, 20, 21])
+    wanted = plain(q, *[keys.expand(3, -1, -1, -1)] * 2, [19, 20, 21], None)
+    torch.testing.assert_close(ours, wanted)
+
+
+def test_rotate_and_store():
+    H, K, D = 3, 2, 8
+    qkv = torch.randn(4, H + 2 * K, D)
+    cos, sin = tables(torch.tensor([5, 0, 77, 6]), frequencies(D, 10000.0, None))
+    q, k = rope_qk(qkv[:, :H], qkv[:, H : H + K], cos, sin)
+    v, before = qkv[:, H + K :].clone(), [torch.zeros(5, K, P, D) for _ in range(2)]
+    keys, values = (x.clone() for x in before)
+    place = np.array([3 * P + 7, 2 * P, 4 * P + 1, P + 2])
+    rotate_and_store(qkv, cos[:, 0], sin[:, 0], place, keys.numpy(), values.numpy())
+    torch.testing.assert_close(qkv[:, :H], q)
+    for stored, new, old in zip((keys, values), (k, v), before, strict=True):
+        for t, at in enumerate(place):
+            torch.testing.assert_close(stored[at // P, :, at % P], new[t])
+            stored[at // P, :, at % P] = 0
+        assert torch.equal(stored, old)
+
+
+def test_rows_are_shared_out_by_their_keys(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(cpu_attention, "WORTH_A_THREAD", 10)
+    assert share_out(np.array([100, 10, 10, 80])) == [0, 1, 4]
+    assert share_out(np.array([1, 2, 3])) == [0, 3]
