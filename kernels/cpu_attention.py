@@ -9,6 +9,9 @@ A row names its blocks, so rows may share some: many requests that begin alike, 
 token longer than the one before. A block is read from end to end; the query heads of a group follow each other, so that
 it comes from memory once for all of them. A row's result does not depend on the rows beside it, to the bit.
 
+Keys and values are float32, or bfloat16 (as uint16), which is half to read: a block is then widened into a scratch that
+stays in the first-level cache, and everything is computed in float32.
+
 The sizes are constants of the compiled code: whole rows of D then lie in registers. exp is 2^n e^u with |u| at most
 log(2) / 2 and a polynomial of degree 6 for e^u: an error of 2e-7 of the value.
 
@@ -23,7 +26,6 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from torch import Tensor
 
 from kernels.cpu import compiled, pieces, spread
 
@@ -31,8 +33,9 @@ WORTH_A_THREAD = 4096  # keys to look at
 
 
 @cache
-def _rotate_and_store(H: int, K: int, D: int, P: int) -> Callable:
+def _rotate_and_store(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
     half = D // 2
+    below_half, low_bit, not_a_number = np.uint32(0x7FFF), np.uint32(1), np.uint16(0x7FC0)
 
     def rotate_and_store(qkv_THD, cos_TD2, sin_TD2, place_T, k_BKPD, v_BKPD):
         for t in range(qkv_THD.shape[0]):
@@ -44,15 +47,23 @@ def _rotate_and_store(H: int, K: int, D: int, P: int) -> Callable:
                     x[d + half] = b * cos_TD2[t, d] + a * sin_TD2[t, d]
             b, p = place_T[t] // P, place_T[t] % P
             for k in range(K):
-                for d in range(D):
-                    k_BKPD[b, k, p, d] = qkv_THD[t, H + k, d]
-                    v_BKPD[b, k, p, d] = qkv_THD[t, H + K + k, d]
+                if wide:
+                    for d in range(D):
+                        k_BKPD[b, k, p, d] = qkv_THD[t, H + k, d]
+                        v_BKPD[b, k, p, d] = qkv_THD[t, H + K + k, d]
+                else:  # the nearest bfloat16, of two the even one
+                    for h, to in ((H + k, k_BKPD), (H + K + k, v_BKPD)):
+                        for d in range(D):
+                            x = qkv_THD[t, h, d]
+                            bits = np.float32(x).view(np.uint32)
+                            rounded = np.uint16((bits + below_half + ((bits >> 16) & low_bit)) >> 16)
+                            to[b, k, p, d] = rounded if x == x else not_a_number
 
     return compiled(rotate_and_store)
 
 
 @cache
-def _attend(H: int, K: int, D: int, P: int) -> Callable:
+def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
     if P % 8:
         raise ValueError(f"blocks of {P} tokens; the loops take 8 at a time")
     G = H // K
@@ -63,13 +74,23 @@ def _attend(H: int, K: int, D: int, P: int) -> Callable:
 
     def attend(qkv_THD, k_BKPD, v_BKPD, table_RN, lengths_R, window, out_RHD, start, end):
         s_HL = np.empty((H, table_RN.shape[1] * P), np.float32)
+        widened_PD = np.empty((P, D), np.float32)
         for r in range(start, end):
             length = lengths_R[r]
             low = max(0, length - window) if window else 0
             first, last = low // P, (length + P - 1) // P  # blocks
             for i in range(first, last):
                 for h in range(H):
-                    k_PD, q_D, s_L = k_BKPD[table_RN[r, i], h // G], qkv_THD[r, h], s_HL[h]
+                    q_D, s_L = qkv_THD[r, h], s_HL[h]
+                    if wide:
+                        k_PD = k_BKPD[table_RN[r, i], h // G]
+                    else:
+                        k_PD = widened_PD
+                        if h % G == 0:
+                            half_PD = k_BKPD[table_RN[r, i], h // G]
+                            for p in range(P):
+                                for d in range(D):
+                                    k_PD[p, d] = np.uint32(np.uint32(half_PD[p, d]) << 16).view(np.float32)
                     for p in range(0, P, 4):
                         k0, k1, k2, k3 = k_PD[p], k_PD[p + 1], k_PD[p + 2], k_PD[p + 3]
                         s0, s1, s2, s3 = zero, zero, zero, zero
@@ -115,7 +136,16 @@ def _attend(H: int, K: int, D: int, P: int) -> Callable:
                 out_RHD[r, h] = zero
             for i in range(first, last):
                 for h in range(H):
-                    v_PD, o_D, s_L = v_BKPD[table_RN[r, i], h // G], out_RHD[r, h], s_HL[h]
+                    o_D, s_L = out_RHD[r, h], s_HL[h]
+                    if wide:
+                        v_PD = v_BKPD[table_RN[r, i], h // G]
+                    else:
+                        v_PD = widened_PD
+                        if h % G == 0:
+                            half_PD = v_BKPD[table_RN[r, i], h // G]
+                            for p in range(P):
+                                for d in range(D):
+                                    v_PD[p, d] = np.uint32(np.uint32(half_PD[p, d]) << 16).view(np.float32)
                     for p in range(0, P, 8):
                         j = i * P + p
                         w0, w1, w2, w3 = s_L[j], s_L[j + 1], s_L[j + 2], s_L[j + 3]
@@ -131,13 +161,18 @@ def _attend(H: int, K: int, D: int, P: int) -> Callable:
 
 
 def rotate_and_store(
-    qkv_THD: Tensor, cos_TD2: Tensor, sin_TD2: Tensor, place_T: np.ndarray, k_BKPD: np.ndarray, v_BKPD: np.ndarray
+    qkv_THD: np.ndarray,
+    cos_TD2: np.ndarray,
+    sin_TD2: np.ndarray,
+    place_T: np.ndarray,
+    k_BKPD: np.ndarray,
+    v_BKPD: np.ndarray,
 ) -> None:
     """Turn the queries and keys of `qkv_THD` (T, H + 2 K, D) in place and put keys and values at `place_T`, token p of
-    block b being b P + p."""
+    block b being b P + p; in bfloat16 where the cache is uint16."""
     K, P, D = k_BKPD.shape[1:]
-    function = _rotate_and_store(qkv_THD.shape[1] - 2 * K, K, D, P)
-    function(qkv_THD.numpy(), cos_TD2.numpy(), sin_TD2.numpy(), place_T, k_BKPD, v_BKPD)
+    function = _rotate_and_store(qkv_THD.shape[1] - 2 * K, K, D, P, k_BKPD.dtype == np.float32)
+    function(qkv_THD, cos_TD2, sin_TD2, place_T, k_BKPD, v_BKPD)
 
 
 def share_out(lengths_R: np.ndarray) -> list[int]:
@@ -148,18 +183,19 @@ def share_out(lengths_R: np.ndarray) -> list[int]:
 
 
 def attend_rows(
-    qkv_THD: Tensor,
+    qkv_THD: np.ndarray,
     k_BKPD: np.ndarray,
     v_BKPD: np.ndarray,
     table_RN: np.ndarray,
     lengths_R: np.ndarray,
     window: int | None,
-    out_RHD: Tensor,
+    out_RHD: np.ndarray,
     ends: list[int],
 ) -> None:
     """Write into `out_RHD` what the first R rows of queries (turned) see of the `lengths_R[r]` (>= 1) tokens in the
-    blocks `table_RN[r]`, of the last `window` if there is one. float32, contiguous; places that are not seen must hold
-    numbers. `ends` are from `share_out`, the same for all layers of a step."""
+    blocks `table_RN[r]`, of the last `window` if there is one. float32 (keys and values also bfloat16 as uint16),
+    contiguous; places that are not seen must hold numbers. `ends` are from `share_out`, the same for all layers of a
+    step."""
     K, P, D = k_BKPD.shape[1:]
-    function = _attend(qkv_THD.shape[1] - 2 * K, K, D, P)
-    spread(function, (qkv_THD.numpy(), k_BKPD, v_BKPD, table_RN, lengths_R, window or 0, out_RHD.numpy()), ends)
+    function = _attend(qkv_THD.shape[1] - 2 * K, K, D, P, k_BKPD.dtype == np.float32)
+    spread(function, (qkv_THD, k_BKPD, v_BKPD, table_RN, lengths_R, window or 0, out_RHD), ends)

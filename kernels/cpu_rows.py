@@ -12,7 +12,6 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
-from torch import Tensor
 
 from kernels.cpu import compiled, pieces, spread
 
@@ -63,16 +62,13 @@ def _swiglu() -> Callable:
     return compiled(swiglu)
 
 
-def add_rms_norm(x_TE: Tensor, total_TE: Tensor, weight_E: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(the norm of x + total, x + total), in place of x and `total`. float32, contiguous."""
-    _add_norm()(x_TE.numpy(), total_TE.numpy(), weight_E.numpy(), np.float32(eps))
-    return x_TE, total_TE
+def add_rms_norm(x_TE: np.ndarray, total_TE: np.ndarray, weight_E: np.ndarray, eps: np.float32) -> None:
+    """`total` becomes x + total, and x the norm of that. float32, contiguous."""
+    _add_norm()(x_TE, total_TE, weight_E, eps)
 
 
-def swiglu(gate_up_T2F: Tensor) -> Tensor:
-    """silu(gate) * up, (T, F), of the two halves of (T, 2 F). float32, contiguous."""
-    T, F = gate_up_T2F.shape[0], gate_up_T2F.shape[1] // 2
-    out_TF = gate_up_T2F.new_empty(T, F)
+def swiglu(gate_up_T2F: np.ndarray, out_TF: np.ndarray) -> None:
+    """silu(gate) * up of the two halves of (T, 2 F) into `out`. float32, contiguous."""
+    T, F = out_TF.shape
     n = min(T, pieces(T * F, WORTH_A_THREAD))
-    spread(_swiglu(), (gate_up_T2F.numpy(), out_TF.numpy()), [T * i // n for i in range(n + 1)])
-    return out_TF
+    spread(_swiglu(), (gate_up_T2F, out_TF), [T * i // n for i in range(n + 1)])

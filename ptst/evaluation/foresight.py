@@ -9,7 +9,7 @@ import torch
 
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.tasks.table import Task, TaskData, Tools
-from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token
+from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
 from ptst.generation.sampling import Sampling
 from ptst.model.config import DecoderConfig
@@ -46,8 +46,7 @@ def check_room(
         too_much = f"a prompt of {len(ids)} tokens and {new} new ones exceed" if new else f"{longest} tokens exceed"
         mend = "lower --max-new-tokens or take the prompt out" if new else "take it out"
         raise ValueError(f"{what}: {where}{too_much} the model's {config.max_positions} positions; {mend}")
-    if device == "cpu":
-        dtype = torch.promote_types(dtype, torch.float32)
+    dtype = cache_dtype(dtype, torch.device(device))
     needed = (blocks_for(longest) + 1) * BLOCK * bytes_per_token(config, dtype)
     if new and kv_memory is not None and needed > kv_memory:
         raise ValueError(

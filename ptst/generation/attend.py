@@ -40,16 +40,15 @@ class StepAttention:
         config: DecoderConfig,
     ):
         self.cache, self.config, self.num_decoding = cache, config, len(decoding)
-        self.numba = cache.arrays is not None
         device = cache.store.device
         self.written_T = _places(
             [(b.blocks, n - 1, n) for b, n in decoding] + [(b.blocks, s, s + n) for b, s, n in reading]
         )
-        if not self.numba:
+        if cache.arrays is None:
             self.written_N = send(self._rows(self.written_T), device)
         if decoding:
             blocks, lengths = [b.blocks for b, _ in decoding], [n for _, n in decoding]
-            if self.numba:
+            if cache.arrays is not None:
                 table, lengths = block_table(blocks).numpy(), np.array(lengths, np.int32)
                 self.attended = table, lengths, config.sliding_window
                 self.ends = share_out(lengths)
@@ -68,7 +67,8 @@ class StepAttention:
                 G = config.num_heads // config.num_kv_heads
                 # To be added: a boolean one would be turned into numbers in every layer.
                 seen = [causal_mask(n, s + n, config.sliding_window) for _, s, n in reading]
-                zeros = [torch.zeros(m.shape, dtype=cache.store.dtype) for m in seen]
+                dtype = torch.promote_types(cache.store.dtype, torch.float32)
+                zeros = [torch.zeros(m.shape, dtype=dtype) for m in seen]
                 self.masks = [z.masked_fill_(~m, -math.inf).repeat(G, 1) for z, m in zip(zeros, seen, strict=True)]
 
     def _rows(self, place_T: np.ndarray) -> Tensor:
@@ -78,29 +78,27 @@ class StepAttention:
         return torch.from_numpy(((block_T[:, None] * K + np.arange(K)) * BLOCK + p_T[:, None]).ravel())
 
     def __call__(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
-        """(T, H, D), for queries, keys and values (T, H + 2 K, D), not turned yet; their contents may be used up."""
+        """(T, H, D), for queries, keys and values (T, H + 2 K, D), not turned yet."""
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        keys, values = self.cache.rows[layer]
-        if self.numba:
-            rotate_and_store(qkv_THD, cos_T1D2[:, 0], sin_T1D2[:, 0], self.written_T, *self.cache.arrays[layer])
-            q_THD = qkv_THD[:, :H]
-        else:
-            q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
-            q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos_T1D2, sin_T1D2)
-            keys.index_copy_(0, self.written_N, k_TKD.reshape(-1, D))
-            values.index_copy_(0, self.written_N, v_TKD.reshape(-1, D))
+        q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
+        q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos_T1D2, sin_T1D2)
+        for rows, new_TKD in zip(self.cache.rows[layer], (k_TKD, v_TKD), strict=True):
+            rows.index_copy_(0, self.written_N, new_TKD.reshape(-1, D))
         R = self.num_decoding
-        if self.read_N is None and not self.numba:
-            return self._decode(q_THD, layer)
-        out_THD = torch.empty((len(q_THD), H, D), dtype=q_THD.dtype, device=q_THD.device)
-        if R and self.numba:
-            attend_rows(qkv_THD, *self.cache.arrays[layer], *self.attended, out_THD, self.ends)
-        elif R:
-            out_THD[:R] = self._decode(q_THD[:R], layer)
+        outs = [self._decode(q_THD[:R], layer)] if R else []
         if self.read_N is not None:
-            k_LKD, v_LKD = (x.index_select(0, self.read_N).view(-1, K, D) for x in (keys, values))
-            out_THD[R:] = self._read(q_THD[R:], k_LKD, v_LKD)
-        return out_THD
+            outs.append(self._read(q_THD[R:], layer))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def into(self, out_THD: Tensor, layer: int, qkv_THD: Tensor, cos_TD2: np.ndarray, sin_TD2: np.ndarray) -> None:
+        """The same through Numba's loops, where the cache has arrays: into `out_THD`, using up `qkv_THD`."""
+        arrays, qkv = self.cache.arrays[layer], qkv_THD.numpy()
+        rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
+        R = self.num_decoding
+        if R:
+            attend_rows(qkv, *arrays, *self.attended, out_THD.numpy(), self.ends)
+        if self.read_N is not None:
+            out_THD[R:] = self._read(qkv_THD[R:, : self.config.num_heads], layer)
 
     def _decode(self, q_RHD: Tensor, layer: int) -> Tensor:
         views = (x.transpose(1, 2) for x in self.cache.layers[layer])
@@ -109,7 +107,9 @@ class StepAttention:
             q_RHD, *views, self.lengths_R, longest=self.longest, table_RN=self.table_RN, window=window
         )
 
-    def _read(self, q_THD: Tensor, k_LKD: Tensor, v_LKD: Tensor) -> Tensor:
+    def _read(self, q_THD: Tensor, layer: int) -> Tensor:
+        keys_and_values = (rows.index_select(0, self.read_N).to(q_THD.dtype) for rows in self.cache.rows[layer])
+        k_LKD, v_LKD = (x.view(-1, self.config.num_kv_heads, self.config.head_dim) for x in keys_and_values)
         if self.cache.on_gpu:
             window = self.config.sliding_window
             return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)

@@ -54,6 +54,14 @@ def bytes_per_token(config: DecoderConfig, dtype: torch.dtype) -> int:
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
 
 
+def cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """In which keys and values of a model of this dtype are kept: in its own on a GPU, and bfloat16 also where the
+    loops of a CPU read it; else at least float32, in which a CPU computes."""
+    if device.type == "cuda" or (dtype == torch.bfloat16 and use_numba(torch.empty(0))):
+        return dtype
+    return torch.promote_types(dtype, torch.float32)
+
+
 class Cache:
     """Keys and values of every layer in `blocks` blocks (and block 0)."""
 
@@ -65,8 +73,10 @@ class Cache:
         self.layers = [(keys, values) for keys, values in self.store]
         self.rows = [tuple(x.view(-1, config.head_dim) for x in layer) for layer in self.layers]
         self.on_gpu = device.type == "cuda"
-        # The layers as Numba takes them, where it serves.
-        self.arrays = [(k.numpy(), v.numpy()) for k, v in self.layers] if use_numba(self.store) else None
+        # The layers as Numba takes them, where it serves: it knows no bfloat16.
+        bits = self.store.view(torch.uint16) if dtype == torch.bfloat16 else self.store
+        numba = use_numba(torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device))
+        self.arrays = [(k.numpy(), v.numpy()) for k, v in bits] if numba else None
         self.blocks = blocks
         self._free = list(range(1, blocks + 1))  # a heap
         self._references = [0] * (blocks + 1)
@@ -188,7 +198,8 @@ def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> to
     """On a CPU pages of zeros from the system, which take time and memory only when they are first touched."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.from_numpy(np.zeros(shape, torch.empty(0, dtype=dtype).numpy().dtype))
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[dtype.itemsize]
+    return torch.from_numpy(np.zeros(shape, bits)).view(dtype)
 
 
 def common(a: Sequence[int], b: Sequence[int]) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 DRAFT = 3  # tokens guessed at most
-DRAFT_16_BIT = 4  # over 16-bit weights, whose products take about as long for up to six rows as for one
 LONGEST = 3  # tokens of the end that are looked up, fewer if they stand nowhere else
 EARLIER = 8  # prompts with their answers that are looked through besides
 

@@ -24,7 +24,7 @@ from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache, blocks_for, common
 from ptst.generation.device import Fetch, send
-from ptst.generation.draft import DRAFT, DRAFT_16_BIT, EARLIER, draft
+from ptst.generation.draft import DRAFT, EARLIER, draft
 from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.memory import gigabytes, plan_memory, workspace_bytes
@@ -72,12 +72,12 @@ class Engine:
         self.prefill_tokens, self.decode, self.stream = prefill_tokens, decode, stream
         self.forward = Forward(decoder, adapters)
         self.adapters = frozenset(adapters or ())
-        dtype, device = self.forward.dtype, self.forward.device
+        dtype, device = self.forward.cache_dtype, self.forward.device
         length = min(max_length or self.config.max_positions, self.config.max_positions)
         self.max_length = length
         blocks = plan_memory(self.config, dtype, device, self.max_batch, length, kv_memory)
         self.cache = Cache(self.config, blocks, dtype, device)
-        work = workspace_bytes(self.config, dtype, prefill_tokens + self.max_batch, self.max_batch)
+        work = workspace_bytes(self.config, self.forward.dtype, prefill_tokens + self.max_batch, self.max_batch)
         self.planned_bytes = self.cache.bytes_for(blocks) + work
         self.statistics = Statistics(blocks=blocks)
         self._schedule = Scheduler(self.cache, self.max_batch, share, self.statistics)
@@ -87,7 +87,6 @@ class Engine:
         self._late = 1 if on_gpu else 0  # steps after which tokens are looked at
         self._graphs = DecodeGraphs(self.forward, self.cache, self._newest, length) if on_gpu else None
         self._events: list[Event] = []
-        self._guessed = DRAFT_16_BIT if decoder.dtype.itemsize == 2 else DRAFT
         self._earlier: deque[list[int]] = deque(maxlen=EARLIER)  # what was said, the newest first
 
     # What comes in
@@ -198,7 +197,7 @@ class Engine:
         guesses: list[int] = []
         if len(rows) == 1 and rows[0][0].decoding and not self._late:
             run = rows[0][0]
-            most = min(self._guessed, run.limit - run.launched - 1)
+            most = min(DRAFT, run.limit - run.launched - 1)
             guesses = draft(run.prompt + run.answer, most, self._earlier)
             rows = [(run, 1 + len(guesses))]
         for run, n in rows:

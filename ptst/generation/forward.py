@@ -5,7 +5,7 @@ views of the joined matrix, so that this takes no second copy. Adapters add thei
 
 On a CPU a bfloat16 (or float16) model is computed in float32, with a packed copy of its weights that is 16 bits wide
 and widened inside the product: there is no bfloat16 arithmetic in most CPUs, and reading the weights is what decoding
-a few answers costs.
+a few answers costs. What lies between the products goes through Numba's loops (kernels/cpu.py).
 
 Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
 vocabulary; I and O a projection's input and output.
@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +28,7 @@ from kernels.rope import frequencies, tables
 from kernels.swiglu import gated
 from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter, thin_pairs
 from ptst.generation.attend import StepAttention
+from ptst.generation.cache import cache_dtype
 from ptst.model.decoder import Decoder
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
@@ -89,14 +91,17 @@ class Forward:
         self.dtype = torch.promote_types(decoder.dtype, torch.float32) if on_cpu else decoder.dtype
         self.embedding_VE = decoder.embed_tokens.weight.detach()
         self.norm = decoder.norm.weight.detach().to(self.dtype)
-        numba = use_numba(torch.empty(0, dtype=self.dtype, device=self.device))
-        self.add_norm = cpu_rows.add_rms_norm if numba else add_rms_norm
-        self.swiglu = cpu_rows.swiglu if numba else lambda x_T2F: gated(*x_T2F.chunk(2, dim=1))
+        self.numba = use_numba(torch.empty(0, dtype=self.dtype, device=self.device))
+        self.cache_dtype = cache_dtype(decoder.dtype, self.device)
         self.frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(self.device)
         # Outside inference mode, or the decoder's weights could not be trained any more.
         with torch.inference_mode(False), torch.no_grad():
             self.layers, self.head = _prepared(decoder, self.dtype)
             own = attached_adapter(decoder)
+            # After attention and after the feed-forward part of each layer.
+            after = [*(layer.attention_norm for layer in self.layers[1:]), self.norm]
+            norms = [(layer.mlp_norm, norm) for layer, norm in zip(self.layers, after, strict=True)]
+            self.norms = [(a.numpy(), b.numpy()) for a, b in norms] if self.numba else norms
             named = {**({None: own} if own else {}), **(adapters or {})}
             self.thin: dict[str | None, list[list[ThinPair | None]]] = {
                 name: thin_pairs(adapter, decoder, self.dtype) for name, adapter in named.items()
@@ -111,22 +116,47 @@ class Forward:
         thin = [(self.thin[name], rows) for name, rows in adapters if name in self.thin]
         total_TE = self.embedding_VE[tokens_T].to(self.dtype)
         x_TE = rms_norm(total_TE, self.layers[0].attention_norm, eps)
-        for index, layer in enumerate(self.layers):
 
-            def project(group: int, x_TI: Tensor, index: int = index, layer: _Layer = layer) -> Tensor:
-                y_TO = layer.products[group](x_TI)
-                for pairs, rows in thin:
-                    pair = pairs[index][group]
-                    if pair is not None:
-                        pair.add(y_TO, x_TI, rows)
-                return y_TO
+        def project(index: int, group: int, x_TI: Tensor) -> Tensor:
+            y_TO = self.layers[index].products[group](x_TI)
+            for pairs, rows in thin:
+                pair = pairs[index][group]
+                if pair is not None:
+                    pair.add(y_TO, x_TI, rows)
+            return y_TO
 
-            qkv_THD = project(0, x_TE).view(len(x_TE), -1, c.head_dim)
-            attended_TE = project(1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
-            x_TE, total_TE = self.add_norm(attended_TE, total_TE, layer.mlp_norm, eps)
-            h_TF = self.swiglu(project(2, x_TE))
-            after = self.layers[index + 1].attention_norm if index + 1 < len(self.layers) else self.norm
-            x_TE, total_TE = self.add_norm(project(3, h_TF), total_TE, after, eps)
+        if self.numba:
+            return self._by_numba(x_TE, total_TE, cos_T1D2, sin_T1D2, attend, project)
+        for index, (mlp_norm, norm_after) in enumerate(self.norms):
+            qkv_THD = project(index, 0, x_TE).view(len(x_TE), -1, c.head_dim)
+            attended_TE = project(index, 1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
+            x_TE, total_TE = add_rms_norm(attended_TE, total_TE, mlp_norm, eps)
+            h_TF = gated(*project(index, 2, x_TE).chunk(2, dim=1))
+            x_TE, total_TE = add_rms_norm(project(index, 3, h_TF), total_TE, norm_after, eps)
+        return x_TE
+
+    def _by_numba(
+        self,
+        x_TE: Tensor,
+        total_TE: Tensor,
+        cos_T1D2: Tensor,
+        sin_T1D2: Tensor,
+        attend: StepAttention,
+        project: Callable[[int, int, Tensor], Tensor],
+    ) -> Tensor:
+        """The layers with loops compiled for the CPU. What lies between two products is written in place: for one row,
+        making a tensor takes as long as the arithmetic."""
+        c, T = self.config, len(x_TE)
+        eps, turn = np.float32(c.rms_norm_eps), (cos_T1D2[:, 0].numpy(), sin_T1D2[:, 0].numpy())
+        out_THD, h_TF = x_TE.new_empty(T, c.num_heads, c.head_dim), x_TE.new_empty(T, c.intermediate_size)
+        out_TO, h, total = out_THD.view(T, -1), h_TF.numpy(), total_TE.numpy()
+        for index, (mlp_norm, norm_after) in enumerate(self.norms):
+            attend.into(out_THD, index, project(index, 0, x_TE).view(T, -1, c.head_dim), *turn)
+            x_TE = project(index, 1, out_TO)
+            cpu_rows.add_rms_norm(x_TE.numpy(), total, mlp_norm, eps)
+            cpu_rows.swiglu(project(index, 2, x_TE).numpy(), h)
+            x_TE = project(index, 3, h_TF)
+            cpu_rows.add_rms_norm(x_TE.numpy(), total, norm_after, eps)
         return x_TE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class _Attention(StepAttention):
 
     def __init__(self, cache: Cache, forward: Forward, positions_R: Tensor, table_RN: Tensor):
         self.cache, self.config = cache, forward.config
-        self.num_decoding, self.read_N, self.numba = len(positions_R), None, False
+        self.num_decoding, self.read_N = len(positions_R), None
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK
         block_R1 = table_RN.gather(1, (positions_R // BLOCK)[:, None].long())

@@ -101,6 +101,7 @@ def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
     decoder, asked = decoders[kind], prompts(12)
     requests = [Request(p, Sampling(9, 0.8 * (i % 2), seed=3, logprobs=True), i) for i, p in enumerate(asked)]
     wanted = answers(decoder, requests, max_batch=4)
+    monkeypatch.setenv("PTST_KERNELS", "reference")  # not through the loops of a CPU
     engine, done = Engine(decoder, STOPS, max_batch=4, max_length=400), {}
     engine._late, engine.cache.on_gpu = 1, True
     captured: list[_Replayed] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels.cpu import use_numba
 from ptst.generation import forward as module
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache
@@ -22,10 +23,10 @@ LLAMA3 = {
 }
 
 
-def hidden(decoder, tokens: list[int]) -> torch.Tensor:
+def hidden(decoder, tokens: list[int], dtype: torch.dtype | None = None) -> torch.Tensor:
     """Through the cache, in three pieces of which the last is one token that is decoded."""
     forward = Forward(decoder)
-    cache = Cache(decoder.config, 8, forward.dtype, torch.device("cpu"))
+    cache = Cache(decoder.config, 8, dtype or forward.dtype, torch.device("cpu"))
     sequence = cache.admit(len(tokens))
     outs = []
     for start, end in ((0, 5), (5, len(tokens) - 1), (len(tokens) - 1, len(tokens))):
@@ -37,8 +38,10 @@ def hidden(decoder, tokens: list[int]) -> torch.Tensor:
     return torch.cat(outs)
 
 
+@pytest.mark.parametrize("way", ["auto", "reference"])
 @pytest.mark.parametrize("changes", [{}, {"rope_scaling": LLAMA3}, {"tie_word_embeddings": False}])
-def test_the_same_hidden_states(tmp_path, changes):
+def test_the_same_hidden_states(tmp_path, changes, way, monkeypatch):
+    monkeypatch.setenv("PTST_KERNELS", way)
     decoder = load_decoder(write_tiny_model(tmp_path, **changes))
     tokens = list(range(3, 90))
     with torch.inference_mode():
@@ -60,6 +63,18 @@ def test_a_16_bit_model_is_computed_in_float32(tmp_path, fbgemm, monkeypatch):
     tokens = list(range(3, 90))
     with torch.inference_mode():
         torch.testing.assert_close(hidden(half, tokens), hidden(exact, tokens), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
+def test_a_16_bit_model_keeps_16_bit_keys_and_values(tmp_path, monkeypatch):
+    decoder = load_decoder(write_tiny_model(tmp_path), torch.bfloat16)
+    assert Forward(decoder).cache_dtype == torch.bfloat16
+    tokens = list(range(3, 90))
+    with torch.inference_mode():
+        whole, rounded = hidden(decoder, tokens), hidden(decoder, tokens, torch.bfloat16)
+        assert 1e-6 < (rounded - whole).norm() / whole.norm() < 1e-2
+        monkeypatch.setenv("PTST_KERNELS", "reference")
+        assert Forward(decoder).cache_dtype == torch.float32
 
 
 def test_a_weight_too_large_for_float16_is_not_cut():

@@ -36,7 +36,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: np.ndarray, lengths: list[int
     """(R, H, D) of queries (R, H, D) that stand before keys and values nobody looks at."""
     qkv = torch.cat((q, torch.full((len(q), 2 * k.shape[1], q.shape[2]), 70.0)), 1)
     out, lengths_R = torch.full_like(q, 90.0), np.array(lengths, np.int32)
-    attend_rows(qkv, k.numpy(), v.numpy(), table, lengths_R, window, out, share_out(lengths_R))
+    arrays = qkv.numpy(), k.numpy(), v.numpy(), table, lengths_R, window, out.numpy()
+    attend_rows(*arrays, share_out(lengths_R))
     return out
 
 
@@ -86,6 +87,27 @@ def test_rows_of_one_request_see_one_token_more_each():
     torch.testing.assert_close(ours, wanted)
 
 
+def test_a_cache_in_bfloat16_is_read_as_what_it_holds():
+    keys = [torch.randn(n, 2, 16).bfloat16().float() for n in (9, 30)]
+    k, table = cache_of(keys, 0, torch.Generator().manual_seed(1))
+    half, q, lengths = k.bfloat16(), torch.randn(2, 4, 16), [9, 30]
+    assert torch.equal(half.float(), k)
+    half = half.view(torch.uint16)
+    assert torch.equal(attend(q, half, half, table, lengths), attend(q, k, k, table, lengths))
+
+
+def test_storing_rounds_to_the_nearest_bfloat16():
+    x = torch.randn(1, 4, 64)
+    odd = [0.0, -0.0, 3.3e38, float("inf"), float("nan"), 1e-40, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20]
+    x[0, 3, : len(odd)] = torch.tensor(odd)
+    keys, values = (torch.zeros(1, 1, P, 64, dtype=torch.bfloat16) for _ in range(2))
+    no_turn = np.ones((1, 32), np.float32), np.zeros((1, 32), np.float32)
+    bits = [s.view(torch.uint16).numpy() for s in (keys, values)]
+    rotate_and_store(x.clone().numpy(), *no_turn, np.array([5]), *bits)
+    for stored, exact in ((keys, x[0, 2]), (values, x[0, 3])):
+        torch.testing.assert_close(stored[0, 0, 5], exact.bfloat16(), equal_nan=True, rtol=0, atol=0)
+
+
 def test_rotate_and_store():
     H, K, D = 3, 2, 8
     qkv = torch.randn(4, H + 2 * K, D)
@@ -94,7 +116,7 @@ def test_rotate_and_store():
     v, before = qkv[:, H + K :].clone(), [torch.zeros(5, K, P, D) for _ in range(2)]
     keys, values = (x.clone() for x in before)
     place = np.array([3 * P + 7, 2 * P, 4 * P + 1, P + 2])
-    rotate_and_store(qkv, cos[:, 0], sin[:, 0], place, keys.numpy(), values.numpy())
+    rotate_and_store(*(x.numpy() for x in (qkv, cos[:, 0], sin[:, 0])), place, keys.numpy(), values.numpy())
     torch.testing.assert_close(qkv[:, :H], q)
     for stored, new, old in zip((keys, values), (k, v), before, strict=True):
         for t, at in enumerate(place):
