@@ -2,17 +2,18 @@
 
 Decoding on a CPU is many small operations: each of torch's costs a few microseconds to launch, and some of them
 (attention over a cache in blocks) it has only as a chain of copies. Numba turns plain Python loops into machine code
-without a C++ compiler on the machine, and keeps it on disk for the next process. What it can do is float32 on a CPU;
-everything else, and a machine without Numba, takes the plain-torch paths.
+without a C++ compiler on the machine, and keeps it on disk for the next process. What goes through it is computed in
+float32; everything else, and a machine without Numba, takes the plain-torch paths.
 """
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
-from importlib.util import find_spec
 from itertools import pairwise
 
 import torch
@@ -24,10 +25,19 @@ from kernels.dispatch import choice
 FAST = {"reassoc", "contract", "nsz", "arcp"}
 
 
+@cache
+def _has_numba() -> bool:
+    try:
+        import numba  # noqa: F401
+    except ImportError:  # not there, or of another NumPy than this
+        return False
+    return True
+
+
 def use_numba(*tensors: Tensor) -> bool:
     """Whether these tensors go through Numba's loops. Raises ValueError for an unknown PTST_KERNELS."""
     fitting = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
-    return choice() == "auto" and fitting and find_spec("numba") is not None
+    return choice() == "auto" and fitting and _has_numba()
 
 
 def compiled(function: Callable) -> Callable:
@@ -35,6 +45,12 @@ def compiled(function: Callable) -> Callable:
     from numba import njit
 
     options = {"nogil": True, "error_model": "numpy", "fastmath": FAST}
+    # The name of the file on disk holds all that the code is made of: the constants too, which are no part of it
+    # otherwise, so that two processes that compile for two models at once cannot take each other's.
+    constants = [cell.cell_contents for cell in function.__closure__ or ()]
+    made_of = repr((inspect.getsource(function), constants, sorted(FAST), sorted(options)))
+    function.__name__ += "_" + hashlib.sha256(made_of.encode()).hexdigest()[:16]
+    function.__qualname__ = function.__name__
     try:
         return njit(cache=True, **options)(function)
     except RuntimeError:  # no folder can be written to

@@ -13,7 +13,8 @@ Keys and values are float32, or bfloat16 (as uint16), which is half to read: a b
 stays in the first-level cache, and everything is computed in float32.
 
 The sizes are constants of the compiled code: whole rows of D then lie in registers. exp is 2^n e^u with |u| at most
-log(2) / 2 and a polynomial of degree 6 for e^u: an error of 2e-7 of the value.
+log(2) / 2 and a polynomial of degree 6 for e^u: an error of
+2e-7 of the value where products and sums are one rounding. What is e^-80 of the largest or less becomes e^-80.
 
 Shapes: T rows, the first R of which attend; H query heads, K key/value heads, G = H / K, D head_dim, B blocks of P
 tokens, N blocks per row at most.
@@ -64,12 +65,12 @@ def _rotate_and_store(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
 
 @cache
 def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
-    if P % 8:
-        raise ValueError(f"blocks of {P} tokens; the loops take 8 at a time")
+    if P % 8 or H % K:
+        raise ValueError(f"{H} query heads, {K} key heads, blocks of {P} tokens: H / K and P / 8 must be whole numbers")
     G = H // K
     scale = np.float32(1 / math.sqrt(D))
     zero, half, one, lowest = np.float32(0), np.float32(0.5), np.float32(1), np.float32(-np.inf)
-    log2e, ln2, least = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(-87)
+    log2e, ln2, least = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(-80)
     c2, c3, c4, c5, c6 = (np.float32(1 / math.factorial(i)) for i in range(2, 7))
 
     def attend(qkv_THD, k_BKPD, v_BKPD, table_RN, lengths_R, window, out_RHD, start, end):
@@ -81,7 +82,7 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
             first, last = low // P, (length + P - 1) // P  # blocks
             for i in range(first, last):
                 for h in range(H):
-                    q_D, s_L = qkv_THD[r, h], s_HL[h]
+                    q_D, s_P = qkv_THD[r, h], s_HL[h, i * P : (i + 1) * P]
                     if wide:
                         k_PD = k_BKPD[table_RN[r, i], h // G]
                     else:
@@ -100,14 +101,13 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
                             s1 += x * k1[d]
                             s2 += x * k2[d]
                             s3 += x * k3[d]
-                        j = i * P + p
-                        s_L[j], s_L[j + 1], s_L[j + 2], s_L[j + 3] = s0 * scale, s1 * scale, s2 * scale, s3 * scale
+                        s_P[p], s_P[p + 1], s_P[p + 2], s_P[p + 3] = s0 * scale, s1 * scale, s2 * scale, s3 * scale
             for h in range(H):
-                s_L = s_HL[h]
-                s_L[first * P : low] = lowest
-                s_L[length : last * P] = lowest
+                s_L, seen_L = s_HL[h, first * P : last * P], s_HL[h, low:length]
+                s_L[: low - first * P] = lowest
+                s_L[length - first * P :] = lowest
                 m0, m1, m2, m3, m4, m5, m6, m7 = lowest, lowest, lowest, lowest, lowest, lowest, lowest, lowest
-                for j in range(first * P, last * P, 8):
+                for j in range(0, len(s_L), 8):
                     m0 = s_L[j] if s_L[j] > m0 else m0
                     m1 = s_L[j + 1] if s_L[j + 1] > m1 else m1
                     m2 = s_L[j + 2] if s_L[j + 2] > m2 else m2
@@ -118,25 +118,25 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
                     m7 = s_L[j + 7] if s_L[j + 7] > m7 else m7
                 top = max(max(max(m0, m1), max(m2, m3)), max(max(m4, m5), max(m6, m7)))
                 total = zero
-                for j in range(low, length):
-                    x = s_L[j] - top
+                for j in range(len(seen_L)):  # from 0: an index that might be negative is not computed eight at a time
+                    x = seen_L[j] - top
                     y = x if x > least else least  # NaN as well: it has no whole part
                     n = np.floor(y * log2e + half)
                     u = y - n * ln2
                     e = one + u * (one + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6)))))
                     e *= np.int32((np.int32(n) + 127) << 23).view(np.float32)
                     e = e if x == x else x
-                    s_L[j] = e
+                    seen_L[j] = e
                     total += e
-                s_L[first * P : low] = zero
-                s_L[length : last * P] = zero
+                s_L[: low - first * P] = zero
+                s_L[length - first * P :] = zero
                 share = one / total
-                for j in range(low, length):
-                    s_L[j] *= share
+                for j in range(len(seen_L)):
+                    seen_L[j] *= share
                 out_RHD[r, h] = zero
             for i in range(first, last):
                 for h in range(H):
-                    o_D, s_L = out_RHD[r, h], s_HL[h]
+                    o_D, w_P = out_RHD[r, h], s_HL[h, i * P : (i + 1) * P]
                     if wide:
                         v_PD = v_BKPD[table_RN[r, i], h // G]
                     else:
@@ -147,9 +147,8 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
                                 for d in range(D):
                                     v_PD[p, d] = np.uint32(np.uint32(half_PD[p, d]) << 16).view(np.float32)
                     for p in range(0, P, 8):
-                        j = i * P + p
-                        w0, w1, w2, w3 = s_L[j], s_L[j + 1], s_L[j + 2], s_L[j + 3]
-                        w4, w5, w6, w7 = s_L[j + 4], s_L[j + 5], s_L[j + 6], s_L[j + 7]
+                        w0, w1, w2, w3 = w_P[p], w_P[p + 1], w_P[p + 2], w_P[p + 3]
+                        w4, w5, w6, w7 = w_P[p + 4], w_P[p + 5], w_P[p + 6], w_P[p + 7]
                         v0, v1, v2, v3 = v_PD[p], v_PD[p + 1], v_PD[p + 2], v_PD[p + 3]
                         v4, v5, v6, v7 = v_PD[p + 4], v_PD[p + 5], v_PD[p + 6], v_PD[p + 7]
                         for d in range(D):
@@ -175,11 +174,12 @@ def rotate_and_store(
     function(qkv_THD, cos_TD2, sin_TD2, place_T, k_BKPD, v_BKPD)
 
 
-def share_out(lengths_R: np.ndarray) -> list[int]:
+def share_out(lengths_R: np.ndarray, window: int | None = None) -> list[int]:
     """Where to cut the rows so that each thread has about as many keys to look at."""
-    done_R = lengths_R.cumsum()
+    done_R = np.minimum(lengths_R, window or np.iinfo(np.int32).max).cumsum()
     n = pieces(int(done_R[-1]), WORTH_A_THREAD)
-    return [0, *(1 + np.searchsorted(done_R, done_R[-1] * np.arange(1, n) / n)).tolist(), len(lengths_R)]
+    cuts = 1 + np.searchsorted(done_R, done_R[-1] * np.arange(1, n) / n)
+    return np.unique([0, *cuts, len(lengths_R)]).tolist()
 
 
 def attend_rows(

@@ -1,6 +1,6 @@
 """RMSNorm with its residual sum, and SwiGLU, row by row on a CPU: one pass each in place of torch's four and two.
 
-Maths and gradients are those of rms_norm.py and swiglu.py; these are for sampling and have no gradient.
+Maths as in rms_norm.py and swiglu.py; these are for sampling and have no gradient.
 
 Shapes: T rows, E hidden_size, F intermediate_size.
 """
@@ -70,5 +70,5 @@ def add_rms_norm(x_TE: np.ndarray, total_TE: np.ndarray, weight_E: np.ndarray, e
 def swiglu(gate_up_T2F: np.ndarray, out_TF: np.ndarray) -> None:
     """silu(gate) * up of the two halves of (T, 2 F) into `out`. float32, contiguous."""
     T, F = out_TF.shape
-    n = min(T, pieces(T * F, WORTH_A_THREAD))
+    n = max(1, min(T, pieces(T * F, WORTH_A_THREAD)))
     spread(_swiglu(), (gate_up_T2F, out_TF), [T * i // n for i in range(n + 1)])

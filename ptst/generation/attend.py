@@ -51,7 +51,7 @@ class StepAttention:
             if cache.arrays is not None:
                 table, lengths = block_table(blocks).numpy(), np.array(lengths, np.int32)
                 self.attended = table, lengths, config.sliding_window
-                self.ends = share_out(lengths)
+                self.ends = share_out(lengths, config.sliding_window)
             else:
                 self.longest = max(lengths)
                 self.lengths_R = send(lengths, device, torch.int32)
@@ -101,11 +101,13 @@ class StepAttention:
             out_THD[R:] = self._read(qkv_THD[R:, : self.config.num_heads], layer)
 
     def _decode(self, q_RHD: Tensor, layer: int) -> Tensor:
-        views = (x.transpose(1, 2) for x in self.cache.layers[layer])
-        window = self.config.sliding_window
-        return decode_attention(
-            q_RHD, *views, self.lengths_R, longest=self.longest, table_RN=self.table_RN, window=window
-        )
+        views = [x.transpose(1, 2) for x in self.cache.layers[layer]]
+        options = {"longest": self.longest, "window": self.config.sliding_window}
+        if self.cache.on_gpu:
+            return decode_attention(q_RHD, *views, self.lengths_R, table_RN=self.table_RN, **options)
+        # Plain torch collects each row's keys and values: a few rows at a time, so that they are a small part of all.
+        parts = zip(*(x.split(4) for x in (q_RHD, self.lengths_R, self.table_RN)), strict=True)
+        return torch.cat([decode_attention(q, *views, n, table_RN=table, **options) for q, n, table in parts])
 
     def _read(self, q_THD: Tensor, layer: int) -> Tensor:
         keys_and_values = (rows.index_select(0, self.read_N).to(q_THD.dtype) for rows in self.cache.rows[layer])

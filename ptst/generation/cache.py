@@ -75,7 +75,7 @@ class Cache:
         self.on_gpu = device.type == "cuda"
         # The layers as Numba takes them, where it serves: it knows no bfloat16.
         bits = self.store.view(torch.uint16) if dtype == torch.bfloat16 else self.store
-        numba = use_numba(torch.empty(0, dtype=torch.promote_types(dtype, torch.float32), device=device))
+        numba = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and use_numba(torch.empty(0))
         self.arrays = [(k.numpy(), v.numpy()) for k, v in bits] if numba else None
         self.blocks = blocks
         self._free = list(range(1, blocks + 1))  # a heap

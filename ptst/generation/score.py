@@ -70,7 +70,7 @@ def token_log_probabilities(
             batches.append([])
         batches[-1].append(i)
     largest = max(sum(blocks_for(len(ids[i])) for i in batch) for batch in batches)
-    cache = Cache(decoder.config, blocks_for(shared) + largest, forward.cache_dtype, forward.device)
+    cache = Cache(decoder.config, blocks_for(shared) + largest, forward.dtype, forward.device)
 
     def compute(sequences: list[BlockList], start: int, parts: list[list[int]]) -> torch.Tensor:
         for s, part in zip(sequences, parts, strict=True):

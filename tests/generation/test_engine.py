@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from kernels.cpu import use_numba
 from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
@@ -351,3 +352,23 @@ def test_the_budget_named_in_a_refusal_is_enough_and_no_less_is(decoder):
     need(enough)
     with pytest.raises(ValueError, match="raise --kv-memory"):
         need(enough - 1000)  # it is told in kilobytes, rounded up
+
+
+@pytest.mark.parametrize("way", ["auto", "reference"])
+def test_a_16_bit_model_answers_alike_in_any_company(tmp_path, way, monkeypatch):
+    """Beginnings copied, guesses, mixed steps: over keys and values of 16 bits where the CPU's loops serve."""
+    monkeypatch.setenv("PTST_KERNELS", way)
+    decoder = load_decoder(write_tiny_model(tmp_path), torch.bfloat16)
+    common = list(range(3, 3 + BLOCK + 9))
+    requests = [Request(common + p, Sampling(9), i) for i, p in enumerate(prompts(6))]
+    engine = Engine(decoder, STOPS, max_batch=4, max_length=400)
+    wide = way == "reference" or not use_numba(torch.empty(0))
+    assert engine.cache.store.dtype == (torch.float32 if wide else torch.bfloat16)
+    assert (engine.cache.arrays is None) == wide
+    done = {}
+    engine.run(requests, done.__setitem__)
+    assert engine.statistics.saved_tokens > 0
+    alone = {}
+    for request in requests:
+        Engine(decoder, STOPS, max_batch=1, max_length=400, prefill_tokens=17).run([request], alone.__setitem__)
+    assert {i: c.ids for i, c in done.items()} == {i: c.ids for i, c in alone.items()}

@@ -93,7 +93,8 @@ def test_a_cache_in_bfloat16_is_read_as_what_it_holds():
     half, q, lengths = k.bfloat16(), torch.randn(2, 4, 16), [9, 30]
     assert torch.equal(half.float(), k)
     half = half.view(torch.uint16)
-    assert torch.equal(attend(q, half, half, table, lengths), attend(q, k, k, table, lengths))
+    wanted = attend(q, k, k, table, lengths)
+    torch.testing.assert_close(attend(q, half, half, table, lengths), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_storing_rounds_to_the_nearest_bfloat16():
@@ -130,3 +131,18 @@ def test_rows_are_shared_out_by_their_keys(monkeypatch):
     monkeypatch.setattr(cpu_attention, "WORTH_A_THREAD", 10)
     assert share_out(np.array([100, 10, 10, 80])) == [0, 1, 4]
     assert share_out(np.array([1, 2, 3])) == [0, 3]
+    assert share_out(np.array([900])) == [0, 1]
+    assert share_out(np.array([900, 20, 20, 20]), 20) == [0, 2, 4]
+
+
+def test_code_for_one_model_is_never_taken_for_another():
+    """Numba's own key of the file on disk has the name of the function, not the sizes that it was compiled for."""
+    made = [cpu_attention._attend.__wrapped__(*sizes) for sizes in ((4, 2, 8, 8, True), (4, 2, 16, 8, True))]
+    assert made[0].py_func.__qualname__ != made[1].py_func.__qualname__
+    with pytest.raises(ValueError, match="whole numbers"):
+        cpu_attention._attend.__wrapped__(3, 2, 8, 8, True)
+
+
+def test_without_numba_plain_torch_serves(monkeypatch):
+    monkeypatch.setattr("kernels.cpu._has_numba", lambda: False)
+    assert not use_numba(torch.empty(0))
