@@ -19,6 +19,7 @@ pytestmark = [
     pytest.mark.skipif(triton is None or torch.cuda.is_available(), reason="runs in Triton's interpreter"),
 ]
 FLASH, LOSS, DECODE = "flash_attention.py", "linear_cross_entropy.py", "attention_decode.py"
+CPU, ROWS = "cpu_attention.py", "cpu_rows.py"
 # (what is wrong, file, line as it is, line as it becomes, tests that must notice)
 MUTANTS = [
     ("dx zeroed", "rms_norm.py", "out.to(dx.dtype.element_ty)", "(out * 0).to(dx.dtype.element_ty)", "rms_norm"),
@@ -49,6 +50,14 @@ MUTANTS = [
     ("tail of rows unmasked", "lora.py", "inside = (at + t < high)", "inside = (at + t < high + 1)", "lora"),
     ("last inputs left out", "lora.py", "inside = at + n < N", "inside = at + n < N - 1", "lora"),
     ("old value forgotten", "lora.py", "(old + scale * added)", "(scale * added)", "lora"),
+    ("tail unmasked", CPU, "s_L[length - first * P :] = lowest", "pass", "attend"),
+    ("window off by one", CPU, "max(0, length - window)", "max(0, length - window - 1)", "attend"),
+    ("heads of another group", CPU, "v_BKPD[table_RN[r, i], h // G]", "v_BKPD[table_RN[r, i], h % K]", "attend"),
+    ("exponential less exact", CPU, "(c4 + u * (c5 + u * c6))", "c4", "attend"),
+    ("turned the wrong way", CPU, "cos_TD2[t, d] - b *", "cos_TD2[t, d] + b *", "rotate"),
+    ("halves rounded up", CPU, "below_half + ((bits >> 16) & low_bit)", "below_half + low_bit", "storing"),
+    ("sum forgotten", ROWS, "squares += y * y", "squares += x[e] * x[e]", "norm"),
+    ("gate's sign forgotten", ROWS, "(one if g > 0 else e)", "one", "swiglu"),
     ("second chunk of ranks lost", "lora.py", "range(0, R, BR)", "range(0, BR, BR)", "lora"),
 ]  # fmt: skip
 
@@ -63,8 +72,8 @@ def test_killed(mutant, tmp_path):
     text = path.read_text()
     assert before in text, "the mutant no longer fits the kernel"
     path.write_text(text.replace(before, after))
-    files = {DECODE: "attention_decode", FLASH: "flash_attention", "lora.py": "lora"}
-    tests = [f"tests/kernels/test_{files.get(file, 'triton')}.py"]
+    own = f"tests/kernels/test_{file.removesuffix('.py')}.py"
+    tests = [own if (ROOT / own).exists() else "tests/kernels/test_triton.py"]
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
