@@ -124,6 +124,7 @@ def _worker(rank: int, ranks: int, file: str, environment: dict[str, str]) -> No
         sharded = run(layer, x, plain)
         assert_same([getattr(t, "full_tensor", lambda t=t: t)() for t in sharded], eager)
         assert any(hasattr(p, "full_tensor") for p in layer.parameters())
+        dist.barrier()  # neither goes while the other still listens to it
     finally:
         dist.destroy_process_group()
 
