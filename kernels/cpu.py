@@ -48,7 +48,7 @@ def compiled(function: Callable) -> Callable:
     # The name of the file on disk holds all that the code is made of: the constants too, which are no part of it
     # otherwise, so that two processes that compile for two models at once cannot take each other's.
     constants = [cell.cell_contents for cell in function.__closure__ or ()]
-    made_of = repr((inspect.getsource(function), constants, sorted(FAST), sorted(options)))
+    made_of = repr((inspect.getsource(function), constants, options | {"fastmath": sorted(FAST)}))
     function.__name__ += "_" + hashlib.sha256(made_of.encode()).hexdigest()[:16]
     function.__qualname__ = function.__name__
     try:

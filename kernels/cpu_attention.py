@@ -13,8 +13,8 @@ Keys and values are float32, or bfloat16 (as uint16), which is half to read: a b
 stays in the first-level cache, and everything is computed in float32.
 
 The sizes are constants of the compiled code: whole rows of D then lie in registers. exp is 2^n e^u with |u| at most
-log(2) / 2 and a polynomial of degree 6 for e^u: an error of
-2e-7 of the value where products and sums are one rounding. What is e^-80 of the largest or less becomes e^-80.
+log(2) / 2 and a polynomial of degree 6 for e^u: an error of 2e-7 of the value where products and sums are one rounding.
+What is e^-80 of the largest or less becomes e^-80.
 
 Shapes: T rows, the first R of which attend; H query heads, K key/value heads, G = H / K, D head_dim, B blocks of P
 tokens, N blocks per row at most.
