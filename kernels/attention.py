@@ -2,14 +2,16 @@ r"""Causal attention over one flat row of documents, with grouped key/value head
 
 out_i = sum_j softmax_j(q_i . k_j / sqrt(D)) v_j over the keys j of i's own document with j <= i and, under a window W,
 i - j < W. Documents are given by `cu_seqlens` = [0, L1, L1 + L2, ...]. Queries may be fewer than keys (a prompt whose
-beginning is already cached): they are then the document's last ones (bottom-right aligned).
+beginning is already cached): they are then the document's last ones (bottom-right aligned). Documents that begin alike
+may hold that beginning once: `before` tells which rows of the keys stand before each document's own.
 
 Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), D head_dim.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from kernels import flash_attention
 from kernels.dispatch import check_alike, use_triton
+
+Before = Sequence[tuple[int, int]]  # (first row, number of rows) for every document; (0, 0): it has a beginning of its own
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
@@ -35,15 +39,14 @@ class _WholeDocuments(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: list[int]) -> Tensor:
-        ctx.group, ctx.cu_seqlens = q_THD.shape[1] // k_TKD.shape[1], cu_seqlens
+    def forward(ctx, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: list[int], before: Before) -> Tensor:
+        ctx.cu_seqlens, ctx.before = cu_seqlens, before
         out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
         sums = []
-        for a, b in pairwise(cu_seqlens):
-            if a == b:
-                continue
-            heads = _heads((q_THD, k_TKD, v_TKD), a, b, ctx.group)
-            out_HtD, sum_Ht = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, 0.0, True)
+        for (a, b), first in _documents(cu_seqlens, before):
+            how = _visible(b - a, first[1], q_THD.dtype)
+            heads = _heads(q_THD, k_TKD, v_TKD, a, b, first)
+            out_HtD, sum_Ht = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*heads, **how)
             out_THD[a:b] = out_HtD[0].transpose(0, 1)
             sums.append(sum_Ht)
         ctx.save_for_backward(q_THD, k_TKD, v_TKD, out_THD, *sums)
@@ -54,25 +57,85 @@ class _WholeDocuments(torch.autograd.Function):
         *row, out_THD = (saved := ctx.saved_tensors)[:4]
         sums = iter(saved[4:])
         grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in row]
-        for a, b in pairwise(ctx.cu_seqlens):
-            if a == b:
-                continue
-            heads = _heads(row, a, b, ctx.group)
+        shared = []
+        for (a, b), (start, size) in _documents(ctx.cu_seqlens, ctx.before):
+            heads = _heads(*row, a, b, (start, size))
             do_HtD, out_HtD = (x[a:b].transpose(0, 1)[None] for x in (do_THD, out_THD))
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                do_HtD, *heads, out_HtD, next(sums), 0.0, True
+                do_HtD, *heads, out_HtD, next(sums), **_visible(b - a, size, do_THD.dtype)
             )
             for grad, part in zip(grads, parts, strict=True):
                 # The heads that shared a key add up their gradients.
                 part_ThD = part[0].transpose(0, 1).unflatten(1, (grad.shape[1], -1))
-                grad[a:b] = part_ThD[:, :, 0] if part_ThD.shape[2] == 1 else part_ThD.sum(2)
-        return *grads, None
+                part_ThD = part_ThD[:, :, 0] if part_ThD.shape[2] == 1 else part_ThD.sum(2)
+                grad[a:b] = part_ThD[a - b :]
+                if len(part_ThD) > b - a:
+                    shared.append((grad, start, part_ThD[:size]))
+        for grad, start, part_ThD in shared:  # last: the rows' own documents have written there
+            grad[start : start + len(part_ThD)] += part_ThD
+        return *grads, None, None
 
 
-def _heads(row: tuple[Tensor, Tensor, Tensor] | list[Tensor], a: int, b: int, group: int) -> list[Tensor]:
-    """Views (1, H, t, D) of one document of q, k and v, keys and values repeated for the heads that share them."""
-    q, k, v = (x[a:b].transpose(0, 1) for x in row)
-    return [x[None] for x in (q, *((k, v) if group == 1 else (x.repeat_interleave(group, 0) for x in (k, v))))]
+def _documents(cu_seqlens: list[int], before: Before) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+    """Bounds and beginning of every document that has a row."""
+    beginnings = before or [(0, 0)] * (len(cu_seqlens) - 1)
+    pairs = zip(pairwise(cu_seqlens), beginnings, strict=True)
+    return ((bounds, first) for bounds, first in pairs if bounds[1] > bounds[0])
+
+
+def _visible(rows: int, before: int, dtype: torch.dtype) -> dict[str, object]:
+    """Arguments of torch's attention: the triangle, or its rows below a beginning."""
+    if not before:
+        return {"dropout_p": 0.0, "is_causal": True}
+    mask = torch.zeros((rows, before + rows), dtype=dtype)
+    hidden = ~causal_mask(rows, before + rows, None)
+    return {"dropout_p": 0.0, "is_causal": False, "attn_mask": mask.masked_fill_(hidden, float("-inf"))}
+
+
+def _heads(q: Tensor, k: Tensor, v: Tensor, a: int, b: int, first: tuple[int, int]) -> list[Tensor]:
+    """(1, H, t, D) of one document of q, k and v, keys and values repeated for the heads that share them: views where
+    nothing is repeated nor stands before."""
+    start, size = first
+    group = q.shape[1] // k.shape[1]
+    keys = [torch.cat((x[start : start + size], x[a:b])) if size else x[a:b] for x in (k, v)]
+    keys = [x.transpose(0, 1) if group == 1 else x.transpose(0, 1).repeat_interleave(group, 0) for x in keys]
+    return [x[None] for x in (q[a:b].transpose(0, 1), *keys)]
+
+
+class _Gather(torch.autograd.Function):
+    """Rows of every document with those before it, (S, K, D): as many copies of a beginning as have it. Their gradients
+    are added up in one order, so that the backward pass is deterministic on a GPU too."""
+
+    @staticmethod
+    def forward(ctx, x_TKD: Tensor, cu_seqlens: list[int], before: Before) -> Tensor:
+        ctx.own, ctx.copies, rows = [], {}, []
+        for (a, b), (start, size) in _documents(cu_seqlens, before):
+            if size:
+                ctx.copies.setdefault((start, size), []).extend(range(len(rows), len(rows) + size))
+            rows += range(start, start + size)
+            ctx.own += range(len(rows), len(rows) + b - a)
+            rows += range(a, b)
+        return x_TKD[torch.tensor(rows, device=x_TKD.device)]
+
+    @staticmethod
+    def backward(ctx, grad_SKD: Tensor):
+        def at(rows: list[int]) -> Tensor:
+            return grad_SKD[torch.tensor(rows, device=grad_SKD.device)]
+
+        grad_TKD = at(ctx.own)
+        for (start, size), rows in ctx.copies.items():
+            grad_TKD[start : start + size] += at(rows).unflatten(0, (-1, size)).sum(0)
+        return grad_TKD, None, None
+
+
+def _check_before(before: Before, cu_seqlens: list[int], cu_seqlens_k: list[int] | None) -> None:
+    if cu_seqlens_k is not None:
+        raise ValueError("what stands before documents is told by `before` or by boundaries of the keys, not by both")
+    if len(before) != len(cu_seqlens) - 1:
+        raise ValueError(f"{len(before)} beginnings are given for {len(cu_seqlens) - 1} documents")
+    for document, ((start, size), a) in enumerate(zip(before, cu_seqlens, strict=False)):
+        if start < 0 or size < 0 or start + size > a:
+            raise ValueError(f"document {document} begins at row {a}, so rows {start} to {start + size} are not before it")
 
 
 def packed_attention(
@@ -82,12 +145,15 @@ def packed_attention(
     cu_seqlens: list[int],
     *,
     cu_seqlens_k: list[int] | None = None,
+    before: Before = (),
     window: int | None = None,
 ) -> Tensor:
-    """Attention of every document with itself; returns (T, H, D).
+    """Attention of every document with itself and with what stands before it; returns (T, H, D).
 
-    `cu_seqlens` bounds the documents in q, `cu_seqlens_k` in k and v (the same when left out). Raises ValueError when
-    they do not fit the tensors, a document has more queries than keys, or shapes, devices or dtypes do not fit.
+    `cu_seqlens` bounds the documents in q, `cu_seqlens_k` in k and v (the same when left out). `before`, without
+    `cu_seqlens_k`: for every document (start, n), rows start to start + n of k and v are the keys before its own; they
+    are rows of an earlier document. Raises ValueError when these do not fit the tensors, a document has more queries
+    than keys, or shapes, devices or dtypes do not fit.
     """
     shapes = f"queries {tuple(q_THD.shape)}, keys {tuple(k_TKD.shape)} and values {tuple(v_TKD.shape)}"
     if q_THD.dim() != 3 or k_TKD.dim() != 3 or k_TKD.shape != v_TKD.shape or q_THD.shape[2] != k_TKD.shape[2]:
@@ -108,11 +174,17 @@ def packed_attention(
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     if any(q1 - q0 > k1 - k0 for q0, q1, k0, k1 in zip(cu_seqlens, cu_seqlens[1:], cu_k, cu_k[1:], strict=False)):
         raise ValueError(f"a document has more queries than keys: boundaries {cu_seqlens} and {cu_k}")
-    if use_triton(q_THD, k_TKD, v_TKD):
+    if before:
+        _check_before(before, cu_seqlens, cu_seqlens_k)
+    on_gpu = use_triton(q_THD, k_TKD, v_TKD)
+    longest = max([0, *(b - a + size for (a, b), (_, size) in _documents(cu_k, before))])
+    if q_THD.device.type == "cpu" and not on_gpu and cu_seqlens == cu_k and (window is None or window >= longest):
+        return _WholeDocuments.apply(q_THD, k_TKD, v_TKD, cu_seqlens, before)
+    if before:
+        k_TKD, v_TKD = (_Gather.apply(x, cu_seqlens, before) for x in (k_TKD, v_TKD))
+        cu_k = [0, *accumulate((b - a + n) * (b > a) for (a, b), (_, n) in zip(pairwise(cu_k), before, strict=True))]
+    if on_gpu:
         return flash_attention.op(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window or 0)[0]
-    longest = max([0, *(b - a for a, b in pairwise(cu_k))])
-    if q_THD.device.type == "cpu" and cu_seqlens == cu_k and (window is None or window >= longest):
-        return _WholeDocuments.apply(q_THD, k_TKD, v_TKD, cu_seqlens)
     # One call per document, with a mask where a window or a cached beginning asks for one.
     outs = []
     for q0, q1, k0, k1 in zip(cu_seqlens, cu_seqlens[1:], cu_k, cu_k[1:], strict=False):

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import accumulate, pairwise
+from os.path import commonprefix
 
 from ptst.text.encode import Encoded
 
 UNTRAINED = -1
+LEAST = 16  # tokens: a shorter beginning saves nothing worth the copies of its keys
 
 
 @dataclass(frozen=True)
 class Batch:
     """A flat row of documents, as the loss function gets it: token ids, each one's position in its document, where each
     document begins (`cu_seqlens` = [0, L1, L1 + L2, ...]), and for every token the id it must predict, or -1 where
-    nothing is trained. `rows` tells which row of the data each document came from."""
+    nothing is trained. `rows` tells which row of the data each document came from. `before`, where beginnings are
+    shared: for every document the places (start, n) in this row of the tokens that it begins with and does not repeat.
+    """
 
     tokens: list[int]
     positions: list[int]
     cu_seqlens: list[int]
     targets: list[int]
     rows: list[int]
+    before: list[tuple[int, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         bounds, size = self.cu_seqlens, len(self.tokens)
@@ -57,6 +62,44 @@ def to_batch(examples: Sequence[Encoded]) -> Batch:
         targets += [i if flag else UNTRAINED for i, flag in zip(e.ids[1:], flags, strict=True)] + [UNTRAINED]
     positions = [p for e in examples for p in range(len(e.ids))]
     return Batch(tokens, positions, [0, *accumulate(len(e.ids) for e in examples)], targets, [e.row for e in examples])
+
+
+def share_beginnings(batch: Batch) -> Batch:
+    """The same loss from fewer tokens: documents that begin with the same LEAST tokens or more (a template's system
+    text) leave their common beginning out, but for the first of them, whose keys and values serve all. What a beginning
+    predicts must be trained in none of those that leave it out."""
+    documents = list(pairwise(batch.cu_seqlens))
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (a, b) in enumerate(documents):
+        if b - a > LEAST:
+            groups.setdefault(tuple(batch.tokens[a : a + LEAST]), []).append(number)
+    left_out = [0] * len(documents)
+    host = list(range(len(documents)))
+    for first, *others in groups.values():
+        if not others:
+            continue
+        begun = []
+        for number in (first, *others):
+            a, b = documents[number]
+            untrained = next((i for i in range(a, b) if batch.targets[i] != UNTRAINED), b) - a
+            end = a + min(untrained, b - a - 1) if number != first else b
+            begun.append(list(zip(batch.tokens[a:end], batch.positions[a:end], strict=True)))
+        size = len(commonprefix(begun))
+        if size >= LEAST:
+            for number in others:
+                left_out[number], host[number] = size, first
+    if not any(left_out):
+        return batch
+    kept = [i for (a, b), size in zip(documents, left_out, strict=True) for i in range(a + size, b)]
+    bounds = [0, *accumulate(b - a - size for (a, b), size in zip(documents, left_out, strict=True))]
+    return Batch(
+        tokens=[batch.tokens[i] for i in kept],
+        positions=[batch.positions[i] for i in kept],
+        cu_seqlens=bounds,
+        targets=[batch.targets[i] for i in kept],
+        rows=batch.rows,
+        before=[(bounds[first] if size else 0, size) for first, size in zip(host, left_out, strict=True)],
+    )
 
 
 def pack(examples: Sequence[Encoded], micro_tokens: int) -> list[Batch]:

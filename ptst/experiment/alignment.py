@@ -94,7 +94,7 @@ class AlignConfig:
     """Rank of a LoRA adapter, merged at the end; 0 trains all weights."""
     template_family: str = "plain"
     """How a question is wrapped: gsm8k, chatdoctor, openorca or plain."""
-    micro_tokens: int = 2048
+    micro_tokens: int = 4096
     """Tokens in memory at once; changes memory and speed, never the result."""
     batch_size: int = 64
     """Answers in the making at once, at most."""

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import packed_attention
+from kernels.attention import Before, packed_attention
 from kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.rope import frequencies, rope_qk, tables
@@ -154,18 +154,23 @@ class Decoder(nn.Module):
                 x_TE = layer(*inputs)
         return self.norm(x_TE)
 
-    def documents(self, tokens_T: Tensor, cu_seqlens: list[int], positions_T: Tensor | None = None) -> Tensor:
-        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given.
+    def documents(
+        self, tokens_T: Tensor, cu_seqlens: list[int], positions_T: Tensor | None = None, before: Before = ()
+    ) -> Tensor:
+        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given. `before`:
+        for every document, the rows (start, n) of an earlier one that it begins with and that are left out of its own.
 
         Raises ValueError where `dropout_seeds` are not as many as the documents."""
         if positions_T is None:
             positions_T = torch.cat([torch.arange(b - a) for a, b in pairwise(cu_seqlens)])
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return packed_attention(q, k, v, cu_seqlens, window=self.config.sliding_window)
+            return packed_attention(q, k, v, cu_seqlens, before=before, window=self.config.sliding_window)
 
         dropout = None
         if self.lora_dropout and self.dropout_seeds is not None:
+            if before:
+                raise ValueError("under dropout documents share no beginning: each one has a mask of its own")
             dropout = Dropout(self.lora_dropout, tuple(self.dropout_seeds), tuple(cu_seqlens))
         return self(tokens_T, positions_T.to(tokens_T.device), attend, dropout)
 

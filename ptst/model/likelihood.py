@@ -19,7 +19,7 @@ def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
     tokens_T = torch.tensor(batch.tokens, device=decoder.device)
     targets_T = torch.tensor(batch.targets, device=decoder.device)
     positions_T = torch.tensor(batch.positions, device=decoder.device)
-    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens, positions_T)
+    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens, positions_T, batch.before)
     # The trained rows are known here, so the device need not be asked for them.
     rows_N = torch.tensor([i for i, t in enumerate(batch.targets) if t != UNTRAINED], dtype=torch.long)
     return linear_cross_entropy(hidden_TE, decoder.head_VE, targets_T, divisor, rows_N=rows_N.to(decoder.device))

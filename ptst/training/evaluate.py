@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ptst.data.packing import share, to_batch
+from ptst.data.packing import share, share_beginnings, to_batch
 from ptst.generation.sampler import Sampling, generate
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
@@ -24,7 +24,7 @@ def held_out_loss(decoder: Decoder, examples: Sequence[Encoded], micro_tokens: i
     trained = sum(sum(e.trained[1:]) for e in examples)
     own = 0.0
     for row in share([len(e.ids) for e in examples], micro_tokens, world.rank, world.size):
-        own += float(batch_loss(decoder, to_batch([examples[i] for i in row]), trained))
+        own += float(batch_loss(decoder, share_beginnings(to_batch([examples[i] for i in row])), trained))
     return world.sum(own)
 
 

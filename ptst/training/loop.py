@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ptst.data.order import Part, Step, plan
-from ptst.data.packing import Batch, share, to_batch
+from ptst.data.packing import Batch, share, share_beginnings, to_batch
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Encoded
@@ -57,6 +57,8 @@ class StepReport:
     tokens: int
     trained_tokens: int
     seconds: float = field(compare=False)
+    # Of this rank's tokens, the share that was computed: the others stand in beginnings that documents share.
+    computed: float = field(compare=False, default=1.0)
     group: list[int] = field(compare=False, repr=False, default_factory=list)  # indices of the examples
 
 
@@ -108,12 +110,17 @@ def train(
         # The first token of a document is nobody's target.
         trained = sum(sum(e.trained[1:]) for e in chosen)
         loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
+        tokens = computed = 0
         for row in share([len(e.ids) for e in chosen], config.micro_tokens, world.rank, world.size):
             batch = to_batch([chosen[i] for i in row])
             check(batch)
+            tokens += len(batch.tokens)
+            if not decoder.lora_dropout:  # each document has a mask of its own, in its beginning too
+                batch = share_beginnings(batch)
             decoder.dropout_seeds = [dropout_seed(config.seed, step, planned.examples[i]) for i in row]
             part = batch_loss(decoder, batch, trained)
             part.backward()
+            computed += len(batch.tokens)
             loss += part.detach()
         decoder.dropout_seeds = None
         norm = _sum_gradients(parameters, loss, world, config.clip)
@@ -140,6 +147,7 @@ def train(
             tokens=sum(len(e.ids) for e in chosen),
             trained_tokens=trained,
             seconds=time.perf_counter() - start,
+            computed=computed / tokens if tokens else 1.0,
             group=planned.examples,
         )
         on_step(report)

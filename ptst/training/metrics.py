@@ -24,14 +24,17 @@ FILES = ("metrics.jsonl", "samples.jsonl")
 _PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12}
 
 
-def model_flops(config: DecoderConfig, lengths: Sequence[int], trained_tokens: int, full: bool) -> float:
+def model_flops(
+    config: DecoderConfig, lengths: Sequence[int], trained_tokens: int, full: bool, computed: float = 1.0
+) -> float:
     """FLOPs that training on documents of these lengths takes, 2 per multiply-add: products forward and backward (with
     a gradient of the weights only if `full`), attention at its exact triangle, the head on trained tokens only; the
-    embedding look-up, the adapters and what is computed twice count nothing."""
+    embedding look-up, the adapters and what is computed twice count nothing. `computed`: the share of the tokens that
+    goes through the products, where documents share beginnings."""
     c = config
     kv = c.num_kv_heads * c.head_dim
     per_layer = c.hidden_size * (2 * c.num_heads * c.head_dim + 2 * kv + 3 * c.intermediate_size)
-    products = c.num_layers * per_layer * sum(lengths) + c.vocab_size * c.hidden_size * trained_tokens
+    products = c.num_layers * per_layer * sum(lengths) * computed + c.vocab_size * c.hidden_size * trained_tokens
     pairs = sum(
         n * (n + 1) / 2 if (w := c.sliding_window) is None or n <= w else n * w - w * (w - 1) / 2 for n in lengths
     )
@@ -92,12 +95,13 @@ class Metrics:
         times: dict[str, Any] = {
             "seconds": seconds,
             "tokens_per_second": report.tokens / seconds,
+            "computed": report.computed,
             "mfu": self.flops(report) / seconds / self.peak if self.peak else None,
             "peak_memory": peak_memory(),
             "eta": (time.monotonic() - self.began) / (report.step - self.first) * (report.total - report.step),
         }
         row = dataclasses.asdict(report)
-        del row["seconds"], row["group"]
+        del row["seconds"], row["computed"], row["group"]
         run_folder.append_jsonl(self.folder / "metrics.jsonl", {"kind": "step", **row, "time": times})
         self._chart(report.step, {k: row[k] for k in ("loss", "lr", "grad_norm")} | times)
         self.smooth = report.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * report.loss

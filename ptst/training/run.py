@@ -83,7 +83,7 @@ def fit(
 
     def flops(report: StepReport) -> float:
         lengths = [len(mixture.examples[i].ids) for i in report.group]
-        return model_flops(decoder.config, lengths, report.trained_tokens, full)
+        return model_flops(decoder.config, lengths, report.trained_tokens, full, report.computed)
 
     line = ProgressLine("train", total, first=done) if world.first else nullcontext()
     with Interrupt() as interrupt, line as progress:
