@@ -20,7 +20,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels import flash_attention
 from kernels.dispatch import check_alike, use_triton
 
-Before = Sequence[tuple[int, int]]  # (first row, number of rows) for every document; (0, 0): it has a beginning of its own
+Before = Sequence[
+    tuple[int, int]
+]  # (first row, number of rows) for every document; (0, 0): it has a beginning of its own
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
@@ -135,7 +137,9 @@ def _check_before(before: Before, cu_seqlens: list[int], cu_seqlens_k: list[int]
         raise ValueError(f"{len(before)} beginnings are given for {len(cu_seqlens) - 1} documents")
     for document, ((start, size), a) in enumerate(zip(before, cu_seqlens, strict=False)):
         if start < 0 or size < 0 or start + size > a:
-            raise ValueError(f"document {document} begins at row {a}, so rows {start} to {start + size} are not before it")
+            raise ValueError(
+                f"document {document} begins at row {a}, so rows {start} to {start + size} are not before it"
+            )
 
 
 def packed_attention(

@@ -6,8 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from itertools import accumulate, pairwise
-from os.path import commonprefix
+from itertools import accumulate, pairwise, takewhile
 
 from ptst.text.encode import Encoded
 
@@ -76,16 +75,12 @@ def share_beginnings(batch: Batch) -> Batch:
     left_out = [0] * len(documents)
     host = list(range(len(documents)))
     for first, *others in groups.values():
-        if not others:
-            continue
-        begun = []
-        for number in (first, *others):
-            a, b = documents[number]
-            untrained = next((i for i in range(a, b) if batch.targets[i] != UNTRAINED), b) - a
-            end = a + min(untrained, b - a - 1) if number != first else b
-            begun.append(list(zip(batch.tokens[a:end], batch.positions[a:end], strict=True)))
-        size = len(commonprefix(begun))
-        if size >= LEAST:
+        ends = [documents[first][1]]
+        for a, b in (documents[n] for n in others):
+            ends.append(next((i for i in range(a, b) if batch.targets[i] != UNTRAINED), b - 1))
+        spans = [range(documents[n][0], end) for n, end in zip((first, *others), ends, strict=True)]
+        columns = ({(batch.tokens[i], batch.positions[i]) for i in places} for places in zip(*spans, strict=False))
+        if (size := sum(1 for _ in takewhile(lambda found: len(found) == 1, columns))) >= LEAST:
             for number in others:
                 left_out[number], host[number] = size, first
     if not any(left_out):

@@ -1,4 +1,5 @@
-"""A batch that contradicts itself, or asks for ids that the model does not have, is refused on the host."""
+"""A batch that contradicts itself, or asks for ids that the model does not have, is refused on the host; beginnings
+that documents share are left out where nothing in them is trained."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.data.packing import Batch
+from ptst.data.packing import LEAST, Batch, share_beginnings, to_batch
+from ptst.text.encode import Encoded
 
 GOOD = Batch([5, 6, 7], [0, 1, 0], [0, 2, 3], [6, -1, -1], [0, 1])
 
@@ -28,3 +30,40 @@ def test_ids_that_the_model_does_not_have(key, ids):
     wrong = next(i for i in ids if not 0 <= i < 8)
     with pytest.raises(ValueError, match=f"{key[:-1]} {wrong} at place 1 is not one of the model's 8 ids"):
         replace(GOOD, **{key: ids}).check_ids(8)
+
+
+SYSTEM = list(range(100, 100 + LEAST))
+
+
+def document(*ids: int, trained: int = 1) -> Encoded:
+    """A system text, these ids after it, the last `trained` of them trained."""
+    ids = (*SYSTEM, *ids)
+    return Encoded(list(ids), [i >= len(ids) - trained for i in range(len(ids))])
+
+
+def test_a_common_beginning_stands_once():
+    other = Encoded([1, 2, 3], [False, False, True])
+    whole = to_batch([other, document(5, 6, 7), document(5, 8, 9), other, document(5, 9, 9, 9)])
+    batch = share_beginnings(whole)
+    assert batch.tokens == [1, 2, 3, *SYSTEM, 5, 6, 7, 8, 9, 1, 2, 3, 9, 9, 9]  # the 5 after the system text, too
+    assert batch.before == [(0, 0), (0, 0), (3, LEAST + 1), (0, 0), (3, LEAST + 1)]
+    assert batch.cu_seqlens == [0, 3, LEAST + 6, LEAST + 8, LEAST + 11, LEAST + 14]
+    assert batch.positions[LEAST + 6 : LEAST + 9] == [LEAST + 1, LEAST + 2, 0]
+    assert batch.targets[LEAST + 5 : LEAST + 8] == [-1, 9, -1]
+    assert batch.num_trained == whole.num_trained == 5
+
+
+def test_what_a_beginning_predicts_is_trained_in_none_that_leave_it_out():
+    """The last common token predicts a trained one in the second document, and stays there."""
+    batch = share_beginnings(to_batch([document(5, 5, 5, 6), document(5, 5, 7), document(5, 5, 5, 5, trained=2)]))
+    assert [size for _, size in batch.before] == [0, LEAST + 1, LEAST + 1]
+    assert batch.num_trained == 4
+
+
+def test_documents_that_share_too_little():
+    short = [Encoded([*SYSTEM[:-1], i], [False] * LEAST) for i in range(3)]
+    early = [document(5), document(6, trained=LEAST)]
+    moved = to_batch([document(5), document(6)])
+    moved = replace(moved, positions=[*range(LEAST + 1), *range(1, LEAST + 2)])
+    for batch in (to_batch(short), to_batch(early), moved):
+        assert share_beginnings(batch) is batch

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -59,6 +61,23 @@ def test_attention(lengths, window, H, K, D, dtype):
     cu = bounds(lengths)
     inputs = [random(cu[-1], H, D), random(cu[-1], K, D), random(cu[-1], K, D)]
     compare(lambda q, k, v: packed_attention(q, k, v, cu, window=window), plain(cu, cu, window), inputs, dtype)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_beginnings_that_documents_share(window):
+    """As of whole documents: the second and the fourth begin with rows of the first."""
+    lengths, before, rows = [20, 3, 4, 17], [(0, 0), (0, 18), (0, 0), (0, 18)], []
+    cu = bounds(lengths)
+    for (start, size), a, b in zip(before, cu, cu[1:], strict=False):
+        rows += [*range(start, start + size), *range(a, b)]
+    cu_k = bounds([n + size for n, (_, size) in zip(lengths, before, strict=True)])
+
+    def longer(q, k, v):
+        return plain(cu, cu_k, window)(q, *(x[torch.tensor(rows, device=x.device)] for x in (k, v)))
+
+    inputs = [random(44, 4, 16), random(44, 2, 16), random(44, 2, 16)]
+    ours = partial(packed_attention, cu_seqlens=cu, before=before, window=window)
+    compare(ours, longer, inputs, torch.float32)
 
 
 @pytest.mark.parametrize("window", [None, 4])

@@ -74,6 +74,34 @@ def test_attention_with_fewer_queries_than_keys(window):
     torch.testing.assert_close(ours, torch.cat([whole[6:9], whole[13:14]]), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("window", [None, 3, 11, 50])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+def test_attention_with_shared_beginnings(window, heads):
+    """Values and gradients are those of whole documents, whose beginnings are copies of the rows that are shared."""
+    bounds, before = [0, 9, 12, 12, 17, 21, 22], [(0, 0), (0, 6), (0, 6), (0, 6), (0, 0), (17, 3)]
+    copies = [*range(9), *range(6), 9, 10, 11, *range(6), *range(12, 17), *range(17, 21), 17, 18, 19, 21]
+    whole = [0, 9, 18, 18, 29, 33, 37]
+    own = [*range(9), *range(15, 18), *range(24, 29), *range(29, 33), 36]
+    inputs = [torch.randn(22, heads[0], 8), torch.randn(22, heads[1], 8), torch.randn(22, heads[1], 8)]
+
+    def long(q, k, v):
+        return long_attention(*(x[torch.tensor(copies)] for x in (q, k, v)), whole, window)[torch.tensor(own)]
+
+    check(lambda q, k, v: packed_attention(q, k, v, bounds, before=before, window=window), long, long, inputs)
+
+
+def test_attention_refuses_beginnings_that_do_not_fit():
+    q = torch.randn(4, 2, 8)
+    for before, message in (
+        ([(0, 0)], "1 beginnings are given for 2"),
+        ([(0, 0), (1, 3)], "rows 1 to 4 are not before"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            packed_attention(q, q, q, [0, 3, 4], before=before)
+    with pytest.raises(ValueError, match="not by both"):
+        packed_attention(q, q, q, [0, 3, 4], cu_seqlens_k=[0, 3, 4], before=[(0, 0), (0, 2)])
+
+
 def test_attention_refuses_boundaries_that_do_not_fit():
     q = torch.randn(4, 2, 8)
     with pytest.raises(ValueError, match="boundaries end at 5"):

@@ -3,16 +3,20 @@ of a pack know nothing of each other."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
 
-from ptst.data.packing import UNTRAINED, to_batch
+from ptst.data.packing import UNTRAINED, share_beginnings, to_batch
 from ptst.model.likelihood import batch_loss
+from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import load_decoder
+from ptst.text.encode import Encoded
 from ptst.training import loop
+from ptst.training.loop import StepReport
 from tests.training.steps import examples, gradients
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -38,6 +42,41 @@ def test_any_order_in_a_row_gives_the_same_gradient(tiny_folder, monkeypatch):
     monkeypatch.setattr(loop, "share", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
     (other,) = gradients(tiny_folder, rows, torch.float64, micro_tokens=500)
     assert (whole - other).norm() <= 1e-12 * whole.norm()
+
+
+@pytest.mark.parametrize("how", [{"full": True}, {"full": False}])
+@pytest.mark.parametrize("window", [None, 12])
+def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how, window):
+    """Two system texts and documents without one, in rows of all sizes, against every document whole."""
+    if window:
+        given = json.loads((tiny_folder / "config.json").read_text())
+        changed = {**given, "sliding_window": window, "architectures": ["MistralForCausalLM"]}
+        (tiny_folder / "config.json").write_text(json.dumps(changed))
+    begun = [[], list(range(20, 44)), list(range(60, 78))]
+    rows = [replace(e, ids=begun[i % 3] + e.ids, trained=[False] * len(begun[i % 3]) + e.trained)
+            for i, e in enumerate(examples(11))]  # fmt: skip
+    reports = []
+    monkeypatch.setattr(loop, "StepReport", lambda **row: reports.append(row) or StepReport(**row))
+    shared = [gradients(tiny_folder, rows, torch.float64, micro_tokens=m, examples_per_step=11, **how)[0]
+              for m in (80, 500)]  # fmt: skip
+    assert reports[1]["computed"] < reports[0]["computed"] < 1
+    monkeypatch.setattr(loop, "share_beginnings", lambda batch: batch)
+    (whole,) = gradients(tiny_folder, rows, torch.float64, micro_tokens=500, examples_per_step=11, **how)
+    assert reports[2]["computed"] == 1
+    for gradient in shared:
+        assert (gradient - whole).norm() <= 1e-12 * whole.norm()
+
+
+def test_under_dropout_documents_share_nothing(tiny_folder):
+    """Every document has a mask of its own in the system text, too: one by one gives the same."""
+    rows = [Encoded([*range(20, 44), n, n + 1], [False] * 25 + [True]) for n in range(100, 104)]
+    packed, alone = (gradients(tiny_folder, rows, torch.float64, micro_tokens=m, dropout=0.3)[0] for m in (500, 1))
+    assert (packed - alone).norm() <= 1e-12 * packed.norm()
+    decoder = load_decoder(tiny_folder)
+    add_lora(decoder, LoraConfig(rank=2, dropout=0.3))
+    decoder.dropout_seeds = [1, 2, 3, 4]
+    with pytest.raises(ValueError, match="share no beginning"):
+        batch_loss(decoder, share_beginnings(to_batch(rows)), 1.0)
 
 
 def test_the_divisor_is_the_steps_own(tiny_folder):

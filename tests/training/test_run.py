@@ -55,7 +55,7 @@ def test_the_step_row(tiny_folder, tmp_path):
     assert row.keys() == {
         *("kind", "step", "total", "epoch", "loss", "lr", "grad_norm", "examples", "tokens", "trained_tokens", "time")
     }
-    assert row["time"].keys() == {"seconds", "tokens_per_second", "mfu", "peak_memory", "eta"}
+    assert row["time"].keys() == {"seconds", "tokens_per_second", "computed", "mfu", "peak_memory", "eta"}
     assert row["time"]["peak_memory"] > 2**20
     assert row["time"]["mfu"] is None or torch.cuda.is_available()
 
