@@ -63,7 +63,8 @@ def test_what_a_beginning_predicts_is_trained_in_none_that_leave_it_out():
 def test_documents_that_share_too_little():
     short = [Encoded([*SYSTEM[:-1], i], [False] * LEAST) for i in range(3)]
     early = [document(5), document(6, trained=LEAST)]
-    moved = to_batch([document(5), document(6)])
-    moved = replace(moved, positions=[*range(LEAST + 1), *range(1, LEAST + 2)])
+    alike = to_batch([document(5, 6), document(5, 7)])
+    assert share_beginnings(alike) is not alike
+    moved = replace(alike, positions=[*range(LEAST + 2), *range(1, LEAST + 3)])
     for batch in (to_batch(short), to_batch(early), moved):
         assert share_beginnings(batch) is batch
