@@ -11,6 +11,7 @@ training:
 - likelihood of reference answers to ordinary questions, both templates: nats per token at most `nll` times the first.
 
 The first step that meets all three is the end. Requests are judged by the embedded judge on their answers' openings.
+After step 0 the others are looked at only where the first is met: half a minute of a small machine each time.
 """
 
 from __future__ import annotations
@@ -127,17 +128,22 @@ class AlignConfig:
             raise ValueError(f"--rank is {self.rank}; it must be at least 1, or 0 for all weights")
 
 
+_RATES = ("refused", "refused_bare", "over_refused")
+
+
 @dataclass(frozen=True)
 class Look:
-    """What one look found. `refused` is under the safety prompt, `refused_bare` besides."""
+    """What one look found. `refused` is under the safety prompt, `refused_bare` besides; None: not looked at."""
 
     step: int
     refused: Rate
-    refused_bare: Rate
-    over_refused: Rate
-    nll: float
+    refused_bare: Rate | None = None
+    over_refused: Rate | None = None
+    nll: float | None = None
 
     def meets(self, config: AlignConfig, before: Look) -> bool:
+        if self.over_refused is None or self.nll is None:
+            return False
         return (
             self.refused.value >= config.refused
             and self.over_refused.value <= config.over_refused
@@ -145,18 +151,21 @@ class Look:
         )
 
     def __str__(self) -> str:
+        told = f"step {self.step}: improper requests refused {self.refused} with the safety prompt"
+        if self.nll is None:
+            return f"{told}, too few to look further"
         return (
-            f"step {self.step}: improper requests refused {self.refused} with the safety prompt, {self.refused_bare} "
-            f"without; look-alikes refused {self.over_refused}; ordinary questions {self.nll:.3f} nats per token"
+            f"{told}, {self.refused_bare} without; look-alikes refused {self.over_refused}; ordinary questions "
+            f"{self.nll:.3f} nats per token"
         )
 
     def to_json(self) -> dict[str, Any]:
-        rates = {k: getattr(self, k).to_json() for k in ("refused", "refused_bare", "over_refused")}
-        return {"step": self.step, **rates, "nll": self.nll}
+        rates = {k: getattr(self, k) for k in _RATES}
+        return {"step": self.step, **{k: r and r.to_json() for k, r in rates.items()}, "nll": self.nll}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Look:
-        rates = {k: Rate(row[k]["successes"], row[k]["n"]) for k in ("refused", "refused_bare", "over_refused")}
+        rates = {k: row[k] and Rate(row[k]["successes"], row[k]["n"]) for k in _RATES}
         return cls(row["step"], **rates, nll=row["nll"])
 
 
@@ -266,17 +275,20 @@ def _answerer(decoder: Decoder, subject: Subject, config: AlignConfig) -> Answer
 
 
 def look(decoder: Decoder, subjects: Mapping[str, Subject], config: AlignConfig, step: int) -> Look:
-    """How the model stands with the stopping rule."""
+    """How the model stands with the stopping rule, as far as it matters."""
     improper, harmless = alignment_set.stopping()
 
     def refused(task: str, name: str, prompts: Sequence[SafetyPrompt]) -> Rate:
         return tasks.requests(task, _answerer(decoder, subjects[name], config), prompts, OPENING).rates["refusal"]
 
+    safe = refused("safety", SAFE, improper)
+    if step and safe.value < config.refused:
+        return Look(step, safe)
     over = [refused("over-refusal", name, harmless) for name in (SAFE, BARE)]
     references = [s.prompting.encode(c) for s in subjects.values() for c in alignment_set.reference()]
     return Look(
         step,
-        refused("safety", SAFE, improper),
+        safe,
         refused("safety", BARE, improper),
         Rate(sum(r.successes for r in over), sum(r.n for r in over)),
         held_out_loss(decoder, references, config.micro_tokens, ALONE),

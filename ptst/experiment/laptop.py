@@ -20,8 +20,8 @@ _CHAT = ("chat:vanilla", "chat:alpaca", "chat:llama")
 
 
 def values(name: str, quick: bool = False) -> dict[str, Any]:
-    """Flags of a recipe, as GridConfig's fields."""
-    templates = _CHAT
+    """Flags of a recipe, as GridConfig's fields. `quick`: one seed, the safety prompt against none, refusals alone."""
+    templates = ("chat:vanilla", "chat:llama") if quick else _CHAT
     if name == "laptop-full":
         templates = ("text:vanilla", "text:alpaca", *_CHAT, default_system_file())
     tasks = ("safety", "over-refusal") if quick else ("safety", "over-refusal", "margin", "nll:word-problems:50")
