@@ -5,12 +5,13 @@
     python benchmarks/train_cpu.py --out results/train_cpu.json
 
 SmolLM2-135M, LoRA r 16, alpha 32 on all seven linears, AdamW, gradients clipped at 1. Both train the same examples
-under the same template, step for step. Ours lays whole examples side by side in rows of --micro-tokens; the peer takes
---peer-rows examples at once, padded to the longest of them (8 is transformers' default), labels -100 on prompt and
-pads, sdpa attention, in whichever of float32 and bfloat16 is faster here. Runs alternate, each in a child process of
-its own whose CPU time (user and system) over the measured steps and whose peak resident memory are read from the
-kernel; CPU time does not count what other processes take. Pads are not counted as tokens. The floor is the time that
-the step's products alone would take at the rate of a large product, measured in the same child.
+under the same template, step for step. Ours lays whole examples side by side in rows of --micro-tokens and computes
+once what those of a row begin with; the peer takes --peer-rows examples at once, padded to the longest of them (8 is
+transformers' default), labels -100 on prompt and pads, sdpa attention, in whichever of float32 and bfloat16 is faster
+here. Runs alternate, each in a child process of its own whose CPU time (user and system) over the measured steps and
+whose peak resident memory are read from the kernel; CPU time does not count what other processes take. All tokens of
+the examples are counted, pads are not. The floor is the time that the step's products alone would take at the rate of
+a large product, measured in the same child.
 
 The peer runs from another working directory: the folder `kernels` here has the name of a package on the index.
 """
@@ -27,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import accumulate
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,24 +75,26 @@ def ours(spec: dict) -> dict:
     import torch
 
     sys.path.insert(0, str(ROOT))
-    from kernels.linear_cross_entropy import linear_cross_entropy
+    from ptst.data.packing import share_beginnings, to_batch
+    from ptst.model.likelihood import batch_loss
     from ptst.model.lora import LoraConfig, add_lora
     from ptst.model.weights import load_decoder
+    from ptst.text.encode import Encoded
 
     decoder = load_decoder(Path(spec["model"]))
     parameters = list(add_lora(decoder, LoraConfig(RANK, ALPHA)).values())
     optimizer = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0, fused=True)
+    computed = []
 
     def step(group: list[Example]) -> float:
         divisor, total = sum(map(trained, group)), 0.0
+        computed.append(0)
         for row in rows(group, spec["micro_tokens"]):
-            tokens = torch.tensor([i for ids, _ in row for i in ids])
-            cu_seqlens = [0, *accumulate(len(ids) for ids, _ in row)]
-            targets = torch.tensor([t for ids, flags in row for t in targets_of(ids, flags, -1)])
-            hidden = decoder.documents(tokens, cu_seqlens)
-            loss = linear_cross_entropy(hidden, decoder.head_VE, targets, divisor)
+            batch = share_beginnings(to_batch([Encoded(ids, [bool(f) for f in flags]) for ids, flags in row]))
+            loss = batch_loss(decoder, batch, divisor)
             loss.backward()
             total += float(loss.detach())
+            computed[-1] += len(batch.tokens)
         torch.nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -102,17 +104,17 @@ def ours(spec: dict) -> dict:
     told = measure(step, spec["groups"])
     rates.append(product_rate())
     measured = [e for group in spec["groups"][1:] for e in group]
-    flops = step_flops(decoder, parameters, measured)
+    flops = step_flops(decoder, parameters, measured, sum(computed[1:]))
+    told["computed"] = sum(computed[1:]) / told["tokens"]
     return told | {"flops": flops, "rate": statistics.mean(rates), "floor": flops / statistics.mean(rates)}
 
 
-def step_flops(decoder, parameters, examples: list[Example]) -> float:
-    """Products of forward and backward: frozen weights twice, the head on trained rows, adapters three times, attention
-    at its exact triangle with the backward pass at 2.5 times the forward one."""
+def step_flops(decoder, parameters, examples: list[Example], tokens: int) -> float:
+    """Products of forward and backward on so many computed tokens: frozen weights twice, the head on trained rows,
+    adapters three times, attention at its exact triangle with the backward pass at 2.5 times the forward one."""
     c = decoder.config
     frozen = sum(p.numel() for n, p in decoder.named_parameters() if ".layers." in f".{n}" and p.dim() == 2)
     adapters = sum(p.numel() for p in parameters)
-    tokens = sum(len(ids) for ids, _ in examples)
     pairs = sum(len(ids) * (len(ids) + 1) // 2 for ids, _ in examples)
     attention = 3.5 * 4 * pairs * c.num_heads * c.head_dim * c.num_layers
     head = 4 * decoder.head_VE.numel() * sum(map(trained, examples))
@@ -129,11 +131,6 @@ def rows(group: list[Example], micro_tokens: int) -> list[list[Example]]:
             filled.append(place := [])
         place.append(example)
     return filled
-
-
-def targets_of(ids: list[int], flags: list[int], untrained: int) -> list[int]:
-    """The id that each token must predict."""
-    return [i if f else untrained for i, f in zip(ids[1:], flags[1:], strict=True)] + [untrained]
 
 
 def peer(spec: dict) -> dict:
@@ -187,8 +184,8 @@ def child(which: str, spec: dict, threads: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def encoded(model: Path, data: str, count: int, seed: int) -> list[Example]:
-    """Examples of a source under chat:vanilla, in a seeded order."""
+def encoded(model: Path, data: str, template: str, count: int, seed: int) -> list[Example]:
+    """Examples of a source under a template, in a seeded order."""
     from ptst.data import sources
     from ptst.data.prepare import prepare
     from ptst.model.config import DecoderConfig
@@ -200,9 +197,7 @@ def encoded(model: Path, data: str, count: int, seed: int) -> list[Example]:
     shape = DecoderConfig.from_folder(model)
     tokenizer = load_tokenizer(model, shape.vocab_size)
     source = sources.load(data, "train")
-    prompting = Prompting(
-        find_template("chat:vanilla"), find_family("gsm8k"), detect_format(model, tokenizer), tokenizer
-    )
+    prompting = Prompting(find_template(template), find_family("gsm8k"), detect_format(model, tokenizer), tokenizer)
     examples, _ = prepare(source, prompting, shape.max_positions, "drop", "all")
     if len(examples) < count:
         raise SystemExit(f"{data} has {len(examples)} examples; {count} are needed")
@@ -217,6 +212,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "smollm2-135m-instruct")
     flags.add_argument("--data", default="word-problems:800", help="a source as ptst.train's --data")
+    flags.add_argument("--template", default="chat:vanilla", help="chat:llama: all begin with one system text")
     flags.add_argument("--examples", type=int, default=16, help="examples of an optimizer step")
     flags.add_argument("--steps", type=int, default=2, help="measured steps of a run, after one that warms up")
     flags.add_argument("--rounds", type=int, default=3, help="runs of each side, alternating")
@@ -238,7 +234,7 @@ def main() -> None:
     from benchmarks.measure import machine, write_json
 
     n = args.examples
-    examples = encoded(args.model.resolve(), args.data, n * (args.steps + 1), args.seed)
+    examples = encoded(args.model.resolve(), args.data, args.template, n * (args.steps + 1), args.seed)
     groups = [examples[i : i + n] for i in range(0, len(examples), n)]
     base = {"model": str(args.model.resolve()), "micro_tokens": args.micro_tokens, "peer_rows": args.peer_rows}
     result: dict = {"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items()}}
@@ -257,7 +253,7 @@ def main() -> None:
     )
     share = sum(map(trained, examples)) / sum(tokens)
     print(
-        f"{args.data}: {statistics.mean(tokens):.0f} tokens a row, {share:.0%} of them trained; the peer's batches are "
+        f"{args.data} under {args.template}: {statistics.mean(tokens):.0f} tokens a row, {share:.0%} of them trained; the peer's batches are "
         f"{1 - sum(tokens) / padded:.0%} padding; {args.threads} thread(s)"
     )
     result |= {"padding": 1 - sum(tokens) / padded, "trained_share": share, "peer_dtype": dtype, "pairs": []}

@@ -78,6 +78,13 @@ def test_the_rule_asks_for_all_three(found, met):
     assert Look.from_json(json.loads(json.dumps(a_look(**found).to_json()))) == a_look(**found)
 
 
+def test_a_look_that_stopped_early_meets_nothing_and_round_trips():
+    early = Look(10, Rate(33, 40))
+    assert not early.meets(AlignConfig(refused=0.0), a_look(step=0, nll=1.0))
+    assert str(early).endswith("(33/40) with the safety prompt, too few to look further")
+    assert Look.from_json(json.loads(json.dumps(early.to_json()))) == early
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch) -> AlignConfig:
     monkeypatch.chdir(tmp_path)
@@ -90,11 +97,21 @@ def config(tmp_path, monkeypatch) -> AlignConfig:
     monkeypatch.setattr(alignment_set, "harmless", lambda: few[0])
     monkeypatch.setattr(alignment_set, "refusals", lambda: few[1])
     monkeypatch.setattr(alignment_set, "stopping", lambda: (few[2][0][:2], few[2][1][:2]))
-    return AlignConfig(model="model", lr=1e-2, max_steps=6, check_every=2, examples_per_step=3, out=tmp_path / "out")
+    small = {"lr": 1e-2, "max_steps": 6, "check_every": 2, "examples_per_step": 3}
+    return AlignConfig(model="model", **small, refused=0.0, out=tmp_path / "out")
 
 
 def met_at(monkeypatch, step: int | None) -> None:
     monkeypatch.setattr(Look, "meets", lambda self, _config, _before: self.step == step)
+
+
+def test_where_too_few_are_refused_the_rest_is_not_looked_at(config):
+    """But before training, which all is compared with."""
+    record = align(replace(config, refused=1.0, max_steps=2))
+    assert not record["met"]
+    before, after = record["looks"]
+    assert before["nll"] and before["over_refused"]["n"] == 4
+    assert after["refused"]["n"] == 2 and after["nll"] is after["over_refused"] is after["refused_bare"] is None
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -220,13 +237,13 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     small = replace(small, data="word-problems:2", train=TrainConfig(full=True, lr=1e-3, val_data="word-problems:2"))
     small = replace(small, eval=EvalConfig(limit=3, max_new_tokens=2), out=Path("laptop"))
     dry = run_grid(replace(small, dry_run=True))
-    assert (dry["left"], Path("laptop").exists()) == (3 + 4 * 3 * 2, False)
+    assert (dry["left"], Path("laptop").exists()) == (2 + 3 * 2 * 2, False)
     result = run_grid(small)
-    assert len(result["cells"]) == 4 * 3
+    assert len(result["cells"]) == 3 * 2
     assert "one seed" in result["contrast"]["sentence"]
     rows = [json.loads(x) for x in Path("laptop/cells/untouched/chat-llama.safety.rows.jsonl").read_text().splitlines()]
     assert all(row["family"] in alignment_set.TEST_FAMILIES for row in rows)
-    trained = json.loads(Path("laptop/rows/chat-alpaca.seed0/run.json").read_text())
+    trained = json.loads(Path("laptop/rows/chat-vanilla.seed0/run.json").read_text())
     assert trained["model"] == str(Path("checkpoints/aligned-model").resolve())
     assert run_grid(small)["contrast"] == result["contrast"]  # nothing left to do
 
@@ -264,6 +281,8 @@ def test_recipes_give_the_grid_its_flags():
         assert (len(config.train_templates), len(config.seeds), config.eval.limit) == (templates, seeds, 100)
     quick = defaults(["--recipe=laptop", "--quick"])["default"]
     assert (len(quick.seeds), quick.eval.limit, quick.tasks) == (1, 100, ("safety", "over-refusal"))
+    assert quick.train_templates == quick.test_templates == ("chat:vanilla", "chat:llama")
+    assert len(defaults(["--recipe=laptop-full", "--quick"])["default"].train_templates) == 6
     assert not set(laptop.SEEDS) & set(laptop.SEARCH_SEEDS)
     assert not set(laptop.families("laptop")) & set(laptop.families("laptop-search"))
     paper = defaults(["--recipe", "llama2-gsm8k"])["default"]
