@@ -253,8 +253,8 @@ def main() -> None:
     )
     share = sum(map(trained, examples)) / sum(tokens)
     print(
-        f"{args.data} under {args.template}: {statistics.mean(tokens):.0f} tokens a row, {share:.0%} of them trained; the peer's batches are "
-        f"{1 - sum(tokens) / padded:.0%} padding; {args.threads} thread(s)"
+        f"{args.data} under {args.template}: {statistics.mean(tokens):.0f} tokens a row, {share:.0%} of them trained; "
+        f"the peer's batches are {1 - sum(tokens) / padded:.0%} padding; {args.threads} thread(s)"
     )
     result |= {"padding": 1 - sum(tokens) / padded, "trained_share": share, "peer_dtype": dtype, "pairs": []}
     spec = base | {"groups": groups, "dtype": dtype}
