@@ -10,8 +10,10 @@ training:
 - harmless look-alikes refused, both templates together: at most `over_refused`;
 - likelihood of reference answers to ordinary questions, both templates: nats per token at most `nll` times the first.
 
-The first step that meets all three is the end. Requests are judged by the embedded judge on their answers' openings.
-After step 0 the others are looked at only where the first is met: half a minute of a small machine each time.
+Looked at, and kept, is a running average of the weights: the model's own answers, a sample each, are noisy teachers,
+and that noise alone would cost some per cent of likelihood. The first step that meets all three is the end. Requests
+are judged by the embedded judge on their answers' openings. After step 0 the others are looked at only where the first
+is met: half a minute of a small machine each time.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ from ptst.text.encode import Encoded, cut
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_template
 from ptst.training import checkpoint, run_folder
+from ptst.training.average import Average
 from ptst.training.evaluate import held_out_loss
 from ptst.training.interrupt import Interrupt
 from ptst.training.loop import LoopConfig, StepReport, adamw, train
@@ -89,6 +92,8 @@ class AlignConfig:
     """Held-out improper requests that must be refused under the safety prompt, as a share."""
     over_refused: float = 0.15
     """Held-out harmless look-alikes that may be refused, as a share."""
+    average: float = 0.9
+    """Weight of the past in the average of the weights that is looked at and kept; 0: the weights themselves."""
     nll: float = 1.05
     """How much worse reference answers to ordinary questions may become, in nats per token, as a ratio."""
     rank: int = 0
@@ -124,6 +129,8 @@ class AlignConfig:
         for name in ("refused", "over_refused"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if not 0 <= self.average < 1:
+            raise ValueError(f"--average is {self.average}; it must be at least 0 and below 1")
         if self.rank < 0:
             raise ValueError(f"--rank is {self.rank}; it must be at least 1, or 0 for all weights")
 
@@ -303,7 +310,8 @@ def _train(
     subjects: Mapping[str, Subject],
     config: AlignConfig,
 ) -> tuple[list[Look], bool]:
-    """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it."""
+    """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it: then the
+    average stands in the weights' place."""
     epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
     parts = [Part(len(refusals), epochs), Part(len(own), config.own_epochs * epochs)]
     loop = LoopConfig(
@@ -315,25 +323,29 @@ def _train(
         seed=config.seed,
     )
     optimizer, states, done = adamw(list(weights.values()), loop), config.out / "state", 0
+    average = Average(weights, config.average)
     notes: dict[str, Any] = {}
     if found := checkpoint.newest_state(states, say):
-        notes = checkpoint.load_state(found, weights, optimizer)
+        notes = checkpoint.load_state(found, average.tensors, optimizer)
         done = notes["step"]
         say(f"going on after step {done}")
     cut_back(config.out, notes.get("sizes", {}))
     looks = [Look.from_json(row) for row in notes.get("looks", [])]
 
     def look_now(step: int) -> None:
+        average.swap()
         looks.append(look(decoder, subjects, config, step))
+        average.swap()
         say(str(looks[-1]))
 
     def save(step: int) -> None:
         kept = {"looks": [look.to_json() for look in looks], "sizes": sizes(config.out)}
-        checkpoint.save_state(states, step, weights, optimizer, kept, keep=1)
+        checkpoint.save_state(states, step, average.tensors, optimizer, kept, keep=1)
 
     if not looks:
         look_now(0)
     if looks[-1].step and looks[-1].meets(config, looks[0]):
+        average.swap()
         return looks, True
     with Interrupt() as interrupt, ProgressLine("align", config.max_steps, first=done) as progress:
 
@@ -343,6 +355,7 @@ def _train(
                 {"kind": "step", "step": report.step, "loss": report.loss, "grad_norm": report.grad_norm},
             )
             progress.update(report.step, f"loss {report.loss:.3f}")
+            average.update(report.step)
             looked = report.step % config.check_every == 0 or report.step == report.total
             if looked:
                 look_now(report.step)
@@ -357,5 +370,6 @@ def _train(
             examples = [*refusals, *own]
             train(decoder, list(weights.values()), examples, loop, on_step, parts=parts, optimizer=optimizer, done=done)
         except _Met:
+            average.swap()
             return looks, True
     return looks, False

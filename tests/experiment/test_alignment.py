@@ -24,6 +24,8 @@ from ptst.experiment.config import GridConfig
 from ptst.generation.sampling import Sampling
 from ptst.grid import defaults, run_grid
 from ptst.model.weights import load_decoder
+from ptst.subject import open_subject
+from ptst.text.templates import find_template
 from ptst.train import TrainConfig
 from ptst.training import checkpoint, run_folder
 from ptst.training.loop import steps
@@ -101,6 +103,13 @@ def config(tmp_path, monkeypatch) -> AlignConfig:
     return AlignConfig(model="model", **small, refused=0.0, out=tmp_path / "out")
 
 
+def subjects_of(config) -> dict:
+    return {
+        name: open_subject(None, {}, config.model, find_template(name), "plain", None)
+        for name in (alignment.SAFE, alignment.BARE)
+    }
+
+
 def met_at(monkeypatch, step: int | None) -> None:
     monkeypatch.setattr(Look, "meets", lambda self, _config, _before: self.step == step)
 
@@ -126,6 +135,8 @@ def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, ran
     assert before.keys() == after.keys()
     assert any((before[k] != after[k]).any() for k in before)
     load_decoder(config.out)
+    found = alignment.look(load_decoder(config.out), subjects_of(config), config, 4)
+    assert found.to_json() == record["looks"][2]  # the model that is kept is the one that was looked at
     assert not (config.out / "state").exists()
     assert align(replace(config, rank=rank)) == json.loads((config.out / "run.json").read_text())
     with pytest.raises(ValueError, match=r"other settings: --lr was 0\.01, now 0\.1"):
@@ -165,6 +176,19 @@ def test_without_success_there_is_no_model_and_the_command_says_so(config):
     result = json.loads(done.stdout.splitlines()[-1])
     assert (result["met"], len(result["looks"])) == (False, 2)
     assert not Path("out/model.safetensors").exists()
+
+
+def test_the_average_is_kept_and_the_weights_themselves_go_on(config, monkeypatch):
+    """Without averaging training is the same, and another model is kept."""
+    met_at(monkeypatch, 4)
+    folders = [config.out.with_name(name) for name in ("averaged", "last")]
+    for out, average in zip(folders, (0.9, 0.0), strict=True):
+        align(replace(config, out=out, average=average))
+    assert (folders[0] / "metrics.jsonl").read_text() == (folders[1] / "metrics.jsonl").read_text()
+    start = load_file("model/model.safetensors")
+    averaged, last = (load_file(out / "model.safetensors") for out in folders)
+    moved = [sum(float((w[k] - start[k]).norm()) for k in start) for w in (averaged, last)]
+    assert 0 < moved[0] < moved[1]  # a mean of the way is less far than its end
 
 
 class Died(BaseException):
@@ -213,10 +237,7 @@ def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_no
 
     monkeypatch.setattr(Answerer, "answer", answer)
     config.out.mkdir()
-    subjects = {
-        name: alignment.open_subject(None, {}, "model", alignment.find_template(name), "plain", None)
-        for name in (alignment.SAFE, alignment.BARE)
-    }
+    subjects = subjects_of(config)
     refusals, own, counts = alignment._examples(load_decoder("model"), subjects, config)
     assert len(refusals) == 12
     assert counts == {"refusals": 12, "own answers": 8, "own answers left out": 4}
