@@ -11,6 +11,7 @@ Shapes: T tokens, H query heads, K key/value heads (H a multiple of K), D head_d
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate, pairwise
 
 import torch
@@ -20,9 +21,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from kernels import flash_attention
 from kernels.dispatch import check_alike, use_triton
 
-Before = Sequence[
-    tuple[int, int]
-]  # (first row, number of rows) for every document; (0, 0): it has a beginning of its own
+# (first row, number of rows) for every document; (0, 0): nothing stands before it.
+Before = Sequence[tuple[int, int]]
 
 
 def causal_mask(queries: int, keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
@@ -70,15 +70,15 @@ class _WholeDocuments(torch.autograd.Function):
                 # The heads that shared a key add up their gradients.
                 part_ThD = part[0].transpose(0, 1).unflatten(1, (grad.shape[1], -1))
                 part_ThD = part_ThD[:, :, 0] if part_ThD.shape[2] == 1 else part_ThD.sum(2)
-                grad[a:b] = part_ThD[a - b :]
-                if len(part_ThD) > b - a:
-                    shared.append((grad, start, part_ThD[:size]))
-        for grad, start, part_ThD in shared:  # last: the rows' own documents have written there
-            grad[start : start + len(part_ThD)] += part_ThD
+                grad[a:b] = part_ThD[size:]
+                if size:
+                    shared.append((grad[start : start + size], part_ThD[:size]))
+        for rows, part_ThD in shared:  # now that what these rows' own document gives them stands there
+            rows += part_ThD
         return *grads, None, None
 
 
-def _documents(cu_seqlens: list[int], before: Before) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
+def _documents(cu_seqlens: Sequence[int], before: Before) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
     """Bounds and beginning of every document that has a row."""
     beginnings = before or [(0, 0)] * (len(cu_seqlens) - 1)
     pairs = zip(pairwise(cu_seqlens), beginnings, strict=True)
@@ -110,24 +110,34 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x_TKD: Tensor, cu_seqlens: list[int], before: Before) -> Tensor:
-        ctx.own, ctx.copies, rows = [], {}, []
-        for (a, b), (start, size) in _documents(cu_seqlens, before):
-            if size:
-                ctx.copies.setdefault((start, size), []).extend(range(len(rows), len(rows) + size))
-            rows += range(start, start + size)
-            ctx.own += range(len(rows), len(rows) + b - a)
-            rows += range(a, b)
-        return x_TKD[torch.tensor(rows, device=x_TKD.device)]
+        rows_S, ctx.own_T, ctx.copies = _places(tuple(cu_seqlens), tuple(before), x_TKD.device)
+        return x_TKD[rows_S]
 
     @staticmethod
     def backward(ctx, grad_SKD: Tensor):
-        def at(rows: list[int]) -> Tensor:
-            return grad_SKD[torch.tensor(rows, device=grad_SKD.device)]
-
-        grad_TKD = at(ctx.own)
-        for (start, size), rows in ctx.copies.items():
-            grad_TKD[start : start + size] += at(rows).unflatten(0, (-1, size)).sum(0)
+        grad_TKD = grad_SKD[ctx.own_T]
+        for start, size, copies in ctx.copies:
+            grad_TKD[start : start + size] += grad_SKD[copies].unflatten(0, (-1, size)).sum(0)
         return grad_TKD, None, None
+
+
+@lru_cache(64)  # for every layer the same
+def _places(
+    cu_seqlens: tuple[int, ...], before: tuple[tuple[int, int], ...], device: torch.device
+) -> tuple[Tensor, Tensor, list[tuple[int, int, Tensor]]]:
+    """Which row each gathered one is; which gathered ones are the rows themselves; and, for every beginning (first row,
+    number of rows), which are copies of it, one after the other."""
+    rows: list[int] = []
+    own: list[int] = []
+    copies: dict[tuple[int, int], list[int]] = {}
+    for (a, b), (start, size) in _documents(cu_seqlens, before):
+        if size:
+            copies.setdefault((start, size), []).extend(range(len(rows), len(rows) + size))
+        rows += range(start, start + size)
+        own += range(len(rows), len(rows) + b - a)
+        rows += range(a, b)
+    send = partial(torch.tensor, device=device)
+    return send(rows), send(own), [(*key, send(places)) for key, places in copies.items()]
 
 
 def _check_before(before: Before, cu_seqlens: list[int], cu_seqlens_k: list[int] | None) -> None:
