@@ -70,11 +70,11 @@ class _WholeDocuments(torch.autograd.Function):
                 # The heads that shared a key add up their gradients.
                 part_ThD = part[0].transpose(0, 1).unflatten(1, (grad.shape[1], -1))
                 part_ThD = part_ThD[:, :, 0] if part_ThD.shape[2] == 1 else part_ThD.sum(2)
-                grad[a:b] = part_ThD[size:]
-                if size:
-                    shared.append((grad[start : start + size], part_ThD[:size]))
-        for rows, part_ThD in shared:  # now that what these rows' own document gives them stands there
-            rows += part_ThD
+                first_ThD, grad[a:b] = part_ThD.split((len(part_ThD) - (b - a), b - a))
+                if len(first_ThD):  # keys and values alone have rows before
+                    shared.append((grad[start : start + size], first_ThD))
+        for rows_ThD, first_ThD in shared:  # now that what these rows' own document gives them stands there
+            rows_ThD += first_ThD
         return *grads, None, None
 
 
