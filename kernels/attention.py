@@ -59,22 +59,23 @@ class _WholeDocuments(torch.autograd.Function):
         *row, out_THD = (saved := ctx.saved_tensors)[:4]
         sums = iter(saved[4:])
         grads = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in row]
-        shared = []
+        shared: dict[tuple[int, int, int], list[Tensor]] = {}
         for (a, b), (start, size) in _documents(ctx.cu_seqlens, ctx.before):
             heads = _heads(*row, a, b, (start, size))
             do_HtD, out_HtD = (x[a:b].transpose(0, 1)[None] for x in (do_THD, out_THD))
             parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 do_HtD, *heads, out_HtD, next(sums), **_visible(b - a, size, do_THD.dtype)
             )
-            for grad, part in zip(grads, parts, strict=True):
+            for which, (grad, part) in enumerate(zip(grads, parts, strict=True)):
                 # The heads that shared a key add up their gradients.
                 part_ThD = part[0].transpose(0, 1).unflatten(1, (grad.shape[1], -1))
                 part_ThD = part_ThD[:, :, 0] if part_ThD.shape[2] == 1 else part_ThD.sum(2)
                 first_ThD, grad[a:b] = part_ThD.split((len(part_ThD) - (b - a), b - a))
                 if len(first_ThD):  # keys and values alone have rows before
-                    shared.append((grad[start : start + size], first_ThD))
-        for rows_ThD, first_ThD in shared:  # now that what these rows' own document gives them stands there
-            rows_ThD += first_ThD
+                    shared.setdefault((which, start, size), []).append(first_ThD)
+        # Now that what these rows' own document gives them stands there; as one sum, which is rounded once.
+        for (which, start, size), firsts in shared.items():
+            grads[which][start : start + size] += torch.stack(firsts).sum(0)
         return *grads, None, None
 
 
@@ -121,7 +122,7 @@ class _Gather(torch.autograd.Function):
         return grad_TKD, None, None
 
 
-@lru_cache(64)  # for every layer the same
+@lru_cache(8)  # for every layer the same
 def _places(
     cu_seqlens: tuple[int, ...], before: tuple[tuple[int, int], ...], device: torch.device
 ) -> tuple[Tensor, Tensor, list[tuple[int, int, Tensor]]]:

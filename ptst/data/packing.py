@@ -87,7 +87,7 @@ def share_beginnings(batch: Batch) -> Batch:
         return batch
     kept = [i for (a, b), size in zip(documents, left_out, strict=True) for i in range(a + size, b)]
     bounds = [0, *accumulate(b - a - size for (a, b), size in zip(documents, left_out, strict=True))]
-    return Batch(
+    shared = Batch(
         tokens=[batch.tokens[i] for i in kept],
         positions=[batch.positions[i] for i in kept],
         cu_seqlens=bounds,
@@ -95,6 +95,15 @@ def share_beginnings(batch: Batch) -> Batch:
         rows=batch.rows,
         before=[(bounds[first] if size else 0, size) for first, size in zip(host, left_out, strict=True)],
     )
+    assert _whole(shared) == (batch.tokens, batch.positions) and shared.num_trained == batch.num_trained
+    return shared
+
+
+def _whole(batch: Batch) -> tuple[list[int], list[int]]:
+    """Tokens and positions of whole documents again."""
+    spans = zip(pairwise(batch.cu_seqlens), batch.before, strict=True)
+    places = [i for (a, b), (start, size) in spans for i in (*range(start, start + size), *range(a, b))]
+    return [batch.tokens[i] for i in places], [batch.positions[i] for i in places]
 
 
 def pack(examples: Sequence[Encoded], micro_tokens: int) -> list[Batch]:

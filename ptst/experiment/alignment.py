@@ -333,9 +333,8 @@ def _train(
     looks = [Look.from_json(row) for row in notes.get("looks", [])]
 
     def look_now(step: int) -> None:
-        average.swap()
-        looks.append(look(decoder, subjects, config, step))
-        average.swap()
+        with average.in_place():
+            looks.append(look(decoder, subjects, config, step))
         say(str(looks[-1]))
 
     def save(step: int) -> None:
@@ -345,7 +344,7 @@ def _train(
     if not looks:
         look_now(0)
     if looks[-1].step and looks[-1].meets(config, looks[0]):
-        average.swap()
+        average.put()
         return looks, True
     with Interrupt() as interrupt, ProgressLine("align", config.max_steps, first=done) as progress:
 
@@ -370,6 +369,6 @@ def _train(
             examples = [*refusals, *own]
             train(decoder, list(weights.values()), examples, loop, on_step, parts=parts, optimizer=optimizer, done=done)
         except _Met:
-            average.swap()
+            average.put()
             return looks, True
     return looks, False

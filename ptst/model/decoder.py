@@ -158,11 +158,14 @@ class Decoder(nn.Module):
         self, tokens_T: Tensor, cu_seqlens: list[int], positions_T: Tensor | None = None, before: Before = ()
     ) -> Tensor:
         """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given. `before`:
-        for every document, the rows (start, n) of an earlier one that it begins with and that are left out of its own.
+        for every document, the rows (start, n) of an earlier one that it begins with and that are left out of its own,
+        whose positions then begin at n.
 
         Raises ValueError where `dropout_seeds` are not as many as the documents."""
         if positions_T is None:
-            positions_T = torch.cat([torch.arange(b - a) for a, b in pairwise(cu_seqlens)])
+            skipped = [size for _, size in before] or [0] * (len(cu_seqlens) - 1)
+            spans = zip(pairwise(cu_seqlens), skipped, strict=True)
+            positions_T = torch.cat([torch.arange(n, n + b - a) for (a, b), n in spans])
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return packed_attention(q, k, v, cu_seqlens, before=before, window=self.config.sliding_window)

@@ -2,12 +2,14 @@
 
     average_t = b average_(t-1) + (1 - b) weights_t,   b = min(decay, t / (t + 1))
 
-so that at first it is the plain mean of all weights, those before training among them.
+so that at first it is the plain mean of all weights, those before training among them. It is kept in float32 at least:
+in bfloat16 a tenth of a small step would be rounded away.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -18,7 +20,8 @@ class Average:
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float):
         self.weights, self.decay = weights, decay
-        self._average = {name: w.detach().clone() for name, w in weights.items()}
+        wide = {name: torch.promote_types(w.dtype, torch.float32) for name, w in weights.items()}
+        self._average = {name: w.detach().to(wide[name], copy=True) for name, w in weights.items()}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -30,12 +33,23 @@ class Average:
         """After optimizer step `step`, counted from 1."""
         kept = min(self.decay, step / (step + 1))
         for name, weight in self.weights.items():
-            self._average[name].lerp_(weight, 1 - kept)
+            average = self._average[name]
+            average.lerp_(weight.to(average.dtype), 1 - kept)
 
     @torch.no_grad()
-    def swap(self) -> None:
-        """Put the average in the weights' place, or back."""
+    def put(self) -> None:
+        """Overwrite the weights with their average."""
         for name, weight in self.weights.items():
-            held = weight.detach().clone()
             weight.copy_(self._average[name])
-            self._average[name].copy_(held)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average stands in the weights' place for a while."""
+        held = {name: w.detach().clone() for name, w in self.weights.items()}
+        self.put()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in self.weights.items():
+                    weight.copy_(held[name])

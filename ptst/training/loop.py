@@ -86,7 +86,8 @@ def train(
     world: World = ALONE,
     where: Callable[[int], str] = "example {}".format,
 ) -> int:
-    """Train `parameters` in place; returns the number of optimizer steps. `check` sees each batch before the loss does.
+    """Train `parameters` in place; returns the number of optimizer steps. `check` sees each batch, before its
+    documents share beginnings.
 
     To go on after `done` steps, give parameters and optimizer as they were then. `world`: this rank's place; all ranks
     call with the same arguments otherwise. `where` names an example by its index, for messages.

@@ -15,8 +15,9 @@ from ptst.model.likelihood import batch_loss
 from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Encoded
-from ptst.training import loop
+from ptst.training import evaluate, loop
 from ptst.training.loop import StepReport
+from ptst.training.parallel import ALONE
 from tests.training.steps import examples, gradients
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -60,9 +61,14 @@ def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how,
     shared = [gradients(tiny_folder, rows, torch.float64, micro_tokens=m, examples_per_step=11, **how)[0]
               for m in (80, 500)]  # fmt: skip
     assert reports[1]["computed"] < reports[0]["computed"] < 1
-    monkeypatch.setattr(loop, "share_beginnings", lambda batch: batch)
+    decoder = load_decoder(tiny_folder, torch.float64)
+    loss = evaluate.held_out_loss(decoder, rows, 500, ALONE)
+    for module in (loop, evaluate):
+        monkeypatch.setattr(module, "share_beginnings", lambda batch: batch)
+    assert evaluate.held_out_loss(decoder, rows, 500, ALONE) == pytest.approx(loss, rel=1e-12)
     (whole,) = gradients(tiny_folder, rows, torch.float64, micro_tokens=500, examples_per_step=11, **how)
     assert reports[2]["computed"] == 1
+    assert reports[2]["loss"] == pytest.approx(reports[0]["loss"], rel=1e-12)
     for gradient in shared:
         assert (gradient - whole).norm() <= 1e-12 * whole.norm()
 
