@@ -73,6 +73,18 @@ def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how,
         assert (gradient - whole).norm() <= 1e-12 * whole.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_shared_beginnings_under_recomputation_and_in_16_bits(tiny_folder, dtype):
+    rows = [Encoded([*range(20, 60), n, n + 1], [False] * 41 + [True]) for n in range(100, 130)]
+    grads = []
+    for batch, recompute in ((to_batch(rows), False), (share_beginnings(to_batch(rows)), True)):
+        decoder = load_decoder(tiny_folder, dtype).requires_grad_(True)
+        decoder.recompute = recompute
+        batch_loss(decoder, batch, 30.0).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in decoder.parameters()]).double())
+    assert (grads[0] - grads[1]).norm() <= (1e-12 if dtype == torch.float64 else 1e-2) * grads[0].norm()
+
+
 def test_under_dropout_documents_share_nothing(tiny_folder):
     """Every document has a mask of its own in the system text, too: one by one gives the same."""
     rows = [Encoded([*range(20, 44), n, n + 1], [False] * 25 + [True]) for n in range(100, 104)]
