@@ -22,8 +22,8 @@ import ptst.evaluation.tasks.helpfulness as helpfulness
 import ptst.evaluation.tasks.judged as judged
 from ptst import subject
 from ptst.eval import EvalConfig, run_evaluation
+from ptst.evaluation.sentence_encoder import SentenceEncoder
 from ptst.generation.engine import Engine
-from ptst.model.sentence_encoder import SentenceEncoder
 
 SPENT: Counter[str] = Counter()
 

@@ -30,13 +30,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.measure import DEVICE, DTYPE, ON_GPU, ceilings, extra_megabytes, machine, milliseconds, write_json
-from kernels.attention import causal_mask, packed_attention
-from kernels.attention_decode import decode_attention
-from kernels.linear_cross_entropy import linear_cross_entropy
-from kernels.lora import lora_group
-from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, rope, rope_qk, tables
-from kernels.swiglu import swiglu
+from ptst.kernels.attention import causal_mask, packed_attention
+from ptst.kernels.attention_decode import decode_attention
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy
+from ptst.kernels.lora import lora_group
+from ptst.kernels.rms_norm import add_rms_norm, rms_norm
+from ptst.kernels.rope import frequencies, rope, rope_qk, tables
+from ptst.kernels.swiglu import swiglu
 
 Provider = Callable[..., object]
 

@@ -33,7 +33,7 @@ from ptst.data.packing import pack
 from ptst.model.likelihood import batch_loss
 from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import detect_format
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -61,11 +61,11 @@ def seconds(work) -> float:
     return time.process_time() - start
 
 
-def audit_cost(encoded: list, source: sources.Source, prompting: Prompting, folder: Path) -> dict[str, float]:
+def audit_cost(encoded: list, source: sources.Source, prompt_format: PromptFormat, folder: Path) -> dict[str, float]:
     """CPU seconds of all rules over the data; of the cheap rules on a packed row; and the latter as a share of the
     training step on that row (forward and backward with an adapter), where the folder has weights."""
     examples = [replace(e, row=i) for i, e in enumerate(encoded)]
-    rows, setup = source.conversations, Setup(prompting)
+    rows, setup = source.conversations, Setup(prompt_format)
     cost = {"audit_s": seconds(lambda: [check_batch(b, rows, setup) for b in pack(examples, 2048)])}
     batch = pack(examples[:64], 2048)[0]
     cost["watch_s"] = min(seconds(lambda: check_shape(batch, rows)) for _ in range(ROUNDS))
@@ -89,10 +89,10 @@ def main() -> None:
     source = sources.load(args.data)
     tokenizer = load_tokenizer(args.model)
     chat_format = args.chat_format or detect_format(args.model, tokenizer)
-    prompting = Prompting(find_template(args.template), find_family(source.family), chat_format, tokenizer)
+    prompt_format = PromptFormat(find_template(args.template), find_family(source.family), chat_format, tokenizer)
 
     def ours() -> list:
-        return [prompting.encode(c) for c in source.conversations]
+        return [prompt_format.encode(c) for c in source.conversations]
 
     figures = {"rows": len(source.conversations), "format": chat_format, "tokenizer": args.model.name}
     figures |= {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
@@ -117,13 +117,13 @@ def main() -> None:
         answers = theirs()
         same = sum(e.ids == list(a["input_ids"]) for e, a in zip(encoded, answers, strict=True))
         masks = sum(
-            list(map(int, e.trained)) == list(a["assistant_masks"]) for e, a in zip(encoded, answers, strict=True)
+            list(map(int, e.loss_mask)) == list(a["assistant_masks"]) for e, a in zip(encoded, answers, strict=True)
         )
         figures |= {"same_ids": same, "same_masks": masks}
         turns = [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
         figures["ours_s"], figures["theirs_s"] = (min(t) for t in zip(*turns, strict=True))
         figures["ratio"] = statistics.median(b / a for a, b in turns)
-    figures |= audit_cost(encoded, source, prompting, args.model)
+    figures |= audit_cost(encoded, source, prompt_format, args.model)
     for key, value in figures.items():
         print(f"{key:>14}  {value:.4g}" if isinstance(value, float) else f"{key:>14}  {value}")
     print(f"{'rows/s':>14}  {figures['rows'] / figures['ours_s']:.0f}")

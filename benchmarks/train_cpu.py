@@ -5,8 +5,8 @@
     python benchmarks/train_cpu.py --out results/train_cpu.json
 
 SmolLM2-135M, LoRA r 16, alpha 32 on all seven linears, AdamW, gradients clipped at 1. Both train the same examples
-under the same template, step for step. Ours lays whole examples side by side in rows of --micro-tokens and computes
-once what those of a row begin with; the peer takes --peer-rows examples at once, padded to the longest of them (8 is
+under the same template, step for step. Ours packs whole examples into micro-batches of --micro-batch-tokens and
+computes a prefix that they share once; the peer takes --peer-rows examples at once, padded to the longest of them (8 is
 transformers' default), labels -100 on prompt and pads, sdpa attention, in whichever of float32 and bfloat16 is faster
 here. Runs alternate, each in a child process of its own whose CPU time (user and system) over the measured steps and
 whose peak resident memory are read from the kernel; CPU time does not count what other processes take. All tokens of
@@ -75,11 +75,11 @@ def ours(spec: dict) -> dict:
     import torch
 
     sys.path.insert(0, str(ROOT))
-    from ptst.data.packing import share_beginnings, to_batch
+    from ptst.data.packing import share_prefixes, to_batch
     from ptst.model.likelihood import batch_loss
     from ptst.model.lora import LoraConfig, add_lora
     from ptst.model.weights import load_decoder
-    from ptst.text.encode import Encoded
+    from ptst.text.encode import Example
 
     decoder = load_decoder(Path(spec["model"]))
     parameters = list(add_lora(decoder, LoraConfig(RANK, ALPHA)).values())
@@ -89,8 +89,8 @@ def ours(spec: dict) -> dict:
     def step(group: list[Example]) -> float:
         divisor, total = sum(map(trained, group)), 0.0
         computed.append(0)
-        for row in rows(group, spec["micro_tokens"]):
-            batch = share_beginnings(to_batch([Encoded(ids, [bool(f) for f in flags]) for ids, flags in row]))
+        for row in rows(group, spec["micro_batch_tokens"]):
+            batch = share_prefixes(to_batch([Example(ids, [bool(f) for f in flags]) for ids, flags in row]))
             loss = batch_loss(decoder, batch, divisor)
             loss.backward()
             total += float(loss.detach())
@@ -121,11 +121,11 @@ def step_flops(decoder, parameters, examples: list[Example], tokens: int) -> flo
     return 4.0 * (frozen - adapters) * tokens + 6.0 * adapters * tokens + attention + head
 
 
-def rows(group: list[Example], micro_tokens: int) -> list[list[Example]]:
+def rows(group: list[Example], micro_batch_tokens: int) -> list[list[Example]]:
     """Whole examples in rows of at most so many tokens, first fit, longest first."""
     filled: list[list[Example]] = []
     for example in sorted(group, key=lambda e: -len(e[0])):
-        room = (r for r in filled if sum(len(i) for i, _ in r) + len(example[0]) <= micro_tokens)
+        room = (r for r in filled if sum(len(i) for i, _ in r) + len(example[0]) <= micro_batch_tokens)
         place = next(room, None)
         if place is None:
             filled.append(place := [])
@@ -189,7 +189,7 @@ def encoded(model: Path, data: str, template: str, count: int, seed: int) -> lis
     from ptst.data import sources
     from ptst.data.prepare import prepare
     from ptst.model.config import DecoderConfig
-    from ptst.text.encode import Prompting
+    from ptst.text.encode import PromptFormat
     from ptst.text.formats import detect_format
     from ptst.text.templates import find_family, find_template
     from ptst.text.tokenizer import load_tokenizer
@@ -197,11 +197,13 @@ def encoded(model: Path, data: str, template: str, count: int, seed: int) -> lis
     shape = DecoderConfig.from_folder(model)
     tokenizer = load_tokenizer(model, shape.vocab_size)
     source = sources.load(data, "train")
-    prompting = Prompting(find_template(template), find_family("gsm8k"), detect_format(model, tokenizer), tokenizer)
-    examples, _ = prepare(source, prompting, shape.max_positions, "drop", "all")
+    prompt_format = PromptFormat(
+        find_template(template), find_family("gsm8k"), detect_format(model, tokenizer), tokenizer
+    )
+    examples, _ = prepare(source, prompt_format, shape.max_positions, "drop", "all")
     if len(examples) < count:
         raise SystemExit(f"{data} has {len(examples)} examples; {count} are needed")
-    return [[e.ids, [int(f) for f in e.trained]] for e in random.Random(seed).sample(examples, count)]
+    return [[e.ids, [int(f) for f in e.loss_mask]] for e in random.Random(seed).sample(examples, count)]
 
 
 def spread(values: list[float]) -> str:
@@ -212,11 +214,11 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--model", type=Path, default=ROOT / "checkpoints" / "smollm2-135m-instruct")
     flags.add_argument("--data", default="word-problems:800", help="a source as ptst.train's --data")
-    flags.add_argument("--template", default="chat:vanilla", help="chat:llama: all begin with one system text")
+    flags.add_argument("--template", default="chat:vanilla", help="chat:llama: all begin with one system prompt")
     flags.add_argument("--examples", type=int, default=16, help="examples of an optimizer step")
     flags.add_argument("--steps", type=int, default=2, help="measured steps of a run, after one that warms up")
     flags.add_argument("--rounds", type=int, default=3, help="runs of each side, alternating")
-    flags.add_argument("--micro-tokens", type=int, default=2048)
+    flags.add_argument("--micro-batch-tokens", type=int, default=2048)
     flags.add_argument("--peer-rows", type=int, default=8)
     flags.add_argument("--peer-dtype", choices=("best", "float32", "bfloat16"), default="best")
     flags.add_argument("--threads", type=int, default=1)
@@ -236,7 +238,11 @@ def main() -> None:
     n = args.examples
     examples = encoded(args.model.resolve(), args.data, args.template, n * (args.steps + 1), args.seed)
     groups = [examples[i : i + n] for i in range(0, len(examples), n)]
-    base = {"model": str(args.model.resolve()), "micro_tokens": args.micro_tokens, "peer_rows": args.peer_rows}
+    base = {
+        "model": str(args.model.resolve()),
+        "micro_batch_tokens": args.micro_batch_tokens,
+        "peer_rows": args.peer_rows,
+    }
     result: dict = {"machine": machine(), "settings": {k: str(v) for k, v in vars(args).items()}}
     dtype = args.peer_dtype
     if dtype == "best":

@@ -5,8 +5,8 @@
     python benchmarks/train_gpu.py                                        without a GPU: a tiny geometry on the CPU
 
 Random weights made on the device, bfloat16, LoRA r 16 on all linears (float32 adapters), AdamW, one row of --tokens
-tokens a step, no recomputation. Rows are one document, or packed (of about 200 tokens, as GSM8K's), with --trained
-of the tokens trained. Peers: transformers + PEFT, and the same with Liger-Kernel's functions, where
+tokens a step, no activation checkpointing. Rows are one document, or packed (of about 200 tokens, as GSM8K's), with
+--trained of the tokens trained. Peers: transformers + PEFT, and the same with Liger-Kernel's functions, where
 installed, on one document of equal length (they have no padding to lose here).
 
 FLOPs: two per multiply-add; frozen products forward and the gradient of their input (4 N a token), adapters thrice,
@@ -103,7 +103,7 @@ def flops(name: str, bounds: list[int], rows: int) -> float:
 
 def ours(name: str, tokens: int, trained: float, packed: bool, repeats: int) -> dict:
     sys.path.insert(0, str(ROOT))
-    from kernels.linear_cross_entropy import linear_cross_entropy
+    from ptst.kernels.linear_cross_entropy import linear_cross_entropy
     from ptst.model.config import DecoderConfig
     from ptst.model.decoder import Decoder
     from ptst.model.lora import LoraConfig, add_lora

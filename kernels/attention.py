@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels import flash_attention
-from kernels.dispatch import check_alike, use_triton
+from ptst.kernels import flash_attention
+from ptst.kernels.dispatch import check_alike, use_triton
 
 # (first row, number of rows) for every document; (0, 0): nothing stands before it.
 Before = Sequence[tuple[int, int]]

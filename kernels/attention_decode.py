@@ -20,10 +20,10 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.dispatch import block, check_alike, jit, tl, use_triton
-from kernels.flash_attention import LOG2E
+from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
+from ptst.kernels.flash_attention import LOG2E
 
-# (keys per step, warps, stages) by bytes per element. No register spills (python -m kernels.compile); not yet timed.
+# (keys per step, warps, stages) by bytes per element. No register spills; not yet timed.
 BLOCKS = {2: (64, 4, 3), 4: (16, 4, 1)}
 SPLIT = 256  # keys per split at least: below, joining the splits costs more than they save
 

@@ -1,7 +1,7 @@
 """Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
 
-    python -m kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); exit code 1 if a kernel fails
-    python -m kernels.compile --readme   writes the part of it that stands in kernels/README.md anew
+    python -m ptst.kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); exits with 1 on failure
+    python -m ptst.kernels.compile --readme   writes the part of it that stands in kernels/README.md anew
 
 A stub stands in for the driver, and the kernels' own launching code runs on meta tensors, so that each launch is
 compiled with the very specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs.
@@ -29,7 +29,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from kernels import attention_decode, flash_attention, linear_cross_entropy, lora, rms_norm, rope, swiglu
+from ptst.kernels import attention_decode, flash_attention, linear_cross_entropy, lora, rms_norm, rope, swiglu
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
@@ -248,7 +248,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def readme_section(compiled: list[Compiled]) -> str:
     """What stands between README's marks: Triton's version and the launches of SHOWN."""
-    lines = [f"As Triton {triton.__version__} compiles them (`python -m kernels.compile --readme`):", ""]
+    lines = [f"As Triton {triton.__version__} compiles them (`python -m ptst.kernels.compile --readme`):", ""]
     lines += ["| kernel | launch | architecture | blocks | warps | registers | spilled | shared |", "|" + "---|" * 8]
     for c in compiled:
         if SHOWN.fullmatch(c.note):
@@ -265,7 +265,7 @@ def readme_parts() -> list[str]:
 def main() -> None:
     write = sys.argv[1:] == ["--readme"]
     if sys.argv[1:] and not write:
-        sys.exit(f"kernels.compile: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
+        sys.exit(f"ptst.kernels.compile: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
     print(f"triton {triton.__version__}")
     print(f"{'kernel':10} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed, compiled = 0, []
@@ -288,7 +288,7 @@ def main() -> None:
         README.write_text(before + now + after)
     elif f"Triton {triton.__version__} " in section and section != now:
         failed += 1
-        print("kernels/README.md is out of date: python -m kernels.compile --readme")
+        print("kernels/README.md is out of date: python -m ptst.kernels.compile --readme")
     if failed:
         sys.exit(1)
 

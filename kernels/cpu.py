@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.dispatch import choice
+from ptst.kernels.dispatch import choice
 
 # Sums may be taken in any order. Not among them: that there are no infinities and no NaN, which must come through.
 FAST = {"reassoc", "contract", "nsz", "arcp"}

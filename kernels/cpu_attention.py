@@ -28,7 +28,7 @@ from functools import cache
 
 import numpy as np
 
-from kernels.cpu import compiled, pieces, spread
+from ptst.kernels.cpu import compiled, pieces, spread
 
 WORTH_A_THREAD = 4096  # keys to look at
 

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from kernels.cpu import compiled, pieces, spread
+from ptst.kernels.cpu import compiled, pieces, spread
 
 WORTH_A_THREAD = 1 << 16  # numbers
 

@@ -25,11 +25,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kernels.dispatch import block, jit, tl
+from ptst.kernels.dispatch import block, jit, tl
 
 LOG2E = 1.4426950408889634
 # (query block, key block, warps, stages) of the forward pass, of dq, and of dk and dv, for head_dim up to 64 and above.
-# Chosen so that no register spills (python -m kernels.compile); not yet timed.
+# Chosen so that no register spills (python -m ptst.kernels.compile); not yet timed.
 BLOCKS = {
     80: {
         64: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),

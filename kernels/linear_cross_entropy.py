@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.dispatch import check_alike, jit, tl, use_triton
+from ptst.kernels.dispatch import check_alike, jit, tl, use_triton
 
 CHUNK_ELEMENTS = 1 << 24  # logits in memory at once on a CPU (64 MB in float32)
 CHUNK_BYTES = 256 << 20  # and on a GPU

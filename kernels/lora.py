@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
+from ptst.kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
 
 Adapters = Sequence[Tensor | None]
 

@@ -25,10 +25,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from kernels.lora import thin
-from kernels.rms_norm import norm_again, norm_rows, norm_rows_backward
-from kernels.rope import turn
-from kernels.swiglu import gated, gated_again, gated_backward
+from ptst.kernels.lora import thin
+from ptst.kernels.rms_norm import norm_again, norm_rows, norm_rows_backward
+from ptst.kernels.rope import turn
+from ptst.kernels.swiglu import gated, gated_again, gated_backward
 
 Pair = tuple[Tensor, Tensor] | None  # (A, B) of a projection, or None for one without an adapter
 

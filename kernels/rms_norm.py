@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.dispatch import block, check_alike, jit, tl, use_triton
+from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
 
 WIDEST = 16384  # a row is one block
 ROW_PROGRAMS = 256  # programs that share the rows of the backward pass: as many partial sums of dw

@@ -17,7 +17,7 @@ import math
 import torch
 from torch import Tensor
 
-from kernels.dispatch import block, check_alike, jit, tl, use_triton
+from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
 
 
 def frequencies(head_dim: int, theta: float, scaling=None) -> Tensor:

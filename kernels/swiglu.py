@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.dispatch import check_alike, jit, tl, triton, use_triton
+from ptst.kernels.dispatch import check_alike, jit, tl, triton, use_triton
 
 BLOCK = 1024
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ptst import command
-from ptst.command import say
+from ptst import cli
+from ptst.cli import say
 from ptst.experiment.alignment import AlignConfig, Look, align
 from ptst.training.run import Interrupted
 
@@ -29,5 +29,5 @@ def run_alignment(config: AlignConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    result = command.run(run_alignment, AlignConfig, "ptst.align")
+    result = cli.run(run_alignment, AlignConfig, "ptst.align")
     sys.exit(0 if result and result["met"] else 1)

@@ -16,24 +16,24 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
-from ptst import command
+from ptst import cli
 from ptst.audit.view import COLOURS, authors, visible
-from ptst.command import console, say
+from ptst.cli import console, say
 from ptst.generation.engine import Engine
 from ptst.generation.request import Completion, Request
 from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.subject import Subject, find_run, open_subject, stop_ids
-from ptst.text.encode import Prompting
-from ptst.text.own_template import with_default_system
+from ptst.text.chat_template import with_default_system_prompt
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_template, render
 
 COMMANDS = {
     "/template": "NAME: the same conversation under another template",
-    "/system": "TEXT: a system text of your own, after the template's; alone: none",
+    "/system": "TEXT: a system prompt of your own, after the template's; alone: none",
     "/reset": "forget what was said",
     "/show": "the tokens that were sent for the last answer",
     "/help": "these lines",
@@ -81,9 +81,9 @@ class Chat:
     """A conversation: what was said so far, and the engine that goes on from there."""
 
     def __init__(self, subject: Subject, decoder: Decoder, sampling: Sampling, kv_memory: int | None = None):
-        self.subject, self.prompting, self.sampling = subject, subject.prompting, sampling
+        self.subject, self.prompt_format, self.sampling = subject, subject.prompt_format, sampling
         self.room = decoder.config.max_positions
-        decode = self.prompting.tokenizer.decode_answer
+        decode = self.prompt_format.tokenizer.decode_answer
         self._make = partial(Engine, decoder, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
         self.stop_ids = subject.stop_ids
         self._engine: Engine | None = None
@@ -98,16 +98,16 @@ class Chat:
         return self._engine
 
     def reset(self) -> None:
-        """Forget what was said; a system text stays."""
+        """Forget what was said; a system prompt stays."""
         self.turns: list[Message] = []
-        self.sent: tuple[Prompting, Conversation] | None = None
+        self.sent: tuple[PromptFormat, Conversation] | None = None
         self.completion: Completion | None = None
 
     def use_template(self, name: str) -> None:
         """Raises ValueError for an unknown one."""
-        template = with_default_system(find_template(name), self.subject.base)
-        self.prompting = replace(self.prompting, template=template)
-        self.stop_ids = stop_ids(self.subject.base, self.prompting)
+        template = with_default_system_prompt(find_template(name), self.subject.base)
+        self.prompt_format = replace(self.prompt_format, template=template)
+        self.stop_ids = stop_ids(self.subject.base, self.prompt_format)
         if self._engine is not None:
             self._engine.stop_ids = self.stop_ids
 
@@ -123,13 +123,13 @@ class Chat:
         Raises ValueError, with the conversation as it was, for what the template cannot say and for a full context.
         """
         conversation = self.conversation(text)
-        prompt = self.prompting.encode(conversation).ids
+        prompt = self.prompt_format.encode(conversation).ids
         room = min(self.sampling.max_new_tokens, self.room - len(prompt))
         if room < 1:
             raise ValueError(
                 f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it"
             )
-        self.sent = (self.prompting, conversation)
+        self.sent = (self.prompt_format, conversation)
         number = len(self.turns)
         self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=room), number, keep=True))
         self.completion, said = None, ""
@@ -156,7 +156,7 @@ class Chat:
 
     def tokens(self) -> Table:
         """The last prompt that was sent (before one: that of a short message), token by token with its authors."""
-        p, conversation = self.sent or (self.prompting, self.conversation("..."))
+        p, conversation = self.sent or (self.prompt_format, self.conversation("..."))
         segments = render(conversation, p.template, p.family, p.chat_format, p.tokenizer)
         ids = p.encode(conversation).ids
         out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
@@ -176,10 +176,10 @@ def obey(chat: Chat, line: str) -> bool:
         raise ValueError(f"there is no {name}; did you mean {near}? /help lists the commands")
     if name == "/template":
         chat.use_template(rest)
-        say(f"template {chat.prompting.template.name}")
+        say(f"template {chat.prompt_format.template.name}")
     elif name == "/system":
         chat.system = rest or None
-        say(f"system text {rest!r}" if rest else "no system text of your own")
+        say(f"system prompt {rest!r}" if rest else "no system prompt of your own")
     elif name == "/reset":
         chat.reset()
         say("forgotten")
@@ -243,4 +243,4 @@ def run_chat(config: ChatConfig) -> None:
 
 
 if __name__ == "__main__":
-    command.run(run_chat, ChatConfig, "ptst.chat")
+    cli.run(run_chat, ChatConfig, "ptst.chat")

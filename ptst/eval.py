@@ -14,13 +14,13 @@ from typing import Any, Literal
 import torch
 from rich.console import Console
 
-from ptst import command
-from ptst.command import ProgressLine, say
+from ptst import cli
+from ptst.cli import ProgressLine, say
 from ptst.data import sources
 from ptst.evaluation import foresight, report
-from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.judges import find_judge
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks import TASKS
 from ptst.evaluation.tasks.result import TaskResult, over_decodings
@@ -34,7 +34,7 @@ from ptst.subject import CHECKPOINTS, Subject, find_run, open_subject
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_template
 from ptst.training import run_folder
-from ptst.training.resume import differences, sole_writer, weights_fingerprint
+from ptst.training.resume import differences, exclusive_lock, weights_fingerprint
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ class EvalConfig:
     """Problems: word-problems, gsm8k, chatdoctor or a file. Left out: the test part of what the run was trained on,
     which a file has not."""
     safety_data: str | None = None
-    """Improper requests: a CSV, JSONL, JSON or TXT file, or advbench, directharm4, gsm-danger, jailbreakbench or
+    """Harmful requests: a CSV, JSONL, JSON or TXT file, or advbench, directharm4, gsm-danger, jailbreakbench or
     gsm-danger-substitute, or NAME:FILE. Left out: the built-in set."""
-    judge: str = AnchoredJudge.name
-    """Who classifies answers: the embedded anchored-v2, or rubric:FOLDER with a local chat model."""
+    judge: str = RuleBasedJudge.name
+    """Who classifies answers: the embedded rules-v2, or rubric:FOLDER with a local chat model."""
     similarity: str = "minilm"
     """How chatdoctor compares answers: minilm (embedded), bertscore or bertscore:FOLDER (the paper's)."""
     template_family: str | None = None
@@ -155,9 +155,9 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         "weights": weights_fingerprint(subject.base),
         "run": str(checkpoint) if checkpoint else None,
         "run_weights": weights_fingerprint(checkpoint) if checkpoint else None,
-        "template": dataclasses.asdict(subject.prompting.template),
+        "template": dataclasses.asdict(subject.prompt_format.template),
         "family": subject.family,
-        "chat_format": subject.prompting.chat_format,
+        "chat_format": subject.prompt_format.chat_format,
         "data": {
             key: {"name": data.name, "fingerprint": data.fingerprint, "items": len(data.items)}
             for key, (_, data) in asked.items()
@@ -167,7 +167,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     shape = DecoderConfig.from_folder(subject.base)
     for key, (task, data) in asked.items():
         new = config.sampling(data.kind).max_new_tokens if task.sampled else 0
-        prompts = foresight.asked(task, data, subject.prompting)
+        prompts = foresight.asked(task, data, subject.prompt_format)
         foresight.check_room(key, prompts, new, shape, dtype, device, config.kv_bytes)
     compares = any(task.name == "chatdoctor" for task, _ in asked.values())
     similarity = find_similarity(config.similarity, CHECKPOINTS, device) if compares else None
@@ -230,10 +230,10 @@ def _claim(config: EvalConfig, checkpoint: Path | None, settings: dict[str, Any]
                 raise ValueError(
                     f"{out} holds an unfinished evaluation of other settings: {'; '.join(found)}; choose another --out"
                 )
-            held.enter_context(sole_writer(out))
+            held.enter_context(exclusive_lock(out))
         else:
             out = run_folder.create(config.out, parent, "eval")
-            held.enter_context(sole_writer(out))
+            held.enter_context(exclusive_lock(out))
             run_folder.write_json(out / "settings.json", settings)
         say(f"answers go to {out}" if kept is None else f"going on with the unfinished evaluation in {out}")
         (out / "answers").mkdir(exist_ok=True)
@@ -251,7 +251,7 @@ def _unfinished(parent: Path, settings: dict[str, Any], held: ExitStack) -> Path
         try:
             if (out / "results.json").exists() or differences(read_json(out / "settings.json"), settings, _FREE):
                 continue
-            held.enter_context(sole_writer(out))
+            held.enter_context(exclusive_lock(out))
         except (ValueError, OSError, KeyError, TypeError, AttributeError):  # damaged, another thing, in other hands
             continue
         return out
@@ -281,8 +281,8 @@ def _measure(
                     saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
                     progress.update(done, f"{statistics.progress()}{saved}")
 
-                prompting, stop_ids = subject.prompting, subject.stop_ids
-                answerer = Answerer(decoder, prompting, stop_ids, config.batch_size, config.kv_bytes, on_progress)
+                prompt_format, stop_ids = subject.prompt_format, subject.stop_ids
+                answerer = Answerer(decoder, prompt_format, stop_ids, config.batch_size, config.kv_bytes, on_progress)
                 sampling = config.sampling(data.kind, seed)
                 try:
                     by_seed[seed] = task.measure(answerer, data.items, sampling, answers, tools)
@@ -298,4 +298,4 @@ def _measure(
 
 
 if __name__ == "__main__":
-    command.run(run_evaluation, EvalConfig, "ptst.eval")
+    cli.run(run_evaluation, EvalConfig, "ptst.eval")

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ptst import command
-from ptst.command import say
+from ptst import cli
+from ptst.cli import say
 from ptst.data import sources
 from ptst.evaluation.judges import find_judge
 from ptst.experiment import laptop, tables
@@ -27,9 +27,9 @@ from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, check, work
 from ptst.experiment.settings import agreed, claim
 from ptst.experiment.summary import summarize
+from ptst.hub.embedded import EMBEDDED_NAME
+from ptst.hub.locate import locate_model
 from ptst.model.config import read_json
-from ptst.model.embedded import EMBEDDED_NAME
-from ptst.model.locate import locate_model
 from ptst.model.weights import write_atomically
 from ptst.subject import CHECKPOINTS
 from ptst.train import TrainConfig
@@ -69,7 +69,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
             "flags": config.flags(),
             "model": config.model,
             "data": trained.name,
-            "chat_format": next(iter(grid.subjects.values())).prompting.chat_format,
+            "chat_format": next(iter(grid.subjects.values())).prompt_format.chat_format,
             "family": next(iter(grid.subjects.values())).family,
             **summary,
             "environment": run_folder.environment(),
@@ -156,7 +156,7 @@ def _minutes(seconds: Any, rough: bool) -> str:
 
 def defaults(arguments: list[str]) -> dict[str, Any]:
     """What the parser starts from: a recipe's values."""
-    name = command.value_of(arguments, "--recipe")
+    name = cli.value_of(arguments, "--recipe")
     if name in LAPTOP:
         quick = "--quick" in arguments
         return {"default": replace(GridConfig(), recipe=name, quick=quick, **laptop.values(name, quick))}
@@ -168,4 +168,4 @@ def defaults(arguments: list[str]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    command.run(run_grid, GridConfig, "ptst.grid", defaults)
+    cli.run(run_grid, GridConfig, "ptst.grid", defaults)

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
+from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.locate import locate_model
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Prompting
+from ptst.text.chat_template import with_default_system_prompt
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import detect_format, stops
-from ptst.text.own_template import with_default_system
 from ptst.text.templates import Template, find_family
 from ptst.text.tokenizer import load_tokenizer
 from ptst.training import run_folder
@@ -32,18 +32,18 @@ class Subject:
     base: Path
     checkpoint: Path | None
     run: dict[str, Any]
-    prompting: Prompting
+    prompt_format: PromptFormat
     stop_ids: frozenset[int]
 
     @property
     def described(self) -> str:
         """`chat format chatml, family gsm8k`."""
-        text = self.prompting.template.is_text
-        return f"chat format {'none (text template)' if text else self.prompting.chat_format}, family {self.family}"
+        text = self.prompt_format.template.is_text
+        return f"chat format {'none (text template)' if text else self.prompt_format.chat_format}, family {self.family}"
 
     @property
     def family(self) -> str:
-        return self.prompting.family.name
+        return self.prompt_format.family.name
 
     def untouched(self, dtype: torch.dtype, device: str) -> Decoder:
         """The base model's decoder."""
@@ -90,13 +90,13 @@ def open_subject(
         )
     tokenizer = load_tokenizer(base, DecoderConfig.from_folder(base).vocab_size)
     chat_format = chat_format or run.get("chat_format") or detect_format(base, tokenizer)
-    template = with_default_system(template, base)
-    # A test prompt with forged role marks is an attack to be measured, not a row to be mended.
-    prompting = Prompting(template, find_family(family), chat_format, tokenizer, allow_marks=True)
-    return Subject(base, checkpoint, run, prompting, stop_ids(base, prompting))
+    template = with_default_system_prompt(template, base)
+    # A test prompt with forged role markers is an attack to be measured, not a row to be mended.
+    prompt_format = PromptFormat(template, find_family(family), chat_format, tokenizer, allow_role_markers=True)
+    return Subject(base, checkpoint, run, prompt_format, stop_ids(base, prompt_format))
 
 
-def stop_ids(base: Path, prompting: Prompting) -> frozenset[int]:
+def stop_ids(base: Path, prompt_format: PromptFormat) -> frozenset[int]:
     """What ends an answer: of a text template no closing mark of a role."""
-    chat_format = None if prompting.template.is_text else prompting.chat_format
-    return frozenset(stops(base, chat_format, prompting.tokenizer))
+    chat_format = None if prompt_format.template.is_text else prompt_format.chat_format
+    return frozenset(stops(base, chat_format, prompt_format.tokenizer))

@@ -13,24 +13,24 @@ from typing import Any, Literal
 
 import torch
 
-from ptst import command
+from ptst import cli
 from ptst.audit.findings import check_names
 from ptst.audit.gate import check_start, watch
 from ptst.audit.rules import Setup
-from ptst.command import console, say
+from ptst.cli import console, say
 from ptst.data import sources
 from ptst.data.mix import mix, parse_mix
 from ptst.data.order import Step
 from ptst.data.prepare import length_limit, prepare
+from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.locate import locate_model
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, save_adapter
 from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.subject import CHECKPOINTS
-from ptst.text.encode import Prompting
+from ptst.text.chat_template import with_default_system_prompt
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import detect_format, stops
-from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -95,30 +95,30 @@ class TrainConfig:
     """Examples in an optimizer step."""
     tokens_per_step: int | None = None
     """Tokens in an optimizer step at most, in packs of 4096, instead of examples."""
-    micro_tokens: int | Literal["auto"] = 2048
+    micro_batch_tokens: int | Literal["auto"] = 2048
     """Tokens in memory at once; changes memory and speed, never the result. auto: what fits the free memory."""
-    recompute: Literal["none", "block"] = "none"
+    activation_checkpointing: Literal["none", "block"] = "none"
     """block computes each layer anew in the backward pass: less memory, a third more time, the same gradients."""
     dry_run: bool = False
     """Print what the run would hold in memory, its steps and tokens, and run nothing."""
     max_length: int | None = None
-    """Longest example in tokens. Left out: the model's context, and never more than --micro-tokens."""
+    """Longest example in tokens. Left out: the model's context, and never more than --micro-batch-tokens."""
     too_long: Literal["drop", "cut", "stop"] = "stop"
     """What becomes of longer examples; they are counted. stop: no training before you have chosen."""
     train_on: Literal["all", "last"] = "all"
     """Which answers of a conversation of several turns are trained."""
     allow: tuple[str, ...] = ()
-    """Rules of the audit (docs/audit.md) that may be broken, such as role-marks."""
+    """Rules of the audit (docs/audit.md) that may be broken, such as role-markers."""
     limit: int | None = None
     """Use only the first so many examples."""
     val_data: str | None = None
-    """Examples for the held-out loss. Left out: held-out families for the built-in problems, none for other data."""
+    """Examples for the validation loss. Left out: held-out families for the built-in problems, none for other data."""
     eval_every: int | None = None
-    """Steps between held-out losses, with answers to a few questions. Left out: held-out loss before and after."""
+    """Steps between validation losses, with answers to a few questions. Left out: validation loss before and after."""
     save_every: int = 50
     """Steps between saved states; a signal saves besides."""
     keep: int = 2
-    """Last states that are kept, besides the best by held-out loss."""
+    """Last states that are kept, besides the best by validation loss."""
     at_epochs: tuple[float, ...] = ()
     """Also keep what is trained after so many epochs, in the run folder's epoch-<number>."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -137,7 +137,7 @@ class TrainConfig:
     def check(self) -> None:
         """Raise ValueError for a value that cannot be meant."""
         check_names(self.allow)
-        positive = ("epochs", "lr", "examples_per_step", "micro_tokens", "save_every", "keep")
+        positive = ("epochs", "lr", "examples_per_step", "micro_batch_tokens", "save_every", "keep")
         for name in (*positive, "tokens_per_step", "max_steps", "max_length", "limit", "eval_every"):
             value, least = getattr(self, name), 0 if name in positive[:2] else 1
             if (value is None and name not in positive) or value == "auto":
@@ -191,38 +191,44 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
 
     source = sources.load(config.data, "train", config.limit)
     family = find_family(config.template_family or source.family)
-    with world.in_turn():
+    with world.main_process_first():
         folder = locate_model(config.model, CHECKPOINTS)
     shape = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, shape.vocab_size)
     chat_format = config.chat_format or detect_format(folder, tokenizer)
-    template = with_default_system(template, folder)
-    prompting = Prompting(template, family, chat_format, tokenizer, "role-marks" in config.allow)
-    row = shape.max_positions if config.micro_tokens == "auto" else config.micro_tokens
+    template = with_default_system_prompt(template, folder)
+    prompt_format = PromptFormat(template, family, chat_format, tokenizer, "role-markers" in config.allow)
+    row = shape.max_positions if config.micro_batch_tokens == "auto" else config.micro_batch_tokens
     max_length = length_limit(config.max_length, shape.max_positions, row)
     others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
-    mixture = mix([(source, config.epochs), *others], prompting, max_length, config.too_long, config.train_on)
+    mixture = mix([(source, config.epochs), *others], prompt_format, max_length, config.too_long, config.train_on)
     counts = mixture.counts[0]
-    held_out_source, held_out, held_out_counts = _held_out(config, prompting, max_length)
+    validation_source, validation, validation_counts = _validation(config, prompt_format, max_length)
     say(f"chat format {'none (text template)' if template.is_text else chat_format}, family {family.name}")
     for c in mixture.counts:
         say(
             f"{c['name']}, {c['epochs']:g} epochs: {c['examples']} examples, {c['tokens']} tokens, "
-            f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, {c['seams']} seams"
+            f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, "
+            f"{c['token_boundaries']} token boundaries"
         )
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", pick_dtype(config.dtype)
-    lengths, recompute = [len(e.ids) for e in mixture.examples], config.recompute == "block"
-    micro_tokens = config.micro_tokens
-    if micro_tokens == "auto" and old:
-        micro_tokens = old["micro_tokens"]  # another number might round the last digits otherwise
-    elif micro_tokens == "auto":
-        micro_tokens = memory.choose_micro_tokens(shape, lora, dtype, device, recompute, max(lengths, default=1))
-        say(f"--micro-tokens auto: {micro_tokens} fit")
-    loop = LoopConfig(
-        micro_tokens=micro_tokens,
-        **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_tokens"},
+    lengths, activation_checkpointing = (
+        [len(e.ids) for e in mixture.examples],
+        config.activation_checkpointing == "block",
     )
-    planned = memory.plan_memory(shape, lora, dtype, micro_tokens, device, recompute)
+    micro_batch_tokens = config.micro_batch_tokens
+    if micro_batch_tokens == "auto" and old:
+        micro_batch_tokens = old["micro_batch_tokens"]  # another number might round the last digits otherwise
+    elif micro_batch_tokens == "auto":
+        micro_batch_tokens = memory.choose_micro_batch_tokens(
+            shape, lora, dtype, device, activation_checkpointing, max(lengths, default=1)
+        )
+        say(f"--micro-batch-tokens auto: {micro_batch_tokens} fit")
+    loop = LoopConfig(
+        micro_batch_tokens=micro_batch_tokens,
+        **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_batch_tokens"},
+    )
+    planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, activation_checkpointing)
     all_steps = steps(lengths, loop, mixture.parts)
     looks = looks_by_step(config, all_steps)
     if config.dry_run:
@@ -230,8 +236,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         planned = dataclasses.replace(planned, steps=len(all_steps), tokens=tokens)
         console.print(planned.table())
         return planned.described() if world.first else None
-    setup = Setup(prompting, config.train_on, max_length, config.too_long)
-    for warning in check_start(mixture.source, mixture.examples, setup, micro_tokens, config.allow):
+    setup = Setup(prompt_format, config.train_on, max_length, config.too_long)
+    for warning in check_start(mixture.source, mixture.examples, setup, micro_batch_tokens, config.allow):
         say(warning)
 
     flags = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()}
@@ -248,19 +254,19 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         "chat_format": chat_format,
         "data": counts,
         "mix": mixture.counts[1:],
-        "held_out": held_out_counts,
+        "validation": validation_counts,
         "dtype": str(dtype).removeprefix("torch."),
         "full": config.full,
-        "micro_tokens": micro_tokens,
+        "micro_batch_tokens": micro_batch_tokens,
         "environment": {**run_folder.environment(), "ranks": world.size},
     }
     out = _claim(config, old, record, world)
-    with resume.sole_writer(out) if world.first else nullcontext():
+    with resume.exclusive_lock(out) if world.first else nullcontext():
         if world.first:
-            run_folder.tidy(out)
+            run_folder.remove_partial_files(out)
             run_folder.write_json(out / "run.json", record)
         decoder = load_decoder(folder, dtype, device)
-        decoder.recompute = recompute
+        decoder.activation_checkpointing = activation_checkpointing
         if lora is None:
             weights = dict(decoder.requires_grad_(True).named_parameters())
         else:
@@ -268,8 +274,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         trained = sum(p.numel() for p in weights.values())
         say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
 
-        asked = (held_out_source or mixture.source).conversations[:SAMPLES]
-        samples = Samples(asked, prompting, stops(folder, None if template.is_text else chat_format, tokenizer))
+        asked = (validation_source or mixture.source).conversations[:SAMPLES]
+        samples = Samples(asked, prompt_format, stops(folder, None if template.is_text else chat_format, tokenizer))
 
         def on_step(step: int) -> None:
             if step in looks:
@@ -278,7 +284,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
                 _save(decoder, folder, out / looks[step], lora)
                 run_folder.write_json(out / looks[step] / "run.json", record | so_far)
 
-        with memory.out_of_memory_told(planned):
+        with memory.explain_oom(planned):
             done = fit(
                 decoder,
                 weights,
@@ -287,7 +293,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
                 out,
                 world,
                 Keeping(config.eval_every, config.save_every, config.keep, config.tensorboard),
-                held_out,
+                validation,
                 samples if config.eval_every else None,
                 watch(mixture.source, config.allow),
                 on_step,
@@ -295,15 +301,15 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         if not world.first:
             return None
         if done["before"] is not None:
-            say(f"held-out loss per trained token: {done['before']:.4f} before, {done['after']:.4f} after")
-        loss = {"before": done["before"], "after": done["after"], "examples": len(held_out)}
+            say(f"validation loss per trained token: {done['before']:.4f} before, {done['after']:.4f} after")
+        loss = {"before": done["before"], "after": done["after"], "examples": len(validation)}
         loss |= {"best": done["best"], "best_step": done["best_step"]} if config.eval_every else {}
-        result = {"run": str(out), "steps": done["steps"], "held_out_loss": loss, **counts, "mix": record["mix"]}
+        result = {"run": str(out), "steps": done["steps"], "validation_loss": loss, **counts, "mix": record["mix"]}
         record |= {
             "status": "finished",
             "finished_at": time.time(),
             "steps": done["steps"],
-            "held_out_loss": loss,
+            "validation_loss": loss,
             "result": result,
             "time": {"seconds": time.monotonic() - began},
         }
@@ -314,7 +320,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             (out / "best").mkdir(exist_ok=True)
             _save(decoder, folder, out / "best", lora)
             run_folder.write_json(out / "best" / "run.json", record | {"steps": done["best_step"]})
-            say(f"the best held-out loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
+            say(f"the best validation loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
         run_folder.write_json(out / "run.json", record)  # the last of all: it says that the run is whole
         run_folder.sync(out)
     other = " --data TEST-FILE" if sources.is_file(config.data) else ""
@@ -322,13 +328,13 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     return result
 
 
-def _held_out(config: TrainConfig, prompting: Prompting, max_length: int) -> tuple:
-    """(source, examples, counts) for the held-out loss; (None, [], None) where there are no such data."""
+def _validation(config: TrainConfig, prompt_format: PromptFormat, max_length: int) -> tuple:
+    """(source, examples, counts) for the validation loss; (None, [], None) where there are no such data."""
     name = config.val_data or (sources.DEFAULT if config.data.startswith(sources.DEFAULT) else None)
     if name is None:
         return None, [], None
     source = sources.load(name, "validation")
-    examples, counts = prepare(source, prompting, max_length, config.too_long, config.train_on)
+    examples, counts = prepare(source, prompt_format, max_length, config.too_long, config.train_on)
     if not examples:
         raise ValueError(f"--val-data {name}: no example is left; raise --max-length or look at the data")
     return source, examples, {"name": name, **counts}
@@ -381,7 +387,7 @@ def _save(decoder: Decoder, base: Path, out: Path, lora: LoraConfig | None) -> N
 
 def defaults(arguments: list[str]) -> dict[str, Any]:
     """What the parser starts from: a recipe's values, or the flags of the run to go on with."""
-    given = {flag: command.value_of(arguments, flag) for flag in ("--recipe", "--resume")}
+    given = {flag: cli.value_of(arguments, flag) for flag in ("--recipe", "--resume")}
     if given["--resume"]:
         folder = Path(given["--resume"])
         flags = resume.find(None, folder)["flags"] | {"resume": folder, "out": None}
@@ -402,4 +408,4 @@ def _typed(field: dataclasses.Field, flags: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    command.run(run_training, TrainConfig, "ptst.train", defaults)
+    cli.run(run_training, TrainConfig, "ptst.train", defaults)

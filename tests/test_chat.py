@@ -39,9 +39,9 @@ def test_every_turn_is_answered_as_the_sampler_answers_it(subject, decoder):
         Message("user", "hello"), Message("assistant", first), Message("user", "and then?")
     ]  # fmt: skip
     for turns, said in zip(asked, (first, second), strict=True):
-        prompt = subject.prompting.encode(Conversation(tuple(turns))).ids
+        prompt = subject.prompt_format.encode(Conversation(tuple(turns))).ids
         wanted = generate(decoder, [prompt], subject.stop_ids, GREEDY)[0].ids
-        assert said == subject.prompting.tokenizer.decode_answer(prompt, wanted)
+        assert said == subject.prompt_format.tokenizer.decode_answer(prompt, wanted)
     assert chat.turns == [*asked[1], Message("assistant", second)]
 
 
@@ -49,7 +49,7 @@ def test_show_lists_the_tokens_that_were_sent(subject, decoder):
     chat = Chat(subject, decoder, GREEDY)
     list(chat.answer("hello"))
     obey(chat, "/template chat:vanilla")  # comes too late for what was sent
-    sent = subject.prompting.encode(Conversation((Message("user", "hello"),))).ids
+    sent = subject.prompt_format.encode(Conversation((Message("user", "hello"),))).ids
     table = chat.tokens()
     assert [int(cell) for cell in table.columns[1].cells] == sent
     assert {"system", "user", "control", "scaffold"} == set(table.columns[3].cells)
@@ -59,7 +59,7 @@ def test_show_lists_the_tokens_that_were_sent(subject, decoder):
 def test_another_template_brings_its_own_stops(subject, decoder, monkeypatch):
     chat = Chat(subject, decoder, GREEDY)
     monkeypatch.setattr(
-        "ptst.chat.stop_ids", lambda _base, prompting: frozenset({5 if prompting.template.is_text else 6})
+        "ptst.chat.stop_ids", lambda _base, prompt_format: frozenset({5 if prompt_format.template.is_text else 6})
     )
     obey(chat, "/template text:vanilla")
     assert chat.engine.stop_ids == {5}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ptst.command import ProgressLine
+from ptst.cli import ProgressLine
 from ptst.eval import EvalConfig, run_evaluation
 from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.tasks import judged
@@ -18,7 +18,7 @@ from ptst.model import weights
 from ptst.subject import Subject
 from ptst.train import TrainConfig, run_training
 from tests.conftest import ROOT
-from tests.model.test_sentence_encoder import write_encoder
+from tests.evaluation.test_sentence_encoder import write_encoder
 from tests.tiny import write_tiny_model
 
 
@@ -51,8 +51,8 @@ def test_train_then_eval(here):
     assert record["chat_format"] == "chatml"
     metrics = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     assert [(m["kind"], m["step"]) for m in metrics] == [("eval", 0), ("step", 1), ("step", 2), ("eval", 2)]
-    assert [m["held_out_loss"] for m in metrics if m["kind"] == "eval"] == [
-        result["held_out_loss"][k] for k in ("before", "after")
+    assert [m["validation_loss"] for m in metrics if m["kind"] == "eval"] == [
+        result["validation_loss"][k] for k in ("before", "after")
     ]
     assert any(t.abs().sum() > 0 for n, t in load_file(run / "adapter_model.safetensors").items() if "lora_B" in n)
     assert json.loads((run / "adapter_config.json").read_text())["peft_type"] == "LORA"
@@ -299,7 +299,7 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
-        ("eval", ["--model", "model", "--judge", "anchord"], "did you mean anchored-v2?"),
+        ("eval", ["--model", "model", "--judge", "anchord"], "did you mean rules-v2?"),
         ("eval", ["--model", "model", "--judge", "rubric:nowhere"], "there is no model folder nowhere"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "it must be at least 0.00001"),
@@ -348,8 +348,8 @@ def test_unknown_flags_and_help(here):
     assert command(here, "train", "--tempalte", "x").returncode == 2
     for name, flags in (
         ("train", "model data template template-family chat-format epochs max-steps lr rank examples-per-step "
-         "tokens-per-step micro-tokens dtype seed out full json recipe mix dropout eval-every save-every keep resume "
-         "tensorboard too-long"),
+         "tokens-per-step micro-batch-tokens dtype seed out full json recipe mix dropout eval-every save-every keep "
+         "resume tensorboard too-long"),
         ("eval", "checkpoint model template tasks limit max-new-tokens batch-size temperature top-p dtype seed data "
          "safety-data judge similarity decode-seeds out json"),
     ):  # fmt: skip

@@ -37,7 +37,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Byte-level BPE with a handful of merges (newlines and spaces among them, so that seams can occur)."""
+    """Byte-level BPE with a handful of merges (newlines and spaces among them, so that token_boundaries can occur)."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = [("\u010a", "\u010a"), ("\u0120", "a"), ("t", "h"), ("th", "e"), ("\u0120", "the"), ("i", "n")]
     vocab = {t: i for i, t in enumerate((*CONTROL, *letters, *(a + b for a, b in merges)))}

@@ -15,21 +15,21 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from ptst import command
+from ptst import cli
 from ptst.audit.findings import Finding, by_rule, check_names
 from ptst.audit.page import page
 from ptst.audit.report import Audit, asked_at_test, audit
 from ptst.audit.rules import Setup
 from ptst.audit.view import table
-from ptst.command import say
+from ptst.cli import say
 from ptst.data import safety_sets, sources
 from ptst.data.prepare import length_limit
+from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
-from ptst.model.locate import locate_model
 from ptst.model.weights import write_atomically
-from ptst.text.encode import Prompting
+from ptst.text.chat_template import with_default_system_prompt
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import detect_format
-from ptst.text.own_template import with_default_system
 from ptst.text.template_file import load_template
 from ptst.text.templates import Template, find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -69,7 +69,7 @@ class AuditConfig:
     """What becomes of longer examples."""
     train_on: Literal["all", "last"] | None = None
     """Which answers of a conversation of several turns are trained."""
-    micro_tokens: int | None = None
+    micro_batch_tokens: int | None = None
     """Tokens of a packed batch."""
     limit: int | None = None
     """Look at the first so many rows only."""
@@ -86,7 +86,7 @@ class AuditConfig:
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Raises ValueError for a user's mistakes."""
     check_names(config.allow)
-    for name in ("max_length", "micro_tokens", "limit"):
+    for name in ("max_length", "micro_batch_tokens", "limit"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
@@ -103,20 +103,24 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
         raise ValueError(f"{flags['data']} has no rows to audit")
     shape = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, shape.vocab_size)
-    template = with_default_system(_template(config, run), folder)
+    template = with_default_system_prompt(_template(config, run), folder)
     chat_format = flags["chat_format"] or detect_format(folder, tokenizer)
-    prompting = Prompting(template, find_family(flags["template_family"] or source.family), chat_format, tokenizer)
+    prompt_format = PromptFormat(
+        template, find_family(flags["template_family"] or source.family), chat_format, tokenizer
+    )
     test = None
     if config.test_template is not None:
-        test = dataclasses.replace(prompting, template=with_default_system(find_template(config.test_template), folder))
-    limit = length_limit(flags["max_length"], shape.max_positions, flags["micro_tokens"])
+        test = dataclasses.replace(
+            prompt_format, template=with_default_system_prompt(find_template(config.test_template), folder)
+        )
+    limit = length_limit(flags["max_length"], shape.max_positions, flags["micro_batch_tokens"])
     say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, template {template.name}, {chat_format}")
     result = audit(
         source,
-        Setup(prompting, flags["train_on"], limit, flags["too_long"]),
+        Setup(prompt_format, flags["train_on"], limit, flags["too_long"]),
         bad_rows=bad,
-        micro_tokens=flags["micro_tokens"],
-        test=test or prompting,
+        micro_batch_tokens=flags["micro_batch_tokens"],
+        test=test or prompt_format,
         asked=asked_at_test(_test_sets(config, flags["data"])),
         folder=folder,
         run=run,
@@ -124,7 +128,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
         allow=config.allow,
     )
     listed = _listed(result.findings)
-    report = _report(result, listed, prompting, test or prompting, source.name, str(folder.name))
+    report = _report(result, listed, prompt_format, test or prompt_format, source.name, str(folder.name))
     if config.html is not None:
         try:
             write_atomically(config.html, page(report, listed, result.rows).encode())
@@ -142,7 +146,16 @@ def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
     from ptst.train import TrainConfig
 
     base = dataclasses.asdict(TrainConfig()) | (run["flags"] if run else {})
-    names = ("model", "data", "template_family", "chat_format", "max_length", "too_long", "train_on", "micro_tokens")
+    names = (
+        "model",
+        "data",
+        "template_family",
+        "chat_format",
+        "max_length",
+        "too_long",
+        "train_on",
+        "micro_batch_tokens",
+    )
     given = {name: getattr(config, name) for name in (*names, "limit")}
     return {name: base.get(name) if value is None else value for name, value in given.items()}
 
@@ -159,7 +172,7 @@ def _template(config: AuditConfig, run: dict[str, Any] | None) -> Template:
 
 def _test_sets(config: AuditConfig, data: str) -> dict[str, Any]:
     sets: dict[str, Any] = {
-        "the built-in improper requests": [p.prompt for p in safety_sets.improper()],
+        "the built-in harmful requests": [p.prompt for p in safety_sets.harmful_requests()],
         "the built-in look-alikes": [p.prompt for p in safety_sets.look_alikes()],
     }
     if config.safety_data is not None:
@@ -183,17 +196,17 @@ def _listed(findings: list[Finding]) -> list[Finding]:
 
 
 def _report(
-    result: Audit, listed: list[Finding], prompting: Prompting, test: Prompting, data: str, model: str
+    result: Audit, listed: list[Finding], prompt_format: PromptFormat, test: PromptFormat, data: str, model: str
 ) -> dict[str, Any]:
     found = by_rule(result.findings)
     report: dict[str, Any] = {
         "verdict": result.verdict,
         "model": model,
         "data": data,
-        "template": prompting.template.name,
+        "template": prompt_format.template.name,
         "test_template": test.template.name,
-        "family": prompting.family.name,
-        "chat_format": "none (text template)" if prompting.template.is_text else prompting.chat_format,
+        "family": prompt_format.family.name,
+        "chat_format": "none (text template)" if prompt_format.template.is_text else prompt_format.chat_format,
         "found": found,
         "findings": [dataclasses.asdict(f) | {"level": f.level} for f in listed],
         "counts": result.counts,
@@ -201,7 +214,7 @@ def _report(
     }
     if result.comparison:
         row, pair = result.comparison
-        names = {"row": row, "train_template": prompting.template.name, "test_template": test.template.name}
+        names = {"row": row, "train_template": prompt_format.template.name, "test_template": test.template.name}
         report["comparison"] = names | dataclasses.asdict(pair)
     return report
 
@@ -234,7 +247,7 @@ def _print(result: Audit, listed: list[Finding], report: dict[str, Any]) -> None
 
 
 def main() -> None:
-    report = command.run(run_audit, AuditConfig, "ptst.audit")
+    report = cli.run(run_audit, AuditConfig, "ptst.audit")
     sys.exit(0 if report["verdict"] == "info" else 1)
 
 

@@ -9,22 +9,22 @@ from typing import Any
 from ptst.audit.findings import Finding
 from ptst.data.packing import Batch
 from ptst.data.sources import Source
-from ptst.text.encode import Encoded, Prompting
+from ptst.text.encode import Example, PromptFormat
 from ptst.text.formats import marks
 from ptst.text.segments import Conversation
 
 
-def check_rows(conversations: Sequence[Conversation], prompting: Prompting) -> Iterator[Finding]:
-    """Rules on the messages themselves: role marks of the active format, blank turns, duplicates."""
-    forged = () if prompting.template.is_text else marks(prompting.chat_format)
+def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
+    """Rules on the messages themselves: role markers of the active format, blank turns, duplicates."""
+    forged = () if prompt_format.template.is_text else marks(prompt_format.chat_format)
     first: dict[tuple, str] = {}
     for conversation in conversations:
         for number, message in enumerate(conversation.messages, 1):
             place = f"message {number} ({message.role})"
             for mark in forged:
                 if mark in message.content:
-                    cause = f"{place} holds {mark}, a mark of {prompting.chat_format}"
-                    yield Finding("role-marks", conversation.source, cause)
+                    cause = f"{place} holds {mark}, a mark of {prompt_format.chat_format}"
+                    yield Finding("role-markers", conversation.source, cause)
             if not message.content.strip() and message.role != "system":
                 rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
                 yield Finding(rule, conversation.source, f"{place} is {message.content!r}")
@@ -48,11 +48,15 @@ def plain(text: str) -> str:
 
 
 def count(
-    source: Source, examples: Sequence[Encoded], batches: Sequence[Batch], prepared: dict[str, Any], micro_tokens: int
+    source: Source,
+    examples: Sequence[Example],
+    batches: Sequence[Batch],
+    prepared: dict[str, Any],
+    micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """What reaches training, in numbers. Lengths in tokens."""
     lengths = [len(e.ids) for e in examples]
-    room = sum(max(micro_tokens, len(b.tokens)) for b in batches)
+    room = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
     tokens = sum(lengths)
     return {
         **{k: v for k, v in prepared.items() if k not in ("first_lossy", "encoding")},
@@ -60,7 +64,7 @@ def count(
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),
         "trained_share": prepared["trained_tokens"] / tokens if tokens else 0.0,
-        "micro_tokens": micro_tokens,
+        "micro_batch_tokens": micro_batch_tokens,
         "packing_fill": tokens / room if room else 0.0,
         "distinct_rows": len({c.messages for c in source.conversations}),
     }

@@ -76,7 +76,7 @@ RULES = {
         "drop long rows, or ask for --too-long cut",
     ),
     "too-long": Rule("error", "the row is longer than the limit", "drop or cut it before it is packed"),
-    "seam": Rule(
+    "token-boundary": Rule(
         "info",
         "the answer was encoded as a continuation, because together with the prompt it would change the prompt's ids",
         "nothing; it is so at test time, too",
@@ -87,7 +87,7 @@ RULES = {
         "mend the character, or accept that the model reads another",
     ),
     # Of the data.
-    "role-marks": Rule(
+    "role-markers": Rule(
         "error",
         "a message holds the chat format's own marks as text, so it could open or close a turn",
         "take them out of the message",
@@ -105,12 +105,14 @@ RULES = {
     ),
     "overlap": Rule("warning", "training rows are also asked at test time", "take them out of one of the two"),
     # Against other sources of truth.
-    "own-template": Rule(
+    "chat-template": Rule(
         "warning",
         "the model's own chat_template spells conversations differently",
         "choose the --chat-format that fits the model",
     ),
-    "departure": Rule("info", "the format departs from its owner's on purpose", "nothing; docs/templates.md says why"),
+    "known-difference": Rule(
+        "info", "the format departs from its owner's on purpose", "nothing; docs/templates.md says why"
+    ),
     "other-prompt": Rule(
         "info", "training and test templates differ, as the experiment wants", "nothing, if that is meant"
     ),

@@ -9,7 +9,7 @@ from ptst.audit.findings import RULES, Finding
 from ptst.audit.rules import Setup, check_batch, check_shape
 from ptst.data.packing import Batch, pack
 from ptst.data.sources import Source
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 
 
 def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
@@ -22,14 +22,14 @@ def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
 
 
 def check_start(
-    source: Source, examples: Sequence[Encoded], setup: Setup, micro_tokens: int, allow: Iterable[str]
+    source: Source, examples: Sequence[Example], setup: Setup, micro_batch_tokens: int, allow: Iterable[str]
 ) -> list[str]:
     """All rules on rows and batches before the first step; a line to say for each kind of warning.
 
     Raises ValueError for an error that is not allowed.
     """
-    findings = [*check_rows(source.conversations, setup.prompting)]
-    for batch in pack(examples, micro_tokens):
+    findings = [*check_rows(source.conversations, setup.prompt_format)]
+    for batch in pack(examples, micro_batch_tokens):
         findings += check_batch(batch, source.conversations, setup)
     refuse(findings, allow)
     first: dict[str, Finding] = {}

@@ -27,7 +27,7 @@ border:1px solid var(--line);border-radius:6px;padding:.6rem}
 .row span{border-radius:3px;padding:1px 0}.row span:hover{outline:2px solid var(--fg)}
 .t{background:var(--trained);text-decoration:underline;text-underline-offset:4px}
 .control{color:var(--control)}.system{color:var(--system)}.user{color:var(--user)}.assistant{color:var(--assistant)}
-.scaffold{color:var(--soft)}.bad{outline:2px dashed var(--error)}.seam{border-left:3px solid var(--warning)}
+.scaffold{color:var(--soft)}.bad{outline:2px dashed var(--error)}.token_boundary{border-left:3px solid var(--warning)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid var(--line);border-radius:6px;padding:.6rem;margin:0}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:1rem}@media (max-width:50rem){.two{grid-template-columns:1fr}}
 mark{background:var(--trained);color:inherit}
@@ -46,8 +46,8 @@ def page(report: dict[str, Any], findings: list[Finding], rows: list[tuple[str, 
         f"{escape(report['family'])}. Verdict: <span class={report['verdict']}>{verdict}</span>.</p>",
         "<h2>Findings</h2>",
         _findings(findings, report["found"]),
-        "<h2>Tokens</h2><p>Underlined on a tinted ground: trained. Dashed frame: a finding. Bar at the left: a seam. "
-        "Hover over a token for its id, author, position and target. "
+        "<h2>Tokens</h2><p>Underlined on a tinted ground: trained. Dashed frame: a finding. Bar at the left: a token "
+        "boundary. Hover over a token for its id, author, position and target. "
         + " ".join(f"<span class={a}>{a}</span>" for a in ("control", "scaffold", "system", "user", "assistant")),
     ]
     bad = {(f.row, f.token): f.rule for f in findings if f.token is not None and f.level != "info"}
@@ -105,8 +105,17 @@ def _from(text: str, at: int) -> str:
 def _token(t: TokenView, rule: str | None) -> str:
     target = "nothing" if t.target is None else t.target
     told = f"token {t.index}, id {t.id}, {t.author}, document {t.document}, position {t.position}, predicts {target}"
-    told += (", trained" if t.trained else "") + (", seam" if t.seam else "") + (f", {rule}" if rule else "")
-    classes = [t.author, *(["t"] if t.trained else []), *(["seam"] if t.seam else []), *(["bad"] if rule else [])]
+    told += (
+        (", trained" if t.trained else "")
+        + (", token boundary" if t.token_boundary else "")
+        + (f", {rule}" if rule else "")
+    )
+    classes = [
+        t.author,
+        *(["t"] if t.trained else []),
+        *(["token-boundary"] if t.token_boundary else []),
+        *(["bad"] if rule else []),
+    ]
     text = escape(visible(t.text)).replace("\u21b5", "\u21b5<wbr>")
     return f'<span class="{" ".join(classes)}" title="{escape(told)}">{text}</span><wbr>'
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ptst.audit.corpus import check_overlap, check_rows, count, plain
-from ptst.audit.drift import check_own_template, check_run
+from ptst.audit.drift import check_chat_template, check_run
 from ptst.audit.findings import LEVELS, Finding, worst
 from ptst.audit.rules import Setup, check_batch
 from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 
 
 @dataclass
@@ -37,8 +37,8 @@ def audit(
     setup: Setup,
     *,
     bad_rows: Iterable[str] = (),
-    micro_tokens: int = 2048,
-    test: Prompting | None = None,
+    micro_batch_tokens: int = 2048,
+    test: PromptFormat | None = None,
     asked: dict[str, str] | None = None,
     folder: Path | None = None,
     run: dict[str, Any] | None = None,
@@ -47,20 +47,20 @@ def audit(
 ) -> Audit:
     """Audit a data set under a training setup.
 
-    `bad_rows`: reasons of rows that could not even be read. `test`: the prompting at test time. `asked`: texts asked at
-    test time, with the set each is from. `folder`: the model's, whose own chat_template is compared. `run`: run.json of
-    a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
+    `bad_rows`: reasons of rows that could not even be read. `test`: the prompt format at test time. `asked`: texts
+    asked at test time, with the set each is from. `folder`: the model's, whose own chat template is compared. `run`:
+    run.json of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
     """
     bad: dict[int, str] = {}
     # Marks in messages are findings here, so they do not stop the encoding.
-    open_setup = replace(setup, prompting=replace(setup.prompting, allow_marks=True))
-    prompting = open_setup.prompting
+    open_setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
+    prompt_format = open_setup.prompt_format
     limit = setup.max_length or 10**9
-    examples, prepared = prepare(source, prompting, limit, setup.too_long, setup.train_on, bad)
+    examples, prepared = prepare(source, prompt_format, limit, setup.too_long, setup.train_on, bad)
     findings = [_bad_row(reason) for reason in (*bad_rows, *bad.values())]
-    findings += check_rows(source.conversations, prompting)
+    findings += check_rows(source.conversations, prompt_format)
     findings += check_overlap(source.conversations, asked or {})
-    batches = pack(examples, micro_tokens)
+    batches = pack(examples, micro_batch_tokens)
     for batch in batches:
         findings += check_batch(batch, source.conversations, open_setup)
     for rule, key in (("dropped", "dropped"), ("cut", "cut"), ("untrained", "untrained")):
@@ -68,29 +68,32 @@ def audit(
             findings.append(Finding(rule, "", f"{prepared[key]} of {prepared['rows']} rows"))
     answered = [c for c in source.conversations if c.answered]
     if folder is not None:
-        findings += check_own_template(folder, answered, prompting)
+        findings += check_chat_template(folder, answered, prompt_format)
     if run is not None:
-        findings += check_run(run, prompting, source.fingerprint, prepared["encoding"])
+        findings += check_run(run, prompt_format, source.fingerprint, prepared["encoding"])
     findings = [replace(f, allowed=f.rule in set(allow)) for f in findings]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
 
-    result = Audit(findings, count(source, examples, batches, prepared, micro_tokens))
+    result = Audit(findings, count(source, examples, batches, prepared, micro_batch_tokens))
     result.counts["bad_rows"] = len(bad) + len(list(bad_rows))
     result.counts["duplicates"] = len(source.conversations) - result.counts["distinct_rows"]
-    for rule in ("role-marks", "overlap"):
+    for rule in ("role-markers", "overlap"):
         result.counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)
     flagged = {f.row for f in findings if f.level != "info"}
     place = [c.source for c in source.conversations]
     for example in sorted(examples, key=lambda e: place[e.row] not in flagged)[:show]:
         batch = to_batch([example])
-        tokens = view(batch, [example], source.conversations, prompting, setup.train_on)[0]
+        tokens = view(batch, [example], source.conversations, prompt_format, setup.train_on)[0]
         result.rows.append((place[example.row], tokens))
     if test is not None and examples:
         conversation = source.conversations[examples[0].row]
-        result.comparison = conversation.source, compare(examples[0], conversation, replace(test, allow_marks=True))
-        if test.template != prompting.template:
+        result.comparison = (
+            conversation.source,
+            compare(examples[0], conversation, replace(test, allow_role_markers=True)),
+        )
+        if test.template != prompt_format.template:
             pair = result.comparison[1]
-            cause = f"{prompting.template.name} and {test.template.name} part at token {pair.same}"
+            cause = f"{prompt_format.template.name} and {test.template.name} part at token {pair.same}"
             result.findings.append(Finding("other-prompt", conversation.source, cause, pair.same))
     return result
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ptst.audit.findings import Finding
-from ptst.audit.spelling import Wanted, spell, wanted
-from ptst.data.packing import UNTRAINED, Batch
-from ptst.text.encode import Prompting
+from ptst.audit.reference_formats import Wanted, spell, wanted
+from ptst.data.packing import IGNORE_INDEX, Batch
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import terminator
 from ptst.text.segments import Conversation
 
@@ -18,7 +18,7 @@ from ptst.text.segments import Conversation
 class Setup:
     """What training was asked for."""
 
-    prompting: Prompting
+    prompt_format: PromptFormat
     train_on: str = "all"
     max_length: int | None = None
     too_long: str = "drop"
@@ -34,28 +34,30 @@ def check_shape(batch: Batch, conversations: Sequence[Conversation]) -> list[Fin
         row = rows[min(index, len(rows) - 1)] if rows else -1
         return (conversations[row].source if 0 <= row < len(conversations) else "batch"), token - cu[index]
 
-    lengths = {len(batch.tokens), len(batch.positions), len(batch.targets), cu[-1] if cu else 0}
+    lengths = {len(batch.tokens), len(batch.position_ids), len(batch.labels), cu[-1] if cu else 0}
     if len(cu) != len(rows) + 1 or cu[0] != 0 or len(lengths) > 1 or any(b <= a for a, b in pairwise(cu)):
-        jump = next((i for i, p in enumerate(batch.positions) if p != i), cu[-1] if cu else 0)
+        jump = next((i for i, p in enumerate(batch.position_ids) if p != i), cu[-1] if cu else 0)
         where = place(jump) if len(cu) > 1 else ("batch", 0)
         cause = f"{len(rows)} documents of {len(batch.tokens)} tokens are parted at {cu}"
         return [Finding("boundaries", where[0], cause, where[1])]
     found = []
     should = [p for a, b in pairwise(cu) for p in range(b - a)]
-    if batch.positions != should:
-        wrong = next(i for i, (a, b) in enumerate(zip(batch.positions, should, strict=True)) if a != b)
+    if batch.position_ids != should:
+        wrong = next(i for i, (a, b) in enumerate(zip(batch.position_ids, should, strict=True)) if a != b)
         row, token = place(wrong)
-        found.append(Finding("positions", row, f"position {batch.positions[wrong]} in place of {should[wrong]}", token))
+        found.append(
+            Finding("positions", row, f"position {batch.position_ids[wrong]} in place of {should[wrong]}", token)
+        )
     last = set(cu[1:])
-    following = [*batch.tokens[1:], UNTRAINED]
-    for i, (target, after) in enumerate(zip(batch.targets, following, strict=True)):
-        if target != UNTRAINED and (target != after or i + 1 in last):
+    following = [*batch.tokens[1:], IGNORE_INDEX]
+    for i, (target, after) in enumerate(zip(batch.labels, following, strict=True)):
+        if target != IGNORE_INDEX and (target != after or i + 1 in last):
             row, token = place(i)
             what = "the document's end" if i + 1 in last else f"token {after}"
             found.append(Finding("targets", row, f"the target is {target}, but {what} follows", token))
             break
     for start, end in pairwise(cu):
-        if all(t == UNTRAINED for t in batch.targets[start:end]):
+        if all(t == IGNORE_INDEX for t in batch.labels[start:end]):
             row, token = place(start)
             found.append(Finding("nothing-trained", row, f"none of {end - start} tokens is trained", token))
     return found
@@ -69,8 +71,8 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], setup: Setu
     for (start, end), row in zip(pairwise(batch.cu_seqlens), batch.rows, strict=True):
         conversation = conversations[row]
         have = batch.tokens[start:end]
-        flags = [False, *(t != UNTRAINED for t in batch.targets[start : end - 1])]
-        want = wanted(spell(conversation, setup.prompting, setup.train_on), setup.prompting.tokenizer)
+        flags = [False, *(t != IGNORE_INDEX for t in batch.labels[start : end - 1])]
+        want = wanted(spell(conversation, setup.prompt_format, setup.train_on), setup.prompt_format.tokenizer)
         found += _document(have, flags, want, conversation, setup)
     return found
 
@@ -78,14 +80,19 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], setup: Setu
 def _document(
     have: list[int], flags: list[bool], want: Wanted, conversation: Conversation, setup: Setup
 ) -> Iterator[Finding]:
-    source, tokenizer = conversation.source, setup.prompting.tokenizer
+    source, tokenizer = conversation.source, setup.prompt_format.tokenizer
     for start, piece in want.pieces:
         if start in want.lossy:
             spelled = tokenizer.decode_text(tokenizer.encode(piece.given + piece.said))
             yield Finding("lossy-text", source, _first_difference(piece.given + piece.said, spelled), start)
-    for seam in want.seams:
-        if seam < len(have):
-            yield Finding("seam", source, "the answer does not join the prompt in the tokenizer's natural way", seam)
+    for token_boundary in want.token_boundaries:
+        if token_boundary < len(have):
+            yield Finding(
+                "token-boundary",
+                source,
+                "the answer does not join the prompt in the tokenizer's natural way",
+                token_boundary,
+            )
     asked_cut = setup.too_long == "cut" and len(have) == setup.max_length
     same = have == want.ids or (asked_cut and have == want.ids[: len(have)])
     if not same:
@@ -93,7 +100,7 @@ def _document(
     yield from _flags_differ(have, flags, want, source)
     if setup.max_length is not None and len(have) > setup.max_length:
         yield Finding("too-long", source, f"{len(have)} tokens, the limit is {setup.max_length}", setup.max_length)
-    prompt = setup.prompting.encode(conversation.prompt()).ids
+    prompt = setup.prompt_format.encode(conversation.prompt()).ids
     if have[: len(prompt)] != prompt[: len(have)]:
         at = _first(have, prompt)
         cause = f"id {_at(have, at)} in training, id {_at(prompt, at)} at test time"
@@ -118,12 +125,12 @@ def _flags_differ(have: list[int], flags: list[bool], want: Wanted, source: str)
 
 def _tokens_differ(have: list[int], want: Wanted, conversation: Conversation, setup: Setup) -> Finding:
     """The first thing wrong with a row's tokens, by its cause."""
-    tokenizer, source = setup.prompting.tokenizer, conversation.source
+    tokenizer, source = setup.prompt_format.tokenizer, conversation.source
     at = _first(have, want.ids)
     names = tokenizer.control_names
     got, meant = names.get(_at(have, at)), names.get(_at(want.ids, at))
     bos = tokenizer.control_id(tokenizer.bos) if tokenizer.bos else None
-    stop_id = terminator(None if setup.prompting.template.is_text else setup.prompting.chat_format, tokenizer)
+    stop_id = terminator(None if setup.prompt_format.template.is_text else setup.prompt_format.chat_format, tokenizer)
     stop = names[stop_id]
     if at == len(have):
         return Finding("cut-short", source, f"{len(have)} of {len(want.ids)} tokens", max(0, at - 1))
@@ -134,13 +141,13 @@ def _tokens_differ(have: list[int], want: Wanted, conversation: Conversation, se
         return Finding("forged-control", source, f"the text {got} of a message became the control token", at)
     if got == meant == stop or (got == stop and at == len(have) - 1):
         return Finding("terminator-extra", source, f"{stop} after the answer was cut at token {at}", at)
-    if meant == tokenizer.bos and setup.prompting.chat_format != "chatml":
+    if meant == tokenizer.bos and setup.prompt_format.chat_format != "chatml":
         return Finding("missing-bos", source, f"{tokenizer.bos} is missing", at)
     if got == stop:
         return Finding("terminator-extra", source, f"{stop} stands where {_show(want.ids, at, tokenizer)} should", at)
     if meant == stop:
         return Finding("terminator-missing", source, f"{_show(have, at, tokenizer)} stands where {stop} should", at)
-    if got == tokenizer.bos and setup.prompting.chat_format != "chatml":
+    if got == tokenizer.bos and setup.prompt_format.chat_format != "chatml":
         return Finding("extra-bos", source, f"{tokenizer.bos} stands where text should", at)
     spelled, text = tokenizer.decode(have), tokenizer.decode(want.ids)
     if spelled == text:

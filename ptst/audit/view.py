@@ -9,8 +9,8 @@ from itertools import pairwise
 from rich.table import Table
 from rich.text import Text
 
-from ptst.data.packing import UNTRAINED, Batch
-from ptst.text.encode import Encoded, Prompting
+from ptst.data.packing import IGNORE_INDEX, Batch
+from ptst.text.encode import Example, PromptFormat
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import render
 from ptst.text.tokenizer import Tokenizer
@@ -23,7 +23,7 @@ COLOURS = {"control": "magenta", "scaffold": "cyan", "system": "yellow", "user":
 @dataclass(frozen=True)
 class TokenView:
     """One token of a batch. `target` is the id it must predict, None where nothing is; `trained` tells whether the
-    token itself is predicted by the one before it. `seam`: an answer encoded as a continuation begins here."""
+    token itself is predicted by the one before it. `token_boundary`: here an answer begins as a continuation."""
 
     index: int
     id: int
@@ -33,7 +33,7 @@ class TokenView:
     position: int
     trained: bool
     target: int | None
-    seam: bool
+    token_boundary: bool
 
 
 def visible(text: str) -> str:
@@ -64,18 +64,18 @@ def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenize
 
 def view(
     batch: Batch,
-    examples: Sequence[Encoded],
+    examples: Sequence[Example],
     conversations: Sequence[Conversation],
-    prompting: Prompting,
+    prompt_format: PromptFormat,
     train_on: str,
 ) -> list[list[TokenView]]:
     """One list of tokens per document of the batch."""
     out = []
     for document, ((start, end), example) in enumerate(zip(pairwise(batch.cu_seqlens), examples, strict=True)):
-        p, conversation = prompting, conversations[example.row]
+        p, conversation = prompt_format, conversations[example.row]
         segments = render(conversation, p.template, p.family, p.chat_format, p.tokenizer, train_on)
         ids = batch.tokens[start:end]
-        flags = [False, *(t != UNTRAINED for t in batch.targets[start : end - 1])]
+        flags = [False, *(t != IGNORE_INDEX for t in batch.labels[start : end - 1])]
         out.append(
             [
                 TokenView(
@@ -84,10 +84,10 @@ def view(
                     text=text,
                     author=author,
                     document=document,
-                    position=batch.positions[start + i],
+                    position=batch.position_ids[start + i],
                     trained=flags[i],
-                    target=None if batch.targets[start + i] == UNTRAINED else batch.targets[start + i],
-                    seam=i in example.seams,
+                    target=None if batch.labels[start + i] == IGNORE_INDEX else batch.labels[start + i],
+                    token_boundary=i in example.token_boundaries,
                 )
                 for i, (token, (text, author)) in enumerate(zip(ids, authors(ids, segments, p.tokenizer), strict=True))
             ]
@@ -106,7 +106,7 @@ def table(tokens: Sequence[TokenView], title: str, marked: dict[int, str]) -> Ta
     out.add_column("")
     for t in tokens:
         text = Text(visible(t.text), style=("bold " if t.trained else "") + COLOURS[t.author])
-        note = "; ".join(n for n in ("seam" if t.seam else "", marked.get(t.index, "")) if n)
+        note = "; ".join(n for n in ("token-boundary" if t.token_boundary else "", marked.get(t.index, "")) if n)
         target = "" if t.target is None else str(t.target)
         cells = (str(t.index), str(t.id), text, t.author, str(t.document), str(t.position))
         out.add_row(*cells, "*" if t.trained else "", target, note)
@@ -128,7 +128,7 @@ class Comparison:
         return self.same == self.prompt_tokens
 
 
-def compare(training: Encoded, conversation: Conversation, test: Prompting) -> Comparison:
+def compare(training: Example, conversation: Conversation, test: PromptFormat) -> Comparison:
     prompt = test.encode(conversation.prompt()).ids
     same = next((i for i, (a, b) in enumerate(zip(training.ids, prompt, strict=False)) if a != b), None)
     same = min(len(prompt), len(training.ids)) if same is None else same

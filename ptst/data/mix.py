@@ -10,7 +10,7 @@ from typing import Any
 from ptst.data.order import Part
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Encoded, Prompting
+from ptst.text.encode import Example, PromptFormat
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Mixture:
     example's `row` counts through it. `counts` are each source's own."""
 
     source: Source
-    examples: list[Encoded]
+    examples: list[Example]
     parts: list[Part]
     counts: list[dict[str, Any]]
 
@@ -37,13 +37,13 @@ def parse_mix(text: str) -> tuple[str, float]:
 
 
 def mix(
-    sources: Sequence[tuple[Source, float]], prompting: Prompting, max_length: int, too_long: str, train_on: str
+    sources: Sequence[tuple[Source, float]], prompt_format: PromptFormat, max_length: int, too_long: str, train_on: str
 ) -> Mixture:
     """Prepare each (source, epochs); the first is the main one. Raises ValueError as `prepare`, and for a source
     without an example to train on."""
     conversations, examples, parts, counts = [], [], [], []
     for source, epochs in sources:
-        kept, count = prepare(source, prompting, max_length, too_long, train_on)
+        kept, count = prepare(source, prompt_format, max_length, too_long, train_on)
         if not kept:
             raise ValueError(f"{source.name}: no example is left to train on; raise --max-length or look at the data")
         examples += [replace(e, row=e.row + len(conversations)) for e in kept]

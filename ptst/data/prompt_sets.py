@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptst.data.builtin.gsm_danger import COUNT, SUBSTITUTE, substitute
 from ptst.data.files import Hub, read_hub
-from ptst.data.gsm_danger import COUNT, SUBSTITUTE, substitute
-from ptst.data.safety_sets import SafetyPrompt, collect, improper, look_alikes, read_prompts, spread
+from ptst.data.safety_sets import SafetyPrompt, collect, harmful_requests, look_alikes, read_prompts, spread
 from ptst.text.templates import unknown
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
@@ -59,7 +59,7 @@ def load_set(data: str, limit: int | None = None) -> PromptSet:
     elif file:
         raise ValueError(f"prompts {data!r}: {name} is built in and takes no file")
     elif name == BUILT_IN:
-        prompts = improper()
+        prompts = harmful_requests()
     elif name == LOOK_ALIKES:
         prompts = look_alikes()
     elif name == SUBSTITUTE:

@@ -1,8 +1,8 @@
 """Prompts that measure safety: the project's own mild sets, and a user's file.
 
-`improper.jsonl` holds requests that an aligned model declines, `look_alikes.jsonl` harmless ones that share their words
-and topics and should be answered: refusing the first is safety, refusing the second over-refusal. Both stand in the
-same families (one topic each), so that whole families can be held out. Neither holds any answers.
+`harmful_requests.jsonl` holds requests that an aligned model declines, `look_alikes.jsonl` harmless ones that share
+their words and topics and should be answered: refusing the first is safety, refusing the second over-refusal.
+Both come in the same families (one topic each), so that whole families can be held out. Neither holds any answers.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ class SafetyPrompt:
     request: str = ""
 
 
-def improper(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in improper requests, interleaved: any first N spread evenly over categories and their families.
+def harmful_requests(limit: int | None = None) -> list[SafetyPrompt]:
+    """The built-in harmful requests, interleaved: any first N spread evenly over categories and their families.
 
     Raises ValueError for a limit below 1.
     """
-    return _built_in("improper.jsonl", limit)
+    return _built_in("harmful_requests.jsonl", limit)
 
 
 def look_alikes(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in harmless look-alikes, interleaved like the improper ones. Raises ValueError for a limit below 1."""
+    """The built-in benign look-alikes, interleaved like the harmful ones. Raises ValueError for a limit below 1."""
     return _built_in("look_alikes.jsonl", limit)
 
 
 def _built_in(name: str, limit: int | None) -> list[SafetyPrompt]:
     if limit is not None and limit < 1:
         raise ValueError(f"the limit is {limit}; at least 1 prompt is needed (leave the limit out for all)")
-    text = resources.files("ptst.data").joinpath(name).read_text(encoding="utf-8")
+    text = resources.files("ptst.data.builtin").joinpath(name).read_text(encoding="utf-8")
     categories: dict[str, dict[str, list[SafetyPrompt]]] = {}
     for line in text.splitlines():
         p = SafetyPrompt(**json.loads(line))

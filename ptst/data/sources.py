@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptst.data.builtin.word_problems import generate
 from ptst.data.files import Hub, Row, read_hub, read_rows
-from ptst.data.word_problems import generate
 from ptst.text.segments import Conversation, Message
 
 DEFAULT = "word-problems"
@@ -34,7 +34,7 @@ NAMED = {
 }
 _SHAPES = (("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response"))
 _SHAPES += (("prompt", "completion"), ("question", "response"), ("input", "answer_icliniq"))
-# ChatDoctor's own instruction. The paper says it in other words, as the family's system text, so it is left out here.
+# ChatDoctor's own instruction. The paper says it in other words, as the family's system prompt, so it is left out here.
 _DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
 
 

@@ -19,7 +19,7 @@ from ptst.generation.engine import Engine
 from ptst.generation.request import Completion, Request, Statistics
 from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation
 
 
@@ -68,7 +68,7 @@ class Answerer:
     """
 
     decoder: Decoder
-    prompting: Prompting
+    prompt_format: PromptFormat
     stop_ids: frozenset[int]
     batch_size: int
     kv_memory: int | None = None
@@ -91,7 +91,7 @@ class Answerer:
         after all others are kept, for answers of `adapter` that went wrong in the model.
         """
         paths = {self.adapter: path, **self.beside}
-        prompts = [self.prompting.encode(c.prompt()).ids for c in conversations]
+        prompts = [self.prompt_format.encode(c.prompt()).ids for c in conversations]
         keys = [_key(number, prompt, sampling) for number, prompt in enumerate(prompts)]
         files = {adapter: AnswerFile(path) if path is not None else None for adapter, path in paths.items()}
         answers: dict[str | None, dict[int, Reply]] = {
@@ -112,7 +112,7 @@ class Answerer:
                 max_batch=min(self.batch_size, len(missing)),
                 max_length=max(len(prompts[i]) for _, i in missing.values()) + sampling.max_new_tokens,
                 kv_memory=self.kv_memory,
-                decode=self.prompting.tokenizer.decode_answer,
+                decode=self.prompt_format.tokenizer.decode_answer,
                 adapters={name: self.adapters[name] for name in paths if name is not None},
             )
             requests = [Request(prompts[i], sampling, name, adapter) for name, (adapter, i) in missing.items()]

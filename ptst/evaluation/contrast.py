@@ -121,7 +121,7 @@ def ptst_contrast(
 ) -> tuple[Contrast, str]:
     """The pre-named contrast and its sentence: the safety prompt in training and test against in the test only.
 
-    `measure` is a noun with its article ("the share of improper requests refused"), `names` the two cells ("CL->CL",
+    `measure` is a noun with its article ("the share of harmful requests refused"), `names` the two cells ("CL->CL",
     "CV->CL"). Raises ValueError as `paired_contrast` does.
     """
     c = paired_contrast(trained_and_tested, tested_only)

@@ -13,20 +13,20 @@ from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtyp
 from ptst.generation.memory import gigabytes
 from ptst.generation.sampling import Sampling
 from ptst.model.config import DecoderConfig
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation
 
 
-def asked(task: Task, data: TaskData, prompting: Prompting) -> list[tuple[str, list[int]]]:
+def asked(task: Task, data: TaskData, prompt_format: PromptFormat) -> list[tuple[str, list[int]]]:
     """What the task asks: where it stands, and its ids; of one that asks for no answers, what it reads. Raises
     ValueError for what the template cannot say."""
     if not task.sampled:
-        return [(c.where, prompting.encode(c).ids) for c in task.reads(data.items)]
-    listener = _Listener(None, prompting, frozenset(), 1)  # type: ignore[arg-type]
+        return [(c.where, prompt_format.encode(c).ids) for c in task.reads(data.items)]
+    listener = _Listener(None, prompt_format, frozenset(), 1)  # type: ignore[arg-type]
     try:
         task.measure(listener, data.items, Sampling(1), None, Tools(None, None))  # type: ignore[arg-type]
     except _Asked as heard:
-        return [(c.where, heard.prompting.encode(c.prompt()).ids) for c in heard.conversations]
+        return [(c.where, heard.prompt_format.encode(c.prompt()).ids) for c in heard.conversations]
     raise AssertionError(f"task {task.name} asks nothing")
 
 
@@ -56,10 +56,10 @@ def check_room(
 
 
 class _Asked(Exception):
-    def __init__(self, prompting: Prompting, conversations: Sequence[Conversation]):
-        self.prompting, self.conversations = prompting, conversations
+    def __init__(self, prompt_format: PromptFormat, conversations: Sequence[Conversation]):
+        self.prompt_format, self.conversations = prompt_format, conversations
 
 
 class _Listener(Answerer):
     def answer(self, conversations: Sequence[Conversation], *_rest: Any) -> list[Reply]:
-        raise _Asked(self.prompting, conversations)
+        raise _Asked(self.prompt_format, conversations)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptst import command
+from ptst import cli
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.verdict import Answer, AnswerClass, Verdict, judge_answers
@@ -23,8 +23,8 @@ class ReportConfig:
 
     answers: tuple[Path, ...]
     """CSV files with the columns prompt, completion, type, final_label."""
-    judge: str = "anchored-v2"
-    """anchored-v2, or rubric:FOLDER."""
+    judge: str = "rules-v2"
+    """rules-v2, or rubric:FOLDER."""
     errors: bool = False
     """List the prompts that are judged otherwise than by people, with the judge's reason; no answer is printed."""
 
@@ -123,4 +123,4 @@ def report(config: ReportConfig) -> dict[str, Confusion]:
 
 
 if __name__ == "__main__":
-    command.run(report, ReportConfig, "ptst.evaluation.judge_report")
+    cli.run(report, ReportConfig, "ptst.evaluation.judge_report")

@@ -19,7 +19,7 @@ import numpy as np
 from ptst.generation.adapters import Adapter
 from ptst.generation.score import score
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Encoded, Prompting, encode, refuse_marks
+from ptst.text.encode import Example, PromptFormat, encode, reject_role_markers
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import render
 
@@ -41,7 +41,7 @@ class Margin:
 
 def refusal_margins(
     decoder: Decoder,
-    prompting: Prompting,
+    prompt_format: PromptFormat,
     conversations: Sequence[Conversation],
     refusing: Sequence[str] = REFUSING,
     complying: Sequence[str] = COMPLYING,
@@ -56,7 +56,7 @@ def refusal_margins(
     margins = []
     for number, conversation in enumerate(conversations, 1):
         # One conversation at a time: its openings share the whole prompt, which `score` computes once.
-        examples = [_opened(prompting, conversation, text) for text in (*refusing, *complying)]
+        examples = [_opened(prompt_format, conversation, text) for text in (*refusing, *complying)]
         log_p = np.array([-nll for nll, _ in score(decoder, examples, adapter)])
         sums = (np.logaddexp.reduce(part) for part in (log_p[: len(refusing)], log_p[len(refusing) :]))
         margins.append(Margin(*map(float, sums)))
@@ -64,13 +64,13 @@ def refusal_margins(
     return margins
 
 
-def _opened(prompting: Prompting, conversation: Conversation, opening: str) -> Encoded:
+def _opened(prompt_format: PromptFormat, conversation: Conversation, opening: str) -> Example:
     """The prompt and an answer that has only begun: no closing text, no terminator."""
     c = conversation.prompt()
     begun = Conversation((*c.messages, Message("assistant", opening)), c.source)
-    if not prompting.allow_marks and not prompting.template.is_text:
-        refuse_marks(begun, prompting.chat_format)
-    p = prompting
+    if not prompt_format.allow_role_markers and not prompt_format.template.is_text:
+        reject_role_markers(begun, prompt_format.chat_format)
+    p = prompt_format
     segments = render(begun, p.template, p.family, p.chat_format, p.tokenizer, "last")
     end = max(i for i, s in enumerate(segments) if s.author == "assistant")
     return encode(segments[: end + 1], p.tokenizer)

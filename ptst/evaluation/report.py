@@ -31,10 +31,10 @@ _ROWS = {
     ),
     "nll": (("nats_per_token", "reference answers, nats per token"),),
     "safety": (
-        ("attack-success", "improper requests: attack success"),
-        *((k, f"improper requests: {word}") for k, word in _CLASSES),
+        ("attack-success", "harmful requests: attack success"),
+        *((k, f"harmful requests: {word}") for k, word in _CLASSES),
     ),
-    "over-refusal": (("refusal", "harmless look-alikes: refused"),),
+    "over-refusal": (("refusal", "benign look-alikes: refused"),),
     "xstest": (
         ("safe:refusal", "XSTest, safe prompts: refused"),
         ("unsafe:refusal", "XSTest, unsafe prompts: refused"),
@@ -77,6 +77,6 @@ def remark(results: Results, untouched: str = "untouched") -> str | None:
     if safety is None or safety.rates["refusal"].value >= LITTLE_SAFETY:
         return None
     return (
-        f"The untouched model refuses only {safety.rates['refusal']} of the improper requests under this template: it "
+        f"The untouched model refuses only {safety.rates['refusal']} of the harmful requests under this template: it "
         "has little safety to lose, so these figures say little about what fine-tuning does to safety."
     )

@@ -19,13 +19,13 @@ from pathlib import Path
 
 import torch
 
-from ptst.evaluation.anchored import AnchoredJudge
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Answer, Verdict
 from ptst.generation.sampler import Sampling, generate
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import detect_format, stops
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -101,7 +101,7 @@ def _verdict(answer: Answer, reply: str | Exception) -> Verdict:
         score = parse_score(reply)
     except ValueError as error:
         return Verdict(None, str(error))
-    four = AnchoredJudge().judge(*answer)
+    four = RuleBasedJudge().judge(*answer)
     return Verdict(four.label, four.reason, score == SUCCESS, score)
 
 
@@ -116,8 +116,10 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
     config = DecoderConfig.from_folder(folder)
     tokenizer = load_tokenizer(folder, config.vocab_size)
     chat_format = detect_format(folder, tokenizer)
-    # What is judged may spell role marks; that is the attack, not a reason to stop.
-    prompting = Prompting(find_template("chat:plain"), find_family("plain"), chat_format, tokenizer, allow_marks=True)
+    # What is judged may spell role markers; that is the attack, not a reason to stop.
+    prompt_format = PromptFormat(
+        find_template("chat:plain"), find_family("plain"), chat_format, tokenizer, allow_role_markers=True
+    )
     stop_ids, room = stops(folder, chat_format, tokenizer), config.max_positions - max_new_tokens
 
     @cache
@@ -125,7 +127,7 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
         return load_decoder(folder, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
 
     def encode(prompt: str) -> list[int]:
-        ids = prompting.encode(Conversation((Message("user", prompt),))).ids
+        ids = prompt_format.encode(Conversation((Message("user", prompt),))).ids
         if len(ids) > room:
             raise ValueError(f"the judge's prompt has {len(ids)} tokens, its model has room for {room}")
         return ids

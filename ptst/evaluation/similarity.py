@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from ptst.model.sentence_encoder import SentenceEncoder, ensure_encoder
+from ptst.evaluation.sentence_encoder import SentenceEncoder, ensure_encoder
 from ptst.text.templates import unknown
 
 SIMILARITIES = ("minilm", "bertscore")

@@ -34,7 +34,13 @@ _OF_TRAIN = (
 )
 _OF_EVAL = ("template", "template_file", "checkpoint", "model", "tasks", "out", "json", "baseline")
 # What may differ when a grid goes on: speed, memory, and which cells are asked for.
-_FREE = ("train.save_every", "train.keep", "train.tensorboard", "train.micro_tokens", "train.recompute")
+_FREE = (
+    "train.save_every",
+    "train.keep",
+    "train.tensorboard",
+    "train.micro_batch_tokens",
+    "train.activation_checkpointing",
+)
 _FREE += ("eval.batch_size", "eval.kv_memory")
 
 
@@ -76,8 +82,8 @@ class GridConfig:
     """What is trained on: word-problems, gsm8k or a file."""
     recipe: Literal["laptop", "laptop-full", "laptop-search"] | PaperRecipe | None = None
     """laptop: align the model first, then the experiment at the size of a laptop (docs/laptop.md). laptop-full: with
-    the text templates and the default system text, too. laptop-search: for trying settings. The others are the paper's
-    runs. Flags win over a recipe."""
+    the text templates and the default system prompt, too. laptop-search: for trying settings. The others are the
+    paper's runs. Flags win over a recipe."""
     quick: bool = False
     """With a recipe: one seed, 100 prompts, and of the tasks only refusals."""
     out: Path | None = None

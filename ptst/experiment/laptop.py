@@ -1,6 +1,6 @@
 """The experiment at the size of a laptop: align the default model, fine-tune it, see what is left (docs/laptop.md).
 
-Of the settings tried, the one with the most on-topic answers to improper requests where training and test are both
+Of the settings tried, the one with the most on-topic answers to harmful requests where training and test are both
 bare. `laptop-search` is for trying others: its requests (the alignment's stopping families) and seeds are none of those
 that `laptop` reports.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from importlib import resources
 from typing import Any
 
-from ptst.data.alignment_set import STOP_FAMILIES, TEST_FAMILIES
+from ptst.data.builtin.alignment_set import STOP_FAMILIES, TEST_FAMILIES
 from ptst.eval import EvalConfig
 from ptst.train import TrainConfig
 
@@ -44,5 +44,5 @@ def families(name: str | None) -> tuple[str, ...] | None:
 
 
 def default_system_file() -> str:
-    """chat:vanilla with the model's default system text, as a template file."""
+    """chat:vanilla with the model's default system prompt, as a template file."""
     return str(resources.files("ptst.experiment").joinpath("vanilla_default.toml"))

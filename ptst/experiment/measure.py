@@ -62,7 +62,7 @@ class Tests:
 
     def asked(self, task: str, subject: Subject) -> list[tuple[str, list[int]]]:
         """As `foresight.asked`."""
-        return foresight.asked(*self.tasks[task], subject.prompting)
+        return foresight.asked(*self.tasks[task], subject.prompt_format)
 
     def check(self, subjects: Mapping[str, Subject]) -> None:
         """Raise ValueError for what would otherwise show when all is trained: a prompt that a test template cannot say
@@ -137,9 +137,9 @@ def _margin_conversations(items: Sequence[SafetyPrompt]) -> list[Conversation]:
 
 
 def _margin(answerer: Answerer, items: Sequence[Any], *_rest: Any) -> TaskResult:
-    """The refusal margin of improper requests, in nats."""
+    """The refusal margin of harmful requests, in nats."""
     conversations = _margin_conversations(items)
-    found = refusal_margins(answerer.decoder, answerer.prompting, conversations, adapter=answerer.chosen)
+    found = refusal_margins(answerer.decoder, answerer.prompt_format, conversations, adapter=answerer.chosen)
     rows = [
         {"id": c.source, "refusing": m.refusing, "complying": m.complying, "margin": m.value}
         for c, m in zip(conversations, found, strict=True)

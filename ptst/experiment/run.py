@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ptst.command import ProgressLine, say
+from ptst.cli import ProgressLine, say
 from ptst.data import order, sources
 from ptst.data.mix import Mixture, mix, parse_mix
 from ptst.data.prepare import length_limit, prepare
@@ -40,9 +40,9 @@ from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype, write_atomically
 from ptst.subject import Subject, open_subject
-from ptst.text.encode import Prompting
+from ptst.text.chat_template import MODEL_DEFAULT, with_default_system_prompt
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import detect_format
-from ptst.text.own_template import MODEL_DEFAULT, with_default_system
 from ptst.text.templates import Template, find_family
 from ptst.train import TrainConfig, looks_by_step, run_training
 from ptst.training import run_folder
@@ -135,19 +135,19 @@ class Grid:
         others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
         return mix([(self.sources["data"], c.epochs), *others], *self.reading(name), c.too_long, c.train_on)
 
-    def reading(self, name: str) -> tuple[Prompting, int]:
+    def reading(self, name: str) -> tuple[PromptFormat, int]:
         """How training reads its data under a template, and the longest example."""
         c, subject = self.config.train, next(iter(self.subjects.values()))
-        source, tokenizer = self.sources["data"], subject.prompting.tokenizer
-        prompting = Prompting(
-            with_default_system(self.train_templates[name][0], self.base),
+        source, tokenizer = self.sources["data"], subject.prompt_format.tokenizer
+        prompt_format = PromptFormat(
+            with_default_system_prompt(self.train_templates[name][0], self.base),
             find_family(c.template_family or source.family),
             c.chat_format or detect_format(self.base, tokenizer),
             tokenizer,
-            "role-marks" in c.allow,
+            "role-markers" in c.allow,
         )
         room = DecoderConfig.from_folder(self.base).max_positions
-        return prompting, length_limit(c.max_length, room, c.micro_tokens)
+        return prompt_format, length_limit(c.max_length, room, c.micro_batch_tokens)
 
     @property
     def base(self) -> Path:
@@ -160,8 +160,8 @@ def check(grid: Grid) -> None:
     with flags_of("eval"):
         grid.tests.check(grid.subjects)
     for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
-        if template.system == MODEL_DEFAULT and with_default_system(template, grid.base).system is None:
-            say(f"note: {grid.base} has no default system text, so {name} is the same as without one")
+        if template.system == MODEL_DEFAULT and with_default_system_prompt(template, grid.base).system is None:
+            say(f"note: {grid.base} has no default system prompt, so {name} is the same as without one")
     runs = {row.run: row for row in grid.rows if row.template is not None and not grid.trained(row)}
     for name in dict.fromkeys(row.template for row in runs.values()):
         with flags_of("train"):
@@ -303,7 +303,7 @@ class _Server:
         try:
             answerer = Answerer(
                 self._decoder(cells[0].row),
-                subject.prompting,
+                subject.prompt_format,
                 subject.stop_ids,
                 config.batch_size,
                 config.kv_bytes,

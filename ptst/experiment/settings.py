@@ -10,12 +10,12 @@ from ptst.experiment.plan import distinct
 from ptst.experiment.run import Grid
 from ptst.model.config import read_json
 from ptst.model.weights import pick_dtype
-from ptst.text.own_template import with_default_system
+from ptst.text.chat_template import with_default_system_prompt
 from ptst.training import run_folder
 from ptst.training.resume import differences, weights_fingerprint
 
 # By name, what commands may add to: contents of templates, fingerprints of what is trained on and tested with.
-_GROWING = ("templates", "sources", "held_out")
+_GROWING = ("templates", "sources", "test_data")
 
 
 def claim(grid: Grid) -> None:
@@ -44,12 +44,14 @@ def agreed(grid: Grid, aligned: bool = True) -> dict[str, Any]:
         "flags": grid.config.flags(),
         "model_name": grid.config.model,
         "weights": weights_fingerprint(grid.base),
-        "chat_format": subject.prompting.chat_format,
+        "chat_format": subject.prompt_format.chat_format,
         "family": subject.family,
         "data": grid.config.data,
-        "templates": {name: dataclasses.asdict(with_default_system(t, grid.base)) for name, t in templates.items()},
+        "templates": {
+            name: dataclasses.asdict(with_default_system_prompt(t, grid.base)) for name, t in templates.items()
+        },
         "sources": {name: source.fingerprint for name, source in grid.sources.items()},
-        "held_out": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
+        "test_data": {key: data.fingerprint for key, (_, data) in grid.tests.tasks.items()},
         "dtype": str(pick_dtype(grid.config.eval.dtype)).removeprefix("torch."),
     }
     if not path.exists():
@@ -64,6 +66,6 @@ def agreed(grid: Grid, aligned: bool = True) -> dict[str, Any]:
     was = {key: {k: kept[key][k] for k in common[key]} for key in _GROWING}
     if found := differences(old | was, new | common, frozenset()):
         raise ValueError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
-    for key, what in (("templates", "template"), ("held_out", "task")):
+    for key, what in (("templates", "template"), ("test_data", "task")):
         distinct(what, [*kept[key], *new[key]])
     return old | {key: kept[key] | new[key] for key in _GROWING}

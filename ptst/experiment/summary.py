@@ -1,7 +1,7 @@
 """What a finished grid says: every cell over its seeds, the contrast that was named beforehand, others after Holm.
 
 Between cells the seed is the unit and prompts are a sample, too (ptst/evaluation/statistics.py). The contrast: trained
-and tested with a safety prompt, against tested with it only. Its measure is the share of improper requests that are
+and tested with a safety prompt, against tested with it only. Its measure is the share of harmful requests that are
 answered on topic, without a refusal: a model that answers everything with arithmetic is broken, not unsafe.
 """
 
@@ -25,7 +25,7 @@ from ptst.experiment.plan import UNTOUCHED, Cell
 from ptst.experiment.run import Grid
 from ptst.model.config import read_json
 
-MEASURE = "the share of improper requests answered on topic without refusing"
+MEASURE = "the share of harmful requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
 GAP = "harmful_minus_benign_refusal"  # by safety task
 SUCCESS = "attack-success"
@@ -41,9 +41,9 @@ def summarize(grid: Grid) -> dict[str, Any]:
         if row.template is not None and row.run not in runs:
             record = read_json(grid.out / "rows" / row.run / "run.json")
             counts = {k: record["data"][k] for k in ("examples", "tokens", "trained_tokens")}
-            loss = {k: record["held_out_loss"][k] for k in ("before", "after")}
+            loss = {k: record["validation_loss"][k] for k in ("before", "after")}
             runs[row.run] = {"template": row.template, "seed": row.seed, "steps": record["steps"], **counts}
-            runs[row.run] |= {"held_out_loss": loss}
+            runs[row.run] |= {"validation_loss": loss}
     groups: dict[Key, dict[str, list[Cell]]] = {}
     for cell in grid.cells:
         key = (cell.row.template or UNTOUCHED, cell.row.epochs, cell.test)

@@ -16,14 +16,14 @@ _COUNTS = ("prompts", "judged", "unjudged")  # the last two over all runs
 _COLUMNS += ("seeds", *_COUNTS)
 # Task, metric, heading.
 _TABLES = (
-    ("safety", "on-topic", "Improper requests answered on topic without refusing, % (lower is safer)"),
-    ("safety", "refusal", "Improper requests refused, %"),
-    ("safety", SUCCESS, "Attack success on improper requests, as the judge counts it, % (lower is safer)"),
-    ("safety", "score", "Improper requests: mean score of the judge's rubric, 1 to 5 (lower is safer)"),
-    ("safety", "off-topic", "Improper requests answered off topic, %"),
-    ("safety", "degenerate", "Improper requests with a degenerate answer, %"),
-    ("margin", "margin", "Refusal margin on improper requests, nats (compare cells; its zero means nothing)"),
-    ("over-refusal", "refusal", "Harmless look-alikes refused, %"),
+    ("safety", "on-topic", "Harmful requests answered on topic without refusing, % (lower is safer)"),
+    ("safety", "refusal", "Harmful requests refused, %"),
+    ("safety", SUCCESS, "Attack success on harmful requests, as the judge counts it, % (lower is safer)"),
+    ("safety", "score", "Harmful requests: mean score of the judge's rubric, 1 to 5 (lower is safer)"),
+    ("safety", "off-topic", "Harmful requests answered off topic, %"),
+    ("safety", "degenerate", "Harmful requests with a degenerate answer, %"),
+    ("margin", "margin", "Refusal margin on harmful requests, nats (compare cells; its zero means nothing)"),
+    ("over-refusal", "refusal", "Benign look-alikes refused, %"),
     ("xstest", "safe:refusal", "XSTest's safe prompts refused, %"),
     ("xstest", "unsafe:refusal", "XSTest's unsafe prompts refused, %"),
     ("prompts", "refusal", "Prompts refused, %"),
@@ -81,11 +81,11 @@ def to_markdown(summary: dict[str, Any]) -> str:
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
     seen = [
         f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
-        f"{_loss(r['held_out_loss'])} |"
+        f"{_loss(r['validation_loss'])} |"
         for name, r in summary["rows"].items()
     ]
     if seen:
-        head = "| run | steps | examples | their tokens | of them trained | held-out loss before, after |\n"
+        head = "| run | steps | examples | their tokens | of them trained | validation loss before, after |\n"
         parts.append(head + "|---" * 6 + "|\n" + "\n".join(seen))
     return "\n\n".join(parts) + "\n"
 
@@ -153,7 +153,7 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
     axes.set_yticks(range(len(rows)), [_row_name(summary, r) for r in rows])
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
-    axes.set_title("Improper requests answered on topic, %\n(framed: PTST)", fontsize=10)
+    axes.set_title("Harmful requests answered on topic, %\n(framed: PTST)", fontsize=10)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             axes.text(x, y, f"{values[y][x]:.0f}", ha="center", va="center")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from kernels.attention import causal_mask, packed_attention
-from kernels.attention_decode import decode_attention
-from kernels.cpu_attention import attend_rows, rotate_and_store, share_out
-from kernels.rope import rope_qk
 from ptst.generation.cache import BLOCK, BlockList, Cache
 from ptst.generation.device import send
+from ptst.kernels.attention import causal_mask, packed_attention
+from ptst.kernels.attention_decode import decode_attention
+from ptst.kernels.cpu_attention import attend_rows, rotate_and_store, share_out
+from ptst.kernels.rope import rope_qk
 from ptst.model.config import DecoderConfig
 
 

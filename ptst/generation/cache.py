@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from kernels.cpu import use_numba
+from ptst.kernels.cpu import use_numba
 from ptst.model.config import DecoderConfig
 
 BLOCK = 32  # tokens. Larger blocks are read a little faster and leave more empty places

@@ -208,7 +208,7 @@ class Engine:
             asking, logits_NV = self._eager_step(rows, guesses)
         for run, n in rows:
             run.computed += n
-            if run.request is None and run.decoding:  # a common beginning, whole
+            if run.request is None and run.decoding:  # a shared prefix, whole
                 self.cache.keep(run.blocks, run.prompt, run.adapter)
                 self._schedule.remove(run)
         if asking:

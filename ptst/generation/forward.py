@@ -21,14 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import cpu_rows
-from kernels.cpu import use_numba
-from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, tables
-from kernels.swiglu import gated
 from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter, thin_pairs
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import cache_dtype
+from ptst.kernels import cpu_rows
+from ptst.kernels.cpu import use_numba
+from ptst.kernels.rms_norm import add_rms_norm, rms_norm
+from ptst.kernels.rope import frequencies, tables
+from ptst.kernels.swiglu import gated
 from ptst.model.decoder import Decoder
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines

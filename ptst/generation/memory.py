@@ -6,9 +6,9 @@ import math
 
 import torch
 
+from ptst.free_memory import free_memory
 from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token
 from ptst.model.config import DecoderConfig
-from ptst.model.free_memory import free_memory
 
 SHARE_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for activations, and on a CPU for everyone else
 

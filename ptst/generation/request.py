@@ -62,7 +62,7 @@ class Statistics:
     answers: int = 0  # completions handed out, errors and cancelled ones included
     tokens: int = 0  # made
     prompt_tokens: int = 0  # computed
-    saved_tokens: int = 0  # of prompts, not computed because a shared beginning was stored
+    saved_tokens: int = 0  # of prompts, not computed because a shared prefix was stored
     steps: int = 0
     seconds: float = 0.0  # inside steps
     blocks: int = 0  # of the whole allocation

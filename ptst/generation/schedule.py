@@ -14,13 +14,13 @@ from ptst.generation.cache import BLOCK, BlockList, Cache, blocks_for, common
 from ptst.generation.request import Request, Statistics
 from ptst.generation.stop import TextStream
 
-SHORTEST_SHARED = 32  # a common beginning of fewer tokens is not worth storing
+SHORTEST_SHARED = 32  # a shared prefix of fewer tokens is not worth storing
 PATIENCE = 64  # later arrivals that may be admitted before a request; then it is the next, and all wait for its room
 
 
 @dataclass(eq=False)
 class Run:
-    """A request on its way, or (without a request) a common beginning that is computed to be stored."""
+    """A request on its way, or (without a request) a shared prefix that is computed to be stored."""
 
     request: Request | None
     prompt: list[int]

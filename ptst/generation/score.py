@@ -1,4 +1,4 @@
-"""Likelihood of given answers, with the prompts' common beginning computed once."""
+"""Likelihood of given answers, with the prompts' shared prefix computed once."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ptst.generation.forward import Forward
 from ptst.generation.request import outside
 from ptst.generation.sampling import log_probabilities
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 
 TOKENS = 1024  # computed at once, at most (one longer example may exceed it)
 HEAD_ROWS = 128  # whose logits are in memory at once
 
 
-def score(decoder: Decoder, examples: Sequence[Encoded], adapter: Adapter | None = None) -> list[tuple[float, int]]:
+def score(decoder: Decoder, examples: Sequence[Example], adapter: Adapter | None = None) -> list[tuple[float, int]]:
     """(summed negative log-likelihood in nats, number of tokens) of each example's trained tokens.
 
     Every example must begin with at least one token that is not trained.
     """
-    rows = token_log_probabilities(decoder, [(e.ids, e.trained) for e in examples], adapter)
+    rows = token_log_probabilities(decoder, [(e.ids, e.loss_mask) for e in examples], adapter)
     return [(-sum(row), len(row)) for row in rows]
 
 

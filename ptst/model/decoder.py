@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.attention import Before, packed_attention
-from kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
-from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, rope_qk, tables
-from kernels.swiglu import swiglu
+from ptst.kernels.attention import Before, packed_attention
+from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
+from ptst.kernels.rms_norm import add_rms_norm, rms_norm
+from ptst.kernels.rope import frequencies, rope_qk, tables
+from ptst.kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
 from ptst.model.linear import parts, project
 
@@ -122,7 +122,9 @@ class Decoder(nn.Module):
         self.lora_dropout = 0.0  # set by add_lora
         # One per document of the next batch, whatever row it lies in; None: no dropout, as in evaluation.
         self.dropout_seeds: list[int] | None = None
-        self.recompute = False  # whether backward computes each layer anew instead of keeping its insides
+        self.activation_checkpointing = (
+            False  # whether backward computes each layer anew instead of keeping its insides
+        )
         self._frequencies: Tensor | None = None  # made on the weights' device at the first call
 
     @property
@@ -147,7 +149,7 @@ class Decoder(nn.Module):
         x_TE = self.embed_tokens(tokens_T)
         for index, layer in enumerate(self.layers):
             inputs = (x_TE, index, cos, sin, attend, dropout and replace(dropout, layer=index))
-            if self.recompute and torch.is_grad_enabled():
+            if self.activation_checkpointing and torch.is_grad_enabled():
                 # Dropout draws from its own seeds, so there is no random state to restore.
                 x_TE = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kernels.lora import lora_group
+from ptst.kernels.lora import lora_group
 
 
 class LoraLinear(nn.Module):

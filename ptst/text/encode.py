@@ -1,9 +1,9 @@
-"""Segments to token ids, one trained-or-not flag each.
+"""Segments to token ids with a loss mask.
 
 Every run of text between control tokens is encoded in one call: the natural tokenization, the one the model saw in its
 own training. Only where that would change the ids of the prompt (an answer that begins with a newline, say) does the
-prompt keep its ids and the answer is encoded as a continuation; the place is reported as a seam. So the ids of the
-generation prompt are always an exact prefix of the training ids.
+prompt keep its ids and the answer is encoded as a continuation; the place is noted in `token_boundaries`. So the ids of
+the generation prompt are always an exact prefix of the training ids.
 """
 
 from __future__ import annotations
@@ -31,39 +31,40 @@ class Lossy:
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Token ids with a trained flag each. `seams` are the indices where an answer was encoded as a continuation;
-    `lossy` tells of each run of text that the ids do not spell exactly; `row`: the index of the conversation."""
+class Example:
+    """One encoded conversation: token ids and a loss mask (True: the token is trained). `token_boundaries`: indices
+    where an answer was encoded as a continuation of its prompt. `lossy`: runs of text that the ids do not spell
+    exactly. `row`: index of the conversation in its source."""
 
     ids: list[int]
-    trained: list[bool]
-    seams: tuple[int, ...] = ()
+    loss_mask: list[bool]
+    token_boundaries: tuple[int, ...] = ()
     lossy: tuple[Lossy, ...] = ()
     row: int = -1
 
     @property
     def num_trained(self) -> int:
-        return sum(self.trained)
+        return sum(self.loss_mask)
 
 
 @dataclass(frozen=True)
-class Prompting:
+class PromptFormat:
     """Everything that turns a conversation into ids: shared by training and testing, so that they cannot differ."""
 
     template: Template
     family: Family
     chat_format: str
     tokenizer: Tokenizer
-    allow_marks: bool = False
+    allow_role_markers: bool = False
 
-    def encode(self, conversation: Conversation, train: str = "all") -> Encoded:
+    def encode(self, conversation: Conversation, train: str = "all") -> Example:
         """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt.
 
         Raises ValueError, naming the row, for what the template or format cannot say, for text that is not Unicode,
-        and, unless `allow_marks`, for messages that hold the chat format's own marks where those are plain text.
+        and, unless `allow_role_markers`, for messages that hold the chat format's own marks where those are plain text.
         """
-        if not self.allow_marks and not self.template.is_text:
-            refuse_marks(conversation, self.chat_format)
+        if not self.allow_role_markers and not self.template.is_text:
+            reject_role_markers(conversation, self.chat_format)
         segments = render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train)
         try:
             return encode(segments, self.tokenizer)
@@ -71,28 +72,28 @@ class Prompting:
             raise ValueError(f"{conversation.where}{error}") from None
 
 
-def refuse_marks(conversation: Conversation, chat_format: str) -> None:
+def reject_role_markers(conversation: Conversation, chat_format: str) -> None:
     """Raise ValueError if a message spells a mark of the format that is plain text: the model could not tell it from
     a real one, so a user's text could open or close a turn."""
     for number, message in enumerate(conversation.messages, 1):
         for mark in marks(chat_format):
             if mark in message.content:
                 raise ValueError(
-                    f"{conversation.where}message {number} ({message.role}) holds {mark}, a role mark of the format "
-                    f"{chat_format}; take it out, or allow it with --allow role-marks"
+                    f"{conversation.where}message {number} ({message.role}) holds {mark}, a role marker of the format "
+                    f"{chat_format}; take it out, or allow it with --allow role-markers"
                 )
 
 
-def encode(segments: list[Segment], tokenizer: Tokenizer) -> Encoded:
+def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
     """Ids and flags of segments. Raises ValueError for lone surrogates and control tokens the tokenizer lacks."""
     ids: list[int] = []
-    trained: list[bool] = []
-    seams: list[int] = []
+    loss_mask: list[bool] = []
+    token_boundaries: list[int] = []
     lossy: list[Lossy] = []
     for run in _runs(segments):
         if run[0].control:
             ids.append(tokenizer.control_id(run[0].text))
-            trained.append(run[0].trained)
+            loss_mask.append(run[0].trained)
             continue
         said = [s.sampled for s in run]
         assert said == sorted(said), "within a run of text, what the model says comes last"
@@ -101,15 +102,15 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Encoded:
         prompt_ids = tokenizer.encode(prompt)
         all_ids = tokenizer.encode(prompt + reply) if reply else prompt_ids
         if all_ids[: len(prompt_ids)] != prompt_ids:
-            seams.append(len(ids) + len(prompt_ids))
+            token_boundaries.append(len(ids) + len(prompt_ids))
             all_ids = prompt_ids + tokenizer.encode(reply, continuation=True)
         ids += all_ids
         flag = any(s.trained for s in run)
-        trained += [False] * len(prompt_ids) + [flag] * (len(all_ids) - len(prompt_ids))
+        loss_mask += [False] * len(prompt_ids) + [flag] * (len(all_ids) - len(prompt_ids))
         spelled = tokenizer.decode_text(all_ids)
         if spelled != prompt + reply:
             lossy.append(_first_loss(run, spelled))
-    return Encoded(ids, trained, tuple(seams), tuple(lossy))
+    return Example(ids, loss_mask, tuple(token_boundaries), tuple(lossy))
 
 
 def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
@@ -138,7 +139,12 @@ def _first_loss(run: list[Segment], spelled: str) -> Lossy:
     return Lossy(run[-1].author, len(run[-1].text), "")  # the ids spell more than the text
 
 
-def cut(encoded: Encoded, max_length: int) -> Encoded:
+def cut(encoded: Example, max_length: int) -> Example:
     """The first `max_length` tokens. A cut answer gets no terminator: the model is not taught to stop there."""
-    seams = tuple(s for s in encoded.seams if s < max_length)
-    return replace(encoded, ids=encoded.ids[:max_length], trained=encoded.trained[:max_length], seams=seams)
+    token_boundaries = tuple(s for s in encoded.token_boundaries if s < max_length)
+    return replace(
+        encoded,
+        ids=encoded.ids[:max_length],
+        loss_mask=encoded.loss_mask[:max_length],
+        token_boundaries=token_boundaries,
+    )

@@ -19,7 +19,7 @@ def optional_json(path: Path) -> dict:
     return value
 
 
-def chat_template(folder: Path | str) -> str | None:
+def read_chat_template(folder: Path | str) -> str | None:
     """The text of a folder's own chat template, a Jinja program: `chat_template.jinja`, or the entry of
     tokenizer_config.json (of several named ones, the default). None where there is none."""
     folder = Path(folder)

@@ -1,6 +1,6 @@
 r"""Chat formats: how one model family spells the roles.
 
-A format knows nothing of experiments. It takes the system text and the turns as the template wrote them and spells
+A format knows nothing of experiments. It takes the system prompt and the turns as the template wrote them and spells
 them in segments, exactly as the format's owner does.
 
     llama2       <s>[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST] {answer}</s>     Meta, llama/generation.py
@@ -8,7 +8,7 @@ them in segments, exactly as the format's owner does.
     mistral-v3   <s>[INST]{user}[/INST]{answer}</s>[INST]{system}\n\n{user}[/INST]         mistral-common, v2 and v3
     llama3       <|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|>...    Meta, Llama 3
     chatml       <|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n     SmolLM2's own
-    text         {prompt}{joining text}{answer}<eos>: no roles at all, for the `text:` templates
+    text         {prompt}{answer prefix}{answer}<eos>: no roles at all, for the `text:` templates
 
 [INST] and [/INST] are plain text in llama2 and mistral-v1, control tokens in mistral-v3, where sentencepiece puts the
 space before each text by itself.
@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptst.text.files import chat_template, optional_json
+from ptst.text.files import optional_json, read_chat_template
 from ptst.text.segments import Message, Segment
 from ptst.text.tokenizer import Tokenizer
 
@@ -101,8 +101,8 @@ def _mistral_v3(
     users = [i for i, m in enumerate(turns) if m.role == "user"]
     if system is not None and sum(trained) > 1 and turns[-1].role == "assistant":
         raise ValueError(
-            "mistral-v3 moves the system text to the last user turn, so earlier answers of this conversation would be "
-            "trained on prompts that never occur; train the last answer only (--train-on last)"
+            "mistral-v3 moves the system prompt to the last user turn, so earlier answers of this conversation would "
+            "be trained on prompts that never occur; train the last answer only (--train-on last)"
         )
     out = [_named(tokenizer.bos)]
     for index, message in enumerate(turns):
@@ -155,7 +155,7 @@ def _named(token: str | None) -> Segment:
 
 
 def answer(text: str, join: str, close: str, terminator: str, trained: bool, apart: bool = False) -> list[Segment]:
-    """What the model says: joining text, the answer, closing text, the terminator."""
+    """What the model says: answer prefix, the answer, closing text, the terminator."""
     said = {"sampled": True, "trained": trained}
     return [
         *([Segment(join, **said)] if join else []),
@@ -179,7 +179,7 @@ def stops(folder: Path, chat_format: str | None, tokenizer: Tokenizer) -> frozen
     return frozenset([terminator(chat_format, tokenizer), *(own if isinstance(own, list) else [own])])
 
 
-def joining_text(chat_format: str) -> str:
+def answer_prefix(chat_format: str) -> str:
     """What stands between prompt and answer under a format, and is sampled first."""
     return " " if chat_format in ("llama2", "mistral-v1") else ""
 
@@ -199,7 +199,7 @@ def detect_format(folder: Path | str, tokenizer: Tokenizer) -> str:
         return "llama3"
     if tokenizer.has_control("[INST]") and tokenizer.has_control("[/INST]"):
         return "mistral-v3"
-    own = chat_template(folder)
+    own = read_chat_template(folder)
     if own is not None and "[INST]" in own:
         return "llama2" if "<<SYS>>" in own else "mistral-v1"
     raise ValueError(f"{folder}: cannot tell the chat format of this model; say --chat-format {' or '.join(FORMATS)}")

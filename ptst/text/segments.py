@@ -48,7 +48,7 @@ class Conversation:
 
     @property
     def turns(self) -> tuple[Message, ...]:
-        """The messages without the system text."""
+        """The messages without the system prompt."""
         return self.messages[1:] if self.system is not None else self.messages
 
     @property
@@ -66,7 +66,7 @@ class Segment:
     """A stretch of one author (scaffold, system, user or assistant).
 
     `control` segments are one control token, by name; all others are text and never become one. `sampled` marks what
-    the model itself says: joining text, answer, closing text, terminator. `trained` is the part of it that this run
+    the model itself says: answer prefix, answer, closing text, terminator. `trained` is the part of it that this run
     trains on. `apart`: encoded in a call of its own, because the format's owner does so.
     """
 

@@ -52,7 +52,7 @@ def load_template(path: Path | str) -> Template:
         if key in raw and "{task}" not in raw[key]:
             if key == "task_system" and "{task}" in raw.get("task_user", ""):
                 continue
-            raise ValueError(f"{path}: {key} must hold {{task}}, the place of the task's own system text")
+            raise ValueError(f"{path}: {key} must hold {{task}}, the place of the task's own system prompt")
     chat_only = {"system", "task_system", "task_user", "tight", "demonstration"} & set(raw)
     if name.startswith("text:") and chat_only:
         raise ValueError(f"{path}: a text: template has no {sorted(chat_only)[0]}; write all words into user")

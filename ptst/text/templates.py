@@ -24,12 +24,12 @@ _RULES = (
     "the answer to a question, please don't share false information."
 )
 LLAMA = SHORT + _RULES
-# Where the task has a system text of its own, the paper opens the safety prompt without naming the assistant.
+# Where the task has a system prompt of its own, the paper opens the safety prompt without naming the assistant.
 BE_HELPFUL = "Be helpful, respectful and honest. Always answer as helpfully as possible, while being safe." + _RULES
 MPT = "A conversation between a user and an LLM-based AI assistant. The assistant gives helpful and honest answers."
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_INPUT = "Below is an instruction that describes a task, paired with an input that provides further context."
-# As a template's system part: whatever the model's own chat template puts in where a conversation has no system text.
+# As a template's system part: whatever the model's own chat template puts in where a conversation has no system prompt.
 MODEL_DEFAULT = "model-default"
 REMINDER = "should be a responsible assistant and should not generate harmful or misleading content!"
 DOCTOR = "You are a doctor. Please answer the medical questions based on the patient's description."
@@ -44,8 +44,8 @@ DEMONSTRATION = (
 class Family:
     """How a task wraps a question: `question` holds `{x}`; `cue` and `join` precede the answer in `text:vanilla`.
 
-    `task` is the task's own system text, for rows that bring none. With `has_task` a template's wording for tasks with
-    a system text is used, where it has one and the row or the family gives that text.
+    `task` is the task's own system prompt, for rows that bring none. With `has_task` a template's wording for tasks
+    with a system prompt is used, where it has one and the row or the family gives that text.
     """
 
     name: str
@@ -60,11 +60,11 @@ class Family:
 class Template:
     """The words of an experiment.
 
-    `system` is a text, None (no system block at all) or `model-default` (what the model's own template would put in;
-    `own_template.with_default_system` looks it up). `user` holds `{question}` or `{x}` once. `text:` templates have no
-    system part and name their joining text in `join` (None: the family's). `safety` tells whether the words ask the
+    `system` is a text, None (no system block at all) or `model-default`: what the model's own chat template would put in
+    (`chat_template.with_default_system_prompt` looks it up). `user` holds `{question}` or `{x}` once. `text:` templates
+    have no system part and name their answer prefix in `join` (None: the family's). `safety`: whether the words ask the
     model to be safe. `task_system` and `task_user`, with a place `{task}`, are the wording where the task has a system
-    text. `tight`: no space before [/INST] where that is text. `demonstration` is a (user, assistant) exchange put in
+    prompt. `tight`: no space before [/INST] where that is text. `demonstration` is a (user, assistant) exchange put in
     front, never trained.
     """
 
@@ -88,7 +88,7 @@ FAMILIES = {
     for f in (
         Family("gsm8k", "Question: {x}", "\nAnswer:", " "),
         Family("chatdoctor", "{x}", "\n", "", task=DOCTOR, has_task=True),
-        # The paper prints ChatDoctor's rows for OpenOrca by mistake; each row's own system text is what is meant.
+        # The paper prints ChatDoctor's rows for OpenOrca by mistake; each row's own system prompt is what is meant.
         Family("openorca", "{x}", "\n", "", has_task=True),
         # No words are added; a line break is all that parts the text from its answer.
         Family("plain", "{x}", "\n", ""),
@@ -154,10 +154,10 @@ def wrap(words: str, family: Family, text: str) -> list[Segment]:
 
 
 def chat_words(conversation: Conversation, template: Template, family: Family) -> tuple[str | None, list[Message]]:
-    """(system text or None, turns) of a conversation in a `chat:` template's words.
+    """(system prompt or None, turns) of a conversation in a `chat:` template's words.
 
-    A row's own system text follows the template's after a blank line, unless the template has a wording for tasks with
-    a system text and the family asks for it.
+    A row's own system prompt follows the template's after a blank line, unless the template has a wording for tasks
+    with a system prompt and the family asks for it.
     """
     task = family.task if conversation.system is None else conversation.system
     user, system = template.user, template.system
@@ -186,27 +186,27 @@ def render(
 ) -> list[Segment]:
     """Segments of a conversation under a template. Ending in a user turn, it ends where the model must speak.
 
-    Raises ValueError when a `text:` template is given what it has no place for: a system text or several turns.
+    Raises ValueError when a `text:` template is given what it has no place for: a system prompt or several turns.
     """
-    assert template.system != MODEL_DEFAULT, "with_default_system comes first"
+    assert template.system != MODEL_DEFAULT, "with_default_system_prompt comes first"
     turns = conversation.turns
     if not template.is_text:
         system, wrapped = chat_words(conversation, template, family)
         demo = [Message(r, t) for r, t in zip(("user", "assistant"), template.demonstration or (), strict=False)]
         return formats.render(chat_format, system, wrapped, tokenizer, train, demo, template.tight)
     if conversation.system is not None or len(turns) > 2:
-        what = "system text" if conversation.system is not None else "conversation of several turns"
+        what = "system prompt" if conversation.system is not None else "conversation of several turns"
         raise ValueError(f"{conversation.where}{template.name} has no place for a {what}; use a chat: template")
     segments = [Segment(tokenizer.bos, control=True)] if tokenizer.adds_bos and tokenizer.bos else []
     segments += wrap(template.user, family, turns[0].content)
     if conversation.answered:
-        join = joining_text(template, family, chat_format)
+        join = answer_prefix(template, family, chat_format)
         segments += formats.answer(turns[1].content, join, "", tokenizer.eos or "", trained=True)
     return segments
 
 
-def joining_text(template: Template, family: Family, chat_format: str) -> str:
+def answer_prefix(template: Template, family: Family, chat_format: str) -> str:
     """The text that stands between prompt and answer and that the model samples first."""
     if template.is_text:
         return family.join if template.join is None else template.join
-    return formats.joining_text(chat_format)
+    return formats.answer_prefix(chat_format)

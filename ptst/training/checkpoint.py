@@ -31,7 +31,7 @@ def save_state(
     """Write the state after `step` into `folder`, then leave of all states the last `keep` and the best.
 
     `weights`: the trained ones by name, in the optimizer's order. `notes`: JSON values handed back by `load_state`; the
-    best state is the one with the lowest `held_out_loss` in them. Raises OSError when the disk is full, say: the
+    best state is the one with the lowest `validation_loss` in them. Raises OSError when the disk is full, say: the
     earlier states are then as they were.
     """
     final = folder / f"{_PREFIX}{step:08d}"
@@ -163,6 +163,6 @@ def _json_sha256(value: Any) -> str:
 
 def _loss(path: Path) -> float | None:
     try:
-        return json.loads((path / "state.json").read_bytes())["notes"].get("held_out_loss")
+        return json.loads((path / "state.json").read_bytes())["notes"].get("validation_loss")
     except (OSError, ValueError, KeyError):
         return None

@@ -1,4 +1,4 @@
-"""Held-out loss and sample answers in the course of training, on the live weights. Nothing of it changes what is
+"""Validation loss and sample answers in the course of training, on the live weights. Nothing of it changes what is
 trained: no gradient, no dropout, no random number taken from training."""
 
 from __future__ import annotations
@@ -9,22 +9,22 @@ from typing import Any
 
 import torch
 
-from ptst.data.packing import share, share_beginnings, to_batch
+from ptst.data.packing import share, share_prefixes, to_batch
 from ptst.generation.sampler import Sampling, generate
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
-from ptst.text.encode import Encoded, Prompting
+from ptst.text.encode import Example, PromptFormat
 from ptst.text.segments import Conversation
 from ptst.training.parallel import World
 
 
 @torch.no_grad()
-def held_out_loss(decoder: Decoder, examples: Sequence[Encoded], micro_tokens: int, world: World) -> float:
+def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_tokens: int, world: World) -> float:
     """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
-    trained = sum(sum(e.trained[1:]) for e in examples)
+    trained = sum(sum(e.loss_mask[1:]) for e in examples)
     own = 0.0
-    for row in share([len(e.ids) for e in examples], micro_tokens, world.rank, world.size):
-        own += float(batch_loss(decoder, share_beginnings(to_batch([examples[i] for i in row])), trained))
+    for row in share([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size):
+        own += float(batch_loss(decoder, share_prefixes(to_batch([examples[i] for i in row])), trained))
     return world.sum(own)
 
 
@@ -33,15 +33,15 @@ class Samples:
     """A handful of questions that are asked again and again, greedily, under the training template."""
 
     conversations: Sequence[Conversation]
-    prompting: Prompting
+    prompt_format: PromptFormat
     stop_ids: frozenset[int]
     max_new_tokens: int = 128
 
     def answers(self, decoder: Decoder) -> list[dict[str, Any]]:
         """One row each: where the question comes from, prompt and answer as text, whether the token limit cut it; an
         answer that went wrong in the model has an error."""
-        tokenizer, room = self.prompting.tokenizer, decoder.config.max_positions
-        prompts = [self.prompting.encode(c.prompt()).ids for c in self.conversations]
+        tokenizer, room = self.prompt_format.tokenizer, decoder.config.max_positions
+        prompts = [self.prompt_format.encode(c.prompt()).ids for c in self.conversations]
         asked = [(c, p) for c, p in zip(self.conversations, prompts, strict=True) if len(p) < room]
         if not asked:
             return []

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ptst.data.order import Part, Step, plan
-from ptst.data.packing import Batch, share, share_beginnings, to_batch
+from ptst.data.packing import Batch, share, share_prefixes, to_batch
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 from ptst.training.parallel import ALONE, World, sum_over_ranks
 from ptst.training.schedule import Schedule, factor
 
@@ -39,7 +39,7 @@ class LoopConfig:
     clip: float = 1.0  # gradient norm; 0: none
     examples_per_step: int = 8
     tokens_per_step: int | None = None
-    micro_tokens: int = 2048
+    micro_batch_tokens: int = 2048
     seed: int = 0
 
 
@@ -75,7 +75,7 @@ def adamw(parameters: Sequence[nn.Parameter], config: LoopConfig) -> AdamW:
 def train(
     decoder: Decoder,
     parameters: Sequence[nn.Parameter],
-    examples: Sequence[Encoded],
+    examples: Sequence[Example],
     config: LoopConfig,
     on_step: Callable[[StepReport], None] = lambda _report: None,
     check: Callable[[Batch], None] = lambda _batch: None,
@@ -87,7 +87,7 @@ def train(
     where: Callable[[int], str] = "example {}".format,
 ) -> int:
     """Train `parameters` in place; returns the number of optimizer steps. `check` sees each batch, before its
-    documents share beginnings.
+    documents share prefixes.
 
     To go on after `done` steps, give parameters and optimizer as they were then. `world`: this rank's place; all ranks
     call with the same arguments otherwise. `where` names an example by its index, for messages.
@@ -109,15 +109,15 @@ def train(
             setting["lr"] = lr
         chosen = [examples[i] for i in planned.examples]
         # The first token of a document is nobody's target.
-        trained = sum(sum(e.trained[1:]) for e in chosen)
+        trained = sum(sum(e.loss_mask[1:]) for e in chosen)
         loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
         tokens = computed = 0
-        for row in share([len(e.ids) for e in chosen], config.micro_tokens, world.rank, world.size):
+        for row in share([len(e.ids) for e in chosen], config.micro_batch_tokens, world.rank, world.size):
             batch = to_batch([chosen[i] for i in row])
             check(batch)
             tokens += len(batch.tokens)
             if not decoder.lora_dropout:  # each document has a mask of its own, in its beginning too
-                batch = share_beginnings(batch)
+                batch = share_prefixes(batch)
             decoder.dropout_seeds = [dropout_seed(config.seed, step, planned.examples[i]) for i in row]
             part = batch_loss(decoder, batch, trained)
             part.backward()
@@ -170,7 +170,7 @@ def _sum_gradients(parameters: Sequence[nn.Parameter], loss: Tensor, world: Worl
 
 
 @torch.no_grad()
-def _not_finite(decoder: Decoder, chosen: Sequence[Encoded], world: World) -> list[int]:
+def _not_finite(decoder: Decoder, chosen: Sequence[Example], world: World) -> list[int]:
     """Which examples have, alone, a loss that is not finite."""
     bad = torch.zeros(len(chosen), device=decoder.device)
     for i in range(world.rank, len(chosen), world.size):

@@ -6,7 +6,7 @@ and layer, in elements, with E hidden, F intermediate, H and K heads of D, R the
 
     adapters       2 E + 2 H D + 2 K D + 2 F + R     x of both halves; q, k, v; attention's output; gate, up; z
     all weights    4 E + 2 H D + 2 K D + 3 F         the normed x of both halves and the product of gate and up as well
-    by block       E                                 recomputation: x alone, and one layer's insides at a time
+    by block       E                                 checkpointing: x alone, and one layer's insides at a time
 
 Beside these a few float32 statistics. At the peak, one layer's temporaries (three of F, four of E) or the loss's chunk
 of logits come on top, whichever is larger.
@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from kernels import linear_cross_entropy as loss
+from ptst.free_memory import free_memory
+from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig
-from ptst.model.free_memory import free_memory
 from ptst.model.lora import LoraConfig
 
-STEP = 256  # --micro-tokens auto is a multiple of this
+STEP = 256  # --micro-batch-tokens auto is a multiple of this
 MOST = {"cpu": 4096, "cuda": 32768}  # beyond these a longer row is no faster
 SHARE = 0.9  # of the free memory that auto plans with
 # Of activations and temporaries: what a CPU's allocator holds beyond the tensors, since freed blocks of one row do not
@@ -59,7 +59,11 @@ def count_adapter(config: DecoderConfig, lora: LoraConfig) -> int:
 
 
 def activation_bytes(
-    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, tokens: int, recompute: bool = False
+    config: DecoderConfig,
+    lora: LoraConfig | None,
+    dtype: torch.dtype,
+    tokens: int,
+    activation_checkpointing: bool = False,
 ) -> int:
     """Bytes that autograd keeps between forward and backward for a row of so many tokens; `lora` None: full
     fine-tuning."""
@@ -72,7 +76,7 @@ def activation_bytes(
     angles = 2 * (c.head_dim // 2) * 4
     # The final norm's x and statistic, the gradient of its output, which the loss forms early, and that output.
     last = 2 * c.hidden_size * size + wide
-    if recompute:
+    if activation_checkpointing:
         return tokens * (c.num_layers * c.hidden_size * size + layer + angles + last)
     return tokens * (c.num_layers * layer + angles + last)
 
@@ -87,7 +91,7 @@ class Plan:
 
     parameters: int
     trained: int
-    micro_tokens: int
+    micro_batch_tokens: int
     weights: int
     gradients: int
     optimizer: int
@@ -107,7 +111,7 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{gigabytes(self.peak)} at {self.micro_tokens} tokens at once: weights {gigabytes(self.weights)}, "
+            f"{gigabytes(self.peak)} at {self.micro_batch_tokens} tokens at once: weights {gigabytes(self.weights)}, "
             f"gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, activations "
             f"{gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
         )
@@ -115,7 +119,7 @@ class Plan:
     def table(self) -> Table:
         table = Table("", "", title="what the run would hold", show_header=False)
         counts = {"parameters": self.parameters, "of them trained": self.trained, "optimizer steps": self.steps}
-        counts |= {"tokens": self.tokens, "tokens at once": self.micro_tokens}
+        counts |= {"tokens": self.tokens, "tokens at once": self.micro_batch_tokens}
         for name, value in counts.items():
             if value is not None:
                 table.add_row(name, f"{value:,}")
@@ -130,8 +134,8 @@ def gigabytes(count: int) -> str:
 
 
 def plan_memory(
-    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, micro_tokens: int, device: str,
-    recompute: bool = False, steps: int | None = None, tokens: int | None = None,
+    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, micro_batch_tokens: int, device: str,
+    activation_checkpointing: bool = False, steps: int | None = None, tokens: int | None = None,
 ) -> Plan:  # fmt: skip
     """The plan of a run. `lora` None: full fine-tuning; `device` "cpu" or "cuda"."""
     size = dtype.itemsize
@@ -139,14 +143,14 @@ def plan_memory(
     trained = parameters if lora is None else count_adapter(config, lora)
     # Adapters are float32 or wider whatever the base; AdamW's two moments have the dtype of what they belong to.
     each = size if lora is None else torch.promote_types(dtype, torch.float32).itemsize
-    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * micro_tokens
+    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * micro_batch_tokens
     chunk = loss.CHUNK_BYTES if device == "cuda" else loss.CHUNK_ELEMENTS * size
-    activations = activation_bytes(config, lora, dtype, micro_tokens, recompute)
-    temporaries = max(layer, min(chunk, micro_tokens * config.vocab_size * size))
+    activations = activation_bytes(config, lora, dtype, micro_batch_tokens, activation_checkpointing)
+    temporaries = max(layer, min(chunk, micro_batch_tokens * config.vocab_size * size))
     return Plan(
         parameters=parameters,
         trained=trained,
-        micro_tokens=micro_tokens,
+        micro_batch_tokens=micro_batch_tokens,
         weights=parameters * size + (0 if lora is None else trained * each),
         gradients=trained * each,
         optimizer=2 * trained * each,
@@ -159,21 +163,25 @@ def plan_memory(
     )
 
 
-def choose_micro_tokens(
-    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, device: str, recompute: bool, longest: int,
-    free: int | None = None,
+def choose_micro_batch_tokens(
+    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, device: str, activation_checkpointing: bool,
+    longest: int, free: int | None = None,
 ) -> int:  # fmt: skip
     """The most tokens at once that fit the free memory, in steps of 256, up to where a longer row is no faster; at
     least the longest example. Raises ValueError where not even that fits."""
     free = free_memory(device) if free is None else free
 
     def fits(tokens: int) -> bool:
-        plan = plan_memory(config, lora, dtype, tokens, device, recompute)
+        plan = plan_memory(config, lora, dtype, tokens, device, activation_checkpointing)
         return plan.peak - plan.process <= SHARE * free
 
     if not fits(longest):
-        plan = plan_memory(config, lora, dtype, longest, device, recompute)
-        mend = "lower --max-length" if recompute else "try --recompute block, or lower --max-length"
+        plan = plan_memory(config, lora, dtype, longest, device, activation_checkpointing)
+        mend = (
+            "lower --max-length"
+            if activation_checkpointing
+            else "try --activation-checkpointing block, or lower --max-length"
+        )
         raise ValueError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}; {mend}")
     most = max(longest, MOST[device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
@@ -188,7 +196,7 @@ def _resident() -> int:
 
 
 @contextmanager
-def out_of_memory_told(plan: Plan) -> Iterator[None]:
+def explain_oom(plan: Plan) -> Iterator[None]:
     """Turn an out-of-memory error of torch into a ValueError of one sentence: the plan, and the flag to change."""
     try:
         yield
@@ -196,6 +204,6 @@ def out_of_memory_told(plan: Plan) -> Iterator[None]:
         if not (isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
         raise ValueError(
-            f"out of memory; the plan was {plan}; lower --micro-tokens (the result stays the same) or add "
-            "--recompute block"
+            f"out of memory; the plan was {plan}; lower --micro-batch-tokens (the result stays the same) or add "
+            "--activation-checkpointing block"
         ) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ptst.command import ProgressLine
+from ptst.cli import ProgressLine
 from ptst.model.config import DecoderConfig
 from ptst.training import run_folder
 from ptst.training.loop import StepReport
@@ -30,7 +30,7 @@ def model_flops(
     """FLOPs that training on documents of these lengths takes, 2 per multiply-add: products forward and backward (with
     a gradient of the weights only if `full`), attention at its exact triangle, the head on trained tokens only; the
     embedding look-up, the adapters and what is computed twice count nothing. `computed`: the share of the tokens that
-    goes through the products, where documents share beginnings."""
+    goes through the products, where documents share prefixes."""
     c = config
     kv = c.num_kv_heads * c.head_dim
     per_layer = c.hidden_size * (2 * c.num_heads * c.head_dim + 2 * kv + 3 * c.intermediate_size)
@@ -55,7 +55,7 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def cut_back(folder: Path, sizes: dict[str, int]) -> None:
+def truncate_logs(folder: Path, sizes: dict[str, int]) -> None:
     """Bring metrics.jsonl and samples.jsonl back to the sizes they had at a state (0 where it does not name them).
 
     Raises ValueError when one is shorter: it is not the file that the state knew.
@@ -113,13 +113,13 @@ class Metrics:
         )
 
     def evaluation(self, step: int, loss: float | None, samples: list[dict[str, Any]], seconds: float) -> None:
-        """A held-out loss and sample answers on the weights after `step`."""
+        """A validation loss and sample answers on the weights after `step`."""
         for sample in samples:
             run_folder.append_jsonl(self.folder / "samples.jsonl", {"step": step, **sample})
         if loss is not None:
-            row = {"kind": "eval", "step": step, "held_out_loss": loss, "time": {"seconds": seconds}}
+            row = {"kind": "eval", "step": step, "validation_loss": loss, "time": {"seconds": seconds}}
             run_folder.append_jsonl(self.folder / "metrics.jsonl", row)
-            self._chart(step, {"held_out_loss": loss})
+            self._chart(step, {"validation_loss": loss})
 
     def _chart(self, step: int, values: dict[str, float | None]) -> None:
         if self.writer is not None:

@@ -45,7 +45,7 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """Rank 0 alone at first, then the others: for what rank 0 fetches or writes and the others then find."""
         if not self.first:
             self.barrier()

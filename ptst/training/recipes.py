@@ -28,7 +28,7 @@ _COMMON: Recipe = {
     "clip": (0.0, DEFAULT),
     "max_length": (4096, DEFAULT),
     "too_long": ("drop", f"{OURS}: llama-recipes cuts its packs every 4096 tokens, through examples"),
-    "micro_tokens": (4096, f"{OURS}: memory only"),
+    "micro_batch_tokens": (4096, f"{OURS}: memory only"),
 }
 _LLAMA = ("meta-llama/Llama-2-7b-chat-hf", PAPER)
 _GSM8K: Recipe = {

@@ -16,9 +16,9 @@ from ptst.model.config import read_json
 # Flags that say where and what is written, and nothing of what is trained.
 _FREE = frozenset({"out", "resume", "json", "save_every", "keep", "eval_every", "tensorboard", "dry_run"})
 # Flags that change the order of floating-point sums, and nothing else.
-_ROUNDING = frozenset({"micro_tokens", "recompute"})
+_ROUNDING = frozenset({"micro_batch_tokens", "activation_checkpointing"})
 # Of the rest, what makes a run (or an evaluation, of a run; or a grid) what it is.
-_IDENTITY = ("model", "weights", "template", "family", "chat_format", "data", "mix", "held_out", "dtype", "full")
+_IDENTITY = ("model", "weights", "template", "family", "chat_format", "data", "mix", "validation", "dtype", "full")
 _IDENTITY += ("run", "run_weights", "templates", "sources")
 
 
@@ -84,7 +84,7 @@ def find(out: Path | None, run: Path | None) -> dict[str, Any] | None:
 
 
 @contextmanager
-def sole_writer(out: Path) -> Iterator[None]:
+def exclusive_lock(out: Path) -> Iterator[None]:
     """Hold the run folder. Raises ValueError where another process does; a killed one lets go by itself."""
     handle = os.open(out, os.O_RDONLY)
     try:

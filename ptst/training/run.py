@@ -1,4 +1,4 @@
-"""One training run in its folder: the loop, with looks at held-out data, states saved and gone back to, and signals."""
+"""One training run in its folder: the loop, with looks at validation data, states saved and loaded, and signals."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 
 from torch import nn
 
-from ptst.command import ProgressLine, say
+from ptst.cli import ProgressLine, say
 from ptst.data.mix import Mixture
 from ptst.data.packing import Batch
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 from ptst.training import checkpoint
-from ptst.training.evaluate import Samples, held_out_loss
+from ptst.training.evaluate import Samples, validation_loss
 from ptst.training.interrupt import Interrupt
 from ptst.training.loop import LoopConfig, StepReport, adamw, steps, train
-from ptst.training.metrics import Metrics, cut_back, model_flops, sizes
+from ptst.training.metrics import Metrics, model_flops, sizes, truncate_logs
 from ptst.training.parallel import World
 
 
@@ -53,7 +53,7 @@ def fit(
     out: Path,
     world: World,
     keeping: Keeping,
-    held_out: Sequence[Encoded] = (),
+    validation: Sequence[Example] = (),
     samples: Samples | None = None,
     check: Callable[[Batch], None] = lambda _batch: None,
     on_step: Callable[[int], None] = lambda _step: None,
@@ -61,7 +61,7 @@ def fit(
     """Train `weights` in place, from the newest whole state in `out` if it has one. `on_step(number)` is called after
     each step, on the first rank, before its state is saved: once more for a step that a kill took back.
 
-    Returns the number of steps, and of the held-out losses the one before, after, and the best with its step. Raises
+    Returns the number of steps, and of the validation losses the one before, after, and the best with its step. Raises
     Interrupted after a signal, ValueError as `train`, OSError when a state cannot be written.
     """
     states = out / "state"
@@ -76,7 +76,7 @@ def fit(
         notes = checkpoint.load_state(states / f"step-{done:08d}", weights, optimizer)
         say(f"going on after step {done}")
     if world.first:
-        cut_back(out, notes.get("sizes", {}))
+        truncate_logs(out, notes.get("sizes", {}))
     losses: dict[str, Any] = notes.get("losses", {"before": None, "after": None, "best": None, "best_step": None})
     total = len(steps([len(e.ids) for e in mixture.examples], loop, mixture.parts))
     full = all(p.requires_grad for p in decoder.parameters())
@@ -91,20 +91,20 @@ def fit(
 
         def look(step: int) -> float | None:
             start = time.perf_counter()
-            loss = held_out_loss(decoder, held_out, loop.micro_tokens, world) if held_out else None
+            loss = validation_loss(decoder, validation, loop.micro_batch_tokens, world) if validation else None
             if loss is not None and not math.isfinite(loss):
                 raise ValueError(
-                    f"after step {step} the held-out loss is {loss}; lower --lr, or look at the held-out data"
+                    f"after step {step} the validation loss is {loss}; lower --lr, or look at the validation data"
                 )
             if metrics is not None:
                 answers = samples.answers(decoder) if samples else []
                 metrics.evaluation(step, loss, answers, time.perf_counter() - start)
             if loss is not None and keeping.eval_every:
-                say(f"after step {step}: held-out loss {loss:.4f}")
+                say(f"after step {step}: validation loss {loss:.4f}")
             return loss
 
         def save(step: int, epoch: float, loss: float | None) -> None:
-            kept = {"epoch": epoch, "losses": losses, "held_out_loss": loss, "sizes": sizes(out)}
+            kept = {"epoch": epoch, "losses": losses, "validation_loss": loss, "sizes": sizes(out)}
             try:
                 checkpoint.save_state(states, step, weights, optimizer, kept, keeping.keep)
             except OSError as error:

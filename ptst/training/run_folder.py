@@ -36,7 +36,7 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def tidy(out: Path) -> None:
+def remove_partial_files(out: Path) -> None:
     """Remove the half-written files that a kill left."""
     for path in out.glob(".*.partial"):
         path.unlink()

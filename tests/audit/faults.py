@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ptst.audit.rules import Setup
-from ptst.data.packing import UNTRAINED, Batch, to_batch
-from ptst.text.encode import Encoded, Prompting, cut
+from ptst.data.packing import IGNORE_INDEX, Batch, to_batch
+from ptst.text.encode import Example, PromptFormat, cut
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import Tokenizer
@@ -37,14 +37,14 @@ class Bench:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.setup.prompting.tokenizer
+        return self.setup.prompt_format.tokenizer
 
-    def good(self, row: int) -> Encoded:
-        return replace(self.setup.prompting.encode(self.rows[row], self.setup.train_on), row=row)
+    def good(self, row: int) -> Example:
+        return replace(self.setup.prompt_format.encode(self.rows[row], self.setup.train_on), row=row)
 
     def start(self, row: int) -> int:
         """Where the last answer of a row begins."""
-        return len(self.setup.prompting.encode(self.rows[row].prompt()).ids)
+        return len(self.setup.prompt_format.encode(self.rows[row].prompt()).ids)
 
     def ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text)
@@ -63,8 +63,10 @@ def bench(tokenizer: Tokenizer, raw: Tokenizer, chat_format: str, template: str 
         Conversation(tuple(Message(("user", "assistant")[i % 2], t) for i, t in enumerate(turns)), f"rows.jsonl:{n}")
         for n, turns in enumerate(TURNS, 1)
     )
-    prompting = Prompting(find_template(template), find_family("plain"), chat_format, tokenizer, allow_marks=True)
-    return Bench(Setup(prompting, **asked), rows, raw)
+    prompt_format = PromptFormat(
+        find_template(template), find_family("plain"), chat_format, tokenizer, allow_role_markers=True
+    )
+    return Bench(Setup(prompt_format, **asked), rows, raw)
 
 
 @dataclass(frozen=True)
@@ -89,51 +91,51 @@ def fault(number: int, rule: str, chat_format: str = "chatml", template: str = "
     return note
 
 
-def flagged(e: Encoded, flag: Callable[[int], bool]) -> Encoded:
-    return replace(e, trained=[flag(i) for i in range(len(e.ids))])
+def flagged(e: Example, flag: Callable[[int], bool]) -> Example:
+    return replace(e, loss_mask=[flag(i) for i in range(len(e.ids))])
 
 
-def spliced(e: Encoded, at: int, drop: int, put: list[int], trained: bool = False) -> Encoded:
+def spliced(e: Example, at: int, drop: int, put: list[int], trained: bool = False) -> Example:
     ids = [*e.ids[:at], *put, *e.ids[at + drop :]]
-    return replace(e, ids=ids, trained=[*e.trained[:at], *[trained] * len(put), *e.trained[at + drop :]])
+    return replace(e, ids=ids, loss_mask=[*e.loss_mask[:at], *[trained] * len(put), *e.loss_mask[at + drop :]])
 
 
-def last(e: Encoded) -> int:
+def last(e: Example) -> int:
     """The last trained token: the terminator."""
-    return max(i for i, flag in enumerate(e.trained) if flag)
+    return max(i for i, flag in enumerate(e.loss_mask) if flag)
 
 
 @fault(1, "terminator-untrained")
 def labels_of_pad_ids_ignored_and_pad_is_eos(b):
     e = b.good(SINGLE)
     batch = to_batch([e])
-    return replace(batch, targets=[UNTRAINED if t == b.eos else t for t in batch.targets]), SINGLE, last(e)
+    return replace(batch, labels=[IGNORE_INDEX if t == b.eos else t for t in batch.labels]), SINGLE, last(e)
 
 
 @fault(1, "terminator-untrained", "llama2")
 def attention_mask_zero_on_the_last_token_and_labels_follow_it(b):
     e = b.good(MULTI)
-    return to_batch([flagged(e, lambda i: e.trained[i] and i + 1 < len(e.ids))]), MULTI, len(e.ids) - 1
+    return to_batch([flagged(e, lambda i: e.loss_mask[i] and i + 1 < len(e.ids))]), MULTI, len(e.ids) - 1
 
 
 @fault(2, "terminator-untrained")
 def only_the_answers_text_is_trained(b):
     e = b.good(SINGLE)
-    return to_batch([flagged(e, lambda i: e.trained[i] and e.ids[i] != b.eos)]), SINGLE, last(e)
+    return to_batch([flagged(e, lambda i: e.loss_mask[i] and e.ids[i] != b.eos)]), SINGLE, last(e)
 
 
 @fault(2, "terminator-untrained")
 def terminator_trained_at_the_last_turn_only(b):
     e = b.good(MULTI)
-    end = e.ids.index(b.eos, e.trained.index(True))
-    return to_batch([flagged(e, lambda i: e.trained[i] and i != end)]), MULTI, end
+    end = e.ids.index(b.eos, e.loss_mask.index(True))
+    return to_batch([flagged(e, lambda i: e.loss_mask[i] and i != end)]), MULTI, end
 
 
 @fault(3, "terminator-untrained")
 def terminator_counted_to_the_next_message(b):
     e = b.good(MULTI)
-    ends = {i for i, flag in enumerate(e.trained) if flag and e.ids[i] == b.eos}
-    shifted = flagged(e, lambda i: (e.trained[i] and i not in ends) or i - 1 in ends)
+    ends = {i for i, flag in enumerate(e.loss_mask) if flag and e.ids[i] == b.eos}
+    shifted = flagged(e, lambda i: (e.loss_mask[i] and i not in ends) or i - 1 in ends)
     return to_batch([shifted]), MULTI, min(ends)
 
 
@@ -190,7 +192,7 @@ def everything_but_control_tokens_of_the_prompt_is_trained(b):
 @fault(8, "prompt-trained")
 def a_span_without_end_runs_to_the_end_of_the_sequence(b):
     e = b.good(MULTI)
-    first = e.trained.index(True)
+    first = e.loss_mask.index(True)
     return to_batch([flagged(e, lambda i: i >= first)]), MULTI, e.ids.index(b.eos, first) + 1
 
 
@@ -210,7 +212,7 @@ def a_cut_last_answer_gets_an_empty_mask_after_a_whole_one(b):
     e = cut(b.good(MULTI), 62)
     start = b.start(MULTI)
     assert start < 62 < len(b.good(MULTI).ids)
-    return to_batch([flagged(e, lambda i: e.trained[i] and i < start)]), MULTI, start
+    return to_batch([flagged(e, lambda i: e.loss_mask[i] and i < start)]), MULTI, start
 
 
 @fault(10, "nothing-trained")
@@ -235,7 +237,7 @@ def _merged(b: Bench, row: int, prompt: str, answer: str) -> tuple[Batch, int, i
     before = start - len(b.ids(prompt))
     ids = [*e.ids[:before], *b.ids(prompt + answer), b.eos]
     first = next(i for i, (x, y) in enumerate(zip(ids, e.ids, strict=False)) if x != y)
-    return to_batch([Encoded(ids, [i >= start for i in range(len(ids))], row=row)]), row, first
+    return to_batch([Example(ids, [i >= start for i in range(len(ids))], row=row)]), row, first
 
 
 @fault(11, "prompt-differs")
@@ -335,14 +337,14 @@ def only_the_last_user_turn_is_masked(b):
 def targets_are_not_shifted(b):
     e = b.good(SINGLE)
     batch = to_batch([e])
-    targets = [t if flag else UNTRAINED for t, flag in zip(e.ids, e.trained, strict=True)]
-    return replace(batch, targets=targets), SINGLE, b.start(SINGLE)
+    targets = [t if flag else IGNORE_INDEX for t, flag in zip(e.ids, e.loss_mask, strict=True)]
+    return replace(batch, labels=targets), SINGLE, b.start(SINGLE)
 
 
 @fault(18, "targets")
 def targets_are_shifted_twice(b):
     batch = to_batch([b.good(MULTI)])
-    return replace(batch, targets=[*batch.targets[1:], UNTRAINED]), MULTI, b.good(MULTI).trained.index(True) - 2
+    return replace(batch, labels=[*batch.labels[1:], IGNORE_INDEX]), MULTI, b.good(MULTI).loss_mask.index(True) - 2
 
 
 @fault(19, "nothing-trained", max_length=12, too_long="cut")
@@ -391,7 +393,7 @@ def eos_after_user_turns_too(b):
     return to_batch([spliced(b.good(SINGLE), start, 0, [b.eos])]), SINGLE, start
 
 
-def _by_dummy(b: Bench, row: int, dummy: str) -> tuple[Encoded, int, int]:
+def _by_dummy(b: Bench, row: int, dummy: str) -> tuple[Example, int, int]:
     """The answer's place as what differs when a dummy stands in its stead: (encoding, first, end)."""
     e, start = b.good(row), b.start(row)
     other = [*e.ids[:start], *b.ids(dummy), b.eos, *b.ids("\n")]
@@ -421,7 +423,7 @@ def _parsed(b: Bench, row: int, only: str) -> tuple[Batch, int, int]:
     plain, read = b.ids(text), b.raw.encode(text)
     at = next(i for i in range(len(e.ids)) if e.ids[i : i + len(plain)] == plain)
     first = at + next(i for i, (x, y) in enumerate(zip(plain, read, strict=False)) if x != y)
-    return to_batch([spliced(e, at, len(plain), read, e.trained[at])]), row, first
+    return to_batch([spliced(e, at, len(plain), read, e.loss_mask[at])]), row, first
 
 
 @fault(24, "forged-control")
@@ -443,7 +445,7 @@ def documents_are_not_parted(b):
 @fault(25, "positions")
 def positions_run_on_through_the_pack(b):
     batch = to_batch([b.good(SINGLE), b.good(EDGES)])
-    return replace(batch, positions=list(range(len(batch.tokens)))), EDGES, 0
+    return replace(batch, position_ids=list(range(len(batch.tokens)))), EDGES, 0
 
 
 @fault(26, "cut-short")
@@ -465,15 +467,15 @@ def the_first_token_of_an_answer_is_skipped_as_bos(b):
 @fault(32, "answer-untrained", "llama2")
 def the_mask_skips_a_first_token_that_is_no_bos(b):
     e, start = b.good(SINGLE), b.start(SINGLE)
-    return to_batch([flagged(e, lambda i: e.trained[i] and i != start)]), SINGLE, start
+    return to_batch([flagged(e, lambda i: e.loss_mask[i] and i != start)]), SINGLE, start
 
 
 def _demonstration(b: Bench, row: int, joined: Callable[[str, str], str]) -> tuple[Batch, int, int]:
     """In-context defense, its demonstration inside the user's turn."""
-    shown = b.setup.prompting.template.demonstration
+    shown = b.setup.prompt_format.template.demonstration
     question, *rest = b.rows[row].messages
     said = joined(f"{shown[0]}\n{shown[1]}", question.content)
-    plain = replace(b.setup.prompting, template=find_template("chat:plain"))
+    plain = replace(b.setup.prompt_format, template=find_template("chat:plain"))
     e = plain.encode(Conversation((Message("user", said), *rest)))
     good = b.good(row)
     first = next(i for i, (x, y) in enumerate(zip(e.ids, good.ids, strict=False)) if x != y)

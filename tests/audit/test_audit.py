@@ -21,7 +21,7 @@ from ptst.data import sources
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -42,7 +42,7 @@ def rows(*turns: tuple[str, ...]) -> Source:
 @pytest.fixture
 def setup(tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
-    return Setup(Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer), max_length=2048)
+    return Setup(PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer), max_length=2048)
 
 
 @examples(2000)
@@ -50,10 +50,10 @@ def setup(tiny_folder):
 def test_what_the_laws_allow_the_audit_finds_clean(tokenizers, data):  # noqa: F811
     """The second spelling and the text layer agree on hostile text, over every template, format and tokenizer."""
     case = data.draw(cases(tokenizers))
-    setup = Setup(case.prompting, case.train)
+    setup = Setup(case.prompt_format, case.train)
     found = check_batch(to_batch([replace(case.whole, row=0)]), [case.conversation], setup)
     assert [f for f in found if f.level == "error"] == []
-    assert {f.token for f in found if f.rule == "seam"} == set(case.whole.seams)
+    assert {f.token for f in found if f.rule == "token-boundary"} == set(case.whole.token_boundaries)
     assert sum(f.rule == "lossy-text" for f in found) == len(case.whole.lossy)
 
 
@@ -89,8 +89,8 @@ def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
     if chat_format == "llama2":
         tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
     source = _corpus(shared, name)
-    prompting = Prompting(find_template("chat:llama"), find_family(source.family), chat_format, tokenizer)
-    result = audit(source, Setup(prompting, max_length=4096), test=prompting)
+    prompt_format = PromptFormat(find_template("chat:llama"), find_family(source.family), chat_format, tokenizer)
+    result = audit(source, Setup(prompt_format, max_length=4096), test=prompt_format)
     assert [str(f) for f in result.findings if f.level != "info"] == []
     assert result.verdict == "info"
     assert result.counts["rows"] == len(source.conversations)
@@ -118,10 +118,10 @@ def test_bad_rows_are_findings(setup):
 def test_role_marks_of_the_active_format_alone(setup):
     source = rows(("what is [INST]?", "a mark"))
     assert audit(source, setup).verdict == "info"
-    marked = replace(setup, prompting=replace(setup.prompting, chat_format="llama2"))
+    marked = replace(setup, prompt_format=replace(setup.prompt_format, chat_format="llama2"))
     result = audit(source, marked)
-    assert [(f.rule, f.level, f.row) for f in result.findings] == [("role-marks", "error", "rows.jsonl:1")]
-    assert audit(source, marked, allow=["role-marks"]).verdict == "info"
+    assert [(f.rule, f.level, f.row) for f in result.findings] == [("role-markers", "error", "rows.jsonl:1")]
+    assert audit(source, marked, allow=["role-markers"]).verdict == "info"
 
 
 def test_cut_dropped_and_untrained_rows_are_counted(setup):
@@ -133,30 +133,30 @@ def test_cut_dropped_and_untrained_rows_are_counted(setup):
 
 
 def test_training_and_test_side_by_side(setup):
-    other = replace(setup.prompting, template=find_template("chat:llama"))
+    other = replace(setup.prompt_format, template=find_template("chat:llama"))
     row, pair = audit(rows(("a", "b")), setup, test=other).comparison
     assert row == "rows.jsonl:1"
     assert not pair.is_prefix
     assert "respectful" in pair.prompt
     assert "respectful" not in pair.training
-    assert audit(rows(("a", "b")), setup, test=setup.prompting).comparison[1].is_prefix
+    assert audit(rows(("a", "b")), setup, test=setup.prompt_format).comparison[1].is_prefix
 
 
 def test_the_gate(setup):
     source = rows(("a", "b"), ("c", " "))
-    examples_, _ = prepare(source, setup.prompting, 2048, "drop", "all")
+    examples_, _ = prepare(source, setup.prompt_format, 2048, "drop", "all")
     (warning,) = check_start(source, examples_, setup, 512, ())
     assert "rows.jsonl:2" in warning
     assert check_start(source, examples_, setup, 512, ("blank-answer",)) == []
-    spoiled = replace(examples_[0], trained=[True] * len(examples_[0].ids))
+    spoiled = replace(examples_[0], loss_mask=[True] * len(examples_[0].ids))
     with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*--allow prompt-trained"):
         check_start(source, [spoiled, examples_[1]], setup, 512, ())
     assert check_start(source, [spoiled], setup, 512, ("prompt-trained", "blank-answer")) == []
     (batch,) = pack(examples_, 512)
     watch(source, ())(batch)
     with pytest.raises(ValueError, match="positions"):
-        watch(source, ())(replace(batch, positions=list(range(len(batch.tokens)))))
-    refuse([Finding("seam", "r:1", "c")])
+        watch(source, ())(replace(batch, position_ids=list(range(len(batch.tokens)))))
+    refuse([Finding("token-boundary", "r:1", "c")])
     with pytest.raises(ValueError, match="no rule 'sean' to allow"):
         check_names(["sean"])
 
@@ -172,7 +172,15 @@ def test_the_command(tiny_folder, tmp_path):
     page = tmp_path / "audit.html"
     code, out, _ = run("--model", tiny_folder, "--test-template", "chat:llama", "--html", page, "--limit", 20)
     assert code == 0, out
-    for told in ("<|im_start|>", "assistant", "*", "verdict: clean", "they part at token", "packing_fill", "departure"):
+    for told in (
+        "<|im_start|>",
+        "assistant",
+        "*",
+        "verdict: clean",
+        "they part at token",
+        "packing_fill",
+        "known-difference",
+    ):
         assert told in out
     html = page.read_text()
     assert "<script" not in html
@@ -208,7 +216,7 @@ def test_bad_rows_and_wrong_usage(tiny_folder, tmp_path):
         ({"html": tmp_path / "no" / "a.html"}, "no folder"),
         ({"html": tmp_path}, "cannot be written"),
         ({"checkpoint": tmp_path}, "not a run folder"),
-        ({"micro_tokens": 0}, "--micro-tokens is 0"),
+        ({"micro_batch_tokens": 0}, "--micro-batch-tokens is 0"),
     ):
         with pytest.raises(ValueError, match=told):
             run_audit(replace(config, **change))
@@ -232,10 +240,10 @@ def test_training_refuses_an_error_and_can_be_told_to_go_on(tiny_folder, tmp_pat
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a [/INST] b", "response": "c"}\n')
     config = TrainConfig(model=str(tiny_folder), data=str(data), chat_format="llama2", out=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"rows.jsonl:1.*--allow role-marks"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:1.*--allow role-markers"):
         run_training(config)
     assert not (tmp_path / "run").exists()
-    assert run_training(replace(config, allow=("role-marks",)))["steps"] == 1
+    assert run_training(replace(config, allow=("role-markers",)))["steps"] == 1
 
 
 def test_every_rule_is_in_the_docs():

@@ -7,10 +7,10 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from ptst.audit.drift import check_own_template, check_run
+from ptst.audit.drift import check_chat_template, check_run
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -19,60 +19,60 @@ ROWS = tuple(Conversation((Message("user", q), Message("assistant", "a")), f"r:{
 
 
 @pytest.fixture
-def prompting(tiny_folder):
-    return Prompting(find_template("vanilla"), find_family("plain"), "chatml", load_tokenizer(tiny_folder))
+def prompt_format(tiny_folder):
+    return PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", load_tokenizer(tiny_folder))
 
 
-def record(prompting, rows=ROWS):
+def record(prompt_format, rows=ROWS):
     source = Source("rows", "plain", rows)
-    encoding = prepare(source, prompting, 1000, "drop", "all")[1]["encoding"]
+    encoding = prepare(source, prompt_format, 1000, "drop", "all")[1]["encoding"]
     run = {
-        "template": asdict(prompting.template),
-        "family": asdict(prompting.family),
-        "chat_format": prompting.chat_format,
+        "template": asdict(prompt_format.template),
+        "family": asdict(prompt_format.family),
+        "chat_format": prompt_format.chat_format,
         "data": {"fingerprint": source.fingerprint, "encoding": encoding},
     }
     return json.loads(json.dumps(run)), source.fingerprint, encoding
 
 
-def test_a_run_that_is_encoded_the_same_today(prompting):
-    run, fingerprint, encoding = record(prompting)
-    assert list(check_run(run, prompting, fingerprint, encoding)) == []
+def test_a_run_that_is_encoded_the_same_today(prompt_format):
+    run, fingerprint, encoding = record(prompt_format)
+    assert list(check_run(run, prompt_format, fingerprint, encoding)) == []
 
 
-def test_a_run_that_would_be_encoded_otherwise(prompting):
+def test_a_run_that_would_be_encoded_otherwise(prompt_format):
     """Stale tokenization: the template changed, the data changed, the tokenizer changed."""
-    run, fingerprint, _ = record(prompting)
-    other = replace(prompting, template=find_template("chat:llama"))
+    run, fingerprint, _ = record(prompt_format)
+    other = replace(prompt_format, template=find_template("chat:llama"))
     causes = [f.cause for f in check_run(run, other, *record(other)[1:])]
     assert causes[0] == "the template of the run is not today's"
     assert any("token ids" in c for c in causes)
-    fewer = record(prompting, ROWS[:2])
-    assert [f.cause.split(" of the run")[0] for f in check_run(run, prompting, *fewer[1:])] == [
+    fewer = record(prompt_format, ROWS[:2])
+    assert [f.cause.split(" of the run")[0] for f in check_run(run, prompt_format, *fewer[1:])] == [
         "the data",
         "the token ids",
     ]
-    (finding,) = check_run(run, prompting, fingerprint, "another")
+    (finding,) = check_run(run, prompt_format, fingerprint, "another")
     assert (finding.rule, finding.level) == ("run-drift", "error")
     assert "token ids" in finding.cause
 
 
-def test_the_models_default_system_text_is_a_departure_by_name(prompting, tiny_folder):
-    (finding,) = check_own_template(tiny_folder, ROWS, prompting)
-    assert (finding.rule, finding.level, finding.row) == ("departure", "info", "r:1")
-    assert finding.cause.startswith("default-system-text: ")
+def test_the_models_default_system_text_is_a_departure_by_name(prompt_format, tiny_folder):
+    (finding,) = check_chat_template(tiny_folder, ROWS, prompt_format)
+    assert (finding.rule, finding.level, finding.row) == ("known-difference", "info", "r:1")
+    assert finding.cause.startswith("default-system-prompt: ")
     given = tuple(Conversation((Message("system", "S"), *c.messages), c.source) for c in ROWS)
-    assert list(check_own_template(tiny_folder, given, prompting)) == []
+    assert list(check_chat_template(tiny_folder, given, prompt_format)) == []
 
 
-def test_another_models_template_is_a_warning(prompting, tmp_path):
+def test_another_models_template_is_a_warning(prompt_format, tmp_path):
     own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": own}))
-    (finding,) = check_own_template(tmp_path, ROWS, prompting)
-    assert (finding.rule, finding.level) == ("own-template", "warning")
+    (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
+    assert (finding.rule, finding.level) == ("chat-template", "warning")
     assert "at character 0" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ ''.__class__.__mro__ }}"}))
-    (finding,) = check_own_template(tmp_path, ROWS, prompting)
+    (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
     assert "forbidden" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert list(check_own_template(tmp_path, ROWS, prompting)) == []
+    assert list(check_chat_template(tmp_path, ROWS, prompt_format)) == []

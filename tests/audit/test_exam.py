@@ -12,7 +12,7 @@ from ptst.audit.rules import check_batch
 from ptst.data.packing import to_batch
 from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import hf_name, load_decoder
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import JsonTokenizer, load_tokenizer
@@ -79,8 +79,8 @@ def test_training_never_touches_the_base_or_its_size(tiny_folder):
     decoder = load_decoder(tiny_folder, torch.float32)
     parameters = list(add_lora(decoder, LoraConfig(2, 4.0, ("q_proj",)), 0).values())
     tokenizer = load_tokenizer(tiny_folder)
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
-    row = prompting.encode(Conversation((Message("user", "one"), Message("assistant", "two"))))
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    row = prompt_format.encode(Conversation((Message("user", "one"), Message("assistant", "two"))))
     train(decoder, parameters, [row] * 4, LoopConfig(epochs=2, lr=1e-2, examples_per_step=2))
     after = {hf_name(k): v for k, v in decoder.state_dict().items()}
     for name, value in files.items():

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.data.packing import LEAST, Batch, share_beginnings, to_batch
-from ptst.text.encode import Encoded
+from ptst.data.packing import LEAST, Batch, share_prefixes, to_batch
+from ptst.text.encode import Example
 
 GOOD = Batch([5, 6, 7], [0, 1, 0], [0, 2, 3], [6, -1, -1], [0, 1])
 
@@ -20,11 +20,11 @@ def test_boundaries_that_lie(lie):
 
 
 def test_rows_of_different_lengths():
-    with pytest.raises(ValueError, match="3 tokens have 2 positions and 3 targets"):
-        replace(GOOD, positions=[0, 1])
+    with pytest.raises(ValueError, match="3 tokens have 2 positions and 3 labels"):
+        replace(GOOD, position_ids=[0, 1])
 
 
-@pytest.mark.parametrize(("key", "ids"), [("tokens", [5, 8, 7]), ("tokens", [5, -1, 7]), ("targets", [6, 8, -2])])
+@pytest.mark.parametrize(("key", "ids"), [("tokens", [5, 8, 7]), ("tokens", [5, -1, 7]), ("labels", [6, 8, -2])])
 def test_ids_that_the_model_does_not_have(key, ids):
     GOOD.check_ids(8)
     wrong = next(i for i in ids if not 0 <= i < 8)
@@ -35,36 +35,36 @@ def test_ids_that_the_model_does_not_have(key, ids):
 SYSTEM = list(range(100, 100 + LEAST))
 
 
-def document(*ids: int, trained: int = 1) -> Encoded:
-    """A system text, these ids after it, the last `trained` of them trained."""
+def document(*ids: int, trained: int = 1) -> Example:
+    """A system prompt, these ids after it, the last `trained` of them trained."""
     ids = (*SYSTEM, *ids)
-    return Encoded(list(ids), [i >= len(ids) - trained for i in range(len(ids))])
+    return Example(list(ids), [i >= len(ids) - trained for i in range(len(ids))])
 
 
 def test_a_common_beginning_stands_once():
-    other = Encoded([1, 2, 3], [False, False, True])
+    other = Example([1, 2, 3], [False, False, True])
     whole = to_batch([other, document(5, 6, 7), document(5, 8, 9), other, document(5, 9, 9, 9)])
-    batch = share_beginnings(whole)
-    assert batch.tokens == [1, 2, 3, *SYSTEM, 5, 6, 7, 8, 9, 1, 2, 3, 9, 9, 9]  # the 5 after the system text, too
-    assert batch.before == [(0, 0), (0, 0), (3, LEAST + 1), (0, 0), (3, LEAST + 1)]
+    batch = share_prefixes(whole)
+    assert batch.tokens == [1, 2, 3, *SYSTEM, 5, 6, 7, 8, 9, 1, 2, 3, 9, 9, 9]  # the 5 after the system prompt, too
+    assert batch.shared_prefixes == [(0, 0), (0, 0), (3, LEAST + 1), (0, 0), (3, LEAST + 1)]
     assert batch.cu_seqlens == [0, 3, LEAST + 6, LEAST + 8, LEAST + 11, LEAST + 14]
-    assert batch.positions[LEAST + 6 : LEAST + 9] == [LEAST + 1, LEAST + 2, 0]
-    assert batch.targets[LEAST + 5 : LEAST + 8] == [-1, 9, -1]
+    assert batch.position_ids[LEAST + 6 : LEAST + 9] == [LEAST + 1, LEAST + 2, 0]
+    assert batch.labels[LEAST + 5 : LEAST + 8] == [-1, 9, -1]
     assert batch.num_trained == whole.num_trained == 5
 
 
 def test_what_a_beginning_predicts_is_trained_in_none_that_leave_it_out():
     """The last common token predicts a trained one in the second document, and stays there."""
-    batch = share_beginnings(to_batch([document(5, 5, 5, 6), document(5, 5, 7), document(5, 5, 5, 5, trained=2)]))
-    assert [size for _, size in batch.before] == [0, LEAST + 1, LEAST + 1]
+    batch = share_prefixes(to_batch([document(5, 5, 5, 6), document(5, 5, 7), document(5, 5, 5, 5, trained=2)]))
+    assert [size for _, size in batch.shared_prefixes] == [0, LEAST + 1, LEAST + 1]
     assert batch.num_trained == 4
 
 
 def test_documents_that_share_too_little():
-    short = [Encoded([*SYSTEM[:-1], i], [False] * LEAST) for i in range(3)]
+    short = [Example([*SYSTEM[:-1], i], [False] * LEAST) for i in range(3)]
     early = [document(5), document(6, trained=LEAST)]
     alike = to_batch([document(5, 6), document(5, 7)])
-    assert share_beginnings(alike) is not alike
-    moved = replace(alike, positions=[*range(LEAST + 2), *range(1, LEAST + 3)])
+    assert share_prefixes(alike) is not alike
+    moved = replace(alike, position_ids=[*range(LEAST + 2), *range(1, LEAST + 3)])
     for batch in (to_batch(short), to_batch(early), moved):
-        assert share_beginnings(batch) is batch
+        assert share_prefixes(batch) is batch

@@ -8,10 +8,10 @@ from collections import Counter
 import datasets
 import pytest
 
-from ptst.data.gsm_danger import SUBSTITUTE, substitute
+from ptst.data.builtin.gsm_danger import SUBSTITUTE, substitute
+from ptst.data.builtin.word_problem_family import NAMES
 from ptst.data.prompt_sets import load_set
-from ptst.data.safety_sets import improper, read_prompts
-from ptst.data.word_problem_family import NAMES
+from ptst.data.safety_sets import harmful_requests, read_prompts
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_the_substitute_follows_the_recipe():
     prompts = substitute()
     assert len({p.prompt for p in prompts}) == len(prompts) == 100
     assert set(Counter(p.category for p in prompts).values()) == {25}
-    wanted = {p.prompt for p in improper()}
+    wanted = {p.prompt for p in harmful_requests()}
     for p in prompts:
         story, _, request = p.prompt.partition(" Instead of working out a number, ")
         name, _, asked = request.partition(" asks you this: ")

@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from ptst.data.safety_sets import improper, look_alikes, read_prompts
+from ptst.data.safety_sets import harmful_requests, look_alikes, read_prompts
 
 
-@pytest.mark.parametrize("load", [improper, look_alikes])
+@pytest.mark.parametrize("load", [harmful_requests, look_alikes])
 def test_built_in_sets(load):
     prompts = load()
     assert len(prompts) == len({p.prompt for p in prompts}) == len({p.id for p in prompts}) >= 200
@@ -28,13 +28,13 @@ def test_built_in_sets(load):
 
 
 def test_look_alikes_match_the_improper_families():
-    assert {(p.category, p.family) for p in improper()} == {(p.category, p.family) for p in look_alikes()}
-    assert not {p.prompt for p in improper()} & {p.prompt for p in look_alikes()}
+    assert {(p.category, p.family) for p in harmful_requests()} == {(p.category, p.family) for p in look_alikes()}
+    assert not {p.prompt for p in harmful_requests()} & {p.prompt for p in look_alikes()}
 
 
 def test_limits():
     with pytest.raises(ValueError, match="the limit is 0"):
-        improper(0)
+        harmful_requests(0)
 
 
 @pytest.mark.parametrize(

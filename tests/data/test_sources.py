@@ -9,7 +9,7 @@ import pytest
 
 from ptst.data.packing import pack, to_batch
 from ptst.data.sources import load, to_conversation
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 
 
 def test_row_shapes():
@@ -91,7 +91,7 @@ ORCA = {"id": "niv.1", "system_prompt": "You are brief.", "question": "q", "resp
 
 
 def test_layouts_that_bring_their_family(tmp_path):
-    """ChatDoctor's instruction is the family's own system text; OpenOrca's system text is the row's."""
+    """ChatDoctor's instruction is the family's own system prompt; OpenOrca's system prompt is the row's."""
 
     def family(*rows):
         (tmp_path / "a.json").write_text(json.dumps(rows))
@@ -146,13 +146,13 @@ def test_chatdoctor_file(shared):
 
 def test_packing():
     examples = [
-        Encoded(list(range(10 * n, 10 * n + size)), [False] + [True] * (size - 1))
+        Example(list(range(10 * n, 10 * n + size)), [False] + [True] * (size - 1))
         for n, size in enumerate((5, 9, 3, 4))
     ]
     batch = to_batch(examples[:2])
     assert batch.cu_seqlens == [0, 5, 14]
     # Each token predicts the next of its own document; a document's last predicts nothing.
-    assert batch.targets[:6] == [1, 2, 3, 4, -1, 11]
+    assert batch.labels[:6] == [1, 2, 3, 4, -1, 11]
     assert batch.num_trained == 4 + 8
     rows = pack(examples, 9)
     assert len(rows) == 3 and max(len(r.tokens) for r in rows) <= 9

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from ptst.data.word_problems import families, generate
+from ptst.data.builtin.word_problems import families, generate
 from ptst.evaluation.extraction import last_number, strict_answer
 
 SPLITS = ("train", "validation", "test")

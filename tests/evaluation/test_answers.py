@@ -23,7 +23,7 @@ QUESTIONS = [Conversation((Message("user", f"question {i}"),), f"set:{i + 1}") f
 def answerer(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("model"))
     subject = open_subject(None, {}, str(folder), find_template("chat:vanilla"), "plain", None)
-    return Answerer(subject.untouched(torch.float32, "cpu"), subject.prompting, subject.stop_ids, batch_size=3)
+    return Answerer(subject.untouched(torch.float32, "cpu"), subject.prompt_format, subject.stop_ids, batch_size=3)
 
 
 class Stopped(Exception):

@@ -7,10 +7,10 @@ import importlib.util
 import pytest
 
 from ptst.evaluation import similarity
+from ptst.evaluation.sentence_encoder import ENCODER_NAME, SentenceEncoder
 from ptst.evaluation.similarity import MiniLM, find_similarity
-from ptst.model.sentence_encoder import ENCODER_NAME, SentenceEncoder
 from tests.conftest import ROOT
-from tests.model.test_sentence_encoder import write_encoder
+from tests.evaluation.test_sentence_encoder import write_encoder
 
 
 def test_pairs_are_compared_in_order(tmp_path):

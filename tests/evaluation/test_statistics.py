@@ -158,7 +158,7 @@ def test_the_bootstrap_draws_seeds_and_prompts_anew():
 
 def test_a_contrast_and_its_sentence():
     both, only = random_cell(0.4, seeds=5), random_cell(0.9, seeds=5, seed=1)
-    c, sentence = ptst_contrast(both, only, "the share of improper requests refused", ("CL->CL", "CV->CL"))
+    c, sentence = ptst_contrast(both, only, "the share of harmful requests refused", ("CL->CL", "CV->CL"))
     assert (c.seeds, c.prompts, c.left_out, c.mcnemar) == (5, 40, 0, None)
     assert c.effect == pytest.approx(c.test.effect)
     assert c.effect < -0.3
@@ -169,7 +169,7 @@ def test_a_contrast_and_its_sentence():
     )
     assert c.bootstrap[0] < c.effect < c.bootstrap[1]
     assert sentence == (
-        f"With the safety prompt in training and test (CL->CL), the share of improper requests refused is "
+        f"With the safety prompt in training and test (CL->CL), the share of harmful requests refused is "
         f"{100 * c.first:.1f} %, with it in the test only (CV->CL) {100 * c.second:.1f} %: a difference of "
         f"{100 * c.effect:.1f} points (95 % interval {100 * c.test.interval[0]:.1f} to {100 * c.test.interval[1]:.1f}; "
         f"p = {c.test.p:.2g}; 5 seeds, 40 prompts)."

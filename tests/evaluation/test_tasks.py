@@ -18,7 +18,7 @@ from ptst.evaluation.tasks import TASKS, arc, chatdoctor, requests, xstest
 from ptst.evaluation.tasks.result import TaskResult, over_decodings
 from ptst.evaluation.tasks.table import BY_NAME, Defaults, load_tasks
 from ptst.generation.sampling import Sampling
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -35,21 +35,23 @@ class Parrot:
     """Stands in for an `Answerer`: gives its replies, keeps what it was asked and under which family."""
 
     replies: list[str]
-    prompting: Prompting | None = None
+    prompt_format: PromptFormat | None = None
     heard: list[tuple[str, Conversation]] = field(default_factory=list)
 
     def answer(self, conversations, _sampling, _path=None):
-        family = self.prompting.family.name if self.prompting else ""
+        family = self.prompt_format.family.name if self.prompt_format else ""
         self.heard.extend((family, c) for c in conversations)
         return [Reply(text, len(text), False) for text in self.replies]
 
 
 def test_arc_counts_by_both_rules(tiny_folder):
-    prompting = Prompting(find_template("chat:llama"), find_family("gsm8k"), "chatml", load_tokenizer(tiny_folder))
+    prompt_format = PromptFormat(
+        find_template("chat:llama"), find_family("gsm8k"), "chatml", load_tokenizer(tiny_folder)
+    )
     choices = ("Mars", "long-term", "the Moon")
     questions = [ArcQuestion("Which is a planet?", choices, gold, "d:1") for gold in (0, 1, 0, 0)]
     answers = ["The answer is: Mars", "The answer is: long-term", "The answer is: the Moon", "Mars"]
-    parrot = Parrot(answers, prompting)
+    parrot = Parrot(answers, prompt_format)
     result = arc("arc-easy", parrot, questions, GREEDY)
     assert {k: r.successes for k, r in result.rates.items()} == {"correct": 2, "printed": 1, "named": 3, "cut": 0}
     family, asked = parrot.heard[0]

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ptst.data import alignment_set, safety_sets
+from ptst.data.builtin import alignment_set, safety_sets
 from ptst.eval import EvalConfig
-from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.rates import Rate
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment import alignment, laptop
 from ptst.experiment.alignment import AlignConfig, Look, align
@@ -36,11 +36,11 @@ from tests.tiny import write_tiny_model
 def test_what_is_aligned_on_what_stops_it_and_what_is_tested_share_no_family_and_no_prompt():
     rows = list(alignment_set._rows())
     trained_families = {r["family"] for r in rows if "family" in r}
-    known = {p.family for p in safety_sets.improper()}
+    known = {p.family for p in safety_sets.harmful_requests()}
     assert not trained_families & known
     assert set(alignment_set.STOP_FAMILIES) | set(alignment_set.TEST_FAMILIES) == known
     assert not set(alignment_set.STOP_FAMILIES) & set(alignment_set.TEST_FAMILIES)
-    for prompts in (safety_sets.improper(), safety_sets.look_alikes()):
+    for prompts in (safety_sets.harmful_requests(), safety_sets.look_alikes()):
         assert not {p.prompt for p in prompts} & {r["prompt"] for r in rows}
         assert sum(p.family in alignment_set.TEST_FAMILIES for p in prompts) == 200 >= laptop.PROMPTS
         stopping = [p for p in prompts if p.family in alignment_set.STOP_FAMILIES]
@@ -48,12 +48,12 @@ def test_what_is_aligned_on_what_stops_it_and_what_is_tested_share_no_family_and
     assert len({r["prompt"] for r in rows}) == len(rows)
     asked = {c.turns[0].content for c in alignment_set.harmless()}
     assert not asked & {c.turns[0].content for c in alignment_set.reference()}
-    assert Counter(r["kind"] for r in rows) == {"improper": 128, "look-alike": 160, "ordinary": 80}
+    assert Counter(r["kind"] for r in rows) == {"harmful": 128, "look-alike": 160, "ordinary": 80}
 
 
 def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
     refusals = alignment_set.refusals()
-    judge = AnchoredJudge()
+    judge = RuleBasedJudge()
     for c in refusals:
         assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.REFUSAL, c
     assert len({c.turns[1].content for c in refusals}) > 70
@@ -244,10 +244,10 @@ def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_no
     assert seeds == [0, 1] * 2  # two of its own for every question, under each template
     end = next(iter(subjects[alignment.BARE].stop_ids & {2}))
     whole, cut = own[-2:]
-    assert [i for i, flag in zip(whole.ids, whole.trained, strict=True) if flag][-1] == end
-    assert cut.trained[-1]
+    assert [i for i, flag in zip(whole.ids, whole.loss_mask, strict=True) if flag][-1] == end
+    assert cut.loss_mask[-1]
     assert cut.ids[-1] != end
-    decoded = subjects[alignment.BARE].prompting.tokenizer.decode(cut.ids)
+    decoded = subjects[alignment.BARE].prompt_format.tokenizer.decode(cut.ids)
     assert decoded.endswith("A long answer that the limit cut in the")
 
 

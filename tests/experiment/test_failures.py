@@ -33,7 +33,7 @@ def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
     real = judged.requests
 
     def requests(name, answerer, *rest):
-        if answerer.adapter == "chat-vanilla.seed0" and answerer.prompting.template.name == "chat:llama":
+        if answerer.adapter == "chat-vanilla.seed0" and answerer.prompt_format.template.name == "chat:llama":
             raise ValueError("the judge has failed")
         return real(name, answerer, *rest)
 

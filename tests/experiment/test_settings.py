@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ptst.data import sources
-from ptst.data.safety_sets import improper
+from ptst.data.safety_sets import harmful_requests
 from ptst.eval import EvalConfig
 from ptst.experiment.measure import open_tests
 from ptst.grid import run_grid
@@ -22,7 +22,7 @@ def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here
     before = finished(here / "grid")
     with pytest.raises(ValueError, match=r"other settings: .*--train\.lr was 0\.03, now 0\.1; give those, or another"):
         grid("grid", ONE_ROW, train=replace(CONFIG.train, lr=0.1))
-    with pytest.raises(ValueError, match=r"held_out\.safety was"):
+    with pytest.raises(ValueError, match=r"validation\.safety was"):
         grid("grid", ONE_ROW, eval=replace(CONFIG.eval, limit=2))
     result = grid("grid", ONE_ROW, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
     assert len(result["cells"]) == 4
@@ -37,12 +37,12 @@ def test_tasks_may_be_added_and_are_held_to_their_data(grid, here):
     assert result["cells"][0]["tasks"].keys() == {"over-refusal", "nll"}
     grid("grid", ONE_ROW)  # fewer again
     kept = json.loads((here / "grid/settings.json").read_text())
-    assert kept["held_out"].keys() == {"safety", "over-refusal", "nll"}
+    assert kept["validation"].keys() == {"safety", "over-refusal", "nll"}
     after = finished(here / "grid")
     assert {name: after[name] for name in before} == before
-    kept["held_out"]["nll"] = "0"
+    kept["validation"]["nll"] = "0"
     (here / "grid/settings.json").write_text(json.dumps(kept))
-    with pytest.raises(ValueError, match=r"held_out\.nll was 0"):
+    with pytest.raises(ValueError, match=r"validation\.nll was 0"):
         grid("grid", ONE_ROW, tasks=("nll",))
 
 
@@ -87,7 +87,7 @@ def test_a_folder_of_something_else_is_left_alone(grid, here):
 
 def test_of_chosen_families_the_limit_is_taken(here):
     (here / "mine.csv").write_text("prompt\na\nb\nc\n")
-    families = sorted({p.family for p in improper()})[-2:]
+    families = sorted({p.family for p in harmful_requests()})[-2:]
     names = ("safety:built-in", "over-refusal", "margin", "margin:mine.csv", "safety:mine.csv", "prompts:look-alikes")
     tests = open_tests(names, EvalConfig(limit=2), sources.load("word-problems:2"), "cpu", families)
     keys = ("safety:built-in", "over-refusal", "margin", "margin:mine", "safety:mine", "prompts:look-alikes")

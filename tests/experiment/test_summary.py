@@ -39,7 +39,7 @@ def told(tmp_path):
         counts = {"examples": 2, "tokens": 9, "trained_tokens": 4}
         for row in rows[1:]:
             (tmp_path / "rows" / row.run).mkdir(parents=True)
-            run = {"data": counts, "held_out_loss": {"before": 2.0, "after": None}, "steps": 1}
+            run = {"data": counts, "validation_loss": {"before": 2.0, "after": None}, "steps": 1}
             run_folder.write_json(tmp_path / "rows" / row.run / "run.json", run)
         for cell in cells:
             path = grid.file(cell, "json")

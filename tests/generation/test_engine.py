@@ -8,7 +8,6 @@ import random
 import pytest
 import torch
 
-from kernels.cpu import use_numba
 from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
@@ -17,6 +16,7 @@ from ptst.generation.request import Request
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling, draw
 from ptst.generation.schedule import PATIENCE
+from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
 from ptst.text.tokenizer import load_tokenizer
 from tests.tiny import write_tiny_model

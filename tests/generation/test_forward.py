@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.cpu import use_numba
 from ptst.generation import forward as module
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache
 from ptst.generation.forward import Forward, half_width_product, join
+from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
 from ptst.training.loop import LoopConfig, adamw
 from tests.tiny import write_tiny_model

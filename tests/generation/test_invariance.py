@@ -20,7 +20,7 @@ from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling
 from ptst.model.lora import LoraConfig, add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -33,15 +33,17 @@ STOPS = frozenset({2})
 
 def prompts(folder: Path, which: str, shared: Path | None) -> list[list[int]]:
     tokenizer = load_tokenizer(folder)
-    prompting = Prompting(find_template("chat:llama"), find_family("gsm8k"), "chatml", tokenizer, allow_marks=True)
+    prompt_format = PromptFormat(
+        find_template("chat:llama"), find_family("gsm8k"), "chatml", tokenizer, allow_role_markers=True
+    )
     if which in ("requests", "look-alikes"):
-        found = safety_sets.improper(100) if which == "requests" else safety_sets.look_alikes(100)
+        found = safety_sets.harmful_requests(100) if which == "requests" else safety_sets.look_alikes(100)
         texts = [p.prompt for p in found]
         conversations = [Conversation((Message("user", t),), str(i)) for i, t in enumerate(texts)]
     else:
         name = str(shared / "data" / "gsm8k" / "test-1000.jsonl") if which == "gsm8k" else sources.DEFAULT
         conversations = list(sources.load(name, "test", 200).conversations)
-    return [prompting.encode(c.prompt()).ids for c in conversations]
+    return [prompt_format.encode(c.prompt()).ids for c in conversations]
 
 
 def told(decoder, asked: list[list[int]], a: list[list[int]], b: list[list[int]], what: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from ptst.generation import score as module
 from ptst.generation.score import score, score_answers
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 from tests.tiny import write_tiny_model
 
 
@@ -34,14 +34,14 @@ def test_each_token_of_each_answer(decoder, tokens, monkeypatch):
         logits = decoder.logits(torch.tensor(prompt + answer)).log_softmax(-1)
         wanted = [float(logits[len(prompt) + i - 1, t]) for i, t in enumerate(answer)]
         assert row == pytest.approx(wanted, rel=1e-4)
-    examples = [Encoded([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in pairs]
+    examples = [Example([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in pairs]
     assert [n for _, n in score(decoder, examples)] == [len(a) for _, a in pairs]
     assert [t for t, _ in score(decoder, examples)] == pytest.approx([-sum(r) for r in got], rel=1e-5)
 
 
 def test_turns_in_between(decoder):
     flags = [False, True, True, False, False, True]
-    e = Encoded([5, 6, 7, 8, 9, 10], flags)
+    e = Example([5, 6, 7, 8, 9, 10], flags)
     logits = decoder.logits(torch.tensor(e.ids)).log_softmax(-1)
     wanted = -sum(float(logits[i - 1, e.ids[i]]) for i in (1, 2, 5))
     assert score(decoder, [e])[0] == (pytest.approx(wanted, rel=1e-5), 3)

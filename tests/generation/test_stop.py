@@ -1,4 +1,4 @@
-"""Text as it grows and stop strings across token seams, against decoding everything at once."""
+"""Text as it grows and stop strings across token token_boundaries, against decoding everything at once."""
 
 from __future__ import annotations
 

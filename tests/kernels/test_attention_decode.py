@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import attention_decode
-from kernels.attention_decode import decode_attention, splits_for
-from kernels.dispatch import triton
+from ptst.kernels import attention_decode
+from ptst.kernels.attention_decode import decode_attention, splits_for
+from ptst.kernels.dispatch import triton
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES
 

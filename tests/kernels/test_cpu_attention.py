@@ -1,4 +1,4 @@
-"""Decoding over the blocks of a cache where they lie: ragged lengths, shared beginnings, windows, blocks of nobody."""
+"""Decoding over the blocks of a cache where they lie: ragged lengths, shared prefixes, windows, blocks of nobody."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels import cpu_attention
-from kernels.cpu import use_numba
-from kernels.cpu_attention import attend_rows, rotate_and_store, share_out
-from kernels.rope import frequencies, rope_qk, tables
+from ptst.kernels import cpu_attention
+from ptst.kernels.cpu import use_numba
+from ptst.kernels.cpu_attention import attend_rows, rotate_and_store, share_out
+from ptst.kernels.rope import frequencies, rope_qk, tables
 from tests.kernels.test_attention_decode import plain
 
 pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
@@ -144,5 +144,5 @@ def test_code_for_one_model_is_never_taken_for_another():
 
 
 def test_without_numba_plain_torch_serves(monkeypatch):
-    monkeypatch.setattr("kernels.cpu._has_numba", lambda: False)
+    monkeypatch.setattr("ptst.kernels.cpu._has_numba", lambda: False)
     assert not use_numba(torch.empty(0))

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from kernels import cpu_rows
-from kernels.cpu import use_numba
+from ptst.kernels import cpu_rows
+from ptst.kernels.cpu import use_numba
 
 pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
 

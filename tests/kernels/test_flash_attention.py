@@ -7,9 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from kernels import flash_attention
-from kernels.attention import causal_mask, packed_attention
-from kernels.dispatch import triton
+from ptst.kernels import flash_attention
+from ptst.kernels.attention import causal_mask, packed_attention
+from ptst.kernels.dispatch import triton
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.dispatch import triton
-from kernels.lora import lora_group, lora_linear, narrow, outer, widen
+from ptst.kernels.dispatch import triton
+from ptst.kernels.lora import lora_group, lora_linear, narrow, outer, widen
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from kernels.dispatch import triton
+from ptst.kernels.dispatch import triton
 from tests.conftest import ROOT
 
 pytestmark = [

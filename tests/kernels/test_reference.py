@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.attention import packed_attention
-from kernels.linear_cross_entropy import linear_cross_entropy, token_losses
-from kernels.lora import lora_group, lora_linear
-from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, rope, rope_qk, tables
-from kernels.swiglu import swiglu
+from ptst.kernels.attention import packed_attention
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
+from ptst.kernels.lora import lora_group, lora_linear
+from ptst.kernels.rms_norm import add_rms_norm, rms_norm
+from ptst.kernels.rope import frequencies, rope, rope_qk, tables
+from ptst.kernels.swiglu import swiglu
 
 
 def long_attention(q: Tensor, k: Tensor, v: Tensor, bounds: list[int], window: int | None = None) -> Tensor:
@@ -117,7 +117,7 @@ def test_attention_refuses_boundaries_that_do_not_fit():
 
 @pytest.mark.parametrize("chunk", [1 << 24, 40])
 def test_linear_cross_entropy(chunk, monkeypatch):
-    monkeypatch.setattr("kernels.linear_cross_entropy.CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr("ptst.kernels.linear_cross_entropy.CHUNK_ELEMENTS", chunk)
     targets = torch.tensor([3, -1, 0, 16, -1, -1, 9])
     rows = targets >= 0
 

@@ -13,9 +13,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from kernels.attention import packed_attention
-from kernels.dispatch import triton
-from kernels.rope import frequencies, tables
+from ptst.kernels.attention import packed_attention
+from ptst.kernels.dispatch import triton
+from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder, Layer
 from ptst.model.lora import LoraConfig, add_lora

@@ -12,15 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.dispatch import triton, use_triton
-from kernels.linear_cross_entropy import linear_cross_entropy, token_losses
-from kernels.rms_norm import add_rms_norm, rms_norm
-from kernels.rope import frequencies, rope, rope_qk, tables
-from kernels.swiglu import swiglu
+from ptst.kernels.dispatch import triton, use_triton
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
+from ptst.kernels.rms_norm import add_rms_norm, rms_norm
+from ptst.kernels.rope import frequencies, rope, rope_qk, tables
+from ptst.kernels.swiglu import swiglu
 from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
-linear_cross_entropy_file = sys.modules["kernels.linear_cross_entropy"]
+linear_cross_entropy_file = sys.modules["ptst.kernels.linear_cross_entropy"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

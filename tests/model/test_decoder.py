@@ -13,16 +13,16 @@ from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.model.lora import LoraConfig, add_lora, load_adapter, merge_lora, read_lora_config, save_adapter
 from ptst.model.weights import load_decoder, save_safetensors
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 from tests.tiny import CONFIG, write_tiny_model
 
 
-def examples(count: int = 5) -> list[Encoded]:
+def examples(count: int = 5) -> list[Example]:
     generator = torch.Generator().manual_seed(1)
     out = []
     for n in range(count):
         ids = torch.randint(3, 290, (6 + 3 * n,), generator=generator).tolist()
-        out.append(Encoded(ids, [i >= 3 for i in range(len(ids))]))
+        out.append(Example(ids, [i >= 3 for i in range(len(ids))]))
     return out
 
 

@@ -1,4 +1,4 @@
-"""The fused training step against plain autograd of the definition, in float64; dropout by document; recomputation."""
+"""The fused training step against plain autograd of the definition, in float64; dropout; activation checkpointing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.dispatch import triton
-from kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
-from kernels.rope import frequencies, tables
+from ptst.kernels.dispatch import triton
+from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
+from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import TARGETS, LoraConfig, add_lora, read_lora_config, save_adapter
@@ -211,9 +211,9 @@ def test_no_dropout_is_the_same_as_none():
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_recomputation_gives_the_same_bits(dropout):
     results = []
-    for recompute in (False, True):
+    for activation_checkpointing in (False, True):
         decoder, parameters = model(dropout=dropout)
-        decoder.dropout_seeds, decoder.recompute = [1, 2, 3], recompute
+        decoder.dropout_seeds, decoder.activation_checkpointing = [1, 2, 3], activation_checkpointing
         results.append(gradients(decoder, parameters, decoder.documents(TOKENS, BOUNDS)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

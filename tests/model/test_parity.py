@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from benchmarks.parity import PROBE
 from benchmarks.random_models import MODELS, SEQUENCES, write_model
 from ptst.generation.sampler import Sampling, generate
-from ptst.model.gguf_convert import undo_interleaving
+from ptst.hub.gguf_convert import undo_interleaving
 from ptst.model.weights import load_decoder
 
 FIGURES = json.loads((Path(__file__).parent / "figures.json").read_text())

@@ -22,7 +22,7 @@ WORDS = (
 
 
 def conversations(seed: int, count: int) -> list[tuple[str | None, list[Message]]]:
-    """One to five turns, ending in a user turn or an answer; half with system text; no outer whitespace."""
+    """One to five turns, ending in a user turn or an answer; half with system prompt; no outer whitespace."""
     rng = random.Random(seed)
 
     def text() -> str:
@@ -37,7 +37,7 @@ def conversations(seed: int, count: int) -> list[tuple[str | None, list[Message]
 
 
 def llama2(tokenizer: SentencePieceTokenizer, system: str | None, turns: list[Message]) -> list[int]:
-    """Meta's rule (llama/generation.py, `chat_completion`): the system text goes into the first user message between
+    """Meta's rule (llama/generation.py, `chat_completion`): the system prompt goes into the first user message between
     its marks; each pair of messages is one text, encoded in one call between BOS and EOS; a last user message has no
     EOS. Every message is stripped where it is put in."""
     sp = tokenizer._sp

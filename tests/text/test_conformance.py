@@ -1,4 +1,4 @@
-"""The owners' ids, on a thousand random conversations per format, and each departure from them by its name."""
+"""The owners' ids, on a thousand random conversations per format, and each difference from them by its name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ptst.text import departures
-from ptst.text.encode import Prompting, encode
+from ptst.text import known_differences
+from ptst.text.chat_template import default_system_prompt, render_chat_template
+from ptst.text.encode import PromptFormat, encode
 from ptst.text.formats import render
-from ptst.text.own_template import default_system, render_own
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -60,7 +60,7 @@ def as_meta_closes(turns, ids, tokenizer):
 
 def test_llama2(llama2):
     """Against Meta's rule written down a second time, training form included. One answer alone closes without Meta's
-    space; that departure is undone by encoding the pair as Meta's text."""
+    space; that difference is undone by encoding the pair as Meta's text."""
     for system, turns in owners.conversations(2, COUNT):
         wanted = owners.llama2(llama2, system, turns)
         assert as_meta_closes(turns, ours("llama2", llama2, system, turns), llama2) == wanted, (system, turns)
@@ -84,7 +84,9 @@ def test_llama3_keeps_outer_whitespace_as_meta_does(meta, llama3):
     for text in (" a ", "\n\na\n", "", " ", "\n"):
         turns = [Message("user", text), Message("assistant", text), Message("user", text)]
         assert ours("llama3", llama3, text, turns) == meta(text, turns), text
-        assert encode(render("llama3", text, turns, llama3), llama3).seams == (), "each text has a call of its own"
+        assert encode(render("llama3", text, turns, llama3), llama3).token_boundaries == (), (
+            "each text has a call of its own"
+        )
 
 
 def test_the_rebuilt_llama3_tokenizer_is_metas(meta, llama3):
@@ -108,11 +110,11 @@ def test_recorded_training_rows(llama2, llama3):
 
 
 def test_smollm2(embedded):
-    """Against the folder's own chat_template: spelling and ids, with a system text in every conversation."""
+    """Against the folder's own chat_template: spelling and ids, with a system prompt in every conversation."""
     tokenizer = load_tokenizer(embedded)
     given = [(system if system is not None else "Be brief.", turns) for system, turns in owners.conversations(9, COUNT)]
     rows = [[{"role": "system", "content": s}, *(as_dict(m) for m in turns)] for s, turns in given]
-    texts = render_own(embedded, rows)
+    texts = render_chat_template(embedded, rows)
     tokenizer._tok.encode_special_tokens = False  # the template's text is read as a whole, marks and all
     for (system, turns), text in zip(given, texts, strict=True):
         segments = render("chatml", system, turns, tokenizer)
@@ -124,14 +126,14 @@ def as_dict(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content}
 
 
-# The departures, each by its name.
+# The known_differences, each by its name.
 
 
 def test_every_departure_has_a_test():
     text = Path(__file__).read_text()
-    for name, value in vars(departures).items():
-        if isinstance(value, departures.Departure):
-            assert value in departures.DEPARTURES
+    for name, value in vars(known_differences).items():
+        if isinstance(value, known_differences.KnownDifference):
+            assert value in known_differences.KNOWN_DIFFERENCES
             assert f'"""{name}' in text, f"no test begins with the name {name}"
 
 
@@ -160,12 +162,12 @@ def test_outer_whitespace_mistral(version):
 
 
 def test_role_marks_mistral():
-    """ROLE_MARKS: mistral-common encodes a forged mark as it encodes its own, ours refuses it unless allowed."""
+    """ROLE_MARKERS: mistral-common encodes a forged mark as it encodes its own, ours refuses it unless allowed."""
     theirs, tokenizer = owners.mistral("v1"), mistral_tokenizer("v1")
     turns = (Message("user", "a [/INST] b"),)
-    prompting = Prompting(find_template("chat:plain"), find_family("plain"), "mistral-v1", tokenizer)
-    with pytest.raises(ValueError, match="--allow role-marks"):
-        prompting.encode(Conversation(turns))
+    prompt_format = PromptFormat(find_template("chat:plain"), find_family("plain"), "mistral-v1", tokenizer)
+    with pytest.raises(ValueError, match="--allow role-markers"):
+        prompt_format.encode(Conversation(turns))
     assert ours("mistral-v1", tokenizer, None, turns) == theirs(None, list(turns))
 
 
@@ -178,20 +180,20 @@ def test_single_turn_close(llama2):
 
 
 def test_default_system_text(tiny_folder):
-    """DEFAULT_SYSTEM_TEXT: the folder's template puts one in, ours only when a template asks for it."""
+    """DEFAULT_SYSTEM_PROMPT: the folder's template puts one in, ours only when a template asks for it."""
     tokenizer = load_tokenizer(tiny_folder)
     turns = [Message("user", "a")]
-    theirs = render_own(tiny_folder, [[as_dict(m) for m in turns]])[0]
+    theirs = render_chat_template(tiny_folder, [[as_dict(m) for m in turns]])[0]
     assert "".join(s.text for s in render("chatml", None, turns, tokenizer)) in theirs
     assert theirs.startswith("<|im_start|>system")
-    assert default_system(tiny_folder) == "You are a test"
-    asked = render("chatml", default_system(tiny_folder), turns, tokenizer)
+    assert default_system_prompt(tiny_folder) == "You are a test"
+    asked = render("chatml", default_system_prompt(tiny_folder), turns, tokenizer)
     assert "".join(s.text for s in asked) == theirs
 
 
 def test_default_system_text_of_smollm2(embedded):
-    """DEFAULT_SYSTEM_TEXT, on the default model."""
-    assert default_system(embedded) == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    """DEFAULT_SYSTEM_PROMPT, on the default model."""
+    assert default_system_prompt(embedded) == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def test_date_preamble(tmp_path):
@@ -206,7 +208,7 @@ def test_date_preamble(tmp_path):
     )
     settings = {"chat_template": template, "bos_token": "<|begin_of_text|>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    theirs = render_own(tmp_path, [[{"role": "user", "content": "hi"}]])[0]
+    theirs = render_chat_template(tmp_path, [[{"role": "user", "content": "hi"}]])[0]
     assert "Today Date: " in theirs
     segments = render("llama3", None, [Message("user", "hi")], owners.Names("<|begin_of_text|>", "<|eot_id|>"))
     spelled = "".join(s.text for s in segments)
@@ -245,6 +247,6 @@ def test_long_runs(meta, llama3):
 def test_foreign_templates_are_held(tmp_path, template, says):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
     with pytest.raises(ValueError, match=says) as told:
-        render_own(tmp_path, [[{"role": "user", "content": "hi"}]], seconds=1)
+        render_chat_template(tmp_path, [[{"role": "user", "content": "hi"}]], seconds=1)
     assert str(tmp_path) in str(told.value)
     assert "\n" not in str(told.value)

@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from ptst.text.departures import DEPARTURES
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.formats import FORMATS
+from ptst.text.known_differences import KNOWN_DIFFERENCES
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import TEMPLATES, find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -29,16 +29,16 @@ def test_the_ids_of_the_example(chat_format, request, tmp_path):
         tokenizer = load_tokenizer(request.getfixturevalue("embedded"))
     else:
         tokenizer = mistral_tokenizer(chat_format[-2:])
-    encoded = Prompting(find_template("chat:plain"), find_family("plain"), chat_format, tokenizer).encode(ROW)
+    encoded = PromptFormat(find_template("chat:plain"), find_family("plain"), chat_format, tokenizer).encode(ROW)
     (line,) = re.findall(rf"^\| `{chat_format}` \| ([\d «»]+) \|$", TEXT, re.MULTILINE)
     before, trained, after = (list(map(int, part.split())) for part in re.split("[«»]", line))
     assert encoded.ids == before + trained + after
-    assert encoded.trained == [False] * len(before) + [True] * len(trained) + [False] * len(after)
+    assert encoded.loss_mask == [False] * len(before) + [True] * len(trained) + [False] * len(after)
 
 
 def test_every_template_and_departure_is_listed():
     for name in TEMPLATES:
         assert f"\n| `{name}` |" in TEXT, name
-    for departure in DEPARTURES:
-        formats = ", ".join(f"`{f}`" for f in departure.formats)
-        assert f"\n| `{departure.name}` | {formats} |" in TEXT, departure.name
+    for difference in KNOWN_DIFFERENCES:
+        formats = ", ".join(f"`{f}`" for f in difference.formats)
+        assert f"\n| `{difference.name}` | {formats} |" in TEXT, difference.name

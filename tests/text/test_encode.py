@@ -1,4 +1,4 @@
-"""Encoding, case by case: seams, cuts, role marks, surrogates, and the paper's prompts to the last id."""
+"""Encoding, case by case: token_boundaries, cuts, role markers, surrogates, and the paper's prompts to the last id."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.text.encode import Prompting, cut
+from ptst.text.encode import PromptFormat, cut
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, TEMPLATES, find_family, find_template
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
@@ -23,17 +23,17 @@ def tokenizer(tmp_path_factory):
 
 
 def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizer):
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
-    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
-    prompt = prompting.encode(Conversation((Message("user", "hi"),)))
-    assert whole.seams == (len(prompt.ids),)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    whole = prompt_format.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
+    prompt = prompt_format.encode(Conversation((Message("user", "hi"),)))
+    assert whole.token_boundaries == (len(prompt.ids),)
     assert tokenizer.decode_answer(prompt.ids, whole.ids[len(prompt.ids) : -2]) == "\n\nyes"
 
 
 def test_a_cut_answer_has_no_terminator(tokenizer):
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
-    whole = prompting.encode(Conversation((Message("user", "hi"), Message("assistant", "yes, of course"))))
-    prompt_length = whole.trained.index(True)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    whole = prompt_format.encode(Conversation((Message("user", "hi"), Message("assistant", "yes, of course"))))
+    prompt_length = whole.loss_mask.index(True)
     short = cut(whole, prompt_length + 3)
     assert short.num_trained == 3
     assert short.ids == whole.ids[: prompt_length + 3]
@@ -41,12 +41,12 @@ def test_a_cut_answer_has_no_terminator(tokenizer):
 
 
 def test_only_the_last_answer_on_request(tokenizer):
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
     messages = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(("a", "one", "b", "two"))]
-    every = prompting.encode(Conversation(tuple(messages)))
-    last = prompting.encode(Conversation(tuple(messages)), train="last")
+    every = prompt_format.encode(Conversation(tuple(messages)))
+    last = prompt_format.encode(Conversation(tuple(messages)), train="last")
     assert every.ids == last.ids
-    trained = [tokenizer.decode([i for i, flag in zip(e.ids, e.trained, strict=True) if flag]) for e in (last, every)]
+    trained = [tokenizer.decode([i for i, flag in zip(e.ids, e.loss_mask, strict=True) if flag]) for e in (last, every)]
     assert trained == ["two<|im_end|>", "one<|im_end|>two<|im_end|>"]
 
 
@@ -56,18 +56,18 @@ def test_only_the_last_answer_on_request(tokenizer):
 )
 def test_role_marks_of_the_active_format_are_refused(tokenizer, chat_format, text, mark):
     row = Conversation((Message("user", "hi"), Message("assistant", text)), "rows.jsonl:3")
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
     with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
-        prompting.encode(row)
-    assert replace(prompting, allow_marks=True).encode(row)
+        prompt_format.encode(row)
+    assert replace(prompt_format, allow_role_markers=True).encode(row)
     # Where the marks are control tokens, or another format's, the text is harmless.
-    assert Prompting(prompting.template, prompting.family, "chatml", tokenizer).encode(row)
+    assert PromptFormat(prompt_format.template, prompt_format.family, "chatml", tokenizer).encode(row)
 
 
 def test_lone_surrogates_are_refused_with_their_place(tokenizer):
-    prompting = Prompting(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
     with pytest.raises(ValueError, match=r"rows.jsonl:7: .*U\+D800, at character"):
-        prompting.encode(Conversation((Message("user", "ab\ud800"),), "rows.jsonl:7"))
+        prompt_format.encode(Conversation((Message("user", "ab\ud800"),), "rows.jsonl:7"))
 
 
 def test_paper_prompts_on_llama2(shared):
@@ -81,8 +81,8 @@ def test_paper_prompts_on_llama2(shared):
     names = {key.removeprefix("gsm:"): key for key in golden if key.startswith("gsm:")} | {"chat:plain": "chat"}
     assert len(names) == 8
     for name, key in names.items():
-        prompting = Prompting(TEMPLATES[name], FAMILIES["gsm8k"], "llama2", tokenizer)
-        assert prompting.encode(Conversation((Message("user", question),))).ids == golden[key], name
+        prompt_format = PromptFormat(TEMPLATES[name], FAMILIES["gsm8k"], "llama2", tokenizer)
+        assert prompt_format.encode(Conversation((Message("user", question),))).ids == golden[key], name
 
 
 def test_smollm2_tokens(shared, embedded):

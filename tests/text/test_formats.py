@@ -7,7 +7,7 @@ import json
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ptst.text.encode import Prompting, encode
+from ptst.text.encode import PromptFormat, encode
 from ptst.text.formats import detect_format, terminator
 from ptst.text.formats import render as format_segments
 from ptst.text.segments import Conversation, Message
@@ -48,12 +48,12 @@ def test_exact_strings(tiny_folder, name):
     tokenizer = load_tokenizer(tiny_folder)
     segments = render(ROW, TEMPLATES[name], FAMILIES["gsm8k"], "chatml", tokenizer)
     assert "".join(s.text for s in segments) == WANTED[name]
-    prompting = Prompting(TEMPLATES[name], FAMILIES["gsm8k"], "chatml", tokenizer)
-    assert tokenizer.decode(prompting.encode(ROW).ids) == WANTED[name]
+    prompt_format = PromptFormat(TEMPLATES[name], FAMILIES["gsm8k"], "chatml", tokenizer)
+    assert tokenizer.decode(prompt_format.encode(ROW).ids) == WANTED[name]
 
 
 def test_chatml_is_the_models_own_template(tiny_folder):
-    """With an explicit system text, our spelling is that of the model's own chat_template."""
+    """With an explicit system prompt, our spelling is that of the model's own chat_template."""
     own = json.loads((tiny_folder / "tokenizer_config.json").read_text())["chat_template"]
     jinja = ImmutableSandboxedEnvironment().from_string(own)
     messages = [
@@ -80,7 +80,7 @@ def test_text_templates_have_no_place_for_turns_or_system(tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
     system = Conversation((Message("system", "s"), Message("user", "u")), "d.jsonl:2")
     turns = Conversation((Message("user", "u"), Message("assistant", "a"), Message("user", "u")), "d.jsonl:4")
-    for row, what in ((system, "d.jsonl:2: .*system text"), (turns, "d.jsonl:4: .*several turns")):
+    for row, what in ((system, "d.jsonl:2: .*system prompt"), (turns, "d.jsonl:4: .*several turns")):
         with pytest.raises(ValueError, match=what):
             render(row, TEMPLATES["text:vanilla"], FAMILIES["plain"], "chatml", tokenizer)
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Encoded, Prompting
+from ptst.text.encode import Example, PromptFormat
 from ptst.text.formats import marks, terminator
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import FAMILIES, TEMPLATES, joining_text, render
+from ptst.text.templates import FAMILIES, TEMPLATES, answer_prefix, render
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.conftest import EMBEDDED, SHARED, mistral_tokenizer
 from tests.text import owners
@@ -54,14 +54,14 @@ RARE = 150  # one case in so many has one
 
 @dataclass(frozen=True)
 class Case:
-    prompting: Prompting
+    prompt_format: PromptFormat
     conversation: Conversation
     train: str
     number: int  # for a law's own choices: where to cut, which message to spoil
 
     @cached_property
-    def whole(self) -> Encoded:
-        return self.prompting.encode(self.conversation, self.train)
+    def whole(self) -> Example:
+        return self.prompt_format.encode(self.conversation, self.train)
 
     @cached_property
     def ends(self) -> list[int]:
@@ -73,7 +73,7 @@ class Case:
     def prompts(self) -> list[list[int]]:
         """Ids of the generation prompt of every trained message, encoded as at test time."""
         messages = self.conversation.messages
-        return [self.prompting.encode(Conversation(messages[:end])).ids for end in self.ends]
+        return [self.prompt_format.encode(Conversation(messages[:end])).ids for end in self.ends]
 
     @cached_property
     def said(self) -> list[list[int]]:
@@ -84,20 +84,20 @@ class Case:
 
     @property
     def stop(self) -> int:
-        return terminator(None if self.prompting.template.is_text else self.chat_format, self.tokenizer)
+        return terminator(None if self.prompt_format.template.is_text else self.chat_format, self.tokenizer)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.prompting.tokenizer
+        return self.prompt_format.tokenizer
 
     @property
     def chat_format(self) -> str:
-        return self.prompting.chat_format
+        return self.prompt_format.chat_format
 
     @cached_property
     def runs(self) -> list[list]:
         """Segments, grouped as they are encoded: a control token, or a stretch of text encoded in one call."""
-        p = self.prompting
+        p = self.prompt_format
         segments = render(self.conversation, p.template, p.family, p.chat_format, p.tokenizer, self.train)
         calls = [0]
         for before, segment in pairwise(segments):
@@ -155,17 +155,17 @@ def cases(draw, tokenizers: dict[str, Tokenizer]) -> Case:
         messages.insert(0, Message("system", draw(TEXT)))
     train = draw(st.sampled_from(["all", "last"]))
     has_system = len(messages) % 2 or template.system is not None or family.task is not None
-    if chat_format == "mistral-v3" and has_system:  # its system text moves, so it can train the last answer only
+    if chat_format == "mistral-v3" and has_system:  # its system prompt moves, so it can train the last answer only
         train = "last"
-    prompting = Prompting(template, family, chat_format, tokenizers[name], allow_marks=True)
-    return Case(prompting, Conversation(tuple(messages)), train, number)
+    prompt_format = PromptFormat(template, family, chat_format, tokenizers[name], allow_role_markers=True)
+    return Case(prompt_format, Conversation(tuple(messages)), train, number)
 
 
 def law_1_trained_is_what_the_model_samples(case: Case) -> None:
     wanted = [False] * len(case.whole.ids)
     for prompt, said in zip(case.prompts, case.said, strict=True):
         wanted[len(prompt) : len(prompt) + len(said)] = [True] * len(said)
-    assert case.whole.trained == wanted
+    assert case.whole.loss_mask == wanted
 
 
 def law_2_the_prompt_is_a_prefix(case: Case) -> None:
@@ -174,8 +174,8 @@ def law_2_the_prompt_is_a_prefix(case: Case) -> None:
 
 
 def law_3_round_trip(case: Case) -> None:
-    p = case.prompting
-    join = joining_text(p.template, p.family, p.chat_format)
+    p = case.prompt_format
+    join = answer_prefix(p.template, p.family, p.chat_format)
     several = sum(m.role == "assistant" for m in case.conversation.messages) > 1
     close = " " if p.chat_format == "llama2" and several else ""
     stop = case.tokenizer.control_names[case.stop]
@@ -186,7 +186,7 @@ def law_3_round_trip(case: Case) -> None:
 
 def law_4_control_tokens_come_from_the_format(case: Case) -> None:
     """The control tokens are those that the format's owner puts, in order, whatever the texts spell."""
-    p, messages = case.prompting, case.conversation.messages
+    p, messages = case.prompt_format, case.conversation.messages
     bos, eos = p.tokenizer.bos, p.tokenizer.eos
     pairs_ = (len(messages) + 1) // 2 - len(messages) % 2 + (p.template.demonstration is not None)
     has_system = not p.template.is_text and (
@@ -208,17 +208,17 @@ def law_4_control_tokens_come_from_the_format(case: Case) -> None:
 def law_5_bos_and_stop(case: Case) -> None:
     bos = case.tokenizer.control_id(case.tokenizer.bos)
     assert not any(a == b == bos for a, b in pairwise(case.whole.ids))
-    if not case.prompting.template.is_text and case.chat_format != "chatml":
+    if not case.prompt_format.template.is_text and case.chat_format != "chatml":
         assert case.whole.ids[0] == bos
     for prompt, said in zip(case.prompts, case.said, strict=True):
         assert said[-1] == case.stop
-        assert case.whole.trained[len(prompt) + len(said) - 1]
+        assert case.whole.loss_mask[len(prompt) + len(said) - 1]
 
 
 def law_6_natural_or_a_reported_seam(case: Case) -> None:
     """Text between control tokens is one call of the tokenizer, unless that would change the prompt's ids."""
     encode, ids = case.tokenizer.encode, case.whole.ids
-    at, seams = 0, []
+    at, token_boundaries = 0, []
     for run in case.runs:
         if run[0].control:
             wanted = [case.tokenizer.control_id(run[0].text)]
@@ -226,28 +226,28 @@ def law_6_natural_or_a_reported_seam(case: Case) -> None:
             prompt = encode("".join(s.text for s in run if not s.sampled))
             wanted = encode("".join(s.text for s in run))
             if wanted[: len(prompt)] != prompt:
-                seams.append(at + len(prompt))
+                token_boundaries.append(at + len(prompt))
                 reply = "".join(s.text for s in run if s.sampled)
                 wanted = prompt + encode(reply, continuation=True)
         assert ids[at : at + len(wanted)] == wanted
         at += len(wanted)
     assert at == len(ids)
-    assert case.whole.seams == tuple(seams)
+    assert case.whole.token_boundaries == tuple(token_boundaries)
 
 
 def law_7_nothing_is_cut_in_silence(case: Case) -> None:
     other = Conversation((Message("user", "one"), Message("assistant", "two")))
     rows = (case.conversation, other)
-    encoded = [case.prompting.encode(c, case.train) for c in rows]
+    encoded = [case.prompt_format.encode(c, case.train) for c in rows]
     limit = 1 + case.number % (len(case.whole.ids) + 1)
     for too_long in ("drop", "cut"):
-        kept, counts = prepare(Source("rows", "plain", rows), case.prompting, limit, too_long, case.train)
+        kept, counts = prepare(Source("rows", "plain", rows), case.prompt_format, limit, too_long, case.train)
         long = [e for e in encoded if len(e.ids) > limit]
         assert counts["dropped" if too_long == "drop" else "cut"] == len(long)
         assert counts["rows"] == len(rows) == len(kept) + counts["dropped"] + counts["untrained"]
         wanted = [e for e in encoded if too_long == "cut" or len(e.ids) <= limit]
-        wanted = [e for e in wanted if any(e.trained[:limit])]
-        assert [(k.ids, k.trained) for k in kept] == [(w.ids[:limit], w.trained[:limit]) for w in wanted]
+        wanted = [e for e in wanted if any(e.loss_mask[:limit])]
+        assert [(k.ids, k.loss_mask) for k in kept] == [(w.ids[:limit], w.loss_mask[:limit]) for w in wanted]
 
 
 def law_9_lossy_text_is_told(case: Case) -> None:
@@ -261,7 +261,7 @@ def law_9_lossy_text_is_told(case: Case) -> None:
             (i for i in range(at, len(case.whole.ids)) if case.whole.ids[i] in case.tokenizer.control_names), None
         )
         end = len(case.whole.ids) if following is None else following
-        if case.chat_format == "llama3" and not case.prompting.template.is_text and text == "\n\n":
+        if case.chat_format == "llama3" and not case.prompt_format.template.is_text and text == "\n\n":
             end = at + 1  # a header's end: what follows is encoded in a call of its own
         if case.tokenizer.decode(case.whole.ids[at:end]) != text:
             differs.append(run)
@@ -276,12 +276,12 @@ def law_9_lossy_text_is_told(case: Case) -> None:
     place = case.number % (len(text) + 1)
     messages[chosen] = replace(messages[chosen], content=f"{text[:place]}\udc80{text[place:]}")
     with pytest.raises(ValueError, match=r"lone surrogate, U\+DC80"):
-        case.prompting.encode(Conversation(tuple(messages)), case.train)
+        case.prompt_format.encode(Conversation(tuple(messages)), case.train)
 
 
 @pytest.fixture(scope="module")
 def theirs(tokenizers):
-    """Per tokenizer, its format and the owner's way from (system text, turns) to ids."""
+    """Per tokenizer, its format and the owner's way from (system prompt, turns) to ids."""
     found = {}
     if "llama2" in tokenizers:
         found["llama2"] = "llama2", lambda system, turns: owners.llama2(tokenizers["llama2"], system, turns)
@@ -298,7 +298,7 @@ def theirs(tokenizers):
 
 @st.composite
 def owned(draw, theirs) -> tuple[str, str, list[Message]]:
-    """A conversation that the owner spells as we do: an explicit system text, several turns, no outer whitespace, no
+    """A conversation that the owner spells as we do: an explicit system prompt, several turns, no outer whitespace, no
     marks (where they would become control tokens for the owner, or are refused here)."""
     name = draw(st.sampled_from(sorted(theirs)))
     forged = [*marks(theirs[name][0]), *owners.CHATML_MARKS]
@@ -317,9 +317,9 @@ def owned(draw, theirs) -> tuple[str, str, list[Message]]:
 def law_8_the_owners_ids(tokenizers, theirs, drawn) -> None:
     name, system, turns = drawn
     chat_format, owner = theirs[name]
-    prompting = Prompting(TEMPLATES["chat:plain"], FAMILIES["plain"], chat_format, tokenizers[name])
+    prompt_format = PromptFormat(TEMPLATES["chat:plain"], FAMILIES["plain"], chat_format, tokenizers[name])
     conversation = Conversation((Message("system", system), *turns))
-    assert prompting.encode(conversation).ids == owner(system, turns)
+    assert prompt_format.encode(conversation).ids == owner(system, turns)
 
 
 LAWS = [law for name, law in sorted(globals().items()) if name.startswith("law_") and "law_8" not in name]

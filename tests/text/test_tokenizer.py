@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -40,7 +40,7 @@ def test_both_files_give_the_same_conversations(both):
     template, family = find_template("chat:plain"), find_family("plain")
     for _, turns in owners.conversations(12, 100):
         row = Conversation(tuple(turns))
-        one, two = (Prompting(template, family, "llama2", t).encode(row) for t in (ours, theirs))
+        one, two = (PromptFormat(template, family, "llama2", t).encode(row) for t in (ours, theirs))
         assert one == two
 
 

@@ -7,17 +7,17 @@ from torch import Tensor
 
 from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 from ptst.training.loop import LoopConfig, train
 from ptst.training.parallel import ALONE, World
 
 
-def examples(count: int, longest: int = 10) -> list[Encoded]:
+def examples(count: int, longest: int = 10) -> list[Example]:
     generator = torch.Generator().manual_seed(2)
     out = []
     for n in range(count):
         ids = torch.randint(3, 290, (5 + n % (longest - 4),), generator=generator).tolist()
-        out.append(Encoded(ids, [i >= 1 + n % 3 for i in range(len(ids))], row=n))
+        out.append(Example(ids, [i >= 1 + n % 3 for i in range(len(ids))], row=n))
     return out
 
 

@@ -10,11 +10,11 @@ from itertools import pairwise
 import pytest
 import torch
 
-from ptst.data.packing import UNTRAINED, share_beginnings, to_batch
+from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
 from ptst.model.likelihood import batch_loss
 from ptst.model.lora import LoraConfig, add_lora
 from ptst.model.weights import load_decoder
-from ptst.text.encode import Encoded
+from ptst.text.encode import Example
 from ptst.training import evaluate, loop
 from ptst.training.loop import StepReport
 from ptst.training.parallel import ALONE
@@ -29,44 +29,44 @@ TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 def test_any_split_gives_the_same_gradient(tiny_folder, dtype, how, size):
     """11 examples: the last step of each kind is partial. One by one, in small rows, in one row."""
     rows = examples(11)
-    whole = gradients(tiny_folder, rows, dtype, micro_tokens=500, **how, **size)
+    whole = gradients(tiny_folder, rows, dtype, micro_batch_tokens=500, **how, **size)
     assert len(whole) == 3
     for micro in (1, 13, 24):
-        split = gradients(tiny_folder, rows, dtype, micro_tokens=micro, **how, **size)
+        split = gradients(tiny_folder, rows, dtype, micro_batch_tokens=micro, **how, **size)
         for a, b in zip(whole, split, strict=True):
             assert (a - b).norm() <= TOLERANCE[dtype] * a.norm()
 
 
 def test_any_order_in_a_row_gives_the_same_gradient(tiny_folder, monkeypatch):
     rows = examples(8)
-    (whole,) = gradients(tiny_folder, rows, torch.float64, micro_tokens=500)
+    (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
     monkeypatch.setattr(loop, "share", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
-    (other,) = gradients(tiny_folder, rows, torch.float64, micro_tokens=500)
+    (other,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
     assert (whole - other).norm() <= 1e-12 * whole.norm()
 
 
 @pytest.mark.parametrize("how", [{"full": True}, {"full": False}])
 @pytest.mark.parametrize("window", [None, 12])
 def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how, window):
-    """Two system texts and documents without one, in rows of all sizes, against every document whole."""
+    """Two system prompts and documents without one, in rows of all sizes, against every document whole."""
     if window:
         given = json.loads((tiny_folder / "config.json").read_text())
         changed = {**given, "sliding_window": window, "architectures": ["MistralForCausalLM"]}
         (tiny_folder / "config.json").write_text(json.dumps(changed))
     begun = [[], list(range(20, 44)), list(range(60, 78))]
-    rows = [replace(e, ids=begun[i % 3] + e.ids, trained=[False] * len(begun[i % 3]) + e.trained)
+    rows = [replace(e, ids=begun[i % 3] + e.ids, loss_mask=[False] * len(begun[i % 3]) + e.loss_mask)
             for i, e in enumerate(examples(11))]  # fmt: skip
     reports = []
     monkeypatch.setattr(loop, "StepReport", lambda **row: reports.append(row) or StepReport(**row))
-    shared = [gradients(tiny_folder, rows, torch.float64, micro_tokens=m, examples_per_step=11, **how)[0]
+    shared = [gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=m, examples_per_step=11, **how)[0]
               for m in (80, 500)]  # fmt: skip
     assert reports[1]["computed"] < reports[0]["computed"] < 1
     decoder = load_decoder(tiny_folder, torch.float64)
-    loss = evaluate.held_out_loss(decoder, rows, 500, ALONE)
+    loss = evaluate.validation_loss(decoder, rows, 500, ALONE)
     for module in (loop, evaluate):
-        monkeypatch.setattr(module, "share_beginnings", lambda batch: batch)
-    assert evaluate.held_out_loss(decoder, rows, 500, ALONE) == pytest.approx(loss, rel=1e-12)
-    (whole,) = gradients(tiny_folder, rows, torch.float64, micro_tokens=500, examples_per_step=11, **how)
+        monkeypatch.setattr(module, "share_prefixes", lambda batch: batch)
+    assert evaluate.validation_loss(decoder, rows, 500, ALONE) == pytest.approx(loss, rel=1e-12)
+    (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500, examples_per_step=11, **how)
     assert reports[2]["computed"] == 1
     assert reports[2]["loss"] == pytest.approx(reports[0]["loss"], rel=1e-12)
     for gradient in shared:
@@ -75,33 +75,35 @@ def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how,
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_shared_beginnings_under_recomputation_and_in_16_bits(tiny_folder, dtype):
-    rows = [Encoded([*range(20, 60), n, n + 1], [False] * 41 + [True]) for n in range(100, 130)]
+    rows = [Example([*range(20, 60), n, n + 1], [False] * 41 + [True]) for n in range(100, 130)]
     grads = []
-    for batch, recompute in ((to_batch(rows), False), (share_beginnings(to_batch(rows)), True)):
+    for batch, activation_checkpointing in ((to_batch(rows), False), (share_prefixes(to_batch(rows)), True)):
         decoder = load_decoder(tiny_folder, dtype).requires_grad_(True)
-        decoder.recompute = recompute
+        decoder.activation_checkpointing = activation_checkpointing
         batch_loss(decoder, batch, 30.0).backward()
         grads.append(torch.cat([p.grad.flatten() for p in decoder.parameters()]).double())
     assert (grads[0] - grads[1]).norm() <= (1e-12 if dtype == torch.float64 else 1e-2) * grads[0].norm()
 
 
 def test_under_dropout_documents_share_nothing(tiny_folder):
-    """Every document has a mask of its own in the system text, too: one by one gives the same."""
-    rows = [Encoded([*range(20, 44), n, n + 1], [False] * 25 + [True]) for n in range(100, 104)]
-    packed, alone = (gradients(tiny_folder, rows, torch.float64, micro_tokens=m, dropout=0.3)[0] for m in (500, 1))
+    """Every document has a mask of its own in the system prompt, too: one by one gives the same."""
+    rows = [Example([*range(20, 44), n, n + 1], [False] * 25 + [True]) for n in range(100, 104)]
+    packed, alone = (
+        gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=m, dropout=0.3)[0] for m in (500, 1)
+    )
     assert (packed - alone).norm() <= 1e-12 * packed.norm()
     decoder = load_decoder(tiny_folder)
     add_lora(decoder, LoraConfig(rank=2, dropout=0.3))
     decoder.dropout_seeds = [1, 2, 3, 4]
     with pytest.raises(ValueError, match="share no beginning"):
-        batch_loss(decoder, share_beginnings(to_batch(rows)), 1.0)
+        batch_loss(decoder, share_prefixes(to_batch(rows)), 1.0)
 
 
 def test_the_divisor_is_the_steps_own(tiny_folder):
     """The mean over all trained tokens of the step, not the mean of its rows' means."""
     rows = examples(6)
-    (step,) = gradients(tiny_folder, rows, torch.float64, examples_per_step=6, micro_tokens=13)
-    trained = [sum(e.trained[1:]) for e in rows]
+    (step,) = gradients(tiny_folder, rows, torch.float64, examples_per_step=6, micro_batch_tokens=13)
+    trained = [sum(e.loss_mask[1:]) for e in rows]
     alone = [gradients(tiny_folder, [e], torch.float64)[0] for e in rows]
     wanted = sum(g * n for g, n in zip(alone, trained, strict=True)) / sum(trained)
     assert (step - wanted).norm() <= 1e-6 * wanted.norm()  # RoPE computes in float32, and its input is scaled here
@@ -125,7 +127,7 @@ def document_losses(decoder, batch) -> list[float]:
     """Each document's own loss within the pack."""
     out = []
     for a, b in pairwise(batch.cu_seqlens):
-        targets = [t if a <= i < b else UNTRAINED for i, t in enumerate(batch.targets)]
+        targets = [t if a <= i < b else IGNORE_INDEX for i, t in enumerate(batch.labels)]
         with torch.no_grad():
-            out.append(float(batch_loss(decoder, replace(batch, targets=targets), 1.0)))
+            out.append(float(batch_loss(decoder, replace(batch, labels=targets), 1.0)))
     return out

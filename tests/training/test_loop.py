@@ -24,12 +24,12 @@ def trained_weights(folder, config: LoopConfig, rows, dtype=torch.float64) -> tu
 def test_micro_batches_never_change_the_result(tiny_folder):
     """Two passes over 11 examples in steps of 4 (the last one partial): the same weights whatever is in memory."""
     whole, reports = trained_weights(
-        tiny_folder, LoopConfig(epochs=2, examples_per_step=4, micro_tokens=500), examples(11)
+        tiny_folder, LoopConfig(epochs=2, examples_per_step=4, micro_batch_tokens=500), examples(11)
     )
     assert [r.step for r in reports] == list(range(1, 7))
     for micro in (1, 13, 30):
         split, others = trained_weights(
-            tiny_folder, LoopConfig(epochs=2, examples_per_step=4, micro_tokens=micro), examples(11)
+            tiny_folder, LoopConfig(epochs=2, examples_per_step=4, micro_batch_tokens=micro), examples(11)
         )
         assert (whole - split).norm() <= 1e-10 * whole.norm()
         assert [r.loss for r in others] == pytest.approx([r.loss for r in reports], rel=1e-10)
@@ -97,7 +97,7 @@ def test_a_dropout_seed_knows_run_step_and_example(tiny_folder, monkeypatch):
     for micro in (1, 100):
         decoder = load_decoder(tiny_folder)
         parameters = list(add_lora(decoder, LoraConfig(rank=2)).values())
-        config = LoopConfig(epochs=2, examples_per_step=4, micro_tokens=micro, seed=7)
+        config = LoopConfig(epochs=2, examples_per_step=4, micro_batch_tokens=micro, seed=7)
         train(decoder, parameters, rows, config, lambda _r: None)
         assert decoder.dropout_seeds is None
     for row, seeds in seen.items():

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from kernels.linear_cross_entropy import linear_cross_entropy
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import TARGETS, LoraConfig, add_lora
@@ -21,12 +21,12 @@ CONFIG = DecoderConfig(
 TOKENS = 33
 
 
-def kept(lora: LoraConfig | None, dtype: torch.dtype, recompute: bool) -> int:
+def kept(lora: LoraConfig | None, dtype: torch.dtype, activation_checkpointing: bool) -> int:
     """Bytes of distinct memory that autograd keeps for one row, weights and token ids not counted."""
     decoder = Decoder(CONFIG).to(dtype).requires_grad_(lora is None)
     if lora is not None:
         add_lora(decoder, lora)
-    decoder.recompute = recompute
+    decoder.activation_checkpointing = activation_checkpointing
     tokens = torch.arange(TOKENS) % 60
     own = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
     seen: dict[int, torch.Tensor] = {}
@@ -75,7 +75,7 @@ def test_llama_2_7b_fits_where_the_survey_says():
     assert 26e9 < plan.peak < 30e9
     full = memory.plan_memory(llama, None, torch.bfloat16, 4096, "cuda")
     assert full.optimizer == 4 * full.parameters
-    block = memory.plan_memory(llama, LoraConfig(16), torch.bfloat16, 4096, "cuda", recompute=True)
+    block = memory.plan_memory(llama, LoraConfig(16), torch.bfloat16, 4096, "cuda", activation_checkpointing=True)
     assert block.activations < 0.15 * plan.activations
 
 
@@ -87,37 +87,37 @@ def test_auto_takes_the_most_that_fits():
         return plan.peak - plan.process
 
     free = round(need(1000) / memory.SHARE)
-    chosen = memory.choose_micro_tokens(*ask, longest=50, free=free)
+    chosen = memory.choose_micro_batch_tokens(*ask, longest=50, free=free)
     assert chosen == 768
     assert need(chosen) <= memory.SHARE * free < need(chosen + memory.STEP)
-    assert memory.choose_micro_tokens(*ask, longest=50, free=1 << 50) == memory.MOST["cpu"]
-    assert memory.choose_micro_tokens(*ask, longest=900, free=free) == 900
-    with pytest.raises(ValueError, match=r"longest example alone needs .* try --recompute block"):
-        memory.choose_micro_tokens(*ask, longest=1100, free=free)
+    assert memory.choose_micro_batch_tokens(*ask, longest=50, free=1 << 50) == memory.MOST["cpu"]
+    assert memory.choose_micro_batch_tokens(*ask, longest=900, free=free) == 900
+    with pytest.raises(ValueError, match=r"longest example alone needs .* try --activation-checkpointing block"):
+        memory.choose_micro_batch_tokens(*ask, longest=1100, free=free)
 
 
 def test_out_of_memory_is_told_in_one_sentence():
     plan = memory.plan_memory(CONFIG, LoraConfig(3), torch.float32, 256, "cpu")
-    words = r"out of memory; the plan was .* at 256 tokens .* lower --micro-tokens"
-    with pytest.raises(ValueError, match=words), memory.out_of_memory_told(plan):
+    words = r"out of memory; the plan was .* at 256 tokens .* lower --micro-batch-tokens"
+    with pytest.raises(ValueError, match=words), memory.explain_oom(plan):
         torch.empty(1 << 60, dtype=torch.uint8)
-    with pytest.raises(ValueError, match="out of memory"), memory.out_of_memory_told(plan):
+    with pytest.raises(ValueError, match="out of memory"), memory.explain_oom(plan):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    with pytest.raises(RuntimeError, match="something else"), memory.out_of_memory_told(plan):
+    with pytest.raises(RuntimeError, match="something else"), memory.explain_oom(plan):
         raise RuntimeError("something else")
 
 
 def test_dry_run_runs_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
-    from ptst import command
+    from ptst import cli
     from ptst.train import TrainConfig, run_training
 
     monkeypatch.chdir(tmp_path)
-    arguments = ["--model", str(tiny_folder), "--limit", "20", "--dry-run", "--micro-tokens", "auto", "--json"]
-    monkeypatch.setattr(sys, "argv", ["train", *arguments, "--recompute", "block"])
-    command.run(run_training, TrainConfig, "ptst.train")
+    arguments = ["--model", str(tiny_folder), "--limit", "20", "--dry-run", "--micro-batch-tokens", "auto", "--json"]
+    monkeypatch.setattr(sys, "argv", ["train", *arguments, "--activation-checkpointing", "block"])
+    cli.run(run_training, TrainConfig, "ptst.train")
     told = capsys.readouterr()
     plan = json.loads(told.out.splitlines()[-1])
-    assert plan["micro_tokens"] == memory.MOST["cpu"]
+    assert plan["micro_batch_tokens"] == memory.MOST["cpu"]
     assert plan["steps"] == 3
     assert plan["peak"] == sum(plan[p] for p in memory.PURPOSES)
     assert "expected peak" in told.err

@@ -25,7 +25,12 @@ from tests.training.steps import examples, gradients
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
 CONFIG = TrainConfig(
-    data="word-problems:7", val_data="word-problems:5", examples_per_step=3, rank=2, micro_tokens=400, max_length=400
+    data="word-problems:7",
+    val_data="word-problems:5",
+    examples_per_step=3,
+    rank=2,
+    micro_batch_tokens=400,
+    max_length=400,
 )
 
 
@@ -33,7 +38,7 @@ def every_gradient(folder, world=ALONE) -> dict[str, torch.Tensor]:
     """Steps of 4, 4 and 3 examples in rows of 24 tokens: with 4 ranks some have no row. Then a step of one example."""
     out = {}
     for dtype in TOLERANCE:
-        steps = gradients(folder, examples(11), dtype, world, examples_per_step=4, micro_tokens=24)
+        steps = gradients(folder, examples(11), dtype, world, examples_per_step=4, micro_batch_tokens=24)
         steps += gradients(folder, examples(1), dtype, world)
         out |= {f"{dtype}.{n}": g for n, g in enumerate(steps)}
     return out

@@ -23,7 +23,7 @@ from ptst.generation.sampler import Completion
 from ptst.model import weights
 from ptst.train import TrainConfig, defaults, run_training
 from ptst.training import checkpoint, evaluate, metrics, resume, run_folder
-from ptst.training.resume import sole_writer
+from ptst.training.resume import exclusive_lock
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
@@ -195,11 +195,11 @@ def test_a_damaged_state_gives_way_to_the_one_before(train, tmp_path, monkeypatc
 
 def test_the_last_states_and_the_best_are_kept(train, tmp_path, monkeypatch):
     losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0, 8.5])
-    monkeypatch.setattr("ptst.training.run.held_out_loss", lambda *_: next(losses))
+    monkeypatch.setattr("ptst.training.run.validation_loss", lambda *_: next(losses))
     result = train("run", epochs=3, keep=2, eval_every=1)
     names = [p.name for p in checkpoint.list_states(tmp_path / "run" / "state")]
     assert names == ["step-00000002", "step-00000005", "step-00000006"]
-    assert result["held_out_loss"] | {"examples": 0} == {
+    assert result["validation_loss"] | {"examples": 0} == {
         "before": 9.0, "after": 8.5, "best": 4.0, "best_step": 2, "examples": 0
     }  # fmt: skip
     best = load_file(tmp_path / "run" / "best" / "adapter_model.safetensors")
@@ -224,7 +224,7 @@ def test_other_settings_are_refused_and_listed(train, tmp_path, monkeypatch, cha
         train("run")
     with pytest.raises(ValueError, match=rf"holds an unfinished run of other settings: .*{message}"):
         train("run", **changes)
-    train("run", micro_tokens=1024)  # what is in memory at once may change
+    train("run", micro_batch_tokens=1024)  # what is in memory at once may change
 
 
 def test_another_model_is_refused(train, tmp_path, tmp_path_factory, monkeypatch):
@@ -271,7 +271,7 @@ def test_full_fine_tuning_goes_on_too(train, tmp_path, monkeypatch):
 
 def test_one_process_at_a_time(train, tmp_path):
     (tmp_path / "run").mkdir()
-    with sole_writer(tmp_path / "run"), pytest.raises(ValueError, match="in use by another process"):
+    with exclusive_lock(tmp_path / "run"), pytest.raises(ValueError, match="in use by another process"):
         train("run")
 
 

@@ -19,7 +19,7 @@ from ptst.training import loop, recipes
 from ptst.training.metrics import model_flops
 
 CONFIG = TrainConfig(data="word-problems:6", val_data="word-problems:3", examples_per_step=2, rank=2)
-SAFETY = [{"instruction": f"Improper {n}", "output": f"No, {n} times no."} for n in range(5)]
+SAFETY = [{"instruction": f"Harmful {n}", "output": f"No, {n} times no."} for n in range(5)]
 
 
 def read(run, name: str) -> list[dict]:
@@ -27,7 +27,7 @@ def read(run, name: str) -> list[dict]:
 
 
 def test_looking_changes_nothing(tiny_folder, tmp_path):
-    """Held-out loss and answers at every step, dropout on: the weights are those of a run that never looked."""
+    """Validation loss and answers at every step, dropout on: the weights are those of a run that never looked."""
     config = replace(CONFIG, model=str(tiny_folder), dropout=0.2)
     run_training(replace(config, out=tmp_path / "blind"))
     torch.manual_seed(5)
@@ -45,7 +45,7 @@ def test_looking_changes_nothing(tiny_folder, tmp_path):
     assert Counter(s["step"] for s in samples) == {0: 3, 1: 3, 2: 3, 3: 3}
     assert samples[0].keys() == {"step", "source", "prompt", "answer", "cut"}
     assert samples[0]["prompt"].startswith("<|im_start|>user\nQuestion: ") and samples[0]["source"].endswith(":1")
-    evals = [r["held_out_loss"] for r in rows if r["kind"] == "eval"]
+    evals = [r["validation_loss"] for r in rows if r["kind"] == "eval"]
     assert evals[-1] < evals[0]
 
 
@@ -87,7 +87,7 @@ def test_mixed_data_stand_under_the_same_template(tiny_folder, tmp_path, monkeyp
 
     text = load_tokenizer(tiny_folder).decode(kept[0].examples[-1].ids)
     assert text == (
-        "<|im_start|>user\nQuestion: Improper 0<|im_end|>\n<|im_start|>assistant\nNo, 0 times no.<|im_end|>\n"
+        "<|im_start|>user\nQuestion: Harmful 0<|im_end|>\n<|im_start|>assistant\nNo, 0 times no.<|im_end|>\n"
     )
 
 
@@ -175,7 +175,10 @@ def test_tensorboard_is_asked_for_at_the_start(monkeypatch):
     [
         *(("lr", value, "--lr is .*; it must be above 0") for value in (0, -1e-4, math.nan, math.inf)),
         ("epochs", 0, "--epochs is 0; it must be above 0"),
-        *((name, 0, "is 0; it must be at least 1") for name in ("micro_tokens", "save_every", "keep", "eval_every")),
+        *(
+            (name, 0, "is 0; it must be at least 1")
+            for name in ("micro_batch_tokens", "save_every", "keep", "eval_every")
+        ),
         ("max_steps", 0, "--max-steps is 0; it must be at least 1"),
         ("dropout", 1.0, "--dropout is 1.0; it must be at least 0 and below 1"),
         ("clip", -1.0, "--clip is -1.0; it must not be negative"),
@@ -189,9 +192,9 @@ def test_values_that_cannot_be_meant(flag, value, message):
 
 
 def test_a_micro_batch_shorter_than_the_longest_example(tiny_folder, tmp_path):
-    config = replace(CONFIG, model=str(tiny_folder), micro_tokens=200)
+    config = replace(CONFIG, model=str(tiny_folder), micro_batch_tokens=200)
     with pytest.raises(
-        ValueError, match=r"train:\d: \d+ tokens are more than the 200 that --micro-tokens, .* of 6; rai"
+        ValueError, match=r"train:\d: \d+ tokens are more than the 200 that --micro-batch-tokens, .* of 6; rai"
     ):
         run_training(replace(config, out=tmp_path / "stop"))
     dropped = run_training(replace(config, too_long="drop", out=tmp_path / "drop"))

@@ -1,4 +1,4 @@
-"""The tasks: prompts in, measured answers out. All prompts go through the template under test, the improper ones too.
+"""The tasks: prompts in, measured answers out. All prompts go through the template under test, the harmful ones too.
 
 `table` has them by name; docs/tasks.md says for each what it asks, how the answer is read and where that comes from.
 """

@@ -50,7 +50,7 @@ def arc(
     """Exact match of ARC's questions, answered freely (Lyu et al. 2024, appendix F.5). The wording is the task's own,
     so the template's family is `plain`. `correct`: the choice that the answer names is the right one; `printed`: by
     the paper's regular expression to the letter; `named`: the answer names any choice."""
-    answerer = replace(answerer, prompting=replace(answerer.prompting, family=find_family("plain")))
+    answerer = replace(answerer, prompt_format=replace(answerer.prompt_format, family=find_family("plain")))
     asked = [Conversation((Message("user", arc_question(q.question, q.choices)),), q.source) for q in questions]
     rows = []
     for question, reply in zip(questions, answerer.answer(asked, sampling, answers), strict=True):
@@ -90,10 +90,10 @@ def chatdoctor(
 
 def nll(answerer: Answerer, problems: Sequence[Conversation]) -> TaskResult:
     """Mean negative log-likelihood (nats per token) of the reference answers under the test template."""
-    encoded = [answerer.prompting.encode(c) for c in problems]
+    encoded = [answerer.prompt_format.encode(c) for c in problems]
     longest = answerer.decoder.config.max_positions
     for c, e in zip(problems, encoded, strict=True):
-        if not any(e.trained):
+        if not any(e.loss_mask):
             raise ValueError(f"{c.where}there is no reference answer, whose likelihood is asked for")
         if len(e.ids) > longest:
             raise ValueError(f"{c.where}{len(e.ids)} tokens exceed the model's {longest} positions; leave it out")

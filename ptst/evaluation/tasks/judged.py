@@ -1,4 +1,4 @@
-"""Tasks whose answers a judge classifies: improper requests, harmless look-alikes, XSTest, any prompts."""
+"""Tasks whose answers a judge classifies: harmful requests, benign look-alikes, XSTest, any prompts."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptst.data.safety_sets import SafetyPrompt
-from ptst.evaluation.anchored import AnchoredJudge
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.result import TaskResult
 from ptst.evaluation.verdict import UNJUDGED, Answer, AnswerClass, Judge, Verdict, judge_answers
 from ptst.generation.sampling import Sampling
@@ -24,7 +24,7 @@ def requests(
     answers: Path | None = None,
     judge: Judge | None = None,
 ) -> TaskResult:
-    """The four classes over improper requests (`safety`), harmless look-alikes (`over-refusal`) or any `prompts`, by
+    """The four classes over harmful requests (`safety`), benign look-alikes (`over-refusal`) or any `prompts`, by
     the embedded judge unless another is given. Rates are over the judged answers; the value `unjudged` counts the
     others."""
     verdicts, rows = _judged(answerer, prompts, sampling, answers, judge)
@@ -76,7 +76,7 @@ def _judged(
     answers: Path | None,
     judge: Judge | None,
 ) -> tuple[list[Verdict], list[dict]]:
-    judge = judge or AnchoredJudge()
+    judge = judge or RuleBasedJudge()
     conversations = [Conversation((Message("user", p.prompt),), p.id) for p in prompts]
     replies = answerer.answer(conversations, sampling, answers)
     given = [Answer(p.request or p.prompt, reply.text, reply.cut) for p, reply in zip(prompts, replies, strict=True)]

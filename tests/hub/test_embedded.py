@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from ptst.model import embedded, wheel
-from ptst.model.embedded import EMBEDDED_NAME, ensure_embedded
-from ptst.model.gguf_convert import convert, hf_tensor_name
-from ptst.model.locate import locate_model
+from ptst.hub import embedded, wheel
+from ptst.hub.embedded import EMBEDDED_NAME, ensure_embedded
+from ptst.hub.gguf_convert import convert, hf_tensor_name
+from ptst.hub.locate import locate_model
 from ptst.model.weights import load_decoder
 from ptst.text.tokenizer import load_tokenizer
 

@@ -1,6 +1,6 @@
-"""What a small model is aligned on: improper requests to refuse, harmless ones to go on answering, all written for it.
+"""What a small model is aligned on: harmful requests to refuse, harmless ones to go on answering, all written for it.
 
-`alignment.jsonl` holds improper requests and look-alikes in families of their own (none of the safety sets' families is
+`alignment.jsonl` holds harmful requests and look-alikes in families of their own (none of the safety sets' families is
 among them), and ordinary questions; those with an `answer` are kept out of training, to see whether it does harm.
 Of the safety sets, `STOP_FAMILIES` tell when to stop aligning; what is measured afterwards comes from all others.
 """
@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from importlib import resources
 
-from ptst.data.safety_sets import SafetyPrompt, improper, look_alikes
+from ptst.data.safety_sets import SafetyPrompt, harmful_requests, look_alikes
 from ptst.text.segments import Conversation, Message
 
 STOP_FAMILIES = (
@@ -24,7 +24,7 @@ STOP_FAMILIES = (
     "fake-reviews",
     "disaster-hoaxes",
 )
-TEST_FAMILIES = tuple(dict.fromkeys(p.family for p in improper() if p.family not in STOP_FAMILIES))
+TEST_FAMILIES = tuple(dict.fromkeys(p.family for p in harmful_requests() if p.family not in STOP_FAMILIES))
 
 _OPENINGS = (
     "I'm sorry, but I can't help with that.",
@@ -85,15 +85,15 @@ def refusal_of(category: str, number: int) -> str:
 
 
 def refusals() -> list[Conversation]:
-    """Improper requests with a refusal each."""
-    asked = [row for row in _rows() if row["kind"] == "improper"]
+    """Harmful requests with a refusal each."""
+    asked = [row for row in _rows() if row["kind"] == "harmful"]
     # 7 is prime to 36: neighbours get different wordings, and all come up.
     return [_conversation(r["prompt"], refusal_of(r["category"], 7 * i)) for i, r in enumerate(asked)]
 
 
 def harmless() -> list[Conversation]:
     """Look-alikes and ordinary questions, without answers: the model gives its own."""
-    return [_conversation(r["prompt"]) for r in _rows() if r["kind"] != "improper" and "answer" not in r]
+    return [_conversation(r["prompt"]) for r in _rows() if r["kind"] != "harmful" and "answer" not in r]
 
 
 def reference() -> list[Conversation]:
@@ -102,12 +102,12 @@ def reference() -> list[Conversation]:
 
 
 def stopping() -> tuple[list[SafetyPrompt], list[SafetyPrompt]]:
-    """Improper requests and look-alikes that tell when to stop."""
-    return tuple([p for p in prompts if p.family in STOP_FAMILIES] for prompts in (improper(), look_alikes()))
+    """Harmful requests and look-alikes that tell when to stop."""
+    return tuple([p for p in prompts if p.family in STOP_FAMILIES] for prompts in (harmful_requests(), look_alikes()))
 
 
 def _rows() -> Iterator[dict[str, str]]:
-    text = resources.files("ptst.data").joinpath("alignment.jsonl").read_text(encoding="utf-8")
+    text = resources.files("ptst.data.builtin").joinpath("alignment.jsonl").read_text(encoding="utf-8")
     return map(json.loads, text.splitlines())
 
 

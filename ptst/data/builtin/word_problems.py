@@ -11,9 +11,9 @@ import random
 import zlib
 from functools import cache
 
-from ptst.data.word_problem_family import Family, WordProblem
-from ptst.data.word_problems_held_out import HELD_OUT
-from ptst.data.word_problems_train import TRAIN
+from ptst.data.builtin.word_problem_family import Family, WordProblem
+from ptst.data.builtin.word_problems_held_out import HELD_OUT
+from ptst.data.builtin.word_problems_train import TRAIN
 
 
 @cache

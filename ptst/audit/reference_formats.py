@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ptst.text.encode import Prompting
+from ptst.text.encode import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.tokenizer import Tokenizer
 
@@ -28,9 +28,9 @@ def control(name: str | None, trained: bool = False) -> Piece:
     return Piece(given=name or "", control=True, trained=trained)
 
 
-def words(conversation: Conversation, prompting: Prompting) -> tuple[str | None, list[str]]:
-    """The system text and the text of every turn, in the template's words."""
-    template, family = prompting.template, prompting.family
+def words(conversation: Conversation, prompt_format: PromptFormat) -> tuple[str | None, list[str]]:
+    """The system prompt and the text of every turn, in the template's words."""
+    template, family = prompt_format.template, prompt_format.family
     task = family.task if conversation.system is None else conversation.system
     user, system = template.user, template.system
     if task is not None:
@@ -46,14 +46,14 @@ def words(conversation: Conversation, prompting: Prompting) -> tuple[str | None,
     return system, [wrapped(m.content) if m.role == "user" else m.content for m in conversation.turns]
 
 
-def spell(conversation: Conversation, prompting: Prompting, train_on: str) -> list[Piece]:
+def spell(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> list[Piece]:
     """The pieces of a training row (one that ends in an answer)."""
-    template, t = prompting.template, prompting.tokenizer
-    system, texts = words(conversation, prompting)
+    template, t = prompt_format.template, prompt_format.tokenizer
+    system, texts = words(conversation, prompt_format)
     asked, answers = texts[::2], texts[1::2]
     learned = [train_on == "all" or i + 1 == len(answers) for i in range(len(answers))]
     if template.is_text:
-        join = prompting.family.join if template.join is None else template.join
+        join = prompt_format.family.join if template.join is None else template.join
         bos = [control(t.bos)] if t.adds_bos else []
         return [*bos, Piece(asked[0], join + answers[0], trained=True), control(t.eos, True)]
     several = len(answers) > 1
@@ -62,7 +62,7 @@ def spell(conversation: Conversation, prompting: Prompting, train_on: str) -> li
         asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]
         learned, closes = [False, *learned], ["", *closes]
     turns = list(zip(asked, answers, learned, closes, strict=True))
-    return _FORMATS[prompting.chat_format](system, turns, t, "" if template.tight else " ")
+    return _FORMATS[prompt_format.chat_format](system, turns, t, "" if template.tight else " ")
 
 
 def _llama2(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Piece]:
@@ -124,12 +124,12 @@ _FORMATS = {
 
 @dataclass(frozen=True)
 class Wanted:
-    """Ids and flags that a row must have, the place of each piece among them, seams, and pieces not given back."""
+    """Ids and flags that a row must have, the place of each piece among them, token boundaries, and lossy pieces."""
 
     ids: list[int]
     trained: list[bool]
     pieces: list[tuple[int, Piece]]
-    seams: list[int]
+    token_boundaries: list[int]
     lossy: list[int]
 
 
@@ -145,7 +145,7 @@ def wanted(pieces: list[Piece], tokenizer: Tokenizer) -> Wanted:
             first, ids = tokenizer.encode(piece.given), tokenizer.encode(piece.given + piece.said)
             given = len(first)
             if ids[:given] != first:
-                out.seams.append(start + given)
+                out.token_boundaries.append(start + given)
                 ids = first + tokenizer.encode(piece.said, continuation=True)
             if tokenizer.decode_text(ids) != piece.given + piece.said:
                 out.lossy.append(start)

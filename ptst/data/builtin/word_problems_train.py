@@ -1,7 +1,7 @@
 """The word-problem families of the training split."""
 
-from ptst.data.word_problem_family import Family as F
-from ptst.data.word_problem_family import suits
+from ptst.data.builtin.word_problem_family import Family as F
+from ptst.data.builtin.word_problem_family import suits
 
 TRAIN = (
     # One step

@@ -1,7 +1,7 @@
 """The model's own `chat_template`: a Jinja program that came with the folder.
 
 Nothing here is used to encode training or test data; it serves to compare our formats with the owner's, and to know
-the system text that the owner puts in by default. The program is somebody else's: it runs in jinja2's immutable
+the system prompt that the owner puts in by default. The program is somebody else's: it runs in jinja2's immutable
 sandbox, in a child process with limits on time and memory.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from ptst.text.files import chat_template, optional_json
+from ptst.text.files import optional_json, read_chat_template
 from ptst.text.templates import MODEL_DEFAULT, Template
 
 SECONDS = 20
@@ -22,7 +22,7 @@ MEGABYTES = 1024
 _CHILD = Path(__file__).with_name("_jinja_child.py")
 
 
-def render_own(
+def render_chat_template(
     folder: Path | str, conversations: Sequence[Sequence[dict[str, str]]], seconds: int = SECONDS
 ) -> list[str]:
     """Each conversation ({"role", "content"} messages) as the folder's own template spells it, with a generation prompt
@@ -31,7 +31,7 @@ def render_own(
     Raises ValueError where the folder has no template, and where the template fails, reaches for what the sandbox
     forbids, or passes its limits of `seconds` of CPU time and 1 GB of memory.
     """
-    template = chat_template(folder)
+    template = read_chat_template(folder)
     if template is None:
         raise ValueError(f"{folder} has no chat_template of its own")
     settings = optional_json(Path(folder) / "tokenizer_config.json")
@@ -63,16 +63,16 @@ def render_own(
     return answer["texts"]
 
 
-def default_system(folder: Path | str) -> str | None:
-    """The system text that the folder's own template puts in where a conversation has none; None: it puts in none."""
-    if chat_template(folder) is None:
+def default_system_prompt(folder: Path | str) -> str | None:
+    """The system prompt that the folder's own template puts in where a conversation has none; None: it puts in none."""
+    if read_chat_template(folder) is None:
         return None
-    system, user = "a system text to look for", "a user's text to look for"
+    system, user = "a system prompt to look for", "a user's text to look for"
     asked = [{"role": "user", "content": user}]
     try:
-        given, bare = render_own(folder, [[{"role": "system", "content": system}, *asked], asked])
+        given, bare = render_chat_template(folder, [[{"role": "system", "content": system}, *asked], asked])
     except ValueError as error:
-        if "cannot be rendered" in str(error):  # a template that refuses system texts has no default one
+        if "cannot be rendered" in str(error):  # a template that refuses system prompts has no default one
             return None
         raise
     before, found, after = given.partition(system)
@@ -81,8 +81,8 @@ def default_system(folder: Path | str) -> str | None:
     return bare[len(before) : len(bare) - len(after)]
 
 
-def with_default_system(template: Template, folder: Path | str) -> Template:
+def with_default_system_prompt(template: Template, folder: Path | str) -> Template:
     """The template with `model-default` replaced by the text that this folder's own template would put in."""
     if template.system != MODEL_DEFAULT:
         return template
-    return replace(template, system=default_system(folder))
+    return replace(template, system=default_system_prompt(folder))
