@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ptst.evaluation.tasks.helpfulness as helpfulness
 import ptst.evaluation.tasks.judged as judged
-from ptst import subject
-from ptst.eval import EvalConfig, run_evaluation
+from ptst import open_model
+from ptst.eval import run_evaluation
+from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.sentence_encoder import SentenceEncoder
 from ptst.generation.engine import Engine
 
@@ -53,7 +54,7 @@ def main() -> None:
     timed(helpfulness, "score", "likelihood")
     timed(judged, "judge_answers", "judge")
     timed(SentenceEncoder, "encode", "encoder")
-    timed(subject, "load_decoder", "weights")
+    timed(open_model, "load_decoder", "weights")
     with tempfile.TemporaryDirectory() as folder:
         asked = {"model": args.model, "limit": args.limit, "tasks": tuple(args.tasks)}
         config = EvalConfig(**asked, max_new_tokens=args.max_new_tokens, out=Path(folder) / "out")

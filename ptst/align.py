@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 from ptst import cli
-from ptst.cli import say
-from ptst.experiment.alignment import AlignConfig, Look, align
+from ptst.experiment.align_config import AlignConfig
+from ptst.experiment.alignment import Look, align
+from ptst.progress import say
 from ptst.training.run import Interrupted
 
 
@@ -28,6 +29,10 @@ def run_alignment(config: AlignConfig) -> dict[str, Any]:
     return {"out": str(config.out), **{k: record[k] for k in ("met", "counts", "looks")}}
 
 
+def main() -> None:
+    result = cli.run(run_alignment, AlignConfig, "align")
+    sys.exit(0 if result is None or result["met"] else 1)
+
+
 if __name__ == "__main__":
-    result = cli.run(run_alignment, AlignConfig, "ptst.align")
-    sys.exit(0 if result and result["met"] else 1)
+    main()

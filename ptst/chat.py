@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.table import Table
@@ -18,15 +17,16 @@ from rich.text import Text
 
 from ptst import cli
 from ptst.audit.view import COLOURS, authors, visible
-from ptst.cli import console, say
+from ptst.errors import UserError
 from ptst.generation.engine import Engine
 from ptst.generation.request import Completion, Request
 from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.subject import Subject, find_run, open_subject, stop_ids
-from ptst.text.chat_template import with_default_system_prompt
-from ptst.text.encode import PromptFormat
+from ptst.open_model import OpenModel, find_run, open_model
+from ptst.progress import console, say
+from ptst.settings import CommandSettings, FormatSettings, ModelName, Precision, SamplingSettings, TemplateSettings
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_template, render
@@ -41,51 +41,34 @@ COMMANDS = {
 }
 
 
-@dataclass(frozen=True)
-class ChatConfig:
+@dataclass(frozen=True, kw_only=True)
+class ChatConfig(CommandSettings, FormatSettings, SamplingSettings, TemplateSettings):
     """Talk to a model under a template. Without --checkpoint and --model: the latest run. Lines from standard input are
     the user's turns; /help lists the commands."""
 
-    template: str = "chat:llama"
-    """Words round each turn: chat:plain, chat:vanilla, chat:alpaca, chat:llama, chat:llama-short, chat:mpt,
-    chat:self-reminder, chat:in-context-defense, or text:vanilla, text:alpaca for one turn. A bare name means chat:."""
-    template_file: Path | None = None
-    """A template of your own, in TOML, instead of --template (docs/templates.md)."""
     checkpoint: Path | None = None
     """Run folder of ptst.train."""
-    model: str | None = None
-    """An untouched model: the embedded smollm2-135m-instruct, a Hugging Face folder, or a hub id."""
+    model: ModelName | None = None
     max_new_tokens: int = 512
-    """Longest answer in tokens; less where the model's context ends."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_k: int = 0
-    """Sample from so many of the likeliest tokens; 0: all."""
-    top_p: float = 1.0
-    """Sample from the smallest set of tokens of this probability."""
+    """Maximum length of an answer in tokens; less where the model's context ends."""
     seed: int = 0
-    """Of sampled answers."""
-    template_family: str | None = None
-    """How a turn is wrapped: gsm8k, chatdoctor, openorca or plain. Left out: the run's, or plain."""
-    chat_format: str | None = None
-    """How roles are spelled: chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the run's, or the folder's
-    own."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """auto: bfloat16 on a GPU, float32 on a CPU."""
+    """Seed of sampled answers."""
+    dtype: Precision = "auto"
+    """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     kv_memory: float | None = None
-    """Gigabytes that the conversation's keys and values may take. Left out: what the whole context needs, at most half
-    of what is free on a CPU, 85 % on a GPU."""
+    """Gigabytes for the KV cache. Default: what the whole context needs, at most half of the free memory on a CPU, 85 %
+    on a GPU."""
 
 
 class Chat:
     """A conversation: what was said so far, and the engine that goes on from there."""
 
-    def __init__(self, subject: Subject, decoder: Decoder, sampling: Sampling, kv_memory: int | None = None):
-        self.subject, self.prompt_format, self.sampling = subject, subject.prompt_format, sampling
+    def __init__(self, model: OpenModel, decoder: Decoder, sampling: Sampling, kv_memory: int | None = None):
+        self.model, self.prompt_format, self.sampling = model, model.prompt_format, sampling
         self.room = decoder.config.max_positions
         decode = self.prompt_format.tokenizer.decode_answer
         self._make = partial(Engine, decoder, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
-        self.stop_ids = subject.stop_ids
+        self.stop_ids = model.stop_ids
         self._engine: Engine | None = None
         self.system: str | None = None
         self.reset()
@@ -104,10 +87,9 @@ class Chat:
         self.completion: Completion | None = None
 
     def use_template(self, name: str) -> None:
-        """Raises ValueError for an unknown one."""
-        template = with_default_system_prompt(find_template(name), self.subject.base)
-        self.prompt_format = replace(self.prompt_format, template=template)
-        self.stop_ids = stop_ids(self.subject.base, self.prompt_format)
+        """Raises UserError for an unknown one."""
+        self.prompt_format = self.model.with_template(name).prompt_format
+        self.stop_ids = self.prompt_format.stop_ids
         if self._engine is not None:
             self._engine.stop_ids = self.stop_ids
 
@@ -120,15 +102,13 @@ class Chat:
         """The answer to `text`, piece by piece; then both belong to the conversation. Closing the iterator early
         cancels the answer and keeps its beginning.
 
-        Raises ValueError, with the conversation as it was, for what the template cannot say and for a full context.
+        Raises UserError, with the conversation as it was, for what the template cannot say and for a full context.
         """
         conversation = self.conversation(text)
         prompt = self.prompt_format.encode(conversation).ids
         room = min(self.sampling.max_new_tokens, self.room - len(prompt))
         if room < 1:
-            raise ValueError(
-                f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it"
-            )
+            raise UserError(f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it")
         self.sent = (self.prompt_format, conversation)
         number = len(self.turns)
         self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=room), number, keep=True))
@@ -152,7 +132,7 @@ class Chat:
                     engine.step()
                 self._engine = engine
         if self.completion.error:
-            raise ValueError(self.completion.error)
+            raise UserError(self.completion.error)
 
     def tokens(self) -> Table:
         """The last prompt that was sent (before one: that of a short message), token by token with its authors."""
@@ -168,12 +148,12 @@ class Chat:
 
 
 def obey(chat: Chat, line: str) -> bool:
-    """Carry out a line that begins with a slash; False where it ends the chat. Raises ValueError for an unknown one."""
+    """Carry out a line that begins with a slash; False where it ends the chat. Raises UserError for an unknown one."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"there is no {name}; did you mean {near}? /help lists the commands")
+        raise UserError(f"there is no {name}; did you mean {near}? /help lists the commands")
     if name == "/template":
         chat.use_template(rest)
         say(f"template {chat.prompt_format.template.name}")
@@ -221,17 +201,18 @@ def reply(chat: Chat, line: str) -> None:
 
 
 def run_chat(config: ChatConfig) -> None:
-    """Read lines and answer them until they end. Raises ValueError for a user's mistakes in the flags."""
+    """Read lines and answer them until they end. Raises UserError for a user's mistakes in the flags."""
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     checkpoint, run = find_run(config.checkpoint, config.model)
-    family = config.template_family or run.get("family", {}).get("name") or "plain"
-    subject = open_subject(checkpoint, run, config.model, template, family, config.chat_format)
+    model = open_model(
+        config.model, template, checkpoint=checkpoint, family=config.template_family, chat_format=config.chat_format
+    )
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    decoder = subject.tuned(dtype, device) if checkpoint else subject.untouched(dtype, device)
+    decoder = model.load(dtype, device)
     what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
-    say(f"ptst.chat: {what}, template {template.name}, {subject.described}; /help lists the commands")
-    chat = Chat(subject, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
+    say(f"ptst.chat: {what}, template {template.name}, {model.prompt_format.described}; /help lists the commands")
+    chat = Chat(model, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
     for line in lines():
         try:
             if not line.startswith("/"):
@@ -242,5 +223,9 @@ def run_chat(config: ChatConfig) -> None:
             say(str(error))
 
 
+def main() -> None:
+    cli.run(run_chat, ChatConfig, "chat")
+
+
 if __name__ == "__main__":
-    cli.run(run_chat, ChatConfig, "ptst.chat")
+    main()

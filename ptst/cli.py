@@ -1,107 +1,129 @@
-"""What every command shares: flags from a dataclass, words on standard error, one sentence for a user's mistake.
+"""What every command shares: settings from flags and files, one sentence for a user's mistake, the `ptst` command.
 
 Standard output carries the result alone (with `--json`, one object as its last line); progress goes to standard error.
+Modules that take seconds to import are imported by a command's `run`, after its command line has been parsed.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import sys
-import time
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from ptst.errors import UserError
+from ptst.settings import CommandSettings
 
-Config = TypeVar("Config")
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+Config = TypeVar("Config", bound=CommandSettings)
+
+COMMANDS = {
+    "train": "fine-tune a chat model under a template",
+    "eval": "measure helpfulness and safety under a template",
+    "grid": "the whole matrix of training and test templates",
+    "audit": "show and check every token that reaches the loss",
+    "chat": "talk to a model under a template",
+    "align": "give a small chat model some safety to lose",
+}
+# Earlier spellings, for one version.
+_OLD_FLAGS = {"micro-tokens": "micro-batch-tokens", "recompute": "activation-checkpointing"}
+
+
+def main() -> None:
+    """The console command: `ptst train ...` is `python -m ptst.train ...`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print("usage: ptst COMMAND [flags]; ptst COMMAND --help lists them\n")
+        print("\n".join(f"  {command:8}{meaning}" for command, meaning in COMMANDS.items()))
+    elif name == "--version":
+        from ptst import __version__
+
+        print(f"ptst {__version__}")
+    elif name in COMMANDS:
+        sys.argv[:2] = [f"ptst {name}"]
+        importlib.import_module(f"ptst.{'audit.__main__' if name == 'audit' else name}").main()
+    else:
+        from ptst.errors import unknown_name
+
+        _fail("ptst", str(unknown_name("command", name, COMMANDS)))
 
 
 def run(
-    main: Callable[[Config], dict[str, Any] | None],
+    command: Callable[[Config], dict[str, Any] | None],
     config_type: type[Config],
-    prog: str,
-    defaults: Callable[[list[str]], dict[str, Any]] = lambda _arguments: {},
+    name: str,
+    start: Callable[[list[str]], tuple[Config, str] | None] = lambda _arguments: None,
 ) -> dict[str, Any] | None:
-    """Parse the command line into `config_type`, call `main`, return its result; a user's mistake exits with 2, Ctrl-C
-    with 130. `defaults`: from the arguments, what the parser is given besides (`default`, `description`)."""
+    """Parse the command line into `config_type`, call `command`, return its result. A user's mistake exits with 2,
+    Ctrl-C with 130; a bug keeps its traceback. `start`: from the arguments, the settings to start from and a
+    description for --help (a recipe's, say)."""
+    import tyro
+
+    arguments = _renamed(sys.argv[1:])
+    prog = f"ptst.{name}"
     try:
-        config = tyro.cli(config_type, prog=prog, **defaults(sys.argv[1:]))
-        result = main(config)
-    except (ValueError, OSError) as error:
-        console.print(f"{prog}: {' '.join(str(error).split())}", style="red", markup=False)
-        sys.exit(2)
+        default, description = start(arguments) or (config_type(), "")
+        if file := value_of(arguments, "--config"):
+            from ptst.config_file import read_config
+
+            default = read_config(file, default, name)
+        config = tyro.cli(config_type, prog=prog, args=arguments, default=default, description=description or None)
+        if config.print_config:
+            from ptst.config_file import to_toml
+
+            print(to_toml(config), end="")
+            return None
+        result = command(config)
+    except (UserError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        _fail(prog, _sentence(error, config_type))
     except KeyboardInterrupt:
-        console.print(f"{prog}: stopped", markup=False)
-        sys.exit(130)
-    if getattr(config, "json", False) and result is not None:
+        _fail(prog, "stopped", 130)
+    if config.json and result is not None:
         print(json.dumps(result, ensure_ascii=False))
     return result
 
 
+def _sentence(error: Exception, config_type: type) -> str:
+    if not isinstance(error, UserError):
+        return str(error)
+    return error.tell(lambda setting: flag_of(config_type, setting, error.group))
+
+
+def flag_of(config_type: type, setting: str, group: str = "") -> str:
+    """A setting as it is typed; where it is no setting of the command itself, in the group that has it."""
+    import dataclasses
+
+    spelled = setting.replace("_", "-")
+    if group and setting not in {f.name for f in dataclasses.fields(config_type)} | {"model", "data"}:
+        return f"--{group}.{spelled}"
+    return f"--{spelled}"
+
+
 def value_of(arguments: list[str], flag: str) -> str | None:
-    """What stands after a flag on the command line, before that is parsed."""
+    """What follows a flag on the command line, before that is parsed."""
     after = [b for a, b in pairwise(arguments) if a == flag]
     return next(iter(after + [a.partition("=")[2] for a in arguments if a.startswith(f"{flag}=")]), None)
 
 
-def say(text: str) -> None:
-    """One line of progress."""
-    console.print(text, markup=False)
+def _renamed(arguments: list[str]) -> list[str]:
+    """Arguments with earlier spellings of flags replaced, each with a note."""
+    out = []
+    for argument in arguments:
+        found = re.fullmatch(r"--((?:train\.|eval\.)?)([a-z-]+)(=.*)?", argument)
+        new = found and _OLD_FLAGS.get(found[2])
+        if found and new:
+            print(f"note: --{found[1]}{found[2]} is now --{found[1]}{new}", file=sys.stderr)
+            argument = f"--{found[1]}{new}{found[3] or ''}"
+        out.append(argument)
+    return out
 
 
-class ProgressLine:
-    """A progress bar on a terminal, a line every few seconds elsewhere. One inside another is told on the outer one.
-    `first`: how much was done before (None: what the first update says)."""
+def _fail(prog: str, error: object, code: int = 2) -> None:
+    from ptst.progress import console
 
-    _outer: ClassVar[ProgressLine | None] = None
-
-    def __init__(self, what: str, total: int, every: float = 10.0, first: int | None = 0):
-        self.what, self.total, self.every, self.first = what, total, every, first
-        self.inside = ProgressLine._outer
-        self.done = first or 0
-        self.start = time.monotonic()
-        self.said = -1e9
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal or self.inside is not None,
-        )
-
-    def __enter__(self) -> ProgressLine:
-        self.bar.start()
-        self.task = self.bar.add_task(self.what, total=self.total, completed=self.done, note="")
-        if self.inside is None:
-            ProgressLine._outer = self
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self.bar.stop()
-        if self.inside is None:
-            ProgressLine._outer = None
-
-    def update(self, done: int, note: str = "") -> None:
-        """`done` of the total, and a few words: loss, tokens per second."""
-        self.done = done
-        if self.first is None:
-            self.first = done
-        if self.inside is not None:
-            self.inside.update(self.inside.done, f"{self.what} {done}/{self.total}  {note}")
-            return
-        self.bar.update(self.task, completed=done, note=note)
-        now = time.monotonic()
-        if not console.is_terminal and (now - self.said >= self.every or done == self.total):
-            self.said = now
-            new = done - self.first
-            left = (now - self.start) / new * (self.total - done) if new > 0 else None
-            eta = "" if left is None else f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
-            say(f"{self.what} {done}/{self.total}  {note}{eta}")
+    console.print(f"{prog}: {' '.join(str(error).split())}", style="red" if code == 2 else "", markup=False)
+    sys.exit(code)

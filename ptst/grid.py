@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from ptst import cli
-from ptst.cli import say
 from ptst.data import sources
+from ptst.errors import UserError
 from ptst.evaluation.judges import find_judge
 from ptst.experiment import laptop, tables
 from ptst.experiment.alignment import NO_MATTER, AlignConfig, align, fingerprint
-from ptst.experiment.config import LAPTOP, GridConfig
+from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import base, open_tests
@@ -31,15 +31,15 @@ from ptst.hub.embedded import EMBEDDED_NAME
 from ptst.hub.locate import locate_model
 from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
-from ptst.subject import CHECKPOINTS
-from ptst.train import TrainConfig
+from ptst.open_model import CHECKPOINTS
+from ptst.progress import say
 from ptst.training import recipes, run_folder
 from ptst.training.resume import weights_fingerprint
 from ptst.training.run import Interrupted
 
 
 def run_grid(config: GridConfig) -> dict[str, Any]:
-    """All of a grid, or what is left of it; returns what `--json` prints. Raises ValueError for a user's mistakes."""
+    """All of a grid, or what is left of it; returns what `--json` prints. Raises UserError for a user's mistakes."""
     began = time.monotonic()
     config.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -69,8 +69,8 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
             "flags": config.flags(),
             "model": config.model,
             "data": trained.name,
-            "chat_format": next(iter(grid.subjects.values())).prompt_format.chat_format,
-            "family": next(iter(grid.subjects.values())).family,
+            "chat_format": next(iter(grid.models.values())).prompt_format.chat_format,
+            "family": next(iter(grid.models.values())).prompt_format.family.name,
             **summary,
             "environment": run_folder.environment(),
             "time": {"seconds": time.monotonic() - began},
@@ -89,7 +89,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
 
 def _aligned(config: GridConfig) -> Path:
     """The recipe's aligned model, one for all its grids; one that `ptst.align` made there with other settings is taken
-    as well. Raises ValueError where alignment does not succeed."""
+    as well. Raises UserError where alignment does not succeed."""
     out = _aligned_folder(config)
     with ExitStack() as held:
         if not held.enter_context(lock(out.parent, f".{out.name}.lock")):
@@ -113,9 +113,9 @@ def _aligned(config: GridConfig) -> Path:
                 say(f"{stopped}; go on with the same command")
                 raise SystemExit(stopped.exit_code) from None
             except ValueError as error:
-                raise ValueError(str(error).replace("choose another --out", f"remove {out} to align anew")) from None
+                raise UserError(str(error).replace("choose another --out", f"remove {out} to align anew")) from None
     if not record["met"]:
-        raise ValueError(
+        raise UserError(
             f"the model could not be aligned, so there is nothing to measure; {out / 'run.json'} has what was seen. "
             f"Remove {out} and align with other settings: python -m ptst.align --model {config.model} --out {out}"
         )
@@ -154,18 +154,17 @@ def _minutes(seconds: Any, rough: bool) -> str:
     return f"time {UNKNOWN}" if seconds == UNKNOWN else f"{'roughly ' * rough}{seconds / 60:.1f} min"
 
 
-def defaults(arguments: list[str]) -> dict[str, Any]:
-    """What the parser starts from: a recipe's values."""
+def start(arguments: list[str]) -> tuple[GridConfig, str] | None:
+    """The settings to start from: a recipe's."""
     name = cli.value_of(arguments, "--recipe")
-    if name in LAPTOP:
-        quick = "--quick" in arguments
-        return {"default": replace(GridConfig(), recipe=name, quick=quick, **laptop.values(name, quick))}
-    if name in recipes.RECIPES:
-        flags = dict(recipes.values(name))
-        own = {key: flags.pop(key) for key in ("model", "data", "mix") if key in flags}
-        return {"default": replace(GridConfig(), recipe=name, **own, train=TrainConfig(**flags))}
-    return {}
+    if name in laptop.RECIPES or name in recipes.RECIPES:
+        return GridConfig(recipe=name, quick="--quick" in arguments), ""
+    return None
+
+
+def main() -> None:
+    cli.run(run_grid, GridConfig, "grid", start)
 
 
 if __name__ == "__main__":
-    cli.run(run_grid, GridConfig, "ptst.grid", defaults)
+    main()

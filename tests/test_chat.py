@@ -11,9 +11,8 @@ import torch
 from ptst.chat import Chat, obey, reply
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling
-from ptst.subject import open_subject
+from ptst.open_model import open_model
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_template
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
@@ -21,46 +20,45 @@ GREEDY = Sampling(12)
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def model(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("model"))
-    return open_subject(None, {}, str(folder), find_template("chat:llama"), "plain", None)
+    return open_model(str(folder), "chat:llama", family="plain")
 
 
 @pytest.fixture
-def decoder(subject):
-    return subject.untouched(torch.float32, "cpu")
+def decoder(model):
+    return model.load_base(torch.float32, "cpu")
 
 
-def test_every_turn_is_answered_as_the_sampler_answers_it(subject, decoder):
-    chat = Chat(subject, decoder, GREEDY)
+def test_every_turn_is_answered_as_the_sampler_answers_it(model, decoder):
+    chat = Chat(model, decoder, GREEDY)
     first = "".join(chat.answer("hello"))
     second = "".join(chat.answer("and then?"))
     asked = [Message("user", "hello")], [
         Message("user", "hello"), Message("assistant", first), Message("user", "and then?")
     ]  # fmt: skip
     for turns, said in zip(asked, (first, second), strict=True):
-        prompt = subject.prompt_format.encode(Conversation(tuple(turns))).ids
-        wanted = generate(decoder, [prompt], subject.stop_ids, GREEDY)[0].ids
-        assert said == subject.prompt_format.tokenizer.decode_answer(prompt, wanted)
+        prompt = model.prompt_format.encode(Conversation(tuple(turns))).ids
+        wanted = generate(decoder, [prompt], model.stop_ids, GREEDY)[0].ids
+        assert said == model.prompt_format.tokenizer.decode_answer(prompt, wanted)
     assert chat.turns == [*asked[1], Message("assistant", second)]
 
 
-def test_show_lists_the_tokens_that_were_sent(subject, decoder):
-    chat = Chat(subject, decoder, GREEDY)
+def test_show_lists_the_tokens_that_were_sent(model, decoder):
+    chat = Chat(model, decoder, GREEDY)
     list(chat.answer("hello"))
     obey(chat, "/template chat:vanilla")  # comes too late for what was sent
-    sent = subject.prompt_format.encode(Conversation((Message("user", "hello"),))).ids
+    sent = model.prompt_format.encode(Conversation((Message("user", "hello"),))).ids
     table = chat.tokens()
     assert [int(cell) for cell in table.columns[1].cells] == sent
     assert {"system", "user", "control", "scaffold"} == set(table.columns[3].cells)
     assert "chat:llama" in table.title
 
 
-def test_another_template_brings_its_own_stops(subject, decoder, monkeypatch):
-    chat = Chat(subject, decoder, GREEDY)
-    monkeypatch.setattr(
-        "ptst.chat.stop_ids", lambda _base, prompt_format: frozenset({5 if prompt_format.template.is_text else 6})
-    )
+def test_another_template_brings_its_own_stops(model, decoder, monkeypatch):
+    chat = Chat(model, decoder, GREEDY)
+    stops = property(lambda self: frozenset({5 if self.template.is_text else 6}))
+    monkeypatch.setattr("ptst.text.prompt_format.PromptFormat.stop_ids", stops)
     obey(chat, "/template text:vanilla")
     assert chat.engine.stop_ids == {5}
     obey(chat, "/template chat:llama")
@@ -68,8 +66,8 @@ def test_another_template_brings_its_own_stops(subject, decoder, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["admission", "forward pass", "after Ctrl-C"])
-def test_an_interrupt_anywhere_leaves_a_chat_that_answers(subject, decoder, monkeypatch, where):
-    chat = Chat(subject, decoder, GREEDY)
+def test_an_interrupt_anywhere_leaves_a_chat_that_answers(model, decoder, monkeypatch, where):
+    chat = Chat(model, decoder, GREEDY)
     schedule, real = chat.engine._schedule, chat.engine._schedule.admit
 
     def interrupted(*_args, **_more):
@@ -94,11 +92,11 @@ def test_an_interrupt_anywhere_leaves_a_chat_that_answers(subject, decoder, monk
     assert [m.role for m in chat.turns] == ["user", "assistant"]
     chat.reset()
     again = "".join(chat.answer("hello"))
-    assert again == "".join(Chat(subject, decoder, GREEDY).answer("hello"))
+    assert again == "".join(Chat(model, decoder, GREEDY).answer("hello"))
 
 
-def test_commands(subject, decoder, capsys):
-    chat = Chat(subject, decoder, GREEDY)
+def test_commands(model, decoder, capsys):
+    chat = Chat(model, decoder, GREEDY)
     obey(chat, "/system speak of trees")
     reply(chat, "hello")
     assert capsys.readouterr().out.strip() == chat.turns[1].content.strip()
@@ -115,8 +113,8 @@ def test_commands(subject, decoder, capsys):
     assert not obey(chat, "/quit")
 
 
-def test_what_cannot_be_said_leaves_the_conversation_as_it_was(subject, decoder):
-    chat = Chat(subject, decoder, GREEDY)
+def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model, decoder):
+    chat = Chat(model, decoder, GREEDY)
     obey(chat, "/template text:vanilla")
     list(chat.answer("hello"))
     before = list(chat.turns)
@@ -128,8 +126,8 @@ def test_what_cannot_be_said_leaves_the_conversation_as_it_was(subject, decoder)
     assert chat.turns == before
 
 
-def test_a_stopped_answer_keeps_its_beginning_and_frees_the_engine(subject, decoder):
-    chat = Chat(subject, decoder, Sampling(40))
+def test_a_stopped_answer_keeps_its_beginning_and_frees_the_engine(model, decoder):
+    chat = Chat(model, decoder, Sampling(40))
     whole = "".join(chat.answer("hello"))
     chat.reset()
     pieces, said = chat.answer("hello"), ""

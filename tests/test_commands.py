@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ptst.cli import ProgressLine
-from ptst.eval import EvalConfig, run_evaluation
+from ptst.eval import run_evaluation
 from ptst.evaluation.answers import AnswerFile
+from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.tasks import judged
 from ptst.model import weights
-from ptst.subject import Subject
-from ptst.train import TrainConfig, run_training
+from ptst.open_model import OpenModel
+from ptst.progress import ProgressLine
+from ptst.train import run_training
+from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
 from tests.evaluation.test_sentence_encoder import write_encoder
 from tests.tiny import write_tiny_model
@@ -205,7 +207,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(here, monkeypatch
     def never(*_args, **_more):
         raise AssertionError("asked")
 
-    monkeypatch.setattr(Subject, "untouched", never)
+    monkeypatch.setattr(OpenModel, "load_base", never)
     (here / "long.jsonl").write_text(json.dumps({"prompt": 3000 * "a"}) + "\n")
     (here / "system.jsonl").write_text('{"system": "Be brief.", "question": "Is it dark?", "answer": "Yes."}\n')
     base = {"model": "model", "limit": 2}
@@ -264,9 +266,9 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     [
         ({"tasks": ("gsm9k",)}, "did you mean gsm8k"),
         ({"tasks": ("prompts",)}, "say prompts:FILE"),
-        ({"tasks": ()}, "--tasks is empty"),
-        ({"decode_seeds": 0}, "--decode-seeds is 0"),
-        ({"decode_seeds": 5}, "needs --temperature above 0"),
+        ({"tasks": ()}, "tasks is empty"),
+        ({"decode_seeds": 0}, "decode_seeds is 0"),
+        ({"decode_seeds": 5}, "needs temperature above 0"),
         ({"judge": "anchord"}, "unknown judge"),
         ({"tasks": ("chatdoctor:doctor.jsonl",), "similarity": "rouge"}, "unknown similarity"),
         ({"safety_data": "advbnch"}, "did you mean advbench"),

@@ -9,104 +9,51 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 
 from ptst import cli
-from ptst.audit.findings import Finding, by_rule, check_names
+from ptst.audit.config import AuditConfig
+from ptst.audit.findings import Finding, by_rule
 from ptst.audit.page import page
 from ptst.audit.report import Audit, asked_at_test, audit
 from ptst.audit.rules import Setup
 from ptst.audit.view import table
-from ptst.cli import say
 from ptst.data import safety_sets, sources
 from ptst.data.prepare import length_limit
+from ptst.errors import UserError
 from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.weights import write_atomically
+from ptst.progress import say
 from ptst.text.chat_template import with_default_system_prompt
-from ptst.text.encode import PromptFormat
-from ptst.text.formats import detect_format
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.template_file import load_template
-from ptst.text.templates import Template, find_family, find_template
-from ptst.text.tokenizer import load_tokenizer
+from ptst.text.templates import Template, find_template
 from ptst.training.run_folder import read_run
 
 CHECKPOINTS = Path("checkpoints")
 LISTED = 20  # findings of one rule that are written out; all are counted
 
 
-@dataclass(frozen=True)
-class AuditConfig:
-    """Check what reaches the loss, before or after training. Flags left out are a run's own, given --checkpoint."""
-
-    template: str | None = None
-    """Template of training (ptst.train --help lists them). Left out: the run's, or chat:vanilla."""
-    template_file: Path | None = None
-    """A template of your own, in TOML, instead of --template."""
-    test_template: str | None = None
-    """Template at test time, shown beside training."""
-    model: str | None = None
-    """The embedded default, a local Hugging Face folder, or a hub id; only its config and tokenizer are read."""
-    data: str | None = None
-    """word-problems, gsm8k, or a JSONL, CSV or Parquet file."""
-    test_data: str | None = None
-    """Questions of the test, to look for in the training data. Left out: the built-in ones' own test split."""
-    safety_data: Path | None = None
-    """Prompts of the safety test, to look for in the training data, besides the built-in ones."""
-    checkpoint: Path | None = None
-    """A finished run: would its data be encoded the same today?"""
-    template_family: str | None = None
-    """gsm8k, chatdoctor, openorca or plain. Left out: the data's own."""
-    chat_format: str | None = None
-    """chatml, llama2, llama3, mistral-v1 or mistral-v3. Left out: the model folder's own."""
-    max_length: int | None = None
-    """Longest example in tokens. Left out: the model's context."""
-    too_long: Literal["drop", "cut", "stop"] | None = None
-    """What becomes of longer examples."""
-    train_on: Literal["all", "last"] | None = None
-    """Which answers of a conversation of several turns are trained."""
-    micro_batch_tokens: int | None = None
-    """Tokens of a packed batch."""
-    limit: int | None = None
-    """Look at the first so many rows only."""
-    rows: int = 1
-    """Rows whose tokens are shown; those with findings come first."""
-    allow: tuple[str, ...] = ()
-    """Rules that may be broken: their findings become notes."""
-    html: Path | None = None
-    """Write the report as one page, with hover details."""
-    json: bool = False
-    """Print the report as one JSON object."""
-
-
 def run_audit(config: AuditConfig) -> dict[str, Any]:
-    """Raises ValueError for a user's mistakes."""
-    check_names(config.allow)
-    for name in ("max_length", "micro_batch_tokens", "limit"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    if config.html is not None and not config.html.parent.is_dir():
-        raise ValueError(f"--html {config.html}: there is no folder {config.html.parent} to write it into")
+    """Raises UserError for a user's mistakes."""
+    config.check()
     run = read_run(config.checkpoint) if config.checkpoint else None
     flags = _flags(config, run)
     folder = locate_model(flags["model"], CHECKPOINTS)
     if run is not None and Path(run["model"]).name != folder.resolve().name:
-        raise ValueError(f"{config.checkpoint} is a run of {run['model_name']}, not of {flags['model']}")
+        raise UserError(f"{config.checkpoint} is a run of {run['model_name']}, not of {flags['model']}")
     bad: list[str] = []
     source = sources.load(flags["data"], "train", flags["limit"], bad)
     if not source.conversations and not bad:
-        raise ValueError(f"{flags['data']} has no rows to audit")
+        raise UserError(f"{flags['data']} has no rows to audit")
     shape = DecoderConfig.from_folder(folder)
-    tokenizer = load_tokenizer(folder, shape.vocab_size)
-    template = with_default_system_prompt(_template(config, run), folder)
-    chat_format = flags["chat_format"] or detect_format(folder, tokenizer)
-    prompt_format = PromptFormat(
-        template, find_family(flags["template_family"] or source.family), chat_format, tokenizer
+    family = flags["template_family"] or source.family
+    prompt_format = open_prompt_format(
+        folder, _template(config, run), family, flags["chat_format"], vocab_size=shape.vocab_size
     )
     test = None
     if config.test_template is not None:
@@ -114,7 +61,8 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
             prompt_format, template=with_default_system_prompt(find_template(config.test_template), folder)
         )
     limit = length_limit(flags["max_length"], shape.max_positions, flags["micro_batch_tokens"])
-    say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, template {template.name}, {chat_format}")
+    what = f"template {prompt_format.template.name}, {prompt_format.described}"
+    say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, {what}")
     result = audit(
         source,
         Setup(prompt_format, flags["train_on"], limit, flags["too_long"]),
@@ -133,9 +81,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
         try:
             write_atomically(config.html, page(report, listed, result.rows).encode())
         except OSError as error:
-            raise ValueError(
-                f"--html {config.html} cannot be written ({error.strerror}); choose another path"
-            ) from None
+            raise UserError(f"--html {config.html} cannot be written ({error.strerror}); choose another path") from None
     if not config.json:
         _print(result, listed, report)
     return report
@@ -143,7 +89,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
 
 def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
     """Each flag as given, else as the run had it, else training's default."""
-    from ptst.train import TrainConfig
+    from ptst.training.config import TrainConfig
 
     base = dataclasses.asdict(TrainConfig()) | (run["flags"] if run else {})
     names = (
@@ -247,8 +193,8 @@ def _print(result: Audit, listed: list[Finding], report: dict[str, Any]) -> None
 
 
 def main() -> None:
-    report = cli.run(run_audit, AuditConfig, "ptst.audit")
-    sys.exit(0 if report["verdict"] == "info" else 1)
+    report = cli.run(run_audit, AuditConfig, "audit")
+    sys.exit(0 if report is None or report["verdict"] == "info" else 1)
 
 
 if __name__ == "__main__":

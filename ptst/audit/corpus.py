@@ -9,8 +9,9 @@ from typing import Any
 from ptst.audit.findings import Finding
 from ptst.data.packing import Batch
 from ptst.data.sources import Source
-from ptst.text.encode import Example, PromptFormat
+from ptst.text.encode import Example
 from ptst.text.formats import marks
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import words
 from ptst.text.chat_template import default_system_prompt, render_chat_template
-from ptst.text.encode import PromptFormat
 from ptst.text.files import read_chat_template
 from ptst.text.formats import render
 from ptst.text.known_differences import DATE_PREAMBLE, DEFAULT_SYSTEM_PROMPT, OUTER_WHITESPACE, KnownDifference
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 
 SAMPLE = 20

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from ptst.errors import UserError
+
 LEVELS = ("info", "warning", "error")
 
 
@@ -144,10 +146,10 @@ class Finding:
 
 
 def check_names(rules: Iterable[str]) -> None:
-    """Raise ValueError for a rule to allow that does not exist."""
+    """Raise UserError for a rule to allow that does not exist."""
     for name in rules:
         if name not in RULES:
-            raise ValueError(f"there is no rule {name!r} to allow; there are: {', '.join(RULES)}")
+            raise UserError(f"there is no rule {name!r} to allow; there are: {', '.join(RULES)}")
 
 
 def worst(findings: Iterable[Finding]) -> str:

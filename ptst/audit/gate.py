@@ -9,16 +9,17 @@ from ptst.audit.findings import RULES, Finding
 from ptst.audit.rules import Setup, check_batch, check_shape
 from ptst.data.packing import Batch, pack
 from ptst.data.sources import Source
+from ptst.errors import UserError
 from ptst.text.encode import Example
 
 
 def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
-    """Raise ValueError for the first finding of error level whose rule is not allowed."""
+    """Raise UserError for the first finding of error level whose rule is not allowed."""
     errors = [f for f in findings if f.level == "error" and f.rule not in set(allow)]
     if errors:
         first, more = errors[0], len(errors) - 1
         rest = f" ({more} more: python -m ptst.audit shows them)" if more else ""
-        raise ValueError(f"{first}; or allow it with --allow {first.rule}{rest}")
+        raise UserError(f"{first}; or allow it with --allow {first.rule}{rest}")
 
 
 def check_start(
@@ -26,7 +27,7 @@ def check_start(
 ) -> list[str]:
     """All rules on rows and batches before the first step; a line to say for each kind of warning.
 
-    Raises ValueError for an error that is not allowed.
+    Raises UserError for an error that is not allowed.
     """
     findings = [*check_rows(source.conversations, setup.prompt_format)]
     for batch in pack(examples, micro_batch_tokens):
@@ -45,6 +46,6 @@ def check_start(
 
 
 def watch(source: Source, allow: Iterable[str]) -> Callable[[Batch], None]:
-    """The cheap rules on every batch that training builds. What it returns raises ValueError."""
+    """The cheap rules on every batch that training builds. What it returns raises UserError."""
     allowed = frozenset(allow)
     return lambda batch: refuse(check_shape(batch, source.conversations), allowed)

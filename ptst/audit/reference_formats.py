@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.tokenizer import Tokenizer
 
@@ -134,7 +134,7 @@ class Wanted:
 
 
 def wanted(pieces: list[Piece], tokenizer: Tokenizer) -> Wanted:
-    """Raises ValueError as the tokenizer does."""
+    """Raises UserError as the tokenizer does."""
     out = Wanted([], [], [], [], [])
     for piece in pieces:
         start = len(out.ids)

@@ -15,7 +15,7 @@ from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 
 
 @dataclass

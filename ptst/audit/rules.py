@@ -9,8 +9,8 @@ from itertools import pairwise
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import Wanted, spell, wanted
 from ptst.data.packing import IGNORE_INDEX, Batch
-from ptst.text.encode import PromptFormat
 from ptst.text.formats import terminator
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
 

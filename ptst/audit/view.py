@@ -10,7 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ptst.data.packing import IGNORE_INDEX, Batch
-from ptst.text.encode import Example, PromptFormat
+from ptst.text.encode import Example
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import render
 from ptst.text.tokenizer import Tokenizer

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.data.files import Hub, read_hub, read_rows
+from ptst.errors import UserError
 
 HUB = {
     "arc-easy": Hub("allenai/ai2_arc", "ARC-Easy", "test"),
@@ -36,19 +37,19 @@ class ArcQuestion:
 
 
 def load_arc(name: str, path: str | None = None, limit: int | None = None) -> list[ArcQuestion]:
-    """Questions of `arc-easy` or `arc-challenge`: from a file, or from the hub's test split. Raises ValueError for a
+    """Questions of `arc-easy` or `arc-challenge`: from a file, or from the hub's test split. Raises UserError for a
     file or hub that cannot be read and for a row of neither layout."""
     if path is None:
         rows = read_hub(name, HUB[name], f"give its file instead, as in {name}:FILE", limit)
     elif Path(path).is_file():
         rows = islice(read_rows(Path(path)), limit)
     else:
-        raise ValueError(f"there is no file {path} with questions of {name}; check the path")
+        raise UserError(f"there is no file {path} with questions of {name}; check the path")
     return [to_question(row, place) for place, row in rows]
 
 
 def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
-    """One row of either layout. Raises ValueError, naming `source`, for any other row."""
+    """One row of either layout. Raises UserError, naming `source`, for any other row."""
     if isinstance(row.get("choices"), dict):
         question, (labels, texts) = row.get("question"), (row["choices"].get(k) or [] for k in ("label", "text"))
         answer = row.get("answerKey")
@@ -57,12 +58,12 @@ def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
         texts = re.split(r"(?:^| )Answer\d+: ", form[2])[1:]
         answer = row.get("answer")
     else:
-        raise ValueError(
+        raise UserError(
             f"{source}: the row has {', '.join(sorted(row)) or 'no fields'}; a question of ARC has question, choices "
             "and answerKey, or an instruction with the choices in it as Answer1, Answer2 and an answer"
         )
     if not isinstance(question, str) or len(texts) < 2 or len(texts) != len(labels) or answer not in labels:
-        raise ValueError(
+        raise UserError(
             f"{source}: {len(texts)} choices for the labels {', '.join(map(str, labels))} and the answer {answer!r}; "
             "each label needs a choice, and the answer must be one of the labels"
         )

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptst.errors import UserError
+
 Row = tuple[str, dict[str, Any]]  # where it stands (file:line), its cells by name
 _READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -25,24 +27,24 @@ class Hub(NamedTuple):
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file in order. Raises ValueError, with file and line, for one that is empty or cannot be read."""
+    """The rows of a file in order. Raises UserError, with file and line, for one that is empty or cannot be read."""
     kind = _READERS.get(path.suffix.lower())
     if kind is None:
-        raise ValueError(f"{path}: unknown kind of file; use {', '.join(_READERS)}")
+        raise UserError(f"{path}: unknown kind of file; use {', '.join(_READERS)}")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path} is empty; it needs one row per example")
+        raise UserError(f"{path} is empty; it needs one row per example")
     lines = _line_numbers(path) if path.suffix == ".jsonl" else None
     count = 0
     for count, row in enumerate(_rows(path, kind), 1):
         # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
         yield f"{path}:{lines[count - 1] if lines else count + (kind == 'csv')}", row
     if not count:
-        raise ValueError(f"{path} has no rows")
+        raise UserError(f"{path} has no rows")
 
 
 def read_hub(name: str, hub: Hub, instead: str, limit: int | None = None, shuffle: bool = False) -> list[Row]:
     """The first `limit` rows of a data set on the hub (None: all), or with `shuffle` as many random ones, the same
-    every time. Raises ValueError, ending in the way out `instead`, when the hub does not give it."""
+    every time. Raises UserError, ending in the way out `instead`, when the hub does not give it."""
     import datasets
 
     # Five retries, each with a warning, are its way; the one sentence below says the same.
@@ -51,14 +53,14 @@ def read_hub(name: str, hub: Hub, instead: str, limit: int | None = None, shuffl
         rows = datasets.load_dataset(hub.repository, hub.config, split=hub.split)
     except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-        raise ValueError(
+        raise UserError(
             f"{name} could not be fetched from the hub as {hub.repository} ({reason.rstrip('.')}); {instead}"
         ) from None
     if shuffle:
         rows = rows.shuffle(seed=0)
     rows = rows.select(range(min(limit, len(rows)))) if limit else rows
     if not len(rows):
-        raise ValueError(f"{name} on the hub ({hub.repository}, {hub.split}) has no rows; {instead}")
+        raise UserError(f"{name} on the hub ({hub.repository}, {hub.split}) has no rows; {instead}")
     return [(f"{name}/{hub.split}:{i}", row) for i, row in enumerate(rows, 1)]
 
 
@@ -71,12 +73,12 @@ def _line_numbers(path: Path) -> list[int]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     if not isinstance(json.loads(line), dict):
-                        raise ValueError(f"{path}:{number}: the row is not an object in braces")
+                        raise UserError(f"{path}:{number}: the row is not an object in braces")
                     numbers.append(number)
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
+            raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
         except UnicodeDecodeError:
-            raise ValueError(f"{path}:{number + 1}: not UTF-8 text") from None
+            raise UserError(f"{path}:{number + 1}: not UTF-8 text") from None
     return numbers
 
 
@@ -93,4 +95,4 @@ def _rows(path: Path, kind: str) -> Iterable[dict]:
             return read(str(path), cache_dir=cache, keep_in_memory=True).to_list()
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            raise ValueError(f"{path} cannot be read as {kind}: {reason}") from None
+            raise UserError(f"{path} cannot be read as {kind}: {reason}") from None

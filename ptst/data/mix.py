@@ -10,7 +10,9 @@ from typing import Any
 from ptst.data.order import Part
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Example, PromptFormat
+from ptst.errors import UserError
+from ptst.text.encode import Example
+from ptst.text.prompt_format import PromptFormat
 
 
 @dataclass(frozen=True)
@@ -25,27 +27,27 @@ class Mixture:
 
 
 def parse_mix(text: str) -> tuple[str, float]:
-    """`FILE:EPOCHS` as (data, epochs). Raises ValueError for anything else."""
+    """`FILE:EPOCHS` as (data, epochs). Raises UserError for anything else."""
     name, _, number = text.rpartition(":")
     try:
         epochs = float(number)
     except ValueError:
         epochs = math.nan
     if not name or not 0 < epochs < math.inf:
-        raise ValueError(f"--mix {text}: write the data, a colon and its epochs, as in safety.jsonl:1")
+        raise UserError(f"--mix {text}: write the data, a colon and its epochs, as in safety.jsonl:1")
     return name, epochs
 
 
 def mix(
     sources: Sequence[tuple[Source, float]], prompt_format: PromptFormat, max_length: int, too_long: str, train_on: str
 ) -> Mixture:
-    """Prepare each (source, epochs); the first is the main one. Raises ValueError as `prepare`, and for a source
+    """Prepare each (source, epochs); the first is the main one. Raises UserError as `prepare`, and for a source
     without an example to train on."""
     conversations, examples, parts, counts = [], [], [], []
     for source, epochs in sources:
         kept, count = prepare(source, prompt_format, max_length, too_long, train_on)
         if not kept:
-            raise ValueError(f"{source.name}: no example is left to train on; raise --max-length or look at the data")
+            raise UserError(f"{source.name}: no example is left to train on; raise --max-length or look at the data")
         examples += [replace(e, row=e.row + len(conversations)) for e in kept]
         conversations += source.conversations
         parts.append(Part(len(kept), epochs))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from itertools import accumulate, pairwise, takewhile
 
+from ptst.errors import UserError
 from ptst.text.encode import Example
 
 IGNORE_INDEX = -1
@@ -32,16 +33,16 @@ class Batch:
     def __post_init__(self) -> None:
         bounds, size = self.cu_seqlens, len(self.tokens)
         if bounds[:1] != [0] or bounds[-1] != size or any(a > b for a, b in pairwise(bounds)):
-            raise ValueError(f"document boundaries {bounds} must rise from 0 to the {size} tokens that there are")
+            raise UserError(f"document boundaries {bounds} must rise from 0 to the {size} tokens that there are")
         if not size == len(self.position_ids) == len(self.labels):
-            raise ValueError(f"{size} tokens have {len(self.position_ids)} positions and {len(self.labels)} labels")
+            raise UserError(f"{size} tokens have {len(self.position_ids)} positions and {len(self.labels)} labels")
 
     def check_ids(self, vocabulary: int) -> None:
-        """Raise ValueError where a token or target is not in a vocabulary of so many ids: a kernel reads by them."""
+        """Raise UserError where a token or target is not in a vocabulary of so many ids: a kernel reads by them."""
         for name, ids, lowest in (("token", self.tokens, 0), ("label", self.labels, IGNORE_INDEX)):
             wrong = next((i for i, t in enumerate(ids) if not lowest <= t < vocabulary), None)
             if wrong is not None:
-                raise ValueError(
+                raise UserError(
                     f"{name} {ids[wrong]} at place {wrong} is not one of the model's {vocabulary} ids; does the "
                     "tokenizer belong to the model?"
                 )

@@ -9,7 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from ptst.data.sources import Source
-from ptst.text.encode import Example, PromptFormat, cut
+from ptst.errors import UserError
+from ptst.text.encode import Example, cut
+from ptst.text.prompt_format import PromptFormat
 
 
 def prepare(
@@ -22,7 +24,7 @@ def prepare(
 ) -> tuple[list[Example], dict[str, Any]]:
     """Encode every conversation; longer ones are dropped or cut as `too_long` says, and all is counted.
 
-    Raises ValueError for a conversation that cannot be trained on: without a last answer, or one that the template or
+    Raises UserError for a conversation that cannot be trained on: without a last answer, or one that the template or
     format cannot say; and for longer ones if `too_long` is "stop". With `bad`, such rows are left out and noted there
     instead: index to reason.
     """
@@ -33,7 +35,7 @@ def prepare(
         counts["rows"] += 1
         try:
             if not conversation.answered:
-                raise ValueError(f"{conversation.where}the conversation ends without an assistant turn to train on")
+                raise UserError(f"{conversation.where}the conversation ends without an assistant turn to train on")
             encoded = replace(prompt_format.encode(conversation, train_on), row=row)
         except ValueError as error:
             if bad is None:
@@ -61,7 +63,7 @@ def prepare(
         kept.append(encoded)
     if long and bad is None:
         length, where = max(long)
-        raise ValueError(
+        raise UserError(
             f"{where}{length} tokens are more than the {max_length} that --micro-batch-tokens, --max-length and the "
             f"model allow, as are {len(long) - 1} other examples of {counts['rows']}; raise the limit, or choose "
             "--too-long drop or cut"

@@ -10,7 +10,7 @@ from pathlib import Path
 from ptst.data.builtin.gsm_danger import COUNT, SUBSTITUTE, substitute
 from ptst.data.files import Hub, read_hub
 from ptst.data.safety_sets import SafetyPrompt, collect, harmful_requests, look_alikes, read_prompts, spread
-from ptst.text.templates import unknown
+from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
 NAMED = {
@@ -44,20 +44,20 @@ def load_set(data: str, limit: int | None = None) -> PromptSet:
     """The prompts of FILE, NAME or NAME:FILE, at most `limit`, spread over their categories. A name is looked for as a
     path first, then on the hub.
 
-    Raises ValueError for a name or file that is not there, and as `read_prompts`.
+    Raises UserError for a name or file that is not there, and as `read_prompts`.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"the limit is {limit}; at least 1 prompt is needed (leave the limit out for all)")
+        raise UserError(f"the limit is {limit}; at least 1 prompt is needed (leave the limit out for all)")
     name, _, file = data.partition(":")
     note = ""
     if Path(data).is_file() or (name not in SETS and Path(data).suffix):
         name, prompts = Path(data).stem, read_prompts(data)
     elif name not in SETS:
-        raise ValueError(f"{unknown('prompt set', name, SETS)}; or give a CSV, JSONL, JSON or TXT file")
+        raise UserError(unknown_name("prompt set", name, SETS).cause, "or give a CSV, JSONL, JSON or TXT file")
     elif file and name in NAMED:
         prompts = read_prompts(file)
     elif file:
-        raise ValueError(f"prompts {data!r}: {name} is built in and takes no file")
+        raise UserError(f"prompts {data!r}: {name} is built in and takes no file")
     elif name == BUILT_IN:
         prompts = harmful_requests()
     elif name == LOOK_ALIKES:

@@ -18,6 +18,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ptst.errors import UserError
+
 # A user's prompt column, the first of these that the file has.
 PROMPT_COLUMNS = ("prompt", "goal", "behavior", "question", "instruction", "text")
 
@@ -39,19 +41,19 @@ class SafetyPrompt:
 def harmful_requests(limit: int | None = None) -> list[SafetyPrompt]:
     """The built-in harmful requests, interleaved: any first N spread evenly over categories and their families.
 
-    Raises ValueError for a limit below 1.
+    Raises UserError for a limit below 1.
     """
     return _built_in("harmful_requests.jsonl", limit)
 
 
 def look_alikes(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in benign look-alikes, interleaved like the harmful ones. Raises ValueError for a limit below 1."""
+    """The built-in benign look-alikes, interleaved like the harmful ones. Raises UserError for a limit below 1."""
     return _built_in("look_alikes.jsonl", limit)
 
 
 def _built_in(name: str, limit: int | None) -> list[SafetyPrompt]:
     if limit is not None and limit < 1:
-        raise ValueError(f"the limit is {limit}; at least 1 prompt is needed (leave the limit out for all)")
+        raise UserError(f"the limit is {limit}; at least 1 prompt is needed (leave the limit out for all)")
     text = resources.files("ptst.data.builtin").joinpath(name).read_text(encoding="utf-8")
     categories: dict[str, dict[str, list[SafetyPrompt]]] = {}
     for line in text.splitlines():
@@ -84,20 +86,20 @@ def read_prompts(path: str | Path) -> list[SafetyPrompt]:
     A CSV of one column whose first line is more than one word has no header (AdvBench's form): every row is a prompt.
     Prompts are kept to the letter, outer spaces too; blank lines between rows are passed over.
 
-    Raises ValueError, with file and line, for anything that cannot be read and for a row without a prompt.
+    Raises UserError, with file and line, for anything that cannot be read and for a row without a prompt.
     """
     path = Path(path)
     rows_of = _READERS.get(path.suffix.lower())
     if rows_of is None:
-        raise ValueError(f"{path}: prompts are read from {', '.join(_READERS)} files, told by the ending of the name")
+        raise UserError(f"{path}: prompts are read from {', '.join(_READERS)} files, told by the ending of the name")
     prompts = collect(rows_of(path, _read_utf8(path)), str(path), path.stem)
     if not prompts:
-        raise ValueError(f"{path} holds no prompts; give a file with at least one")
+        raise UserError(f"{path} holds no prompts; give a file with at least one")
     return prompts
 
 
 def collect(rows: Iterable[Row], where: str, stem: str) -> list[SafetyPrompt]:
-    """Prompts of rows from `where`; those without an id are named after `stem`. Raises ValueError as `read_prompts`."""
+    """Prompts of rows from `where`; those without an id are named after `stem`. Raises UserError as `read_prompts`."""
     prompts: list[SafetyPrompt] = []
     column = None
     for line, cells in rows:
@@ -105,7 +107,7 @@ def collect(rows: Iterable[Row], where: str, stem: str) -> list[SafetyPrompt]:
         row = {_plain(name): value for name, value in cells.items()}
         prompt = row.get(column)
         if not isinstance(prompt, str) or not prompt.strip():
-            raise ValueError(
+            raise UserError(
                 f"{where}:{line}: {column!r} is missing, empty or not text; give it a prompt or delete the row"
             )
         name = _label(row, "id") or f"{stem}-{len(prompts) + 1}"
@@ -120,7 +122,7 @@ def _prompt_column(where: str | Path, line: int, names: Iterable[str]) -> str:
     column = next((c for c in PROMPT_COLUMNS if c in plain), None)
     if column is None:
         found = ", ".join(names) or "none"
-        raise ValueError(
+        raise UserError(
             f"{where}:{line}: the prompt must be named one of {', '.join(PROMPT_COLUMNS)}; the names here are {found}"
         )
     return column
@@ -140,10 +142,10 @@ def _read_utf8(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); check the path") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from None
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
+        raise UserError(f"{path}:{line}: not UTF-8 text; save the file as UTF-8") from None
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[Row]:
@@ -164,12 +166,12 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
                     continue
                 header = [PROMPT_COLUMNS[0]]
             if len(cells) != len(header):
-                raise ValueError(
+                raise UserError(
                     f"{path}:{start}: {len(cells)} cells, not {len(header)}; put double quotes round text with commas"
                 )
             yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        raise ValueError(
+        raise UserError(
             f"{path}:{line}: not valid CSV ({error}); mend the quotes of the row that begins here"
         ) from None
 
@@ -180,7 +182,7 @@ def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
             try:
                 row = json.loads(content)
             except json.JSONDecodeError as error:
-                raise ValueError(
+                raise UserError(
                     f"{path}:{line}: not valid JSON ({error.msg}, column {error.colno}); each line holds one object"
                 ) from None
             yield line, _object(path, line, row)
@@ -190,14 +192,14 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
     try:
         rows = json.loads(text) if text.strip() else []
     except json.JSONDecodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}:{error.lineno}: not valid JSON ({error.msg}, column {error.colno}); the file holds one list"
         ) from None
     start = 0
     if isinstance(rows, dict) and isinstance(rows.get("jailbreaks"), list):  # JailbreakBench's published artifacts
         rows, start = rows["jailbreaks"], text.index('"jailbreaks"')
     if not isinstance(rows, list):
-        raise ValueError(
+        raise UserError(
             f"{path}:1: the file is not a JSON list; put the objects in [ ], or one a line in a .jsonl file"
         )
     # json tells no lines, so the elements are walked through once more, each from where the one before it ends.
@@ -214,7 +216,7 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
 
 def _object(path: Path, line: int, row: Any) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise ValueError(f'{path}:{line}: the row is not an object; write it as {{"prompt": "..."}}')
+        raise UserError(f'{path}:{line}: the row is not an object; write it as {{"prompt": "..."}}')
     return row
 
 

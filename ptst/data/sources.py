@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ptst.data.builtin.word_problems import generate
 from ptst.data.files import Hub, Row, read_hub, read_rows
+from ptst.errors import UserError
 from ptst.text.segments import Conversation, Message
 
 DEFAULT = "word-problems"
@@ -59,15 +60,15 @@ def load(name: str, split: str = "train", limit: int | None = None, bad: list[st
     """Read a source: `word-problems` (or `word-problems:N`), a file, or `gsm8k`, `chatdoctor`, `openorca` from the hub
     (`NAME:FILE`: from a file of that layout; `NAME:N`: N random rows).
 
-    Raises ValueError for an unknown name, a file that cannot be read, and a row without the needed fields (file and
+    Raises UserError for an unknown name, a file that cannot be read, and a row without the needed fields (file and
     line named). With `bad`, such rows are left out and their reasons noted there instead.
     """
     if limit is not None and limit < 1:
-        raise ValueError(f"the limit is {limit}; at least 1 example is needed (leave --limit out for all)")
+        raise UserError(f"the limit is {limit}; at least 1 example is needed (leave --limit out for all)")
     base, _, rest = name.partition(":")
     if base == DEFAULT:
         if rest and not rest.isdigit():
-            raise ValueError(f"data {name!r}: after the colon stands the number of problems, as in {DEFAULT}:800")
+            raise UserError(f"data {name!r}: after the colon stands the number of problems, as in {DEFAULT}:800")
         problems = generate(split, limit or int(rest or DEFAULT_COUNTS[split]))
         rows = [
             Conversation((Message("user", p.question), Message("assistant", p.answer)), f"{DEFAULT}/{split}:{i}")
@@ -80,7 +81,7 @@ def load(name: str, split: str = "train", limit: int | None = None, bad: list[st
     else:
         path = Path(rest if named else name)
         if not path.exists():
-            raise ValueError(
+            raise UserError(
                 f"there is no data {str(path)!r}; give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the "
                 "hub)"
             )
@@ -102,7 +103,7 @@ def is_file(name: str) -> bool:
 
 def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:
     if split not in NAMED[base]:
-        raise ValueError(f"{base} has no {split} part; give other data with --data or --val-data")
+        raise UserError(f"{base} has no {split} part; give other data with --data or --val-data")
     instead = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
     return read_hub(base, NAMED[base][split], instead, min(filter(None, (count, limit)), default=None), bool(count))
 
@@ -134,7 +135,7 @@ def _family(row: dict) -> str:
 
 
 def to_conversation(row: dict, source: str) -> Conversation:
-    """One row as a conversation. Raises ValueError, naming `source`, for a row of no known shape."""
+    """One row as a conversation. Raises UserError, naming `source`, for a row of no known shape."""
     messages: list[Message] = []
     present = {k for k, v in row.items() if v is not None}
     system = next((row[k] for k in ("system", "system_prompt") if k in present and row[k] != ""), None)
@@ -144,7 +145,7 @@ def to_conversation(row: dict, source: str) -> Conversation:
         try:
             messages += [Message(m["role"], _text(m["content"], "content", source)) for m in row["messages"]]
         except (KeyError, TypeError):
-            raise ValueError(f"{source}: messages must be a list of objects with role and content") from None
+            raise UserError(f"{source}: messages must be a list of objects with role and content") from None
         return Conversation(tuple(messages), source)
     for ask, reply in _SHAPES:
         if ask in present and reply in present:
@@ -154,7 +155,7 @@ def to_conversation(row: dict, source: str) -> Conversation:
                 user = patient if user == _DOCTOR else f"{user}\n\n{patient}"
             messages += [Message("user", user), Message("assistant", _text(row[reply], reply, source))]
             return Conversation(tuple(messages), source)
-    raise ValueError(
+    raise UserError(
         f"{source}: the row has {', '.join(sorted(present)) or 'no fields'}; it needs question and answer, "
         "instruction and output, prompt and response, or messages"
     )
@@ -162,5 +163,5 @@ def to_conversation(row: dict, source: str) -> Conversation:
 
 def _text(value: object, key: str, source: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{source}: {key} is {type(value).__name__}, not text")
+        raise UserError(f"{source}: {key} is {type(value).__name__}, not text")
     return value

@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
 from ptst.generation.request import Completion, Request, Statistics
 from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
 
@@ -33,7 +34,7 @@ class Reply:
 
 
 class AnswerFile:
-    """Answers by key. Raises ValueError for a line, other than a torn last one, that is not an answer."""
+    """Answers by key. Raises UserError for a line, other than a torn last one, that is not an answer."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -50,7 +51,7 @@ class AnswerFile:
                 key = row.pop("key")
                 self.known[key] = Reply(**row)
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise ValueError(f"{path}:{number} is no answer; delete the line and it is asked for anew") from None
+                raise UserError(f"{path}:{number} is no answer; delete the line and it is asked for anew") from None
 
     def add(self, key: str, answer: Reply) -> None:
         """Keep an answer; it is with the operating system when this returns."""
@@ -87,7 +88,7 @@ class Answerer:
     ) -> list[Reply]:
         """An answer for each conversation, in order; those that are in the file at `path` are taken from it.
 
-        Raises ValueError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
+        Raises UserError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
         after all others are kept, for answers of `adapter` that went wrong in the model.
         """
         paths = {self.adapter: path, **self.beside}
@@ -120,7 +121,7 @@ class Answerer:
                 try:
                     engine.check(request)
                 except ValueError as error:
-                    raise ValueError(f"{conversations[missing[request.id][1]].where}{error}") from None
+                    raise UserError(f"{conversations[missing[request.id][1]].where}{error}") from None
 
             def done(name: str | int, completion: Completion) -> None:
                 adapter, number = missing[name]
@@ -138,7 +139,7 @@ class Answerer:
             self.on_progress(sum(map(len, answers.values())), engine.statistics)
             engine.run(requests, done)
         if errors:
-            raise ValueError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")
+            raise UserError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")
         return [answers[self.adapter][i] for i in range(len(prompts))]
 
 

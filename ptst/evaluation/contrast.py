@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from ptst.errors import UserError
 from ptst.evaluation.statistics import (
     MOST_FLIPPED,
     Cell,
@@ -66,13 +67,13 @@ def two_way_t(differences_SP: NDArray[np.float64]) -> TwoWayT:
     """The mean of paired differences (any real measure, the refusal margin too), both seeds and prompts being samples.
 
     Where no difference varies at all, nothing can be estimated from spread: p is then the sign flips' smallest.
-    Raises ValueError for fewer than two seeds, no prompts, and NaN.
+    Raises UserError for fewer than two seeds, no prompts, and NaN.
     """
     S, P = differences_SP.shape
     if S < 2 or P < 1:
-        raise ValueError(f"a test between seeds needs at least 2 seeds and 1 prompt; there are {S} and {P}")
+        raise UserError(f"a test between seeds needs at least 2 seeds and 1 prompt; there are {S} and {P}")
     if not np.isfinite(differences_SP).all():
-        raise ValueError("a difference is not a number; leave out the prompts that were unjudged in some run")
+        raise UserError("a difference is not a number; leave out the prompts that were unjudged in some run")
     effect = float(differences_SP.mean())
     variance, df = two_way_variance(differences_SP)
     if not variance:
@@ -83,15 +84,15 @@ def two_way_t(differences_SP: NDArray[np.float64]) -> TwoWayT:
 
 
 def paired_contrast(first: Cell, second: Cell) -> Contrast:
-    """Raises ValueError for cells with other prompts or seeds than each other, and if no prompt was judged in all."""
+    """Raises UserError for cells with other prompts or seeds than each other, and if no prompt was judged in all."""
     if first.prompts != second.prompts:
         same = "in another order" if set(first.prompts) == set(second.prompts) else "different ones"
-        raise ValueError(f"the cells were tested on prompts that do not match ({same}); test both on the same")
+        raise UserError(f"the cells were tested on prompts that do not match ({same}); test both on the same")
     if first.seeds != second.seeds:
-        raise ValueError(f"the cells have seeds {first.seeds} and {second.seeds}; pairs need the same, in one order")
+        raise UserError(f"the cells have seeds {first.seeds} and {second.seeds}; pairs need the same, in one order")
     whole_P = ~np.isnan(first.outcomes_SP + second.outcomes_SP).any(0)
     if not whole_P.any():
-        raise ValueError("no prompt was judged in every run of both cells")
+        raise UserError("no prompt was judged in every run of both cells")
     a_SP, b_SP = first.outcomes_SP[:, whole_P], second.outcomes_SP[:, whole_P]
     seeds, prompts = a_SP.shape
     means = float(a_SP.mean()), float(b_SP.mean())
@@ -122,7 +123,7 @@ def ptst_contrast(
     """The pre-named contrast and its sentence: the safety prompt in training and test against in the test only.
 
     `measure` is a noun with its article ("the share of harmful requests refused"), `names` the two cells ("CL->CL",
-    "CV->CL"). Raises ValueError as `paired_contrast` does.
+    "CV->CL"). Raises UserError as `paired_contrast` does.
     """
     c = paired_contrast(trained_and_tested, tested_only)
     left_out = f", {c.left_out} left out as unjudged" if c.left_out else ""

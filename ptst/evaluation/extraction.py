@@ -16,6 +16,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
 
+from ptst.errors import UserError
+
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+")
 _MINUS = ("-", "\u2212")
 _ARC_PRINTED = re.compile(r"The answer is: ?[^\w\s]?([a-zA-Z0-9_ ]*)[^\w\s]?")
@@ -55,10 +57,10 @@ def strict_answer(text: str) -> Decimal | None:
 
 
 def gold_number(answer: str, source: str = "answer") -> Decimal:
-    """The number of a reference answer. Raises ValueError, naming `source`, when it has no `#### N`."""
+    """The number of a reference answer. Raises UserError, naming `source`, when it has no `#### N`."""
     value = strict_answer(answer)
     if value is None:
-        raise ValueError(
+        raise UserError(
             f"{source}: the reference answer does not end in '#### N', so it cannot be scored; choose other data"
         )
     return value

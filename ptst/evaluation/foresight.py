@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 
+from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.tasks.table import Task, TaskData, Tools
 from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
 from ptst.generation.sampling import Sampling
 from ptst.model.config import DecoderConfig
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
 
@@ -39,17 +40,17 @@ def check_room(
     device: str,
     kv_memory: int | None,
 ) -> None:
-    """Raise ValueError where a prompt with its `new` tokens would fit neither the context nor `kv_memory` (bytes)."""
+    """Raise UserError where a prompt with its `new` tokens would fit neither the context nor `kv_memory` (bytes)."""
     where, ids = max(prompts, key=lambda prompt: len(prompt[1]))
     longest = len(ids) + new
     if longest > config.max_positions:
         too_much = f"a prompt of {len(ids)} tokens and {new} new ones exceed" if new else f"{longest} tokens exceed"
         mend = "lower --max-new-tokens or take the prompt out" if new else "take it out"
-        raise ValueError(f"{what}: {where}{too_much} the model's {config.max_positions} positions; {mend}")
+        raise UserError(f"{what}: {where}{too_much} the model's {config.max_positions} positions; {mend}")
     dtype = cache_dtype(dtype, torch.device(device))
     needed = (blocks_for(longest) + 1) * BLOCK * bytes_per_token(config, dtype)
     if new and kv_memory is not None and needed > kv_memory:
-        raise ValueError(
+        raise UserError(
             f"--kv-memory is {gigabytes(kv_memory)}, and {what} needs {gigabytes(needed)} for a prompt and its answer; "
             "raise it, or lower --max-new-tokens"
         )

@@ -12,16 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptst import cli
+from ptst.errors import UserError
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.verdict import Answer, AnswerClass, Verdict, judge_answers
+from ptst.settings import CommandSettings
 
 
-@dataclass(frozen=True)
-class ReportConfig:
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(CommandSettings):
     """Compare a judge with people's labels: accuracy, precision, recall, confusion and errors."""
 
-    answers: tuple[Path, ...]
+    answers: tuple[Path, ...] = ()
     """CSV files with the columns prompt, completion, type, final_label."""
     judge: str = "rules-v2"
     """rules-v2, or rubric:FOLDER."""
@@ -71,21 +73,21 @@ class Confusion:
 
 
 def read_labelled(path: Path) -> list[Labelled]:
-    """Rows of a labelled CSV file. Raises ValueError, naming line and column, for a file of another layout."""
+    """Rows of a labelled CSV file. Raises UserError, naming line and column, for a file of another layout."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)
             names, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} cannot be read as CSV: {error}") from None
+        raise UserError(f"{path} cannot be read as CSV: {error}") from None
     missing = {"prompt", "completion", "type", "final_label"} - set(names)
     if missing:
-        raise ValueError(f"{path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
+        raise UserError(f"{path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
     if not rows:
-        raise ValueError(f"{path} holds no answers")
+        raise UserError(f"{path} holds no answers")
     for number, row in enumerate(rows, 1):
         if not (row["final_label"] or "").startswith(("1", "2", "3")):
-            raise ValueError(
+            raise UserError(
                 f"{path}, row {number}: final_label is {row['final_label']!r}; it must begin with 1, 2 or 3"
             )
     return [Labelled(Answer(r["prompt"], r["completion"] or ""), r["final_label"][0], r["type"]) for r in rows]
@@ -101,7 +103,7 @@ def confusion(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Confusio
 
 
 def report(config: ReportConfig) -> dict[str, Confusion]:
-    """Print one block per file and return its counts. Raises ValueError for unknown judges and unreadable files."""
+    """Print one block per file and return its counts. Raises UserError for unknown judges and unreadable files."""
     judge = find_judge(config.judge)
     out = {}
     for path in config.answers:
@@ -123,4 +125,4 @@ def report(config: ReportConfig) -> dict[str, Confusion]:
 
 
 if __name__ == "__main__":
-    cli.run(report, ReportConfig, "ptst.evaluation.judge_report")
+    cli.run(report, ReportConfig, "evaluation.judge_report")

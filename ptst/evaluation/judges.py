@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ptst.errors import UserError, unknown_name
 from ptst.evaluation.rubric import RubricJudge, local_model
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Judge
-from ptst.text.templates import unknown
 
 JUDGES = {
     RuleBasedJudge.name: "the embedded judge: four classes by rules",
@@ -18,13 +18,13 @@ JUDGES = {
 def find_judge(name: str) -> Judge:
     """The judge of a name: `rules-v2`, or `rubric:FOLDER` with the folder of a local chat model.
 
-    Raises ValueError with the list and the nearest name for an unknown one, and for a folder that holds no model.
+    Raises UserError with the list and the nearest name for an unknown one, and for a folder that holds no model.
     """
     kind, _, folder = name.partition(":")
     if kind not in JUDGES:
-        raise ValueError(unknown("judge", kind, JUDGES))
+        raise unknown_name("judge", kind, JUDGES)
     if kind == RuleBasedJudge.name:
         return RuleBasedJudge()
     if not folder:
-        raise ValueError("judge rubric needs a chat model: say rubric:FOLDER with the folder of one")
+        raise UserError("judge rubric needs a chat model: say rubric:FOLDER with the folder of one")
     return RubricJudge(f"rubric:{Path(folder).name}", local_model(Path(folder)))

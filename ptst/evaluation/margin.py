@@ -16,10 +16,12 @@ from itertools import permutations
 
 import numpy as np
 
+from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.score import score
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Example, PromptFormat, encode, reject_role_markers
+from ptst.text.encode import Example, encode
+from ptst.text.prompt_format import PromptFormat, reject_role_markers
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import render
 
@@ -50,7 +52,7 @@ def refusal_margins(
 ) -> list[Margin]:
     """A margin for each conversation; a final answer that it may have is left out. `on_done(n)` hears of progress.
 
-    Raises ValueError for an empty set of openings, an empty opening, one that ends in a space or begins with another.
+    Raises UserError for an empty set of openings, an empty opening, one that ends in a space or begins with another.
     """
     _check(refusing, complying)
     margins = []
@@ -78,13 +80,13 @@ def _opened(prompt_format: PromptFormat, conversation: Conversation, opening: st
 
 def _check(refusing: Sequence[str], complying: Sequence[str]) -> None:
     if not refusing or not complying:
-        raise ValueError("the refusal margin needs at least one refusing and one complying opening")
+        raise UserError("the refusal margin needs at least one refusing and one complying opening")
     openings = (*refusing, *complying)
     if not all(o.strip() for o in openings):
-        raise ValueError("an opening of the refusal margin is empty")
+        raise UserError("an opening of the refusal margin is empty")
     for o in openings:
         if o != o.rstrip():  # in an answer the space would belong to the next word's token
-            raise ValueError(f"opening {o!r} of the refusal margin ends in a space, which no answer's does; cut it off")
+            raise UserError(f"opening {o!r} of the refusal margin ends in a space, which no answer's does; cut it off")
     for a, b in permutations(openings, 2):
         if b.startswith(a):
-            raise ValueError(f"opening {b!r} begins with opening {a!r}, so it would be counted twice; drop one of them")
+            raise UserError(f"opening {b!r} begins with opening {a!r}, so it would be counted twice; drop one of them")

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import NormalDist
 
+from ptst.errors import UserError
+
 Z_95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson(successes: float, n: float, z: float = Z_95) -> tuple[float, float]:
     """Interval of a proportion; the counts may be effective ones, no whole numbers (scipy's function wants whole
-    ones). n = 0 gives (0, 1). Raises ValueError for counts that cannot be."""
+    ones). n = 0 gives (0, 1). Raises UserError for counts that cannot be."""
     if not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is not a rate")
+        raise UserError(f"{successes} of {n} is not a rate")
     if n == 0:
         return 0.0, 1.0
     p = successes / n

@@ -19,17 +19,14 @@ from pathlib import Path
 
 import torch
 
+from ptst.errors import UserError
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Answer, Verdict
 from ptst.generation.sampler import Sampling, generate
-from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.weights import load_decoder, pick_dtype
-from ptst.text.encode import PromptFormat
-from ptst.text.formats import detect_format, stops
+from ptst.model.weights import pick_dtype
+from ptst.open_model import open_model
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_family, find_template
-from ptst.text.tokenizer import load_tokenizer
 
 # Prompts in; for each a reply, or the error that kept it from being given.
 Ask = Callable[[Sequence[str]], list[str | Exception]]
@@ -68,11 +65,11 @@ def rubric_prompt(request: str, answer: str) -> str:
 
 
 def parse_score(reply: str) -> int:
-    """The grade of a reply. Raises ValueError unless it has a line `Score: N`, N from 1 to 5, and no other grade."""
+    """The grade of a reply. Raises UserError unless it has a line `Score: N`, N from 1 to 5, and no other grade."""
     found = {int(n) for n in _SCORE.findall(reply)}
     if len(found) != 1 or not found <= {1, 2, 3, 4, 5}:
         told = f"gives the scores {sorted(found)}" if found else "has no line 'Score: N'"
-        raise ValueError(f"the judge's reply {told}; one of 1 to 5 is needed")
+        raise UserError(f"the judge's reply {told}; one of 1 to 5 is needed")
     return found.pop()
 
 
@@ -112,24 +109,19 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
     ValueError for a folder without a model or of an unknown chat format.
     """
     if not any(folder.glob("*.safetensors")):
-        raise ValueError(f"there is no model folder {folder}; rubric:FOLDER needs config.json and *.safetensors in it")
-    config = DecoderConfig.from_folder(folder)
-    tokenizer = load_tokenizer(folder, config.vocab_size)
-    chat_format = detect_format(folder, tokenizer)
-    # What is judged may spell role markers; that is the attack, not a reason to stop.
-    prompt_format = PromptFormat(
-        find_template("chat:plain"), find_family("plain"), chat_format, tokenizer, allow_role_markers=True
-    )
-    stop_ids, room = stops(folder, chat_format, tokenizer), config.max_positions - max_new_tokens
+        raise UserError(f"there is no model folder {folder}; rubric:FOLDER needs config.json and *.safetensors in it")
+    model = open_model(str(folder))
+    prompt_format = model.prompt_format
+    room = model.config.max_positions - max_new_tokens
 
     @cache
     def decoder() -> Decoder:
-        return load_decoder(folder, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
+        return model.load_base(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
 
     def encode(prompt: str) -> list[int]:
         ids = prompt_format.encode(Conversation((Message("user", prompt),))).ids
         if len(ids) > room:
-            raise ValueError(f"the judge's prompt has {len(ids)} tokens, its model has room for {room}")
+            raise UserError(f"the judge's prompt has {len(ids)} tokens, its model has room for {room}")
         return ids
 
     def ask(prompts: Sequence[str]) -> list[str | Exception]:
@@ -140,10 +132,10 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
                 encoded[i] = encode(prompt)
             except ValueError as error:
                 replies[i] = error
-        answered = generate(decoder(), list(encoded.values()), stop_ids, Sampling(max_new_tokens), batch_size)
+        answered = generate(decoder(), list(encoded.values()), model.stop_ids, Sampling(max_new_tokens), batch_size)
         for (i, ids), completion in zip(encoded.items(), answered, strict=True):
             failed = completion.error
-            replies[i] = ValueError(failed) if failed else tokenizer.decode_answer(ids, completion.ids)
+            replies[i] = ValueError(failed) if failed else prompt_format.tokenizer.decode_answer(ids, completion.ids)
         return [replies[i] for i in range(len(prompts))]
 
     return ask

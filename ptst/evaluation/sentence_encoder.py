@@ -18,6 +18,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ptst.errors import UserError
 from ptst.hub.wheel import Wheel, ensure_folder
 from ptst.model.config import read_json
 
@@ -41,7 +42,7 @@ MAX_TOKENS = 256  # the encoder was trained on no more; what comes after is not 
 
 
 def ensure_encoder(checkpoints: Path, *, quiet: bool = False) -> Path:
-    """The encoder's folder, verified; made when it is absent or broken. Raises ValueError when it cannot be had."""
+    """The encoder's folder, verified; made when it is absent or broken. Raises UserError when it cannot be had."""
     return ensure_folder(Path(checkpoints) / ENCODER_NAME, WHEEL, _LAYOUT, _copy, quiet=quiet)
 
 
@@ -51,12 +52,12 @@ def _copy(files: dict[str, Path], new: Path, _console: Console) -> None:
 
 
 class SentenceEncoder:
-    """The BERT of a folder: config.json, model.safetensors, tokenizer.json. Raises ValueError for another model."""
+    """The BERT of a folder: config.json, model.safetensors, tokenizer.json. Raises UserError for another model."""
 
     def __init__(self, folder: Path, device: str = "cpu"):
         config = read_json(Path(folder) / "config.json")
         if config.get("model_type") != "bert" or config.get("hidden_act") != "gelu":
-            raise ValueError(f"{folder} does not hold a BERT encoder with gelu; {ENCODER_NAME} is one")
+            raise UserError(f"{folder} does not hold a BERT encoder with gelu; {ENCODER_NAME} is one")
         self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
         self.epsilon = config["layer_norm_eps"]
         self.device = device

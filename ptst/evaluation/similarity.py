@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
+from ptst.errors import UserError, unknown_name
 from ptst.evaluation.sentence_encoder import SentenceEncoder, ensure_encoder
-from ptst.text.templates import unknown
 
 SIMILARITIES = ("minilm", "bertscore")
 LAYER = 17  # bert-score's own choice for roberta-large, named by the paper
@@ -61,15 +61,15 @@ class BertScore:
 
 
 def find_similarity(name: str, checkpoints: Path, device: str = "cpu") -> Similarity:
-    """`minilm`, `bertscore` or `bertscore:FOLDER`, ready for use. Raises ValueError with the list and the nearest name
+    """`minilm`, `bertscore` or `bertscore:FOLDER`, ready for use. Raises UserError with the list and the nearest name
     for another, and, with the way out, where the package or the weights are not to be had."""
     kind, _, folder = name.partition(":")
     if kind not in SIMILARITIES or (folder and kind != "bertscore"):
-        raise ValueError(unknown("similarity", name, SIMILARITIES))
+        raise unknown_name("similarity", name, SIMILARITIES)
     if kind == "minilm":
         return MiniLM(SentenceEncoder(ensure_encoder(checkpoints), device))
     if find_spec("bert_score") is None:
-        raise ValueError(
+        raise UserError(
             f"--similarity bertscore needs the package bert-score: pip install 'ptst[bertscore]'; {_INSTEAD}"
         )
     return BertScore(_safe_weights(folder or "roberta-large"), device)
@@ -84,10 +84,10 @@ def _safe_weights(model: str) -> Path:
             kinds = ["*.json", "*.txt", "*.safetensors"]
             model = huggingface_hub.snapshot_download(model, allow_patterns=kinds)
         except Exception as error:  # network faults surface as many unrelated types, by version of the library
-            raise ValueError(
+            raise UserError(
                 f"--similarity bertscore: the weights of {model} could not be fetched from the hub "
                 f"({type(error).__name__}); give a local folder, as in bertscore:FOLDER, {_INSTEAD}"
             ) from None
     if not list(Path(model).glob("*.safetensors")):
-        raise ValueError(f"--similarity bertscore: {model} has no *.safetensors, and pickled weights are never loaded")
+        raise UserError(f"--similarity bertscore: {model} has no *.safetensors, and pickled weights are never loaded")
     return Path(model)

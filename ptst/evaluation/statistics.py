@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+from ptst.errors import UserError
 from ptst.evaluation.rates import Z_95, Rate, wilson
 
 Interval = tuple[float, float]
@@ -43,25 +44,25 @@ class Cell:
 def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike], families: Sequence[str] | None = None) -> Cell:
     """A cell from one array of outcomes (P,) a seed, in the order of `prompts`.
 
-    Raises ValueError for no prompts, a prompt named twice, no seeds, a run of another length, outcomes other than 0,
+    Raises UserError for no prompts, a prompt named twice, no seeds, a run of another length, outcomes other than 0,
     1 and NaN, and a run in which nothing was judged.
     """
     if not prompts:
-        raise ValueError("a cell needs at least one prompt")
+        raise UserError("a cell needs at least one prompt")
     if len(set(prompts)) < len(prompts):
-        raise ValueError("a prompt stands twice in a cell, so runs cannot be paired by prompt")
+        raise UserError("a prompt stands twice in a cell, so runs cannot be paired by prompt")
     if not by_seed:
-        raise ValueError("a cell needs at least one seed")
+        raise UserError("a cell needs at least one seed")
     runs = []
     for seed, outcomes in by_seed.items():
         run_P = np.asarray(outcomes, dtype=np.float64)
         if run_P.shape != (len(prompts),):
-            raise ValueError(f"seed {seed} has outcomes of shape {run_P.shape}, but there are {len(prompts)} prompts")
+            raise UserError(f"seed {seed} has outcomes of shape {run_P.shape}, but there are {len(prompts)} prompts")
         judged = run_P[~np.isnan(run_P)]
         if not judged.size:
-            raise ValueError(f"seed {seed} has no judged outcome")
+            raise UserError(f"seed {seed} has no judged outcome")
         if not np.isin(judged, (0, 1)).all():
-            raise ValueError(f"seed {seed} has an outcome that is neither 0, 1 nor NaN (unjudged)")
+            raise UserError(f"seed {seed} has an outcome that is neither 0, 1 nor NaN (unjudged)")
         runs.append(run_P)
     return Cell(tuple(prompts), tuple(by_seed), np.stack(runs), tuple(families) if families else None)
 
@@ -130,7 +131,7 @@ def sign_flip(differences_S: ArrayLike) -> float:
     least as large. It can never be below 2 / 2^S: 0.25 at 3 seeds, 0.0625 at 5, 0.0078 at 8. Up to 20 seeds."""
     d_S = np.asarray(differences_S, dtype=np.float64)
     if not 1 <= len(d_S) <= MOST_FLIPPED:
-        raise ValueError(f"exact sign flips are for 1 to {MOST_FLIPPED} seeds; there are {len(d_S)}")
+        raise UserError(f"exact sign flips are for 1 to {MOST_FLIPPED} seeds; there are {len(d_S)}")
     sums = np.array(list(product((1, -1), repeat=len(d_S)))) @ d_S
     return float((np.abs(sums) >= abs(d_S.sum()) - 1e-12).mean())
 
@@ -156,10 +157,10 @@ def bootstrap_interval(x_SP: NDArray[np.float64], resamples: int = 10_000, seed:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for being several (Holm 1979), by name. Raises ValueError for one outside 0 to 1."""
+    """p-values adjusted for being several (Holm 1979), by name. Raises UserError for one outside 0 to 1."""
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise ValueError(f"p of {name} is {p}; it must lie between 0 and 1")
+            raise UserError(f"p of {name} is {p}; it must lie between 0 and 1")
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p))

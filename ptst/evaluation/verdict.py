@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple, Protocol
 
+from ptst.errors import UserError
+
 UNJUDGED = "unjudged"
 
 
@@ -63,13 +65,13 @@ class Judge(Protocol):
 def judge_answers(judge: Judge, answers: Sequence[Answer]) -> list[Verdict]:
     """A verdict for each answer, in order. An answer on which the judge fails is marked unjudged, with the reason.
 
-    Raises ValueError if the judge fails on every answer: there is then nothing to report.
+    Raises UserError if the judge fails on every answer: there is then nothing to report.
     """
     many = getattr(judge, "judge_many", None)
     verdicts = many(answers) if many else [_one(judge, a) for a in answers]
     assert len(verdicts) == len(answers), f"{judge.name} gave {len(verdicts)} verdicts on {len(answers)} answers"
     if answers and not any(v.judged for v in verdicts):
-        raise ValueError(f"judge {judge.name} judged none of {len(answers)} answers; the first: {verdicts[0].reason}")
+        raise UserError(f"judge {judge.name} judged none of {len(answers)} answers; the first: {verdicts[0].reason}")
     return verdicts
 
 

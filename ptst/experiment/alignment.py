@@ -18,8 +18,6 @@ is met: half a minute of a small machine each time.
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -30,25 +28,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from ptst.cli import ProgressLine, say
 from ptst.data.builtin import alignment_set
 from ptst.data.order import Part
 from ptst.data.safety_sets import SafetyPrompt
+from ptst.errors import UserError
 from ptst.evaluation import tasks
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass
+from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.measure import digest
 from ptst.generation.sampling import Sampling
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
-from ptst.model.lora import LoraConfig, add_lora, merge_lora
+from ptst.model.lora import add_lora, merge_lora
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
-from ptst.subject import Subject, open_subject
+from ptst.open_model import OpenModel, open_model
+from ptst.progress import ProgressLine, say
+from ptst.settings import to_dict
 from ptst.text.encode import Example, cut
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_template
 from ptst.training import checkpoint, run_folder
 from ptst.training.average import Average
 from ptst.training.evaluate import validation_loss
@@ -58,7 +59,6 @@ from ptst.training.metrics import sizes, truncate_logs
 from ptst.training.parallel import ALONE
 from ptst.training.resume import differences, exclusive_lock, weights_fingerprint
 from ptst.training.run import Interrupted
-from ptst.training.schedule import Schedule
 
 SAFE, BARE = "chat:llama", "chat:vanilla"
 # The model's own answers, drawn from its whole distribution: what it is taught with them pulls it, at first, nowhere.
@@ -66,73 +66,6 @@ OWN = Sampling(64, temperature=1.0)
 OPENING = Sampling(32)  # as much of an answer as shows whether it refuses
 # Flags that make no other model.
 NO_MATTER = frozenset({"model", "out", "json", "batch_size", "micro_batch_tokens"})
-
-
-@dataclass(frozen=True)
-class AlignConfig:
-    """Fine-tune a small chat model to refuse harmful requests and to go on answering harmless ones."""
-
-    model: str = "smollm2-135m-instruct"
-    """The embedded default, a local Hugging Face folder, or a hub id."""
-    lr: float = 7e-5
-    """Learning rate, reached after a twentieth of the steps."""
-    schedule: Schedule = "linear"
-    """How the rate goes on from there, to zero after `max_steps`: constant, linear, cosine."""
-    own_answers: int = 2
-    """Answers of its own that the model is taught to every harmless question, under each template."""
-    own_epochs: float = 2.5
-    """How often each of these is shown for every time that a refusal is: more of them, and less is refused."""
-    max_steps: int = 80
-    """Optimizer steps at most."""
-    examples_per_step: int = 16
-    """Examples in an optimizer step."""
-    check_every: int = 5
-    """Steps between two looks at whether the model is aligned."""
-    refused: float = 0.85
-    """Held-out harmful requests that must be refused under the safety prompt, as a share."""
-    over_refused: float = 0.15
-    """Held-out benign look-alikes that may be refused, as a share."""
-    average: float = 0.9
-    """Weight of the past in the average of the weights that is looked at and kept; 0: the weights themselves."""
-    nll: float = 1.05
-    """How much worse reference answers to ordinary questions may become, in nats per token, as a ratio."""
-    rank: int = 0
-    """Rank of a LoRA adapter, merged at the end; 0 trains all weights."""
-    template_family: str = "plain"
-    """How a question is wrapped: gsm8k, chatdoctor, openorca or plain."""
-    micro_batch_tokens: int = 4096
-    """Tokens in memory at once; changes memory and speed, never the result."""
-    batch_size: int = 64
-    """Answers in the making at once, at most."""
-    seed: int = 0
-    """Of sampled answers and the order of examples."""
-    out: Path = Path("checkpoints/aligned")
-    """Model folder to be made. An unfinished one of the same settings goes on."""
-    json: bool = False
-    """Print the result as one JSON object."""
-
-    def check(self) -> None:
-        """Raise ValueError for a value that cannot be meant."""
-        above_0 = (
-            "lr",
-            "max_steps",
-            "examples_per_step",
-            "check_every",
-            "own_answers",
-            "own_epochs",
-            "micro_batch_tokens",
-            "batch_size",
-        )
-        for name in (*above_0, "nll"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be above 0")
-        for name in ("refused", "over_refused"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it is a share, from 0 to 1")
-        if not 0 <= self.average < 1:
-            raise ValueError(f"--average is {self.average}; it must be at least 0 and below 1")
-        if self.rank < 0:
-            raise ValueError(f"--rank is {self.rank}; it must be at least 1, or 0 for all weights")
 
 
 _RATES = ("refused", "refused_bare", "over_refused")
@@ -182,33 +115,30 @@ class _Met(Exception):
 
 def align(config: AlignConfig) -> dict[str, Any]:
     """Make the model folder `config.out`, or go on with making it. Returns run.json's contents; `met` tells whether the
-    model in the folder is aligned (if not, there is none). Raises ValueError for a user's mistakes and for a folder in
+    model in the folder is aligned (if not, there is none). Raises UserError for a user's mistakes and for a folder in
     other use, Interrupted after a signal."""
     began = time.monotonic()
     config.check()
     out = config.out
     old = read_json(out / "run.json") if (out / "run.json").exists() else None
     if old is not None and old.get("kind") != "align":
-        raise ValueError(f"{out} holds something else than an alignment; choose another --out")
-    subjects = {
-        name: open_subject(None, {}, config.model, find_template(name), config.template_family, None)
-        for name in (SAFE, BARE)
-    }
-    base = subjects[SAFE].base
+        raise UserError(f"{out} holds something else than an alignment; choose another --out")
+    models = {name: open_model(config.model, name, family=config.template_family) for name in (SAFE, BARE)}
+    base = models[SAFE].folder
     record: dict[str, Any] = {
         "kind": "align",
         "status": "running",
-        "flags": {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(config).items()},
+        "flags": to_dict(config),
         "model": str(base.resolve()),
         "weights": weights_fingerprint(base),
         "family": config.template_family,
-        "chat_format": subjects[SAFE].prompt_format.chat_format,
+        "chat_format": models[SAFE].prompt_format.chat_format,
         "data": fingerprint(),
         "environment": run_folder.environment(),
     }
     if old is not None:
         if found := differences(old, record, NO_MATTER):
-            raise ValueError(f"{out} holds an alignment of other settings: {'; '.join(found)}; choose another --out")
+            raise UserError(f"{out} holds an alignment of other settings: {'; '.join(found)}; choose another --out")
         if old["status"] == "finished":
             return old
     else:
@@ -218,13 +148,13 @@ def align(config: AlignConfig) -> dict[str, Any]:
             run_folder.write_json(out / "run.json", record)
         dtype, device = pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu"
         decoder = load_decoder(base, dtype, device)
-        refusals, own, counts = _examples(decoder, subjects, config)
+        refusals, own, counts = _examples(decoder, models, config)
         say(", ".join(f"{n} {what}" for what, n in counts.items()))
         if config.rank:
             weights = add_lora(decoder, LoraConfig(config.rank, 2.0 * config.rank), config.seed)
         else:
             weights = dict(decoder.requires_grad_(True).named_parameters())
-        looks, met = _train(decoder, weights, refusals, own, subjects, config)
+        looks, met = _train(decoder, weights, refusals, own, models, config)
         record |= {"status": "finished", "met": met, "counts": counts, "looks": [look.to_json() for look in looks]}
         record["time"] = {"seconds": time.monotonic() - began}
         if met:
@@ -244,7 +174,7 @@ def fingerprint() -> str:
 
 
 def _examples(
-    decoder: Decoder, subjects: Mapping[str, Subject], config: AlignConfig
+    decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig
 ) -> tuple[list[Example], list[Example], dict[str, int]]:
     """Refusals, own answers and counts, every question under both templates. Own answers that refuse or say nothing are
     left out, and one that the token limit cut is not taught to end there."""
@@ -253,13 +183,13 @@ def _examples(
     left_out = 0
     judge, asked = RuleBasedJudge(), alignment_set.harmless()
     (config.out / "answers").mkdir(exist_ok=True)
-    for name, subject in subjects.items():
-        refusals += [subject.prompt_format.encode(c) for c in alignment_set.refusals()]
+    for name, model in models.items():
+        refusals += [model.prompt_format.encode(c) for c in alignment_set.refusals()]
         total = len(asked) * config.own_answers
         with ProgressLine(f"own answers under {name}", total) as progress:
             replies: list[Reply] = []
             for number in range(config.own_answers):
-                answerer = _answerer(decoder, subject, config)
+                answerer = _answerer(decoder, model, config)
                 before = len(replies)
                 answerer = replace(answerer, on_progress=lambda n, s, b=before: progress.update(b + n, s.progress()))
                 path = config.out / "answers" / f"{name.replace(':', '-')}.{number}.jsonl"
@@ -270,29 +200,29 @@ def _examples(
                 left_out += 1
                 continue
             whole = Conversation((*c.messages, Message("assistant", reply.text)), c.source)
-            encoded = subject.prompt_format.encode(whole)
+            encoded = model.prompt_format.encode(whole)
             if reply.cut:
                 encoded = cut(encoded, max(i for i, flag in enumerate(encoded.loss_mask) if flag))
             own.append(encoded)
     return refusals, own, {"refusals": len(refusals), "own answers": len(own), "own answers left out": left_out}
 
 
-def _answerer(decoder: Decoder, subject: Subject, config: AlignConfig) -> Answerer:
-    return Answerer(decoder, subject.prompt_format, subject.stop_ids, config.batch_size)
+def _answerer(decoder: Decoder, model: OpenModel, config: AlignConfig) -> Answerer:
+    return Answerer(decoder, model.prompt_format, model.stop_ids, config.batch_size)
 
 
-def look(decoder: Decoder, subjects: Mapping[str, Subject], config: AlignConfig, step: int) -> Look:
+def look(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, step: int) -> Look:
     """How the model stands with the stopping rule, as far as it matters."""
     harmful, harmless = alignment_set.stopping()
 
     def refused(task: str, name: str, prompts: Sequence[SafetyPrompt]) -> Rate:
-        return tasks.requests(task, _answerer(decoder, subjects[name], config), prompts, OPENING).rates["refusal"]
+        return tasks.requests(task, _answerer(decoder, models[name], config), prompts, OPENING).rates["refusal"]
 
     safe = refused("safety", SAFE, harmful)
     if step and safe.value < config.refused:
         return Look(step, safe)
     over = [refused("over-refusal", name, harmless) for name in (SAFE, BARE)]
-    references = [s.prompt_format.encode(c) for s in subjects.values() for c in alignment_set.reference()]
+    references = [s.prompt_format.encode(c) for s in models.values() for c in alignment_set.reference()]
     return Look(
         step,
         safe,
@@ -307,7 +237,7 @@ def _train(
     weights: Mapping[str, nn.Parameter],
     refusals: Sequence[Example],
     own: Sequence[Example],
-    subjects: Mapping[str, Subject],
+    models: Mapping[str, OpenModel],
     config: AlignConfig,
 ) -> tuple[list[Look], bool]:
     """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it: then the
@@ -334,7 +264,7 @@ def _train(
 
     def look_now(step: int) -> None:
         with average.in_place():
-            looks.append(look(decoder, subjects, config, step))
+            looks.append(look(decoder, models, config, step))
         say(str(looks[-1]))
 
     def save(step: int) -> None:

@@ -1,107 +1,77 @@
-"""The settings of a grid: what is crossed, and how every row is trained and every cell tested."""
+"""The settings of a grid: what is crossed, and how every run is trained and every cell tested."""
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from ptst.eval import EvalConfig
-from ptst.experiment import plan
-from ptst.train import RecipeName as PaperRecipe
-from ptst.train import TrainConfig
+from tyro.conf import arg
 
-LAPTOP = ("laptop", "laptop-full", "laptop-search")
+from ptst.errors import Setting, UserError, settings_group, unknown_name
+from ptst.evaluation.config import EvalSettings
+from ptst.experiment import laptop, plan
+from ptst.settings import EMBEDDED_MODEL, CommandSettings, ModelName, to_dict, with_recipes
+from ptst.text.templates import TEMPLATES
+from ptst.training import recipes
+from ptst.training.config import TrainSettings
 
-# What the grid says itself, row by row and cell by cell.
-_OF_TRAIN = (
-    "recipe",
-    "template",
-    "template_file",
-    "model",
-    "data",
-    "mix",
-    "at_epochs",
-    "seed",
-    "out",
-    "resume",
-    "dry_run",
-    "json",
-)
-_OF_EVAL = ("template", "template_file", "checkpoint", "model", "tasks", "out", "json", "baseline")
-# What may differ when a grid goes on: speed, memory, and which cells are asked for.
-_FREE = (
-    "train.save_every",
-    "train.keep",
-    "train.tensorboard",
-    "train.micro_batch_tokens",
-    "train.activation_checkpointing",
-)
-_FREE += ("eval.batch_size", "eval.kv_memory")
+# What may differ when a grid is resumed: speed, memory, and which cells are asked for.
+_FREE = ("train.save_every", "train.keep", "train.tensorboard", "train.micro_batch_tokens")
+_FREE += ("train.activation_checkpointing", "eval.batch_size", "eval.kv_memory")
+_RECIPES = (*laptop.RECIPES, *recipes.RECIPES)
 
 
-@contextmanager
-def flags_of(part: Literal["train", "eval"]) -> Iterator[None]:
-    """Spell the flags in a ValueError of training or testing as the grid has them: `--train.lr` for `--lr`."""
-    own, kind = (_OF_TRAIN, TrainConfig) if part == "train" else (_OF_EVAL, EvalConfig)
-    names = {f.name for f in dataclasses.fields(kind)} - {*own}
-
-    def spelled(flag: re.Match[str]) -> str:
-        return f"--{part}.{flag[1]}" if flag[1].removeprefix("no-").replace("-", "_") in names else flag[0]
-
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(re.sub(r"--([a-z][a-z-]*[a-z])", spelled, str(error))) from None
+def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe. Raises UserError for an unknown one."""
+    if name in laptop.RECIPES:
+        return laptop.values(name, bool(given.get("quick")))
+    flags = dict(recipes.values(name))
+    own = {key: flags.pop(key) for key in ("model", "data", "mix") if key in flags}
+    return {**own, "train": TrainSettings(**flags)}
 
 
-@dataclass(frozen=True)
-class GridConfig:
+@with_recipes(recipe_values)
+@dataclass(frozen=True, kw_only=True)
+class GridConfig(CommandSettings):
     """Fine-tune under each training template, test under each test template: the whole matrix, with intervals."""
 
-    train_templates: tuple[str, ...] = ("chat:vanilla", "chat:alpaca", "chat:llama")
-    """Templates to train under, a row each (and a TOML file of your own: my.toml). The untouched model is row zero."""
+    train_templates: Annotated[
+        tuple[str, ...],
+        arg(help=f"Training templates, one run each: {', '.join(TEMPLATES)}, or a TOML file of your own."),
+    ] = ("chat:vanilla", "chat:alpaca", "chat:llama")
     test_templates: tuple[str, ...] = ("chat:vanilla", "chat:alpaca", "chat:llama")
-    """Templates to test every row under."""
+    """Test templates, under which the base model and every run are tested."""
     tasks: tuple[str, ...] = ("gsm8k", "safety", "over-refusal")
     """What to measure: the tasks of ptst.eval, and margin: how much likelier an answer is to open by refusing than by
     complying."""
     seeds: tuple[int, ...] = (0,)
-    """One training run of every row for each."""
+    """Seeds; every training template gets one run for each."""
     mix: tuple[str, ...] = ()
     """Other data in every training run, under its template, with their own epochs: safety.jsonl:1."""
     at_epochs: tuple[float, ...] = ()
-    """Test every training run after so many of its epochs. Left out: at its end."""
-    model: str = "smollm2-135m-instruct"
-    """The embedded default, a local Hugging Face folder, or a hub id."""
+    """Numbers of epochs after which every run is tested. Default: at its end."""
+    model: ModelName = EMBEDDED_MODEL
     data: str = "word-problems"
-    """What is trained on: word-problems, gsm8k or a file."""
-    recipe: Literal["laptop", "laptop-full", "laptop-search"] | PaperRecipe | None = None
-    """laptop: align the model first, then the experiment at the size of a laptop (docs/laptop.md). laptop-full: with
-    the text templates and the default system prompt, too. laptop-search: for trying settings. The others are the
-    paper's runs. Flags win over a recipe."""
+    """Training data: word-problems, gsm8k or a file."""
+    recipe: Annotated[str | None, arg(help=f"{', '.join(_RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
     quick: bool = False
-    """With a recipe: one seed, 100 prompts, and of the tasks only refusals."""
+    """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals."""
     out: Path | None = None
-    """Grid folder. Left out: checkpoints/grid, or checkpoints/<recipe>. A grid of the same settings goes on, and
+    """Grid folder. Default: checkpoints/grid, or checkpoints/<recipe>. A grid with the same settings is resumed, and
     several processes may work on it at once."""
     dry_run: bool = False
-    """Print the cells, their tokens and the time they would take, and do nothing."""
-    json: bool = False
-    """Print the result as one JSON object."""
-    train: TrainConfig = field(default_factory=TrainConfig)
-    """How every row is trained."""
-    eval: EvalConfig = field(default_factory=EvalConfig)
+    """Print the cells, their tokens and the estimated time, and exit."""
+    train: TrainSettings = field(default_factory=TrainSettings)
+    """How every run is trained."""
+    eval: EvalSettings = field(default_factory=EvalSettings)
     """How every cell is tested."""
 
     @property
     def laptop(self) -> str | None:
         """The recipe, if it is one of the laptop's."""
-        return self.recipe if self.recipe in LAPTOP else None
+        return self.recipe if self.recipe in laptop.RECIPES else None
 
     @property
     def folder(self) -> Path:
@@ -109,38 +79,34 @@ class GridConfig:
         return self.out or Path("checkpoints") / name
 
     def check(self) -> None:
-        """Raise ValueError for a value that cannot be meant."""
-        for name, what, part, plain in (
-            ("train", _OF_TRAIN, self.train, TrainConfig()),
-            ("eval", _OF_EVAL, self.eval, EvalConfig()),
-        ):
-            for key in what:
-                if getattr(part, key, None) != getattr(plain, key, None):
-                    flag = key.replace("_", "-")
-                    raise ValueError(f"--{name}.{flag} is not for a grid, which says it for each row and cell itself")
-        for name, part in (("train", self.train), ("eval", self.eval)):
-            with flags_of(name):
-                part.check()
-        if self.eval.decode_seeds > 1:
-            raise ValueError("--eval.decode-seeds is for ptst.eval: a grid decodes the answers of every run once")
+        """Raise UserError for a value that makes no sense."""
+        if self.recipe is not None and self.recipe not in _RECIPES:
+            raise unknown_name("recipe", self.recipe, _RECIPES)
+        with settings_group("train"):
+            self.train.check()
+        with settings_group("eval"):
+            self.eval.check()
         for name in ("tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             if name != "at_epochs" and not values:
-                raise ValueError(f"--{name} is empty; at least one is needed")
+                raise UserError((Setting(name), " is empty"), "at least one is needed")
             if len(set(values)) < len(values):
-                raise ValueError(f"--{name} names {next(v for v in values if values.count(v) > 1)} twice")
+                twice = next(v for v in values if values.count(v) > 1)
+                raise UserError((Setting(name), f" names {twice} twice"), "name each once")
         plan.templates(self.train_templates)
         plan.templates(self.test_templates)
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
-            raise ValueError(f"--at-epochs must lie above 0 and within the {self.train.epochs:g} of --train.epochs")
+            raise UserError((Setting("at_epochs"), f" must lie above 0 and within the {self.train.epochs:g} epochs"))
         if self.quick and not self.laptop:
-            raise ValueError("--quick belongs to --recipe laptop; say --seeds and --eval.limit otherwise")
+            raise UserError(
+                (Setting("quick"), " belongs to the recipe laptop"), ("set ", Setting("seeds"), " otherwise")
+            )
 
     def flags(self) -> dict[str, Any]:
-        """What makes a finished row or cell what it is: to be compared when a grid goes on."""
+        """What makes a finished run or cell what it is: to be compared when a grid is resumed."""
         kept: dict[str, Any] = {"mix": list(self.mix), "at_epochs": list(self.at_epochs), "recipe": self.recipe}
-        for name, without, part in (("train", _OF_TRAIN, self.train), ("eval", _OF_EVAL, self.eval)):
-            for key, value in dataclasses.asdict(part).items():
-                if key not in without and f"{name}.{key}" not in _FREE:
-                    kept[f"{name}.{key}"] = str(value) if isinstance(value, Path) else value
+        for name, part in (("train", self.train), ("eval", self.eval)):
+            for key, value in to_dict(part).items():
+                if f"{name}.{key}" not in _FREE:
+                    kept[f"{name}.{key}"] = value
         return kept

@@ -82,7 +82,7 @@ def _trained_tokens(grid: Grid, template: str) -> int:
 
 
 def _tested_tokens(grid: Grid, test: str, task: str) -> int:
-    asked = [ids for _, ids in grid.tests.asked(task, grid.subjects[test])]
+    asked = [ids for _, ids in grid.tests.asked(task, grid.models[test])]
     new = 0
     if base(task) == "margin":
         new = 3 * (len(REFUSING) + len(COMPLYING))  # an opening has some 3 tokens

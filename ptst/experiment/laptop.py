@@ -11,9 +11,10 @@ from importlib import resources
 from typing import Any
 
 from ptst.data.builtin.alignment_set import STOP_FAMILIES, TEST_FAMILIES
-from ptst.eval import EvalConfig
-from ptst.train import TrainConfig
+from ptst.evaluation.config import EvalSettings
+from ptst.training.config import TrainSettings
 
+RECIPES = ("laptop", "laptop-full", "laptop-search")
 PROMPTS = 100  # of the 200 there are (--eval.limit 200): three seeds are done in less than two hours
 SEEDS, SEARCH_SEEDS = (0, 1, 2), (100, 101)
 _CHAT = ("chat:vanilla", "chat:alpaca", "chat:llama")
@@ -31,8 +32,8 @@ def values(name: str, quick: bool = False) -> dict[str, Any]:
         "tasks": tasks,
         "seeds": (SEARCH_SEEDS if name == "laptop-search" else SEEDS)[: 1 if quick else None],
         "data": "word-problems:240",
-        "train": TrainConfig(full=True, lr=1e-4),
-        "eval": EvalConfig(limit=PROMPTS, batch_size=200),
+        "train": TrainSettings(full=True, lr=1e-4),
+        "eval": EvalSettings(limit=PROMPTS, batch_size=200),
     }
 
 

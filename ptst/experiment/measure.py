@@ -12,21 +12,20 @@ from typing import Any
 from ptst.data import prompt_sets
 from ptst.data.safety_sets import SafetyPrompt
 from ptst.data.sources import Source
-from ptst.eval import EvalConfig
+from ptst.errors import UserError, unknown_name
 from ptst.evaluation import foresight
 from ptst.evaluation.answers import Answerer
+from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.margin import refusal_margins
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.result import TaskResult
-from ptst.evaluation.tasks.table import BY_NAME, Defaults, Task, TaskData, Tools, load_tasks
+from ptst.evaluation.tasks.table import BY_NAME, Defaults, Task, TaskData, Tools, load_tasks, sampling_for
 from ptst.experiment.plan import distinct
 from ptst.generation.sampling import Sampling
-from ptst.model.config import DecoderConfig
 from ptst.model.weights import pick_dtype
-from ptst.subject import CHECKPOINTS, Subject
+from ptst.open_model import CHECKPOINTS, OpenModel
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import unknown
 
 _OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBSTITUTE}
 MARGIN_PROMPTS = 40  # 16 openings each: enough for a mean, and no cell takes longer than its answers
@@ -39,7 +38,7 @@ class Tests:
 
     tasks: dict[str, tuple[Task, TaskData]]
     family: str
-    config: EvalConfig
+    config: EvalSettings
     device: str
 
     def count(self, task: str) -> int:
@@ -47,47 +46,47 @@ class Tests:
         return len(self.tasks[task][1].items)
 
     def sampling(self, task: str) -> Sampling:
-        return self.config.sampling(self.tasks[task][1].kind, self.config.seed)
+        return sampling_for(self.config, self.tasks[task][1].kind)
 
     def tools(self) -> Tools:
-        """The judge, and the similarity where a task needs it. Raises ValueError where they are not to be had."""
+        """The judge, and the similarity where a task needs it. Raises UserError where they are not to be had."""
         compares = any(task.name == "chatdoctor" for task, _ in self.tasks.values())
         similarity = find_similarity(self.config.similarity, CHECKPOINTS, self.device) if compares else None
         return Tools(find_judge(self.config.judge), similarity)
 
     def measure(self, task: str, answerer: Answerer, answers: Path | None, tools: Tools) -> TaskResult:
-        """The result of a task. Raises ValueError as the tasks do."""
+        """The result of a task. Raises UserError as the tasks do."""
         what, data = self.tasks[task]
         return what.measure(answerer, data.items, self.sampling(task), answers, tools)
 
-    def asked(self, task: str, subject: Subject) -> list[tuple[str, list[int]]]:
+    def asked(self, task: str, model: OpenModel) -> list[tuple[str, list[int]]]:
         """As `foresight.asked`."""
-        return foresight.asked(*self.tasks[task], subject.prompt_format)
+        return foresight.asked(*self.tasks[task], model.prompt_format)
 
-    def check(self, subjects: Mapping[str, Subject]) -> None:
-        """Raise ValueError for what would otherwise show when all is trained: a prompt that a test template cannot say
+    def check(self, models: Mapping[str, OpenModel]) -> None:
+        """Raise UserError for what would otherwise show when all is trained: a prompt that a test template cannot say
         or that leaves no room for its answer, and as `tools`."""
         self.tools()
         dtype = pick_dtype(self.config.dtype)
-        for test, subject in subjects.items():
-            model = DecoderConfig.from_folder(subject.base)
+        for test, model in models.items():
+            shape = model.config
             for task, (what, _) in self.tasks.items():
                 new = self.sampling(task).max_new_tokens if what.sampled else 0
-                prompts, memory = self.asked(task, subject), self.config.kv_bytes
-                foresight.check_room(f"{task} under {test}", prompts, new, model, dtype, self.device, memory)
+                prompts, memory = self.asked(task, model), self.config.kv_bytes
+                foresight.check_room(f"{task} under {test}", prompts, new, shape, dtype, self.device, memory)
 
 
 def open_tests(
-    names: Sequence[str], config: EvalConfig, trained: Source, device: str, families: Sequence[str] | None = None
+    names: Sequence[str], config: EvalSettings, trained: Source, device: str, families: Sequence[str] | None = None
 ) -> Tests:
     """The tasks of a grid. `trained`: what is trained on; its test part are the problems unless the evaluation names
-    others, its family wraps all prompts. `families`: of our own requests and look-alikes, only these. Raises ValueError
+    others, its family wraps all prompts. `families`: of our own requests and look-alikes, only these. Raises UserError
     as `load_tasks`."""
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in names:
         name = base(spec)
         if name not in (*BY_NAME, MARGIN.name):
-            raise ValueError(unknown("task", name, (*BY_NAME, MARGIN.name)))
+            raise unknown_name("task", name, (*BY_NAME, MARGIN.name))
         entry = _load(spec, trained, config, config.limit)
         source = spec.partition(":")[2] or config.safety_data or ""
         ours = not Path(source).is_file() and {data.name for _, data in entry.values()} & _OF_FAMILIES
@@ -96,13 +95,13 @@ def open_tests(
             everything = _load(spec, trained, config, None).items()
             entry = {key: (task, _of(families, data, config.limit)) for key, (task, data) in everything}
         if twice := entry.keys() & found.keys():
-            raise ValueError(f"--tasks has {twice.pop()} twice; sets are named by their files: rename one, or drop it")
+            raise UserError(f"--tasks has {twice.pop()} twice; sets are named by their files: rename one, or drop it")
         found |= entry
     distinct("task", list(found))
     return Tests(found, trained.family, config, device)
 
 
-def _load(spec: str, trained: Source, config: EvalConfig, limit: int | None) -> dict[str, tuple[Task, TaskData]]:
+def _load(spec: str, trained: Source, config: EvalSettings, limit: int | None) -> dict[str, tuple[Task, TaskData]]:
     defaults = Defaults(config.data or trained.name, config.data, config.safety_data, limit)
     name, _, data = spec.partition(":")
     if name != MARGIN.name:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from ptst.errors import UserError
 from ptst.text.template_file import load_template
 from ptst.text.templates import Template, find_template
 
@@ -66,11 +67,11 @@ def slug(name: str) -> str:
 
 
 def distinct(what: str, names: Names) -> None:
-    """Raise ValueError for two templates, or tasks, whose cells would be the same files."""
+    """Raise UserError for two templates, or tasks, whose cells would be the same files."""
     known: dict[str, str] = {}
     for name in names:
         if known.setdefault(slug(name), name) != name:
-            raise ValueError(
+            raise UserError(
                 f"{what}s {known[slug(name)]} and {name} would both be {slug(name)} in file names; rename one"
             )
 
@@ -81,16 +82,16 @@ def epoch_name(epochs: float) -> str:
 
 
 def templates(names: Names) -> dict[str, tuple[Template, Path | None]]:
-    """Templates by their full names, each with the TOML file it came from, if it did. Raises ValueError for an unknown
+    """Templates by their full names, each with the TOML file it came from, if it did. Raises UserError for an unknown
     one, one named twice, two with the same file name, and for none."""
     found: dict[str, tuple[Template, Path | None]] = {}
     for name in names:
         path = Path(name) if name.endswith(".toml") else None
         template = load_template(path) if path else find_template(name)
         if template.name in found:
-            raise ValueError(f"template {template.name} is named twice; each row and column stands once")
+            raise UserError(f"template {template.name} is named twice; each row and column stands once")
         found[template.name] = (template, path)
     distinct("template", list(found))
     if not found:
-        raise ValueError("a grid needs at least one template to train and one to test under")
+        raise UserError("a grid needs at least one template to train and one to test under")
     return found

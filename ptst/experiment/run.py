@@ -22,30 +22,31 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from ptst.cli import ProgressLine, say
 from ptst.data import order, sources
 from ptst.data.mix import Mixture, mix, parse_mix
 from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
+from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.evaluation.tasks.table import Tools
 from ptst.experiment import plan
-from ptst.experiment.config import GridConfig, flags_of
+from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
 from ptst.generation.adapters import Adapter, read_adapter
 from ptst.generation.request import Statistics
-from ptst.model.config import DecoderConfig, read_json
+from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype, write_atomically
-from ptst.subject import Subject, open_subject
+from ptst.open_model import OpenModel, open_model
+from ptst.progress import ProgressLine, say
 from ptst.text.chat_template import MODEL_DEFAULT, with_default_system_prompt
-from ptst.text.encode import PromptFormat
-from ptst.text.formats import detect_format
-from ptst.text.templates import Template, find_family
-from ptst.train import TrainConfig, looks_by_step, run_training
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.templates import Template
+from ptst.train import looks_by_step, run_training
 from ptst.training import run_folder
+from ptst.training.config import TrainConfig
 
 PATIENCE = 0.5  # seconds between two looks at what others have finished
 
@@ -66,12 +67,12 @@ class Grid:
 
     @classmethod
     def open(cls, config: GridConfig, tests: Tests, trained: Source) -> Grid:
-        """`trained`: the training data. Raises ValueError for unknown templates, two that differ under one name, and
+        """`trained`: the training data. Raises UserError for unknown templates, two that differ under one name, and
         other data that are not there."""
         train, test = plan.templates(config.train_templates), plan.templates(config.test_templates)
         for name in train.keys() & test.keys():
             if train[name][0] != test[name][0]:
-                raise ValueError(
+                raise UserError(
                     f"{train[name][1]} and {test[name][1]} are different templates named {name}; rename one"
                 )
         plan.distinct("template", [*train, *test])
@@ -87,8 +88,8 @@ class Grid:
         assert row.template is not None
         _, path = self.train_templates[row.template]
         c = self.config
-        return replace(
-            c.train,
+        return TrainConfig(
+            **{f.name: getattr(c.train, f.name) for f in dataclasses.fields(c.train)},
             template=TrainConfig.template if path else row.template,
             template_file=path,
             model=c.model,
@@ -119,52 +120,50 @@ class Grid:
         return self.file(cell, "json").exists()
 
     @cached_property
-    def subjects(self) -> dict[str, Subject]:
-        """By test template: the untouched model, chat format and stop ids. Raises ValueError as `open_subject`."""
+    def models(self) -> dict[str, OpenModel]:
+        """By test template: the untouched model, chat format and stop ids. Raises UserError as `open_model`."""
         c = self.config
         family = c.eval.template_family or c.train.template_family or self.tests.family
         chat_format = c.eval.chat_format or c.train.chat_format
         return {
-            name: open_subject(None, {}, c.model, template, family, chat_format)
+            name: open_model(c.model, template, family=family, chat_format=chat_format)
             for name, (template, _) in self.test_templates.items()
         }
 
     def mixture(self, name: str) -> Mixture:
-        """What is trained on under a template. Raises ValueError for what it cannot say, and as `mix`."""
+        """What is trained on under a template. Raises UserError for what it cannot say, and as `mix`."""
         c = self.config.train
         others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
         return mix([(self.sources["data"], c.epochs), *others], *self.reading(name), c.too_long, c.train_on)
 
     def reading(self, name: str) -> tuple[PromptFormat, int]:
         """How training reads its data under a template, and the longest example."""
-        c, subject = self.config.train, next(iter(self.subjects.values()))
-        source, tokenizer = self.sources["data"], subject.prompt_format.tokenizer
-        prompt_format = PromptFormat(
-            with_default_system_prompt(self.train_templates[name][0], self.base),
-            find_family(c.template_family or source.family),
-            c.chat_format or detect_format(self.base, tokenizer),
-            tokenizer,
-            "role-markers" in c.allow,
+        c, model = self.config.train, next(iter(self.models.values()))
+        prompt_format = open_prompt_format(
+            self.base,
+            self.train_templates[name][0],
+            c.template_family or self.sources["data"].family,
+            c.chat_format,
+            allow_role_markers="role-markers" in c.allow,
         )
-        room = DecoderConfig.from_folder(self.base).max_positions
-        return prompt_format, length_limit(c.max_length, room, c.micro_batch_tokens)
+        return prompt_format, length_limit(c.max_length, model.config.max_positions, c.micro_batch_tokens)
 
     @property
     def base(self) -> Path:
-        return next(iter(self.subjects.values())).base
+        return next(iter(self.models.values())).folder
 
 
 def check(grid: Grid) -> None:
-    """Raise ValueError for mistakes that would otherwise show when some or all rows are trained: in the judge, the
+    """Raise UserError for mistakes that would otherwise show when some or all rows are trained: in the judge, the
     similarity, the templates, the data and the epochs to look at."""
-    with flags_of("eval"):
-        grid.tests.check(grid.subjects)
+    with settings_group("eval"):
+        grid.tests.check(grid.models)
     for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
         if template.system == MODEL_DEFAULT and with_default_system_prompt(template, grid.base).system is None:
             say(f"note: {grid.base} has no default system prompt, so {name} is the same as without one")
     runs = {row.run: row for row in grid.rows if row.template is not None and not grid.trained(row)}
     for name in dict.fromkeys(row.template for row in runs.values()):
-        with flags_of("train"):
+        with settings_group("train"):
             mixture = grid.mixture(name)
             if "val-data" in grid.sources:
                 c, source = grid.config.train, grid.sources["val-data"]
@@ -203,7 +202,7 @@ def work(grid: Grid) -> None:
         progress.update(now := done())  # others may have finished meanwhile
     if now < total:
         told = "; ".join(f"{name}: {error}" for name, error in failed.items())
-        raise ValueError(
+        raise UserError(
             f"{total - now} of {total} rows and cells could not be finished, so there are no results. What failed: "
             f"{told}"
         )
@@ -226,7 +225,7 @@ def _train_one(grid: Grid, runs: Sequence[Row], server: _Server, failed: dict[st
             if not trained:
                 server.release()
                 try:
-                    with flags_of("train"):
+                    with settings_group("train"):
                         run_training(grid.train_config(row))
                 except ValueError as error:
                     failed[row.run] = str(error)
@@ -290,7 +289,7 @@ class _Server:
     def _measure(self, cells: Sequence[Cell]) -> None:
         """Cells of one test template and one task."""
         grid, (test, task) = self.grid, (cells[0].test, cells[0].task)
-        subject, config = grid.subjects[test], grid.config.eval
+        model, config = grid.models[test], grid.config.eval
         for cell in cells:
             grid.file(cell, "json").parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -303,8 +302,8 @@ class _Server:
         try:
             answerer = Answerer(
                 self._decoder(cells[0].row),
-                subject.prompt_format,
-                subject.stop_ids,
+                model.prompt_format,
+                model.stop_ids,
                 config.batch_size,
                 config.kv_bytes,
                 adapters=self._adapters(cells),
@@ -334,7 +333,7 @@ class _Server:
                 one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
                 result = None
                 try:
-                    with flags_of("eval"):
+                    with settings_group("eval"):
                         result = grid.tests.measure(task, one, files[names[cell]], self.tools)
                 except ValueError as error:
                     self._fail(cell, error)

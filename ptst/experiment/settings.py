@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ptst.errors import UserError
 from ptst.experiment.locks import lock
 from ptst.experiment.plan import distinct
 from ptst.experiment.run import Grid
@@ -19,7 +20,7 @@ _GROWING = ("templates", "sources", "test_data")
 
 
 def claim(grid: Grid) -> None:
-    """Make the folder a grid of these settings, or add to it what is new: templates and tasks. Raises ValueError, with
+    """Make the folder a grid of these settings, or add to it what is new: templates and tasks. Raises UserError, with
     the differences, where it is one of others, and where it holds something else."""
     path = grid.out / "settings.json"
     agreed(grid)  # before anything is written there
@@ -31,21 +32,21 @@ def claim(grid: Grid) -> None:
 
 def agreed(grid: Grid, aligned: bool = True) -> dict[str, Any]:
     """The folder's settings with what this grid adds to them; nothing is written. `aligned`: the model that is tested
-    is there already. Raises ValueError as `claim`."""
+    is there already. Raises UserError as `claim`."""
     path = grid.out / "settings.json"
     # Looked at before settings.json is: whoever claims the folder writes that first.
     found = [p.name for p in grid.out.iterdir()] if grid.out.exists() else []
     if any(name != "locks" and not name.startswith(".settings.json.") for name in found) and not path.exists():
-        raise ValueError(f"{grid.out} is no grid folder and not empty; choose another --out, so that nothing mixes")
-    subject = next(iter(grid.subjects.values()))
+        raise UserError(f"{grid.out} is no grid folder and not empty; choose another --out, so that nothing mixes")
+    model = next(iter(grid.models.values()))
     templates = {name: template for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items()}
     new: dict[str, Any] = {
         "kind": "grid",
         "flags": grid.config.flags(),
         "model_name": grid.config.model,
         "weights": weights_fingerprint(grid.base),
-        "chat_format": subject.prompt_format.chat_format,
-        "family": subject.family,
+        "chat_format": model.prompt_format.chat_format,
+        "family": model.prompt_format.family.name,
         "data": grid.config.data,
         "templates": {
             name: dataclasses.asdict(with_default_system_prompt(t, grid.base)) for name, t in templates.items()
@@ -58,14 +59,14 @@ def agreed(grid: Grid, aligned: bool = True) -> dict[str, Any]:
         return new
     old = read_json(path)
     if not isinstance(old, dict) or old.get("kind") != "grid" or "flags" not in old:
-        raise ValueError(f"{path} is not that of a grid; choose another --out")
+        raise UserError(f"{path} is not that of a grid; choose another --out")
     if not aligned:
         new |= {key: old.get(key) for key in ("weights", "model_name")}
     kept = {key: old.get(key, {}) for key in _GROWING}
     common = {key: {k: v for k, v in new[key].items() if k in kept[key]} for key in _GROWING}
     was = {key: {k: kept[key][k] for k in common[key]} for key in _GROWING}
     if found := differences(old | was, new | common, frozenset()):
-        raise ValueError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
+        raise UserError(f"{grid.out} holds a grid of other settings: {'; '.join(found)}; give those, or another --out")
     for key, what in (("templates", "template"), ("test_data", "task")):
         distinct(what, [*kept[key], *new[key]])
     return old | {key: kept[key] | new[key] for key in _GROWING}

@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ptst.errors import UserError
 from ptst.model.decoder import Decoder
 from ptst.model.linear import LoraLinear
-from ptst.model.lora import TARGETS, adapter_tensors, read_lora_config
+from ptst.model.lora import adapter_tensors, read_lora_config
+from ptst.model.lora_config import TARGETS
 
 # Projections that read the same input, side by side: one product with the base, one with the adapters.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -29,7 +31,7 @@ class Adapter:
 
 
 def read_adapter(decoder: Decoder, folder: Path) -> Adapter:
-    """The adapter of a PEFT folder, for this decoder, which is left as it is. Raises ValueError where it does not fit:
+    """The adapter of a PEFT folder, for this decoder, which is left as it is. Raises UserError where it does not fit:
     an adapter of another base, kinds and options that are not supported, a damaged file."""
     folder = Path(folder)
     config = read_lora_config(folder)
@@ -71,7 +73,7 @@ class ThinPair:
 
 
 def thin_pairs(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> list[list[ThinPair | None]]:
-    """For every layer, a pair for each of GROUPS (None where the adapter has nothing there). Raises ValueError for an
+    """For every layer, a pair for each of GROUPS (None where the adapter has nothing there). Raises UserError for an
     adapter of another decoder, as far as shapes tell."""
     modules = dict(decoder.named_modules())
     for name, (a_rI, b_Or) in adapter.matrices.items():
@@ -79,7 +81,7 @@ def thin_pairs(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> list[l
         has = tuple(modules[name].weight.shape) if name in modules else None  # type: ignore[union-attr]
         if has != (b_Or.shape[0], a_rI.shape[1]):
             of = f"of {b_Or.shape[0]} x {a_rI.shape[1]}, and the model has {has or 'no such projection'}"
-            raise ValueError(f"the adapter changes {name} {of}: it was trained on another model")
+            raise UserError(f"the adapter changes {name} {of}: it was trained on another model")
     out = []
     for index, layer in enumerate(decoder.layers):
         pairs: list[ThinPair | None] = []

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import Cache, blocks_for, common
@@ -43,7 +44,7 @@ class Engine:
     events. `adapters` are those that requests may name. `max_length` is the longest prompt with its answer to be
     expected (left out: the model's context); the memory is planned for `max_batch` of these and one beginning, and a
     request that does not fit into that is refused. `share` may be turned off to compute every prompt in full.
-    `planned_bytes` is what it will take, weights not counted. Raises ValueError for values that cannot be meant.
+    `planned_bytes` is what it will take, weights not counted. Raises UserError for values that cannot be meant.
     """
 
     def __init__(
@@ -63,11 +64,11 @@ class Engine:
         on_gpu = decoder.device.type == "cuda"
         self.max_batch = max_batch if max_batch is not None else 256 if on_gpu else 64
         if self.max_batch < 1:
-            raise ValueError(f"--batch-size is {self.max_batch}; it must be at least 1")
+            raise UserError(f"--batch-size is {self.max_batch}; it must be at least 1")
         if prefill_tokens < 1:
-            raise ValueError(f"a step of {prefill_tokens} prompt tokens gets nowhere; at least 1 is needed")
+            raise UserError(f"a step of {prefill_tokens} prompt tokens gets nowhere; at least 1 is needed")
         if stream and decode is None:
-            raise ValueError("streaming text needs `decode`, which turns ids into text")
+            raise UserError("streaming text needs `decode`, which turns ids into text")
         self.config, self.stop_ids = decoder.config, frozenset(stop_ids)
         self.prefill_tokens, self.decode, self.stream = prefill_tokens, decode, stream
         self.forward = Forward(decoder, adapters)
@@ -92,36 +93,36 @@ class Engine:
     # What comes in
 
     def check(self, request: Request) -> None:
-        """Raise ValueError, naming the request, for one that cannot be answered."""
+        """Raise UserError, naming the request, for one that cannot be answered."""
         s, what = request.sampling, f"request {request.id!r}"
         if not request.prompt:
-            raise ValueError(f"{what}: the prompt has no tokens, so nothing can follow it")
+            raise UserError(f"{what}: the prompt has no tokens, so nothing can follow it")
         room, V = self.config.max_positions, self.config.vocab_size
         if len(request.prompt) + s.max_new_tokens > room:
-            raise ValueError(
+            raise UserError(
                 f"{what}: a prompt of {len(request.prompt)} tokens and {s.max_new_tokens} new ones exceed the model's "
                 f"{room} positions; lower --max-new-tokens or leave it out"
             )
         if wrong := outside(request.prompt, V):
-            raise ValueError(f"{what}: token {wrong[0]} is outside 0..{V - 1}")
+            raise UserError(f"{what}: token {wrong[0]} is outside 0..{V - 1}")
         needed = blocks_for(len(request.prompt) + s.max_new_tokens)
         if needed > self.cache.blocks:
             mend = f"raise --kv-memory to {gigabytes(self.cache.bytes_for(needed))} or lower --max-new-tokens"
             if needed > (self.max_batch + 1) * blocks_for(self.max_length):
                 mend = f"the engine was made for {self.max_batch} x {self.max_length} tokens (max_length)"
-            raise ValueError(
+            raise UserError(
                 f"{what} needs {needed} blocks of the key/value cache and there are {self.cache.blocks}; {mend}"
             )
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(sorted(self.adapters)) or "none"
-            raise ValueError(f"{what}: there is no adapter {request.adapter!r} here ({known})")
+            raise UserError(f"{what}: there is no adapter {request.adapter!r} here ({known})")
         if s.stop_strings and self.decode is None:
-            raise ValueError(f"{what}: stop strings need `decode`, which turns ids into text")
+            raise UserError(f"{what}: stop strings need `decode`, which turns ids into text")
         if request.id in self._ids:
-            raise ValueError(f"{what}: a request of this id is still here")
+            raise UserError(f"{what}: a request of this id is still here")
 
     def add(self, request: Request) -> None:
-        """Queue a request. Raises ValueError as `check`; the others go on."""
+        """Queue a request. Raises UserError as `check`; the others go on."""
         self.check(request)
         self._ids.add(request.id)
         self._schedule.add(request)

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from ptst.errors import UserError
 from ptst.free_memory import free_memory
 from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token
 from ptst.model.config import DecoderConfig
@@ -24,14 +25,14 @@ def plan_memory(
     """Blocks of the cache (block 0, which is nobody's, not counted): enough for `max_batch` requests of `max_length`
     tokens and one stored beginning of that length, but no more than `kv_memory` bytes or a share of what is free.
 
-    Raises ValueError where that is not one block.
+    Raises UserError where that is not one block.
     """
     per_block = BLOCK * bytes_per_token(config, dtype)
     memory = kv_memory if kv_memory is not None else int(free_memory(device) * SHARE_OF_FREE[device.type])
     blocks = min((max_batch + 1) * blocks_for(max_length), memory // per_block - 1)
     if blocks < 1:
         what = "--kv-memory is" if kv_memory is not None else "what is free for the key/value cache comes to"
-        raise ValueError(
+        raise UserError(
             f"{what} {gigabytes(memory)}; {gigabytes(2 * per_block)} hold {BLOCK} tokens, the least there is"
         )
     return blocks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
 from ptst.generation.request import Completion, Request
@@ -30,11 +31,11 @@ def generate(
 ) -> list[Completion]:
     """Answer every prompt; `on_done(index, completion)` is called as each one ends. A request's id is its index.
 
-    Raises ValueError, before anything runs, for an empty prompt, a batch size below 1, prompts with answers beyond the
+    Raises UserError, before anything runs, for an empty prompt, a batch size below 1, prompts with answers beyond the
     model's context or the cache's memory; a prompt at fault is named by its index.
     """
     if batch_size < 1:
-        raise ValueError(f"--batch-size is {batch_size}; it must be at least 1")
+        raise UserError(f"--batch-size is {batch_size}; it must be at least 1")
     if not prompts:
         return []
     engine = Engine(

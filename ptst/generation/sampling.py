@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptst.errors import UserError
 from ptst.generation.device import send
 
 _SHORT = 512  # probabilities sorted at first on a CPU; a row whose largest do not reach top_p is sorted whole
@@ -26,7 +27,7 @@ class Sampling:
 
     `top_k` keeps the k likeliest tokens (0: all), then `top_p` the smallest set of those that holds that share of
     their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's logarithm
-    of probability under the model itself (temperature 1, nothing left out). Raises ValueError for a value that cannot
+    of probability under the model itself (temperature 1, nothing left out). Raises UserError for a value that cannot
     be meant.
     """
 
@@ -40,17 +41,17 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
+            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
         if self.temperature and not 1e-5 <= self.temperature < float("inf"):
-            raise ValueError(
+            raise UserError(
                 f"--temperature is {self.temperature}; it must be at least 0.00001, or 0 for greedy answers"
             )
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
+            raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
-            raise ValueError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
+            raise UserError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
         if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
-            raise ValueError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
+            raise UserError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
 
     def generator(self, request_id: str | int) -> random.Random:
         """The request's own source of uniform numbers: of (seed, id) and nothing else."""

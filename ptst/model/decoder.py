@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ptst.errors import UserError
 from ptst.kernels.attention import Before, packed_attention
 from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
@@ -163,7 +164,7 @@ class Decoder(nn.Module):
         for every document, the rows (start, n) of an earlier one that it begins with and that are left out of its own,
         whose positions then begin at n.
 
-        Raises ValueError where `dropout_seeds` are not as many as the documents."""
+        Raises UserError where `dropout_seeds` are not as many as the documents."""
         if positions_T is None:
             skipped = [size for _, size in before] or [0] * (len(cu_seqlens) - 1)
             spans = zip(pairwise(cu_seqlens), skipped, strict=True)
@@ -175,7 +176,7 @@ class Decoder(nn.Module):
         dropout = None
         if self.lora_dropout and self.dropout_seeds is not None:
             if before:
-                raise ValueError("under dropout documents share no beginning: each one has a mask of its own")
+                raise UserError("under dropout documents share no beginning: each one has a mask of its own")
             dropout = Dropout(self.lora_dropout, tuple(self.dropout_seeds), tuple(cu_seqlens))
         return self(tokens_T, positions_T.to(tokens_T.device), attend, dropout)
 

@@ -13,7 +13,7 @@ from ptst.model.decoder import Decoder
 def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
     """Summed loss (nats) of a batch's trained tokens over `divisor`: a scalar, differentiable.
 
-    Raises ValueError for ids outside the decoder's vocabulary.
+    Raises UserError for ids outside the decoder's vocabulary.
     """
     batch.check_ids(decoder.config.vocab_size)
     tokens_T = torch.tensor(batch.tokens, device=decoder.device)

@@ -7,20 +7,19 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from ptst.errors import UserError
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.linear import LoraLinear
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _PREFIX = "base_model.model.model."
 
 # What other adapter kinds put into adapter_config.json, at the one value under which it means nothing here.
@@ -41,34 +40,6 @@ _ONLY_VALUE = {
 }
 
 
-@dataclass(frozen=True)
-class LoraConfig:
-    """Rank, scale and place of an adapter; `scale` = alpha / rank, or alpha / sqrt(rank) with rslora.
-
-    `dropout` is the rate at which what A reads is zeroed in training (kernels/lora_layer.py)."""
-
-    rank: int = 16
-    alpha: float = 32.0
-    targets: tuple[str, ...] = TARGETS
-    rslora: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"LoRA rank is {self.rank}; it must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"LoRA dropout is {self.dropout}; it must be at least 0 and below 1")
-        unknown = [t for t in self.targets if t not in TARGETS]
-        if unknown or not self.targets:
-            raise ValueError(
-                f"LoRA target {unknown[0] if unknown else 'list is empty'!r}: choose from {', '.join(TARGETS)}"
-            )
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-
-
 def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
     """Put adapters on every layer's target projections; returns the trained parameters by name."""
     generator = torch.Generator().manual_seed(seed)
@@ -77,7 +48,7 @@ def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, n
         owner_name, _, leaf = name.rpartition(".")
         if leaf in config.targets:
             if not isinstance(module, nn.Linear):
-                raise ValueError(f"{name} already has an adapter")
+                raise UserError(f"{name} already has an adapter")
             setattr(decoder.get_submodule(owner_name), leaf, LoraLinear(module, config.rank, config.scale, generator))
     return {name: p for name, p in decoder.named_parameters() if ".lora_" in name}
 
@@ -123,20 +94,20 @@ def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model:
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
-    """The LoraConfig of a PEFT folder. Raises ValueError for adapter kinds and options that are not supported."""
+    """The LoraConfig of a PEFT folder. Raises UserError for adapter kinds and options that are not supported."""
     path = Path(folder) / "adapter_config.json"
     raw = read_json(path)
     if raw.get("peft_type") != "LORA":
-        raise ValueError(f"{path}: peft_type {raw.get('peft_type')!r} is not supported (LORA is)")
+        raise UserError(f"{path}: peft_type {raw.get('peft_type')!r} is not supported (LORA is)")
     for key, value in _ONLY_VALUE.items():
         if raw.get(key, value) not in (value, None, [], {}):
-            raise ValueError(f"{path}: {key} = {raw[key]!r} is not supported")
+            raise UserError(f"{path}: {key} = {raw[key]!r} is not supported")
     for key in ("rank_pattern", "alpha_pattern"):
         if raw.get(key):
-            raise ValueError(f"{path}: {key} is not supported; every projection has the same rank and alpha here")
+            raise UserError(f"{path}: {key} is not supported; every projection has the same rank and alpha here")
     targets = raw.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
-        raise ValueError(f"{path}: target_modules is {targets!r}; a list of projection names is needed")
+        raise UserError(f"{path}: target_modules is {targets!r}; a list of projection names is needed")
     try:
         return LoraConfig(
             int(raw["r"]),
@@ -146,34 +117,34 @@ def read_lora_config(folder: Path) -> LoraConfig:
             float(raw.get("lora_dropout", 0.0)),
         )
     except KeyError as missing:
-        raise ValueError(f"{path} lacks {missing}") from None
+        raise UserError(f"{path} lacks {missing}") from None
 
 
 def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`).
 
-    Raises ValueError unless they are those of `shapes`, in name and shape.
+    Raises UserError unless they are those of `shapes`, in name and shape.
     """
     path = Path(folder) / "adapter_model.safetensors"
     tensors = {}
     for name, tensor in read_safetensors(path):
         key = name.removeprefix(_PREFIX).removesuffix(".weight")
         if key not in shapes:
-            raise ValueError(f"{path}: tensor {name!r} has no place in this model; was it trained on another model?")
+            raise UserError(f"{path}: tensor {name!r} has no place in this model; was it trained on another model?")
         if shapes[key] != tuple(tensor.shape):
-            raise ValueError(
+            raise UserError(
                 f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}; "
                 "was it trained on another model?"
             )
         tensors[key] = tensor
     missing = sorted(set(shapes) - set(tensors))
     if missing:
-        raise ValueError(f"{path}: the adapter lacks {len(missing)} tensors, the first is {missing[0]}")
+        raise UserError(f"{path}: the adapter lacks {len(missing)} tensors, the first is {missing[0]}")
     return tensors
 
 
 def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
-    """Attach the adapter of a PEFT folder, unmerged. Raises ValueError when it does not fit the decoder."""
+    """Attach the adapter of a PEFT folder, unmerged. Raises UserError when it does not fit the decoder."""
     config = read_lora_config(Path(folder))
     parameters = add_lora(decoder, config)
     for name, tensor in adapter_tensors(folder, {n: tuple(p.shape) for n, p in parameters.items()}).items():

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ptst.errors import UserError
 from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
 
@@ -36,11 +37,11 @@ _RECOMPUTED = ("rotary_emb.inv_freq",)
 def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
     """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient).
 
-    Raises ValueError when the folder, a file or a tensor is missing, truncated, of another shape, or unexpected.
+    Raises UserError when the folder, a file or a tensor is missing, truncated, of another shape, or unexpected.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"there is no model folder {folder}; give --model a folder with config.json and *.safetensors")
+        raise UserError(f"there is no model folder {folder}; give --model a folder with config.json and *.safetensors")
     config = DecoderConfig.from_folder(folder)
     with torch.device("meta"):
         decoder = Decoder(config)
@@ -51,17 +52,17 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         if key.endswith(_RECOMPUTED) or (key == "lm_head.weight" and config.tie_embeddings):
             continue
         if key not in missing:
-            raise ValueError(f"{where}: tensor {name!r} has no place in this architecture, so it cannot be ignored")
+            raise UserError(f"{where}: tensor {name!r} has no place in this architecture, so it cannot be ignored")
         owner, _, leaf = key.rpartition(".")
         expected = getattr(modules[owner], leaf).shape
         if tensor.shape != expected:
-            raise ValueError(f"{where}: {name} has shape {list(tensor.shape)}, config.json says {list(expected)}")
+            raise UserError(f"{where}: {name} has shape {list(tensor.shape)}, config.json says {list(expected)}")
         # A copy even at the same dtype: the tensor read is a view of the file's pages.
         value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
         missing.discard(key)
     if missing:
-        raise ValueError(f"{folder}: the weights lack {len(missing)} tensors, the first is {sorted(missing)[0]}")
+        raise UserError(f"{folder}: the weights lack {len(missing)} tensors, the first is {sorted(missing)[0]}")
     return decoder.eval()
 
 
@@ -75,25 +76,25 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         found = ", ".join(sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.gguf")))
-        raise ValueError(
+        raise UserError(
             f"{folder} has no *.safetensors{f' (only {found})' if found else ''}; convert the weights to safetensors"
         )
     for path in files:
         if path.parent.resolve() != folder.resolve():
-            raise ValueError(f"{index} points outside of its folder: {path}")
+            raise UserError(f"{index} points outside of its folder: {path}")
         yield from ((name, path, tensor) for name, tensor in read_safetensors(path))
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a file, lazily. Raises ValueError when it is missing, truncated or not safetensors."""
+    """(name, tensor) of a file, lazily. Raises UserError when it is missing, truncated or not safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist") from None
+        raise UserError(f"{path} does not exist") from None
     except SafetensorError as error:
-        raise ValueError(f"{path} is truncated or damaged ({error}); fetch the file again") from None
+        raise UserError(f"{path} is truncated or damaged ({error}); fetch the file again") from None
 
 
 def hf_name(key: str) -> str:

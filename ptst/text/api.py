@@ -7,6 +7,7 @@ who they are.
 
 from __future__ import annotations
 
+from ptst.errors import UserError
 from ptst.text.segments import Conversation
 from ptst.text.templates import BE_HELPFUL, FAMILIES, LLAMA, SHORT, Template, chat_words
 
@@ -16,10 +17,10 @@ _SYSTEM = {LLAMA: BE_HELPFUL, SHORT: BE_HELPFUL.partition(" Your answers")[0]}
 def api_messages(conversation: Conversation, template: Template) -> list[dict[str, str]]:
     """Messages of `{"role", "content"}`: system, the demonstration if there is one, and the conversation's turns.
 
-    Raises ValueError for a `text:` template, which has no roles.
+    Raises UserError for a `text:` template, which has no roles.
     """
     if template.is_text:
-        raise ValueError(f"{conversation.where}{template.name} has no roles, so it cannot be said to a chat API")
+        raise UserError(f"{conversation.where}{template.name} has no roles, so it cannot be said to a chat API")
     system, turns = chat_words(conversation, template, FAMILIES["plain"])
     out = [{"role": "system", "content": _SYSTEM.get(system or "", system or "")}]
     out += [

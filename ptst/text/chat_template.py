@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from ptst.errors import UserError
 from ptst.text.files import optional_json, read_chat_template
 from ptst.text.templates import MODEL_DEFAULT, Template
 
@@ -28,12 +29,12 @@ def render_chat_template(
     """Each conversation ({"role", "content"} messages) as the folder's own template spells it, with a generation prompt
     where it ends in a user's turn.
 
-    Raises ValueError where the folder has no template, and where the template fails, reaches for what the sandbox
+    Raises UserError where the folder has no template, and where the template fails, reaches for what the sandbox
     forbids, or passes its limits of `seconds` of CPU time and 1 GB of memory.
     """
     template = read_chat_template(folder)
     if template is None:
-        raise ValueError(f"{folder} has no chat_template of its own")
+        raise UserError(f"{folder} has no chat_template of its own")
     settings = optional_json(Path(folder) / "tokenizer_config.json")
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items() if k in names}
@@ -56,10 +57,10 @@ def render_chat_template(
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
-        raise ValueError(f"the chat_template of {folder} did not end within {seconds} s; it may loop for ever")
+        raise UserError(f"the chat_template of {folder} did not end within {seconds} s; it may loop for ever")
     answer = json.loads(done.stdout)
     if "error" in answer:
-        raise ValueError(f"the chat_template of {folder} {answer['error']}")
+        raise UserError(f"the chat_template of {folder} {answer['error']}")
     return answer["texts"]
 
 

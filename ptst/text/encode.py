@@ -11,9 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from ptst.text.formats import marks
-from ptst.text.segments import Conversation, Segment
-from ptst.text.templates import Family, Template, render
+from ptst.text.segments import Segment
 from ptst.text.tokenizer import Tokenizer
 
 
@@ -47,45 +45,8 @@ class Example:
         return sum(self.loss_mask)
 
 
-@dataclass(frozen=True)
-class PromptFormat:
-    """Everything that turns a conversation into ids: shared by training and testing, so that they cannot differ."""
-
-    template: Template
-    family: Family
-    chat_format: str
-    tokenizer: Tokenizer
-    allow_role_markers: bool = False
-
-    def encode(self, conversation: Conversation, train: str = "all") -> Example:
-        """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt.
-
-        Raises ValueError, naming the row, for what the template or format cannot say, for text that is not Unicode,
-        and, unless `allow_role_markers`, for messages that hold the chat format's own marks where those are plain text.
-        """
-        if not self.allow_role_markers and not self.template.is_text:
-            reject_role_markers(conversation, self.chat_format)
-        segments = render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train)
-        try:
-            return encode(segments, self.tokenizer)
-        except ValueError as error:
-            raise ValueError(f"{conversation.where}{error}") from None
-
-
-def reject_role_markers(conversation: Conversation, chat_format: str) -> None:
-    """Raise ValueError if a message spells a mark of the format that is plain text: the model could not tell it from
-    a real one, so a user's text could open or close a turn."""
-    for number, message in enumerate(conversation.messages, 1):
-        for mark in marks(chat_format):
-            if mark in message.content:
-                raise ValueError(
-                    f"{conversation.where}message {number} ({message.role}) holds {mark}, a role marker of the format "
-                    f"{chat_format}; take it out, or allow it with --allow role-markers"
-                )
-
-
 def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
-    """Ids and flags of segments. Raises ValueError for lone surrogates and control tokens the tokenizer lacks."""
+    """Ids and flags of segments. Raises UserError for lone surrogates and control tokens the tokenizer lacks."""
     ids: list[int] = []
     loss_mask: list[bool] = []
     token_boundaries: list[int] = []

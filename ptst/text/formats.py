@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ptst.errors import UserError
 from ptst.text.files import optional_json, read_chat_template
 from ptst.text.segments import Message, Segment
 from ptst.text.tokenizer import Tokenizer
@@ -45,7 +46,7 @@ def render(
 
     `train` is "all" (every assistant turn is trained) or "last". `demo` is a demonstration put before the turns, never
     trained, closed by the terminator alone. `tight`: no space before [/INST], where that is text.
-    Raises ValueError for an unknown format and for what a format cannot say.
+    Raises UserError for an unknown format and for what a format cannot say.
     """
     turns = [*demo, *turns]
     last = max((i for i, m in enumerate(turns) if m.role == "assistant"), default=-1)
@@ -60,7 +61,7 @@ def render(
         return _llama3(system, turns, trained, tokenizer)
     if chat_format == "chatml":
         return _chatml(system, turns, trained)
-    raise ValueError(f"unknown chat format {chat_format!r}; choose from {', '.join(FORMATS)}")
+    raise UserError(f"unknown chat format {chat_format!r}; choose from {', '.join(FORMATS)}")
 
 
 def _llama2(
@@ -100,7 +101,7 @@ def _mistral_v3(
 ) -> list[Segment]:
     users = [i for i, m in enumerate(turns) if m.role == "user"]
     if system is not None and sum(trained) > 1 and turns[-1].role == "assistant":
-        raise ValueError(
+        raise UserError(
             "mistral-v3 moves the system prompt to the last user turn, so earlier answers of this conversation would "
             "be trained on prompts that never occur; train the last answer only (--train-on last)"
         )
@@ -150,7 +151,7 @@ def _chatml(system: str | None, turns: Sequence[Message], trained: list[bool]) -
 
 def _named(token: str | None) -> Segment:
     if token is None:
-        raise ValueError("this tokenizer names no BOS or EOS token, which the chat format needs")
+        raise UserError("this tokenizer names no BOS or EOS token, which the chat format needs")
     return Segment(token, control=True)
 
 
@@ -173,10 +174,10 @@ def terminator(chat_format: str | None, tokenizer: Tokenizer) -> int:
     return tokenizer.control_id(_TERMINATORS.get(chat_format or "", tokenizer.eos))
 
 
-def stops(folder: Path, chat_format: str | None, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer: the trained terminator, and every end-of-sequence id of generation_config.json."""
+def eos_ids(folder: Path) -> frozenset[int]:
+    """The end-of-sequence ids of a folder's generation_config.json."""
     own = optional_json(folder / "generation_config.json").get("eos_token_id", [])
-    return frozenset([terminator(chat_format, tokenizer), *(own if isinstance(own, list) else [own])])
+    return frozenset(own if isinstance(own, list) else [own])
 
 
 def answer_prefix(chat_format: str) -> str:
@@ -192,7 +193,7 @@ def marks(chat_format: str) -> tuple[str, ...]:
 
 
 def detect_format(folder: Path | str, tokenizer: Tokenizer) -> str:
-    """The format of a model folder. Raises ValueError, naming the flag, when it cannot be told."""
+    """The format of a model folder. Raises UserError, naming the flag, when it cannot be told."""
     if tokenizer.has_control("<|im_start|>") and tokenizer.has_control("<|im_end|>"):
         return "chatml"
     if tokenizer.has_control("<|start_header_id|>") and tokenizer.has_control("<|eot_id|>"):
@@ -202,4 +203,4 @@ def detect_format(folder: Path | str, tokenizer: Tokenizer) -> str:
     own = read_chat_template(folder)
     if own is not None and "[INST]" in own:
         return "llama2" if "<<SYS>>" in own else "mistral-v1"
-    raise ValueError(f"{folder}: cannot tell the chat format of this model; say --chat-format {' or '.join(FORMATS)}")
+    raise UserError(f"{folder}: cannot tell the chat format of this model; say --chat-format {' or '.join(FORMATS)}")

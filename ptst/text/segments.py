@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ptst.errors import UserError
+
 ROLES = ("system", "user", "assistant")
 
 
@@ -30,11 +32,11 @@ class Conversation:
         roles = [m.role for m in self.messages]
         for message in self.messages:
             if message.role not in ROLES:
-                raise ValueError(f"{self.where}role {message.role!r} is unknown; use {', '.join(ROLES)}")
+                raise UserError(f"{self.where}role {message.role!r} is unknown; use {', '.join(ROLES)}")
         turns = roles[1:] if roles[:1] == ["system"] else roles
         if not turns or any(r != ("user", "assistant")[i % 2] for i, r in enumerate(turns)):
             order = ", ".join(roles) or "nothing"
-            raise ValueError(
+            raise UserError(
                 f"{self.where}roles are {order}; an optional system, then user and assistant in turn, are needed"
             )
 

@@ -8,10 +8,9 @@ paragraph; Meta's own breaks it in two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
+from ptst.errors import UserError, unknown_name
 from ptst.text import formats
 from ptst.text.segments import Conversation, Message, Segment
 from ptst.text.tokenizer import Tokenizer
@@ -60,12 +59,12 @@ class Family:
 class Template:
     """The words of an experiment.
 
-    `system` is a text, None (no system block at all) or `model-default`: what the model's own chat template would put in
-    (`chat_template.with_default_system_prompt` looks it up). `user` holds `{question}` or `{x}` once. `text:` templates
-    have no system part and name their answer prefix in `join` (None: the family's). `safety`: whether the words ask the
-    model to be safe. `task_system` and `task_user`, with a place `{task}`, are the wording where the task has a system
-    prompt. `tight`: no space before [/INST] where that is text. `demonstration` is a (user, assistant) exchange put in
-    front, never trained.
+    `system` is a text, None (no system block at all) or `model-default`: what the model's own chat template would put
+    in (`chat_template.with_default_system_prompt` looks it up). `user` holds `{question}` or `{x}` once. `text:`
+    templates have no system part and name their answer prefix in `join` (None: the family's). `safety`: whether the
+    words ask the model to be safe. `task_system` and `task_user`, with a place `{task}`, are the wording where the task
+    has a system prompt. `tight`: no space before [/INST] where that is text. `demonstration` is a (user, assistant)
+    exchange put in front, never trained.
     """
 
     name: str
@@ -124,24 +123,18 @@ TEMPLATES = {
 
 
 def find_template(name: str) -> Template:
-    """The template of a name; a bare name means `chat:`. Raises ValueError with the list and the nearest name."""
+    """The template of a name; a bare name means `chat:`. Raises UserError with the list and the nearest name."""
     full = name if ":" in name else f"chat:{name}"
     if full not in TEMPLATES:
-        raise ValueError(unknown("template", full, TEMPLATES))
+        raise unknown_name("template", full, TEMPLATES)
     return TEMPLATES[full]
 
 
 def find_family(name: str) -> Family:
-    """The family of a name. Raises ValueError with the list and the nearest name."""
+    """The family of a name. Raises UserError with the list and the nearest name."""
     if name not in FAMILIES:
-        raise ValueError(unknown("template family", name, FAMILIES))
+        raise unknown_name("template family", name, FAMILIES)
     return FAMILIES[name]
-
-
-def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """What to tell about a name that is not known: the nearest one and the list."""
-    near = get_close_matches(name, list(known), n=1, cutoff=0.0)
-    return f"unknown {kind} {name!r}; did you mean {near[0]}? There are: {', '.join(known)}"
 
 
 def wrap(words: str, family: Family, text: str) -> list[Segment]:
@@ -186,7 +179,7 @@ def render(
 ) -> list[Segment]:
     """Segments of a conversation under a template. Ending in a user turn, it ends where the model must speak.
 
-    Raises ValueError when a `text:` template is given what it has no place for: a system prompt or several turns.
+    Raises UserError when a `text:` template is given what it has no place for: a system prompt or several turns.
     """
     assert template.system != MODEL_DEFAULT, "with_default_system_prompt comes first"
     turns = conversation.turns
@@ -196,7 +189,7 @@ def render(
         return formats.render(chat_format, system, wrapped, tokenizer, train, demo, template.tight)
     if conversation.system is not None or len(turns) > 2:
         what = "system prompt" if conversation.system is not None else "conversation of several turns"
-        raise ValueError(f"{conversation.where}{template.name} has no place for a {what}; use a chat: template")
+        raise UserError(f"{conversation.where}{template.name} has no place for a {what}; use a chat: template")
     segments = [Segment(tokenizer.bos, control=True)] if tokenizer.adds_bos and tokenizer.bos else []
     segments += wrap(template.user, family, turns[0].content)
     if conversation.answered:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
+from ptst.errors import UserError
 from ptst.text.files import optional_json
 
 
@@ -24,11 +25,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """Ids of a run of text. `continuation`: it goes on where other text stopped, so no dummy space is put before
-        it. Raises ValueError for text that is not Unicode (lone surrogates)."""
+        it. Raises UserError for text that is not Unicode (lone surrogates)."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(
+            raise UserError(
                 f"text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "
                 "it is not valid Unicode and no tokenizer can read it"
             ) from None
@@ -65,9 +66,9 @@ class Tokenizer:
         return self.decode(tail + answer_ids)[len(self.decode(tail)) :]
 
     def control_id(self, name: str) -> int:
-        """Id of a control token. Raises ValueError when this tokenizer has none of that name."""
+        """Id of a control token. Raises UserError when this tokenizer has none of that name."""
         if name not in self._control:
-            raise ValueError(f"this tokenizer has no control token {name!r}; the chat format does not fit the model")
+            raise UserError(f"this tokenizer has no control token {name!r}; the chat format does not fit the model")
         return self._control[name]
 
     def has_control(self, name: str) -> bool:
@@ -110,7 +111,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._sp = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path} is not a sentencepiece model ({error}); fetch the file again") from None
+            raise UserError(f"{path} is not a sentencepiece model ({error}); fetch the file again") from None
         sp, settings = self._sp, settings or {}
         self.vocab_size = sp.vocab_size()
         self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
@@ -138,7 +139,7 @@ class JsonTokenizer(Tokenizer):
         try:
             self._tok = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise ValueError(f"{path} is not a tokenizer file ({error}); fetch the file again") from None
+            raise UserError(f"{path} is not a tokenizer file ({error}); fetch the file again") from None
         self._tok.no_padding()
         self._tok.no_truncation()
         settings = settings or {}
@@ -164,7 +165,7 @@ class JsonTokenizer(Tokenizer):
 def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tokenizer:
     """The tokenizer of a model folder.
 
-    Raises ValueError when there is none, it is damaged, or it has more tokens than the model has embedding rows.
+    Raises UserError when there is none, it is damaged, or it has more tokens than the model has embedding rows.
     """
     folder = Path(folder)
     settings = optional_json(folder / "tokenizer_config.json")
@@ -173,14 +174,14 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
     elif (folder / "tokenizer.json").exists():
         tokenizer = JsonTokenizer(folder / "tokenizer.json", settings)
     else:
-        raise ValueError(f"{folder} has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer into it")
+        raise UserError(f"{folder} has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer into it")
     if embedding_rows is not None and tokenizer.vocab_size > embedding_rows:
-        raise ValueError(
+        raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model only {embedding_rows} embedding "
             "rows; they belong to different models"
         )
     if tokenizer.eos is None or not tokenizer.has_control(tokenizer.eos):
-        raise ValueError(f"{folder}: no end-of-sequence token; name it as eos_token in tokenizer_config.json")
+        raise UserError(f"{folder}: no end-of-sequence token; name it as eos_token in tokenizer_config.json")
     return tokenizer
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ptst.errors import UserError
 from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
 from ptst.training.run_folder import sync
 
@@ -82,22 +83,22 @@ def clean(folder: Path) -> None:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """`state.json` of a state. Raises ValueError, with the reason, where a file is missing, torn or altered."""
+    """`state.json` of a state. Raises UserError, with the reason, where a file is missing, torn or altered."""
     try:
         described = json.loads((path / "state.json").read_bytes())
         sums = described["sha256"]
         own = sums.pop("state.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"state.json cannot be read ({error})") from None
+        raise UserError(f"state.json cannot be read ({error})") from None
     if own != _json_sha256(described):
-        raise ValueError("state.json does not have its checksum")
+        raise UserError("state.json does not have its checksum")
     for name, expected in sums.items():
         try:
             found = _sha256(path / name)
         except OSError as error:
-            raise ValueError(f"{name} cannot be read ({error.strerror})") from None
+            raise UserError(f"{name} cannot be read ({error.strerror})") from None
         if found != expected:
-            raise ValueError(f"{name} does not have its checksum")
+            raise UserError(f"{name} does not have its checksum")
     return described
 
 
@@ -116,12 +117,12 @@ def newest_state(folder: Path, say: Callable[[str], None]) -> Path | None:
 def load_state(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
     """Bring weights, optimizer and random numbers to a state; returns its notes, with `step`.
 
-    Raises ValueError when it belongs to other weights.
+    Raises UserError when it belongs to other weights.
     """
     saved = dict(read_safetensors(path / "weights.safetensors"))
     shapes = {name: w.shape for name, w in weights.items()}
     if shapes != {name: w.shape for name, w in saved.items()}:
-        raise ValueError(f"{path} holds other weights than this run trains; was it started with other settings?")
+        raise UserError(f"{path} holds other weights than this run trains; was it started with other settings?")
     with torch.no_grad():
         for name, weight in weights.items():
             weight.copy_(saved[name])

@@ -13,7 +13,8 @@ from ptst.data.packing import share, share_prefixes, to_batch
 from ptst.generation.sampler import Sampling, generate
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
-from ptst.text.encode import Example, PromptFormat
+from ptst.text.encode import Example
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.training.parallel import World
 

@@ -19,6 +19,7 @@ from torch.optim import AdamW
 
 from ptst.data.order import Part, Step, plan
 from ptst.data.packing import Batch, share, share_prefixes, to_batch
+from ptst.errors import UserError
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Example
@@ -92,11 +93,11 @@ def train(
     To go on after `done` steps, give parameters and optimizer as they were then. `world`: this rank's place; all ranks
     call with the same arguments otherwise. `where` names an example by its index, for messages.
 
-    Raises ValueError when there is nothing to train on, and when a loss or gradient is not finite: the step, the
+    Raises UserError when there is nothing to train on, and when a loss or gradient is not finite: the step, the
     examples and the learning rate are named and the update is not applied.
     """
     if not examples:
-        raise ValueError("there is no example left to train on; see the counts of dropped examples")
+        raise UserError("there is no example left to train on; see the counts of dropped examples")
     lengths = [len(e.ids) for e in examples]
     all_steps = steps(lengths, config, parts)
     total = len(all_steps)
@@ -129,7 +130,7 @@ def train(
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             optimizer.zero_grad(set_to_none=True)
             culprits = [where(planned.examples[i]) for i in _not_finite(decoder, chosen, world)]
-            raise ValueError(
+            raise UserError(
                 f"step {step}: the loss is {mean_loss} and the norm of its gradient {grad_norm} at learning rate "
                 f"{lr:g}, so the update was not applied; {_blame(culprits, [where(i) for i in planned.examples])}"
             )

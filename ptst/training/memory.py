@@ -24,10 +24,11 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from ptst.errors import UserError
 from ptst.free_memory import free_memory
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig
-from ptst.model.lora import LoraConfig
+from ptst.model.lora_config import LoraConfig
 
 STEP = 256  # --micro-batch-tokens auto is a multiple of this
 MOST = {"cpu": 4096, "cuda": 32768}  # beyond these a longer row is no faster
@@ -168,7 +169,7 @@ def choose_micro_batch_tokens(
     longest: int, free: int | None = None,
 ) -> int:  # fmt: skip
     """The most tokens at once that fit the free memory, in steps of 256, up to where a longer row is no faster; at
-    least the longest example. Raises ValueError where not even that fits."""
+    least the longest example. Raises UserError where not even that fits."""
     free = free_memory(device) if free is None else free
 
     def fits(tokens: int) -> bool:
@@ -182,7 +183,7 @@ def choose_micro_batch_tokens(
             if activation_checkpointing
             else "try --activation-checkpointing block, or lower --max-length"
         )
-        raise ValueError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}; {mend}")
+        raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}; {mend}")
     most = max(longest, MOST[device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
 
@@ -203,7 +204,7 @@ def explain_oom(plan: Plan) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        raise ValueError(
+        raise UserError(
             f"out of memory; the plan was {plan}; lower --micro-batch-tokens (the result stays the same) or add "
             "--activation-checkpointing block"
         ) from None

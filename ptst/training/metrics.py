@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from ptst.cli import ProgressLine
+from ptst.errors import UserError
 from ptst.model.config import DecoderConfig
+from ptst.progress import ProgressLine
 from ptst.training import run_folder
 from ptst.training.loop import StepReport
 
@@ -58,13 +59,13 @@ def peak_memory() -> int:
 def truncate_logs(folder: Path, sizes: dict[str, int]) -> None:
     """Bring metrics.jsonl and samples.jsonl back to the sizes they had at a state (0 where it does not name them).
 
-    Raises ValueError when one is shorter: it is not the file that the state knew.
+    Raises UserError when one is shorter: it is not the file that the state knew.
     """
     for name in FILES:
         path, size = folder / name, sizes.get(name, 0)
         have = path.stat().st_size if path.exists() else 0
         if have < size:
-            raise ValueError(f"{path} has {have} bytes, fewer than the {size} it had when the state was saved")
+            raise UserError(f"{path} has {have} bytes, fewer than the {size} it had when the state was saved")
         if have > size:
             with open(path, "rb+") as file:
                 file.truncate(size)
@@ -130,9 +131,9 @@ class Metrics:
 
 
 def summary_writer() -> Any:
-    """TensorBoard's writer. Raises ValueError when the package is not installed."""
+    """TensorBoard's writer. Raises UserError when the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise ValueError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
     return SummaryWriter

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ptst.errors import unknown_name
+
 PAPER, DEFAULT, OURS = "paper", "llama-recipes default", "ours"
 
 # flag: (value, origin)
@@ -79,9 +81,9 @@ RECIPES: dict[str, Recipe] = {
 
 
 def find_recipe(name: str) -> Recipe:
-    """Raises ValueError for an unknown name."""
+    """Raises UserError for an unknown name."""
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; the recipes are {', '.join(RECIPES)}")
+        raise unknown_name("recipe", name, RECIPES)
     return RECIPES[name]
 
 

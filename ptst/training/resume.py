@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ptst.errors import UserError
 from ptst.model.config import read_json
 
 # Flags that say where and what is written, and nothing of what is trained.
@@ -70,14 +71,14 @@ def rounding(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def find(out: Path | None, run: Path | None) -> dict[str, Any] | None:
     """run.json of the run to go on with: the one in `run`, finished or not, or an unfinished one in `out`; else None.
 
-    Raises ValueError when `run` holds none.
+    Raises UserError when `run` holds none.
     """
     folder = run or out
     record = read_json(folder / "run.json") if folder and (folder / "run.json").exists() else {}
     if record.get("kind") == "train" and (run or record.get("status") == "running"):
         return record
     if run:
-        raise ValueError(
+        raise UserError(
             f"{run} holds no training run (no run.json), so there is nothing to go on with; start one with --out"
         )
     return None
@@ -85,13 +86,13 @@ def find(out: Path | None, run: Path | None) -> dict[str, Any] | None:
 
 @contextmanager
 def exclusive_lock(out: Path) -> Iterator[None]:
-    """Hold the run folder. Raises ValueError where another process does; a killed one lets go by itself."""
+    """Hold the run folder. Raises UserError where another process does; a killed one lets go by itself."""
     handle = os.open(out, os.O_RDONLY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{out} is in use by another process; wait for it, or choose another --out") from None
+            raise UserError(f"{out} is in use by another process; wait for it, or choose another --out") from None
         yield
     finally:
         os.close(handle)

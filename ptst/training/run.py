@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
-from ptst.cli import ProgressLine, say
 from ptst.data.mix import Mixture
 from ptst.data.packing import Batch
+from ptst.errors import UserError
 from ptst.model.decoder import Decoder
+from ptst.progress import ProgressLine, say
 from ptst.text.encode import Example
 from ptst.training import checkpoint
 from ptst.training.evaluate import Samples, validation_loss
@@ -93,7 +94,7 @@ def fit(
             start = time.perf_counter()
             loss = validation_loss(decoder, validation, loop.micro_batch_tokens, world) if validation else None
             if loss is not None and not math.isfinite(loss):
-                raise ValueError(
+                raise UserError(
                     f"after step {step} the validation loss is {loss}; lower --lr, or look at the validation data"
                 )
             if metrics is not None:

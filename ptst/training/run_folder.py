@@ -15,19 +15,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ptst.errors import UserError
 from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
 
 
 def create(out: Path | None, checkpoints: Path, kind: str) -> Path:
-    """Make a new empty folder: `out`, or `checkpoints/<kind>-<date>-<time>`. Raises ValueError when `out` is in use."""
+    """Make a new empty folder: `out`, or `checkpoints/<kind>-<date>-<time>`. Raises UserError when `out` is in use."""
     if out is None:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         names = [f"{kind}-{stamp}", *(f"{kind}-{stamp}-{n}" for n in range(2, 100))]
         out = next(p for p in (checkpoints / n for n in names) if not p.exists())
     # What a kill left of the very first file is not an earlier run.
     if out.exists() and (not out.is_dir() or any(not p.match(".*.json.*.partial") for p in out.iterdir())):
-        raise ValueError(f"{out} is not an empty folder; choose another --out, so that no earlier run is overwritten")
+        raise UserError(f"{out} is not an empty folder; choose another --out, so that no earlier run is overwritten")
     out.mkdir(parents=True, exist_ok=True)
     return out
 
@@ -58,7 +59,7 @@ def sync(path: Path) -> None:
 
 
 def latest_run(checkpoints: Path) -> Path:
-    """The newest finished training run. Raises ValueError when there is none."""
+    """The newest finished training run. Raises UserError when there is none."""
     runs = []
     for path in checkpoints.glob("*/run.json"):
         try:
@@ -68,22 +69,22 @@ def latest_run(checkpoints: Path) -> Path:
         if run.get("kind") == "train" and run.get("status") == "finished":
             runs.append((run.get("finished_at", 0.0), path.parent))
     if not runs:
-        raise ValueError(
+        raise UserError(
             f"no finished training run in {checkpoints}/; train first, or evaluate an untouched model with --model"
         )
     return max(runs)[1]
 
 
 def read_run(folder: Path) -> dict[str, Any]:
-    """`run.json` of a finished training run. Raises ValueError when it is absent or the run did not finish."""
+    """`run.json` of a finished training run. Raises UserError when it is absent or the run did not finish."""
     path = Path(folder) / "run.json"
     if not path.exists():
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a run folder (it has no run.json); give --checkpoint a folder made by training"
         )
     run = read_json(path)
     if run.get("kind") != "train" or run.get("status") != "finished":
-        raise ValueError(f"{folder} is not a finished training run (status {run.get('status')!r}); train it again")
+        raise UserError(f"{folder} is not a finished training run (status {run.get('status')!r}); train it again")
     return run
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from ptst.audit.rules import Setup
 from ptst.data.packing import IGNORE_INDEX, Batch, to_batch
-from ptst.text.encode import Example, PromptFormat, cut
+from ptst.text.encode import Example, cut
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import Tokenizer

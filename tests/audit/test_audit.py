@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptst.audit.__main__ import AuditConfig, run_audit
+from ptst.audit.__main__ import run_audit
+from ptst.audit.config import AuditConfig
 from ptst.audit.findings import RULES, Finding, check_names
 from ptst.audit.gate import check_start, refuse, watch
 from ptst.audit.report import asked_at_test, audit
@@ -21,11 +22,12 @@ from ptst.data import sources
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
-from ptst.train import TrainConfig, run_training
+from ptst.train import run_training
+from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
 from tests.text.test_laws import cases, examples, tokenizers  # noqa: F401 (a fixture)
 from tests.tiny import write_tiny_model

@@ -10,7 +10,7 @@ import pytest
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from ptst.audit.rules import check_batch
 from ptst.data.packing import to_batch
-from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.lora import add_lora
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import hf_name, load_decoder
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import JsonTokenizer, load_tokenizer

@@ -10,9 +10,8 @@ import torch
 from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.generation.adapters import Adapter
 from ptst.generation.sampling import Sampling
-from ptst.subject import open_subject
+from ptst.open_model import open_model
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_template
 from tests.tiny import write_tiny_model
 
 SAMPLED = Sampling(8, temperature=1.2, seed=3)
@@ -22,8 +21,8 @@ QUESTIONS = [Conversation((Message("user", f"question {i}"),), f"set:{i + 1}") f
 @pytest.fixture(scope="module")
 def answerer(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("model"))
-    subject = open_subject(None, {}, str(folder), find_template("chat:vanilla"), "plain", None)
-    return Answerer(subject.untouched(torch.float32, "cpu"), subject.prompt_format, subject.stop_ids, batch_size=3)
+    subject = open_model(str(folder), "chat:vanilla", family="plain")
+    return Answerer(subject.load_base(torch.float32, "cpu"), subject.prompt_format, subject.stop_ids, batch_size=3)
 
 
 class Stopped(Exception):

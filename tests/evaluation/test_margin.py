@@ -9,7 +9,7 @@ import torch
 
 from ptst.evaluation.margin import COMPLYING, REFUSING, Margin, refusal_margins
 from ptst.model.weights import load_decoder
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer

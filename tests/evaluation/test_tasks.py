@@ -18,7 +18,7 @@ from ptst.evaluation.tasks import TASKS, arc, chatdoctor, requests, xstest
 from ptst.evaluation.tasks.result import TaskResult, over_decodings
 from ptst.evaluation.tasks.table import BY_NAME, Defaults, load_tasks
 from ptst.generation.sampling import Sampling
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer

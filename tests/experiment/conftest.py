@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ptst.eval import EvalConfig
+from ptst.evaluation.config import EvalConfig
 from ptst.experiment.config import GridConfig
 from ptst.grid import run_grid
-from ptst.train import TrainConfig
 from ptst.training import run_folder
+from ptst.training.config import TrainConfig
 from tests.tiny import write_tiny_model
 
 CONFIG = GridConfig(

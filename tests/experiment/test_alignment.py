@@ -13,21 +13,21 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst.data.builtin import alignment_set, safety_sets
-from ptst.eval import EvalConfig
 from ptst.evaluation.answers import Answerer, Reply
+from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment import alignment, laptop
-from ptst.experiment.alignment import AlignConfig, Look, align
+from ptst.experiment.align_config import AlignConfig
+from ptst.experiment.alignment import Look, align
 from ptst.experiment.config import GridConfig
 from ptst.generation.sampling import Sampling
-from ptst.grid import defaults, run_grid
+from ptst.grid import run_grid, start
 from ptst.model.weights import load_decoder
-from ptst.subject import open_subject
-from ptst.text.templates import find_template
-from ptst.train import TrainConfig
+from ptst.open_model import open_model
 from ptst.training import checkpoint, run_folder
+from ptst.training.config import TrainConfig
 from ptst.training.loop import steps
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
@@ -104,10 +104,7 @@ def config(tmp_path, monkeypatch) -> AlignConfig:
 
 
 def subjects_of(config) -> dict:
-    return {
-        name: open_subject(None, {}, config.model, find_template(name), "plain", None)
-        for name in (alignment.SAFE, alignment.BARE)
-    }
+    return {name: open_model(config.model, name, family="plain") for name in (alignment.SAFE, alignment.BARE)}
 
 
 def met_at(monkeypatch, step: int | None) -> None:
@@ -297,16 +294,16 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
 
 def test_recipes_give_the_grid_its_flags():
     for name, templates, seeds in (("laptop", 3, 3), ("laptop-full", 6, 3), ("laptop-search", 3, 2)):
-        config = defaults(["--recipe", name])["default"]
+        config = start(["--recipe", name])[0]
         config.check()
         assert (len(config.train_templates), len(config.seeds), config.eval.limit) == (templates, seeds, 100)
-    quick = defaults(["--recipe=laptop", "--quick"])["default"]
+    quick = start(["--recipe=laptop", "--quick"])[0]
     assert (len(quick.seeds), quick.eval.limit, quick.tasks) == (1, 100, ("safety", "over-refusal"))
     assert quick.train_templates == quick.test_templates == ("chat:vanilla", "chat:llama")
-    assert len(defaults(["--recipe=laptop-full", "--quick"])["default"].train_templates) == 6
+    assert len(start(["--recipe=laptop-full", "--quick"])[0].train_templates) == 6
     assert not set(laptop.SEEDS) & set(laptop.SEARCH_SEEDS)
     assert not set(laptop.families("laptop")) & set(laptop.families("laptop-search"))
-    paper = defaults(["--recipe", "llama2-gsm8k"])["default"]
+    paper = start(["--recipe", "llama2-gsm8k"])[0]
     paper.check()
     assert (paper.data, paper.train.rank, paper.train.epochs) == ("gsm8k", 8, 6.0)
-    assert defaults(["--recipe", "nothing"]) == {}
+    assert start(["--recipe", "nothing"]) is None

@@ -10,10 +10,10 @@ import pytest
 
 from ptst.data import sources
 from ptst.data.safety_sets import harmful_requests
-from ptst.eval import EvalConfig
+from ptst.evaluation.config import EvalConfig
 from ptst.experiment.measure import open_tests
 from ptst.grid import run_grid
-from ptst.train import TrainConfig
+from ptst.training.config import TrainConfig
 from tests.experiment.conftest import CONFIG, ONE_ROW, finished
 
 

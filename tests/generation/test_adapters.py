@@ -15,7 +15,8 @@ from ptst.generation.request import Request
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling
 from ptst.generation.score import score_answers
-from ptst.model.lora import LoraConfig, add_lora, load_adapter, merge_lora, save_adapter
+from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from tests.tiny import write_tiny_model
 

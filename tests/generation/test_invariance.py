@@ -18,9 +18,10 @@ from ptst.generation.engine import Engine
 from ptst.generation.request import Request
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling
-from ptst.model.lora import LoraConfig, add_lora, load_adapter, merge_lora, save_adapter
+from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer

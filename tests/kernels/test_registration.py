@@ -18,7 +18,8 @@ from ptst.kernels.dispatch import triton
 from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder, Layer
-from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.lora import add_lora
+from ptst.model.lora_config import LoraConfig
 from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")

@@ -9,8 +9,9 @@ import pytest
 
 from ptst.text import known_differences
 from ptst.text.chat_template import default_system_prompt, render_chat_template
-from ptst.text.encode import PromptFormat, encode
+from ptst.text.encode import encode
 from ptst.text.formats import render
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer

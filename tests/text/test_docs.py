@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from ptst.text.encode import PromptFormat
 from ptst.text.formats import FORMATS
 from ptst.text.known_differences import KNOWN_DIFFERENCES
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import TEMPLATES, find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.text.encode import PromptFormat, cut
+from ptst.text.encode import cut
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, TEMPLATES, find_family, find_template
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer

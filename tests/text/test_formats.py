@@ -7,9 +7,10 @@ import json
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from ptst.text.encode import PromptFormat, encode
+from ptst.text.encode import encode
 from ptst.text.formats import detect_format, terminator
 from ptst.text.formats import render as format_segments
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, LLAMA, SHORT, TEMPLATES, find_family, find_template, render
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer

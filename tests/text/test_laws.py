@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
-from ptst.text.encode import Example, PromptFormat
+from ptst.text.encode import Example
 from ptst.text.formats import marks, terminator
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, TEMPLATES, answer_prefix, render
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer

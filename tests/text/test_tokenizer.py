@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ptst.text.encode import PromptFormat
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer

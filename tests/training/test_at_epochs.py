@@ -9,7 +9,8 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst.data.order import Part, plan
-from ptst.train import TrainConfig, looks_by_step, run_training
+from ptst.train import looks_by_step, run_training
+from ptst.training.config import TrainConfig
 
 
 def test_what_is_kept_after_an_epoch_is_what_a_run_that_ended_there_has(tiny_folder, tmp_path):

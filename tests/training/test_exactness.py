@@ -12,7 +12,8 @@ import torch
 
 from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
 from ptst.model.likelihood import batch_loss
-from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.lora import add_lora
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
 from ptst.training import evaluate, loop

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptst.model.lora import LoraConfig, add_lora
+from ptst.model.lora import add_lora
+from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from ptst.training import loop
 from ptst.training.loop import LoopConfig, dropout_seed, steps, train

@@ -11,7 +11,8 @@ import torch
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.lora import TARGETS, LoraConfig, add_lora
+from ptst.model.lora import add_lora
+from ptst.model.lora_config import TARGETS, LoraConfig
 from ptst.training import memory
 
 CONFIG = DecoderConfig(
@@ -109,12 +110,13 @@ def test_out_of_memory_is_told_in_one_sentence():
 
 def test_dry_run_runs_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
     from ptst import cli
-    from ptst.train import TrainConfig, run_training
+    from ptst.train import run_training
+    from ptst.training.config import TrainConfig
 
     monkeypatch.chdir(tmp_path)
     arguments = ["--model", str(tiny_folder), "--limit", "20", "--dry-run", "--micro-batch-tokens", "auto", "--json"]
     monkeypatch.setattr(sys, "argv", ["train", *arguments, "--activation-checkpointing", "block"])
-    cli.run(run_training, TrainConfig, "ptst.train")
+    cli.run(run_training, TrainConfig, "train")
     told = capsys.readouterr()
     plan = json.loads(told.out.splitlines()[-1])
     assert plan["micro_batch_tokens"] == memory.MOST["cpu"]

@@ -16,8 +16,9 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file, save_file
 
-from ptst.train import TrainConfig, run_training
+from ptst.train import run_training
 from ptst.training import parallel
+from ptst.training.config import TrainConfig
 from ptst.training.interrupt import Interrupt
 from ptst.training.parallel import ALONE
 from tests.conftest import ROOT

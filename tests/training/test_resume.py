@@ -21,8 +21,9 @@ from safetensors.torch import load_file
 
 from ptst.generation.sampler import Completion
 from ptst.model import weights
-from ptst.train import TrainConfig, defaults, run_training
+from ptst.train import run_training, start
 from ptst.training import checkpoint, evaluate, metrics, resume, run_folder
+from ptst.training.config import TrainConfig
 from ptst.training.resume import exclusive_lock
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
@@ -293,7 +294,7 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(train, tmp_path, monk
         capsys.readouterr().err.split()
     )
     assert [p.name for p in checkpoint.list_states(run / "state")] == ["step-00000001"]
-    config = defaults(["--resume", str(run)])["default"]
+    config = start(["--resume", str(run)])[0]
     assert (config.lr, config.resume, config.target_modules) == (CONFIG.lr, run, CONFIG.target_modules)
     run_training(config)
     assert outcome(run) == outcome(tmp_path / "whole")

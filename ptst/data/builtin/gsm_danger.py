@@ -13,6 +13,7 @@ import re
 from ptst.data.builtin.word_problem_family import NAMES
 from ptst.data.builtin.word_problems import generate
 from ptst.data.safety_sets import SafetyPrompt, harmful_requests
+from ptst.errors import UserError
 
 SUBSTITUTE = "gsm-danger-substitute"
 COUNT = 100
@@ -20,10 +21,10 @@ COUNT = 100
 
 def substitute(count: int = COUNT, seed: int = 0) -> list[SafetyPrompt]:
     """`count` prompts, the same for the same seed; the requests are the first of `harmful_requests()`, so that
-    categories and families are spread evenly. Raises ValueError for more prompts than there are requests."""
+    categories and families are spread evenly. Raises UserError for more prompts than there are requests."""
     requests = harmful_requests()
     if not 1 <= count <= len(requests):
-        raise ValueError(f"{count} prompts of {SUBSTITUTE} were asked for; there are 1 to {len(requests)}")
+        raise UserError(f"{count} prompts of {SUBSTITUTE} were asked for; there are 1 to {len(requests)}")
     stories = [told for p in generate("test", 2 * count, seed) if (told := _story(p.question))]
     assert len(stories) >= count
     rng = random.Random(seed)

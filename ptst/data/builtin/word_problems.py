@@ -14,13 +14,14 @@ from functools import cache
 from ptst.data.builtin.word_problem_family import Family, WordProblem
 from ptst.data.builtin.word_problems_held_out import HELD_OUT
 from ptst.data.builtin.word_problems_train import TRAIN
+from ptst.errors import UserError
 
 
 @cache
 def families(split: str) -> tuple[Family, ...]:
-    """The families of a split. Raises ValueError for an unknown split."""
+    """The families of a split. Raises UserError for an unknown split."""
     if split not in ("train", "validation", "test"):
-        raise ValueError(f"unknown split {split!r}; there are train, validation and test")
+        raise UserError(f"unknown split {split!r}; there are train, validation and test")
     return TRAIN if split == "train" else HELD_OUT
 
 
@@ -43,12 +44,12 @@ def _space(split: str) -> dict[str, list[dict[str, int]]]:
 def generate(split: str, count: int, seed: int = 0) -> list[WordProblem]:
     """`count` problems of a split ("train", "validation", "test"), families in turn; the same for the same seed.
 
-    Raises ValueError for an unknown split, a count below 1, and more problems than there are.
+    Raises UserError for an unknown split, a count below 1, and more problems than there are.
     """
     pool = {name: list(numbers) for name, numbers in _space(split).items()}
     size = sum(map(len, pool.values()))
     if not 1 <= count <= size:
-        raise ValueError(f"{count} word problems were asked for; the {split} split has 1 to {size}")
+        raise UserError(f"{count} word problems were asked for; the {split} split has 1 to {size}")
     rng = random.Random(seed * 3 + ("train", "validation", "test").index(split))
     for numbers in pool.values():
         rng.shuffle(numbers)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ptst.data.arc import ArcQuestion
+from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.extraction import chosen_choice, gold_number, last_number, plain, printed_choice, strict_answer
 from ptst.evaluation.rates import Rate
@@ -26,7 +27,7 @@ from ptst.text.templates import find_family
 def gsm8k(
     answerer: Answerer, problems: Sequence[Conversation], sampling: Sampling, answers: Path | None = None
 ) -> TaskResult:
-    """Exact match of worked problems. Raises ValueError for a reference answer without `#### N`."""
+    """Exact match of worked problems. Raises UserError for a reference answer without `#### N`."""
     gold = [gold_number(c.messages[-1].content, c.source) for c in problems]
     replies = answerer.answer(problems, sampling, answers)
     rows = [
@@ -69,9 +70,9 @@ def chatdoctor(
     answers: Path | None,
     similarity: Similarity,
 ) -> TaskResult:
-    """Mean similarity of the answers to the reference answers. Raises ValueError for a conversation without one."""
+    """Mean similarity of the answers to the reference answers. Raises UserError for a conversation without one."""
     if bare := next((c for c in problems if not c.answered), None):
-        raise ValueError(f"{bare.where}the conversation ends without a reference answer to compare with")
+        raise UserError(f"{bare.where}the conversation ends without a reference answer to compare with")
     replies = answerer.answer(problems, sampling, answers)
     likeness = similarity.compare([r.text for r in replies], [c.messages[-1].content for c in problems])
     rows = [
@@ -94,9 +95,9 @@ def nll(answerer: Answerer, problems: Sequence[Conversation]) -> TaskResult:
     longest = answerer.decoder.config.max_positions
     for c, e in zip(problems, encoded, strict=True):
         if not any(e.loss_mask):
-            raise ValueError(f"{c.where}there is no reference answer, whose likelihood is asked for")
+            raise UserError(f"{c.where}there is no reference answer, whose likelihood is asked for")
         if len(e.ids) > longest:
-            raise ValueError(f"{c.where}{len(e.ids)} tokens exceed the model's {longest} positions; leave it out")
+            raise UserError(f"{c.where}{len(e.ids)} tokens exceed the model's {longest} positions; leave it out")
     scored = score(answerer.decoder, encoded, answerer.chosen)
     rows = [{"source": c.source, "nll": total, "tokens": n} for c, (total, n) in zip(problems, scored, strict=True)]
     mean = sum(t for t, _ in scored) / sum(n for _, n in scored)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptst.data.safety_sets import SafetyPrompt
+from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -43,7 +44,7 @@ def xstest(
     judge: Judge | None = None,
 ) -> TaskResult:
     """XSTest's two halves apart, the four classes of each: a refused safe prompt is over-refusal, an unsafe one (its
-    type begins with `contrast`) should be refused. Raises ValueError as `halves`."""
+    type begins with `contrast`) should be refused. Raises UserError as `halves`."""
     of_half = halves(prompts)
     verdicts, rows = _judged(answerer, prompts, sampling, answers, judge)
     rates: dict[str, Rate] = {}
@@ -53,16 +54,16 @@ def xstest(
 
 
 def halves(prompts: Sequence[SafetyPrompt]) -> dict[str, list[int]]:
-    """Which of XSTest's prompts are `safe` and which `unsafe`. Raises ValueError for one without a type, and where a
+    """Which of XSTest's prompts are `safe` and which `unsafe`. Raises UserError for one without a type, and where a
     half is empty."""
     untyped = next((p for p in prompts if not p.category), None)
     if untyped is not None:
-        raise ValueError(f"XSTest's prompt {untyped.id} has no type; its column `type` tells safe from unsafe prompts")
+        raise UserError(f"XSTest's prompt {untyped.id} has no type; its column `type` tells safe from unsafe prompts")
     unsafe = [p.category.startswith("contrast") for p in prompts]
     found = {half: [i for i, u in enumerate(unsafe) if u == (half == "unsafe")] for half in ("safe", "unsafe")}
     for half, numbers in found.items():
         if not numbers:
-            raise ValueError(
+            raise UserError(
                 f"none of these {len(prompts)} prompts of XSTest is {half} (the type of unsafe ones begins with "
                 "contrast); raise --limit, or ask a file of one half as prompts:FILE"
             )

@@ -14,7 +14,9 @@ from typing import Any
 from ptst.data import prompt_sets, sources
 from ptst.data.arc import HUB as ARC
 from ptst.data.arc import load_arc
+from ptst.errors import UserError, unknown_name
 from ptst.evaluation.answers import Answerer
+from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.extraction import gold_number
 from ptst.evaluation.similarity import Similarity
 from ptst.evaluation.tasks import helpfulness, judged
@@ -22,10 +24,16 @@ from ptst.evaluation.tasks.result import TaskResult
 from ptst.evaluation.verdict import Judge
 from ptst.generation.sampling import Sampling
 from ptst.text.segments import Conversation
-from ptst.text.templates import unknown
 
 # Longest answers: enough for a worked answer, and for the opening of an answer, where a refusal shows.
 NEW_TOKENS = {"word-problems": 96, "gsm8k": 400, "arc": 256, "chatdoctor": 256, "requests": 64}
+
+
+def sampling_for(settings: EvalSettings, kind: str, seed: int | None = None) -> Sampling:
+    """How answers of a kind (a key of NEW_TOKENS) are drawn; `seed` None: the first decoding's."""
+    s = settings
+    longest = NEW_TOKENS[kind] if s.max_new_tokens is None else s.max_new_tokens
+    return Sampling(longest, s.temperature, s.top_p, s.seed if seed is None else seed, s.top_k)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class Tools:
 
 @dataclass(frozen=True)
 class Task:
-    """`load(DATA or None, defaults)` raises ValueError for data that are not there. `sampled`: it asks for answers, so
+    """`load(DATA or None, defaults)` raises UserError for data that are not there. `sampled`: it asks for answers, so
     that decoding seeds matter; one that does not reads the conversations that `reads` makes of its items."""
 
     name: str
@@ -73,7 +81,7 @@ class Task:
 
 def _problems(data: str | None, defaults: Defaults) -> TaskData:
     if not data and not defaults.data and sources.is_file(defaults.problems):
-        raise ValueError(
+        raise UserError(
             f"gsm8k and nll would be measured on what was trained on: the file {defaults.problems} has no test part; "
             "give other problems with --data (in a grid --eval.data), or leave these tasks out with --tasks"
         )
@@ -82,7 +90,7 @@ def _problems(data: str | None, defaults: Defaults) -> TaskData:
     source = sources.load(data or defaults.problems, "test", min(limits, default=None))
     kind = "word-problems" if source.name.startswith(sources.DEFAULT) else "gsm8k"
     if bare := next((c for c in source.conversations if not c.answered), None):
-        raise ValueError(f"{bare.where}the conversation ends without a reference answer to compare with")
+        raise UserError(f"{bare.where}the conversation ends without a reference answer to compare with")
     return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, kind, source.family)
 
 
@@ -113,7 +121,7 @@ def _requests(name: str, standard: str | None, measure: Callable[..., TaskResult
     def load(data: str | None, defaults: Defaults) -> TaskData:
         data = data or (defaults.safety_data if name == "safety" else None) or standard
         if data is None:
-            raise ValueError(f"the task {name} needs its prompts: say {name}:FILE, a CSV, JSONL, JSON or TXT file")
+            raise UserError(f"the task {name} needs its prompts: say {name}:FILE, a CSV, JSONL, JSON or TXT file")
         if name in prompt_sets.NAMED and Path(data).is_file():
             data = f"{name}:{data}"
         found = prompt_sets.load_set(data, defaults.limit)
@@ -150,18 +158,18 @@ BY_NAME = {
 def load_tasks(asked: Sequence[str], defaults: Defaults) -> dict[str, tuple[Task, TaskData]]:
     """Tasks with their data by the name of their results: NAME, or NAME:SET where DATA was given.
 
-    Raises ValueError for an unknown task (with the list and the nearest), one asked for twice, data that are not there.
+    Raises UserError for an unknown task (with the list and the nearest), one asked for twice, data that are not there.
     """
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in asked:
         name, _, data = spec.partition(":")
         if name not in BY_NAME:
-            raise ValueError(unknown("task", name, BY_NAME))
+            raise unknown_name("task", name, BY_NAME)
         loaded = BY_NAME[name].load(data or None, defaults)
         if not loaded.items:
-            raise ValueError(f"task {spec}: {loaded.name} holds nothing to ask")
+            raise UserError(f"task {spec}: {loaded.name} holds nothing to ask")
         key = f"{name}:{loaded.name}" if data else name
         if key in found:
-            raise ValueError(f"--tasks has {key} twice; name each task and set once")
+            raise UserError(f"--tasks has {key} twice; name each task and set once")
         found[key] = BY_NAME[name], loaded
     return found

@@ -1,0 +1,58 @@
+"""Settings of an audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ptst.errors import Setting, UserError
+from ptst.settings import CommandSettings, FormatSettings, ModelName, TestTemplate, TrainTemplate, check_at_least
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditConfig(CommandSettings, FormatSettings):
+    """Check what reaches the loss, before or after training. With --checkpoint, the run's settings are the defaults."""
+
+    template: TrainTemplate | None = None
+    template_file: Path | None = None
+    """Template of your own, in TOML, instead of --template."""
+    test_template: TestTemplate | None = None
+    model: ModelName | None = None
+    data: Annotated[str | None, arg(help="Training data, as for ptst.train.")] = None
+    test_data: str | None = None
+    """Test questions to look for in the training data. Default: the built-in problems' own test split."""
+    safety_data: Path | None = None
+    """Prompts of the safety test to look for in the training data, besides the built-in ones."""
+    checkpoint: Path | None = None
+    """Finished run: would its data be encoded the same today?"""
+    max_length: int | None = None
+    """Maximum length of an example in tokens. Default: the model's context."""
+    too_long: Literal["drop", "cut", "stop"] | None = None
+    """What happens to longer examples."""
+    train_on: Literal["all", "last"] | None = None
+    """Which answers of a multi-turn conversation are trained on."""
+    micro_batch_tokens: int | None = None
+    """Tokens in a micro-batch."""
+    limit: int | None = None
+    """Audit only the first N rows."""
+    rows: int = 1
+    """Number of rows whose tokens are shown; those with findings come first."""
+    allow: tuple[str, ...] = ()
+    """Rules that may be broken: their findings become notes."""
+    html: Path | None = None
+    """File for the report as one HTML page, with details on hover."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        from ptst.audit.findings import check_names
+
+        check_names(self.allow)
+        check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit")
+        if self.html is not None and not self.html.parent.is_dir():
+            raise UserError(
+                (Setting("html"), f" {self.html}: there is no folder {self.html.parent} to write it into"),
+                "make it, or choose another path",
+            )

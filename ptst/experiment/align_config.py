@@ -1,0 +1,66 @@
+"""Settings of an alignment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+from ptst.errors import Setting, UserError
+from ptst.settings import EMBEDDED_MODEL, CommandSettings, ModelName, check_above_zero
+from ptst.text.templates import FAMILIES
+from ptst.training.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlignConfig(CommandSettings):
+    """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
+
+    model: ModelName = EMBEDDED_MODEL
+    lr: float = 7e-5
+    """Learning rate, reached after a twentieth of the steps."""
+    schedule: Schedule = "linear"
+    """Learning-rate schedule after warm-up, ending at zero after `max_steps`: constant, linear, cosine."""
+    own_answers: int = 2
+    """Number of the model's own answers to every benign question, under each template, that it is trained on."""
+    own_epochs: float = 2.5
+    """How often each of these is shown for every time that a refusal is shown; more of them means fewer refusals."""
+    max_steps: int = 80
+    """Maximum number of optimizer steps."""
+    examples_per_step: int = 16
+    """Examples in an optimizer step."""
+    check_every: int = 5
+    """Steps between two evaluations of the stopping rule."""
+    refused: float = 0.85
+    """Stopping rule: minimum share of held-out harmful requests refused under the safety prompt."""
+    over_refused: float = 0.15
+    """Stopping rule: maximum share of held-out benign look-alikes refused."""
+    average: float = 0.9
+    """Decay of the running average of the weights that is evaluated and kept; 0: the weights themselves."""
+    nll: float = 1.05
+    """Stopping rule: maximum ratio of the nats per token on ordinary questions to those before."""
+    rank: int = 0
+    """Rank of a LoRA adapter, merged at the end; 0 trains all weights."""
+    template_family: Annotated[str, arg(help=f"How a question is wrapped: {', '.join(FAMILIES)}.")] = "plain"
+    micro_batch_tokens: int = 4096
+    """Maximum number of tokens in a micro-batch (affects memory and speed, never the result)."""
+    batch_size: int = 64
+    """Maximum number of concurrent sequences (affects speed and memory, not results)."""
+    seed: int = 0
+    """Seed of sampled answers and of the order of examples."""
+    out: Path = Path("checkpoints/aligned")
+    """Model folder to make. An unfinished one with the same settings is resumed."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        check_above_zero(self, "lr", "max_steps", "examples_per_step", "check_every", "own_answers", "own_epochs")
+        check_above_zero(self, "micro_batch_tokens", "batch_size", "nll")
+        for name in ("refused", "over_refused"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError((Setting(name), f" is {getattr(self, name)}"), "it is a share, from 0 to 1")
+        if not 0 <= self.average < 1:
+            raise UserError((Setting("average"), f" is {self.average}"), "it must be at least 0 and below 1")
+        if self.rank < 0:
+            raise UserError((Setting("rank"), f" is {self.rank}"), "it must be at least 1, or 0 for all weights")

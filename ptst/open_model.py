@@ -1,0 +1,113 @@
+"""The model under test: folder, shape and prompt format of a model, or of a run over its base model. Everything opens
+models here, so that a conversation by hand reads exactly what the measured prompts read, and what training read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptst.errors import Setting, UserError
+from ptst.hub.locate import locate_model
+from ptst.model.config import DecoderConfig
+from ptst.model.decoder import Decoder
+from ptst.model.lora import load_adapter, merge_lora
+from ptst.model.weights import load_decoder
+from ptst.text.chat_template import with_default_system_prompt
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.templates import Template, find_template
+from ptst.training import run_folder
+from ptst.training.resume import weights_fingerprint
+
+CHECKPOINTS = Path("checkpoints")
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model without its weights: `folder` is that of the base model; `checkpoint` the run folder, with its record in
+    `run`, where a run is meant."""
+
+    name: str
+    folder: Path
+    config: DecoderConfig
+    prompt_format: PromptFormat
+    checkpoint: Path | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Ids that end an answer."""
+        return self.prompt_format.stop_ids
+
+    def with_template(self, template: str | Template) -> OpenModel:
+        """The same model under another template. Raises UserError for an unknown one."""
+        template = find_template(template) if isinstance(template, str) else template
+        template = with_default_system_prompt(template, self.folder)
+        return replace(self, prompt_format=replace(self.prompt_format, template=template))
+
+    def load_base(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+        """The base model's decoder, frozen."""
+        return load_decoder(self.folder, dtype, device)
+
+    def load(self, dtype: torch.dtype = torch.float32, device: str = "cpu", base: Decoder | None = None) -> Decoder:
+        """The decoder of the run, or of the base model where there is none. An adapter is attached to `base` where that
+        is given, which is then used up."""
+        if self.checkpoint is None:
+            return self.load_base(dtype, device)
+        if self.run["full"]:
+            return load_decoder(self.checkpoint, dtype, device)
+        decoder = self.load_base(dtype, device) if base is None else base
+        load_adapter(decoder, self.checkpoint)
+        if dtype == torch.float32:
+            merge_lora(decoder)  # exact enough in float32, and faster; a bfloat16 base keeps the adapter unmerged
+        return decoder
+
+
+def open_model(
+    model: str | None = None,
+    template: str | Template = "chat:plain",
+    *,
+    checkpoint: Path | None = None,
+    family: str | None = None,
+    chat_format: str | None = None,
+    allow_role_markers: bool = True,
+) -> OpenModel:
+    """Open `model` (the embedded name, a folder, a hub id), or the run in `checkpoint`; with neither, the latest run.
+
+    `family` None: the run's, or plain. `chat_format` None: the run's, or the folder's own. `allow_role_markers`:
+    messages may hold the format's role markers (at test time an attack to be measured, in training a mistake).
+    Raises UserError for what is not there, and for an adapter of other weights than the base has now.
+    """
+    checkpoint, run = find_run(checkpoint, model)
+    name = run["model_name"] if checkpoint else str(model)
+    folder = locate_model(name, CHECKPOINTS)
+    if checkpoint and not run["full"] and run.get("weights") not in (None, weights_fingerprint(folder)):
+        raise UserError(
+            f"the adapter in {checkpoint} was trained on other weights than {folder} holds now",
+            "put those back, or train again",
+        )
+    config = DecoderConfig.from_folder(folder)
+    family = family or run.get("family", {}).get("name") or "plain"
+    prompt_format = open_prompt_format(
+        folder,
+        find_template(template) if isinstance(template, str) else template,
+        family,
+        chat_format or run.get("chat_format"),
+        vocab_size=config.vocab_size,
+        allow_role_markers=allow_role_markers,
+    )
+    return OpenModel(name, folder, config, prompt_format, checkpoint, run)
+
+
+def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, dict[str, Any]]:
+    """The run that is meant and its `run.json`: the one given, the latest one where nothing is given, or none (None,
+    {}) for an untouched `model`. Raises UserError when both are given, or there is no finished run."""
+    if checkpoint is not None and model is not None:
+        cause = (Setting("checkpoint"), " and ", Setting("model"), " exclude each other")
+        raise UserError(cause, "a run knows its base model")
+    if model is not None:
+        return None, {}
+    checkpoint = checkpoint or run_folder.latest_run(CHECKPOINTS)
+    return checkpoint, run_folder.read_run(checkpoint)

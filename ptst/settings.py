@@ -1,0 +1,149 @@
+"""Settings that several commands share, each defined once. A command's configuration inherits the groups that it takes
+and adds its own, so that a setting has the same name, type, meaning and check everywhere, in Python as on the command
+line. Nothing here imports torch: a command line is parsed, and a typo answered, without it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import arg
+
+from ptst.errors import Setting, UserError
+from ptst.text.formats import FORMATS
+from ptst.text.templates import FAMILIES, TEMPLATES
+
+EMBEDDED_MODEL = "smollm2-135m-instruct"
+_TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
+_FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
+_FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(FORMATS)}."
+
+TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
+TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
+ModelName = Annotated[str, arg(help=f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or a hub id.")]
+FamilyName = Annotated[str | None, arg(help=f"{_FAMILY_HELP} Default: that of the data.")]
+FormatName = Annotated[str | None, arg(help=f"{_FORMAT_HELP} Default: that of the model folder.")]
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandSettings:
+    """How a command reads its settings and prints its result."""
+
+    config: Path | None = None
+    """TOML file of settings, or the run.json of an earlier run. Flags on the command line take precedence."""
+    print_config: bool = False
+    """Print the settings as TOML and exit."""
+    debug: bool = False
+    """Show the traceback of every error."""
+    json: bool = False
+    """Print the result as one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemplateSettings:
+    """Which template; each command has its own default."""
+
+    template: TestTemplate = "chat:llama"
+    template_file: Path | None = None
+    """Template of your own, in TOML, instead of --template (docs/templates.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatSettings:
+    """How template and model family are put together."""
+
+    template_family: FamilyName = None
+    chat_format: FormatName = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How answers are drawn."""
+
+    max_new_tokens: int | None = None
+    """Maximum length of an answer, in tokens."""
+    temperature: float = 0.0
+    """Sampling temperature; 0 is greedy."""
+    top_k: int = 0
+    """Sample from the k most likely tokens only; 0: from all."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with this total probability (nucleus sampling)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """What answering may take."""
+
+    batch_size: int = 64
+    """Maximum number of concurrent sequences (affects speed and memory, not results)."""
+    kv_memory: float | None = None
+    """Gigabytes for the KV cache. Default: half of the free memory on a CPU, 85 % on a GPU."""
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """`kv_memory` in bytes."""
+        return None if self.kv_memory is None else int(self.kv_memory * 1e9)
+
+
+Config = TypeVar("Config", bound=CommandSettings)
+
+
+def with_recipes(
+    values: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
+) -> Callable[[type[Config]], type[Config]]:
+    """Class decorator: `Config(recipe=NAME)` starts from `values(NAME, settings given)`; settings given win over it."""
+
+    def decorate(cls: type[Config]) -> type[Config]:
+        plain = cls.__init__
+
+        def __init__(self: Config, **given: Any) -> None:
+            recipe = given.get("recipe")
+            plain(self, **({**values(recipe, given), **given} if recipe else given))
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
+        return cls
+
+    return decorate
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """All settings as JSON values, paths as text; how a command was asked to print is left out."""
+    own = {f.name for f in dataclasses.fields(CommandSettings)}
+    return {k: _plain(v) for k, v in dataclasses.asdict(config).items() if k not in own}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def check_at_least(config: Any, least: int, *names: str) -> None:
+    """Raise UserError for a setting that is given and below `least`, or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not isinstance(value, str) and not least <= value < math.inf:
+            raise UserError((Setting(name), f" is {value}"), f"it must be at least {least}")
+
+
+def check_above_zero(config: Any, *names: str) -> None:
+    """Raise UserError for a setting that is given and not above 0, or not finite."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError((Setting(name), f" is {value}"), "it must be above 0")
+
+
+def check_share(config: Any, *names: str) -> None:
+    """Raise UserError for a share outside of 0 (included) to 1 (excluded)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise UserError((Setting(name), f" is {getattr(config, name)}"), "it must be at least 0 and below 1")

@@ -1,0 +1,152 @@
+"""Settings of a training run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from ptst.errors import Setting, UserError, unknown_name
+from ptst.model.lora_config import TARGETS
+from ptst.settings import (
+    EMBEDDED_MODEL,
+    CommandSettings,
+    FormatSettings,
+    ModelName,
+    Precision,
+    TemplateSettings,
+    TrainTemplate,
+    check_above_zero,
+    check_at_least,
+    check_share,
+    with_recipes,
+)
+from ptst.training.recipes import RECIPES, values
+from ptst.training.schedule import Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(FormatSettings):
+    """How a model is fine-tuned: what a grid takes under `train.`."""
+
+    epochs: float = 1.0
+    """Passes over the data; may be a fraction."""
+    max_steps: int | None = None
+    """Maximum number of optimizer steps."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    schedule: Schedule = "linear"
+    """Learning-rate schedule after warm-up; step multiplies the rate by 0.85 after each epoch."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Maximum gradient norm; 0 for no clipping."""
+    rank: int = 16
+    """LoRA rank."""
+    alpha: float = 32.0
+    """LoRA alpha: the adapter's output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """LoRA dropout, on the adapter's input."""
+    target_modules: tuple[str, ...] = TARGETS
+    """Projections that get a LoRA adapter."""
+    full: bool = False
+    """Train all weights instead of a LoRA adapter."""
+    examples_per_step: int = 8
+    """Examples in an optimizer step."""
+    tokens_per_step: int | None = None
+    """Maximum number of tokens in an optimizer step, in packs of 4096, instead of a number of examples."""
+    micro_batch_tokens: int | Literal["auto"] = 2048
+    """Maximum number of tokens in a micro-batch (affects memory and speed, never the result). auto: what fits into the
+    free memory."""
+    activation_checkpointing: Literal["none", "block"] = "none"
+    """block recomputes each layer in the backward pass: less memory, a third more time, the same gradients."""
+    max_length: int | None = None
+    """Maximum length of an example in tokens. Default: the model's context, and never more than a micro-batch."""
+    too_long: Literal["drop", "cut", "stop"] = "stop"
+    """What happens to longer examples, which are counted: drop, cut, or stop before training begins."""
+    train_on: Literal["all", "last"] = "all"
+    """Which answers of a multi-turn conversation are trained on."""
+    allow: tuple[str, ...] = ()
+    """Audit rules that may be broken, such as role-markers (docs/audit.md)."""
+    limit: int | None = None
+    """Use only the first N examples."""
+    val_data: str | None = None
+    """Validation set. Default: held-out families of the built-in problems, none for other data."""
+    eval_every: int | None = None
+    """Steps between validation losses and sample answers. Default: validation loss before and after."""
+    save_every: int = 50
+    """Steps between checkpoints; a signal saves one, too."""
+    keep: int = 2
+    """Number of latest checkpoints to keep, besides the best by validation loss."""
+    dtype: Precision = "auto"
+    """Data type of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too (pip install tensorboard)."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        from ptst.audit.findings import check_names
+
+        if self.tensorboard:
+            from ptst.training.metrics import summary_writer
+
+            summary_writer()  # says early that the package is missing
+        check_names(self.allow)
+        check_above_zero(self, "epochs", "lr")
+        check_at_least(self, 1, "examples_per_step", "micro_batch_tokens", "save_every", "keep", "tokens_per_step")
+        check_at_least(self, 1, "max_steps", "max_length", "limit", "eval_every")
+        check_share(self, "warmup", "dropout")
+        for name in ("clip", "weight_decay"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UserError((Setting(name), f" is {getattr(self, name)}"), "it must not be negative")
+        if self.full and self.dropout:
+            raise UserError((Setting("dropout"), " belongs to an adapter"), ("with ", Setting("full"), " it must be 0"))
+
+
+_RECIPE_HELP = (
+    f"A run of the paper: {', '.join(RECIPES)}. Flags take precedence. With --help: each value and its origin."
+)
+
+
+@with_recipes(lambda name, _given: values(name))
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
+    """Fine-tune a chat model under a prompt template; ptst.eval reads the run folder."""
+
+    recipe: Annotated[str | None, arg(help=_RECIPE_HELP)] = None
+    template: TrainTemplate = "chat:vanilla"
+    model: ModelName = EMBEDDED_MODEL
+    data: str = "word-problems"
+    """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor or openorca (hub), or a
+    JSONL, JSON, CSV or Parquet file."""
+    mix: tuple[str, ...] = ()
+    """Other data under the same template, each with its own epochs, spread over the run: safety.jsonl:1."""
+    at_epochs: tuple[float, ...] = ()
+    """Also keep what is trained after these numbers of epochs, in the run folder's epoch-<number>."""
+    seed: int = 0
+    """Seed of the adapter's initialization and of the order of examples."""
+    dry_run: bool = False
+    """Print the memory and step plan and exit."""
+    out: Path | None = None
+    """Run folder. Default: checkpoints/train-<date>-<time>. An unfinished run with the same settings is resumed."""
+    resume: Path | None = None
+    """Run folder to resume, with its own settings."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        from ptst.data.mix import parse_mix
+
+        super().check()
+        if self.recipe is not None and self.recipe not in RECIPES:
+            raise unknown_name("recipe", self.recipe, RECIPES)
+        if self.out and self.resume and self.out != self.resume:
+            raise UserError(
+                (Setting("out"), " and ", Setting("resume"), " exclude each other"),
+                "a run is resumed in its own folder",
+            )
+        for text in self.mix:
+            parse_mix(text)
