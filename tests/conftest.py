@@ -46,14 +46,19 @@ def tiny_folder(tmp_path_factory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("tiny"))
 
 
-def mistral_tokenizer(version: str):
-    """Mistral's tokenizer of a version (v1, v2, v3) out of the package mistral-common, which is not imported."""
+def mistral_tokenizer_file(version: str) -> Path:
+    """Mistral's tokenizer.model of a version (v1, v2, v3) in the package mistral-common, which is not imported."""
     from importlib.util import find_spec
-
-    from ptst.text.tokenizer import SentencePieceTokenizer
 
     spec = find_spec("mistral_common")
     if spec is None:
         pytest.skip("needs the package mistral-common (pip install -e '.[dev]')")
     folder = Path(spec.submodule_search_locations[0]) / "data"
-    return SentencePieceTokenizer(next(p for p in folder.glob(f"*.model.{version}")))
+    return next(p for p in folder.glob(f"*.model.{version}"))
+
+
+def mistral_tokenizer(version: str):
+    """Mistral's tokenizer of a version, read."""
+    from ptst.text.tokenizer import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(mistral_tokenizer_file(version))

@@ -17,6 +17,7 @@ from ptst.evaluation.tasks import judged
 from ptst.model import weights
 from ptst.open_model import OpenModel
 from ptst.progress import ProgressLine
+from ptst.text.files import read_chat_template
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
@@ -100,6 +101,15 @@ def test_full_fine_tuning_writes_a_model_folder(here, monkeypatch):
     assert set(evaluated["results"]) == {"fine-tuned"}
     untouched = run_evaluation(EvalConfig(model=str(here / "run"), tasks=("nll",), limit=3))
     assert untouched["results"]["untouched"] == evaluated["results"]["fine-tuned"]
+
+
+def test_full_fine_tuning_keeps_a_chat_template_of_its_own_file(here):
+    tokenizer_config = here / "model" / "tokenizer_config.json"
+    described = json.loads(tokenizer_config.read_text())
+    (here / "model" / "chat_template.jinja").write_text(described.pop("chat_template"))
+    tokenizer_config.write_text(json.dumps(described))
+    run_training(TrainConfig(model="model", full=True, max_steps=1, out=here / "run"))
+    assert read_chat_template(here / "run") == read_chat_template(here / "model") is not None
 
 
 def test_an_adapter_goes_on_no_other_weights_of_its_shape(here):

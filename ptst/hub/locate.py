@@ -10,7 +10,7 @@ from ptst.errors import UserError
 from ptst.hub.embedded import EMBEDDED_NAME, ensure_embedded
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_FILES = ("*.json", "*.safetensors", "tokenizer.model")  # never pickled weights
+_FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")  # never pickled weights
 
 
 def locate_model(name: str, checkpoints: Path = Path("checkpoints"), *, quiet: bool = False) -> Path:

@@ -15,6 +15,20 @@ from typing import Any
 from ptst.errors import UserError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
+_MODEL_TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
+
+# What a key means where the file does not have it: transformers' LlamaConfig and MistralConfig. Sizes that decide the
+# shape have no default: without them the file is broken.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "num_key_value_heads": None},
+    "MistralForCausalLM": {
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 4096 * 32,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+}
+_ROPE_THETA = 10000.0
 
 # Keys that change nothing in what the decoder computes: bookkeeping, training-time settings of other tools, token ids
 # (those are taken from the tokenizer and generation_config.json).
@@ -25,20 +39,43 @@ _WITHOUT_EFFECT = frozenset(
         *("pretraining_tp", "_name_or_path", "name_or_path", "max_length", "is_llama_config", "problem_type"),
         *("transformers.js_config", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version"),
         *("output_attentions", "output_hidden_states", "chunk_size_feed_forward", "id2label", "label2id"),
-        "gradient_checkpointing",
+        *("gradient_checkpointing", "num_labels", "use_return_dict", "torchscript", "use_bfloat16", "_commit_hash"),
+        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
+        *("_experts_implementation", "_experts_implementation_internal", "_output_attentions"),
+        *("tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side", "prefix", "finetuning_task"),
+        *("sep_token_id", "decoder_start_token_id", "task_specific_params", "tf_legacy_loss", "is_decoder"),
+        # The code that it names is never run; the architecture says what the decoder computes.
+        "auto_map",
+        # Of Qwen2's configuration; neither architecture here looks at them.
+        *("use_sliding_window", "max_window_layers"),
+        # Of generation, from the time when config.json held that as well.
+        *("min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty"),
+        *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha"),
+        *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
+        *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "output_logits"),
+        *("return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
+        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
+        *("assistant_lookbehind", "target_lookbehind", "max_new_tokens", "min_new_tokens", "cache_implementation"),
+        *("max_time", "stop_strings", "guidance_scale", "low_memory", "renormalize_logits", "force_words_ids"),
+        *("constraints", "sequence_bias", "token_healing", "prompt_lookup_num_tokens", "generation_config"),
     }
 )
-# Keys that are supported at one value only: anything else would need code that is not here.
+# Keys that are supported at some values only: anything else would need code that is not here.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
+    "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
     "mlp_bias": (False, None),
     "rope_interleaved": (False, None),
     "quantization_config": (None,),
-    "auto_map": (None,),
+    "compression_config": (None,),
+    "quantization": (None,),
     "layer_types": (None,),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
     "partial_rotary_factor": (1.0, None),
 }
 
@@ -80,34 +117,38 @@ class DecoderConfig:
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> DecoderConfig:
         """Build from the parsed JSON; `source` names the file in error messages."""
-        architectures = raw.get("architectures") or []
-        if not any(a in ARCHITECTURES for a in architectures):
-            named = ", ".join(architectures) or "none"
-            raise UserError(
-                f"{source}: architecture {named} is not supported; models of {' or '.join(ARCHITECTURES)} are"
-            )
-        left = {k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}
+        architecture = _architecture(raw, source)
+        left = {**_DEFAULTS[architecture], **{k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}}
         for key, values in _ONLY_VALUE.items():
             if key in left and left.pop(key) not in values:
                 raise UserError(f"{source}: {key} = {raw[key]!r} is not supported (only {values[0]!r} is)")
 
         hidden = _take(left, source, "hidden_size", int)
         heads = _take(left, source, "num_attention_heads", int)
-        head_dim = left.pop("head_dim", None) or hidden // heads
-        theta, scaling = _rope(left, source)
+        head_dim = _take_optional(left, source, "head_dim")
+        if head_dim is None and hidden % heads:
+            raise UserError(f"{source}: hidden_size {hidden} is not a multiple of the {heads} attention heads")
+        # The name that transformers had for the same figure before 4.28.
+        old_positions = left.pop("max_sequence_length", None)
+        if old_positions is not None and "max_position_embeddings" not in raw:
+            left["max_position_embeddings"] = old_positions
+        positions = _take(left, source, "max_position_embeddings", int)
+        theta, scaling = _rope(left, source, positions)
+        if architecture == "LlamaForCausalLM":
+            left.pop("sliding_window", None)  # a Llama has none, whatever its file says
         config = cls(
             vocab_size=_take(left, source, "vocab_size", int),
             hidden_size=hidden,
             intermediate_size=_take(left, source, "intermediate_size", int),
             num_layers=_take(left, source, "num_hidden_layers", int),
             num_heads=heads,
-            num_kv_heads=left.pop("num_key_value_heads", None) or heads,
-            head_dim=head_dim,
+            num_kv_heads=_take_optional(left, source, "num_key_value_heads") or heads,
+            head_dim=head_dim or hidden // heads,
             rms_norm_eps=float(_take(left, source, "rms_norm_eps", (int, float))),
             rope_theta=theta,
             rope_scaling=scaling,
-            max_positions=_take(left, source, "max_position_embeddings", int),
-            sliding_window=left.pop("sliding_window", None),
+            max_positions=positions,
+            sliding_window=_take_optional(left, source, "sliding_window"),
             tie_embeddings=bool(left.pop("tie_word_embeddings", False)),
         )
         if left:
@@ -129,6 +170,21 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); fetch the file again") from None
 
 
+def _architecture(raw: dict[str, Any], source: str) -> str:
+    """Which of ARCHITECTURES the file describes. `model_type` decides between them, as in transformers; without
+    `architectures` it is enough."""
+    named, kind = raw.get("architectures") or [], raw.get("model_type")
+    if named and not any(a in ARCHITECTURES for a in named):
+        raise UserError(
+            f"{source}: architecture {', '.join(named)} is not supported; models of {' or '.join(ARCHITECTURES)} are"
+        )
+    if kind is not None and kind not in _MODEL_TYPES:
+        raise UserError(f"{source}: model_type {kind!r} is not supported; {' and '.join(_MODEL_TYPES)} are")
+    if kind is None and not named:
+        raise UserError(f"{source}: architecture none is not supported; models of {' or '.join(ARCHITECTURES)} are")
+    return _MODEL_TYPES[kind] if kind is not None else next(a for a in named if a in ARCHITECTURES)
+
+
 def _take(left: dict[str, Any], source: str, key: str, kind: type | tuple[type, ...]) -> Any:
     value = left.pop(key, None)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -138,15 +194,27 @@ def _take(left: dict[str, Any], source: str, key: str, kind: type | tuple[type, 
     return value
 
 
-def _rope(left: dict[str, Any], source: str) -> tuple[float, Llama3Scaling | None]:
+def _take_optional(left: dict[str, Any], source: str, key: str) -> int | None:
+    """As `_take`; None where the key is absent or null."""
+    if left.get(key) is None:
+        left.pop(key, None)
+        return None
+    return _take(left, source, key, int)
+
+
+def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Llama3Scaling | None]:
     """RoPE's base and scaling, from `rope_theta` + `rope_scaling` or from `rope_parameters` (today's spelling)."""
-    parameters = dict(left.pop("rope_parameters", None) or {})
-    theta = left.pop("rope_theta", None)
-    scaling = dict(left.pop("rope_scaling", None) or {})
-    theta = parameters.pop("rope_theta", theta)
+    parameters, scaling = left.pop("rope_parameters", None) or {}, left.pop("rope_scaling", None) or {}
+    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
+        raise UserError(f"{source}: rope_scaling and rope_parameters must be objects")
+    scaling = dict(scaling or parameters)  # where both stand, transformers reads rope_scaling alone
+    theta = left.pop("rope_theta", _ROPE_THETA)
+    theta = scaling.pop("rope_theta", theta)
+    original = left.pop("original_max_position_embeddings", None)  # of scaled RoPE; there it wins over the inner key
     if not isinstance(theta, (int, float)) or theta <= 0:
-        raise UserError(f"{source}: no RoPE base; it must stand under rope_theta or rope_parameters.rope_theta")
-    scaling = scaling or parameters
+        raise UserError(f"{source}: the RoPE base rope_theta is {theta!r}; a positive number is needed")
+    if (partial := scaling.pop("partial_rotary_factor", None)) not in _ONLY_VALUE["partial_rotary_factor"]:
+        raise UserError(f"{source}: partial_rotary_factor = {partial!r} is not supported (only 1.0 is)")
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     if kind == "default":
@@ -155,12 +223,13 @@ def _rope(left: dict[str, Any], source: str) -> tuple[float, Llama3Scaling | Non
         return float(theta), None
     if kind != "llama3":
         raise UserError(f"{source}: RoPE scaling {kind!r} is not supported (default and llama3 are)")
+    inner = scaling.pop("original_max_position_embeddings", positions)
     try:
         result = Llama3Scaling(
             factor=float(scaling.pop("factor")),
             low_freq_factor=float(scaling.pop("low_freq_factor")),
             high_freq_factor=float(scaling.pop("high_freq_factor")),
-            original_max_positions=int(scaling.pop("original_max_position_embeddings")),
+            original_max_positions=int(inner if original is None else original),
         )
     except KeyError as missing:
         raise UserError(f"{source}: llama3 RoPE scaling lacks {missing}") from None

@@ -132,11 +132,12 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
-    """Write all weights as a Hugging Face folder, with the base's config and tokenizer files."""
+    """Write all weights as a Hugging Face folder, with the base's config, tokenizer and chat template."""
     for path in base.glob("*.json"):
         # A base that was made here has a run.json, too, which would say that this run is finished.
         if not path.name.endswith(".index.json") and not path.name.startswith(".") and path.name != "run.json":
             shutil.copyfile(path, out / path.name)
-    if (base / "tokenizer.model").exists():
-        shutil.copyfile(base / "tokenizer.model", out / "tokenizer.model")
+    for name in ("tokenizer.model", "chat_template.jinja"):
+        if (base / name).exists():
+            shutil.copyfile(base / name, out / name)
     save_safetensors(out / "model.safetensors", {hf_name(k): v for k, v in decoder.state_dict().items()})

@@ -207,6 +207,22 @@ def test_locating_models(tmp_path, monkeypatch):
         locate_model("org/name/config.json")
 
 
+def test_what_is_fetched_from_the_hub(tmp_path, monkeypatch):
+    """What loading and the chat format read, and no pickled weights."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = {}
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _name, **given: asked.update(given) or tmp_path)
+    assert locate_model("org/name") == tmp_path
+    wanted = [
+        *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
+        *("chat_template.jinja", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+    ]
+    others = ["pytorch_model.bin", "README.md", "modeling_other.py", "model.gguf"]
+    assert list(filter_repo_objects(wanted + others, **asked)) == wanted
+
+
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     import huggingface_hub
 

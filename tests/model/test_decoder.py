@@ -107,7 +107,7 @@ def test_adapters_that_do_not_fit(tiny_folder, tmp_path):
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "RoPE scaling 'yarn' is not supported"),
-        ({"rope_theta": None}, "no RoPE base"),
+        ({"rope_theta": None}, "rope_theta is None"),
         ({"new_trick": 1}, "unknown key 'new_trick'"),
         ({"hidden_size": None}, "hidden_size is None"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),

@@ -1,0 +1,204 @@
+"""config.json is read as transformers reads it: published files, absent keys, keys that mean nothing or too much.
+
+`python -m tests.model.test_config --record` writes published_configs.json anew from transformers: of each published
+file the figures that the decoder needs, in the order of DecoderConfig's fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from ptst.model.config import DecoderConfig
+from tests.conftest import SHARED
+from tests.tiny import CONFIG
+
+RECORD = Path(__file__).with_name("published_configs.json")
+FIGURES = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 16}
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 300, **SIZES}
+MISTRAL = {**LLAMA, "architectures": ["MistralForCausalLM"], "model_type": "mistral"}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+_NULL = (
+    *("bad_words_ids", "begin_suppress_tokens", "cross_attention_hidden_size", "decoder_start_token_id"),
+    *("exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id"),
+    *("pad_token_id", "prefix", "problem_type", "sep_token_id", "suppress_tokens", "task_specific_params"),
+    *("tokenizer_class", "torch_dtype", "rope_scaling"),
+)
+_FALSE = (
+    *("add_cross_attention", "do_sample", "early_stopping", "is_decoder", "is_encoder_decoder", "output_attentions"),
+    *("output_hidden_states", "output_scores", "remove_invalid_values", "return_dict_in_generate", "tf_legacy_loss"),
+    *("tie_encoder_decoder", "torchscript", "use_bfloat16", "attention_bias", "mlp_bias", "tie_word_embeddings"),
+)
+_ZERO = ("chunk_size_feed_forward", "diversity_penalty", "encoder_no_repeat_ngram_size", "min_length")
+_ONE = ("length_penalty", "num_beam_groups", "num_beams", "num_return_sequences", "repetition_penalty", "temperature")
+DUMP_OF_4 = {
+    **dict.fromkeys(_NULL),
+    **dict.fromkeys(_FALSE, False),
+    **dict.fromkeys((*_ZERO, "no_repeat_ngram_size", "attention_dropout"), 0),
+    **dict.fromkeys((*_ONE, "top_p", "typical_p"), 1.0),
+    "_name_or_path": "",
+    "max_length": 20,
+    "top_k": 50,
+    "pruned_heads": {},
+    "return_dict": True,
+    "use_cache": True,
+    "id2label": {"0": "LABEL_0"},
+    "label2id": {"LABEL_0": 0},
+    "transformers_version": "4.45.0",
+}
+
+
+def figures(config: DecoderConfig) -> list:
+    values = dataclasses.asdict(config)
+    return [list(v.values()) if isinstance(v, dict) else v for v in values.values()]
+
+
+def read_by_transformers(raw: dict) -> list:
+    from transformers import CONFIG_MAPPING
+
+    c = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
+    rope = getattr(c, "rope_parameters", None) or {"rope_theta": c.rope_theta, **(c.rope_scaling or {})}
+    keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    scaling = [rope[k] for k in keys] if rope.get("rope_type") == "llama3" else None
+    window = c.sliding_window if raw["model_type"] == "mistral" else None
+    return [
+        *(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads),
+        *(c.num_key_value_heads, c.head_dim or c.hidden_size // c.num_attention_heads, c.rms_norm_eps),
+        *(rope["rope_theta"], scaling, c.max_position_embeddings, window, c.tie_word_embeddings),
+    ]
+
+
+def published(folder: Path) -> dict[str, dict]:
+    return {p.stem: json.loads(p.read_text())["config.json"] for p in sorted((folder / "configs").glob("*.json"))}
+
+
+def test_published_configs_give_the_figures_of_transformers(shared):
+    files = published(shared)
+    assert files.keys() == FIGURES.keys()
+    for name, raw in files.items():
+        assert figures(DecoderConfig.from_dict(raw, name)) == FIGURES[name], name
+
+
+def test_the_recorded_figures_are_still_those_of_transformers(shared):
+    pytest.importorskip("transformers", reason="needs transformers, which wrote the figures")
+    for name, raw in published(shared).items():
+        assert read_by_transformers(raw) == FIGURES[name], name
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [  # kv heads, eps, theta, positions, window, tied
+        (LLAMA, (16, 1e-6, 10000.0, 2048, None, False)),
+        (MISTRAL, (8, 1e-6, 10000.0, 131072, 4096, False)),
+        (LLAMA | {"num_key_value_heads": None}, (16, 1e-6, 10000.0, 2048, None, False)),
+        (MISTRAL | {"sliding_window": None}, (8, 1e-6, 10000.0, 131072, None, False)),
+        (MISTRAL | {"sliding_window": 64}, (8, 1e-6, 10000.0, 131072, 64, False)),
+        (LLAMA | {"sliding_window": 64}, (16, 1e-6, 10000.0, 2048, None, False)),
+        (LLAMA | {"rope_scaling": {"rope_theta": 7.0}, "rope_theta": 5.0}, (16, 1e-6, 7.0, 2048, None, False)),
+        (LLAMA | {"rope_parameters": {"rope_type": "default"}}, (16, 1e-6, 10000.0, 2048, None, False)),
+        (
+            LLAMA | {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 3.0}},
+            (16, 1e-6, 10000.0, 2048, None, False),
+        ),
+        (LLAMA | {"tie_word_embeddings": True}, (16, 1e-6, 10000.0, 2048, None, True)),
+        # model_type decides, as it does for transformers' AutoModelForCausalLM.
+        (LLAMA | {"architectures": None}, (16, 1e-6, 10000.0, 2048, None, False)),
+        (LLAMA | {"model_type": "mistral"}, (8, 1e-6, 10000.0, 131072, 4096, False)),
+    ],
+)
+def test_what_absent_and_null_keys_mean(raw, wanted):
+    c = DecoderConfig.from_dict(raw)
+    assert wanted == (
+        *(c.num_kv_heads, c.rms_norm_eps, c.rope_theta, c.max_positions, c.sliding_window, c.tie_embeddings),
+    )
+    if find_spec("transformers"):
+        assert figures(c) == read_by_transformers(raw)
+
+
+def test_a_null_is_no_absent_key():
+    """Of key/value heads, null means one for each head, in either architecture."""
+    assert DecoderConfig.from_dict({**MISTRAL, "num_key_value_heads": None}).num_kv_heads == 16
+
+
+@pytest.mark.parametrize("outside", [{}, {"original_max_position_embeddings": 77}])
+@pytest.mark.parametrize("inside", [{}, {"original_max_position_embeddings": 64}])
+def test_where_the_length_before_scaling_stands(inside, outside):
+    raw = {**LLAMA, "max_position_embeddings": 512, "rope_scaling": {**LLAMA3, **inside}, **outside}
+    length = DecoderConfig.from_dict(raw).rope_scaling.original_max_positions
+    assert length == (77 if outside else 64 if inside else 512)
+
+
+def test_the_old_name_of_the_positions():
+    assert DecoderConfig.from_dict({**LLAMA, "max_sequence_length": 4096}).max_positions == 4096
+    both = {**LLAMA, "max_sequence_length": 4096, "max_position_embeddings": 1024}
+    assert DecoderConfig.from_dict(both).max_positions == 1024
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"tokenizer_class": "LlamaTokenizer", "_flash_attn_2_enabled": True, "use_sliding_window": False},
+        {"auto_map": {"AutoModelForCausalLM": "modeling_other.Other"}},
+        {"pruned_heads": {}, "is_decoder": True, "torchscript": False, "tie_encoder_decoder": False},
+        {"top_k": 50, "repetition_penalty": 1.1, "exponential_decay_length_penalty": None, "bad_words_ids": None},
+        {"hidden_act": "swish", "quantization_config": None, "max_window_layers": 28},
+    ],
+)
+def test_keys_without_effect(keys):
+    assert DecoderConfig.from_dict({**CONFIG, **keys}) == DecoderConfig.from_dict(CONFIG)
+
+
+@pytest.mark.parametrize("raw", [LLAMA, MISTRAL])
+def test_whole_dumps_of_transformers(raw):
+    """What `config.to_dict()` gives, of version 4 with all its settings of generation, and of the installed one."""
+    assert DecoderConfig.from_dict({**raw, **DUMP_OF_4}) == DecoderConfig.from_dict(raw)
+    if find_spec("transformers"):
+        from transformers import CONFIG_MAPPING
+
+        dump = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw)).to_dict()
+        assert DecoderConfig.from_dict(json.loads(json.dumps(dump))) == DecoderConfig.from_dict(raw)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({key: None}, f"{key} is None") for key in ("vocab_size", *SIZES, "rms_norm_eps")),
+        ({"max_position_embeddings": None}, "max_position_embeddings is None"),
+        ({"architectures": [], "model_type": None}, "architecture none is not supported"),
+        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported"),
+        ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of the 5 attention heads"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE scaling 'linear' is not supported"),
+        ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor = 0\.5 is not supported"),
+        ({"rope_scaling": [1]}, "must be objects"),
+        ({"quantization": {"bits": 4}}, "quantization = "),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config = "),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads = "),
+        ({"attn_logit_softcapping": 30.0}, "unknown key 'attn_logit_softcapping'"),
+    ],
+)
+def test_what_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        DecoderConfig.from_dict({**LLAMA, **change})
+
+
+@pytest.mark.parametrize("key", ["vocab_size", *SIZES])
+def test_sizes_that_decide_the_shape_have_no_default(key):
+    with pytest.raises(ValueError, match=f"{key} is None; a number is needed"):
+        DecoderConfig.from_dict({k: v for k, v in LLAMA.items() if k != key})
+
+
+def test_a_window_of_no_tokens():
+    with pytest.raises(ValueError, match="sliding_window is 0; it must be positive"):
+        DecoderConfig.from_dict({**MISTRAL, "sliding_window": 0})
+
+
+if __name__ == "__main__" and "--record" in sys.argv:
+    lines = (f"{json.dumps(n)}: {json.dumps(read_by_transformers(raw))}" for n, raw in published(SHARED).items())
+    RECORD.write_text("{\n" + ",\n".join(lines) + "\n}\n")
