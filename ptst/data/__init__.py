@@ -1,1 +1,1 @@
-"""From data files to packed sequences: sources -> examples -> mix -> order -> packing; prompt sets and ARC for tests."""
+"""From data to packed sequences (sources -> examples -> mix -> order -> packing), and prompt sets for evaluation."""

@@ -22,9 +22,9 @@ MIN_SHARED_PREFIX = 16  # tokens: a shorter one saves less than copying its keys
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch as the loss function gets it, T tokens in D documents: `tokens`, `position_ids` and `labels` (the id
-    that a token must predict, or IGNORE_INDEX) of T, `cu_seqlens` of D + 1. `rows`: for each document, the row of the
-    data that it comes from. `shared_prefixes`, if there are any: for each document, where in `tokens` the prefix that
+    """A micro-batch as the loss function gets it, T tokens in D documents: `tokens`, `position_ids` and `labels` (the
+    id that a token must predict, or IGNORE_INDEX) of T, `cu_seqlens` of D + 1. `rows`: for each document, the row that
+    it comes from. `shared_prefixes`, if there are any: for each document, where in `tokens` the prefix that
     it leaves out is found (start, length)."""
 
     tokens: list[int]

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import pytest
 
 from ptst.audit.drift import check_chat_template, check_run
-from ptst.data.prepare import prepare
+from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -25,7 +25,7 @@ def prompt_format(tiny_folder):
 
 def record(prompt_format, rows=ROWS):
     source = Source("rows", "plain", rows)
-    encoding = prepare(source, prompt_format, 1000, "drop", "all")[1]["encoding"]
+    encoding = prepare(source, prompt_format, 1000, "drop", "all")[1].encoding
     run = {
         "template": asdict(prompt_format.template),
         "family": asdict(prompt_format.family),
