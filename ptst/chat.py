@@ -22,7 +22,7 @@ from ptst.generation.engine import Engine
 from ptst.generation.request import Answer, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open_model import OpenModel, find_run, open_model
+from ptst.open import OpenModel, find_run, open_model
 from ptst.progress import console, say
 from ptst.settings import CommandSettings, FormatSettings, ModelName, Precision, SamplingSettings, TemplateSettings
 from ptst.text.prompt_format import PromptFormat

@@ -26,7 +26,7 @@ from ptst.generation.request import Sampling
 from ptst.generation.sampler import generate
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open_model import open_model
+from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 
 # Prompts in; for each a reply, or the error that kept it from being given.
