@@ -111,7 +111,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_batch_tokens"},
     )
     planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, activation_checkpointing)
-    all_steps = steps(lengths, loop, mixture.parts)
+    all_steps = steps(lengths, loop, mixture.plans)
     looks = looks_by_step(config, all_steps)
     if config.dry_run:
         tokens = sum(lengths[i] for step in all_steps for i in step.examples)

@@ -85,9 +85,7 @@ def check_object(row: Any, place: str) -> dict[str, Any]:
     return row
 
 
-def read_hub(
-    name: str, dataset: HubDataset, remedy: str, limit: int | None = None, shuffle: bool = False
-) -> list[Row]:
+def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = None, shuffle: bool = False) -> list[Row]:
     """The first `limit` rows of a data set on the hub (None: all); with `shuffle`, random ones, the same every time.
     Raises UserError with `remedy` if the hub cannot be reached or has no rows."""
     import datasets

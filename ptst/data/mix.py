@@ -49,7 +49,7 @@ def parse_mix(text: str) -> tuple[str, float]:
     except ValueError:
         epochs = math.nan
     if not name or not 0 < epochs < math.inf:
-        remedy = "write the data, a colon and the number of epochs, as in safety.jsonl:1"
+        remedy = "write the data, a colon and its epochs, as in safety.jsonl:1"
         raise UserError((Setting("mix"), f" is {text!r}"), remedy)
     return name, epochs
 

@@ -107,9 +107,9 @@ def has_test_part(name: str, holdout: float = 0.0) -> bool:
 
 
 def split_of(conversation: Conversation, holdout: float) -> str:
-    """"train", "validation" or "test", by a hash of the messages: half of `holdout` is the validation set, half the
-    test set. A row is in the same split in every run, whatever the seed, order or limit, and duplicates stay together;
-    with a larger holdout the validation and test sets only grow."""
+    """The split of a row (train, validation or test) by a hash of its messages: half of `holdout` is the validation
+    set, half the test set. A row is in the same split in every run, whatever the seed, order or limit, and duplicates
+    stay together; with a larger holdout the validation and test sets only grow."""
     point = int.from_bytes(hashlib.sha256(_serialized(conversation)).digest()[:8]) / 2**64
     return "validation" if point < holdout / 2 else "test" if point >= 1 - holdout / 2 else "train"
 
