@@ -31,7 +31,7 @@ from ptst.hub.embedded import EMBEDDED_NAME
 from ptst.hub.locate import locate_model
 from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
-from ptst.open_model import CHECKPOINTS
+from ptst.open import CHECKPOINTS
 from ptst.progress import say
 from ptst.training import recipes, run_folder
 from ptst.training.resume import weights_fingerprint

@@ -173,10 +173,13 @@ def read_record(folder: Path, kind: type[Record]) -> Record:
 
 def find_record(folder: Path | None, kind: type[Record]) -> Record | None:
     """The record in a folder; None where there is none, or one of another kind. Raises UserError as `read_record`."""
-    if folder is None or not (folder / FILE).exists():
-        return None
-    values = _load(folder / FILE)
-    return read_record(folder, kind) if isinstance(values, dict) and values.get("kind") == kind.kind else None
+    return read_record(folder, kind) if folder is not None and record_kind(folder) == kind.kind else None
+
+
+def record_kind(folder: Path) -> str | None:
+    """Of which command the record in a folder is; None where there is none."""
+    values = _load(folder / FILE) if (folder / FILE).exists() else None
+    return str(values.get("kind")) if isinstance(values, dict) else None
 
 
 def _load(path: Path) -> Any:

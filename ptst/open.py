@@ -14,7 +14,15 @@ from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
-from ptst.records import CHECKPOINTS, TrainRecord, latest_run, read_finished, weights_fingerprint
+from ptst.records import (
+    CHECKPOINTS,
+    TrainRecord,
+    find_record,
+    latest_run,
+    read_finished,
+    record_kind,
+    weights_fingerprint,
+)
 from ptst.text.chat_template import with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import Template, find_template
@@ -36,6 +44,15 @@ class OpenModel:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer."""
         return self.prompt_format.stop_ids
+
+    @property
+    def described(self) -> str:
+        """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run,
+        also where it was opened as a model."""
+        folder, run = self.checkpoint or self.folder, self.run or find_record(self.folder, TrainRecord)
+        if run is not None:
+            return f"run {folder} (trained under {run.template.name})"
+        return f"model {self.name}" + " (made by ptst.align)" * (record_kind(folder) == "align")
 
     def with_template(self, template: str | Template) -> OpenModel:
         """The same model under another template. Raises UserError for an unknown one."""
