@@ -16,6 +16,7 @@ from ptst.data.examples import prepare
 from ptst.data.packing import pack, to_batch
 from ptst.data.sources import Source
 from ptst.errors import UserError
+from ptst.records import TrainRecord
 from ptst.text.prompt_format import PromptFormat
 
 
@@ -42,7 +43,7 @@ def audit(
     test: PromptFormat | None = None,
     asked: dict[str, str] | None = None,
     folder: Path | None = None,
-    run: dict[str, Any] | None = None,
+    run: TrainRecord | None = None,
     show: int = 1,
     allow: Iterable[str] = (),
 ) -> Audit:
@@ -50,7 +51,7 @@ def audit(
 
     `bad_rows`: errors of rows that could not be read. `test`: the prompt format at test time. `asked`: texts
     asked at test time, with the set each is from. `folder`: the model's, whose own chat template is compared. `run`:
-    run.json of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
+    record of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
     """
     errors: dict[int, UserError] = {}
     # Marks in messages are findings here, so they do not stop the encoding.
