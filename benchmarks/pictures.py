@@ -1,5 +1,5 @@
-"""Draws docs/matrix.svg from docs/laptop.json and docs/audit.svg from one encoded conversation: `python
-benchmarks/pictures.py` (the second needs the embedded model). One hue, so that no colour has to be told from another."""
+"""Draws docs/matrix.svg from docs/laptop.json, and docs/audit.svg from one encoded conversation (for which it needs the
+embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell the shades apart."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, s
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
 STYLE = f"""<style>
   text {{ font-family: {FONT}; font-size: 14px; fill: #1f2328 }}
-  .small {{ font-size: 12px; fill: #59636e }} .bold {{ font-weight: 700 }} .mono {{ font-family: {MONO}; font-size: 13px }}
+  .small {{ font-size: 12px; fill: #59636e }} .bold {{ font-weight: 700 }}
+  .mono {{ font-family: {MONO}; font-size: 13px }}
   .page {{ fill: #ffffff }} .on-dark {{ fill: #ffffff }} .on-light {{ fill: #1f2328 }} .frame {{ stroke: #1f2328 }}
   @media (prefers-color-scheme: dark) {{
     text {{ fill: #e6edf3 }} .small {{ fill: #9198a1 }} .page {{ fill: #0d1117 }}
@@ -29,14 +30,16 @@ def svg(width: float, height: float, title: str, parts: list[str]) -> str:
 
 
 def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}" xml:space="preserve">{escape(words)}</text>'
+    return (
+        f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}" xml:space="preserve">{escape(words)}</text>'
+    )
 
 
 def blue(share: float) -> tuple[str, str]:
     """Fill for a share from 0 to 1, light to dark, and the class of text that can be read on it."""
     light, dark = (0xEA, 0xF2, 0xFB), (0x08, 0x30, 0x6B)
     rgb = [round(a + (b - a) * share) for a, b in zip(light, dark, strict=True)]
-    return f"rgb({rgb[0]},{rgb[1]},{rgb[2]})", "on-dark" if share > 0.45 else "on-light"
+    return f"rgb({rgb[0]},{rgb[1]},{rgb[2]})", "on-dark" if share > 0.6 else "on-light"
 
 
 def matrix(results: dict) -> str:
@@ -66,10 +69,11 @@ def matrix(results: dict) -> str:
             parts.append(f'<text x="{middle:g}" y="{y + 47}" text-anchor="middle" class="{kind}" '
                          f'style="font-size: 11px">{n}</text>')  # fmt: skip
     y = top + height * len(rows) + 22
-    parts += [
-        text(16, y, "Mean over seeds, 95 % interval, n = seeds x requests. Framed: trained without a safety prompt,", "small"),
-        text(16, y + 18, "tested with one. SmolLM2-135M aligned by ptst.align; docs/laptop.md, \u201cWith the average\u201d.", "small"),
-    ]  # fmt: skip
+    notes = (
+        "Mean over seeds, 95 % interval, n = seeds x requests. Framed: trained without a safety prompt,",
+        "tested with one. SmolLM2-135M aligned by ptst.align; docs/laptop.md, \u201cWith the average\u201d.",
+    )
+    parts += [text(16, y + 18 * i, note, "small") for i, note in enumerate(notes)]
     return svg(left + width * len(columns) + 16, y + 32, "Harmful requests answered on topic by template", parts)
 
 
@@ -96,14 +100,14 @@ def audit(tokens: list[tuple[str, str, bool]]) -> str:
         parts.append(text(x + 20, y + 12, author, "small"))
         x += 46 + 7 * len(author)
     parts.append(f'<line x1="{x:g}" x2="{x + 22:g}" y1="{y + 8:g}" y2="{y + 8:g}" class="frame" stroke-width="3"/>')
-    parts.append(text(x + 30, y + 12, "in the loss: what the model must produce itself", "small"))
+    parts.append(text(x + 30, y + 12, "in the loss", "small"))
     return svg(wide, y + 30, "One training example, token by token, with the tokens in the loss underlined", parts)
 
 
 def example_tokens() -> list[tuple[str, str, bool]]:
     """A short problem as training encodes it for the embedded model."""
-    from ptst.open import open_model
     from ptst.audit.view import authors, visible
+    from ptst.open import open_model
     from ptst.text.segments import Conversation, Message
     from ptst.text.templates import render
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ptst.errors import UserError as UserError
-    from ptst.eval import run_evaluation as evaluate
+    from ptst.eval import run_evaluation as evaluate  # noqa: F401
     from ptst.evaluation.config import EvalConfig as EvalConfig
     from ptst.generation.request import Answer as Answer
     from ptst.generation.request import Sampling as Sampling
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ptst.open import open_model as open_model
     from ptst.text.segments import Conversation as Conversation
     from ptst.text.segments import Message as Message
-    from ptst.train import run_training as fine_tune
+    from ptst.train import run_training as fine_tune  # noqa: F401
     from ptst.training.config import TrainConfig as TrainConfig
 
 __version__ = "0.2.0"
@@ -45,7 +45,7 @@ _PLACES = {
     "generate": "ptst.notebook",
     "open_model": "ptst.open",
 }
-__all__ = [*_PLACES]  # noqa: PLE0604
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:

@@ -31,8 +31,8 @@ COMMANDS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ChatConfig(CommandSettings, FormatSettings, SamplingSettings, TemplateSettings):
-    """Talk to a model under a template. Without --checkpoint and --model: the latest run. Ctrl-C stops an answer, Ctrl-D
-    ends the chat, /help lists the commands. From a pipe, each line is a message."""
+    """Talk to a model under a template. Without --checkpoint and --model: the latest run. Ctrl-C stops an answer,
+    Ctrl-D ends the chat, /help lists the commands. From a pipe, each line is a message."""
 
     checkpoint: Path | None = None
     """Run folder of ptst.train."""
@@ -74,7 +74,7 @@ def obey(chat: Chat, line: str) -> bool:
 
 
 def messages(terminal: bool) -> Iterator[str]:
-    """The user's messages until the input ends. On a terminal: with history and editing, pasted lines as one message."""
+    """The user's messages until the input ends. On a terminal with history, editing, pasted lines as one message."""
     read: Callable[[], str] = input
     if terminal:
         from prompt_toolkit import PromptSession

@@ -60,10 +60,10 @@ class Chat:
         return [*([] if self.system is None else [Message("system", self.system)]), *self.turns]
 
     def answer(self, text: str) -> Iterator[str]:
-        """Yield the answer to `text` piece by piece; afterwards both are turns of the conversation. Closing the iterator
-        early, or Ctrl-C, cancels the answer and keeps what there is of it; without a word of it, the turn is dropped.
+        """Yield the answer to `text` piece by piece; afterwards both are turns of the conversation. Closing the
+        iterator early, or Ctrl-C, cancels the answer and keeps what was yielded; if that is nothing, no turn is added.
 
-        Raises UserError, and leaves the conversation as it was, if the template cannot render it or the context is full.
+        Raises UserError, and adds no turn, if the template cannot render the conversation or the context is full.
         """
         conversation = self.conversation(text)
         prompt = self.prompt_format.encode(conversation).ids
