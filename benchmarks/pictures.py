@@ -1,5 +1,5 @@
 """Draws docs/matrix.svg from docs/laptop.json, and docs/audit.svg from one encoded conversation (for which it needs the
-embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell the shades apart."""
+embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell them apart."""
 
 from __future__ import annotations
 

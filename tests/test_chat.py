@@ -217,14 +217,6 @@ def test_ctrl_c_drops_the_line_and_not_the_chat(capsys):
     assert "Ctrl-D ends the chat" in capsys.readouterr().err
 
 
-def test_what_a_model_is_called(tmp_path):
-    base = write_tiny_model(tmp_path)
-    assert open_model(str(base)).described == f"model {base}"
-    record = {"kind": "train", "status": "finished", "full": True, "template": {"name": "chat:vanilla"}}
-    (base / "run.json").write_text(json.dumps(record))
-    assert open_model(str(base)).described == f"run {base} (trained under chat:vanilla)"
-
-
 COMMAND = [sys.executable, "-m", "ptst.chat", "--model", "model"]
 ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
 
