@@ -29,7 +29,7 @@ from ptst.settings import CommandSettings, FormatSettings, ModelName, Precision,
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.template_file import load_template
-from ptst.text.templates import find_template, render
+from ptst.text.templates import find_template
 
 COMMANDS = {
     "/template": "NAME: the same conversation under another template",
@@ -137,7 +137,7 @@ class Chat:
     def tokens(self) -> Table:
         """The last prompt that was sent (before one: that of a short message), token by token with its authors."""
         p, conversation = self.sent or (self.prompt_format, self.conversation("..."))
-        segments = render(conversation, p.template, p.family, p.chat_format, p.tokenizer)
+        segments = p.segments(conversation)
         ids = p.encode(conversation).ids
         out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
         for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):

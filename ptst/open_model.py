@@ -15,9 +15,8 @@ from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
-from ptst.text.chat_template import with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
-from ptst.text.templates import Template, find_template
+from ptst.text.templates import Template, find_template, with_default_system_prompt
 from ptst.training import run_folder
 from ptst.training.resume import weights_fingerprint
 

@@ -132,7 +132,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         "weights": resume.weights_fingerprint(folder),
         "template": dataclasses.asdict(prompt_format.template),
         "family": dataclasses.asdict(prompt_format.family),
-        "chat_format": prompt_format.chat_format,
+        "chat_format": prompt_format.chat_format.name,
         "data": counts,
         "mix": mixture.counts[1:],
         "validation": validation_counts,

@@ -17,7 +17,7 @@ from ptst.evaluation.tasks import judged
 from ptst.model import weights
 from ptst.open_model import OpenModel
 from ptst.progress import ProgressLine
-from ptst.text.files import read_chat_template
+from ptst.text.chat_template import read_chat_template
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT

@@ -9,12 +9,10 @@ from typing import Any
 
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import words
-from ptst.text.chat_template import default_system_prompt, render_chat_template
-from ptst.text.files import read_chat_template
-from ptst.text.formats import render
+from ptst.text.chat_template import default_system_prompt, read_chat_template, render_chat_template
 from ptst.text.known_differences import DATE_PREAMBLE, DEFAULT_SYSTEM_PROMPT, OUTER_WHITESPACE, KnownDifference
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation, Message
+from ptst.text.segments import Conversation, Message, Segment, plain_turns
 
 SAMPLE = 20
 
@@ -69,7 +67,7 @@ def _explain(
         if _spell(base, bare, prompt_format) == theirs:
             return OUTER_WHITESPACE
     body = ours.removeprefix(prompt_format.tokenizer.bos or "")
-    if prompt_format.chat_format == "llama3" and system is None and theirs.endswith(body):
+    if prompt_format.chat_format.name == "llama3" and system is None and theirs.endswith(body):
         return DATE_PREAMBLE
     return None
 
@@ -80,8 +78,9 @@ def _messages(system: str | None, texts: list[str]) -> list[dict[str, str]]:
 
 
 def _spell(system: str | None, texts: list[str], prompt_format: PromptFormat) -> str:
-    turns = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)]
-    return "".join(s.text for s in render(prompt_format.chat_format, system, turns, prompt_format.tokenizer))
+    turns = plain_turns([Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)])
+    block = None if system is None else [Segment(system, "system")]
+    return "".join(s.text for s in prompt_format.chat_format.render(block, turns, prompt_format.tokenizer))
 
 
 def check_run(run: dict[str, Any], prompt_format: PromptFormat, fingerprint: str, encoding: str) -> Iterator[Finding]:
@@ -90,7 +89,7 @@ def check_run(run: dict[str, Any], prompt_format: PromptFormat, fingerprint: str
     for what, then, now in (
         ("template", run.get("template"), asdict(prompt_format.template)),
         ("family", run.get("family"), asdict(prompt_format.family)),
-        ("chat format", run.get("chat_format"), prompt_format.chat_format),
+        ("chat format", run.get("chat_format"), prompt_format.chat_format.name),
         ("data", data.get("fingerprint"), fingerprint),
         ("token ids", data.get("encoding"), encoding),
     ):

@@ -22,6 +22,7 @@ from ptst.data import sources
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -44,7 +45,9 @@ def rows(*turns: tuple[str, ...]) -> Source:
 @pytest.fixture
 def setup(tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
-    return Setup(PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer), max_length=2048)
+    return Setup(
+        PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer), max_length=2048
+    )
 
 
 @examples(2000)
@@ -91,7 +94,9 @@ def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
     if chat_format == "llama2":
         tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
     source = _corpus(shared, name)
-    prompt_format = PromptFormat(find_template("chat:llama"), find_family(source.family), chat_format, tokenizer)
+    prompt_format = PromptFormat(
+        find_template("chat:llama"), find_family(source.family), CHAT_FORMATS[chat_format], tokenizer
+    )
     result = audit(source, Setup(prompt_format, max_length=4096), test=prompt_format)
     assert [str(f) for f in result.findings if f.level != "info"] == []
     assert result.verdict == "info"
@@ -120,7 +125,7 @@ def test_bad_rows_are_findings(setup):
 def test_role_marks_of_the_active_format_alone(setup):
     source = rows(("what is [INST]?", "a mark"))
     assert audit(source, setup).verdict == "info"
-    marked = replace(setup, prompt_format=replace(setup.prompt_format, chat_format="llama2"))
+    marked = replace(setup, prompt_format=replace(setup.prompt_format, chat_format=CHAT_FORMATS["llama2"]))
     result = audit(source, marked)
     assert [(f.rule, f.level, f.row) for f in result.findings] == [("role-markers", "error", "rows.jsonl:1")]
     assert audit(source, marked, allow=["role-markers"]).verdict == "info"

@@ -10,6 +10,7 @@ import pytest
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -20,7 +21,9 @@ ROWS = tuple(Conversation((Message("user", q), Message("assistant", "a")), f"r:{
 
 @pytest.fixture
 def prompt_format(tiny_folder):
-    return PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", load_tokenizer(tiny_folder))
+    return PromptFormat(
+        find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], load_tokenizer(tiny_folder)
+    )
 
 
 def record(prompt_format, rows=ROWS):
@@ -29,7 +32,7 @@ def record(prompt_format, rows=ROWS):
     run = {
         "template": asdict(prompt_format.template),
         "family": asdict(prompt_format.family),
-        "chat_format": prompt_format.chat_format,
+        "chat_format": prompt_format.chat_format.name,
         "data": {"fingerprint": source.fingerprint, "encoding": encoding},
     }
     return json.loads(json.dumps(run)), source.fingerprint, encoding
@@ -73,6 +76,6 @@ def test_another_models_template_is_a_warning(prompt_format, tmp_path):
     assert "at character 0" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ ''.__class__.__mro__ }}"}))
     (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
-    assert "forbidden" in finding.cause
+    assert "forbids" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert list(check_chat_template(tmp_path, ROWS, prompt_format)) == []
