@@ -27,7 +27,7 @@ from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype, write_atomically
-from ptst.open_model import CHECKPOINTS, OpenModel, find_run, open_model
+from ptst.open import CHECKPOINTS, OpenModel, find_run, open_model
 from ptst.progress import ProgressLine, say
 from ptst.settings import to_dict
 from ptst.text.template_file import load_template

@@ -17,8 +17,7 @@ from pathlib import Path
 from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Completion, Request, Statistics
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Answer, Request, Sampling, Statistics
 from ptst.model.decoder import Decoder
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
@@ -123,14 +122,14 @@ class Answerer:
                 except ValueError as error:
                     raise UserError(f"{conversations[missing[request.id][1]].where}{error}") from None
 
-            def done(name: str | int, completion: Completion) -> None:
+            def done(name: str | int, answer: Answer) -> None:
                 adapter, number = missing[name]
-                if completion.error is not None:
+                if answer.error is not None:
                     # Those beside are asked again when it is their turn, and hold nobody else up.
                     if adapter == self.adapter:
-                        errors.append(f"{conversations[number].where}{completion.error}")
+                        errors.append(f"{conversations[number].where}{answer.error}")
                     return
-                reply = Reply(completion.text, len(completion.ids), completion.cut)
+                reply = Reply(answer.text, len(answer.token_ids), answer.truncated)
                 answers[adapter][number] = reply
                 if file := files[adapter]:
                     file.add(keys[number], reply)

@@ -12,7 +12,7 @@ from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.tasks.table import Task, TaskData, Tools
 from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.model.config import DecoderConfig
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation

@@ -22,10 +22,11 @@ import torch
 from ptst.errors import UserError
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Answer, Verdict
-from ptst.generation.sampler import Sampling, generate
+from ptst.generation.request import Sampling
+from ptst.generation.sampler import generate
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open_model import open_model
+from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 
 # Prompts in; for each a reply, or the error that kept it from being given.
@@ -133,9 +134,9 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
             except ValueError as error:
                 replies[i] = error
         answered = generate(decoder(), list(encoded.values()), model.stop_ids, Sampling(max_new_tokens), batch_size)
-        for (i, ids), completion in zip(encoded.items(), answered, strict=True):
-            failed = completion.error
-            replies[i] = ValueError(failed) if failed else prompt_format.tokenizer.decode_answer(ids, completion.ids)
+        for (i, ids), answer in zip(encoded.items(), answered, strict=True):
+            failed = answer.error
+            replies[i] = ValueError(failed) if failed else prompt_format.tokenizer.decode_answer(ids, answer.token_ids)
         return [replies[i] for i in range(len(prompts))]
 
     return ask

@@ -69,9 +69,7 @@ def find_similarity(name: str, checkpoints: Path, device: str = "cpu") -> Simila
     if kind == "minilm":
         return MiniLM(SentenceEncoder(ensure_encoder(checkpoints), device))
     if find_spec("bert_score") is None:
-        raise UserError(
-            f"--similarity bertscore needs the package bert-score: pip install 'ptst[bertscore]'; {_INSTEAD}"
-        )
+        raise UserError(f"--similarity bertscore needs the package bert-score: pip install bert-score; {_INSTEAD}")
     return BertScore(_safe_weights(folder or "roberta-large"), device)
 
 

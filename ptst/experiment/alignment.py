@@ -39,13 +39,13 @@ from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.measure import digest
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
-from ptst.open_model import OpenModel, open_model
+from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.settings import to_dict
 from ptst.text.encode import Example, cut

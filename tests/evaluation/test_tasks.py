@@ -17,7 +17,7 @@ from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.tasks import TASKS, arc, chatdoctor, requests, xstest
 from ptst.evaluation.tasks.result import TaskResult, over_decodings
 from ptst.evaluation.tasks.table import BY_NAME, Defaults, load_tasks
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message

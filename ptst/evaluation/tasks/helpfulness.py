@@ -17,7 +17,7 @@ from ptst.evaluation.extraction import chosen_choice, gold_number, last_number, 
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.similarity import Similarity
 from ptst.evaluation.tasks.result import TaskResult
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.generation.score import score
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import arc_question, find_family

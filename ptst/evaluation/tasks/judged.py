@@ -13,7 +13,7 @@ from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.result import TaskResult
 from ptst.evaluation.verdict import UNJUDGED, Answer, AnswerClass, Judge, Verdict, judge_answers
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.text.segments import Conversation, Message
 
 

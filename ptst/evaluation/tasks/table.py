@@ -22,7 +22,7 @@ from ptst.evaluation.similarity import Similarity
 from ptst.evaluation.tasks import helpfulness, judged
 from ptst.evaluation.tasks.result import TaskResult
 from ptst.evaluation.verdict import Judge
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.text.segments import Conversation
 
 # Longest answers: enough for a worked answer, and for the opening of an answer, where a refusal shows.
