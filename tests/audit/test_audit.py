@@ -156,7 +156,7 @@ def test_the_gate(setup):
     assert "rows.jsonl:2" in warning
     assert check_start(source, examples_, setup, 512, ("blank-answer",)) == []
     spoiled = replace(examples_[0], loss_mask=[True] * len(examples_[0].ids))
-    with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*--allow prompt-trained"):
+    with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*allow prompt-trained"):
         check_start(source, [spoiled, examples_[1]], setup, 512, ())
     assert check_start(source, [spoiled], setup, 512, ("prompt-trained", "blank-answer")) == []
     (batch,) = pack(examples_, 512)
@@ -223,7 +223,7 @@ def test_bad_rows_and_wrong_usage(tiny_folder, tmp_path):
         ({"html": tmp_path / "no" / "a.html"}, "no folder"),
         ({"html": tmp_path}, "cannot be written"),
         ({"checkpoint": tmp_path}, "not a run folder"),
-        ({"micro_batch_tokens": 0}, "--micro-batch-tokens is 0"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
     ):
         with pytest.raises(ValueError, match=told):
             run_audit(replace(config, **change))
@@ -247,7 +247,7 @@ def test_training_refuses_an_error_and_can_be_told_to_go_on(tiny_folder, tmp_pat
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a [/INST] b", "response": "c"}\n')
     config = TrainConfig(model=str(tiny_folder), data=str(data), chat_format="llama2", out=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"rows.jsonl:1.*--allow role-markers"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:1.*allow role-markers"):
         run_training(config)
     assert not (tmp_path / "run").exists()
     assert run_training(replace(config, allow=("role-markers",)))["steps"] == 1
