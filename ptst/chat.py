@@ -209,7 +209,7 @@ def run_chat(config: ChatConfig) -> None:
     )
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
     decoder = model.load(dtype, device)
-    what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
+    what = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
     say(f"ptst.chat: {what}, template {template.name}, {model.prompt_format.described}; /help lists the commands")
     chat = Chat(model, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
     for line in lines():

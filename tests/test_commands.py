@@ -349,7 +349,7 @@ def test_a_full_disk_is_one_sentence(here, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ptst.training.run_folder.append_jsonl", full)
+    monkeypatch.setattr("ptst.storage.append_jsonl", full)
     with pytest.raises(OSError, match="No space left"):
         run_training(TrainConfig(model="model", max_steps=1, out=here / "run"))
     assert json.loads((here / "run" / "run.json").read_text())["status"] == "running"
