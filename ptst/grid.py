@@ -70,7 +70,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
             "flags": config.flags(),
             "model": config.model,
             "data": trained.name,
-            "chat_format": next(iter(grid.models.values())).prompt_format.chat_format,
+            "chat_format": next(iter(grid.models.values())).prompt_format.chat_format.name,
             "family": next(iter(grid.models.values())).prompt_format.family.name,
             **summary,
             "environment": run_folder.environment(),

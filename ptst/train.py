@@ -135,7 +135,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         weights=weights_fingerprint(folder),
         template=prompt_format.template,
         family=prompt_format.family,
-        chat_format=prompt_format.chat_format,
+        chat_format=prompt_format.chat_format.name,
         data=DataRecord.of(counts),
         mix=tuple(DataRecord.of(c) for c in mixed_counts),
         validation=validation_counts and DataRecord.of(validation_counts),

@@ -59,9 +59,8 @@ def audit(
     prompt_format = open_setup.prompt_format
     limit = setup.max_length or 10**9
     examples, prepared = prepare(source, prompt_format, limit, setup.too_long, setup.train_on, errors)
-    unusable = [(error.where, error) for error in bad_rows]
-    unusable += [(source.conversations[row].source, error) for row, error in errors.items()]
-    findings = [Finding("bad-row", place, str(error).removeprefix(f"{place}: ")) for place, error in unusable]
+    bad_rows = (*bad_rows, *errors.values())
+    findings = [Finding("bad-row", e.where, UserError(e.cause, e.remedy).tell()) for e in bad_rows]
     findings += check_rows(source.conversations, prompt_format)
     findings += check_overlap(source.conversations, asked or {})
     batches = pack(examples, micro_batch_tokens)
@@ -79,7 +78,7 @@ def audit(
     findings.sort(key=lambda f: -LEVELS.index(f.level))
 
     result = Audit(findings, count(source, examples, batches, prepared, micro_batch_tokens))
-    result.counts["bad_rows"] = len(unusable)
+    result.counts["bad_rows"] = len(bad_rows)
     result.counts["duplicates"] = len(source.conversations) - result.counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):
         result.counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)

@@ -133,7 +133,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
         "model": str(base.resolve()),
         "weights": weights_fingerprint(base),
         "family": config.template_family,
-        "chat_format": models[SAFE].prompt_format.chat_format,
+        "chat_format": models[SAFE].prompt_format.chat_format.name,
         "data": fingerprint(),
         "environment": run_folder.environment(),
     }

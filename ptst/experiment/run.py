@@ -41,9 +41,8 @@ from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype, write_atomically
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
-from ptst.text.chat_template import MODEL_DEFAULT, with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
-from ptst.text.templates import Template
+from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.train import looks_by_step, run_training
 from ptst.training import run_folder
 from ptst.training.config import TrainConfig
