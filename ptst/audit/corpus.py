@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptst.audit.findings import Finding
+from ptst.data.examples import ExampleCounts
 from ptst.data.packing import Batch
 from ptst.data.sources import Source
 from ptst.text.encode import Example
@@ -50,7 +51,7 @@ def count(
     source: Source,
     examples: Sequence[Example],
     batches: Sequence[Batch],
-    prepared: dict[str, Any],
+    prepared: ExampleCounts,
     micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """What reaches training, in numbers. Lengths in tokens."""
@@ -58,11 +59,11 @@ def count(
     room = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
     tokens = sum(lengths)
     return {
-        **{k: v for k, v in prepared.items() if k not in ("first_lossy", "encoding")},
+        **{k: v for k, v in prepared.to_json().items() if k not in ("first_lossy", "encoding")},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),
-        "trained_share": prepared["trained_tokens"] / tokens if tokens else 0.0,
+        "trained_share": prepared.trained_tokens / tokens if tokens else 0.0,
         "micro_batch_tokens": micro_batch_tokens,
         "packing_fill": tokens / room if room else 0.0,
         "distinct_rows": len({c.messages for c in source.conversations}),

@@ -23,8 +23,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.data import order, sources
+from ptst.data.examples import length_limit, prepare
 from ptst.data.mix import Mixture, mix, parse_mix
-from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
@@ -80,6 +80,8 @@ class Grid:
         read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
         if config.train.val_data:
             read["val-data"] = sources.load(config.train.val_data, "validation")
+        elif config.train.holdout:
+            read["val-data"] = sources.load(config.data, "validation", holdout=config.train.holdout)
         return cls(config, config.folder, rows, cells, tests, train, test, read)
 
     def train_config(self, row: Row) -> TrainConfig:
@@ -170,7 +172,7 @@ def check(grid: Grid) -> None:
         lengths = [len(e.ids) for e in mixture.examples]
         for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
             sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
-            looks_by_step(c, list(order.plan(lengths, mixture.parts, c.seed, *sizes)))
+            looks_by_step(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
 
 
 def work(grid: Grid) -> None:

@@ -19,9 +19,10 @@ from ptst.audit.gate import check_start, refuse, watch
 from ptst.audit.report import asked_at_test, audit
 from ptst.audit.rules import Setup, check_batch
 from ptst.data import sources
+from ptst.data.examples import prepare
 from ptst.data.packing import pack, to_batch
-from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -105,7 +106,12 @@ def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
 
 def test_bad_rows_are_findings(setup):
     source = rows(("a", "b"), ("c", " "), ("", "d"), ("e\ud800", "f"), ("a", "b"), ("unanswered",), ("g\u2581", "h"))
-    result = audit(source, setup, bad_rows=["rows.jsonl:9: the row has no fields"], asked=asked_at_test({"T": ["A."]}))
+    result = audit(
+        source,
+        setup,
+        bad_rows=[UserError("the row has no fields", where="rows.jsonl:9")],
+        asked=asked_at_test({"T": ["A."]}),
+    )
     found = {(f.rule, f.row) for f in result.findings}
     assert found == {
         ("blank-answer", "rows.jsonl:2"),

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptst.data import safety_sets, sources
+from ptst.data import sources
+from ptst.data.builtin import safety_sets
 from ptst.generation.adapters import read_adapter
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
