@@ -1,9 +1,9 @@
 """Segments to token ids with a loss mask.
 
 Every run of text between control tokens is encoded in one call: the natural tokenization, which the model saw in its
-own training. Where that would change the ids of the prompt (an answer that begins with a newline, say), the prompt keeps
-its ids, the answer is encoded as a continuation, and the token boundary is recorded. So the ids of the generation prompt
-are always an exact prefix of the training ids.
+own training. Where that would change the ids of the prompt (an answer that begins with a newline, say), the prompt
+keeps its ids, the answer is encoded as a continuation, and the token boundary is recorded. So the ids of the generation
+prompt are always an exact prefix of the training ids.
 """
 
 from __future__ import annotations

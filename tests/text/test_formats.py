@@ -112,7 +112,7 @@ def test_role_orders_that_no_format_can_say(roles):
 
 
 def test_tokenizer_mistakes(tiny_folder, tmp_path):
-    with pytest.raises(ValueError, match="there is no tokenizer.model"):
+    with pytest.raises(ValueError, match=r"there is no tokenizer\.model"):
         load_tokenizer(tmp_path)
     with pytest.raises(ValueError, match=r"tokens and the model only 100 embedding rows"):
         load_tokenizer(tiny_folder, 100)
