@@ -155,6 +155,23 @@ def test_training_and_test_side_by_side(setup):
     assert audit(rows(("a", "b")), setup, References(test=setup.prompt_format)).comparison.is_prefix
 
 
+@pytest.mark.parametrize("name", ["chat:vanilla", "chat:alpaca", "chat:self-reminder", "chat:in-context-defense"])
+def test_the_experimenters_words_are_not_the_users(setup, name):
+    """Token by token: "Question: ", Alpaca's headers, the reminder and the demonstration are scaffold."""
+    template, family = find_template(name), find_family("gsm8k")
+    worded = replace(setup, prompt_format=replace(setup.prompt_format, template=template, family=family))
+    ((_, tokens),) = audit(rows(("What is {x}?", "four", "Why?", "so")), worded).rows[:1]
+    written = {a: "".join(t.text for t in tokens if t.author == a) for a in ("user", "assistant", "system")}
+    assert written["user"].split() == ["What", "is", "{x}?Why?"]
+    assert written["assistant"] == "fourso"
+    assert written["system"].strip() == (template.system or "")
+
+
+def test_the_command_needs_no_torch():
+    code = "import ptst.audit.report, ptst.audit.page, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
 def test_the_gate(setup):
     source = rows(("a", "b"), ("c", " "))
     examples_, _ = prepare(source, setup.prompt_format, 2048, "drop", "all")
