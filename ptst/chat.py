@@ -19,7 +19,7 @@ from ptst import cli
 from ptst.audit.view import COLOURS, authors, visible
 from ptst.errors import UserError
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Sampling
+from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model
@@ -66,7 +66,8 @@ class Chat:
         self.model, self.prompt_format, self.sampling = model, model.prompt_format, sampling
         self.room = decoder.config.max_positions
         decode = self.prompt_format.tokenizer.decode_answer
-        self._make = partial(Engine, decoder, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
+        options = EngineOptions(batch_size=1, kv_memory=kv_memory)
+        self._make = partial(Engine, decoder, options=options, decode=decode, stream=True)
         self.stop_ids = model.stop_ids
         self._engine: Engine | None = None
         self.system: str | None = None
@@ -110,7 +111,7 @@ class Chat:
             raise UserError(f"the conversation has {len(prompt)} tokens and the model's context {self.room}; /reset it")
         self.sent = (self.prompt_format, conversation)
         number = len(self.turns)
-        self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=room), number, keep=True))
+        self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=room), number, keep_cached=True))
         self.completion, said = None, ""
         try:
             while self.completion is None:

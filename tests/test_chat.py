@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ptst.chat import Chat, obey, reply
+from ptst.generation.generate import generate
 from ptst.generation.request import Sampling
-from ptst.generation.sampler import generate
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 from tests.conftest import ROOT
