@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ptst.audit.report import Audit, audit
+from ptst.audit.report import Audit, References, audit
 from ptst.audit.rules import Setup
 from ptst.data.sources import Source, to_conversation
 from ptst.errors import UserError
-from ptst.generation.adapters import read_adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Sampling
+from ptst.generation.multi_lora import read_adapter
+from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel
@@ -30,7 +30,7 @@ def audit_conversation(model: OpenModel, row: Row) -> Audit:
     conversation = _conversation(row, "conversation")
     source = Source(conversation.source, model.prompt_format.family.name, (conversation,))
     setup = Setup(model.prompt_format, "all", None, "stop")
-    return audit(source, setup, folder=model.folder, micro_batch_tokens=model.config.max_positions)
+    return audit(source, setup, References(model.folder), micro_batch_tokens=model.config.max_positions)
 
 
 def generate(
@@ -59,8 +59,7 @@ def generate(
     engine = Engine(
         decoder,
         model.stop_ids,
-        max_batch=min(batch_size, len(ids)),
-        max_length=max(map(len, ids)) + sampling.max_new_tokens,
+        EngineOptions(min(batch_size, len(ids)), max(map(len, ids)) + sampling.max_new_tokens),
         decode=model.prompt_format.tokenizer.decode_answer,
         adapters={name: read_adapter(decoder, Path(name)) for name in dict.fromkeys(names) if name is not None},
     )
