@@ -27,7 +27,7 @@ Row = str | Conversation | Mapping[str, Any]
 def audit_conversation(model: OpenModel, row: Row) -> Audit:
     """Audit one training example: `.rows[0][1]` are its tokens (text, author, trained), `.findings` what is wrong,
     `.verdict` "info" where nothing is. Raises UserError for a row of no known shape."""
-    conversation = _conversation(row, 0)
+    conversation = _conversation(row, "conversation")
     source = Source(conversation.source, model.prompt_format.family.name, (conversation,))
     setup = Setup(model.prompt_format, "all", None, "stop")
     return audit(source, setup, References(model.folder), micro_batch_tokens=model.config.max_positions)
@@ -54,7 +54,7 @@ def generate(
     if decoder is None:
         load = model.load if runs is None else model.load_base
         decoder = load(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
-    ids = [model.prompt_format.encode(_conversation(row, i).prompt()).ids for i, row in enumerate(prompts)]
+    ids = [model.prompt_format.encode(_conversation(row, f"prompt {i}").prompt()).ids for i, row in enumerate(prompts)]
     names = [None if run is None else str(run) for run in runs or [None] * len(ids)]
     engine = Engine(
         decoder,
@@ -72,8 +72,7 @@ def generate(
     return [answers[i] for i in range(len(ids))]
 
 
-def _conversation(row: Row, index: int) -> Conversation:
+def _conversation(row: Row, where: str) -> Conversation:
     if isinstance(row, Conversation):
         return row
-    where = f"row {index}"
     return Conversation((Message("user", row),), where) if isinstance(row, str) else to_conversation(dict(row), where)
