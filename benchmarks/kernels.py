@@ -318,7 +318,7 @@ def plot(rows: list[dict], path: Path) -> None:
     try:
         import matplotlib
     except ImportError:
-        print("no plot: matplotlib is not installed (pip install -e '.[bench]')")
+        print("no plot: matplotlib is not installed (pip install matplotlib)")
         return
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -23,7 +23,7 @@ from ptst.generation.request import Completion, Request
 from ptst.generation.sampling import Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open_model import OpenModel, find_run, open_model
+from ptst.open import OpenModel, find_run, open_model
 from ptst.progress import console, say
 from ptst.settings import CommandSettings, FormatSettings, ModelName, Precision, SamplingSettings, TemplateSettings
 from ptst.text.prompt_format import PromptFormat

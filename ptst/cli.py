@@ -6,15 +6,20 @@ Modules that take seconds to import are imported by a command's `run`, after its
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable
 from itertools import pairwise
+from types import FrameType
 from typing import Any, TypeVar
 
-from ptst.errors import UserError
+from ptst.errors import UserError, unknown_name
 from ptst.settings import CommandSettings
 
 Config = TypeVar("Config", bound=CommandSettings)
@@ -45,8 +50,6 @@ def main() -> None:
         sys.argv[:2] = [f"ptst {name}"]
         importlib.import_module(f"ptst.{'audit.__main__' if name == 'audit' else name}").main()
     else:
-        from ptst.errors import unknown_name
-
         _fail("ptst", str(unknown_name("command", name, COMMANDS)))
 
 
@@ -63,6 +66,8 @@ def run(
 
     arguments = _renamed(sys.argv[1:])
     prog = f"ptst.{name}"
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, _acknowledge)
     try:
         default, description = start(arguments) or (config_type(), "")
         if file := value_of(arguments, "--config"):
@@ -80,11 +85,21 @@ def run(
         if "--debug" in arguments:
             raise
         _fail(prog, _sentence(error, config_type))
+    except ModuleNotFoundError as error:
+        if "--debug" in arguments or (error.name or "ptst").partition(".")[0] == "ptst":
+            raise
+        _fail(prog, f"the package {error.name} is not installed; the installation is incomplete: install ptst again")
     except KeyboardInterrupt:
         _fail(prog, "stopped", 130)
     if config.json and result is not None:
         print(json.dumps(result, ensure_ascii=False))
     return result
+
+
+def _acknowledge(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: a word at once, though cleaning up may take a moment."""
+    os.write(sys.stderr.fileno(), b"\nstopping ...\n")
+    signal.default_int_handler(number, frame)
 
 
 def _sentence(error: Exception, config_type: type) -> str:
@@ -95,8 +110,6 @@ def _sentence(error: Exception, config_type: type) -> str:
 
 def flag_of(config_type: type, setting: str, group: str = "") -> str:
     """A setting as it is typed; where it is no setting of the command itself, in the group that has it."""
-    import dataclasses
-
     spelled = setting.replace("_", "-")
     if group and setting not in {f.name for f in dataclasses.fields(config_type)} | {"model", "data"}:
         return f"--{group}.{spelled}"

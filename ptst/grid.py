@@ -31,7 +31,7 @@ from ptst.hub.embedded import EMBEDDED_NAME
 from ptst.hub.locate import locate_model
 from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
-from ptst.open_model import CHECKPOINTS
+from ptst.open import CHECKPOINTS
 from ptst.progress import say
 from ptst.training import recipes, run_folder
 from ptst.training.resume import weights_fingerprint
@@ -81,7 +81,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
         safety = next((task for task in tests.tasks if base(task) == "safety"), None)
         drawn = safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
     if safety is not None and not drawn:
-        say("no picture: it needs matplotlib (pip install -e '.[plot]')")
+        say("no picture: it needs matplotlib (pip install matplotlib)")
     print(tables.to_markdown(summary), file=sys.stderr if config.json else sys.stdout)
     say(f"results.json, results.csv, results.md{', results.png' * drawn} in {grid.out}")
     return {"out": str(grid.out), **summary}

@@ -25,7 +25,7 @@ from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
-from ptst.open_model import CHECKPOINTS, open_model
+from ptst.open import CHECKPOINTS, open_model
 from ptst.progress import console, say
 from ptst.settings import to_dict
 from ptst.text.prompt_format import PromptFormat

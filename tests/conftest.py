@@ -52,7 +52,7 @@ def mistral_tokenizer_file(version: str) -> Path:
 
     spec = find_spec("mistral_common")
     if spec is None:
-        pytest.skip("needs the package mistral-common (pip install -e '.[dev]')")
+        pytest.skip("needs the package mistral-common (pip install mistral-common)")
     folder = Path(spec.submodule_search_locations[0]) / "data"
     return next(p for p in folder.glob(f"*.model.{version}"))
 

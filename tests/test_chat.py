@@ -11,7 +11,7 @@ import torch
 from ptst.chat import Chat, obey, reply
 from ptst.generation.sampler import generate
 from ptst.generation.sampling import Sampling
-from ptst.open_model import open_model
+from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model

@@ -15,7 +15,7 @@ from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.tasks import judged
 from ptst.model import weights
-from ptst.open_model import OpenModel
+from ptst.open import OpenModel
 from ptst.progress import ProgressLine
 from ptst.text.files import read_chat_template
 from ptst.train import run_training

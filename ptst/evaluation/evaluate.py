@@ -22,7 +22,7 @@ from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
 from ptst.model.config import read_json
 from ptst.model.weights import pick_dtype
-from ptst.open_model import CHECKPOINTS, OpenModel, find_run, open_model
+from ptst.open import CHECKPOINTS, OpenModel, find_run, open_model
 from ptst.progress import say
 from ptst.settings import to_dict
 from ptst.text.template_file import load_template

@@ -21,7 +21,7 @@ from ptst.generation.memory import gigabytes
 from ptst.generation.request import Statistics
 from ptst.generation.sampling import Sampling
 from ptst.model.weights import pick_dtype, write_atomically
-from ptst.open_model import CHECKPOINTS, OpenModel
+from ptst.open import CHECKPOINTS, OpenModel
 from ptst.progress import ProgressLine, say
 from ptst.text.prompt_format import PromptFormat
 

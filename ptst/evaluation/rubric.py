@@ -25,7 +25,7 @@ from ptst.generation.request import Answer
 from ptst.generation.sampler import Sampling, generate
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open_model import open_model
+from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 
 # Prompts in; for each prompt a reply, or the error that prevented it.

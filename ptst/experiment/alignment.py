@@ -45,7 +45,7 @@ from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
-from ptst.open_model import OpenModel, open_model
+from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.settings import to_dict
 from ptst.text.encode import Example, cut

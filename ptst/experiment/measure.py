@@ -24,7 +24,7 @@ from ptst.evaluation.tasks.table import BY_NAME, Defaults, Task, TaskData, Tools
 from ptst.experiment.plan import distinct
 from ptst.generation.sampling import Sampling
 from ptst.model.weights import pick_dtype
-from ptst.open_model import CHECKPOINTS, OpenModel
+from ptst.open import CHECKPOINTS, OpenModel
 from ptst.text.segments import Conversation, Message
 
 _OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBSTITUTE}

@@ -39,7 +39,7 @@ from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype, write_atomically
-from ptst.open_model import OpenModel, open_model
+from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.text.chat_template import MODEL_DEFAULT, with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format

@@ -15,6 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ptst import __version__
 from ptst.errors import UserError
 from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
@@ -92,8 +93,8 @@ def environment() -> dict[str, Any]:
     """Versions, threads, machine and git commit, for run.json."""
     import torch
 
-    versions = {}
-    for name in ("ptst", "torch", "tokenizers", "sentencepiece", "safetensors", "numpy"):
+    versions: dict[str, str | None] = {"ptst": __version__}
+    for name in ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy"):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:

@@ -39,7 +39,7 @@ def test_names(tmp_path):
 
 def test_bertscore_without_package_or_weights_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(similarity, "find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"pip install 'ptst\[bertscore\]'; or use --similarity minilm"):
+    with pytest.raises(ValueError, match=r"pip install bert-score; or use --similarity minilm"):
         find_similarity("bertscore", tmp_path)
     monkeypatch.setattr(similarity, "find_spec", lambda _name: True)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -58,7 +58,7 @@ def test_bertscore_without_package_or_weights_names_the_way_out(tmp_path, monkey
 def test_bertscore(tmp_path):
     """Through the real package, on a small random RoBERTa of 18 layers: F1 of layer 17 by the definition."""
     if importlib.util.find_spec("bert_score") is None or importlib.util.find_spec("transformers") is None:
-        pytest.skip("needs the package bert-score (pip install 'ptst[bertscore]')")
+        pytest.skip("needs the package bert-score (pip install bert-score)")
     import torch
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors

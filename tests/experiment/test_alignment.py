@@ -26,7 +26,7 @@ from ptst.experiment.config import GridConfig
 from ptst.generation.sampling import Sampling
 from ptst.grid import run_grid, start
 from ptst.model.weights import load_decoder
-from ptst.open_model import open_model
+from ptst.open import open_model
 from ptst.training import checkpoint, run_folder
 from ptst.training.config import TrainConfig
 from ptst.training.loop import steps

@@ -92,7 +92,7 @@ def _meta_folder() -> Path:
     """Where the package llama-models lies; it is not imported for that."""
     spec = find_spec("llama_models")
     if spec is None:
-        pytest.skip("needs the package llama-models (pip install -e '.[dev]')")
+        pytest.skip("needs the package llama-models (pip install llama-models)")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -11,7 +11,7 @@ import torch
 
 from ptst.errors import Setting, UserError
 from ptst.hub.locate import locate_model
-from ptst.model.config import DecoderConfig
+from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
@@ -40,6 +40,17 @@ class OpenModel:
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer."""
         return self.prompt_format.stop_ids
+
+    @property
+    def described(self) -> str:
+        """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run by
+        its record, also where it was opened as a model."""
+        folder, run = self.checkpoint, self.run
+        if folder is None and (self.folder / "run.json").is_file():
+            folder, run = self.folder, read_json(self.folder / "run.json")
+        if run.get("kind") == "train":
+            return f"run {folder} (trained under {run['template']['name']})"
+        return f"model {self.name}" + (" (made by ptst.align)" if run.get("kind") == "align" else "")
 
     def with_template(self, template: str | Template) -> OpenModel:
         """The same model under another template. Raises UserError for an unknown one."""

@@ -1,0 +1,159 @@
+"""The command line: settings from flags, files and records; one sentence for a mistake, a traceback for a bug."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from ptst import cli
+from ptst.config_file import merge, read_config, to_toml
+from ptst.errors import Setting, UserError, settings_group
+from ptst.experiment.config import GridConfig
+from ptst.settings import CommandSettings, EngineSettings
+from ptst.training.config import TrainConfig, TrainSettings
+from tests.conftest import ROOT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Small(CommandSettings):
+    """A small command."""
+
+    micro_batch_tokens: int = 1
+    """Tokens."""
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    """Engine."""
+
+
+def run(monkeypatch, command, *flags: str):
+    monkeypatch.setattr(sys, "argv", ["small", *flags])
+    return cli.run(command, Small, "small")
+
+
+def fails(monkeypatch, capsys, command, *flags: str) -> tuple[int, str]:
+    with pytest.raises(SystemExit) as stopped:
+        run(monkeypatch, command, *flags)
+    return stopped.value.code, " ".join(capsys.readouterr().err.split())
+
+
+def test_the_command_line_speaks_of_flags_and_the_library_of_settings(monkeypatch, capsys):
+    def mistake(_config):
+        raise UserError((Setting("micro_batch_tokens"), " is 0"), ("raise ", Setting("kv_memory")), "a.csv:3")
+
+    with pytest.raises(UserError, match=r"^a\.csv:3: micro_batch_tokens is 0; raise kv_memory$"):
+        mistake(None)
+    assert fails(monkeypatch, capsys, mistake) == (
+        2,
+        "ptst.small: a.csv:3: --micro-batch-tokens is 0; raise --kv-memory",
+    )
+
+    def inside(config):
+        with settings_group("engine"):
+            mistake(config)
+
+    told = fails(monkeypatch, capsys, inside)[1]
+    assert "--micro-batch-tokens is 0; raise --engine.kv-memory" in told  # the command's own setting, then the group's
+
+
+def test_a_bug_keeps_its_traceback_and_debug_shows_every_one(monkeypatch, capsys):
+    def bug(_config):
+        raise ValueError("of numpy, say")
+
+    with pytest.raises(ValueError, match="of numpy"):
+        run(monkeypatch, bug)
+
+    def mistake(_config):
+        raise UserError("a mistake")
+
+    with pytest.raises(UserError):
+        run(monkeypatch, mistake, "--debug")
+
+    def missing(_config):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    code, told = fails(monkeypatch, capsys, missing)
+    assert code == 2 and "torch is not installed" in told and "install" in told
+
+
+def test_an_old_flag_works_with_a_note(monkeypatch, capsys):
+    assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro-tokens", "7") == {"n": 7}
+    assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro-tokens=8") == {"n": 8}
+    assert "note: --micro-tokens is now --micro-batch-tokens" in capsys.readouterr().err
+
+
+def test_a_config_file_gives_settings_and_flags_win(monkeypatch, capsys, tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text("micro-batch-tokens = 5\n[engine]\nkv_memory = 2\n")
+    found = run(monkeypatch, lambda c: {"c": c}, "--config", str(file))["c"]
+    assert (found.micro_batch_tokens, found.engine.kv_memory) == (5, 2.0)
+    found = run(monkeypatch, lambda c: {"c": c}, "--config", str(file), "--micro-batch-tokens", "6")["c"]
+    assert (found.micro_batch_tokens, found.engine.kv_memory) == (6, 2.0)
+    assert run(monkeypatch, lambda c: pytest.fail("runs"), "--config", str(file), "--print-config") is None
+    (tmp_path / "b.toml").write_text(capsys.readouterr().out)
+    assert read_config(tmp_path / "b.toml", Small(), "small") == replace(found, micro_batch_tokens=5, config=None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("micro_batch_token = 1", "did you mean micro_batch_tokens?"),
+        ("micro_batch_tokens = 'x'", "a.toml: micro_batch_tokens: 'x' is of the wrong type; a whole number is needed"),
+        ("micro_batch_tokens = true", "a whole number is needed"),
+        ("engine = 3", "engine must be a table, not int"),
+        ("[engine]\nkv = 1", "a.toml: engine: unknown key 'kv'; did you mean kv_memory?"),
+        ("micro_batch_tokens", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_config_file(monkeypatch, capsys, tmp_path, text, told):
+    (tmp_path / "a.toml").write_text(text)
+    code, said = fails(monkeypatch, capsys, lambda c: None, "--config", str(tmp_path / "a.toml"))
+    assert code == 2 and told in said
+    assert "check the path" in fails(monkeypatch, capsys, lambda c: None, "--config", "none.toml")[1]
+
+
+def test_a_record_is_a_config_file(tmp_path):
+    record = {"kind": "train", "settings": {"lr": 0.25, "target_modules": ["q_proj"], "out": "run", "limit": None}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    found = read_config(tmp_path / "run.json", TrainConfig(), "train")
+    assert (found.lr, found.target_modules, found.out, found.limit) == (0.25, ("q_proj",), None, None)
+    with pytest.raises(UserError, match=r"not the record of a ptst\.eval"):
+        read_config(tmp_path / "run.json", TrainConfig(), "eval")
+
+
+@pytest.mark.parametrize("config", [TrainConfig(recipe="llama2-gsm8k"), GridConfig(recipe="laptop")])
+def test_every_setting_survives_toml(tmp_path, config):
+    (tmp_path / "a.toml").write_text(to_toml(config))
+    assert read_config(tmp_path / "a.toml", type(config)(), "x") == config
+
+
+def test_a_recipe_in_python_is_the_recipe_on_the_command_line():
+    config = TrainConfig(recipe="llama2-chatdoctor", lr=3e-5)
+    assert (config.lr, config.epochs, config.schedule, config.template_family) == (3e-5, 3.0, "cosine", "chatdoctor")
+    assert GridConfig(recipe="llama2-gsm8k").train == TrainSettings(
+        **{k: getattr(TrainConfig(recipe="llama2-gsm8k"), k) for k in TrainSettings.__dataclass_fields__}
+    )
+    assert GridConfig(recipe="laptop", quick=True, seeds=(5,)).seeds == (5,)
+    with pytest.raises(UserError, match="did you mean llama2-gsm8k"):
+        TrainConfig(recipe="llama2-gsm")
+    with pytest.raises(UserError, match="wrong type"):
+        merge(TrainConfig(), {"schedule": "round"}, "x")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "told"),
+    [
+        (["--help"], 0, "fine-tune a chat model"),
+        (["trian"], 2, "did you mean train?"),
+    ],
+)
+def test_help_and_a_typo_are_answered_without_torch(flags, code, told):
+    """torch alone takes seconds to import."""
+    script = "from ptst.cli import main\ntry: main()\nfinally: print('torch' in sys.modules)"
+    line = [sys.executable, "-c", f"import sys; sys.argv = {['ptst', *flags]}\n{script}"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == code and told in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
