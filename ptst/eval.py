@@ -27,7 +27,9 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     if record["remark"]:
         screen.print(record["remark"])
     say(f"finished in {record['time']['seconds']:.0f} s; answers and figures in {found.out}")
-    return {"out": str(found.out)} | {k: record[k] for k in ("run", "train_template", "test_template", "results", "remark")}
+    return {"out": str(found.out)} | {
+        k: record[k] for k in ("run", "train_template", "test_template", "results", "remark")
+    }
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from ptst.experiment.alignment import NO_MATTER, AlignConfig, align, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
-from ptst.experiment.measure import base, open_tests
+from ptst.evaluation.tasks.table import base
+from ptst.experiment.measure import open_tests
 from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, check, work
 from ptst.experiment.settings import agreed, claim

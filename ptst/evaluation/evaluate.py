@@ -138,7 +138,9 @@ def _measure_models(p: Plan, out: Path) -> dict[str, Measured]:
     measured: dict[str, Measured] = {}
     decoder = None
     for name in (BASE, TUNED):
-        if (name == BASE and p.model.checkpoint and not p.config.baseline) or (name == TUNED and not p.model.checkpoint):
+        if (name == BASE and p.model.checkpoint and not p.config.baseline) or (
+            name == TUNED and not p.model.checkpoint
+        ):
             continue
         say(f"loading the {'base model' if name == BASE else 'run'}")
         if name == BASE:
@@ -214,5 +216,3 @@ def _unfinished(parent: Path, settings: dict[str, Any], held: ExitStack) -> Path
             continue
         return out
     return None
-
-

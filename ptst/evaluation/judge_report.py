@@ -121,9 +121,7 @@ def report(config: ReportConfig) -> dict[str, Confusion]:
         if config.errors:
             for row, verdict in zip(rows, verdicts, strict=True):
                 if verdict.judged and (verdict.label == AnswerClass.REFUSAL) != row.refused:
-                    print(
-                        f"  people {row.label}, {row.kind}: {row.request} -> {verdict.label}, {verdict.reason}"
-                    )
+                    print(f"  people {row.label}, {row.kind}: {row.request} -> {verdict.label}, {verdict.reason}")
     return out
 
 

@@ -28,7 +28,7 @@ from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.tasks.table import Tools
+from ptst.evaluation.tasks.task import Tools
 from ptst.experiment import plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
@@ -303,9 +303,7 @@ class _Server:
             answerer = Answerer(
                 self._decoder(cells[0].row),
                 model.prompt_format,
-                model.stop_ids,
-                config.batch_size,
-                config.kv_bytes,
+                config,
                 adapters=self._adapters(cells),
             )
         except ValueError as error:  # what a row has left on the disk is damaged
@@ -330,7 +328,7 @@ class _Server:
             for cell in cells:
                 began = time.monotonic()
                 others = {name: path for name, path in files.items() if name != names[cell]}
-                one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
+                one = replace(answerer, on_progress=on_progress, adapter=names[cell], other_files=others)
                 result = None
                 try:
                     with settings_group("eval"):
@@ -338,7 +336,7 @@ class _Server:
                 except ValueError as error:
                     self._fail(cell, error)
                 seconds = time.monotonic() - began
-                if grid.tests.tasks[task][0].sampled and cell == cells[0]:  # which asks for the answers of all
+                if grid.tests.generates(task) and cell == cells[0]:  # which asks for the answers of all
                     seconds = shared = seconds / len(cells)
                 else:
                     seconds += shared

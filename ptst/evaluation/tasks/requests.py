@@ -65,7 +65,9 @@ def requests(
             if verdict.score is not None:
                 scores.setdefault(f"{part(row)}score", []).append(verdict.score)
         values = {key: fmean(given) for key, given in scores.items()}
-        return TaskResult(name, rates(rows, outcomes), {**values, "unjudged": sum(not v.judged for v in verdicts)}, rows)
+        return TaskResult(
+            name, rates(rows, outcomes), {**values, "unjudged": sum(not v.judged for v in verdicts)}, rows
+        )
 
     def outcomes(row: Mapping[str, Any]) -> dict[str, float]:
         found = {c.value: float(row["class"] == c) for c in AnswerClass}
