@@ -55,7 +55,8 @@ def ours(job: dict) -> dict:
     """The child's part: one run of our sampler."""
     import torch
 
-    from ptst.generation.sampler import Sampling, generate
+    from ptst.generation.request import Sampling
+    from ptst.generation.sampler import generate
     from ptst.model.weights import load_decoder
 
     torch.set_num_threads(1)
@@ -71,8 +72,8 @@ def ours(job: dict) -> dict:
         return {
             "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
             "seconds": time.perf_counter() - wall,
-            "tokens": sum(len(c.ids) for c in answers),
-            "answers": [c.ids for c in answers],
+            "tokens": sum(len(c.token_ids) for c in answers),
+            "answers": [c.token_ids for c in answers],
         }
 
     first = timed(1) if job.get("decode_alone") else None

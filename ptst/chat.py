@@ -19,8 +19,7 @@ from ptst import cli
 from ptst.audit.view import COLOURS, authors, visible
 from ptst.errors import UserError
 from ptst.generation.engine import Engine
-from ptst.generation.request import Completion, Request
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Answer, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model
@@ -84,7 +83,7 @@ class Chat:
         """Forget what was said; a system prompt stays."""
         self.turns: list[Message] = []
         self.sent: tuple[PromptFormat, Conversation] | None = None
-        self.completion: Completion | None = None
+        self.completion: Answer | None = None
 
     def use_template(self, name: str) -> None:
         """Raises UserError for an unknown one."""
@@ -116,7 +115,7 @@ class Chat:
         try:
             while self.completion is None:
                 for event in self.engine.step():
-                    self.completion = event.completion
+                    self.completion = event.answer
                     said += event.text
                     yield event.text
         except KeyboardInterrupt:
@@ -196,8 +195,8 @@ def reply(chat: Chat, line: str) -> None:
     print()
     done = chat.completion
     if done is not None and sys.stdin.isatty():
-        cut = ", cut at the limit" if done.cut else ""
-        say(f"({len(done.ids)} tokens, {len(done.ids) / (time.monotonic() - start):.1f} a second{cut})")
+        cut = ", cut at the limit" if done.truncated else ""
+        say(f"({len(done.token_ids)} tokens, {len(done.token_ids) / (time.monotonic() - start):.1f} a second{cut})")
 
 
 def run_chat(config: ChatConfig) -> None:

@@ -17,12 +17,12 @@ from ptst import cli
 from ptst.data import sources
 from ptst.errors import UserError
 from ptst.evaluation.judges import find_judge
+from ptst.evaluation.tasks.table import base
 from ptst.experiment import laptop, tables
 from ptst.experiment.alignment import NO_MATTER, AlignConfig, align, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
-from ptst.evaluation.tasks.table import base
 from ptst.experiment.measure import open_tests
 from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, check, work

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ptst.chat import Chat, obey, reply
+from ptst.generation.request import Sampling
 from ptst.generation.sampler import generate
-from ptst.generation.sampling import Sampling
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 from tests.conftest import ROOT
@@ -39,7 +39,7 @@ def test_every_turn_is_answered_as_the_sampler_answers_it(model, decoder):
     ]  # fmt: skip
     for turns, said in zip(asked, (first, second), strict=True):
         prompt = model.prompt_format.encode(Conversation(tuple(turns))).ids
-        wanted = generate(decoder, [prompt], model.stop_ids, GREEDY)[0].ids
+        wanted = generate(decoder, [prompt], model.stop_ids, GREEDY)[0].token_ids
         assert said == model.prompt_format.tokenizer.decode_answer(prompt, wanted)
     assert chat.turns == [*asked[1], Message("assistant", second)]
 

@@ -19,8 +19,7 @@ from ptst.errors import UserError
 from ptst.evaluation.tasks.task import Prompt
 from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Statistics
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Answer, Request, Sampling, Statistics
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.settings import EngineSettings
@@ -137,7 +136,7 @@ class Answerer:
         if pending:
             engine, requests = self._start(pending, prompts, ids, sampling)
             on_step(engine.statistics)
-            engine.run(requests, on_done, on_step=on_step)
+            engine.run(requests, on_done, lambda _event: on_step(engine.statistics))
         if failed:
             raise UserError(f"{len(failed)} of {len(prompts)} answers failed, the first: {failed[0]}")
         return [answers[self.adapter][i] for i in range(len(ids))]

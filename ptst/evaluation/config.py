@@ -25,7 +25,6 @@ from ptst.settings import (
     check_at_least,
 )
 
-
 _DATA_HELP = (
     f"Problems to solve: {sources.DEFAULT}, {', '.join(sources.NAMED)} or a file. Default: the test part of the "
     "training data."

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ptst.data import sources
-from ptst.errors import Setting, UserError
+from ptst.errors import UserError
 from ptst.evaluation import report
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig

@@ -18,8 +18,7 @@ from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_decodings
 from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
-from ptst.generation.request import Statistics
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype, write_atomically
 from ptst.open import CHECKPOINTS, OpenModel
 from ptst.progress import ProgressLine, say

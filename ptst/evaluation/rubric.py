@@ -21,8 +21,8 @@ import torch
 from ptst.errors import UserError
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Verdict
-from ptst.generation.request import Answer
-from ptst.generation.sampler import Sampling, generate
+from ptst.generation.request import Answer, Sampling
+from ptst.generation.sampler import generate
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import open_model

@@ -14,7 +14,7 @@ from ptst.errors import Setting, UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.measure import check_room, count_tokens, find_tools, generates, measure, sampling_for
-from ptst.evaluation.tasks.table import base, load_tasks
+from ptst.evaluation.tasks.table import load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData, TaskResult, Tools
 from ptst.open import OpenModel
 

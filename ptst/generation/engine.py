@@ -29,7 +29,7 @@ from ptst.generation.draft import DRAFT, EARLIER, draft
 from ptst.generation.forward import Forward
 from ptst.generation.graphs import DecodeGraphs
 from ptst.generation.memory import gigabytes, plan_memory, workspace_bytes
-from ptst.generation.request import Completion, Event, Request, Statistics, outside
+from ptst.generation.request import Answer, Event, Request, Statistics, outside
 from ptst.generation.sampling import draw, log_probabilities
 from ptst.generation.schedule import Run, Scheduler
 from ptst.generation.stop import Decode, TextStream
@@ -128,7 +128,7 @@ class Engine:
         self._schedule.add(request)
 
     def cancel(self, request_id: str | int) -> bool:
-        """End a request where it stands; its completion comes with the next step. False if it is not here."""
+        """End a request where it stands; its answer comes with the next step. False if it is not here."""
         run = self._schedule.find(request_id)
         if run is not None:
             self._end(run, "cancelled")
@@ -163,17 +163,17 @@ class Engine:
         s.blocks_peak = max(s.blocks_peak, s.blocks_used)
         s.seconds += time.perf_counter() - began
         events, self._events = self._events, []
-        s.answers += sum(e.completion is not None for e in events)
+        s.answers += sum(e.answer is not None for e in events)
         return events
 
     def run(
         self,
         requests: Iterable[Request],
-        on_done: Callable[[str | int, Completion], None] | None = None,
+        on_done: Callable[[str | int, Answer], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         """Answer requests, which are taken from the iterable only a batch or two ahead. One that cannot be answered
-        gets a completion with `reason` error; the others go on."""
+        gets an answer with `finish_reason` "error"; the others go on."""
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
             while source is not None and self.waiting + len(self._events) < 2 * self.max_batch:
@@ -184,13 +184,13 @@ class Engine:
                 try:
                     self.add(request)
                 except ValueError as error:
-                    completion = Completion([], False, "error", error=str(error))
-                    self._events.append(Event(request.id, [], "", completion))
+                    answer = Answer([], "", "error", error=str(error))
+                    self._events.append(Event(request.id, [], "", answer))
             for event in self.step():
                 if on_event is not None:
                     on_event(event)
-                if on_done is not None and event.completion is not None:
-                    on_done(event.id, event.completion)
+                if on_done is not None and event.answer is not None:
+                    on_done(event.id, event.answer)
 
     # A forward pass
 
@@ -315,7 +315,7 @@ class Engine:
 
     def _end(self, run: Run, reason: str, tokens: list[int] | None = None, error: str | None = None) -> None:
         run.ended = True
-        request, text = run.request, None
+        request, text = run.request, ""
         if run.stream is not None:
             if reason != "stop_string" and run.stream.finish():
                 reason = "stop_string"  # it was complete but for a character that looked unfinished
@@ -323,8 +323,8 @@ class Engine:
         elif self.decode is not None:
             text = self.decode(run.prompt, run.answer)
         logprobs = run.logprobs if request.sampling.logprobs else None
-        completion = Completion(run.answer, reason == "length", reason, text, logprobs, error)
-        self._events.append(Event(request.id, tokens or [], run.stream.news(True) if run.stream else "", completion))
+        answer = Answer(run.answer, text, reason, logprobs, error)
+        self._events.append(Event(request.id, tokens or [], run.stream.news(True) if run.stream else "", answer))
         self._ids.discard(request.id)
         whole = reason in ("stop", "length", "stop_string")
         if whole:  # a guess from a text that failed might fail, too

@@ -1,10 +1,49 @@
-"""What goes into the engine and what comes out: requests, events, completions, counts."""
+"""What goes into the engine and what comes out: requests, events, answers, counts; importable without torch."""
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
-from ptst.generation.sampling import Sampling
+from ptst.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is made. Temperature 0 is greedy.
+
+    `top_k` keeps the k likeliest tokens (0: all), then `top_p` the smallest set of those that holds that share of
+    their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's logarithm
+    of probability under the model itself (temperature 1, nothing left out). Raises UserError for a value that cannot
+    be meant.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    top_k: int = 0
+    stop_strings: tuple[str, ...] = ()
+    logprobs: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
+        if self.temperature and not 1e-5 <= self.temperature < float("inf"):
+            raise UserError(
+                f"--temperature is {self.temperature}; it must be at least 0.00001, or 0 for greedy answers"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise UserError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
+        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
+            raise UserError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
+
+    def generator(self, request_id: str | int) -> random.Random:
+        """The request's own source of uniform numbers: of (seed, id) and nothing else."""
+        # Python's generator takes the whole text as its seed; torch's on the CPU would look at 32 bits of a number.
+        return random.Random(f"{self.seed}:{request_id}")
 
 
 @dataclass(frozen=True)
@@ -28,38 +67,43 @@ def outside(ids: list[int], vocab_size: int) -> list[int]:
     return [t for t in ids if not (hasattr(t, "__index__") and 0 <= t < vocab_size)]
 
 
-@dataclass
-class Completion:
-    """An answer.
+@dataclass(frozen=True)
+class Answer:
+    """What the model answered to one prompt; the only type of answers, from the engine to the results.
 
-    `ids` are without the stop token; `cut` says that the token limit ended it. `reason`: stop, length, stop_string,
-    cancelled or error. `text` is there when the engine can decode, and ends exactly before the stop string, which `ids`
-    may reach into. `logprobs` has one figure for each of `ids` where asked for. `error` says what was wrong.
+    `token_ids` are without the stop token. `text` ends before the stop string, which `token_ids` may reach into; it is
+    empty where the engine has no `decode`. `finish_reason`: "stop" (a stop token), "length" (the token limit),
+    "stop_string", "cancelled" or "error". `logprobs` has one value per token id where `Sampling.logprobs` asks for
+    them. `error` says what went wrong where `finish_reason` is "error".
     """
 
-    ids: list[int]
-    cut: bool
-    reason: str = "stop"
-    text: str | None = None
+    token_ids: list[int]
+    text: str
+    finish_reason: str
     logprobs: list[float] | None = None
     error: str | None = None
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the token limit ended the answer."""
+        return self.finish_reason == "length"
 
 
 @dataclass(frozen=True)
 class Event:
-    """News of one request: its new token ids, the text that they make certain, and the completion if it has ended."""
+    """News of one request: its new token ids, the text that they make certain, and the answer if it has ended."""
 
     id: str | int
-    tokens: list[int]
+    token_ids: list[int]
     text: str
-    completion: Completion | None = None
+    answer: Answer | None = None
 
 
 @dataclass
 class Statistics:
     """Counts since the engine was made."""
 
-    answers: int = 0  # completions handed out, errors and cancelled ones included
+    answers: int = 0  # handed out, errors and cancelled ones included
     tokens: int = 0  # made
     prompt_tokens: int = 0  # computed
     saved_tokens: int = 0  # of prompts, not computed because a shared prefix was stored

@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from ptst.errors import UserError
 from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Completion, Request
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Answer, Request, Sampling
 from ptst.generation.stop import Decode
 from ptst.model.decoder import Decoder
 
-__all__ = ["Completion", "Sampling", "generate"]
+__all__ = ["Answer", "Sampling", "generate"]
 
 
 def generate(
@@ -21,15 +20,15 @@ def generate(
     stop_ids: frozenset[int] | set[int],
     sampling: Sampling,
     batch_size: int = 32,
-    on_done: Callable[[int, Completion], None] = lambda _index, _completion: None,
+    on_done: Callable[[int, Answer], None] = lambda _index, _answer: None,
     *,
     adapter: Adapter | None = None,
     decode: Decode | None = None,
     kv_memory: int | None = None,
     prefill_tokens: int = 512,
     share: bool = True,
-) -> list[Completion]:
-    """Answer every prompt; `on_done(index, completion)` is called as each one ends. A request's id is its index.
+) -> list[Answer]:
+    """Answer every prompt; `on_done(index, answer)` is called as each one ends. A request's id is its index.
 
     Raises UserError, before anything runs, for an empty prompt, a batch size below 1, prompts with answers beyond the
     model's context or the cache's memory; a prompt at fault is named by its index.
@@ -52,11 +51,11 @@ def generate(
     requests = [Request(p, sampling, i, "" if adapter else None) for i, p in enumerate(prompts)]
     for request in requests:
         engine.check(request)
-    completions: dict[int, Completion] = {}
+    answers: dict[int, Answer] = {}
 
-    def done(index: int, completion: Completion) -> None:
-        completions[index] = completion
-        on_done(index, completion)
+    def done(index: int, answer: Answer) -> None:
+        answers[index] = answer
+        on_done(index, answer)
 
     engine.run(requests, done)
-    return [completions[i] for i in range(len(prompts))]
+    return [answers[i] for i in range(len(prompts))]

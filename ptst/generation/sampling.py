@@ -8,55 +8,15 @@ Shapes: N rows (requests), V vocabulary.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ptst.errors import UserError
 from ptst.generation.device import send
+from ptst.generation.request import Sampling
 
 _SHORT = 512  # probabilities sorted at first on a CPU; a row whose largest do not reach top_p is sorted whole
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How an answer is made. Temperature 0 is greedy.
-
-    `top_k` keeps the k likeliest tokens (0: all), then `top_p` the smallest set of those that holds that share of
-    their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's logarithm
-    of probability under the model itself (temperature 1, nothing left out). Raises UserError for a value that cannot
-    be meant.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-    top_k: int = 0
-    stop_strings: tuple[str, ...] = ()
-    logprobs: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
-        if self.temperature and not 1e-5 <= self.temperature < float("inf"):
-            raise UserError(
-                f"--temperature is {self.temperature}; it must be at least 0.00001, or 0 for greedy answers"
-            )
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
-        if self.top_k < 0:
-            raise UserError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
-        if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
-            raise UserError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
-
-    def generator(self, request_id: str | int) -> random.Random:
-        """The request's own source of uniform numbers: of (seed, id) and nothing else."""
-        # Python's generator takes the whole text as its seed; torch's on the CPU would look at 32 bits of a number.
-        return random.Random(f"{self.seed}:{request_id}")
 
 
 def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ptst.data.packing import share, share_prefixes, to_batch
-from ptst.generation.sampler import Sampling, generate
+from ptst.generation.request import Sampling
+from ptst.generation.sampler import generate
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Example
@@ -53,8 +54,8 @@ class Samples:
             {
                 "source": c.source,
                 "prompt": tokenizer.decode(p),
-                "answer": tokenizer.decode(a.ids),
-                "cut": a.cut,
+                "answer": tokenizer.decode(a.token_ids),
+                "cut": a.truncated,
                 **({"error": a.error} if a.error else {}),
             }
             for (c, p), a in zip(asked, done, strict=True)

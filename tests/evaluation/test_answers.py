@@ -9,7 +9,7 @@ import torch
 
 from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.generation.adapters import Adapter
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 from tests.tiny import write_tiny_model

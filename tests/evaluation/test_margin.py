@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
-
 from ptst.evaluation.margin import COMPLYING, REFUSING, Margin, refusal_margins
+
 from ptst.model.weights import load_decoder
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message

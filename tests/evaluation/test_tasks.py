@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from ptst.evaluation.tasks.result import TaskResult, over_decodings
 
 from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
@@ -15,9 +16,8 @@ from ptst.evaluation import report
 from ptst.evaluation.answers import Reply
 from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.tasks import TASKS, arc, chatdoctor, requests, xstest
-from ptst.evaluation.tasks.result import TaskResult, over_decodings
 from ptst.evaluation.tasks.table import BY_NAME, Defaults, load_tasks
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template

@@ -23,7 +23,7 @@ from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import Look, align
 from ptst.experiment.config import GridConfig
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Sampling
 from ptst.grid import run_grid, start
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
@@ -163,7 +163,7 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
 def test_without_success_there_is_no_model_and_the_command_says_so(config):
     flags = ["--model", "model", "--max-steps", "1", "--check-every", "1", "--out", "out", "--json"]
     code = (
-        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.sampling import Sampling; "
+        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.request import Sampling; "
         "a.OWN = a.OPENING = Sampling(1); sys.argv[0] = 'align'; runpy.run_module('ptst.align', run_name='__main__')"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}

@@ -11,9 +11,8 @@ import torch
 from ptst.generation.adapters import attached_adapter, read_adapter
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
-from ptst.generation.request import Request
+from ptst.generation.request import Request, Sampling
 from ptst.generation.sampler import generate
-from ptst.generation.sampling import Sampling
 from ptst.generation.score import score_answers
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
@@ -63,15 +62,15 @@ def test_each_answer_is_its_own_adapters(base, folders):
         attached = load_decoder(base)
         if name:
             load_adapter(attached, folders[name])
-        ours = [done[name, i].ids for i in range(len(PROMPTS))]
-        wanted[name] = [c.ids for c in generate(attached, PROMPTS, {2}, Sampling(8))]
+        ours = [done[name, i].token_ids for i in range(len(PROMPTS))]
+        wanted[name] = [c.token_ids for c in generate(attached, PROMPTS, {2}, Sampling(8))]
         same(attached, ours, wanted[name])
         if name:
             merged = copy.deepcopy(attached)
             merge_lora(merged)
-            same(attached, wanted[name], [c.ids for c in generate(merged, PROMPTS, {2}, Sampling(8))])
+            same(attached, wanted[name], [c.token_ids for c in generate(merged, PROMPTS, {2}, Sampling(8))])
             single = generate(decoder, PROMPTS, {2}, Sampling(8), adapter=adapters[name])
-            same(attached, wanted[name], [c.ids for c in single])
+            same(attached, wanted[name], [c.token_ids for c in single])
             pairs = [(p, [5, 9, 4]) for p in PROMPTS]
             ours, theirs = score_answers(decoder, pairs, adapters[name]), score_answers(attached, pairs)
             assert torch.tensor(ours).sub(torch.tensor(theirs)).abs().max() < 1e-4
@@ -97,7 +96,7 @@ def test_the_decoder_can_still_be_trained_and_saved(base, folders, tmp_path):
         decoder.layers[0].self_attn.k_proj.weight.mul_(0.5)  # training goes on: the next answers follow
         other.layers[0].self_attn.k_proj.weight.mul_(0.5)
     a, b = (generate(d, PROMPTS, {2}, Sampling(8)) for d in (decoder, other))
-    assert [c.ids for c in a] == [c.ids for c in b]
+    assert [c.token_ids for c in a] == [c.token_ids for c in b]
     save_safetensors(tmp_path / "model.safetensors", dict(decoder.named_parameters()))
 
 

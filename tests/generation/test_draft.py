@@ -10,8 +10,7 @@ from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.draft import draft
 from ptst.generation.engine import Engine
 from ptst.generation.memory import gigabytes, plan_memory
-from ptst.generation.request import Request
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Request, Sampling
 from ptst.model.config import DecoderConfig
 from ptst.model.weights import load_decoder
 from tests.tiny import CONFIG, write_tiny_model
@@ -55,7 +54,7 @@ def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatc
             [Request(p, Sampling(40, temperature, top_k=3, logprobs=True), i) for i, p in enumerate(asked)],
             out.__setitem__,
         )
-        told = [(out[i].ids, [round(x, 3) for x in out[i].logprobs], out[i].reason) for i in range(2)]
+        told = [(out[i].token_ids, [round(x, 3) for x in out[i].logprobs], out[i].finish_reason) for i in range(2)]
         return told, engine.statistics.steps, engine.statistics.tokens
 
     guessed = answered()

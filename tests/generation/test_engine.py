@@ -12,9 +12,9 @@ from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
 from ptst.generation.graphs import DecodeGraphs
-from ptst.generation.request import Request
+from ptst.generation.request import Request, Sampling
 from ptst.generation.sampler import generate
-from ptst.generation.sampling import Sampling, draw
+from ptst.generation.sampling import draw
 from ptst.generation.schedule import PATIENCE
 from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
@@ -59,7 +59,7 @@ def answers(decoder, requests, stops=STOPS, **settings) -> dict:
 def same(decoder, asked, a: dict, b: dict) -> None:
     """Equal answers, but for choices between logits closer than CLOSE."""
     ids = range(len(asked))
-    found = divergences(decoder, asked, [a[i].ids for i in ids], [b[i].ids for i in ids], STOPS)
+    found = divergences(decoder, asked, [a[i].token_ids for i in ids], [b[i].token_ids for i in ids], STOPS)
     assert all(d.gap <= CLOSE for d in found), found
     assert len(found) <= len(asked) // 10
 
@@ -69,15 +69,15 @@ def test_greedy_answers_are_the_same_however_they_are_batched(decoders, kind):
     decoder, asked = decoders[kind], prompts(20)
     requests = [Request(p, Sampling(6 + i % 9), i) for i, p in enumerate(asked)]
     alone = answers(decoder, requests, max_batch=1, share=False, prefill_tokens=1000)
-    assert len({len(c.ids) for c in alone.values()}) > 4
-    assert {c.reason for c in alone.values()} == {"stop", "length"}
+    assert len({len(c.token_ids) for c in alone.values()}) > 4
+    assert {c.finish_reason for c in alone.values()} == {"stop", "length"}
     shuffled = random.Random(0).sample(requests, len(requests))
     for order, (batch, chunk, share) in itertools.product(
         (requests, requests[::-1], shuffled), ((7, 5, True), (64, 64, False), (64, 512, True), (1, 33, True))
     ):
         got = answers(decoder, order, max_batch=batch, prefill_tokens=chunk, share=share)
         same(decoder, asked, alone, got)
-        assert [c.reason for c in got.values()].count("length") > 2
+        assert [c.finish_reason for c in got.values()].count("length") > 2
 
 
 class _Replayed:
@@ -116,10 +116,12 @@ def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
         monkeypatch.setattr(DecodeGraphs, "_capture", capture)
         engine._graphs = DecodeGraphs(engine.forward, engine.cache, engine._newest, 400)
     engine.run(requests, done.__setitem__)
-    assert {i: (c.ids, c.reason) for i, c in done.items()} == {i: (c.ids, c.reason) for i, c in wanted.items()}
+    assert {i: (c.token_ids, c.finish_reason) for i, c in done.items()} == {
+        i: (c.token_ids, c.finish_reason) for i, c in wanted.items()
+    }
     for i, c in done.items():
         assert c.logprobs == pytest.approx(wanted[i].logprobs, abs=1e-4)
-    assert engine.statistics.tokens == sum(len(c.ids) for c in wanted.values())
+    assert engine.statistics.tokens == sum(len(c.token_ids) for c in wanted.values())
     assert sum(c.replays for c in captured) >= 10 * graphs
     assert len(captured) == len({len(c.inputs) for c in captured})
 
@@ -130,10 +132,10 @@ def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
     def request(i: int, seed: int = 7) -> Request:
         return Request(asked[i], Sampling(8, temperature=1.3, top_p=0.95, top_k=50, seed=seed), f"r{i}")
 
-    alone = {f"r{i}": answers(decoder, [request(i)], max_batch=1)[f"r{i}"].ids for i in range(10)}
+    alone = {f"r{i}": answers(decoder, [request(i)], max_batch=1)[f"r{i}"].token_ids for i in range(10)}
     for order in (range(10), reversed(range(10))):
         got = answers(decoder, [request(i) for i in order], max_batch=5)
-        assert {i: c.ids for i, c in got.items()} == alone
+        assert {i: c.token_ids for i, c in got.items()} == alone
     # By definition: one number a token, from the request's own generator.
     ids, numbers = list(asked[4]), request(4).sampling.generator("r4")
     for token in alone["r4"]:
@@ -142,7 +144,7 @@ def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
         ids.append(token)
     assert len(ids) > len(asked[4]) + 2
     other = answers(decoder, [request(i, seed=8) for i in range(10)])
-    assert sum(c.ids != alone[i] for i, c in other.items()) > 5
+    assert sum(c.token_ids != alone[i] for i, c in other.items()) > 5
 
 
 def test_a_common_beginning_is_computed_once(decoder):
@@ -199,14 +201,14 @@ def test_a_conversation_goes_on_from_what_is_kept(decoder):
     engine, done = Engine(decoder, {2}, max_batch=1, max_length=400), {}
     first = list(range(3, 60))
     engine.run([Request(first, Sampling(10), 1, keep=True)], done.__setitem__)
-    second = first + done[1].ids + [7, 8, 9]
+    second = first + done[1].token_ids + [7, 8, 9]
     saved = engine.statistics.saved_tokens
     engine.run([Request(second, Sampling(10), 2, keep=True)], done.__setitem__)
     assert engine.statistics.saved_tokens - saved == len(first) + 9  # the last token's keys were never needed
-    assert done[2].ids == generate(decoder, [second], {2}, Sampling(10))[0].ids
+    assert done[2].token_ids == generate(decoder, [second], {2}, Sampling(10))[0].token_ids
     changed = [*first[:40], 9, 9]  # another turn of events
     engine.run([Request(changed, Sampling(10), 3)], done.__setitem__)
-    assert done[3].ids == generate(decoder, [changed], {2}, Sampling(10))[0].ids
+    assert done[3].token_ids == generate(decoder, [changed], {2}, Sampling(10))[0].token_ids
 
 
 def test_stop_strings_and_text(decoder, tiny_folder):
@@ -224,10 +226,10 @@ def test_stop_strings_and_text(decoder, tiny_folder):
     for i, whole in free.items():
         end = min(whole.text.find(s) for s in stops if s in whole.text)
         assert done[i].text == said[i] == whole.text[:end]
-        assert done[i].reason == "stop_string"
-        assert not done[i].cut
-        assert done[i].ids == whole.ids[: len(done[i].ids)]
-        assert len(done[i].ids) < 30
+        assert done[i].finish_reason == "stop_string"
+        assert not done[i].truncated
+        assert done[i].token_ids == whole.token_ids[: len(done[i].token_ids)]
+        assert len(done[i].token_ids) < 30
 
 
 def test_log_probabilities_of_what_was_made(decoder):
@@ -235,17 +237,17 @@ def test_log_probabilities_of_what_was_made(decoder):
 
     asked = prompts(5)
     got = answers(decoder, [Request(p, Sampling(6, 0.7, logprobs=True), i) for i, p in enumerate(asked)], {2})
-    scored = score_answers(decoder, [(p, got[i].ids) for i, p in enumerate(asked) if got[i].ids])
+    scored = score_answers(decoder, [(p, got[i].token_ids) for i, p in enumerate(asked) if got[i].token_ids])
     for i, row in enumerate(scored):
         assert got[i].logprobs == pytest.approx(row, abs=1e-4)
 
 
 def test_one_bad_request_harms_no_other(decoder):
     good = [Request([5, 6], Sampling(4), "a"), Request([7, 8, 9], Sampling(4), "b")]
-    wanted = {i: c.ids for i, c in answers(decoder, good).items()}
+    wanted = {i: c.token_ids for i, c in answers(decoder, good).items()}
     got = answers(decoder, [good[0], Request([], Sampling(4), "x"), Request([999], Sampling(4), "y"), good[1]])
-    assert {i: got[i].ids for i in ("a", "b")} == wanted
-    assert [got[i].reason for i in "xy"] == ["error", "error"]
+    assert {i: got[i].token_ids for i in ("a", "b")} == wanted
+    assert [got[i].finish_reason for i in "xy"] == ["error", "error"]
     assert "'x': the prompt has no tokens" in got["x"].error
 
 
@@ -257,15 +259,15 @@ def test_a_model_that_says_not_a_number_is_an_error(tmp_path, how):
     stop = {-1}
     sampling = Sampling(3, **how)
     good = [Request([5, 6], sampling, i) for i in range(3)]
-    wanted = {i: c.ids for i, c in answers(decoder, good, stop).items()}
+    wanted = {i: c.token_ids for i, c in answers(decoder, good, stop).items()}
     requests = [Request([5, 7] * 40, sampling, "b"), *good]
     together = answers(decoder, requests, stop)
     got = answers(decoder, requests, stop, max_batch=1)
-    assert got["b"].reason == "error"
+    assert got["b"].finish_reason == "error"
     assert "not a number" in got["b"].error
     # It harms no neighbour, and what it left in the cache does not reach those who come after it.
-    assert {i: got[i].ids for i in range(3)} == {i: together[i].ids for i in range(3)} == wanted
-    assert together["b"].reason == "error"
+    assert {i: got[i].token_ids for i in range(3)} == {i: together[i].token_ids for i in range(3)} == wanted
+    assert together["b"].finish_reason == "error"
     assert all(len(ids) == 3 for ids in wanted.values())
 
 
@@ -275,17 +277,17 @@ def test_a_model_that_ends_up_with_no_number_harms_no_neighbour_and_no_guess(tmp
     long, short = Request(list(range(100, 180)), Sampling(6), "long"), Request([11, 12, 13], Sampling(6), "short")
     asked = [Request([a, a + 1], Sampling(6), a) for a in range(20, 60)]
     alone = answers(whole, [long, short, *asked], {-1})
-    said = {*long.prompt, *short.prompt, *alone["long"].ids, *alone["short"].ids}
-    bad = next(r for r in asked if alone[r.id].ids[0] not in {*said, *r.prompt})
+    said = {*long.prompt, *short.prompt, *alone["long"].token_ids, *alone["short"].token_ids}
+    bad = next(r for r in asked if alone[r.id].token_ids[0] not in {*said, *r.prompt})
     with torch.no_grad():
-        broken.embed_tokens.weight[alone[bad.id].ids[0]] = float("nan")
+        broken.embed_tokens.weight[alone[bad.id].token_ids[0]] = float("nan")
     got = answers(broken, [long, short, bad], {-1})  # the last row is the one that breaks, when it decodes
-    assert got[bad.id].reason == "error"
-    assert (got["long"].ids, got["short"].ids) == (alone["long"].ids, alone["short"].ids)
+    assert got[bad.id].finish_reason == "error"
+    assert (got["long"].token_ids, got["short"].token_ids) == (alone["long"].token_ids, alone["short"].token_ids)
     # A text that failed would guess, for who begins like it, the very token that broke it.
-    first, wrong = alone["short"].ids[0], alone[bad.id].ids[0]
+    first, wrong = alone["short"].token_ids[0], alone[bad.id].token_ids[0]
     got = answers(broken, [Request([first, wrong] * 2, Sampling(6), "bad"), short], {-1}, max_batch=1)
-    assert (got["bad"].reason, got["short"].ids) == ("error", alone["short"].ids)
+    assert (got["bad"].finish_reason, got["short"].token_ids) == ("error", alone["short"].token_ids)
 
 
 def test_beginnings_do_not_drive_each_other_out(decoder):
@@ -371,4 +373,4 @@ def test_a_16_bit_model_answers_alike_in_any_company(tmp_path, way, monkeypatch)
     alone = {}
     for request in requests:
         Engine(decoder, STOPS, max_batch=1, max_length=400, prefill_tokens=17).run([request], alone.__setitem__)
-    assert {i: c.ids for i, c in done.items()} == {i: c.ids for i, c in alone.items()}
+    assert {i: c.token_ids for i, c in done.items()} == {i: c.token_ids for i, c in alone.items()}

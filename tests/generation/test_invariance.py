@@ -15,9 +15,8 @@ from ptst.data import safety_sets, sources
 from ptst.generation.adapters import read_adapter
 from ptst.generation.compare import divergences
 from ptst.generation.engine import Engine
-from ptst.generation.request import Request
+from ptst.generation.request import Request, Sampling
 from ptst.generation.sampler import generate
-from ptst.generation.sampling import Sampling
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
@@ -62,14 +61,14 @@ def test_batches_orders_chunks_and_sharing(embedded, request, which):
     decoder = load_decoder(embedded)
     asked = prompts(embedded, which, shared)
     sampling = Sampling(NEW_TOKENS)
-    wanted = [c.ids for c in generate(decoder, asked, STOPS, sampling, 64)]
+    wanted = [c.token_ids for c in generate(decoder, asked, STOPS, sampling, 64)]
     for batch, chunk, share in ((7, 512, True), (64, 100, False), (1, 512, True)):
-        got = [c.ids for c in generate(decoder, asked, STOPS, sampling, batch, prefill_tokens=chunk, share=share)]
+        got = [c.token_ids for c in generate(decoder, asked, STOPS, sampling, batch, prefill_tokens=chunk, share=share)]
         told(decoder, asked, wanted, got, f"{which}, batch {batch}, chunks of {chunk}, sharing {share}")
     engine, done = Engine(decoder, STOPS, max_batch=64, max_length=1024), {}
     order = random.Random(0).sample(range(len(asked)), len(asked))
     engine.run([Request(asked[i], sampling, i) for i in order], done.__setitem__)
-    told(decoder, asked, wanted, [done[i].ids for i in range(len(asked))], f"{which}, another order")
+    told(decoder, asked, wanted, [done[i].token_ids for i in range(len(asked))], f"{which}, another order")
 
 
 @SETS
@@ -84,8 +83,8 @@ def test_adapters_merged_and_not(embedded, tmp_path, request, which):
     sampling = Sampling(NEW_TOKENS)
     named = generate(decoder, asked, STOPS, sampling, 64, adapter=read_adapter(decoder, tmp_path))
     load_adapter(decoder, tmp_path)
-    unmerged = [c.ids for c in named]
-    attached = [c.ids for c in generate(decoder, asked[:32], STOPS, sampling, 7)]
+    unmerged = [c.token_ids for c in named]
+    attached = [c.token_ids for c in generate(decoder, asked[:32], STOPS, sampling, 7)]
     told(decoder, asked[:32], unmerged[:32], attached, "adapter by name and attached")
     merged = load_decoder(embedded)
     load_adapter(merged, tmp_path)
@@ -94,7 +93,7 @@ def test_adapters_merged_and_not(embedded, tmp_path, request, which):
         decoder,
         asked,
         unmerged,
-        [c.ids for c in generate(merged, asked, STOPS, sampling, 64)],
+        [c.token_ids for c in generate(merged, asked, STOPS, sampling, 64)],
         f"{which}, unmerged and merged",
     )
 
@@ -105,4 +104,4 @@ def test_sampled_answers_have_no_neighbours(embedded):
     asked = prompts(embedded, "word-problems", None)[:24]
     sampling = Sampling(NEW_TOKENS, temperature=0.8, top_p=0.95, top_k=100, seed=5)
     a, b = (generate(decoder, asked, STOPS, sampling, size) for size in (24, 5))
-    assert sum(x.ids != y.ids for x, y in zip(a, b, strict=True)) == 0
+    assert sum(x.token_ids != y.token_ids for x, y in zip(a, b, strict=True)) == 0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from ptst.generation.sampler import Sampling, generate
+from ptst.generation.request import Sampling
+from ptst.generation.sampler import generate
 from ptst.model.weights import load_decoder
+from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
 PREFIX = list(range(10, 30))
@@ -46,8 +51,8 @@ def test_greedy_answers_are_those_of_the_definition(decoders, kind, prefix, batc
     wanted = [slow_greedy(decoder, p, stops, 12) for p in asked]
     done = []
     got = generate(decoder, asked, stops, Sampling(12), batch_size, lambda i, _c: done.append(i))
-    assert [c.ids for c in got] == wanted
-    assert [c.cut for c in got] == [len(w) == 12 for w in wanted]
+    assert [c.token_ids for c in got] == wanted
+    assert [c.truncated for c in got] == [len(w) == 12 for w in wanted]
     assert sorted(done) == list(range(9))
     assert len({len(w) for w in wanted}) > 2
 
@@ -57,9 +62,9 @@ def test_sampled_answers_do_not_depend_on_the_batch(decoders):
     asked = prompts(8, PREFIX)
     one = generate(decoders["plain"], asked, {2}, sampling, batch_size=1)
     many = generate(decoders["plain"], asked, {2}, sampling, batch_size=8)
-    assert [c.ids for c in one] == [c.ids for c in many]
+    assert [c.token_ids for c in one] == [c.token_ids for c in many]
     other = generate(decoders["plain"], asked, {2}, Sampling(10, 1.5, 0.95, seed=8), batch_size=8)
-    assert [c.ids for c in other] != [c.ids for c in many]
+    assert [c.token_ids for c in other] != [c.token_ids for c in many]
 
 
 def test_mistakes(decoders):
@@ -76,3 +81,11 @@ def test_mistakes(decoders):
     with pytest.raises(ValueError, match="--batch-size is 0"):
         generate(decoders["plain"], [[5]], {2}, Sampling(10), 0)
     assert generate(decoders["plain"], [], {2}, Sampling(10)) == []
+
+
+def test_the_answer_type_needs_no_torch():
+    code = (
+        "import sys; from ptst.generation.request import Answer, Sampling; a = Answer([5], 'x', 'length'); "
+        "assert a.truncated and not Answer([5], 'x', 'stop').truncated; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ptst.generation import sampling as module
-from ptst.generation.sampling import Sampling, draw, log_probabilities
+from ptst.generation.request import Sampling
+from ptst.generation.sampling import draw, log_probabilities
 
 GRID = [(i + 0.5) / 1000 for i in range(1000)]
 

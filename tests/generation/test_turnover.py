@@ -13,8 +13,7 @@ import torch
 
 from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.engine import Engine
-from ptst.generation.request import Request
-from ptst.generation.sampling import Sampling
+from ptst.generation.request import Request, Sampling
 from ptst.model.weights import load_decoder
 from tests.tiny import write_tiny_model
 
@@ -44,9 +43,9 @@ def test_requests_that_come_and_go_leave_nothing_behind(tiny_folder):
     def hear(event) -> None:
         nonlocal ahead
         ahead = max(ahead, pulled - len(ended))
-        if event.completion is not None:
+        if event.answer is not None:
             assert event.id not in ended
-            ended[event.id] = event.completion.reason
+            ended[event.id] = event.answer.finish_reason
         if chance.random() < 0.2:
             engine.cancel(max(0, pulled - chance.randrange(100)))
 

@@ -159,7 +159,8 @@ def test_broken_folders(tmp_path):
 
 def test_smollm2_logits(shared, embedded):
     """Real weights: the recorded logits within 1e-4, and the recorded greedy answers."""
-    from ptst.generation.sampler import Sampling, generate
+    from ptst.generation.request import Sampling
+    from ptst.generation.sampler import generate
 
     torch.set_num_threads(2)
     decoder = load_decoder(embedded)
@@ -169,4 +170,4 @@ def test_smollm2_logits(shared, embedded):
         assert max(abs(float(logits[i]) - value) for i, value in row["top8"]) < 1.5e-4
         wanted = row["greedy_tokens"]
         (answer,) = generate(decoder, [row["prompt_tokens"]], {2}, Sampling(max_new_tokens=len(wanted)))
-        assert answer.ids == wanted
+        assert answer.token_ids == wanted

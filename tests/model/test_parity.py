@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from benchmarks.parity import PROBE
 from benchmarks.random_models import MODELS, SEQUENCES, write_model
-from ptst.generation.sampler import Sampling, generate
+from ptst.generation.request import Sampling
+from ptst.generation.sampler import generate
 from ptst.hub.gguf_convert import undo_interleaving
 from ptst.model.weights import load_decoder
 
@@ -92,4 +93,4 @@ def test_stories260k_greedy_text(shared, tmp_path):
     for row in json.loads((shared / "golden/stories260K_greedy.json").read_text()):
         wanted = row["greedy_tokens"]
         (answer,) = generate(decoder, [row["prompt_tokens"]], set(), Sampling(len(wanted)))
-        assert answer.ids == wanted
+        assert answer.token_ids == wanted

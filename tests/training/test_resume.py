@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptst.generation.sampler import Completion
+from ptst.generation.request import Answer
 from ptst.model import weights
 from ptst.train import run_training, start
 from ptst.training import checkpoint, evaluate, metrics, resume, run_folder
@@ -90,9 +90,9 @@ class Faults:
         return call
 
 
-def quick(_decoder, prompts, *_) -> list[Completion]:
+def quick(_decoder, prompts, *_) -> list[Answer]:
     """In place of sampling, which takes most of so small a run's time."""
-    return [Completion([70 + len(p) % 9], False) for p in prompts]
+    return [Answer([70 + len(p) % 9], "", "stop") for p in prompts]
 
 
 @pytest.fixture
