@@ -65,7 +65,7 @@ class Answerer:
 
     decoder: Decoder
     prompt_format: PromptFormat
-    engine: EngineSettings = EngineSettings()
+    engine: EngineSettings = field(default_factory=EngineSettings)
     on_progress: Callable[[int, Statistics], None] = lambda _done, _statistics: None
     adapter: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
@@ -129,6 +129,7 @@ class Answerer:
                     file.add(keys[number], answer)
             elif adapter == self.adapter:  # other adapters' failed answers are generated again in their turn
                 failed.append(f"{prompts[number].conversation.where}{answer.error}")
+            on_step(engine.statistics)
 
         def on_step(statistics: Statistics) -> None:
             self.on_progress(sum(map(len, answers.values())), statistics)

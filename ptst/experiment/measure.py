@@ -16,6 +16,7 @@ from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.measure import check_room, count_tokens, find_tools, generates, measure, sampling_for
 from ptst.evaluation.tasks.table import load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData, TaskResult, Tools
+from ptst.experiment.plan import distinct
 from ptst.open import OpenModel
 
 _OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBSTITUTE}
@@ -33,7 +34,8 @@ class Tests:
 
     def count(self, task: str) -> int:
         """How many prompts a task has."""
-        return len(self.tasks[task][1].items)
+        what, data = self.tasks[task]
+        return len(what.prompts(data.items))
 
     def generates(self, task: str) -> bool:
         """Whether the model answers."""
