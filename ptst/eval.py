@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from ptst import cli
@@ -12,24 +13,22 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     """Evaluate and print the table; returns what `--json` prints. Raises UserError for a user's mistakes."""
     from rich.console import Console
 
-    from ptst.evaluation import report
     from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate
     from ptst.progress import say
 
+    began = time.monotonic()
     try:
-        found = evaluate(config)
+        result = evaluate(config)
     except IncompleteEvaluation as error:
-        Console(stderr=True).print(report.table(error.result.results, error.result.title, error.result.judge))
+        Console(stderr=True).print(error.result.table())
         raise
+    told = result.to_json()
     screen = Console(stderr=config.json)  # with --json, standard output carries the object alone
-    screen.print(report.table(found.results, found.title, found.judge))
-    record = found.record
-    if record["remark"]:
-        screen.print(record["remark"])
-    say(f"finished in {record['time']['seconds']:.0f} s; answers and figures in {found.out}")
-    return {"out": str(found.out)} | {
-        k: record[k] for k in ("run", "train_template", "test_template", "results", "remark")
-    }
+    screen.print(result.table())
+    if told["remark"]:
+        screen.print(told["remark"])
+    say(f"finished in {time.monotonic() - began:.0f} s; answers and results in {result.out}")
+    return told
 
 
 def main() -> None:

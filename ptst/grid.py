@@ -28,12 +28,13 @@ from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, check, work
 from ptst.experiment.settings import agreed, claim
 from ptst.experiment.summary import summarize
-from ptst.hub.embedded import EMBEDDED_NAME
 from ptst.hub.locate import locate_model
+from ptst.hub.wheel import model_folder
 from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
 from ptst.open import CHECKPOINTS
 from ptst.progress import say
+from ptst.settings import EMBEDDED_MODEL
 from ptst.training import recipes, run_folder
 from ptst.training.resume import weights_fingerprint
 from ptst.training.run import Interrupted
@@ -129,7 +130,8 @@ def _aligned_folder(config: GridConfig) -> Path:
 
 def _dry_run(grid: Grid) -> dict[str, Any]:
     """Rows and cells with tokens and time, as far as they can be known without computing anything."""
-    folder = CHECKPOINTS / EMBEDDED_NAME if grid.config.model == EMBEDDED_NAME else Path(grid.config.model)
+    model = grid.config.model
+    folder = model_folder(model, CHECKPOINTS) if model == EMBEDDED_MODEL else Path(model)
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(grid.config) if grid.config.laptop else folder
     unaligned = grid.config.laptop and not (tested / "model.safetensors").exists()

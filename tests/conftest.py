@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptst.hub.wheel import model_folder
+from ptst.settings import EMBEDDED_MODEL
+
 # Without a GPU, Triton's kernels run in its interpreter; that is decided when Triton is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-EMBEDDED = ROOT / "checkpoints" / "smollm2-135m-instruct"
+EMBEDDED = model_folder(EMBEDDED_MODEL, ROOT / "checkpoints")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +37,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def embedded() -> Path:
     if not (EMBEDDED / "model.safetensors").exists():
-        pytest.skip("needs the default model in checkpoints/ (python -m ptst.train makes it)")
+        pytest.skip("needs the default model (python -m ptst.train makes it)")
     return EMBEDDED
 
 

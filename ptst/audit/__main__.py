@@ -28,11 +28,11 @@ from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.weights import write_atomically
 from ptst.progress import say
+from ptst.records import TrainRecord, read_finished
 from ptst.text.chat_template import with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.template_file import load_template
 from ptst.text.templates import Template, find_template
-from ptst.training.run_folder import read_run
 
 CHECKPOINTS = Path("checkpoints")
 LISTED = 20  # findings of one rule that are written out; all are counted
@@ -41,11 +41,11 @@ LISTED = 20  # findings of one rule that are written out; all are counted
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Raises UserError for a user's mistakes."""
     config.check()
-    run = read_run(config.checkpoint) if config.checkpoint else None
+    run = read_finished(config.checkpoint) if config.checkpoint else None
     flags = _flags(config, run)
     folder = locate_model(flags["model"], CHECKPOINTS)
-    if run is not None and Path(run["model"]).name != folder.resolve().name:
-        raise UserError(f"{config.checkpoint} is a run of {run['model_name']}, not of {flags['model']}")
+    if run is not None and Path(run.model_folder).name != folder.resolve().name:
+        raise UserError(f"{config.checkpoint} is a run of {run.model}, not of {flags['model']}")
     bad: list[str] = []
     source = sources.load(flags["data"], "train", flags["limit"], bad)
     if not source.conversations and not bad:
@@ -87,11 +87,11 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     return report
 
 
-def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
+def _flags(config: AuditConfig, run: TrainRecord | None) -> dict[str, Any]:
     """Each flag as given, else as the run had it, else training's default."""
     from ptst.training.config import TrainConfig
 
-    base = dataclasses.asdict(TrainConfig()) | (run["flags"] if run else {})
+    base = dataclasses.asdict(TrainConfig()) | (run.settings if run else {})
     names = (
         "model",
         "data",
@@ -106,13 +106,13 @@ def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
     return {name: base.get(name) if value is None else value for name, value in given.items()}
 
 
-def _template(config: AuditConfig, run: dict[str, Any] | None) -> Template:
+def _template(config: AuditConfig, run: TrainRecord | None) -> Template:
     if config.template_file is not None:
         return load_template(config.template_file)
     if config.template is None and run is not None:
-        if run["flags"].get("template_file"):
-            return load_template(Path(run["flags"]["template_file"]))
-        return find_template(run["flags"]["template"])
+        if run.settings.get("template_file"):
+            return load_template(Path(run.settings["template_file"]))
+        return find_template(run.settings["template"])
     return find_template(config.template or "chat:vanilla")
 
 

@@ -15,6 +15,7 @@ from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.records import TrainRecord
 from ptst.text.prompt_format import PromptFormat
 
 
@@ -41,7 +42,7 @@ def audit(
     test: PromptFormat | None = None,
     asked: dict[str, str] | None = None,
     folder: Path | None = None,
-    run: dict[str, Any] | None = None,
+    run: TrainRecord | None = None,
     show: int = 1,
     allow: Iterable[str] = (),
 ) -> Audit:
@@ -49,7 +50,7 @@ def audit(
 
     `bad_rows`: reasons of rows that could not even be read. `test`: the prompt format at test time. `asked`: texts
     asked at test time, with the set each is from. `folder`: the model's, whose own chat template is compared. `run`:
-    run.json of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
+    record of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
     """
     bad: dict[int, str] = {}
     # Marks in messages are findings here, so they do not stop the encoding.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,7 @@ from ptst.evaluation.judges import JUDGES
 from ptst.evaluation.similarity import SIMILARITIES
 from ptst.evaluation.tasks.table import TASKS
 from ptst.settings import (
+    NO_EFFECT,
     CommandSettings,
     EngineSettings,
     FormatSettings,
@@ -23,6 +24,7 @@ from ptst.settings import (
     TemplateSettings,
     check_above_zero,
     check_at_least,
+    content,
 )
 
 _DATA_HELP = (
@@ -50,8 +52,8 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
     max_new_tokens: int | None = None
     """Maximum length of an answer in tokens. Default: 96 for the built-in problems, 400 for others, 256 for ARC and
     ChatDoctor, 64 for requests."""
-    data: Annotated[str | None, arg(help=_DATA_HELP)] = None
-    safety_data: Annotated[str | None, arg(help=_SAFETY_HELP)] = None
+    data: Annotated[str | None, arg(help=_DATA_HELP)] = field(default=None, metadata=content("data"))
+    safety_data: Annotated[str | None, arg(help=_SAFETY_HELP)] = field(default=None, metadata=content("data"))
     judge: Annotated[str, arg(help=f"Judge that classifies answers: {_JUDGES}.")] = "rules-v2"
     similarity: Annotated[str, arg(help=f"How the task chatdoctor compares answers: {_SIMILARITIES}.")] = "minilm"
     dtype: Precision = "auto"
@@ -69,15 +71,15 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
 class EvalConfig(CommandSettings, EvalSettings, TemplateSettings):
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
     """Run folder of ptst.train; its base model is measured, too."""
-    model: ModelName | None = None
-    tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = None
+    model: ModelName | None = field(default=None, metadata=content("weights"))
+    tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))
     baseline: bool = True
     """Measure a run's base model, too."""
     decode_seeds: int = 1
     """Number of decodings, with seeds seed, seed + 1, ...; mean and SD over them are reported. Needs a temperature."""
-    out: Path | None = None
+    out: Path | None = field(default=None, metadata=NO_EFFECT)
     """Folder for answers and figures. Default: a new folder in the run, or checkpoints/eval-<date>-<time>. An
     unfinished evaluation with the same settings is resumed."""
 

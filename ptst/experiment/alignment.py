@@ -28,6 +28,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptst import storage
 from ptst.data.builtin import alignment_set
 from ptst.data.order import Part
 from ptst.data.safety_sets import SafetyPrompt
@@ -282,7 +283,7 @@ def _train(
     with Interrupt() as interrupt, ProgressLine("align", config.max_steps, first=done) as progress:
 
         def on_step(report: StepReport) -> None:
-            run_folder.append_jsonl(
+            storage.append_jsonl(
                 config.out / "metrics.jsonl",
                 {"kind": "step", "step": report.step, "loss": report.loss, "grad_norm": report.grad_norm},
             )

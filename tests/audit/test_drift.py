@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -14,6 +14,7 @@ from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import load_tokenizer
+from tests.test_runs import a_record, data
 
 ROWS = tuple(Conversation((Message("user", q), Message("assistant", "a")), f"r:{i}") for i, q in enumerate("xyz", 1))
 
@@ -26,13 +27,11 @@ def prompt_format(tiny_folder):
 def record(prompt_format, rows=ROWS):
     source = Source("rows", "plain", rows)
     encoding = prepare(source, prompt_format, 1000, "drop", "all")[1]["encoding"]
-    run = {
-        "template": asdict(prompt_format.template),
-        "family": asdict(prompt_format.family),
-        "chat_format": prompt_format.chat_format,
-        "data": {"fingerprint": source.fingerprint, "encoding": encoding},
-    }
-    return json.loads(json.dumps(run)), source.fingerprint, encoding
+    parts = {"template": prompt_format.template, "family": prompt_format.family}
+    run = a_record(
+        **parts, chat_format=prompt_format.chat_format, data=data(fingerprint=source.fingerprint, encoding=encoding)
+    )
+    return run, source.fingerprint, encoding
 
 
 def test_a_run_that_is_encoded_the_same_today(prompt_format):

