@@ -18,7 +18,6 @@ from ptst.model.decoder import Decoder
 from ptst.open import OpenModel
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import render
 
 
 class Chat:
@@ -99,7 +98,7 @@ class Chat:
     def tokens(self) -> Table:
         """The last prompt that was sent (before the first, that of a short message): tokens with their authors."""
         p, conversation = self.sent or (self.prompt_format, self.conversation("..."))
-        segments = render(conversation, p.template, p.family, p.chat_format, p.tokenizer)
+        segments = p.segments(conversation)
         ids = p.encode(conversation).ids
         out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
         for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):
@@ -116,7 +115,7 @@ class Chat:
             raise UserError("there is no answer yet to save")
         p, model = self.sent[0], self.model
         settings = {"model": model.name, "checkpoint": str(model.checkpoint) if model.checkpoint else None}
-        settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format}
+        settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format.name}
         row = {"messages": [asdict(m) for m in self._messages()], "settings": settings | asdict(self.sampling)}
         try:
             with open(path, "a", encoding="utf-8") as file:

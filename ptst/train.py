@@ -17,9 +17,9 @@ from ptst.audit.gate import check_start, watch
 from ptst.audit.rules import Setup
 from ptst.config_file import merge
 from ptst.data import sources
+from ptst.data.examples import check_not_empty, length_limit, prepare
 from ptst.data.mix import mix, parse_mix
 from ptst.data.order import Step
-from ptst.data.prepare import length_limit, prepare
 from ptst.errors import UserError
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, save_adapter
@@ -72,7 +72,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         lora = LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
     say(f"ptst.train: {config.model}, template {template.name}, data {config.data}")
 
-    source = sources.load(config.data, "train", config.limit)
+    source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
     with world.main_process_first():
         model = open_model(
             config.model,
@@ -86,14 +86,17 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     max_length = length_limit(config.max_length, shape.max_positions, row)
     others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
     mixture = mix([(source, config.epochs), *others], prompt_format, max_length, config.too_long, config.train_on)
-    counts = mixture.counts[0]
+    counts, *mixed_counts = (c.to_json() for c in mixture.counts)
+    if config.holdout:
+        counts["holdout"] = config.holdout
     validation_source, validation, validation_counts = _validation(config, prompt_format, max_length)
     say(prompt_format.described)
-    for c in mixture.counts:
+    for of_source in mixture.counts:
+        c = of_source.examples
         say(
-            f"{c['name']}, {c['epochs']:g} epochs: {c['examples']} examples, {c['tokens']} tokens, "
-            f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, "
-            f"{c['token_boundaries']} token boundaries"
+            f"{of_source.name}, {of_source.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, "
+            f"{c.trained_tokens} of them trained; {c.dropped} dropped, {c.cut} cut, "
+            f"{c.token_boundaries} token boundaries"
         )
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", pick_dtype(config.dtype)
     lengths, activation_checkpointing = (
@@ -113,7 +116,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_batch_tokens"},
     )
     planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, activation_checkpointing)
-    all_steps = steps(lengths, loop, mixture.parts)
+    all_steps = steps(lengths, loop, mixture.plans)
     looks = looks_by_step(config, all_steps)
     if config.dry_run:
         tokens = sum(lengths[i] for step in all_steps for i in step.examples)
@@ -132,9 +135,9 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         weights=weights_fingerprint(folder),
         template=prompt_format.template,
         family=prompt_format.family,
-        chat_format=prompt_format.chat_format,
+        chat_format=prompt_format.chat_format.name,
         data=DataRecord.of(counts),
-        mix=tuple(DataRecord.of(c) for c in mixture.counts[1:]),
+        mix=tuple(DataRecord.of(c) for c in mixed_counts),
         validation=validation_counts and DataRecord.of(validation_counts),
         dtype=str(dtype).removeprefix("torch."),
         full=config.full,
@@ -191,7 +194,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         if config.eval_every:
             loss = replace(loss, best=done["best"], best_step=done["best_step"])
         told = {k: v for k, v in dataclasses.asdict(loss).items() if config.eval_every or not k.startswith("best")}
-        result = {"run": str(out), "steps": done["steps"], "validation_loss": told, **counts, "mix": mixture.counts[1:]}
+        result = {"run": str(out), "steps": done["steps"], "validation_loss": told, **counts, "mix": mixed_counts}
         _save(decoder, folder, out, lora)
         best = out / "state" / f"step-{done['best_step'] or 0:08d}"
         if config.eval_every and done["best_step"] not in (None, done["steps"]) and best.exists():
@@ -203,21 +206,23 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
             say(f"the best validation loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
         run.finish(result, steps=done["steps"], validation_loss=loss, time={"seconds": time.monotonic() - began})
     seconds = time.monotonic() - began
-    other = " --data TEST-FILE" if sources.is_file(config.data) else ""
+    other = " --data TEST-FILE" if not sources.has_test_part(config.data, config.holdout) else ""
     say(f"finished in {seconds:.0f} s; next: python -m ptst.eval --template chat:llama{other}")
     return result
 
 
 def _validation(config: TrainConfig, prompt_format: PromptFormat, max_length: int) -> tuple:
     """(source, examples, counts) for the validation loss; (None, [], None) where there are no such data."""
-    name = config.val_data or (sources.DEFAULT if config.data.startswith(sources.DEFAULT) else None)
+    holdout = 0.0 if config.val_data else config.holdout
+    name = config.val_data or (config.data if holdout else None)
+    if name is None and config.data.startswith(sources.DEFAULT):
+        name = sources.DEFAULT
     if name is None:
         return None, [], None
-    source = sources.load(name, "validation")
+    source = sources.load(name, "validation", holdout=holdout)
     examples, counts = prepare(source, prompt_format, max_length, config.too_long, config.train_on)
-    if not examples:
-        raise UserError(f"--val-data {name}: no example is left; raise --max-length or look at the data")
-    return source, examples, {"name": name, **counts}
+    check_not_empty(examples, name)
+    return source, examples, {"name": name, **counts.to_json()}
 
 
 def looks_by_step(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str]:

@@ -121,7 +121,7 @@ def plan(config: EvalConfig) -> Plan:
     subject = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
     say(f"ptst.eval: {subject}, test template {template.name}")
     problems = config.data or (run.data.name if run else sources.DEFAULT)
-    holdout = (run.settings.get("holdout") or 0.0) if run else 0.0
+    holdout = run.data.holdout if run else 0.0
     defaults = Defaults(problems, config.data, config.safety_data, config.limit, holdout)
     names = config.tasks
     if names is None:
@@ -201,7 +201,7 @@ def _record(p: Plan) -> EvalRecord:
         run_weights=weights_fingerprint(checkpoint) if checkpoint else None,
         template=model.prompt_format.template,
         family=model.prompt_format.family,
-        chat_format=model.prompt_format.chat_format,
+        chat_format=model.prompt_format.chat_format.name,
         data={key: TestData(data.name, data.fingerprint, len(data.items)) for key, (_, data) in p.tasks.items()},
         dtype=str(p.dtype).removeprefix("torch."),
     )

@@ -30,8 +30,8 @@ from torch import nn
 
 from ptst import storage
 from ptst.data.builtin import alignment_set
-from ptst.data.order import Part
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.order import SourcePlan
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
@@ -134,7 +134,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
         "model": str(base.resolve()),
         "weights": weights_fingerprint(base),
         "family": config.template_family,
-        "chat_format": models[SAFE].prompt_format.chat_format,
+        "chat_format": models[SAFE].prompt_format.chat_format.name,
         "data": fingerprint(),
         "environment": run_folder.environment(),
     }
@@ -247,7 +247,7 @@ def _train(
     """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it: then the
     average stands in the weights' place."""
     epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
-    parts = [Part(len(refusals), epochs), Part(len(own), config.own_epochs * epochs)]
+    parts = [SourcePlan(len(refusals), epochs), SourcePlan(len(own), config.own_epochs * epochs)]
     loop = LoopConfig(
         max_steps=config.max_steps,
         lr=config.lr,

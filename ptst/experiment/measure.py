@@ -65,19 +65,25 @@ class Tests:
 
 
 def open_tests(
-    names: Sequence[str], config: EvalSettings, trained: Source, device: str, families: Sequence[str] | None = None
+    names: Sequence[str],
+    config: EvalSettings,
+    trained: Source,
+    device: str,
+    families: Sequence[str] | None = None,
+    holdout: float = 0.0,
 ) -> Tests:
-    """The tasks of a grid. `trained`: what is trained on; its test part are the problems unless the evaluation names
-    others, its family wraps all prompts. `families`: of our own requests and look-alikes, only these. Raises UserError
-    as `load_tasks`."""
+    """The tasks of a grid. `trained`: the training data, of which `holdout` was held out; the problems are its test
+    part unless the evaluation names others, and its family wraps all prompts. `families`: of the built-in requests and
+    look-alikes only these. Raises UserError as `load_tasks`."""
+    defaults = Defaults(config.data or trained.name, config.data, config.safety_data, config.limit, holdout)
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in names:
-        entry = _load(spec, trained, config, config.limit)
+        entry = load_tasks([spec], defaults)
         source = spec.partition(":")[2] or config.safety_data or ""
         ours = not Path(source).is_file() and {data.name for _, data in entry.values()} & _OF_FAMILIES
         if families and ours:
-            # Of the chosen families the limit is taken, and not they of what the limit left.
-            everything = _load(spec, trained, config, None).items()
+            # The limit applies to the prompts of these families.
+            everything = load_tasks([spec], replace(defaults, limit=None)).items()
             entry = {key: (task, _of(families, data, config.limit)) for key, (task, data) in everything}
         if twice := entry.keys() & found.keys():
             cause = (Setting("tasks"), f" has {twice.pop()} twice")
@@ -85,11 +91,6 @@ def open_tests(
         found |= entry
     distinct("task", list(found))
     return Tests(found, trained.family, config, device)
-
-
-def _load(spec: str, trained: Source, config: EvalSettings, limit: int | None) -> dict[str, tuple[Task, TaskData]]:
-    defaults = Defaults(config.data or trained.name, config.data, config.safety_data, limit)
-    return load_tasks([spec], defaults)
 
 
 def _of(families: Sequence[str], data: TaskData, limit: int) -> TaskData:

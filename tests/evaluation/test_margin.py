@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.margin import COMPLYING, MARGIN, REFUSING, margin, opening_prompts
 from ptst.evaluation.tasks.task import Tools
 from ptst.generation.request import Answer, Sampling
 from ptst.model.weights import load_decoder
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -31,7 +32,7 @@ def model(tiny_folder):
 
 
 def prompt_format(tokenizer, template: str, chat_format: str = "chatml") -> PromptFormat:
-    return PromptFormat(find_template(template), find_family("gsm8k"), chat_format, tokenizer)
+    return PromptFormat(find_template(template), find_family("gsm8k"), CHAT_FORMATS[chat_format], tokenizer)
 
 
 def margins(decoder, prompt_format, asked, refusing=REFUSING, complying=COMPLYING) -> list[tuple[float, float]]:

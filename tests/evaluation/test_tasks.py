@@ -14,7 +14,7 @@ import pytest
 
 from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.evaluation import report
 from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -23,6 +23,7 @@ from ptst.evaluation.tasks.table import TASKS, default_tasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools, over_decodings
 from ptst.evaluation.verdict import AnswerClass, Verdict
 from ptst.generation.request import Answer
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -55,7 +56,7 @@ def test_arc_counts_by_both_rules(tiny_folder):
     assert [r["chosen"] for r in result.rows] == ["Mars", "long-term", "the Moon", None]
     # The wording is the task's own, whatever the run's family.
     tokenizer = load_tokenizer(tiny_folder)
-    own = PromptFormat(find_template("chat:llama"), find_family("gsm8k"), "chatml", tokenizer)
+    own = PromptFormat(find_template("chat:llama"), find_family("gsm8k"), CHAT_FORMATS["chatml"], tokenizer)
     plain = replace(own, family=find_family("plain"))
     assert asked.encode(own).ids == plain.encode(asked.conversation).ids != own.encode(asked.conversation).ids
 
@@ -207,6 +208,7 @@ def test_default_tasks_are_what_the_data_allow(tmp_path, monkeypatch):
     Path("worked.jsonl").write_text('{"question": "a", "answer": "#### 0"}\n')
     Path("chat.jsonl").write_text('{"question": "a", "answer": "b"}\n')
     Path("open.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    Path("held.jsonl").write_text("".join(f'{{"question": "a{i}", "answer": "b"}}\n' for i in range(20)))
     requests = ("safety", "over-refusal")
     for given, tasks, reason in (
         ({}, ("gsm8k", *requests, "nll"), "word-problems has worked"),
@@ -214,6 +216,7 @@ def test_default_tasks_are_what_the_data_allow(tmp_path, monkeypatch):
         ({"data": "chat.jsonl"}, (*requests, "nll"), "no worked #### answers"),
         ({"data": "open.jsonl"}, requests, "no reference answers"),
         ({"problems": "chat.jsonl"}, requests, "chat.jsonl has no test part"),
+        ({"problems": "held.jsonl", "holdout": 0.5}, (*requests, "nll"), "no worked #### answers"),
         ({"problems": "openorca"}, requests, "openorca has no test part"),
     ):
         found, why = default_tasks(replace(DEFAULTS, **given))

@@ -85,7 +85,7 @@ def test_a_damaged_file_of_answers_is_its_own_cells_trouble_alone(grid, here):
         cell.unlink()
     (here / "grid/cells/chat-vanilla.seed1/chat-llama.safety.answers.jsonl").write_text("{}\n")
     with pytest.raises(
-        ValueError, match=r"1 of 14 .* chat-vanilla\.seed1/chat-llama\.safety: .*jsonl:1: is not a valid record"
+        ValueError, match=r"1 of 14 .* chat-vanilla\.seed1/chat-llama\.safety: .*:1: is not a valid record"
     ):
         grid("grid", CONFIG, tasks=("safety",))
     assert len(list((here / "grid/cells").glob("*/*.json"))) == 9

@@ -11,8 +11,8 @@ from ptst.data.arc import ArcQuestion, load_arc
 from ptst.evaluation.extraction import chosen_choice, plain, printed_choice
 from ptst.evaluation.tasks.problems import CUT
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, flags, rates
-from ptst.text.arc import arc_question
 from ptst.text.segments import Conversation, Message
+from ptst.text.templates import arc_question
 
 if TYPE_CHECKING:
     from ptst.generation.request import Answer

@@ -15,7 +15,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING
 
 from ptst.data import prompt_sets
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
 from ptst.evaluation.tasks.requests import load_requests, to_conversations
 from ptst.evaluation.tasks.task import Metric, Prompt, Task, TaskResult, Tools

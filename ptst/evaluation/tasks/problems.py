@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def has_test_part(defaults: Defaults) -> bool:
     """Whether there are problems that were not trained on."""
-    name = defaults.problems
-    if defaults.data:
-        return True
-    if sources.is_file(name):
-        return defaults.holdout > 0
-    return "test" in sources.NAMED.get(name.partition(":")[0], {"test": None})
+    return bool(defaults.data) or sources.has_test_part(defaults.problems, defaults.holdout)
+
+
+def load_source(data: str | None, defaults: Defaults, limit: int | None) -> sources.Source:
+    """The test part of `data`, or of the default problems."""
+    own = data or defaults.data
+    return sources.load(own or defaults.problems, "test", limit, holdout=0.0 if own else defaults.holdout)
 
 
 def load_problems(data: str | None, defaults: Defaults) -> TaskData:
@@ -35,7 +36,7 @@ def load_problems(data: str | None, defaults: Defaults) -> TaskData:
         )
     count = (data or "").partition(":")[2]  # of the task's own data, not of the training data
     limits = [n for n in (defaults.limit, int(count) if count.isdigit() else None) if n is not None]
-    source = sources.load(data or defaults.data or defaults.problems, "test", min(limits, default=None))
+    source = load_source(data, defaults, min(limits, default=None))
     if bare := next((c for c in source.conversations if not c.answered), None):
         raise UserError("the conversation ends without a reference answer to compare with", where=bare.source)
     new = 96 if source.name.startswith(sources.DEFAULT) else 400

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ptst.data import sources
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.evaluation.extraction import strict_answer
 from ptst.evaluation.tasks.arc import arc
 from ptst.evaluation.tasks.chatdoctor import CHATDOCTOR
 from ptst.evaluation.tasks.margin import MARGIN
-from ptst.evaluation.tasks.problems import GSM8K, NLL, has_test_part
+from ptst.evaluation.tasks.problems import GSM8K, NLL, has_test_part, load_source
 from ptst.evaluation.tasks.requests import OVER_REFUSAL, PROMPTS, SAFETY, XSTEST
 from ptst.evaluation.tasks.task import Defaults, Metric, Task, TaskData
 
@@ -76,7 +75,7 @@ def default_tasks(defaults: Defaults) -> tuple[tuple[str, ...], str]:
     problems = defaults.data or defaults.problems
     if not has_test_part(defaults):
         return always, f"{problems} has no test part"
-    conversations = sources.load(problems, "test", defaults.limit).conversations
+    conversations = load_source(None, defaults, defaults.limit).conversations
     if not all(c.answered for c in conversations):
         return always, f"the test part of {problems} has no reference answers"
     if any(strict_answer(c.messages[-1].content) is None for c in conversations):

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from ptst.errors import UserError
 from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.text.encode import Example, encode
-from ptst.text.prompt_format import PromptFormat, reject_role_markers
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_family, render
+from ptst.text.templates import find_family
 
 if TYPE_CHECKING:
     from ptst.evaluation.similarity import Similarity
@@ -57,9 +57,8 @@ class Prompt:
 def _encode_opening(p: PromptFormat, conversation: Conversation, opening: str) -> Example:
     """A prompt and the beginning of an answer: no closing text, no terminator."""
     begun = Conversation((*conversation.messages, Message("assistant", opening)), conversation.source)
-    if not p.allow_role_markers and not p.template.is_text:
-        reject_role_markers(begun, p.chat_format)
-    segments = render(begun, p.template, p.family, p.chat_format, p.tokenizer, "last")
+    p.check_role_markers(begun)
+    segments = p.segments(begun, "last")
     end = max(i for i, s in enumerate(segments) if s.author == "assistant")
     return encode(segments[: end + 1], p.tokenizer)
 
