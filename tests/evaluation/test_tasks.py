@@ -165,7 +165,7 @@ def test_tasks_by_name(tmp_path):
         (["prompts"], "the task prompts needs its prompts; say prompts:FILE"),
         (["nll", "nll"], "tasks has nll twice"),
         (["safety:advbnch"], "did you mean advbench"),
-        (["xstest:none.csv"], r"none\.csv cannot be read"),
+        (["xstest:none.csv"], r"none\.csv: the file cannot be read"),
         (["arc-easy:none.jsonl"], r"no file none\.jsonl"),
         (["chatdoctor:none.jsonl"], r"there is no data 'none\.jsonl'"),
         (["prompts:bare.csv"], "the names here are x, y"),
