@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ptst.audit.report import Audit, audit
+from ptst.audit.report import Audit, References, audit
 from ptst.audit.rules import Setup
 from ptst.data.sources import Source, to_conversation
 from ptst.errors import UserError
@@ -30,7 +30,7 @@ def audit_conversation(model: OpenModel, row: Row) -> Audit:
     conversation = _conversation(row, 0)
     source = Source(conversation.source, model.prompt_format.family.name, (conversation,))
     setup = Setup(model.prompt_format, "all", None, "stop")
-    return audit(source, setup, folder=model.folder, micro_batch_tokens=model.config.max_positions)
+    return audit(source, setup, References(model.folder), micro_batch_tokens=model.config.max_positions)
 
 
 def generate(
