@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ptst.errors import UserError
 from ptst.evaluation.tasks.task import Prompt
-from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Sampling, Statistics
+from ptst.generation.multi_lora import Adapter
+from ptst.generation.request import Answer, EngineOptions, Request, Sampling, Statistics
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.settings import EngineSettings
@@ -137,7 +137,7 @@ class Answerer:
         if pending:
             engine, requests = self._start(pending, prompts, ids, sampling)
             on_step(engine.statistics)
-            engine.run(requests, on_done, lambda _event: on_step(engine.statistics))
+            engine.run(requests, on_done, on_step=on_step)
         if failed:
             raise UserError(f"{len(failed)} of {len(prompts)} answers failed, the first: {failed[0]}")
         return [answers[self.adapter][i] for i in range(len(ids))]
@@ -149,9 +149,11 @@ class Answerer:
         engine = Engine(
             self.decoder,
             self.prompt_format.stop_ids,
-            max_batch=min(self.engine.batch_size, len(pending)),
-            max_length=max(len(ids[i]) for _, i in pending.values()) + sampling.max_new_tokens,
-            kv_memory=self.engine.kv_bytes,
+            EngineOptions(
+                batch_size=min(self.engine.batch_size, len(pending)),
+                max_length=max(len(ids[i]) for _, i in pending.values()) + sampling.max_new_tokens,
+                kv_memory=self.engine.kv_bytes,
+            ),
             decode=self.prompt_format.tokenizer.decode_answer,
             adapters={name: self.adapters[name] for name in (self.adapter, *self.other_files) if name is not None},
         )

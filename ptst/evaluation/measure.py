@@ -16,7 +16,7 @@ from ptst.evaluation.judges import find_judge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_decodings
-from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtype
+from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
 from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype, write_atomically
@@ -69,7 +69,7 @@ def check_room(what: str, task: Task, data: TaskData, model: OpenModel, settings
         remedy = ("lower ", Setting("max_new_tokens"), " or remove the prompt") if new else "remove it"
         raise UserError(f"{long} the model's {model.config.max_positions} positions", remedy, where)
     dtype = cache_dtype(pick_dtype(settings.dtype), torch.device(device))
-    needed = (blocks_for(length + new) + 1) * BLOCK * bytes_per_token(model.config, dtype)
+    needed = (blocks_for(length + new) + 1) * BLOCK_SIZE * bytes_per_token(model.config, dtype)
     if new and settings.kv_bytes is not None and needed > settings.kv_bytes:
         cause = f" is {gigabytes(settings.kv_bytes)}, and {what} needs {gigabytes(needed)} for a prompt and its answer"
         raise UserError((Setting("kv_memory"), cause), ("raise it, or lower ", Setting("max_new_tokens")))
@@ -129,7 +129,7 @@ def evaluate_model(
 
 def _shown(progress: ProgressLine) -> Callable[[int, Statistics], None]:
     def on_progress(done: int, statistics: Statistics) -> None:
-        saved = f", {statistics.saved_tokens} prompt tokens from the prefix cache" if statistics.saved_tokens else ""
+        saved = f", {statistics.cached_tokens} prompt tokens from the prefix cache" if statistics.cached_tokens else ""
         progress.update(done, f"{statistics.progress()}{saved}" if statistics.tokens else "")
 
     return on_progress

@@ -21,8 +21,8 @@ import torch
 from ptst.errors import UserError
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Verdict
-from ptst.generation.request import Answer, Sampling
-from ptst.generation.sampler import generate
+from ptst.generation.generate import generate
+from ptst.generation.request import Answer, EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import open_model
@@ -132,7 +132,8 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
                 encoded[i] = encode(prompt)
             except UserError as error:
                 replies[i] = error
-        answers = generate(decoder(), list(encoded.values()), model.stop_ids, Sampling(max_new_tokens), batch_size)
+        sampling, options = Sampling(max_new_tokens), EngineOptions(batch_size)
+        answers = generate(decoder(), list(encoded.values()), model.stop_ids, sampling, options)
         for (i, ids), answer in zip(encoded.items(), answers, strict=True):
             text = prompt_format.tokenizer.decode_answer(ids, answer.token_ids)
             replies[i] = text if answer.error is None else UserError(answer.error)

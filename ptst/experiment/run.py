@@ -321,7 +321,7 @@ class _Server:
 
             def on_progress(done: int, statistics: Statistics) -> None:
                 total = grid.tests.count(task) * (len(cells) if grid.tests.generates(task) else 1)
-                saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                saved = f", {statistics.cached_tokens} prompt tokens shared" if statistics.cached_tokens else ""
                 rate = statistics.progress(statistics.answers + total - done)
                 inner.update(0, f"{done}/{total} answers  {rate}{saved}")
 

@@ -9,7 +9,7 @@ import torch
 
 from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.evaluation.tasks.task import Prompt
-from ptst.generation.adapters import Adapter
+from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Sampling
 from ptst.open import open_model
 from ptst.settings import EngineSettings
