@@ -34,7 +34,7 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
-from ptst.generation.adapters import Adapter, read_adapter
+from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
