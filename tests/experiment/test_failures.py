@@ -7,8 +7,8 @@ import json
 import pytest
 
 from ptst.errors import UserError
+from ptst.experiment import measure as measuring
 from ptst.experiment import run
-from ptst.experiment.measure import Tests
 from tests.experiment.conftest import CONFIG, ONE_ROW, finished
 
 
@@ -31,18 +31,18 @@ def test_a_row_that_fails_leaves_all_others_trained_and_measured(grid, here, mon
 
 
 def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
-    real = Tests.measure
+    real = measuring.Tests.measure
 
     def measure(self, task, answerer, *rest):
         if answerer.adapter == "chat-vanilla.seed0" and answerer.prompt_format.template.name == "chat:llama":
             raise UserError("the judge has failed")
         return real(self, task, answerer, *rest)
 
-    monkeypatch.setattr(Tests, "measure", measure)
+    monkeypatch.setattr(measuring.Tests, "measure", measure)
     with pytest.raises(ValueError, match=r"2 of 24 .* chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
         grid("grid")
     assert len(finished(here / "grid")) == 22
-    monkeypatch.setattr(Tests, "measure", real)
+    monkeypatch.setattr(measuring.Tests, "measure", real)
     grid("grid")
     assert len(finished(here / "grid")) == 24
 
