@@ -8,7 +8,7 @@ An answer to prompt p in the run of seed s in cell c succeeds with probability l
     z = level + 1.5 a_p + 0.5 u_s + prompt_sd b_pc + seed_sd e_sc + delta c,     all of a, u, b standard normal,
 
 where u is shared by paired runs. e is standard normal; where runs "collapse" it is 2 for one run in five and -0.5 for
-the others. Without delta both cells have the same distribution, with new seeds and prompts in each experiment, so a test
+the others. Without delta both cells have the same distribution, with new seeds and prompts in each experiment: a test
 about further seeds and prompts may reject in 5 % of them.
 """
 
