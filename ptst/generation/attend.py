@@ -20,8 +20,8 @@ from ptst.generation.cache import BLOCK, BlockList, Cache
 from ptst.generation.device import send
 from ptst.kernels.attention import causal_mask, packed_attention
 from ptst.kernels.attention_decode import decode_attention
-from ptst.kernels.cpu_attention import attend_rows, rotate_and_store, share_out
-from ptst.kernels.rope import rope_qk
+from ptst.kernels.cpu_attention import paged_attention, rotate_and_store, split_queries
+from ptst.kernels.rope import apply_rope
 from ptst.model.config import DecoderConfig
 
 
@@ -51,7 +51,7 @@ class StepAttention:
             if cache.arrays is not None:
                 table, lengths = block_table(blocks).numpy(), np.array(lengths, np.int32)
                 self.attended = table, lengths, config.sliding_window
-                self.ends = share_out(lengths, config.sliding_window)
+                self.ends = split_queries(lengths, config.sliding_window)
             else:
                 self.longest = max(lengths)
                 self.lengths_R = send(lengths, device, torch.int32)
@@ -81,7 +81,7 @@ class StepAttention:
         """(T, H, D), for queries, keys and values (T, H + 2 K, D), not turned yet."""
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
-        q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos_T1D2, sin_T1D2)
+        q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos_T1D2, sin_T1D2)
         for rows, new_TKD in zip(self.cache.rows[layer], (k_TKD, v_TKD), strict=True):
             rows.index_copy_(0, self.written_N, new_TKD.reshape(-1, D))
         R = self.num_decoding
@@ -96,7 +96,7 @@ class StepAttention:
         rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
         R = self.num_decoding
         if R:
-            attend_rows(qkv, *arrays, *self.attended, out_THD.numpy(), self.ends)
+            paged_attention(qkv, arrays, *self.attended, out_THD.numpy(), self.ends)
         if self.read_N is not None:
             out_THD[R:] = self._read(qkv_THD[R:, : self.config.num_heads], layer)
 

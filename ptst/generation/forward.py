@@ -24,11 +24,11 @@ from torch import Tensor
 from ptst.generation.adapters import GROUPS, Adapter, ThinPair, attached_adapter, thin_pairs
 from ptst.generation.attend import StepAttention
 from ptst.generation.cache import cache_dtype
-from ptst.kernels import cpu_rows
+from ptst.kernels import cpu_layer
 from ptst.kernels.cpu import use_numba
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import frequencies, tables
-from ptst.kernels.swiglu import gated
+from ptst.kernels.swiglu import swiglu_forward
 from ptst.model.decoder import Decoder
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
@@ -131,7 +131,7 @@ class Forward:
             qkv_THD = project(index, 0, x_TE).view(len(x_TE), -1, c.head_dim)
             attended_TE = project(index, 1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
             x_TE, total_TE = add_rms_norm(attended_TE, total_TE, mlp_norm, eps)
-            h_TF = gated(*project(index, 2, x_TE).chunk(2, dim=1))
+            h_TF = swiglu_forward(*project(index, 2, x_TE).chunk(2, dim=1))
             x_TE, total_TE = add_rms_norm(project(index, 3, h_TF), total_TE, norm_after, eps)
         return x_TE
 
@@ -153,10 +153,10 @@ class Forward:
         for index, (mlp_norm, norm_after) in enumerate(self.norms):
             attend.into(out_THD, index, project(index, 0, x_TE).view(T, -1, c.head_dim), *turn)
             x_TE = project(index, 1, out_TO)
-            cpu_rows.add_rms_norm(x_TE.numpy(), total, mlp_norm, eps)
-            cpu_rows.swiglu(project(index, 2, x_TE).numpy(), h)
+            cpu_layer.add_rms_norm(x_TE.numpy(), total, mlp_norm, eps)
+            cpu_layer.swiglu(project(index, 2, x_TE).numpy(), h)
             x_TE = project(index, 3, h_TF)
-            cpu_rows.add_rms_norm(x_TE.numpy(), total, norm_after, eps)
+            cpu_layer.add_rms_norm(x_TE.numpy(), total, norm_after, eps)
         return x_TE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from ptst.data.packing import share, share_prefixes, to_batch
 from ptst.generation.request import Sampling
 from ptst.generation.sampler import generate
 from ptst.model.decoder import Decoder
-from ptst.model.likelihood import batch_loss
+from ptst.model.loss import batch_loss
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
