@@ -187,10 +187,10 @@ def child(which: str, spec: dict, threads: int) -> dict:
 def encoded(model: Path, data: str, template: str, count: int, seed: int) -> list[Example]:
     """Examples of a source under a template, in a seeded order."""
     from ptst.data import sources
-    from ptst.data.prepare import prepare
+    from ptst.data.examples import prepare
     from ptst.model.config import DecoderConfig
-    from ptst.text.encode import PromptFormat
-    from ptst.text.formats import detect_format
+    from ptst.text.chat_formats import detect_format
+    from ptst.text.prompt_format import PromptFormat
     from ptst.text.templates import find_family, find_template
     from ptst.text.tokenizer import load_tokenizer
 

@@ -60,9 +60,28 @@ def merge(default: Config, values: Mapping[str, Any], where: str) -> Config:
     return dataclasses.replace(default, **changes)  # type: ignore[type-var]
 
 
+def build(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A dataclass from the values of a file; keys that it does not have are ignored. Raises UserError, naming the key,
+    for one that is missing (a field with a plain default may be) or of the wrong type."""
+    hints = get_type_hints(kind)
+    given: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        if field.name in values:
+            given[field.name] = _typed(values[field.name], hints[field.name], f"{where}: {field.name}")
+        elif field.default is dataclasses.MISSING:
+            raise UserError(f"{field.name} is missing", "the file is damaged or incomplete", where)
+    return kind(**given)
+
+
 def _typed(value: Any, kind: Any, where: str) -> Any:
     """A value of TOML or JSON as its field has it."""
     origin, arguments = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(value, dict):
+        return build(kind, value, where)
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _typed(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
     if origin in (Union, types.UnionType):
         for option in arguments:
             try:

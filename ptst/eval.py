@@ -46,15 +46,15 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     sampling_for(config, "requests")
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     checkpoint, run = find_run(config.checkpoint, config.model)
-    what = f"run {checkpoint} (trained under {run['template']['name']})" if checkpoint else f"model {config.model}"
+    what = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
     say(f"ptst.eval: {what}, test template {template.name}")
 
-    problems = config.data or run.get("data", {}).get("name", sources.DEFAULT)
+    problems = config.data or (run.data.name if run else sources.DEFAULT)
     defaults = Defaults(problems, config.data, config.safety_data, config.limit)
     asked = load_tasks(config.tasks, defaults)
     for note in {data.note for _, data in asked.values()} - {""}:
         say(note)
-    family = config.template_family or run.get("family", {}).get("name")
+    family = config.template_family or (run.family.name if run else None)
     family = family or next((data.family for _, data in asked.values() if data.family), None)
     family = family or sources.load(problems, "test", config.limit).family
     model = open_model(config.model, template, checkpoint=checkpoint, family=family, chat_format=config.chat_format)
@@ -68,7 +68,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         "run_weights": weights_fingerprint(checkpoint) if checkpoint else None,
         "template": dataclasses.asdict(model.prompt_format.template),
         "family": model.prompt_format.family.name,
-        "chat_format": model.prompt_format.chat_format,
+        "chat_format": model.prompt_format.chat_format.name,
         "data": {
             key: {"name": data.name, "fingerprint": data.fingerprint, "items": len(data.items)}
             for key, (_, data) in asked.items()
@@ -101,10 +101,10 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         summary = {
             "kind": "eval",
             **settings,
-            "train_template": run.get("template", {}).get("name"),
+            "train_template": run.template.name if run else None,
             "test_template": template.name,
             # The paper's recipe: trained without a safety prompt, tested with one (of another template, therefore).
-            "ptst": bool(checkpoint) and template.safety and not run["template"]["safety"],
+            "ptst": run is not None and template.safety and not run.template.safety,
             "results": {m: {t: r.to_json() for t, r in by_task.items()} for m, by_task in results.items()},
             "remark": report.remark(results),
             "environment": run_folder.environment(),

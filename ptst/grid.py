@@ -44,7 +44,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     began = time.monotonic()
     config.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = sources.load(config.data, "train", config.train.limit)
+    trained = sources.load(config.data, "train", config.train.limit, holdout=config.train.holdout)
     tests = open_tests(config.tasks, config.eval, trained, device, laptop.families(config.laptop))
     for note in {data.note for _, data in tests.tasks.values()} - {""}:
         say(note)
@@ -70,7 +70,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
             "flags": config.flags(),
             "model": config.model,
             "data": trained.name,
-            "chat_format": next(iter(grid.models.values())).prompt_format.chat_format,
+            "chat_format": next(iter(grid.models.values())).prompt_format.chat_format.name,
             "family": next(iter(grid.models.values())).prompt_format.family.name,
             **summary,
             "environment": run_folder.environment(),

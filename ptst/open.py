@@ -3,25 +3,28 @@ models here, so that a conversation by hand reads exactly what the measured prom
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ptst.errors import Setting, UserError
 from ptst.hub.locate import locate_model
-from ptst.model.config import DecoderConfig, read_json
+from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
-from ptst.text.chat_template import with_default_system_prompt
+from ptst.records import (
+    CHECKPOINTS,
+    TrainRecord,
+    find_record,
+    latest_run,
+    read_finished,
+    record_kind,
+    weights_fingerprint,
+)
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
-from ptst.text.templates import Template, find_template
-from ptst.training import run_folder
-from ptst.training.resume import weights_fingerprint
-
-CHECKPOINTS = Path("checkpoints")
+from ptst.text.templates import Template, find_template, with_default_system_prompt
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class OpenModel:
     config: DecoderConfig
     prompt_format: PromptFormat
     checkpoint: Path | None = None
-    run: dict[str, Any] = field(default_factory=dict)
+    run: TrainRecord | None = None
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -43,14 +46,12 @@ class OpenModel:
 
     @property
     def described(self) -> str:
-        """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run by
-        its record, also where it was opened as a model."""
-        folder, run = self.checkpoint, self.run
-        if folder is None and (self.folder / "run.json").is_file():
-            folder, run = self.folder, read_json(self.folder / "run.json")
-        if run.get("kind") == "train":
-            return f"run {folder} (trained under {run['template']['name']})"
-        return f"model {self.name}" + (" (made by ptst.align)" if run.get("kind") == "align" else "")
+        """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run,
+        also where it was opened as a model."""
+        folder, run = self.checkpoint or self.folder, self.run or find_record(self.folder, TrainRecord)
+        if run is not None:
+            return f"run {folder} (trained under {run.template.name})"
+        return f"model {self.name}" + " (made by ptst.align)" * (record_kind(folder) == "align")
 
     def with_template(self, template: str | Template) -> OpenModel:
         """The same model under another template. Raises UserError for an unknown one."""
@@ -65,9 +66,9 @@ class OpenModel:
     def load(self, dtype: torch.dtype = torch.float32, device: str = "cpu", base: Decoder | None = None) -> Decoder:
         """The decoder of the run, or of the base model where there is none. An adapter is attached to `base` where that
         is given, which is then used up."""
-        if self.checkpoint is None:
+        if self.checkpoint is None or self.run is None:
             return self.load_base(dtype, device)
-        if self.run["full"]:
+        if self.run.full:
             return load_decoder(self.checkpoint, dtype, device)
         decoder = self.load_base(dtype, device) if base is None else base
         load_adapter(decoder, self.checkpoint)
@@ -92,33 +93,34 @@ def open_model(
     Raises UserError for what is not there, and for an adapter of other weights than the base has now.
     """
     checkpoint, run = find_run(checkpoint, model)
-    name = run["model_name"] if checkpoint else str(model)
-    folder = locate_model(name, CHECKPOINTS)
-    if checkpoint and not run["full"] and run.get("weights") not in (None, weights_fingerprint(folder)):
+    name = run.model if run else str(model)
+    recorded = Path(run.model_folder) if run else Path()
+    folder = recorded if run and (recorded / "config.json").exists() else locate_model(name, CHECKPOINTS)
+    if run and not run.full and run.weights != weights_fingerprint(folder):
         raise UserError(
             f"the adapter in {checkpoint} was trained on other weights than {folder} holds now",
             "put those back, or train again",
         )
     config = DecoderConfig.from_folder(folder)
-    family = family or run.get("family", {}).get("name") or "plain"
+    family = family or (run.family.name if run else "plain")
     prompt_format = open_prompt_format(
         folder,
         find_template(template) if isinstance(template, str) else template,
         family,
-        chat_format or run.get("chat_format"),
+        chat_format or (run.chat_format if run else None),
         vocab_size=config.vocab_size,
         allow_role_markers=allow_role_markers,
     )
     return OpenModel(name, folder, config, prompt_format, checkpoint, run)
 
 
-def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, dict[str, Any]]:
-    """The run that is meant and its `run.json`: the one given, the latest one where nothing is given, or none (None,
-    {}) for an untouched `model`. Raises UserError when both are given, or there is no finished run."""
+def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, TrainRecord | None]:
+    """The run that is meant and its record: the one given, the latest one where nothing is given, or (None, None) for
+    an untouched `model`. Raises UserError when both are given, or there is no finished run."""
     if checkpoint is not None and model is not None:
         cause = (Setting("checkpoint"), " and ", Setting("model"), " exclude each other")
         raise UserError(cause, "a run knows its base model")
     if model is not None:
-        return None, {}
-    checkpoint = checkpoint or run_folder.latest_run(CHECKPOINTS)
-    return checkpoint, run_folder.read_run(checkpoint)
+        return None, None
+    checkpoint = checkpoint or latest_run(CHECKPOINTS)
+    return checkpoint, read_finished(checkpoint)

@@ -8,20 +8,20 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError
-from ptst.text.formats import FORMATS
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.templates import FAMILIES, TEMPLATES
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
 _FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
-_FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(FORMATS)}."
+_FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}."
 
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
@@ -29,6 +29,15 @@ ModelName = Annotated[str, arg(help=f"Model: {EMBEDDED_MODEL} (embedded), a Hugg
 FamilyName = Annotated[str | None, arg(help=f"{_FAMILY_HELP} Default: that of the data.")]
 FormatName = Annotated[str | None, arg(help=f"{_FORMAT_HELP} Default: that of the model folder.")]
 Precision = Literal["auto", "float32", "bfloat16"]
+
+# What a setting means for whether two runs are the same (ptst.runs); without a mark it must agree.
+NO_EFFECT = {"effect": "none"}  # where, how fast and how results are written
+ROUNDING = {"effect": "rounding"}  # the order of floating-point sums alone
+
+
+def content(of: str) -> dict[str, str]:
+    """A name of something: what must agree is the content, which the record's field `of` fingerprints."""
+    return {"effect": "content", "of": of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +58,8 @@ class CommandSettings:
 class TemplateSettings:
     """Which template; each command has its own default."""
 
-    template: TestTemplate = "chat:llama"
-    template_file: Path | None = None
+    template: TestTemplate = field(default="chat:llama", metadata=content("template"))
+    template_file: Path | None = field(default=None, metadata=content("template"))
     """Template of your own, in TOML, instead of --template (docs/templates.md)."""
 
 
@@ -58,8 +67,8 @@ class TemplateSettings:
 class FormatSettings:
     """How template and model family are put together."""
 
-    template_family: FamilyName = None
-    chat_format: FormatName = None
+    template_family: FamilyName = field(default=None, metadata=content("family"))
+    chat_format: FormatName = field(default=None, metadata=content("chat_format"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +89,9 @@ class SamplingSettings:
 class EngineSettings:
     """What answering may take."""
 
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=NO_EFFECT)
     """Maximum number of concurrent sequences (affects speed and memory, not results)."""
-    kv_memory: float | None = None
+    kv_memory: float | None = field(default=None, metadata=NO_EFFECT)
     """Gigabytes for the KV cache. Default: half of the free memory on a CPU, 85 % on a GPU."""
 
     @property

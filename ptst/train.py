@@ -12,26 +12,29 @@ from typing import Any
 
 import torch
 
-from ptst import cli
+from ptst import cli, records
 from ptst.audit.gate import check_start, watch
 from ptst.audit.rules import Setup
 from ptst.config_file import merge
 from ptst.data import sources
+from ptst.data.examples import check_not_empty, length_limit, prepare
 from ptst.data.mix import mix, parse_mix
 from ptst.data.order import Step
-from ptst.data.prepare import length_limit, prepare
 from ptst.errors import UserError
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
-from ptst.open import CHECKPOINTS, open_model
+from ptst.open import open_model
 from ptst.progress import console, say
+from ptst.records import DataRecord, LossRecord, TrainRecord, find_record, read_record, weights_fingerprint
+from ptst.runs import check_same, claim, rounding
 from ptst.settings import to_dict
+from ptst.storage import sync
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_template
-from ptst.training import checkpoint, memory, parallel, recipes, resume, run_folder
+from ptst.training import checkpoint, memory, parallel, recipes
 from ptst.training.config import TrainConfig
 from ptst.training.evaluate import Samples
 from ptst.training.loop import LoopConfig, steps
@@ -59,17 +62,17 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
 def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     began = time.monotonic()
     config.check()
-    old = resume.find(config.out, config.resume)
-    if old and old["status"] == "finished":
-        say(f"{config.resume} has finished already; there is nothing to go on with")
-        return old.get("result") if world.first else None
+    old = read_record(config.resume, TrainRecord) if config.resume else find_record(config.out, TrainRecord)
+    if old and config.resume and old.status == "finished":
+        say(f"{config.resume} has finished already; there is nothing to resume")
+        return old.result if world.first else None
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     lora = None
     if not config.full:
         lora = LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
     say(f"ptst.train: {config.model}, template {template.name}, data {config.data}")
 
-    source = sources.load(config.data, "train", config.limit)
+    source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
     with world.main_process_first():
         model = open_model(
             config.model,
@@ -83,14 +86,17 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     max_length = length_limit(config.max_length, shape.max_positions, row)
     others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
     mixture = mix([(source, config.epochs), *others], prompt_format, max_length, config.too_long, config.train_on)
-    counts = mixture.counts[0]
+    counts, *mixed_counts = (c.to_json() for c in mixture.counts)
+    if config.holdout:
+        counts["holdout"] = config.holdout
     validation_source, validation, validation_counts = _validation(config, prompt_format, max_length)
     say(prompt_format.described)
-    for c in mixture.counts:
+    for of_source in mixture.counts:
+        c = of_source.examples
         say(
-            f"{c['name']}, {c['epochs']:g} epochs: {c['examples']} examples, {c['tokens']} tokens, "
-            f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, "
-            f"{c['token_boundaries']} token boundaries"
+            f"{of_source.name}, {of_source.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, "
+            f"{c.trained_tokens} of them trained; {c.dropped} dropped, {c.cut} cut, "
+            f"{c.token_boundaries} token boundaries"
         )
     device, dtype = "cuda" if torch.cuda.is_available() else "cpu", pick_dtype(config.dtype)
     lengths, activation_checkpointing = (
@@ -98,8 +104,8 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         config.activation_checkpointing == "block",
     )
     micro_batch_tokens = config.micro_batch_tokens
-    if micro_batch_tokens == "auto" and old:
-        micro_batch_tokens = old["micro_batch_tokens"]  # another number might round the last digits otherwise
+    if micro_batch_tokens == "auto" and old and old.status == "running":
+        micro_batch_tokens = old.micro_batch_tokens  # another number might round the last digits otherwise
     elif micro_batch_tokens == "auto":
         micro_batch_tokens = memory.choose_micro_batch_tokens(
             shape, lora, dtype, device, activation_checkpointing, max(lengths, default=1)
@@ -110,7 +116,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         **{f.name: getattr(config, f.name) for f in dataclasses.fields(LoopConfig) if f.name != "micro_batch_tokens"},
     )
     planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, activation_checkpointing)
-    all_steps = steps(lengths, loop, mixture.parts)
+    all_steps = steps(lengths, loop, mixture.plans)
     looks = looks_by_step(config, all_steps)
     if config.dry_run:
         tokens = sum(lengths[i] for step in all_steps for i in step.examples)
@@ -121,31 +127,32 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
     for warning in check_start(mixture.source, mixture.examples, setup, micro_batch_tokens, config.allow):
         say(warning)
 
-    flags = to_dict(config)
-    record: dict[str, Any] = {
-        "kind": "train",
-        "status": "running",
-        "flags": flags,
-        "recipe": recipes.origins(config.recipe, flags) if config.recipe else None,
-        "model": str(folder.resolve()),
-        "model_name": config.model,
-        "weights": resume.weights_fingerprint(folder),
-        "template": dataclasses.asdict(prompt_format.template),
-        "family": dataclasses.asdict(prompt_format.family),
-        "chat_format": prompt_format.chat_format,
-        "data": counts,
-        "mix": mixture.counts[1:],
-        "validation": validation_counts,
-        "dtype": str(dtype).removeprefix("torch."),
-        "full": config.full,
-        "micro_batch_tokens": micro_batch_tokens,
-        "environment": {**run_folder.environment(), "ranks": world.size},
-    }
-    out = _claim(config, old, record, world)
-    with resume.exclusive_lock(out) if world.first else nullcontext():
-        if world.first:
-            run_folder.remove_partial_files(out)
-            run_folder.write_json(out / "run.json", record)
+    record = TrainRecord(
+        config=config,
+        recipe=recipes.origins(config.recipe, to_dict(config)) if config.recipe else None,
+        model=config.model,
+        model_folder=str(folder.resolve()),
+        weights=weights_fingerprint(folder),
+        template=prompt_format.template,
+        family=prompt_format.family,
+        chat_format=prompt_format.chat_format.name,
+        data=DataRecord.of(counts),
+        mix=tuple(DataRecord.of(c) for c in mixed_counts),
+        validation=validation_counts and DataRecord.of(validation_counts),
+        dtype=str(dtype).removeprefix("torch."),
+        full=config.full,
+        micro_batch_tokens=micro_batch_tokens,
+        environment={**records.environment(), "ranks": world.size},
+    )
+    world.barrier()  # all have seen whether there is a run to resume before the main process begins one
+    place = config.resume or config.out
+    if old and old.status == "running" and place:
+        check_same(place, old, record)
+        say(f"{place} holds an unfinished run of these settings: it is resumed")
+        for difference in rounding(old, record):
+            say(f"note: {difference}, so the last digits may come out differently than without the interruption")
+    with claim(place, record) if world.first else nullcontext() as run:
+        out = run.folder if run else place or Path()
         decoder = load_decoder(folder, dtype, device)
         decoder.activation_checkpointing = activation_checkpointing
         if lora is None:
@@ -153,7 +160,7 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         else:
             weights = add_lora(decoder, lora, config.seed)
         trained = sum(p.numel() for p in weights.values())
-        say(f"training {trained:,} parameters in {record['dtype']}, run folder {out}")
+        say(f"training {trained:,} parameters in {record.dtype}, run folder {out}")
 
         asked = (validation_source or mixture.source).conversations[:SAMPLES]
         samples = Samples(asked, prompt_format, prompt_format.stop_ids)
@@ -161,9 +168,9 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
         def on_step(step: int) -> None:
             if step in looks:
                 (out / looks[step]).mkdir(exist_ok=True)
-                so_far = {"status": "finished", "finished_at": time.time(), "steps": step}
                 _save(decoder, folder, out / looks[step], lora)
-                run_folder.write_json(out / looks[step] / "run.json", record | so_far)
+                so_far = replace(record, status="finished", finished_at=time.time(), steps=step)
+                so_far.write(out / looks[step])
 
         with memory.explain_oom(planned):
             done = fit(
@@ -179,46 +186,43 @@ def _run(config: TrainConfig, world: World) -> dict[str, Any] | None:
                 watch(mixture.source, config.allow),
                 on_step,
             )
-        if not world.first:
+        if run is None:
             return None
         if done["before"] is not None:
             say(f"validation loss per trained token: {done['before']:.4f} before, {done['after']:.4f} after")
-        loss = {"before": done["before"], "after": done["after"], "examples": len(validation)}
-        loss |= {"best": done["best"], "best_step": done["best_step"]} if config.eval_every else {}
-        result = {"run": str(out), "steps": done["steps"], "validation_loss": loss, **counts, "mix": record["mix"]}
-        record |= {
-            "status": "finished",
-            "finished_at": time.time(),
-            "steps": done["steps"],
-            "validation_loss": loss,
-            "result": result,
-            "time": {"seconds": time.monotonic() - began},
-        }
+        loss = LossRecord(before=done["before"], after=done["after"], examples=len(validation))
+        if config.eval_every:
+            loss = replace(loss, best=done["best"], best_step=done["best_step"])
+        told = {k: v for k, v in dataclasses.asdict(loss).items() if config.eval_every or not k.startswith("best")}
+        result = {"run": str(out), "steps": done["steps"], "validation_loss": told, **counts, "mix": mixed_counts}
         _save(decoder, folder, out, lora)
         best = out / "state" / f"step-{done['best_step'] or 0:08d}"
         if config.eval_every and done["best_step"] not in (None, done["steps"]) and best.exists():
             checkpoint.load_state(best, weights)
             (out / "best").mkdir(exist_ok=True)
             _save(decoder, folder, out / "best", lora)
-            run_folder.write_json(out / "best" / "run.json", record | {"steps": done["best_step"]})
+            at_best = replace(record, status="finished", finished_at=time.time(), steps=done["best_step"])
+            replace(at_best, validation_loss=loss).write(out / "best")
             say(f"the best validation loss was {done['best']:.4f} after step {done['best_step']}: {out / 'best'}")
-        run_folder.write_json(out / "run.json", record)  # the last of all: it says that the run is whole
-        run_folder.sync(out)
-    other = " --data TEST-FILE" if sources.is_file(config.data) else ""
-    say(f"finished in {record['time']['seconds']:.0f} s; next: python -m ptst.eval --template chat:llama{other}")
+        run.finish(result, steps=done["steps"], validation_loss=loss, time={"seconds": time.monotonic() - began})
+    seconds = time.monotonic() - began
+    other = " --data TEST-FILE" if not sources.has_test_part(config.data, config.holdout) else ""
+    say(f"finished in {seconds:.0f} s; next: python -m ptst.eval --template chat:llama{other}")
     return result
 
 
 def _validation(config: TrainConfig, prompt_format: PromptFormat, max_length: int) -> tuple:
     """(source, examples, counts) for the validation loss; (None, [], None) where there are no such data."""
-    name = config.val_data or (sources.DEFAULT if config.data.startswith(sources.DEFAULT) else None)
+    holdout = 0.0 if config.val_data else config.holdout
+    name = config.val_data or (config.data if holdout else None)
+    if name is None and config.data.startswith(sources.DEFAULT):
+        name = sources.DEFAULT
     if name is None:
         return None, [], None
-    source = sources.load(name, "validation")
+    source = sources.load(name, "validation", holdout=holdout)
     examples, counts = prepare(source, prompt_format, max_length, config.too_long, config.train_on)
-    if not examples:
-        raise UserError(f"--val-data {name}: no example is left; raise --max-length or look at the data")
-    return source, examples, {"name": name, **counts}
+    check_not_empty(examples, name)
+    return source, examples, {"name": name, **counts.to_json()}
 
 
 def looks_by_step(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str]:
@@ -240,39 +244,21 @@ def looks_by_step(config: TrainConfig, planned: Sequence[Step]) -> dict[int, str
     return looks
 
 
-def _claim(config: TrainConfig, old: dict[str, Any] | None, record: dict[str, Any], world: World) -> Path:
-    """The run folder: a new one, or that of an unfinished run of the same settings."""
-    out = config.resume or config.out
-    if old is None:
-        world.barrier()  # the others have looked whether a run was there before the first begins one
-        return run_folder.create(out, CHECKPOINTS, "train") if world.first else Path()
-    assert out is not None
-    if differ := resume.differences(old, record):
-        raise UserError(
-            f"{out} holds an unfinished run of other settings: {'; '.join(differ)}; give those, or another --out"
-        )
-    say(f"{out} holds an unfinished run of these settings: it goes on")
-    for difference in resume.rounding(old, record):
-        say(f"note: {difference}, so the last digits may come out differently than without the interruption")
-    return out
-
-
 def _save(decoder: Decoder, base: Path, out: Path, lora: LoraConfig | None) -> None:
     """Write what was trained."""
     if lora is None:
         save_full(decoder, base, out)
     else:
         save_adapter(decoder, out, lora, str(base.resolve()))
-    run_folder.sync(out)
+    sync(out)
 
 
 def start(arguments: list[str]) -> tuple[TrainConfig, str] | None:
     """The settings to start from: a recipe's, or those of the run to resume."""
     if folder := cli.value_of(arguments, "--resume"):
-        record = resume.find(None, Path(folder))
-        assert record is not None
+        record = read_record(Path(folder), TrainRecord)
         known = {f.name for f in dataclasses.fields(TrainConfig)}
-        kept = {k: v for k, v in record["flags"].items() if k in known and v is not None and k not in ("out", "resume")}
+        kept = {k: v for k, v in record.settings.items() if k in known and v is not None and k not in ("out", "resume")}
         return replace(merge(TrainConfig(), kept, f"{folder}/run.json"), resume=Path(folder)), ""
     name = cli.value_of(arguments, "--recipe")
     if name in recipes.RECIPES:

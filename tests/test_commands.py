@@ -15,9 +15,9 @@ from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.tasks import judged
 from ptst.model import weights
-from ptst.open import OpenModel
+from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine
-from ptst.text.files import read_chat_template
+from ptst.text.chat_template import read_chat_template
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
@@ -97,6 +97,8 @@ def test_full_fine_tuning_writes_a_model_folder(here, monkeypatch):
     before, after = (load_file(here / f / "model.safetensors") for f in ("model", "run"))
     assert before.keys() == after.keys()
     assert all((before[k] != after[k]).any() for k in before)
+    names = [open_model(name).described for name in ("model", str(here / "run"))]  # by their records
+    assert names == ["model model (made by ptst.align)", f"run {here / 'run'} (trained under chat:vanilla)"]
     evaluated = run_evaluation(EvalConfig(checkpoint=here / "run", tasks=("nll",), limit=3, baseline=False))
     assert set(evaluated["results"]) == {"fine-tuned"}
     untouched = run_evaluation(EvalConfig(model=str(here / "run"), tasks=("nll",), limit=3))
@@ -121,7 +123,7 @@ def test_an_adapter_goes_on_no_other_weights_of_its_shape(here):
 
 def test_long_examples_are_dropped_or_cut_and_counted(here):
     base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 250}
-    with pytest.raises(ValueError, match=r"more than the 250 .* of 20; raise the limit, or choose --too-long"):
+    with pytest.raises(ValueError, match=r"exceed the limit of 250 .* of 20; raise the limit, or set too_long"):
         run_training(TrainConfig(**base, out=here / "a"))
     dropped = run_training(TrainConfig(**base, too_long="drop", out=here / "a"))
     assert dropped["rows"] == 20
@@ -349,7 +351,7 @@ def test_a_full_disk_is_one_sentence(here, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("ptst.training.run_folder.append_jsonl", full)
+    monkeypatch.setattr("ptst.storage.append_jsonl", full)
     with pytest.raises(OSError, match="No space left"):
         run_training(TrainConfig(model="model", max_steps=1, out=here / "run"))
     assert json.loads((here / "run" / "run.json").read_text())["status"] == "running"

@@ -21,18 +21,19 @@ from ptst.audit.page import page
 from ptst.audit.report import Audit, asked_at_test, audit
 from ptst.audit.rules import Setup
 from ptst.audit.view import table
-from ptst.data import safety_sets, sources
-from ptst.data.prepare import length_limit
+from ptst.data import sources
+from ptst.data.builtin import safety_sets
+from ptst.data.examples import length_limit
+from ptst.data.prompt_files import read_prompts
 from ptst.errors import UserError
 from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.weights import write_atomically
 from ptst.progress import say
-from ptst.text.chat_template import with_default_system_prompt
+from ptst.records import TrainRecord, read_finished
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.template_file import load_template
-from ptst.text.templates import Template, find_template
-from ptst.training.run_folder import read_run
+from ptst.text.templates import Template, find_template, with_default_system_prompt
 
 CHECKPOINTS = Path("checkpoints")
 LISTED = 20  # findings of one rule that are written out; all are counted
@@ -41,14 +42,14 @@ LISTED = 20  # findings of one rule that are written out; all are counted
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Raises UserError for a user's mistakes."""
     config.check()
-    run = read_run(config.checkpoint) if config.checkpoint else None
+    run = read_finished(config.checkpoint) if config.checkpoint else None
     flags = _flags(config, run)
     folder = locate_model(flags["model"], CHECKPOINTS)
-    if run is not None and Path(run["model"]).name != folder.resolve().name:
-        raise UserError(f"{config.checkpoint} is a run of {run['model_name']}, not of {flags['model']}")
-    bad: list[str] = []
-    source = sources.load(flags["data"], "train", flags["limit"], bad)
-    if not source.conversations and not bad:
+    if run is not None and Path(run.model_folder).name != folder.resolve().name:
+        raise UserError(f"{config.checkpoint} is a run of {run.model}, not of {flags['model']}")
+    errors: list[UserError] = []
+    source = sources.load(flags["data"], "train", flags["limit"], errors, flags["holdout"])
+    if not source.conversations and not errors:
         raise UserError(f"{flags['data']} has no rows to audit")
     shape = DecoderConfig.from_folder(folder)
     family = flags["template_family"] or source.family
@@ -66,7 +67,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     result = audit(
         source,
         Setup(prompt_format, flags["train_on"], limit, flags["too_long"]),
-        bad_rows=bad,
+        bad_rows=errors,
         micro_batch_tokens=flags["micro_batch_tokens"],
         test=test or prompt_format,
         asked=asked_at_test(_test_sets(config, flags["data"])),
@@ -87,11 +88,11 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     return report
 
 
-def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
+def _flags(config: AuditConfig, run: TrainRecord | None) -> dict[str, Any]:
     """Each flag as given, else as the run had it, else training's default."""
     from ptst.training.config import TrainConfig
 
-    base = dataclasses.asdict(TrainConfig()) | (run["flags"] if run else {})
+    base = dataclasses.asdict(TrainConfig()) | (run.settings if run else {})
     names = (
         "model",
         "data",
@@ -103,16 +104,18 @@ def _flags(config: AuditConfig, run: dict[str, Any] | None) -> dict[str, Any]:
         "micro_batch_tokens",
     )
     given = {name: getattr(config, name) for name in (*names, "limit")}
+    # A run that held rows out was trained on the rest of its own data.
+    given["holdout"] = base["holdout"] if config.data is None else 0.0
     return {name: base.get(name) if value is None else value for name, value in given.items()}
 
 
-def _template(config: AuditConfig, run: dict[str, Any] | None) -> Template:
+def _template(config: AuditConfig, run: TrainRecord | None) -> Template:
     if config.template_file is not None:
         return load_template(config.template_file)
     if config.template is None and run is not None:
-        if run["flags"].get("template_file"):
-            return load_template(Path(run["flags"]["template_file"]))
-        return find_template(run["flags"]["template"])
+        if run.settings.get("template_file"):
+            return load_template(Path(run.settings["template_file"]))
+        return find_template(run.settings["template"])
     return find_template(config.template or "chat:vanilla")
 
 
@@ -122,7 +125,7 @@ def _test_sets(config: AuditConfig, data: str) -> dict[str, Any]:
         "the built-in look-alikes": [p.prompt for p in safety_sets.look_alikes()],
     }
     if config.safety_data is not None:
-        sets[str(config.safety_data)] = [p.prompt for p in safety_sets.read_prompts(config.safety_data)]
+        sets[str(config.safety_data)] = [p.prompt for p in read_prompts(config.safety_data)]
     name = config.test_data or (data if data.startswith(sources.DEFAULT) else None)
     if name is not None:
         questions = sources.load(name, "test").conversations
@@ -152,7 +155,7 @@ def _report(
         "template": prompt_format.template.name,
         "test_template": test.template.name,
         "family": prompt_format.family.name,
-        "chat_format": "none (text template)" if prompt_format.template.is_text else prompt_format.chat_format,
+        "chat_format": prompt_format.format_name,
         "found": found,
         "findings": [dataclasses.asdict(f) | {"level": f.level} for f in listed],
         "counts": result.counts,

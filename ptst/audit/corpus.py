@@ -7,24 +7,23 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ptst.audit.findings import Finding
+from ptst.data.examples import ExampleCounts
 from ptst.data.packing import Batch
 from ptst.data.sources import Source
 from ptst.text.encode import Example
-from ptst.text.formats import marks
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
 
 def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
     """Rules on the messages themselves: role markers of the active format, blank turns, duplicates."""
-    forged = () if prompt_format.template.is_text else marks(prompt_format.chat_format)
     first: dict[tuple, str] = {}
     for conversation in conversations:
         for number, message in enumerate(conversation.messages, 1):
             place = f"message {number} ({message.role})"
-            for mark in forged:
-                if mark in message.content:
-                    cause = f"{place} holds {mark}, a mark of {prompt_format.chat_format}"
+            for marker in prompt_format.role_markers:
+                if marker in message.content:
+                    cause = f"{place} holds {marker}, a role marker of {prompt_format.chat_format.name}"
                     yield Finding("role-markers", conversation.source, cause)
             if not message.content.strip() and message.role != "system":
                 rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
@@ -52,7 +51,7 @@ def count(
     source: Source,
     examples: Sequence[Example],
     batches: Sequence[Batch],
-    prepared: dict[str, Any],
+    prepared: ExampleCounts,
     micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """What reaches training, in numbers. Lengths in tokens."""
@@ -60,11 +59,11 @@ def count(
     room = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
     tokens = sum(lengths)
     return {
-        **{k: v for k, v in prepared.items() if k not in ("first_lossy", "encoding")},
+        **{k: v for k, v in prepared.to_json().items() if k not in ("first_lossy", "encoding")},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),
-        "trained_share": prepared["trained_tokens"] / tokens if tokens else 0.0,
+        "trained_share": prepared.trained_tokens / tokens if tokens else 0.0,
         "micro_batch_tokens": micro_batch_tokens,
         "packing_fill": tokens / room if room else 0.0,
         "distinct_rows": len({c.messages for c in source.conversations}),

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import words
-from ptst.text.chat_template import default_system_prompt, render_chat_template
-from ptst.text.files import read_chat_template
-from ptst.text.formats import render
+from ptst.records import TrainRecord
+from ptst.text.chat_template import default_system_prompt, read_chat_template, render_chat_template
 from ptst.text.known_differences import DATE_PREAMBLE, DEFAULT_SYSTEM_PROMPT, OUTER_WHITESPACE, KnownDifference
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation, Message
+from ptst.text.segments import Conversation, Message, Segment, plain_turns
 
 SAMPLE = 20
 
@@ -69,7 +66,7 @@ def _explain(
         if _spell(base, bare, prompt_format) == theirs:
             return OUTER_WHITESPACE
     body = ours.removeprefix(prompt_format.tokenizer.bos or "")
-    if prompt_format.chat_format == "llama3" and system is None and theirs.endswith(body):
+    if prompt_format.chat_format.name == "llama3" and system is None and theirs.endswith(body):
         return DATE_PREAMBLE
     return None
 
@@ -80,27 +77,20 @@ def _messages(system: str | None, texts: list[str]) -> list[dict[str, str]]:
 
 
 def _spell(system: str | None, texts: list[str], prompt_format: PromptFormat) -> str:
-    turns = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)]
-    return "".join(s.text for s in render(prompt_format.chat_format, system, turns, prompt_format.tokenizer))
+    turns = plain_turns([Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)])
+    block = None if system is None else [Segment(system, "system")]
+    return "".join(s.text for s in prompt_format.chat_format.render(block, turns, prompt_format.tokenizer))
 
 
-def check_run(run: dict[str, Any], prompt_format: PromptFormat, fingerprint: str, encoding: str) -> Iterator[Finding]:
-    """Would a finished run's data be encoded the same today? `run` is its run.json."""
-    data = run.get("data", {})
+def check_run(run: TrainRecord, prompt_format: PromptFormat, fingerprint: str, encoding: str) -> Iterator[Finding]:
+    """Would a finished run's data be encoded the same today?"""
     for what, then, now in (
-        ("template", run.get("template"), asdict(prompt_format.template)),
-        ("family", run.get("family"), asdict(prompt_format.family)),
-        ("chat format", run.get("chat_format"), prompt_format.chat_format),
-        ("data", data.get("fingerprint"), fingerprint),
-        ("token ids", data.get("encoding"), encoding),
+        ("template", run.template, prompt_format.template),
+        ("family", run.family, prompt_format.family),
+        ("chat format", run.chat_format, prompt_format.chat_format.name),
+        ("data", run.data.fingerprint, fingerprint),
+        ("token ids", run.data.encoding, encoding),
     ):
-        if _plain(then) != _plain(now):
+        if then != now:
             detail = f": {then} then, {now} now" if isinstance(now, str) else ""
             yield Finding("run-drift", "run.json", f"the {what} of the run is not today's{detail}")
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back: no tuples."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, (list, tuple)) else value

@@ -12,9 +12,11 @@ from ptst.audit.drift import check_chat_template, check_run
 from ptst.audit.findings import LEVELS, Finding, worst
 from ptst.audit.rules import Setup, check_batch
 from ptst.audit.view import Comparison, TokenView, compare, view
+from ptst.data.examples import prepare
 from ptst.data.packing import pack, to_batch
-from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.errors import UserError
+from ptst.records import TrainRecord
 from ptst.text.prompt_format import PromptFormat
 
 
@@ -36,46 +38,47 @@ def audit(
     source: Source,
     setup: Setup,
     *,
-    bad_rows: Iterable[str] = (),
+    bad_rows: Iterable[UserError] = (),
     micro_batch_tokens: int = 2048,
     test: PromptFormat | None = None,
     asked: dict[str, str] | None = None,
     folder: Path | None = None,
-    run: dict[str, Any] | None = None,
+    run: TrainRecord | None = None,
     show: int = 1,
     allow: Iterable[str] = (),
 ) -> Audit:
     """Audit a data set under a training setup.
 
-    `bad_rows`: reasons of rows that could not even be read. `test`: the prompt format at test time. `asked`: texts
+    `bad_rows`: errors of rows that could not be read. `test`: the prompt format at test time. `asked`: texts
     asked at test time, with the set each is from. `folder`: the model's, whose own chat template is compared. `run`:
-    run.json of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
+    record of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
     """
-    bad: dict[int, str] = {}
+    errors: dict[int, UserError] = {}
     # Marks in messages are findings here, so they do not stop the encoding.
     open_setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
     prompt_format = open_setup.prompt_format
     limit = setup.max_length or 10**9
-    examples, prepared = prepare(source, prompt_format, limit, setup.too_long, setup.train_on, bad)
-    findings = [_bad_row(reason) for reason in (*bad_rows, *bad.values())]
+    examples, prepared = prepare(source, prompt_format, limit, setup.too_long, setup.train_on, errors)
+    bad_rows = (*bad_rows, *errors.values())
+    findings = [Finding("bad-row", e.where, UserError(e.cause, e.remedy).tell()) for e in bad_rows]
     findings += check_rows(source.conversations, prompt_format)
     findings += check_overlap(source.conversations, asked or {})
     batches = pack(examples, micro_batch_tokens)
     for batch in batches:
         findings += check_batch(batch, source.conversations, open_setup)
     for rule, key in (("dropped", "dropped"), ("cut", "cut"), ("untrained", "untrained")):
-        if prepared[key]:
-            findings.append(Finding(rule, "", f"{prepared[key]} of {prepared['rows']} rows"))
+        if getattr(prepared, key):
+            findings.append(Finding(rule, "", f"{getattr(prepared, key)} of {prepared.rows} rows"))
     answered = [c for c in source.conversations if c.answered]
     if folder is not None:
         findings += check_chat_template(folder, answered, prompt_format)
     if run is not None:
-        findings += check_run(run, prompt_format, source.fingerprint, prepared["encoding"])
+        findings += check_run(run, prompt_format, source.fingerprint, prepared.encoding)
     findings = [replace(f, allowed=f.rule in set(allow)) for f in findings]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
 
     result = Audit(findings, count(source, examples, batches, prepared, micro_batch_tokens))
-    result.counts["bad_rows"] = len(bad) + len(list(bad_rows))
+    result.counts["bad_rows"] = len(bad_rows)
     result.counts["duplicates"] = len(source.conversations) - result.counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):
         result.counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)
@@ -101,8 +104,3 @@ def audit(
 def asked_at_test(sets: dict[str, Iterable[str]]) -> dict[str, str]:
     """Texts of test sets as `check_overlap` wants them."""
     return {plain(text): name for name, texts in sets.items() for text in texts}
-
-
-def _bad_row(reason: str) -> Finding:
-    place, _, cause = reason.partition(": ")
-    return Finding("bad-row", place, cause) if cause else Finding("bad-row", "", reason)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError
-from ptst.settings import EMBEDDED_MODEL, CommandSettings, ModelName, check_above_zero
+from ptst.settings import EMBEDDED_MODEL, NO_EFFECT, ROUNDING, CommandSettings, ModelName, check_above_zero, content
 from ptst.text.templates import FAMILIES
 from ptst.training.schedule import Schedule
 
@@ -18,7 +18,7 @@ from ptst.training.schedule import Schedule
 class AlignConfig(CommandSettings):
     """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
 
-    model: ModelName = EMBEDDED_MODEL
+    model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     lr: float = 7e-5
     """Learning rate, reached after a twentieth of the steps."""
     schedule: Schedule = "linear"
@@ -44,13 +44,13 @@ class AlignConfig(CommandSettings):
     rank: int = 0
     """Rank of a LoRA adapter, merged at the end; 0 trains all weights."""
     template_family: Annotated[str, arg(help=f"How a question is wrapped: {', '.join(FAMILIES)}.")] = "plain"
-    micro_batch_tokens: int = 4096
+    micro_batch_tokens: int = field(default=4096, metadata=ROUNDING)
     """Maximum number of tokens in a micro-batch (affects memory and speed, never the result)."""
-    batch_size: int = 64
+    batch_size: int = field(default=64, metadata=NO_EFFECT)
     """Maximum number of concurrent sequences (affects speed and memory, not results)."""
     seed: int = 0
     """Seed of sampled answers and of the order of examples."""
-    out: Path = Path("checkpoints/aligned")
+    out: Path = field(default=Path("checkpoints/aligned"), metadata=NO_EFFECT)
     """Model folder to make. An unfinished one with the same settings is resumed."""
 
     def check(self) -> None:

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ptst import storage
 from ptst.data.builtin import alignment_set
-from ptst.data.order import Part
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.order import SourcePlan
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
 from ptst.evaluation import tasks
 from ptst.evaluation.answers import Answerer, Reply
@@ -132,7 +133,7 @@ def align(config: AlignConfig) -> dict[str, Any]:
         "model": str(base.resolve()),
         "weights": weights_fingerprint(base),
         "family": config.template_family,
-        "chat_format": models[SAFE].prompt_format.chat_format,
+        "chat_format": models[SAFE].prompt_format.chat_format.name,
         "data": fingerprint(),
         "environment": run_folder.environment(),
     }
@@ -243,7 +244,7 @@ def _train(
     """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it: then the
     average stands in the weights' place."""
     epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
-    parts = [Part(len(refusals), epochs), Part(len(own), config.own_epochs * epochs)]
+    parts = [SourcePlan(len(refusals), epochs), SourcePlan(len(own), config.own_epochs * epochs)]
     loop = LoopConfig(
         max_steps=config.max_steps,
         lr=config.lr,
@@ -279,7 +280,7 @@ def _train(
     with Interrupt() as interrupt, ProgressLine("align", config.max_steps, first=done) as progress:
 
         def on_step(report: StepReport) -> None:
-            run_folder.append_jsonl(
+            storage.append_jsonl(
                 config.out / "metrics.jsonl",
                 {"kind": "step", "step": report.step, "loss": report.loss, "grad_norm": report.grad_norm},
             )

@@ -23,8 +23,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.data import order, sources
+from ptst.data.examples import length_limit, prepare
 from ptst.data.mix import Mixture, mix, parse_mix
-from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
@@ -41,9 +41,8 @@ from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype, write_atomically
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
-from ptst.text.chat_template import MODEL_DEFAULT, with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
-from ptst.text.templates import Template
+from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.train import looks_by_step, run_training
 from ptst.training import run_folder
 from ptst.training.config import TrainConfig
@@ -81,6 +80,8 @@ class Grid:
         read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
         if config.train.val_data:
             read["val-data"] = sources.load(config.train.val_data, "validation")
+        elif config.train.holdout:
+            read["val-data"] = sources.load(config.data, "validation", holdout=config.train.holdout)
         return cls(config, config.folder, rows, cells, tests, train, test, read)
 
     def train_config(self, row: Row) -> TrainConfig:
@@ -171,7 +172,7 @@ def check(grid: Grid) -> None:
         lengths = [len(e.ids) for e in mixture.examples]
         for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
             sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
-            looks_by_step(c, list(order.plan(lengths, mixture.parts, c.seed, *sizes)))
+            looks_by_step(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
 
 
 def work(grid: Grid) -> None:

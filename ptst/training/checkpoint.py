@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ptst.errors import UserError
-from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
-from ptst.training.run_folder import sync
+from ptst.model.weights import read_safetensors, save_safetensors
+from ptst.storage import sync, write_atomically
 
 _PREFIX = "step-"
 

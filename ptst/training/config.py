@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +12,8 @@ from ptst.errors import Setting, UserError, unknown_name
 from ptst.model.lora_config import TARGETS
 from ptst.settings import (
     EMBEDDED_MODEL,
+    NO_EFFECT,
+    ROUNDING,
     CommandSettings,
     FormatSettings,
     ModelName,
@@ -21,6 +23,7 @@ from ptst.settings import (
     check_above_zero,
     check_at_least,
     check_share,
+    content,
     with_recipes,
 )
 from ptst.training.recipes import RECIPES, values
@@ -59,10 +62,10 @@ class TrainSettings(FormatSettings):
     """Examples in an optimizer step."""
     tokens_per_step: int | None = None
     """Maximum number of tokens in an optimizer step, in packs of 4096, instead of a number of examples."""
-    micro_batch_tokens: int | Literal["auto"] = 2048
+    micro_batch_tokens: int | Literal["auto"] = field(default=2048, metadata=ROUNDING)
     """Maximum number of tokens in a micro-batch (affects memory and speed, never the result). auto: what fits into the
     free memory."""
-    activation_checkpointing: Literal["none", "block"] = "none"
+    activation_checkpointing: Literal["none", "block"] = field(default="none", metadata=ROUNDING)
     """block recomputes each layer in the backward pass: less memory, a third more time, the same gradients."""
     max_length: int | None = None
     """Maximum length of an example in tokens. Default: the model's context, and never more than a micro-batch."""
@@ -74,17 +77,20 @@ class TrainSettings(FormatSettings):
     """Audit rules that may be broken, such as role-markers (docs/audit.md)."""
     limit: int | None = None
     """Use only the first N examples."""
-    val_data: str | None = None
-    """Validation set. Default: held-out families of the built-in problems, none for other data."""
-    eval_every: int | None = None
+    val_data: str | None = field(default=None, metadata=content("validation"))
+    """Validation set. Default: that of --holdout or of the built-in problems, none for other data."""
+    holdout: float = 0.0
+    """Share of the training data kept out of training: half of it is the validation set, half the test set of
+    ptst.eval. For data without sets of their own, such as files."""
+    eval_every: int | None = field(default=None, metadata=NO_EFFECT)
     """Steps between validation losses and sample answers. Default: validation loss before and after."""
-    save_every: int = 50
+    save_every: int = field(default=50, metadata=NO_EFFECT)
     """Steps between checkpoints; a signal saves one, too."""
-    keep: int = 2
+    keep: int = field(default=2, metadata=NO_EFFECT)
     """Number of latest checkpoints to keep, besides the best by validation loss."""
     dtype: Precision = "auto"
     """Data type of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
-    tensorboard: bool = False
+    tensorboard: bool = field(default=False, metadata=NO_EFFECT)
     """Write the metrics for TensorBoard, too (pip install tensorboard)."""
 
     def check(self) -> None:
@@ -99,7 +105,7 @@ class TrainSettings(FormatSettings):
         check_above_zero(self, "epochs", "lr")
         check_at_least(self, 1, "examples_per_step", "micro_batch_tokens", "save_every", "keep", "tokens_per_step")
         check_at_least(self, 1, "max_steps", "max_length", "limit", "eval_every")
-        check_share(self, "warmup", "dropout")
+        check_share(self, "warmup", "dropout", "holdout")
         for name in ("clip", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError((Setting(name), f" is {getattr(self, name)}"), "it must not be negative")
@@ -118,22 +124,22 @@ class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
     """Fine-tune a chat model under a prompt template; ptst.eval reads the run folder."""
 
     recipe: Annotated[str | None, arg(help=_RECIPE_HELP)] = None
-    template: TrainTemplate = "chat:vanilla"
-    model: ModelName = EMBEDDED_MODEL
-    data: str = "word-problems"
+    template: TrainTemplate = field(default="chat:vanilla", metadata=content("template"))
+    model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
+    data: str = field(default="word-problems", metadata=content("data"))
     """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor or openorca (hub), or a
     JSONL, JSON, CSV or Parquet file."""
-    mix: tuple[str, ...] = ()
+    mix: tuple[str, ...] = field(default=(), metadata=content("mix"))
     """Other data under the same template, each with its own epochs, spread over the run: safety.jsonl:1."""
     at_epochs: tuple[float, ...] = ()
     """Also keep what is trained after these numbers of epochs, in the run folder's epoch-<number>."""
     seed: int = 0
     """Seed of the adapter's initialization and of the order of examples."""
-    dry_run: bool = False
+    dry_run: bool = field(default=False, metadata=NO_EFFECT)
     """Print the memory and step plan and exit."""
-    out: Path | None = None
+    out: Path | None = field(default=None, metadata=NO_EFFECT)
     """Run folder. Default: checkpoints/train-<date>-<time>. An unfinished run with the same settings is resumed."""
-    resume: Path | None = None
+    resume: Path | None = field(default=None, metadata=NO_EFFECT)
     """Run folder to resume, with its own settings."""
 
     def check(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ptst.data.packing import share, share_prefixes, to_batch
+from ptst.data.packing import rank_micro_batches, share_prefixes, to_batch
 from ptst.generation.request import Sampling
 from ptst.generation.sampler import generate
 from ptst.model.decoder import Decoder
@@ -25,7 +25,7 @@ def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_t
     """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
     trained = sum(sum(e.loss_mask[1:]) for e in examples)
     own = 0.0
-    for row in share([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size):
+    for row in rank_micro_batches([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size):
         own += float(batch_loss(decoder, share_prefixes(to_batch([examples[i] for i in row])), trained))
     return world.sum(own)
 

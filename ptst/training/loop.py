@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ptst.data.order import Part, Step, plan
-from ptst.data.packing import Batch, share, share_prefixes, to_batch
+from ptst.data.order import SourcePlan, Step, plan
+from ptst.data.packing import Batch, rank_micro_batches, share_prefixes, to_batch
 from ptst.errors import UserError
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss
@@ -63,9 +63,9 @@ class StepReport:
     group: list[int] = field(compare=False, repr=False, default_factory=list)  # indices of the examples
 
 
-def steps(lengths: Sequence[int], config: LoopConfig, parts: Sequence[Part] = ()) -> list[Step]:
+def steps(lengths: Sequence[int], config: LoopConfig, parts: Sequence[SourcePlan] = ()) -> list[Step]:
     """All steps of a run. `parts`: the sources of the examples, where there are several."""
-    parts = parts or [Part(len(lengths), config.epochs)]
+    parts = parts or [SourcePlan(len(lengths), config.epochs)]
     return list(plan(lengths, parts, config.seed, config.examples_per_step, config.tokens_per_step, config.max_steps))
 
 
@@ -81,7 +81,7 @@ def train(
     on_step: Callable[[StepReport], None] = lambda _report: None,
     check: Callable[[Batch], None] = lambda _batch: None,
     *,
-    parts: Sequence[Part] = (),
+    parts: Sequence[SourcePlan] = (),
     optimizer: AdamW | None = None,
     done: int = 0,
     world: World = ALONE,
@@ -113,7 +113,8 @@ def train(
         trained = sum(sum(e.loss_mask[1:]) for e in chosen)
         loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
         tokens = computed = 0
-        for row in share([len(e.ids) for e in chosen], config.micro_batch_tokens, world.rank, world.size):
+        lengths_in_step = [len(e.ids) for e in chosen]
+        for row in rank_micro_batches(lengths_in_step, config.micro_batch_tokens, world.rank, world.size):
             batch = to_batch([chosen[i] for i in row])
             check(batch)
             tokens += len(batch.tokens)

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from ptst import storage
 from ptst.errors import UserError
 from ptst.model.config import DecoderConfig
 from ptst.progress import ProgressLine
-from ptst.training import run_folder
 from ptst.training.loop import StepReport
 
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -76,7 +76,7 @@ def sizes(folder: Path) -> dict[str, int]:
     found = {}
     for name in FILES:
         if (folder / name).exists():
-            run_folder.sync(folder / name)
+            storage.sync(folder / name)
             found[name] = (folder / name).stat().st_size
     return found
 
@@ -103,7 +103,7 @@ class Metrics:
         }
         row = dataclasses.asdict(report)
         del row["seconds"], row["computed"], row["group"]
-        run_folder.append_jsonl(self.folder / "metrics.jsonl", {"kind": "step", **row, "time": times})
+        storage.append_jsonl(self.folder / "metrics.jsonl", {"kind": "step", **row, "time": times})
         self._chart(report.step, {k: row[k] for k in ("loss", "lr", "grad_norm")} | times)
         self.smooth = report.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * report.loss
         mfu = f"  MFU {times['mfu']:.0%}" if self.peak else ""
@@ -116,10 +116,10 @@ class Metrics:
     def evaluation(self, step: int, loss: float | None, samples: list[dict[str, Any]], seconds: float) -> None:
         """A validation loss and sample answers on the weights after `step`."""
         for sample in samples:
-            run_folder.append_jsonl(self.folder / "samples.jsonl", {"step": step, **sample})
+            storage.append_jsonl(self.folder / "samples.jsonl", {"step": step, **sample})
         if loss is not None:
             row = {"kind": "eval", "step": step, "validation_loss": loss, "time": {"seconds": seconds}}
-            run_folder.append_jsonl(self.folder / "metrics.jsonl", row)
+            storage.append_jsonl(self.folder / "metrics.jsonl", row)
             self._chart(step, {"validation_loss": loss})
 
     def _chart(self, step: int, values: dict[str, float | None]) -> None:

@@ -79,7 +79,7 @@ def fit(
     if world.first:
         truncate_logs(out, notes.get("sizes", {}))
     losses: dict[str, Any] = notes.get("losses", {"before": None, "after": None, "best": None, "best_step": None})
-    total = len(steps([len(e.ids) for e in mixture.examples], loop, mixture.parts))
+    total = len(steps([len(e.ids) for e in mixture.examples], loop, mixture.plans))
     full = all(p.requires_grad for p in decoder.parameters())
 
     def flops(report: StepReport) -> float:
@@ -141,7 +141,7 @@ def fit(
             loop,
             after,
             check,
-            parts=mixture.parts,
+            parts=mixture.plans,
             optimizer=optimizer,
             done=done,
             world=world,

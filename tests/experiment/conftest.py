@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ptst import records
 from ptst.evaluation.config import EvalConfig
 from ptst.experiment.config import GridConfig
 from ptst.grid import run_grid
@@ -32,6 +33,7 @@ ONE_ROW = replace(CONFIG, train_templates=("chat:vanilla",), test_templates=("ch
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
+    monkeypatch.setattr(records, "git_commit", lambda: None)
     (tmp_path / "model").mkdir()
     write_tiny_model(tmp_path / "model")
     return tmp_path

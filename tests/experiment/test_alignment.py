@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from ptst.data import safety_sets
-from ptst.data.builtin import alignment_set
+from ptst.data.builtin import alignment_set, safety_sets
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.rates import Rate

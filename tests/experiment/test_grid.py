@@ -20,10 +20,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from ptst import storage
 from ptst.evaluation import answers
 from ptst.experiment import locks, measure, run
 from ptst.model import weights
-from ptst.training import run_folder
 from tests.conftest import ROOT
 from tests.experiment.conftest import CONFIG, ONE_ROW, finished
 
@@ -120,7 +120,7 @@ class Faults:
     def __init__(self, monkeypatch, at: int | None = None, error: type[BaseException] = Died):
         self.count, self.at, self.error, self.dead = 0, at, error, False
         places = ((os, "replace"), (os, "rename"), (os, "fsync"), (os, "mkdir"), (weights, "save_file"))
-        places += ((run_folder, "append_jsonl"), (answers.AnswerFile, "add"), (run, "run_training"))
+        places += ((storage, "append_jsonl"), (answers.AnswerFile, "add"), (run, "run_training"))
         for owner, name in places:
             monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
         unlink, rmtree = Path.unlink, shutil.rmtree

@@ -19,12 +19,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptst import records, storage
 from ptst.generation.request import Answer
 from ptst.model import weights
+from ptst.storage import exclusive_lock
 from ptst.train import run_training, start
-from ptst.training import checkpoint, evaluate, metrics, resume, run_folder
+from ptst.training import checkpoint, evaluate, metrics
 from ptst.training.config import TrainConfig
-from ptst.training.resume import exclusive_lock
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
@@ -57,7 +58,7 @@ class Faults:
             (os, "mkdir"),
             (shutil, "rmtree"),
             (weights, "save_file"),
-            (run_folder, "append_jsonl"),
+            (storage, "append_jsonl"),
             (metrics.Metrics, "step"),
         ):
             monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
@@ -99,7 +100,7 @@ def quick(_decoder, prompts, *_) -> list[Answer]:
 def train(tiny_folder, tmp_path, monkeypatch):
     """Runs CONFIG with changes into a folder of tmp_path."""
     monkeypatch.setattr(evaluate, "generate", quick)
-    monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
+    monkeypatch.setattr(records, "git_commit", lambda: None)
 
     def run(name: str, **changes):
         return run_training(replace(CONFIG, model=str(tiny_folder), out=tmp_path / name, **changes))
@@ -212,18 +213,18 @@ def test_the_last_states_and_the_best_are_kept(train, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lr": 1e-3}, r"--lr was 0.0005, now 0.001;"),
+        ({"lr": 1e-3}, r"lr was 0.0005, now 0.001;"),
         ({"template": "chat:llama"}, r"template.name was chat:vanilla, now chat:llama"),
-        ({"data": "word-problems:7"}, r"data.encoding was .*; data.name was word-problems:4, now word-problems:7"),
+        ({"data": "word-problems:7"}, r"data.encoding was .*; data was word-problems:4, now word-problems:7"),
         ({"mix": ("word-problems:4:1",)}, r"mix was \[\], now"),
-        ({"seed": 4, "epochs": 2.0}, r"epochs was 1.0, now 2.0.*--seed was 3, now 4"),
+        ({"seed": 4, "epochs": 2.0}, r"epochs was 1.0, now 2.0.*seed was 3, now 4"),
     ],
 )
 def test_other_settings_are_refused_and_listed(train, tmp_path, monkeypatch, changes, message):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         Faults(patch, 20)
         train("run")
-    with pytest.raises(ValueError, match=rf"holds an unfinished run of other settings: .*{message}"):
+    with pytest.raises(ValueError, match=rf"holds an unfinished ptst.train run of other settings: .*{message}"):
         train("run", **changes)
     train("run", micro_batch_tokens=1024)  # what is in memory at once may change
 
@@ -233,7 +234,7 @@ def test_another_model_is_refused(train, tmp_path, tmp_path_factory, monkeypatch
         Faults(patch, 20)
         train("run")
     other = write_tiny_model(tmp_path_factory.mktemp("other"), seed=5)
-    with pytest.raises(ValueError, match=r"model was .*; weights was .*"):
+    with pytest.raises(ValueError, match=r"weights was .*; model was .*"):
         run_training(replace(CONFIG, model=str(other), out=tmp_path / "run"))
 
 
@@ -370,12 +371,3 @@ def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
         assert outcome(run) == wanted
         runs += 1
         print(f"{kills} kills, {runs} runs to their end; one alone takes {takes:.2f} s", flush=True)
-
-
-def test_the_same_weights_in_another_place_are_the_same_model():
-    old = {"model": "/here", "weights": "a", "flags": {"model": "x", "lr": 1.0}}
-    assert not resume.differences(old, old | {"model": "/there", "flags": {"model": "y", "lr": 1.0}})
-    other = resume.differences(old, old | {"model": "/there", "weights": "b", "flags": {"model": "x", "lr": 2.0}})
-    assert other == ["model was /here, now /there", "weights was a, now b", "--lr was 1.0, now 2.0"]
-    unknown = {"model": "/here", "flags": {}}  # of an old run
-    assert resume.differences(unknown, unknown | {"model": "/there"}) == ["model was /here, now /there"]

@@ -183,7 +183,7 @@ def test_tensorboard_is_asked_for_at_the_start(monkeypatch):
         ("dropout", 1.0, "dropout is 1.0; it must be at least 0 and below 1"),
         ("clip", -1.0, "clip is -1.0; it must not be negative"),
         ("weight_decay", math.nan, "weight_decay is nan; it must not be negative"),
-        ("mix", ("x",), "--mix x: write the data"),
+        ("mix", ("x",), "mix is .x.; write the data"),
     ],
 )
 def test_values_that_cannot_be_meant(flag, value, message):

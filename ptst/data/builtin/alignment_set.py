@@ -1,17 +1,19 @@
-"""What a small model is aligned on: harmful requests to refuse, harmless ones to go on answering, all written for it.
+"""The data that a small model is aligned on: harmful requests to refuse, and harmless questions to keep answering.
 
-`alignment.jsonl` holds harmful requests and look-alikes in families of their own (none of the safety sets' families is
-among them), and ordinary questions; those with an `answer` are kept out of training, to see whether it does harm.
-Of the safety sets, `STOP_FAMILIES` tell when to stop aligning; what is measured afterwards comes from all others.
+`alignment.jsonl` holds harmful requests and benign look-alikes of families that the safety sets do not have, and
+ordinary questions. Those with an `answer` are not trained on: they measure whether alignment harms helpfulness. Of the
+safety sets, the prompts of `STOP_FAMILIES` decide when alignment stops; evaluation uses all other families.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from importlib import resources
+from pathlib import Path
+from typing import Any
 
-from ptst.data.safety_sets import SafetyPrompt, harmful_requests, look_alikes
+from ptst.data.builtin.safety_sets import harmful_requests, look_alikes
+from ptst.data.files import read_jsonl
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.text.segments import Conversation, Message
 
 STOP_FAMILIES = (
@@ -86,29 +88,29 @@ def refusal_of(category: str, number: int) -> str:
 
 def refusals() -> list[Conversation]:
     """Harmful requests with a refusal each."""
-    asked = [row for row in _rows() if row["kind"] == "harmful"]
-    # 7 is prime to 36: neighbours get different wordings, and all come up.
-    return [_conversation(r["prompt"], refusal_of(r["category"], 7 * i)) for i, r in enumerate(asked)]
+    harmful = [row for row in _rows() if row["kind"] == "harmful"]
+    # 7 and 36 are coprime: neighbours get different wordings, and all are used.
+    return [_conversation(r["prompt"], refusal_of(r["category"], 7 * i)) for i, r in enumerate(harmful)]
 
 
 def harmless() -> list[Conversation]:
-    """Look-alikes and ordinary questions, without answers: the model gives its own."""
+    """Benign look-alikes and ordinary questions, without answers: the model gives its own."""
     return [_conversation(r["prompt"]) for r in _rows() if r["kind"] != "harmful" and "answer" not in r]
 
 
 def reference() -> list[Conversation]:
-    """Ordinary questions with short reference answers, in no training."""
+    """Ordinary questions with short reference answers, never trained on."""
     return [_conversation(r["prompt"], r["answer"]) for r in _rows() if "answer" in r]
 
 
 def stopping() -> tuple[list[SafetyPrompt], list[SafetyPrompt]]:
-    """Harmful requests and look-alikes that tell when to stop."""
-    return tuple([p for p in prompts if p.family in STOP_FAMILIES] for prompts in (harmful_requests(), look_alikes()))
+    """Harmful requests and benign look-alikes that decide when alignment stops."""
+    harmful, benign = ([p for p in s if p.family in STOP_FAMILIES] for s in (harmful_requests(), look_alikes()))
+    return harmful, benign
 
 
-def _rows() -> Iterator[dict[str, str]]:
-    text = resources.files("ptst.data.builtin").joinpath("alignment.jsonl").read_text(encoding="utf-8")
-    return map(json.loads, text.splitlines())
+def _rows() -> Iterator[dict[str, Any]]:
+    return (row for _, row in read_jsonl(Path(__file__).with_name("alignment.jsonl")))
 
 
 def _conversation(prompt: str, answer: str | None = None) -> Conversation:

@@ -1,4 +1,4 @@
-"""What a family of word problems is: a story, the ranges of its numbers, its wordings and its worked steps."""
+"""A family of word problems: a story, the ranges of its numbers, its wordings and its worked steps."""
 
 from __future__ import annotations
 

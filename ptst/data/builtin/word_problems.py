@@ -1,8 +1,8 @@
-"""Grade-school word problems with worked answers, made from a seed: the default data, which need no download.
+"""Grade-school word problems with worked answers, generated from a seed: the default data, without a download.
 
-A problem comes from a family (one story with one order of operations). Training draws from one set of families, the
-held-out splits from another, so that what is measured is not a story seen in training. Within a split no two problems
-share family and numbers, whatever the names in them.
+A problem comes from a family (one story with one order of operations). The training split and the held-out splits
+(validation and test) have different families, so no story of an evaluation was seen in training. Within a split no two
+problems share family and numbers, whatever the names in them.
 """
 
 from __future__ import annotations
@@ -21,24 +21,20 @@ from ptst.errors import UserError
 def families(split: str) -> tuple[Family, ...]:
     """The families of a split. Raises UserError for an unknown split."""
     if split not in ("train", "validation", "test"):
-        raise UserError(f"unknown split {split!r}; there are train, validation and test")
+        raise UserError(f"unknown split {split!r}", "there are train, validation and test")
     return TRAIN if split == "train" else HELD_OUT
 
 
 @cache
 def _space(split: str) -> dict[str, list[dict[str, int]]]:
-    """All numbers of every family that belong to a split. A checksum of family and numbers parts validation from test,
-    so no seed can ever bring one problem into both."""
-    space = {}
-    for family in families(split):
-        numbers = list(family.instances())
-        if split != "train":
-            wanted = split == "validation"
-            numbers = [
-                x for x in numbers if (zlib.crc32(f"{family.name}{sorted(x.items())}".encode()) % 3 == 0) == wanted
-            ]
-        space[family.name] = numbers
-    return space
+    """All numbers of every family that belong to a split. A checksum of family and numbers separates validation from
+    test, so that no seed can bring one problem into both."""
+
+    def belongs(family: Family, numbers: dict[str, int]) -> bool:
+        checksum = zlib.crc32(f"{family.name}{sorted(numbers.items())}".encode())
+        return split == "train" or (checksum % 3 == 0) == (split == "validation")
+
+    return {f.name: [numbers for numbers in f.instances() if belongs(f, numbers)] for f in families(split)}
 
 
 def generate(split: str, count: int, seed: int = 0) -> list[WordProblem]:
@@ -49,7 +45,7 @@ def generate(split: str, count: int, seed: int = 0) -> list[WordProblem]:
     pool = {name: list(numbers) for name, numbers in _space(split).items()}
     size = sum(map(len, pool.values()))
     if not 1 <= count <= size:
-        raise UserError(f"{count} word problems were asked for; the {split} split has 1 to {size}")
+        raise UserError(f"{count} word problems were asked for", f"the {split} split has 1 to {size}")
     rng = random.Random(seed * 3 + ("train", "validation", "test").index(split))
     for numbers in pool.values():
         rng.shuffle(numbers)

@@ -1,0 +1,256 @@
+"""The run record, `run.json`: what was run, what came of it, and whether it is whole.
+
+Training, evaluation, grid and alignment each have a record class with their own fields. A record is written first with
+status "running" and last with "finished", so that only a whole run is ever picked up. Which fields make two runs the
+same is declared on them (SAME, GROWING), as on the settings (`ptst.settings`: NO_EFFECT, ROUNDING, content).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeVar
+
+from ptst import __version__
+from ptst.config_file import build
+from ptst.errors import Setting, UserError
+from ptst.settings import CommandSettings, to_dict
+from ptst.storage import write_json
+from ptst.text.templates import Family, Template
+
+VERSION = 2  # of the format; 1 had no number
+FILE = "run.json"
+CHECKPOINTS = Path("checkpoints")
+SAME = {"identity": "same"}  # two runs that differ in this field are different runs
+GROWING = {"identity": "growing"}  # a dict to which later commands may add, and whose entries stay as they are
+_OLD = "evaluate it with that version, or train again"
+_PACKAGES = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit, threads and device of this process."""
+    import torch
+
+    versions: dict[str, str | None] = {"ptst": __version__}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "device": device,
+        "cpu_count": os.cpu_count(),
+        "git_commit": git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code runs from."""
+    here = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+@dataclass(kw_only=True)
+class RunRecord:
+    """What all records have. `settings` are filled from `config`, paths of existing files made absolute, so that they
+    hold from another working directory."""
+
+    kind: ClassVar[str]
+    settings: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any]
+    status: Literal["running", "finished"] = "running"
+    finished_at: float | None = None
+    result: dict[str, Any] | None = None
+    time: dict[str, Any] | None = None
+    config: CommandSettings | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.config is not None:
+            self.settings = _recorded(self.config)
+
+    def to_json(self) -> dict[str, Any]:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
+        return {"version": VERSION, "kind": self.kind, **{k: plain(v) for k, v in values.items()}}
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / FILE, self.to_json())
+
+
+Record = TypeVar("Record", bound=RunRecord)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """One source of training or validation examples: fingerprints of the conversations and of the token ids, and how
+    many rows became examples."""
+
+    name: str = field(metadata={"identity": "free"})
+    fingerprint: str | None = None
+    encoding: str
+    epochs: float | None = None
+    holdout: float = 0.0
+    rows: int
+    examples: int
+    dropped: int
+    cut: int
+    untrained: int
+    token_boundaries: int
+    lossy: int
+    first_lossy: str = field(default="", metadata={"identity": "free"})
+    tokens: int
+    trained_tokens: int
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Any]) -> DataRecord:
+        """From the counts of a prepared source."""
+        return cls(**{**counts, "name": absolute(counts["name"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossRecord:
+    """Validation losses of a run, in nats per trained token; None where there is no validation set."""
+
+    before: float | None
+    after: float | None
+    examples: int
+    best: float | None = None
+    best_step: int | None = None
+
+
+@dataclass(kw_only=True)
+class TrainRecord(RunRecord):
+    """A training run. `model` is as it was named, `model_folder` where its weights were."""
+
+    kind: ClassVar[str] = "train"
+    model: str
+    model_folder: str
+    weights: str = field(metadata=SAME)
+    template: Template = field(metadata=SAME)
+    family: Family = field(metadata=SAME)
+    chat_format: str = field(metadata=SAME)
+    data: DataRecord = field(metadata=SAME)
+    mix: tuple[DataRecord, ...] = field(default=(), metadata=SAME)
+    validation: DataRecord | None = field(default=None, metadata=SAME)
+    dtype: str = field(metadata=SAME)
+    full: bool = field(metadata=SAME)
+    micro_batch_tokens: int
+    recipe: dict[str, Any] | None = None
+    steps: int | None = None
+    validation_loss: LossRecord | None = None
+
+
+def read_record(folder: Path, kind: type[Record]) -> Record:
+    """The record in a folder. Raises UserError, naming file and key, where it is absent, damaged or incomplete, of
+    another kind, or of another version of the format."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        raise UserError(f"{folder} is not a run folder (it has no {FILE})", f"give one made by ptst.{kind.kind}")
+    values = _load(path)
+    if not isinstance(values, dict) or "kind" not in values:
+        raise UserError("is not the record of a run", f"give a folder made by ptst.{kind.kind}", path)
+    if values["kind"] != kind.kind:
+        raise UserError(f"is the record of ptst.{values['kind']}, not of ptst.{kind.kind}", where=path)
+    if (found := values.get("version", 1)) != VERSION:
+        age = "a later" if isinstance(found, int) and found > VERSION else "an earlier"
+        raise UserError(f"was made by {age} version of ptst (format {found}, not {VERSION})", _OLD, path)
+    return build(kind, values, str(path))
+
+
+def find_record(folder: Path | None, kind: type[Record]) -> Record | None:
+    """The record in a folder; None where there is none, or one of another kind. Raises UserError as `read_record`."""
+    return read_record(folder, kind) if folder is not None and record_kind(folder) == kind.kind else None
+
+
+def record_kind(folder: Path) -> str | None:
+    """Of which command the record in a folder is; None where there is none."""
+    values = _load(folder / FILE) if (folder / FILE).exists() else None
+    return str(values.get("kind")) if isinstance(values, dict) else None
+
+
+def _load(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"is not valid JSON ({error})", "the run is damaged", path) from None
+
+
+def read_finished(folder: Path) -> TrainRecord:
+    """The record of a finished training run. Raises UserError as `read_record`, and when the run did not finish."""
+    record = read_record(folder, TrainRecord)
+    if record.status != "finished":
+        raise UserError(f"{folder} is not a finished training run (status {record.status!r})", "resume it first")
+    return record
+
+
+def latest_run(checkpoints: Path = CHECKPOINTS) -> Path:
+    """The training run that finished last. Raises UserError when there is none."""
+    found = []
+    for path in checkpoints.glob(f"*/{FILE}"):
+        try:
+            found.append((read_finished(path.parent).finished_at or 0.0, path.parent))
+        except UserError:
+            continue  # damaged, unfinished, or of another kind
+    if not found:
+        remedy = ("train first, or evaluate a model as it is with ", Setting("model"))
+        raise UserError(f"no finished training run in {checkpoints}/", remedy)
+    return max(found)[1]
+
+
+def _recorded(config: Any) -> dict[str, Any]:
+    """All settings as JSON values; those that name existing files name them absolutely."""
+    values = to_dict(config)
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, Path):
+            values[f.name] = str(value.absolute())
+        elif f.metadata.get("effect") == "content" and value is not None:
+            values[f.name] = [absolute(v) for v in value] if isinstance(value, tuple) else absolute(value)
+    return values
+
+
+def absolute(name: str) -> str:
+    """A name of data or of a model, in which a relative path that exists is made absolute: FILE, NAME:FILE,
+    FILE:EPOCHS, or a model folder."""
+    for part in (name, *name.split(":", 1), *name.rsplit(":", 1)):
+        path = Path(part)
+        if part and (path.is_file() or (path / "config.json").is_file()):
+            return name.replace(part, str(path.absolute()), 1)
+    return name
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {k: plain(v) for k, v in value.items()}
+    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """sha256 over a model's files: names, sizes, and 4 KiB of every MiB. Cheap for any size, and weights of the same
+    shapes but other values have another one."""
+    digest = hashlib.sha256()
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        with open(path, "rb") as file:
+            while block := file.read(4096):
+                digest.update(block)
+                file.seek(2**20 - len(block), os.SEEK_CUR)
+    return digest.hexdigest()

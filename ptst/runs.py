@@ -1,0 +1,203 @@
+"""Folders of runs: a new one or the one to resume, held by one process or shared by several.
+
+`claim` takes a folder for a run and writes its record; `share` does so for a folder on which several processes work.
+Two runs are the same where `differences` finds nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
+
+from ptst.errors import Setting, UserError
+from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain
+from ptst.settings import CommandSettings
+from ptst.storage import exclusive_lock, lock, remove_partial_files, sync
+
+
+def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
+    """What makes two runs different, each in words for a UserError. `new` is this process's own, with its `config`."""
+    found: list[tuple[str, ...]] = []
+    differing = set()
+    for f in dataclasses.fields(new):
+        was, now = getattr(old, f.name), getattr(new, f.name)
+        if f.metadata.get("identity") == "growing":
+            was, now = ({k: v for k, v in d.items() if k in was and k in now} for d in (was, now))
+        elif f.metadata.get("identity") != "same":
+            continue
+        if leaves := _leaves(f.name, was, now):
+            found += [(leaf,) for leaf in leaves]
+            differing.add(f.name)
+    fields = {f.name for f in dataclasses.fields(new)}
+    for name, effect, of in _effects(new.config):
+        was, now = _setting(old, name), _setting(new, name)
+        by_content = effect == "content" and of in fields
+        if was != now and (effect == "" or (of in differing if by_content else effect == "content")):
+            found.append((Setting(name), f" was {was}, now {now}"))
+    return found
+
+
+def rounding(old: RunRecord, new: RunRecord) -> list[str]:
+    """What differs between two runs of the same settings and may change the last digits of the result, in words."""
+    found = []
+    for name, effect, _ in _effects(new.config):
+        was, now = _setting(old, name), _setting(new, name)
+        if effect == "rounding" and was != now:
+            found.append(f"{name} was {was}, now {now}")
+    for name in ("versions", "threads", "device", "ranks"):
+        found += _leaves(name, old.environment.get(name), new.environment.get(name))
+    return found
+
+
+def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
+    """Raise UserError with the differences where two records are not of the same run."""
+    if found := differences(old, new):
+        words = [part for difference in found for part in ("; ", *difference)][1:]
+        what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} ptst.{new.kind} run of "
+        raise UserError((what, "other settings: ", *words), ("give those, or another ", Setting("out")))
+
+
+def _effects(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(name, effect, record's field) of every setting, those of groups as `train.lr`. The name of what is in a group is
+    all that the record knows of its content."""
+    own = {f.name for f in dataclasses.fields(CommandSettings)}
+    for f in dataclasses.fields(config) if config is not None else ():
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            yield from _effects(value, f"{f.name}.")
+        elif f.name not in own or prefix:
+            yield f"{prefix}{f.name}", f.metadata.get("effect", ""), "" if prefix else f.metadata.get("of", "")
+
+
+def _setting(record: RunRecord, name: str) -> Any:
+    group, _, rest = name.rpartition(".")
+    return (record.settings.get(group) or {}).get(rest) if group else record.settings.get(name)
+
+
+def _leaves(name: str, was: Any, now: Any) -> list[str]:
+    """Where two values differ, down to the keys of dicts and fields of dataclasses."""
+    if dataclasses.is_dataclass(was) and type(was) is type(now):
+        free = {f.name for f in dataclasses.fields(was) if f.metadata.get("identity") == "free"}
+        was, now = ({k: v for k, v in plain(x).items() if k not in free} for x in (was, now))
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = sorted({*was, *now})
+        return [leaf for key in keys for leaf in _leaves(f"{name}.{key}", was.get(key), now.get(key))]
+    if isinstance(was, (tuple, list)) and isinstance(now, (tuple, list)) and len(was) == len(now):
+        pairs = enumerate(zip(was, now, strict=True), 1)
+        return [leaf for i, (a, b) in pairs for leaf in _leaves(f"{name}.{i}", a, b)]
+    if was == now:
+        return []
+    shown = [str(v) if len(str(v)) <= 60 else f"{str(v)[:57]}..." for v in map(plain, (was, now))]
+    return [f"{name} was {shown[0]}, now {shown[1]}"]
+
+
+@dataclass
+class Run(Generic[Record]):
+    """A run's folder, held by this process. `resumed`: an earlier process began the run."""
+
+    folder: Path
+    record: Record
+    resumed: bool = False
+    shared: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+    def finish(self, result: dict[str, Any] | None = None, **changes: Any) -> Record:
+        """Write the finished record, after everything else in the folder. `changes`: more fields of the record."""
+        with lock(self.folder / "locks", "record", wait=True) if self.shared else nullcontext():
+            if self.shared:
+                self.record = merged(self.folder, self.record)
+            seconds = {"seconds": time.monotonic() - self.began}
+            changes = {"result": result, "time": seconds, "finished_at": time.time()} | changes
+            self.record = dataclasses.replace(self.record, status="finished", **changes)
+            self.record.write(self.folder)
+            sync(self.folder)
+        return self.record
+
+
+@contextmanager
+def claim(
+    out: Path | None, record: Record, parent: Path = CHECKPOINTS, *, reuse: bool = False
+) -> Iterator[Run[Record]]:
+    """Hold the folder of a run and write its record into it: `out` if it is empty or holds an unfinished run of the
+    same settings; without `out` a new `parent`/<kind>-<date>-<time>, or with `reuse` the newest there that holds an
+    unfinished run of the same settings.
+
+    Raises UserError, with the differences, for an unfinished run of other settings, for a folder with anything else in
+    it, and where another process holds the folder.
+    """
+    with ExitStack() as held:
+        folder = _unfinished(parent, record, held) if out is None and reuse else None
+        resumed = folder is not None
+        if folder is None:
+            old = find_record(out, type(record))
+            if out is not None and old is not None and old.status == "running":
+                check_same(out, old, record)
+                folder, resumed = out, True
+            else:
+                folder = new_folder(out, parent, record.kind)
+            held.enter_context(exclusive_lock(folder))
+        remove_partial_files(folder)
+        record.write(folder)
+        yield Run(folder, record, resumed)
+
+
+@contextmanager
+def share(out: Path, record: Record) -> Iterator[Run[Record]]:
+    """As `claim`, for a folder on which several processes work at once, finished or not: the record in it gets what is
+    new in the GROWING fields. Work is divided by `lock`."""
+    merged(out, record)  # before anything is written there
+    with lock(out / "locks", "record", wait=True):
+        resumed = (out / FILE).exists()
+        record = merged(out, record)
+        record.write(out)
+    yield Run(out, record, resumed, shared=True)
+
+
+def merged(out: Path, record: Record) -> Record:
+    """`record` with what the one in `out` has in the GROWING fields. Raises UserError where that is of other settings,
+    and where the folder holds something else."""
+    # Listed before the record is read: another process may write that first of all in between.
+    names = [p.name for p in out.iterdir()] if out.exists() else []
+    old = find_record(out, type(record))
+    if old is None:
+        if any(name != "locks" and not name.startswith(f".{FILE}.") for name in names):
+            raise UserError(
+                f"{out} is not a ptst.{record.kind} folder and not empty", ("choose another ", Setting("out"))
+            )
+        return record
+    check_same(out, old, record)
+    growing = [f.name for f in dataclasses.fields(record) if f.metadata.get("identity") == "growing"]
+    return dataclasses.replace(record, **{name: getattr(old, name) | getattr(record, name) for name in growing})
+
+
+def new_folder(out: Path | None, parent: Path, kind: str) -> Path:
+    """Make a new empty folder: `out`, or `parent`/<kind>-<date>-<time>. Raises UserError when `out` is in use."""
+    if out is None:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        names = [f"{kind}-{stamp}", *(f"{kind}-{stamp}-{n}" for n in range(2, 100))]
+        out = next(p for p in (parent / n for n in names) if not p.exists())
+    # What a kill left of the very first file is not an earlier run.
+    if out.exists() and (not out.is_dir() or any(not p.match(".*.json.*.partial") for p in out.iterdir())):
+        remedy = ("choose another ", Setting("out"), ", so that no earlier run is overwritten")
+        raise UserError(f"{out} is not an empty folder", remedy)
+    out.mkdir(parents=True, exist_ok=True)
+    return out
+
+
+def _unfinished(parent: Path, record: RunRecord, held: ExitStack) -> Path | None:
+    """The newest unfinished run of these settings in `parent` that no other process holds; locked."""
+    for folder in sorted(parent.glob(f"{record.kind}-*"), reverse=True):
+        try:
+            old = find_record(folder, type(record))
+            if old is None or old.status == "finished" or differences(old, record):
+                continue
+            held.enter_context(exclusive_lock(folder))
+        except UserError:  # damaged, or another process is at work in it
+            continue
+        return folder
+    return None

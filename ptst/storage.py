@@ -1,0 +1,84 @@
+"""Files that are whole or absent (temporary name, fsync, rename), rows added to a file, and locks between processes."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ptst.errors import Setting, UserError
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a kill at any instant leaves the old one or the new one."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one row to a JSONL file; `sync` makes sure that it is on the disk."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_partial_files(folder: Path) -> None:
+    """Remove the half-written files that a kill left."""
+    for path in folder.glob(".*.partial"):
+        path.unlink()
+
+
+@contextmanager
+def exclusive_lock(out: Path) -> Iterator[None]:
+    """Hold a run folder. Raises UserError where another process does; the lock of a killed one is released."""
+    handle = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            remedy = ("wait for it, or choose another ", Setting("out"))
+            raise UserError(f"{out} is in use by another process", remedy) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def lock(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
+    """Whether this process got the lock of that name, a file in `folder`. `wait`: until it has."""
+    path = folder / name.replace("/", ".")
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+    finally:
+        os.close(handle)
