@@ -11,7 +11,7 @@ the same weights through all four and compares them with float64:
 - `Layer.forward` in ptst/model/decoder.py: the plain definition; full fine-tuning and evaluation use it.
 - `Layer._lora_forward` over kernels/lora_layer.py: training with adapters over a frozen base, which saves memory.
 - `Forward` in ptst/generation/forward.py: sampling, with joined projections (q|k|v, gate|up), in torch or Triton.
-- `Forward._by_numba` over kernels/cpu_layer.py and kernels/cpu_attention.py: sampling on a CPU, loops by Numba.
+- `Forward._with_numba` over kernels/cpu_layer.py and kernels/cpu_attention.py: sampling on a CPU, loops by Numba.
 
 Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocabulary.
 """

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptst.audit.reference_formats import words
+from ptst.audit.reference_formats import template_words
 from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS
@@ -288,7 +288,7 @@ def law_10_authors(case: Case) -> None:
     for role in ("user", "assistant"):
         assert by_author[role] == [m.content for m in conversation.messages if m.role == role]
     task = case.prompt_format.family.task if conversation.system is None else conversation.system
-    assert set(by_author["system"]) <= {words(conversation, case.prompt_format)[0], task}
+    assert set(by_author["system"]) <= {template_words(conversation, case.prompt_format)[0], task}
     assert case.prompt_format.template.is_text or (task or "") in "".join(by_author["system"])
     assert all(s.author == "scaffold" for s in segments if s.control)
 
