@@ -1,4 +1,4 @@
-"""The formats' owners, to compare with: Meta's rule for Llama-2 written down a second time, Meta's package for Llama-3,
+"""The formats' owners, to compare with: Meta's rule for Llama-2 as an independent implementation, Meta's package for Llama-3,
 mistral-common; and a Llama-3 tokenizer.json made from Meta's tiktoken file."""
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ def law_5_bos_and_stop(case: Case) -> None:
         assert case.whole.loss_mask[len(prompt) + len(said) - 1]
 
 
-def law_6_natural_or_a_reported_seam(case: Case) -> None:
+def law_6_natural_or_a_reported_token_boundary(case: Case) -> None:
     """Text between control tokens is one call of the tokenizer, unless that would change the prompt's ids."""
     encode, ids = case.tokenizer.encode, case.whole.ids
     at, token_boundaries = 0, []
