@@ -34,7 +34,7 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
-from ptst.generation.adapters import Adapter, read_adapter
+from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
@@ -323,7 +323,7 @@ class _Server:
 
             def on_progress(done: int, statistics: Statistics) -> None:
                 total = grid.tests.count(task) * len(cells)
-                saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                saved = f", {statistics.cached_tokens} prompt tokens shared" if statistics.cached_tokens else ""
                 rate = statistics.progress(statistics.answers + total - done)
                 inner.update(0, f"{done}/{total} answers  {rate}{saved}")
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ptst.data.packing import rank_micro_batches, share_prefixes, to_batch
-from ptst.generation.request import Sampling
-from ptst.generation.sampler import generate
+from ptst.generation.generate import generate
+from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.text.encode import Example
@@ -49,7 +49,7 @@ class Samples:
             return []
         sampling = Sampling(min(self.max_new_tokens, room - max(len(p) for _, p in asked)))
         with torch.random.fork_rng():
-            done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling)
+            done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling, EngineOptions(32))
         return [
             {
                 "source": c.source,

@@ -1,4 +1,4 @@
-"""The whole audit: clean data is clean, bad data is told, by row; the command's output and exit codes."""
+"""The whole audit: clean data is clean, bad data is reported by row; the command's output and exit codes."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 from ptst.data.builtin.gsm_danger import SUBSTITUTE, substitute
 from ptst.data.builtin.safety_sets import harmful_requests
-from ptst.data.builtin.word_problem_family import NAMES
+from ptst.data.builtin.word_problems import NAMES
 from ptst.data.prompt_files import read_prompts
 from ptst.data.prompt_sets import load_set
 

@@ -61,8 +61,8 @@ def as_meta_closes(turns, ids, tokenizer):
 
 
 def test_llama2(llama2):
-    """Against Meta's rule as an independent implementation, training form included. One answer alone closes without Meta's
-    space; that difference is undone by encoding the pair as Meta's text."""
+    """Against an independent implementation of Meta's rule, training form included. A single answer closes without
+    Meta's space; that difference is undone by encoding the pair as Meta's text."""
     for system, turns in owners.conversations(2, COUNT):
         wanted = owners.llama2(llama2, system, turns)
         assert as_meta_closes(turns, ours("llama2", llama2, system, turns), llama2) == wanted, (system, turns)
@@ -112,12 +112,12 @@ def test_recorded_training_rows(llama2, llama3):
 
 
 def test_smollm2(embedded):
-    """Against the folder's own chat_template: spelling and ids, with a system prompt in every conversation."""
+    """Against the folder's own chat_template: text and ids, with a system prompt in every conversation."""
     tokenizer = load_tokenizer(embedded)
     given = [(system if system is not None else "Be brief.", turns) for system, turns in owners.conversations(9, COUNT)]
     rows = [[{"role": "system", "content": s}, *(as_dict(m) for m in turns)] for s, turns in given]
     texts = render_chat_template(embedded, rows)
-    tokenizer._tok.encode_special_tokens = False  # the template's text is read as a whole, marks and all
+    tokenizer._tok.encode_special_tokens = False  # the template's text is read as a whole, control tokens included
     for (system, turns), text in zip(given, texts, strict=True):
         segments = render("chatml", system, turns, tokenizer)
         assert "".join(s.text for s in segments) == text
@@ -201,7 +201,7 @@ def test_default_system_prompt_of_smollm2(embedded):
 
 
 def test_date_preamble(tmp_path):
-    """DATE_PREAMBLE: a template in the way of Llama 3.1's opens with dates; the format is told all the same and ours
+    """DATE_PREAMBLE: a template in the way of Llama 3.1's opens with dates; the format is detected all the same and ours
     says nothing of the kind."""
     template = (
         "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"

@@ -62,7 +62,7 @@ def test_role_markers_of_the_chat_format_are_refused(tokenizer, chat_format, tex
     with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
         prompt_format.encode(row)
     assert replace(prompt_format, allow_role_markers=True).encode(row)
-    # Where the marks are control tokens, or another format's, the text is harmless.
+    # Where the role markers are control tokens, or another format's, the text is harmless.
     assert PromptFormat(prompt_format.template, prompt_format.family, CHAT_FORMATS["chatml"], tokenizer).encode(row)
 
 

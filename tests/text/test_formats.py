@@ -55,7 +55,7 @@ def test_exact_strings(tiny_folder, name):
 
 
 def test_chatml_is_the_models_chat_template(tiny_folder):
-    """With an explicit system prompt, our spelling is that of the model's own chat_template."""
+    """With an explicit system prompt, our text is that of the model's chat template."""
     own = json.loads((tiny_folder / "tokenizer_config.json").read_text())["chat_template"]
     jinja = ImmutableSandboxedEnvironment().from_string(own)
     messages = [

@@ -312,8 +312,8 @@ def theirs(tokenizers):
 
 @st.composite
 def owned(draw, theirs) -> tuple[str, str, list[Message]]:
-    """A conversation that the owner spells as we do: an explicit system prompt, several turns, no outer whitespace, no
-    marks (where they would become control tokens for the owner, or are refused here)."""
+    """A conversation that the owner renders as we do: an explicit system prompt, several turns, no outer whitespace, no
+    role markers (which would become control tokens for the owner, or are refused here)."""
     name = draw(st.sampled_from(sorted(theirs)))
     forged = [*CHAT_FORMATS[theirs[name][0]].role_markers, *owners.CHATML_MARKS]
 

@@ -194,7 +194,7 @@ def test_values_that_cannot_be_meant(flag, value, message):
 def test_a_micro_batch_shorter_than_the_longest_example(tiny_folder, tmp_path):
     config = replace(CONFIG, model=str(tiny_folder), micro_batch_tokens=200)
     with pytest.raises(
-        ValueError, match=r"train:\d: \d+ tokens are more than the 200 that --micro-batch-tokens, .* of 6; rai"
+        ValueError, match=r"train:\d: \d+ tokens exceed the limit of 200 set by micro_batch_tokens, .* of 6; rai"
     ):
         run_training(replace(config, out=tmp_path / "stop"))
     dropped = run_training(replace(config, too_long="drop", out=tmp_path / "drop"))

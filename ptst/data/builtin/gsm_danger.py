@@ -11,8 +11,7 @@ import random
 import re
 
 from ptst.data.builtin.safety_sets import harmful_requests
-from ptst.data.builtin.word_problem_family import NAMES
-from ptst.data.builtin.word_problems import generate
+from ptst.data.builtin.word_problems import NAMES, generate
 from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
 
