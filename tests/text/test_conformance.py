@@ -201,8 +201,7 @@ def test_default_system_prompt_of_smollm2(embedded):
 
 
 def test_date_preamble(tmp_path):
-    """DATE_PREAMBLE: a template in the way of Llama 3.1's opens with dates; the format is detected all the same and ours
-    says nothing of the kind."""
+    """DATE_PREAMBLE: a chat template like Llama 3.1's opens with dates; ours has none."""
     template = (
         "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
         "Today Date: {{ strftime_now('%d %b %Y') }}<|eot_id|>"
