@@ -33,22 +33,23 @@ def prompts_of(model: Path, data: str | None, count: int) -> tuple[list[list[int
     """(prompt ids under chat:llama, stop ids)."""
     from ptst.data import sources
     from ptst.model.config import DecoderConfig
-    from ptst.text.encode import PromptFormat
-    from ptst.text.formats import detect_format, stops
-    from ptst.text.templates import find_family, find_template
-    from ptst.text.tokenizer import load_tokenizer
+    from ptst.text.prompt_format import open_prompt_format
+    from ptst.text.templates import find_template
 
     problems = sources.load(data or sources.DEFAULT, "test", count)
-    tokenizer = load_tokenizer(model, DecoderConfig.from_folder(model).vocab_size)
-    chat_format = detect_format(model, tokenizer)
-    family = find_family(problems.family)
-    prompt_format = PromptFormat(find_template("chat:llama"), family, chat_format, tokenizer, allow_role_markers=True)
+    prompt_format = open_prompt_format(
+        model,
+        find_template("chat:llama"),
+        problems.family,
+        vocab_size=DecoderConfig.from_folder(model).vocab_size,
+        allow_role_markers=True,
+    )
     ids = [prompt_format.encode(c.prompt()).ids for c in problems.conversations]
     if len(ids) < count:  # the same prompt twice would be read once by ours
         raise SystemExit(
             f"{problems.name} has {len(ids)} problems and {count} are asked for; lower that, or give --data"
         )
-    return ids, sorted(stops(model, chat_format, tokenizer))
+    return ids, sorted(prompt_format.stop_ids)
 
 
 def ours(job: dict) -> dict:

@@ -34,10 +34,8 @@ from ptst.model.likelihood import batch_loss
 from ptst.model.lora import add_lora
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
-from ptst.text.formats import detect_format
-from ptst.text.prompt_format import PromptFormat
-from ptst.text.templates import find_family, find_template
-from ptst.text.tokenizer import load_tokenizer
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.templates import find_template
 
 DEFAULT = Path("checkpoints/smollm2-135m-instruct")
 ROUNDS = 5
@@ -88,9 +86,9 @@ def main() -> None:
     args = flags.parse_args()
 
     source = sources.load(args.data)
-    tokenizer = load_tokenizer(args.model)
-    chat_format = args.chat_format or detect_format(args.model, tokenizer)
-    prompt_format = PromptFormat(find_template(args.template), find_family(source.family), chat_format, tokenizer)
+    template = find_template(args.template)
+    prompt_format = open_prompt_format(args.model, template, source.family, args.chat_format)
+    chat_format = prompt_format.chat_format.name
 
     def ours() -> list:
         return [prompt_format.encode(c) for c in source.conversations]

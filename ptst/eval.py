@@ -68,7 +68,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
         "run_weights": weights_fingerprint(checkpoint) if checkpoint else None,
         "template": dataclasses.asdict(model.prompt_format.template),
         "family": model.prompt_format.family.name,
-        "chat_format": model.prompt_format.chat_format,
+        "chat_format": model.prompt_format.chat_format.name,
         "data": {
             key: {"name": data.name, "fingerprint": data.fingerprint, "items": len(data.items)}
             for key, (_, data) in asked.items()

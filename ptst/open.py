@@ -23,9 +23,8 @@ from ptst.records import (
     record_kind,
     weights_fingerprint,
 )
-from ptst.text.chat_template import with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
-from ptst.text.templates import Template, find_template
+from ptst.text.templates import Template, find_template, with_default_system_prompt
 
 
 @dataclass(frozen=True)

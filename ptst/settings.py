@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError
-from ptst.text.formats import FORMATS
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.templates import FAMILIES, TEMPLATES
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
 _FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
-_FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(FORMATS)}."
+_FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}."
 
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]

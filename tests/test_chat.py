@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
+from threading import Timer
 
 import pytest
 import torch
 
-from ptst.chat import Chat, obey, reply
+from ptst.chat import messages, obey, reply
+from ptst.chat_session import Chat
+from ptst.data import sources
+from ptst.errors import UserError
 from ptst.generation.request import Sampling
 from ptst.generation.sampler import generate
 from ptst.open import open_model
@@ -66,7 +73,7 @@ def test_another_template_brings_its_own_stops(model, decoder, monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["admission", "forward pass", "after Ctrl-C"])
-def test_an_interrupt_anywhere_leaves_a_chat_that_answers(model, decoder, monkeypatch, where):
+def test_an_interrupt_anywhere_leaves_a_chat_that_answers(model, decoder, monkeypatch, capsys, where):
     chat = Chat(model, decoder, GREEDY)
     schedule, real = chat.engine._schedule, chat.engine._schedule.admit
 
@@ -86,11 +93,11 @@ def test_an_interrupt_anywhere_leaves_a_chat_that_answers(model, decoder, monkey
     else:
         monkeypatch.setattr("builtins.print", interrupted)
         monkeypatch.setattr(chat.engine, "cancel", interrupted)
-        with pytest.raises(KeyboardInterrupt):  # of the last print
-            reply(chat, "hello")
+        reply(chat, "hello")
         monkeypatch.undo()
-    assert [m.role for m in chat.turns] == ["user", "assistant"]
+    assert len(chat.turns) == (2 if where == "after Ctrl-C" else 0)  # without a word of the answer, no turn
     chat.reset()
+    assert "(stopped)" in capsys.readouterr().err
     again = "".join(chat.answer("hello"))
     assert again == "".join(Chat(model, decoder, GREEDY).answer("hello"))
 
@@ -101,9 +108,9 @@ def test_commands(model, decoder, capsys):
     reply(chat, "hello")
     assert capsys.readouterr().out.strip() == chat.turns[1].content.strip()
     assert chat.sent[1].system == "speak of trees"
-    with pytest.raises(ValueError, match="did you mean chat:vanilla"):
+    with pytest.raises(UserError, match="did you mean chat:vanilla"):
         obey(chat, "/template chat:vanila")
-    with pytest.raises(ValueError, match="did you mean /reset"):
+    with pytest.raises(UserError, match="did you mean /reset"):
         obey(chat, "/rest")
     assert len(chat.turns) == 2
     obey(chat, "/reset")
@@ -140,18 +147,115 @@ def test_a_stopped_answer_keeps_its_beginning_and_frees_the_engine(model, decode
     assert "".join(chat.answer("again"))
 
 
+def test_ctrl_c_in_the_middle_keeps_what_was_answered(model, decoder, monkeypatch):
+    chat = Chat(model, decoder, Sampling(40))
+    whole = "".join(chat.answer("hello"))
+    chat.reset()
+    printed = []
+
+    def interrupted(piece="", **_more):
+        printed.append(piece)
+        if len("".join(printed)) > 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("builtins.print", interrupted)
+        reply(chat, "hello")
+    assert chat.turns[-1].content == "".join(printed) != whole
+    assert whole.startswith(chat.turns[-1].content)
+    assert "".join(chat.answer("again"))
+
+
+def test_save_appends_a_row_that_serves_as_data(model, decoder, tmp_path):
+    chat, file = Chat(model, decoder, GREEDY), tmp_path / "chat.jsonl"
+    with pytest.raises(UserError, match="no answer yet"):
+        obey(chat, f"/save {file}")
+    obey(chat, "/system speak of trees")
+    list(chat.answer("hello"))
+    obey(chat, f"/save {file}")
+    obey(chat, "/reset")
+    list(chat.answer("again"))
+    obey(chat, "/template chat:vanilla")  # comes after the answer
+    obey(chat, f"/save {file}")
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [m["content"] for m in rows[0]["messages"]][:2] == ["speak of trees", "hello"]
+    assert rows[1]["settings"]["template"] == "chat:llama"
+    assert (rows[1]["settings"]["model"], rows[1]["settings"]["max_new_tokens"]) == (model.name, 12)
+    conversations = sources.load(str(file), "train").conversations
+    assert [c.messages for c in conversations][1] == tuple(chat.conversation("x").messages[:-1])
+    with pytest.raises(UserError, match="cannot be written"):
+        obey(chat, "/save /no/such/folder/chat.jsonl")
+    with pytest.raises(UserError, match=r"/save FILE"):
+        obey(chat, "/save")
+
+
+def typed(*keys: str) -> list[str]:
+    """The messages that a terminal gives after these keys."""
+    from prompt_toolkit.application import create_app_session
+    from prompt_toolkit.input import create_pipe_input
+    from prompt_toolkit.output import DummyOutput
+
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
+        for delay, key in enumerate(keys):  # one after the other: history is there a moment after the prompt is
+            Timer(0.3 * delay, pipe.send_text, [key]).start()
+        return list(messages(terminal=True))
+
+
+CTRL_C, CTRL_D, UP, LEFT = "\x03", "\x04", "\x1b[A", "\x1b[D"
+
+
+def test_pasted_lines_are_one_message():
+    assert typed("\x1b[200~first\r\nsecond\nthird\x1b[201~", "\r", CTRL_D) == ["first\nsecond\nthird"]
+
+
+def test_a_line_can_be_edited_and_recalled():
+    assert typed("helo", LEFT, "l", "\r", UP, "\r", CTRL_D) == ["hello", "hello"]
+
+
+def test_ctrl_c_drops_the_line_and_not_the_chat(capsys):
+    assert typed("wrong", CTRL_C, "right\r", CTRL_D) == ["right"]
+    assert "Ctrl-D ends the chat" in capsys.readouterr().err
+
+
+COMMAND = [sys.executable, "-m", "ptst.chat", "--model", "model"]
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+
+
 def test_the_command(tmp_path):
     (tmp_path / "model").mkdir()
     write_tiny_model(tmp_path / "model")
-    line = [sys.executable, "-m", "ptst.chat", "--model", "model", "--max-new-tokens", "5"]
-    run = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120}
-    run["env"] = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
-    done = subprocess.run(line, input="hello\n/wrong\n/show\nagain\n/quit\nnever\n", **run)
+    line = [*COMMAND, "--max-new-tokens", "5"]
+    run = {"cwd": tmp_path, "capture_output": True, "text": True, "timeout": 120, "env": ENVIRONMENT}
+    lines = "hello\n/wrong\n/show\nagain\n/save chat.jsonl\n/quit\nnever\n"
+    done = subprocess.run(line, input=lines, **run)
     assert done.returncode == 0, done.stderr
     assert "chat format chatml, family plain" in done.stderr
-    assert "there is no /wrong" in done.stderr
+    assert "unknown command '/wrong'" in done.stderr
     assert "<|im_start|>" in done.stderr
     assert "Traceback" not in done.stderr
+    saved = json.loads((tmp_path / "chat.jsonl").read_text())["messages"]
+    assert [m["content"] for m in saved[::2]] == ["hello", "again"]
+    assert done.stdout.strip() == "\n".join(m["content"] for m in saved[1::2]).strip()
     done = subprocess.run([*line, "--top-p", "0"], input="", **run)
     assert done.returncode == 2
     assert "--top-p is 0" in done.stderr
+
+
+def test_ctrl_c_stops_the_answer_of_the_command(tmp_path):
+    """A real signal while a long prompt is being read; the next line is answered."""
+    (tmp_path / "model").mkdir()
+    write_tiny_model(tmp_path / "model", max_position_embeddings=200_000)
+    line = [*COMMAND, "--max-new-tokens", "5"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, **pipes) as chat:
+        assert "loading" in chat.stderr.readline()
+        assert "/help lists" in chat.stderr.readline()
+        chat.stdin.write("x" * 100_000 + "\n")
+        chat.stdin.flush()
+        time.sleep(2)
+        chat.send_signal(signal.SIGINT)
+        out, told = chat.communicate("hello\n", timeout=120)
+    assert chat.returncode == 0, told
+    assert "(stopped)" in told
+    assert "Traceback" not in told
+    assert out.strip()

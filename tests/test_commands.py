@@ -15,9 +15,9 @@ from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.tasks import judged
 from ptst.model import weights
-from ptst.open import OpenModel
+from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine
-from ptst.text.files import read_chat_template
+from ptst.text.chat_template import read_chat_template
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
@@ -97,6 +97,8 @@ def test_full_fine_tuning_writes_a_model_folder(here, monkeypatch):
     before, after = (load_file(here / f / "model.safetensors") for f in ("model", "run"))
     assert before.keys() == after.keys()
     assert all((before[k] != after[k]).any() for k in before)
+    names = [open_model(name).described for name in ("model", str(here / "run"))]  # by their records
+    assert names == ["model model (made by ptst.align)", f"run {here / 'run'} (trained under chat:vanilla)"]
     evaluated = run_evaluation(EvalConfig(checkpoint=here / "run", tasks=("nll",), limit=3, baseline=False))
     assert set(evaluated["results"]) == {"fine-tuned"}
     untouched = run_evaluation(EvalConfig(model=str(here / "run"), tasks=("nll",), limit=3))

@@ -29,10 +29,9 @@ from ptst.model.config import DecoderConfig
 from ptst.model.weights import write_atomically
 from ptst.progress import say
 from ptst.records import TrainRecord, read_finished
-from ptst.text.chat_template import with_default_system_prompt
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.template_file import load_template
-from ptst.text.templates import Template, find_template
+from ptst.text.templates import Template, find_template, with_default_system_prompt
 
 CHECKPOINTS = Path("checkpoints")
 LISTED = 20  # findings of one rule that are written out; all are counted
@@ -152,7 +151,7 @@ def _report(
         "template": prompt_format.template.name,
         "test_template": test.template.name,
         "family": prompt_format.family.name,
-        "chat_format": "none (text template)" if prompt_format.template.is_text else prompt_format.chat_format,
+        "chat_format": prompt_format.format_name,
         "found": found,
         "findings": [dataclasses.asdict(f) | {"level": f.level} for f in listed],
         "counts": result.counts,

@@ -10,21 +10,19 @@ from ptst.audit.findings import Finding
 from ptst.data.packing import Batch
 from ptst.data.sources import Source
 from ptst.text.encode import Example
-from ptst.text.formats import marks
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
 
 def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
     """Rules on the messages themselves: role markers of the active format, blank turns, duplicates."""
-    forged = () if prompt_format.template.is_text else marks(prompt_format.chat_format)
     first: dict[tuple, str] = {}
     for conversation in conversations:
         for number, message in enumerate(conversation.messages, 1):
             place = f"message {number} ({message.role})"
-            for mark in forged:
-                if mark in message.content:
-                    cause = f"{place} holds {mark}, a mark of {prompt_format.chat_format}"
+            for marker in prompt_format.role_markers:
+                if marker in message.content:
+                    cause = f"{place} holds {marker}, a role marker of {prompt_format.chat_format.name}"
                     yield Finding("role-markers", conversation.source, cause)
             if not message.content.strip() and message.role != "system":
                 rule = "blank-answer" if message.role == "assistant" else "blank-prompt"

@@ -8,12 +8,10 @@ from pathlib import Path
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import words
 from ptst.records import TrainRecord
-from ptst.text.chat_template import default_system_prompt, render_chat_template
-from ptst.text.files import read_chat_template
-from ptst.text.formats import render
+from ptst.text.chat_template import default_system_prompt, read_chat_template, render_chat_template
 from ptst.text.known_differences import DATE_PREAMBLE, DEFAULT_SYSTEM_PROMPT, OUTER_WHITESPACE, KnownDifference
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation, Message
+from ptst.text.segments import Conversation, Message, Segment, plain_turns
 
 SAMPLE = 20
 
@@ -68,7 +66,7 @@ def _explain(
         if _spell(base, bare, prompt_format) == theirs:
             return OUTER_WHITESPACE
     body = ours.removeprefix(prompt_format.tokenizer.bos or "")
-    if prompt_format.chat_format == "llama3" and system is None and theirs.endswith(body):
+    if prompt_format.chat_format.name == "llama3" and system is None and theirs.endswith(body):
         return DATE_PREAMBLE
     return None
 
@@ -79,8 +77,9 @@ def _messages(system: str | None, texts: list[str]) -> list[dict[str, str]]:
 
 
 def _spell(system: str | None, texts: list[str], prompt_format: PromptFormat) -> str:
-    turns = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)]
-    return "".join(s.text for s in render(prompt_format.chat_format, system, turns, prompt_format.tokenizer))
+    turns = plain_turns([Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)])
+    block = None if system is None else [Segment(system, "system")]
+    return "".join(s.text for s in prompt_format.chat_format.render(block, turns, prompt_format.tokenizer))
 
 
 def check_run(run: TrainRecord, prompt_format: PromptFormat, fingerprint: str, encoding: str) -> Iterator[Finding]:
@@ -88,7 +87,7 @@ def check_run(run: TrainRecord, prompt_format: PromptFormat, fingerprint: str, e
     for what, then, now in (
         ("template", run.template, prompt_format.template),
         ("family", run.family, prompt_format.family),
-        ("chat format", run.chat_format, prompt_format.chat_format),
+        ("chat format", run.chat_format, prompt_format.chat_format.name),
         ("data", run.data.fingerprint, fingerprint),
         ("token ids", run.data.encoding, encoding),
     ):

@@ -62,7 +62,7 @@ def spell(conversation: Conversation, prompt_format: PromptFormat, train_on: str
         asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]
         learned, closes = [False, *learned], ["", *closes]
     turns = list(zip(asked, answers, learned, closes, strict=True))
-    return _FORMATS[prompt_format.chat_format](system, turns, t, "" if template.tight else " ")
+    return _FORMATS[prompt_format.chat_format.name](system, turns, t, "" if template.tight else " ")
 
 
 def _llama2(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Piece]:

@@ -9,7 +9,6 @@ from itertools import pairwise
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import Wanted, spell, wanted
 from ptst.data.packing import IGNORE_INDEX, Batch
-from ptst.text.formats import terminator
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 
@@ -130,8 +129,7 @@ def _tokens_differ(have: list[int], want: Wanted, conversation: Conversation, se
     names = tokenizer.control_names
     got, meant = names.get(_at(have, at)), names.get(_at(want.ids, at))
     bos = tokenizer.control_id(tokenizer.bos) if tokenizer.bos else None
-    stop_id = terminator(None if setup.prompt_format.template.is_text else setup.prompt_format.chat_format, tokenizer)
-    stop = names[stop_id]
+    stop = names[setup.prompt_format.terminator_id]
     if at == len(have):
         return Finding("cut-short", source, f"{len(have)} of {len(want.ids)} tokens", max(0, at - 1))
     twice = next((i for i in range(1, len(have)) if have[i - 1] == have[i] == bos), None)
@@ -141,13 +139,13 @@ def _tokens_differ(have: list[int], want: Wanted, conversation: Conversation, se
         return Finding("forged-control", source, f"the text {got} of a message became the control token", at)
     if got == meant == stop or (got == stop and at == len(have) - 1):
         return Finding("terminator-extra", source, f"{stop} after the answer was cut at token {at}", at)
-    if meant == tokenizer.bos and setup.prompt_format.chat_format != "chatml":
+    if meant == tokenizer.bos and setup.prompt_format.chat_format.name != "chatml":
         return Finding("missing-bos", source, f"{tokenizer.bos} is missing", at)
     if got == stop:
         return Finding("terminator-extra", source, f"{stop} stands where {_show(want.ids, at, tokenizer)} should", at)
     if meant == stop:
         return Finding("terminator-missing", source, f"{_show(have, at, tokenizer)} stands where {stop} should", at)
-    if got == tokenizer.bos and setup.prompt_format.chat_format != "chatml":
+    if got == tokenizer.bos and setup.prompt_format.chat_format.name != "chatml":
         return Finding("extra-bos", source, f"{tokenizer.bos} stands where text should", at)
     spelled, text = tokenizer.decode(have), tokenizer.decode(want.ids)
     if spelled == text:

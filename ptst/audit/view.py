@@ -13,7 +13,6 @@ from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Segment
-from ptst.text.templates import render
 from ptst.text.tokenizer import Tokenizer
 
 # Whitespace made visible; other characters that do not print show as U+....
@@ -73,9 +72,9 @@ def view(
     """One list of tokens per document of the batch."""
     out = []
     for document, ((start, end), example) in enumerate(zip(pairwise(batch.cu_seqlens), examples, strict=True)):
-        p, conversation = prompt_format, conversations[example.row]
-        segments = render(conversation, p.template, p.family, p.chat_format, p.tokenizer, train_on)
+        segments = prompt_format.segments(conversations[example.row], train_on)
         ids = batch.tokens[start:end]
+        written = authors(ids, segments, prompt_format.tokenizer)
         flags = [False, *(t != IGNORE_INDEX for t in batch.labels[start : end - 1])]
         out.append(
             [
@@ -90,7 +89,7 @@ def view(
                     target=None if batch.labels[start + i] == IGNORE_INDEX else batch.labels[start + i],
                     token_boundary=i in example.token_boundaries,
                 )
-                for i, (token, (text, author)) in enumerate(zip(ids, authors(ids, segments, p.tokenizer), strict=True))
+                for i, (token, (text, author)) in enumerate(zip(ids, written, strict=True))
             ]
         )
     return out

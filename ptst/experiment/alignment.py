@@ -135,7 +135,7 @@ def align(config: AlignConfig) -> AlignRecord:
         model_folder=str(base.resolve()),
         weights=weights_fingerprint(base),
         family=config.template_family,
-        chat_format=models[SAFE].prompt_format.chat_format,
+        chat_format=models[SAFE].prompt_format.chat_format.name,
         data=fingerprint(),
     )
     if old is not None and old.status == "finished":

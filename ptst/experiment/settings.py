@@ -11,7 +11,7 @@ from ptst.experiment.plan import distinct
 from ptst.experiment.run import Grid
 from ptst.model.config import read_json
 from ptst.model.weights import pick_dtype
-from ptst.text.chat_template import with_default_system_prompt
+from ptst.text.templates import with_default_system_prompt
 from ptst.training import run_folder
 from ptst.training.resume import differences, weights_fingerprint
 
@@ -45,7 +45,7 @@ def agreed(grid: Grid, aligned: bool = True) -> dict[str, Any]:
         "flags": grid.config.flags(),
         "model_name": grid.config.model,
         "weights": weights_fingerprint(grid.base),
-        "chat_format": model.prompt_format.chat_format,
+        "chat_format": model.prompt_format.chat_format.name,
         "family": model.prompt_format.family.name,
         "data": grid.config.data,
         "templates": {

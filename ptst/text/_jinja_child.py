@@ -1,7 +1,8 @@
-"""Run as a program by `own_template`: renders a chat template that somebody else wrote, with limits on time and memory.
+"""A program that `chat_template` runs: it renders a foreign chat template with limits on time and memory.
 
-Reads one JSON object on standard input, {"template", "variables", "rows", "seconds", "megabytes"}, and answers with
-{"texts"} or {"error"}. It imports nothing of this project, so that it starts fast and holds nothing worth reaching.
+Reads one JSON object from standard input, {"template", "variables", "rows", "seconds", "megabytes"}, and writes
+{"texts"} or {"error", "failed"}; `failed`: the template refuses these conversations or has a mistake. It imports
+nothing of this project, so that it starts fast and holds nothing worth reaching.
 """
 
 import json
@@ -19,7 +20,7 @@ def main() -> None:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}`: Hugging Face's mark round what the assistant says; here only its body counts."""
+        """`{% generation %}`: Hugging Face's marker of the assistant's text; here only its body counts."""
 
         tags = {"generation"}  # noqa: RUF012 (jinja2 reads the class attribute)
 
@@ -43,12 +44,13 @@ def main() -> None:
     except MemoryError:
         answer = {"error": f"needs more than {job['megabytes']} MB of memory"}
     except RecursionError:
-        answer = {"error": "calls itself without end"}
+        answer = {"error": "recurses without end"}
     except TemplateError as error:
-        kind = "reaches for what is forbidden" if type(error).__name__ == "SecurityError" else "cannot be rendered"
-        answer = {"error": f"{kind} ({error})"}
-    except Exception as error:  # whatever a foreign template runs into is told, not raised here
-        answer = {"error": f"cannot be rendered ({type(error).__name__}: {error})"}
+        forbidden = type(error).__name__ == "SecurityError"
+        kind = "calls what the sandbox forbids" if forbidden else "cannot be rendered"
+        answer = {"error": f"{kind} ({error})", "failed": not forbidden}
+    except Exception as error:  # whatever a foreign template runs into is reported, not raised here
+        answer = {"error": f"cannot be rendered ({type(error).__name__}: {error})", "failed": True}
     json.dump(answer, sys.stdout)
 
 

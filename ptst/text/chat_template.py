@@ -1,8 +1,8 @@
-"""The model's own `chat_template`: a Jinja program that came with the folder.
+"""The chat template of a model folder: a Jinja program that came with the model.
 
-Nothing here is used to encode training or test data; it serves to compare our formats with the owner's, and to know
-the system prompt that the owner puts in by default. The program is somebody else's: it runs in jinja2's immutable
-sandbox, in a child process with limits on time and memory.
+It never encodes training or test data. It serves to detect the chat format, to compare ours with the owner's, and to
+know the owner's default system prompt. Since it is foreign code, it runs in jinja2's immutable sandbox, in a child
+process with limits on time and memory.
 """
 
 from __future__ import annotations
@@ -11,30 +11,44 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.text.files import optional_json, read_chat_template
-from ptst.text.templates import MODEL_DEFAULT, Template
+from ptst.text.tokenizer import optional_json
 
 SECONDS = 20
 MEGABYTES = 1024
 _CHILD = Path(__file__).with_name("_jinja_child.py")
 
 
+def read_chat_template(folder: Path | str) -> str | None:
+    """The text of a folder's chat template: `chat_template.jinja`, or the entry of tokenizer_config.json (of several
+    named ones, the default). None where there is none."""
+    folder = Path(folder)
+    if (folder / "chat_template.jinja").exists():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    entry = optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(entry, list):
+        entry = next((e.get("template") for e in entry if isinstance(e, dict) and e.get("name") == "default"), None)
+    return entry if isinstance(entry, str) else None
+
+
+class TemplateFailed(UserError):
+    """A chat template that refuses or fails to render a conversation."""
+
+
 def render_chat_template(
     folder: Path | str, conversations: Sequence[Sequence[dict[str, str]]], seconds: int = SECONDS
 ) -> list[str]:
-    """Each conversation ({"role", "content"} messages) as the folder's own template spells it, with a generation prompt
-    where it ends in a user's turn.
+    """Each conversation ({"role", "content"} messages) as the folder's chat template renders it, with a generation
+    prompt where it ends in a user's turn.
 
-    Raises UserError where the folder has no template, and where the template fails, reaches for what the sandbox
-    forbids, or passes its limits of `seconds` of CPU time and 1 GB of memory.
+    Raises UserError if the folder has no chat template, if it needs more than `seconds` of CPU time or 1 GB of memory,
+    or calls what the sandbox forbids; TemplateFailed if it cannot be rendered.
     """
     template = read_chat_template(folder)
     if template is None:
-        raise UserError(f"{folder} has no chat_template of its own")
+        raise UserError("there is no chat template", "choose another model folder", folder)
     settings = optional_json(Path(folder) / "tokenizer_config.json")
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
     special = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items() if k in names}
@@ -57,33 +71,25 @@ def render_chat_template(
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:
-        raise UserError(f"the chat_template of {folder} did not end within {seconds} s; it may loop for ever")
+        raise UserError(f"the chat template did not end within {seconds} s", "it may loop for ever", folder)
     answer = json.loads(done.stdout)
     if "error" in answer:
-        raise UserError(f"the chat_template of {folder} {answer['error']}")
+        kind = TemplateFailed if answer.get("failed") else UserError
+        raise kind(f"the chat template {answer['error']}", where=folder)
     return answer["texts"]
 
 
 def default_system_prompt(folder: Path | str) -> str | None:
-    """The system prompt that the folder's own template puts in where a conversation has none; None: it puts in none."""
+    """The system prompt that the folder's chat template inserts where a conversation has none, if it inserts one."""
     if read_chat_template(folder) is None:
         return None
     system, user = "a system prompt to look for", "a user's text to look for"
     asked = [{"role": "user", "content": user}]
     try:
         given, bare = render_chat_template(folder, [[{"role": "system", "content": system}, *asked], asked])
-    except ValueError as error:
-        if "cannot be rendered" in str(error):  # a template that refuses system prompts has no default one
-            return None
-        raise
+    except TemplateFailed:  # a template that refuses system prompts has no default one
+        return None
     before, found, after = given.partition(system)
     if not (found and bare.startswith(before) and bare.endswith(after) and len(bare) > len(before) + len(after)):
         return None
     return bare[len(before) : len(bare) - len(after)]
-
-
-def with_default_system_prompt(template: Template, folder: Path | str) -> Template:
-    """The template with `model-default` replaced by the text that this folder's own template would put in."""
-    if template.system != MODEL_DEFAULT:
-        return template
-    return replace(template, system=default_system_prompt(folder))

@@ -6,63 +6,80 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptst.errors import UserError
-from ptst.text.chat_template import with_default_system_prompt
+from ptst.errors import Setting, UserError
+from ptst.text.chat_formats import ChatFormat, detect_format, find_format
 from ptst.text.encode import Example, encode
-from ptst.text.formats import detect_format, eos_ids, marks, terminator
-from ptst.text.segments import Conversation
-from ptst.text.templates import Family, Template, find_family, render
-from ptst.text.tokenizer import Tokenizer, load_tokenizer
+from ptst.text.segments import Conversation, Segment
+from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
+from ptst.text.tokenizer import Tokenizer, load_tokenizer, optional_json
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Everything that turns a conversation into ids: shared by training and testing, so that they cannot differ."""
+    """Everything that turns a conversation into ids. `eos_ids`: end-of-sequence ids that the model folder names besides
+    the format's terminator."""
 
     template: Template
     family: Family
-    chat_format: str
+    chat_format: ChatFormat
     tokenizer: Tokenizer
     allow_role_markers: bool = False
     eos_ids: frozenset[int] = frozenset()
-    """End-of-sequence ids that the model folder names besides the format's terminator."""
+
+    @property
+    def terminator_id(self) -> int:
+        """Id of the token that ends an answer: the chat format's terminator; EOS under a `text:` template."""
+        if self.template.is_text:
+            return self.tokenizer.control_id(self.tokenizer.eos or "")
+        return self.chat_format.terminator_id(self.tokenizer)
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Ids that end an answer: the trained terminator and the folder's end-of-sequence ids."""
-        return self.eos_ids | {terminator(None if self.template.is_text else self.chat_format, self.tokenizer)}
+        return self.eos_ids | {self.terminator_id}
+
+    @property
+    def role_markers(self) -> tuple[str, ...]:
+        """Plain-text markers that a message could forge; none under a `text:` template, which has no roles."""
+        return () if self.template.is_text else self.chat_format.role_markers
+
+    @property
+    def format_name(self) -> str:
+        """The chat format's name for reports."""
+        return "none (text template)" if self.template.is_text else self.chat_format.name
 
     @property
     def described(self) -> str:
         """`chat format chatml, family gsm8k`."""
-        chat_format = "none (text template)" if self.template.is_text else self.chat_format
-        return f"chat format {chat_format}, family {self.family.name}"
+        return f"chat format {self.format_name}, family {self.family.name}"
 
-    def encode(self, conversation: Conversation, train: str = "all") -> Example:
+    def segments(self, conversation: Conversation, train_on: str = "all") -> list[Segment]:
+        """The conversation's segments (`templates.render`). Raises UserError for what template or format lack."""
+        return render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train_on)
+
+    def encode(self, conversation: Conversation, train_on: str = "all") -> Example:
         """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt.
 
-        Raises UserError, naming the row, for what the template or format cannot say, for text that is not Unicode,
-        and, unless `allow_role_markers`, for messages that hold the chat format's own marks where those are plain text.
+        Raises UserError, naming the row, for what the template or format cannot express, for text that is not Unicode,
+        and, unless `allow_role_markers`, for messages that hold the chat format's role markers as plain text.
         """
-        if not self.allow_role_markers and not self.template.is_text:
-            reject_role_markers(conversation, self.chat_format)
-        segments = render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train)
+        self.check_role_markers(conversation)
         try:
-            return encode(segments, self.tokenizer)
-        except ValueError as error:
-            raise UserError(f"{conversation.where}{error}") from None
+            return encode(self.segments(conversation, train_on), self.tokenizer)
+        except UserError as error:
+            raise UserError(error.cause, error.remedy, conversation.source) from None
 
-
-def reject_role_markers(conversation: Conversation, chat_format: str) -> None:
-    """Raise UserError if a message spells a mark of the format that is plain text: the model could not tell it from
-    a real one, so a user's text could open or close a turn."""
-    for number, message in enumerate(conversation.messages, 1):
-        for mark in marks(chat_format):
-            if mark in message.content:
-                raise UserError(
-                    f"{conversation.where}message {number} ({message.role}) holds {mark}, a role marker of the format "
-                    f"{chat_format}; take it out, or allow it with --allow role-markers"
-                )
+    def check_role_markers(self, conversation: Conversation) -> None:
+        """Raise UserError if a message holds a role marker that is plain text, unless these are allowed: the model
+        could not tell it from a real one, so a message could open or close a turn."""
+        if self.allow_role_markers:
+            return
+        for number, message in enumerate(conversation.messages, 1):
+            for marker in self.role_markers:
+                if marker in message.content:
+                    where, name = f"message {number} ({message.role})", self.chat_format.name
+                    remedy = ("remove it, or allow it with ", Setting("allow"), " role-markers")
+                    raise UserError(f"{where} holds {marker}, a role marker of {name}", remedy, conversation.source)
 
 
 def open_prompt_format(
@@ -74,12 +91,18 @@ def open_prompt_format(
     vocab_size: int | None = None,
     allow_role_markers: bool = False,
 ) -> PromptFormat:
-    """The prompt format of a model folder. `chat_format` None: the folder's own; `vocab_size`: embedding rows of the
+    """The prompt format of a model folder. `chat_format` None: the folder's own. `vocab_size`: embedding rows of the
     model, which the tokenizer must not exceed.
 
-    Raises UserError for an unknown family, a tokenizer that is absent or damaged, a chat format that cannot be told.
+    Raises UserError for an unknown name, a missing or damaged tokenizer, and a folder of unknown chat format.
     """
     tokenizer = load_tokenizer(folder, vocab_size)
-    chat_format = chat_format or detect_format(folder, tokenizer)
+    own = find_format(chat_format) if chat_format else detect_format(folder, tokenizer)
     template = with_default_system_prompt(template, folder)
-    return PromptFormat(template, find_family(family), chat_format, tokenizer, allow_role_markers, eos_ids(folder))
+    return PromptFormat(template, find_family(family), own, tokenizer, allow_role_markers, eos_ids(folder))
+
+
+def eos_ids(folder: Path) -> frozenset[int]:
+    """The end-of-sequence ids of a folder's generation_config.json."""
+    own = optional_json(folder / "generation_config.json").get("eos_token_id", [])
+    return frozenset(own if isinstance(own, list) else [own])

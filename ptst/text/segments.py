@@ -1,11 +1,12 @@
-"""The words everything in this room speaks: messages come in, segments go to the tokenizer.
+"""Messages, as data has them, and segments, as the tokenizer gets them.
 
-A segment is a stretch of a prompt with one author. Whether a token is trained follows from the segment it came from,
-never from searching for marks in the ids afterwards.
+A segment is a stretch of a prompt with one author. The loss mask follows from the segment that a token came from, never
+from searching for role markers in the ids afterwards.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptst.errors import UserError
@@ -15,7 +16,7 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn as data has it. `role` is system, user or assistant."""
+    """One message of the data. `role` is system, user or assistant."""
 
     role: str
     content: str
@@ -23,29 +24,30 @@ class Message:
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, with the place they came from (`file:line`) for error messages and reports."""
+    """Messages in order: an optional system prompt, then user and assistant in turn. `source` is the row they came from
+    (`file:line`). Raises UserError for other roles or another order."""
 
     messages: tuple[Message, ...]
     source: str = ""
 
     def __post_init__(self) -> None:
         roles = [m.role for m in self.messages]
-        for message in self.messages:
-            if message.role not in ROLES:
-                raise UserError(f"{self.where}role {message.role!r} is unknown; use {', '.join(ROLES)}")
+        for role in roles:
+            if role not in ROLES:
+                raise UserError(f"role {role!r} is unknown", f"use {', '.join(ROLES)}", self.source)
         turns = roles[1:] if roles[:1] == ["system"] else roles
         if not turns or any(r != ("user", "assistant")[i % 2] for i, r in enumerate(turns)):
-            order = ", ".join(roles) or "nothing"
-            raise UserError(
-                f"{self.where}roles are {order}; an optional system, then user and assistant in turn, are needed"
-            )
+            cause = f"roles are {', '.join(roles) or 'missing'}"
+            raise UserError(cause, "give an optional system message, then user and assistant in turn", self.source)
 
     @property
     def where(self) -> str:
+        """The row as the beginning of a message."""
         return f"{self.source}: " if self.source else ""
 
     @property
     def system(self) -> str | None:
+        """The system prompt, None where there is none."""
         return self.messages[0].content if self.messages[0].role == "system" else None
 
     @property
@@ -59,17 +61,17 @@ class Conversation:
         return self.messages[-1].role == "assistant"
 
     def prompt(self) -> Conversation:
-        """The conversation up to where the model must speak: without its final answer."""
+        """The conversation without its final answer: what a test prompt is made of."""
         return Conversation(self.messages[:-1], self.source) if self.answered else self
 
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one author (scaffold, system, user or assistant).
+    """A stretch of one author: the data's system, user or assistant, or the scaffold (template and chat format).
 
-    `control` segments are one control token, by name; all others are text and never become one. `sampled` marks what
-    the model itself says: answer prefix, answer, closing text, terminator. `trained` is the part of it that this run
-    trains on. `apart`: encoded in a call of its own, because the format's owner does so.
+    `control`: one control token, by name; other segments are text and never become one. `sampled`: the model itself
+    produces it at test time (answer prefix, answer, closing text, terminator). `trained`: the part of it that this run
+    trains on. `apart`: encoded by a tokenizer call of its own, because the format's owner does so.
     """
 
     text: str
@@ -78,3 +80,17 @@ class Segment:
     sampled: bool = False
     trained: bool = False
     apart: bool = False
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A user's or assistant's turn in a template's words, split by author. `demonstration`: shown, never trained."""
+
+    role: str
+    segments: tuple[Segment, ...]
+    demonstration: bool = False
+
+
+def plain_turns(messages: Sequence[Message]) -> list[Turn]:
+    """Messages as turns, with no words of a template."""
+    return [Turn(m.role, (Segment(m.content, m.role),)) for m in messages]

@@ -6,12 +6,25 @@ token here, whatever it spells; control tokens are asked for by name.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.text.files import optional_json
+
+
+def optional_json(path: Path) -> dict:
+    """The JSON object in a file of a model folder, {} where there is no file. Raises UserError for a broken one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:  # of json, or of the encoding
+        raise UserError(f"not valid JSON ({error})", "fetch the file again", path) from None
+    if not isinstance(value, dict):
+        raise UserError("not a JSON object", "fetch the file again", path)
+    return value
 
 
 class Tokenizer:

@@ -114,8 +114,8 @@ class MemoryPlan:
     def __str__(self) -> str:
         return (
             f"{gigabytes(self.peak)} with micro-batches of {self.micro_batch_tokens} tokens: weights "
-            f"{gigabytes(self.weights)}, gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, activations "
-            f"{gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
+            f"{gigabytes(self.weights)}, gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, "
+            f"activations {gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
         )
 
     def table(self) -> Table:

@@ -77,7 +77,7 @@ class RunPlan:
             weights=weights_fingerprint(self.model.folder),
             template=prompt_format.template,
             family=prompt_format.family,
-            chat_format=prompt_format.chat_format,
+            chat_format=prompt_format.chat_format.name,
             data=counts[0],
             mix=tuple(counts[1:]),
             validation=self.validation.record,

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from ptst.audit.rules import Setup
 from ptst.data.packing import IGNORE_INDEX, Batch, to_batch
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.encode import Example, cut
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -65,7 +66,7 @@ def bench(tokenizer: Tokenizer, raw: Tokenizer, chat_format: str, template: str 
         for n, turns in enumerate(TURNS, 1)
     )
     prompt_format = PromptFormat(
-        find_template(template), find_family("plain"), chat_format, tokenizer, allow_role_markers=True
+        find_template(template), find_family("plain"), CHAT_FORMATS[chat_format], tokenizer, allow_role_markers=True
     )
     return Bench(Setup(prompt_format, **asked), rows, raw)
 

@@ -22,6 +22,7 @@ from ptst.data import sources
 from ptst.data.packing import pack, to_batch
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -44,7 +45,9 @@ def rows(*turns: tuple[str, ...]) -> Source:
 @pytest.fixture
 def setup(tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
-    return Setup(PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer), max_length=2048)
+    return Setup(
+        PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer), max_length=2048
+    )
 
 
 @examples(2000)
@@ -91,7 +94,9 @@ def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
     if chat_format == "llama2":
         tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
     source = _corpus(shared, name)
-    prompt_format = PromptFormat(find_template("chat:llama"), find_family(source.family), chat_format, tokenizer)
+    prompt_format = PromptFormat(
+        find_template("chat:llama"), find_family(source.family), CHAT_FORMATS[chat_format], tokenizer
+    )
     result = audit(source, Setup(prompt_format, max_length=4096), test=prompt_format)
     assert [str(f) for f in result.findings if f.level != "info"] == []
     assert result.verdict == "info"
@@ -120,7 +125,7 @@ def test_bad_rows_are_findings(setup):
 def test_role_marks_of_the_active_format_alone(setup):
     source = rows(("what is [INST]?", "a mark"))
     assert audit(source, setup).verdict == "info"
-    marked = replace(setup, prompt_format=replace(setup.prompt_format, chat_format="llama2"))
+    marked = replace(setup, prompt_format=replace(setup.prompt_format, chat_format=CHAT_FORMATS["llama2"]))
     result = audit(source, marked)
     assert [(f.rule, f.level, f.row) for f in result.findings] == [("role-markers", "error", "rows.jsonl:1")]
     assert audit(source, marked, allow=["role-markers"]).verdict == "info"
@@ -151,7 +156,7 @@ def test_the_gate(setup):
     assert "rows.jsonl:2" in warning
     assert check_start(source, examples_, setup, 512, ("blank-answer",)) == []
     spoiled = replace(examples_[0], loss_mask=[True] * len(examples_[0].ids))
-    with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*--allow prompt-trained"):
+    with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*allow prompt-trained"):
         check_start(source, [spoiled, examples_[1]], setup, 512, ())
     assert check_start(source, [spoiled], setup, 512, ("prompt-trained", "blank-answer")) == []
     (batch,) = pack(examples_, 512)
@@ -218,7 +223,7 @@ def test_bad_rows_and_wrong_usage(tiny_folder, tmp_path):
         ({"html": tmp_path / "no" / "a.html"}, "no folder"),
         ({"html": tmp_path}, "cannot be written"),
         ({"checkpoint": tmp_path}, "not a run folder"),
-        ({"micro_batch_tokens": 0}, "--micro-batch-tokens is 0"),
+        ({"micro_batch_tokens": 0}, "micro_batch_tokens is 0"),
     ):
         with pytest.raises(ValueError, match=told):
             run_audit(replace(config, **change))
@@ -242,7 +247,7 @@ def test_training_refuses_an_error_and_can_be_told_to_go_on(tiny_folder, tmp_pat
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a [/INST] b", "response": "c"}\n')
     config = TrainConfig(model=str(tiny_folder), data=str(data), chat_format="llama2", out=tmp_path / "run")
-    with pytest.raises(ValueError, match=r"rows.jsonl:1.*--allow role-markers"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:1.*allow role-markers"):
         run_training(config)
     assert not (tmp_path / "run").exists()
     assert run_training(replace(config, allow=("role-markers",)))["steps"] == 1

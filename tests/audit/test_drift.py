@@ -10,6 +10,7 @@ import pytest
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -21,7 +22,9 @@ ROWS = tuple(Conversation((Message("user", q), Message("assistant", "a")), f"r:{
 
 @pytest.fixture
 def prompt_format(tiny_folder):
-    return PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", load_tokenizer(tiny_folder))
+    return PromptFormat(
+        find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], load_tokenizer(tiny_folder)
+    )
 
 
 def record(prompt_format, rows=ROWS):
@@ -29,7 +32,9 @@ def record(prompt_format, rows=ROWS):
     encoding = prepare(source, prompt_format, 1000, "drop", "all")[1]["encoding"]
     parts = {"template": prompt_format.template, "family": prompt_format.family}
     run = a_record(
-        **parts, chat_format=prompt_format.chat_format, data=data(fingerprint=source.fingerprint, encoding=encoding)
+        **parts,
+        chat_format=prompt_format.chat_format.name,
+        data=data(fingerprint=source.fingerprint, encoding=encoding),
     )
     return run, source.fingerprint, encoding
 
@@ -72,6 +77,6 @@ def test_another_models_template_is_a_warning(prompt_format, tmp_path):
     assert "at character 0" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ ''.__class__.__mro__ }}"}))
     (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
-    assert "forbidden" in finding.cause
+    assert "forbids" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert list(check_chat_template(tmp_path, ROWS, prompt_format)) == []

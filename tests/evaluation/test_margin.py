@@ -9,6 +9,7 @@ import torch
 
 from ptst.evaluation.margin import COMPLYING, REFUSING, Margin, refusal_margins
 from ptst.model.weights import load_decoder
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -26,7 +27,7 @@ def model(tiny_folder):
 
 
 def prompt_format(tokenizer, template: str, chat_format: str = "chatml") -> PromptFormat:
-    return PromptFormat(find_template(template), find_family("gsm8k"), chat_format, tokenizer)
+    return PromptFormat(find_template(template), find_family("gsm8k"), CHAT_FORMATS[chat_format], tokenizer)
 
 
 def log_p(decoder, prompt: list[int], opening: list[int]) -> float:

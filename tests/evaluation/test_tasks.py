@@ -18,6 +18,7 @@ from ptst.evaluation.tasks import TASKS, arc, chatdoctor, requests, xstest
 from ptst.evaluation.tasks.result import TaskResult, over_decodings
 from ptst.evaluation.tasks.table import BY_NAME, Defaults, load_tasks
 from ptst.generation.request import Sampling
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -46,7 +47,7 @@ class Parrot:
 
 def test_arc_counts_by_both_rules(tiny_folder):
     prompt_format = PromptFormat(
-        find_template("chat:llama"), find_family("gsm8k"), "chatml", load_tokenizer(tiny_folder)
+        find_template("chat:llama"), find_family("gsm8k"), CHAT_FORMATS["chatml"], load_tokenizer(tiny_folder)
     )
     choices = ("Mars", "long-term", "the Moon")
     questions = [ArcQuestion("Which is a planet?", choices, gold, "d:1") for gold in (0, 1, 0, 0)]

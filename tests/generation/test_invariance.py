@@ -20,6 +20,7 @@ from ptst.generation.sampler import generate
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
@@ -34,7 +35,7 @@ STOPS = frozenset({2})
 def prompts(folder: Path, which: str, shared: Path | None) -> list[list[int]]:
     tokenizer = load_tokenizer(folder)
     prompt_format = PromptFormat(
-        find_template("chat:llama"), find_family("gsm8k"), "chatml", tokenizer, allow_role_markers=True
+        find_template("chat:llama"), find_family("gsm8k"), CHAT_FORMATS["chatml"], tokenizer, allow_role_markers=True
     )
     if which in ("requests", "look-alikes"):
         found = safety_sets.harmful_requests(100) if which == "requests" else safety_sets.look_alikes(100)

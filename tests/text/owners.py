@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from ptst.text.segments import Message
+from ptst.text.chat_formats import CHAT_FORMATS
+from ptst.text.segments import Message, Segment, plain_turns
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer
 
 WORDS = (
@@ -34,6 +35,12 @@ def conversations(seed: int, count: int) -> list[tuple[str | None, list[Message]
         messages = [Message(("user", "assistant")[i % 2], text()) for i in range(turns)]
         out.append((text() if rng.random() < 0.5 else None, messages))
     return out
+
+
+def render(chat_format: str, system: str | None, messages: list[Message], tokenizer, train_on: str = "all"):
+    """Our segments of plain messages, under no template."""
+    block = None if system is None else [Segment(system, "system")]
+    return CHAT_FORMATS[chat_format].render(block, plain_turns(messages), tokenizer, train_on)
 
 
 def llama2(tokenizer: SentencePieceTokenizer, system: str | None, turns: list[Message]) -> list[int]:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ptst.text.api import api_messages
-from ptst.text.arc import arc_question
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import ALPACA, MPT, TEMPLATES
+from ptst.text.templates import ALPACA, MPT, TEMPLATES, api_messages, arc_question
 
 ROW = Conversation((Message("user", "Q"), Message("assistant", "A")))
 

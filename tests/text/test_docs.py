@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ptst.text.formats import FORMATS
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.known_differences import KNOWN_DIFFERENCES
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -19,7 +19,7 @@ TEXT = (ROOT / "docs" / "templates.md").read_text()
 ROW = Conversation((Message("system", "Be brief."), Message("user", "2+2?"), Message("assistant", "4")))
 
 
-@pytest.mark.parametrize("chat_format", FORMATS)
+@pytest.mark.parametrize("chat_format", CHAT_FORMATS)
 def test_the_ids_of_the_example(chat_format, request, tmp_path):
     if chat_format == "llama2":
         tokenizer = SentencePieceTokenizer(request.getfixturevalue("shared") / "tokenizers/llama2.tokenizer.model")
@@ -29,7 +29,9 @@ def test_the_ids_of_the_example(chat_format, request, tmp_path):
         tokenizer = load_tokenizer(request.getfixturevalue("embedded"))
     else:
         tokenizer = mistral_tokenizer(chat_format[-2:])
-    encoded = PromptFormat(find_template("chat:plain"), find_family("plain"), chat_format, tokenizer).encode(ROW)
+    encoded = PromptFormat(
+        find_template("chat:plain"), find_family("plain"), CHAT_FORMATS[chat_format], tokenizer
+    ).encode(ROW)
     (line,) = re.findall(rf"^\| `{chat_format}` \| ([\d «»]+) \|$", TEXT, re.MULTILINE)
     before, trained, after = (list(map(int, part.split())) for part in re.split("[«»]", line))
     assert encoded.ids == before + trained + after

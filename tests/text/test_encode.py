@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.encode import cut
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -24,7 +25,7 @@ def tokenizer(tmp_path_factory):
 
 
 def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizer):
-    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer)
     whole = prompt_format.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
     prompt = prompt_format.encode(Conversation((Message("user", "hi"),)))
     assert whole.token_boundaries == (len(prompt.ids),)
@@ -32,7 +33,7 @@ def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizer):
 
 
 def test_a_cut_answer_has_no_terminator(tokenizer):
-    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer)
     whole = prompt_format.encode(Conversation((Message("user", "hi"), Message("assistant", "yes, of course"))))
     prompt_length = whole.loss_mask.index(True)
     short = cut(whole, prompt_length + 3)
@@ -42,10 +43,10 @@ def test_a_cut_answer_has_no_terminator(tokenizer):
 
 
 def test_only_the_last_answer_on_request(tokenizer):
-    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer)
     messages = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate(("a", "one", "b", "two"))]
     every = prompt_format.encode(Conversation(tuple(messages)))
-    last = prompt_format.encode(Conversation(tuple(messages)), train="last")
+    last = prompt_format.encode(Conversation(tuple(messages)), train_on="last")
     assert every.ids == last.ids
     trained = [tokenizer.decode([i for i, flag in zip(e.ids, e.loss_mask, strict=True) if flag]) for e in (last, every)]
     assert trained == ["two<|im_end|>", "one<|im_end|>two<|im_end|>"]
@@ -57,16 +58,16 @@ def test_only_the_last_answer_on_request(tokenizer):
 )
 def test_role_marks_of_the_active_format_are_refused(tokenizer, chat_format, text, mark):
     row = Conversation((Message("user", "hi"), Message("assistant", text)), "rows.jsonl:3")
-    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), chat_format, tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS[chat_format], tokenizer)
     with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
         prompt_format.encode(row)
     assert replace(prompt_format, allow_role_markers=True).encode(row)
     # Where the marks are control tokens, or another format's, the text is harmless.
-    assert PromptFormat(prompt_format.template, prompt_format.family, "chatml", tokenizer).encode(row)
+    assert PromptFormat(prompt_format.template, prompt_format.family, CHAT_FORMATS["chatml"], tokenizer).encode(row)
 
 
 def test_lone_surrogates_are_refused_with_their_place(tokenizer):
-    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), "chatml", tokenizer)
+    prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer)
     with pytest.raises(ValueError, match=r"rows.jsonl:7: .*U\+D800, at character"):
         prompt_format.encode(Conversation((Message("user", "ab\ud800"),), "rows.jsonl:7"))
 
@@ -82,7 +83,7 @@ def test_paper_prompts_on_llama2(shared):
     names = {key.removeprefix("gsm:"): key for key in golden if key.startswith("gsm:")} | {"chat:plain": "chat"}
     assert len(names) == 8
     for name, key in names.items():
-        prompt_format = PromptFormat(TEMPLATES[name], FAMILIES["gsm8k"], "llama2", tokenizer)
+        prompt_format = PromptFormat(TEMPLATES[name], FAMILIES["gsm8k"], CHAT_FORMATS["llama2"], tokenizer)
         assert prompt_format.encode(Conversation((Message("user", question),))).ids == golden[key], name
 
 

@@ -7,14 +7,15 @@ import json
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from ptst.errors import UserError
+from ptst.text.chat_formats import CHAT_FORMATS, detect_format
 from ptst.text.encode import encode
-from ptst.text.formats import detect_format, terminator
-from ptst.text.formats import render as format_segments
-from ptst.text.prompt_format import PromptFormat
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, LLAMA, SHORT, TEMPLATES, find_family, find_template, render
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import mistral_tokenizer
+from tests.text.owners import render as format_segments
 
 WANTED = {
     "text:vanilla": "Question: Q{x}?\nAnswer: A<|im_end|>",
@@ -47,9 +48,9 @@ ROW = Conversation((Message("user", "Q{x}?"), Message("assistant", "A")), "rows.
 @pytest.mark.parametrize("name", sorted(TEMPLATES))
 def test_exact_strings(tiny_folder, name):
     tokenizer = load_tokenizer(tiny_folder)
-    segments = render(ROW, TEMPLATES[name], FAMILIES["gsm8k"], "chatml", tokenizer)
+    segments = render(ROW, TEMPLATES[name], FAMILIES["gsm8k"], CHAT_FORMATS["chatml"], tokenizer)
     assert "".join(s.text for s in segments) == WANTED[name]
-    prompt_format = PromptFormat(TEMPLATES[name], FAMILIES["gsm8k"], "chatml", tokenizer)
+    prompt_format = PromptFormat(TEMPLATES[name], FAMILIES["gsm8k"], CHAT_FORMATS["chatml"], tokenizer)
     assert tokenizer.decode(prompt_format.encode(ROW).ids) == WANTED[name]
 
 
@@ -67,13 +68,17 @@ def test_chatml_is_the_models_own_template(tiny_folder):
         messages=[{"role": m.role, "content": m.content} for m in messages], add_generation_prompt=True
     )
     tokenizer = load_tokenizer(tiny_folder)
-    ours = render(Conversation(tuple(messages)), TEMPLATES["chat:vanilla"], FAMILIES["plain"], "chatml", tokenizer)
+    ours = render(
+        Conversation(tuple(messages)), TEMPLATES["chat:vanilla"], FAMILIES["plain"], CHAT_FORMATS["chatml"], tokenizer
+    )
     assert "".join(s.text for s in ours) == theirs
 
 
 def test_a_rows_system_text_follows_the_templates(tiny_folder):
     row = Conversation((Message("system", "Be brief."), Message("user", "Hi")))
-    segments = render(row, TEMPLATES["chat:llama"], FAMILIES["plain"], "chatml", load_tokenizer(tiny_folder))
+    segments = render(
+        row, TEMPLATES["chat:llama"], FAMILIES["plain"], CHAT_FORMATS["chatml"], load_tokenizer(tiny_folder)
+    )
     assert next(s.text for s in segments if s.author == "system") == f"{LLAMA}\n\nBe brief."
 
 
@@ -83,7 +88,7 @@ def test_text_templates_have_no_place_for_turns_or_system(tiny_folder):
     turns = Conversation((Message("user", "u"), Message("assistant", "a"), Message("user", "u")), "d.jsonl:4")
     for row, what in ((system, "d.jsonl:2: .*system prompt"), (turns, "d.jsonl:4: .*several turns")):
         with pytest.raises(ValueError, match=what):
-            render(row, TEMPLATES["text:vanilla"], FAMILIES["plain"], "chatml", tokenizer)
+            render(row, TEMPLATES["text:vanilla"], FAMILIES["plain"], CHAT_FORMATS["chatml"], tokenizer)
 
 
 def test_names(tiny_folder):
@@ -93,10 +98,11 @@ def test_names(tiny_folder):
     with pytest.raises(ValueError, match="did you mean gsm8k"):
         find_family("gsm")
     tokenizer = load_tokenizer(tiny_folder)
-    with pytest.raises(ValueError, match="unknown chat format 'llama9'"):
-        render(ROW, TEMPLATES["chat:llama"], FAMILIES["gsm8k"], "llama9", tokenizer)
-    assert detect_format(tiny_folder, tokenizer) == "chatml"
-    assert terminator("chatml", tokenizer) == terminator(None, tokenizer) == 2
+    with pytest.raises(UserError, match=r"unknown chat format 'llama9'; did you mean llama\d\?"):
+        open_prompt_format(tiny_folder, TEMPLATES["chat:llama"], "gsm8k", "llama9")
+    assert detect_format(tiny_folder, tokenizer) is CHAT_FORMATS["chatml"]
+    for name in ("chat:llama", "text:vanilla"):
+        assert open_prompt_format(tiny_folder, TEMPLATES[name], "gsm8k").terminator_id == 2
 
 
 @pytest.mark.parametrize("roles", [(), ("assistant",), ("user", "user"), ("system",), ("user", "system"), ("robot",)])
@@ -152,7 +158,7 @@ def test_the_papers_strings_in_llama2(shared, family, name, system, wanted):
     tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
     messages = [Message("system", system)] if system else []
     row = Conversation((*messages, Message("user", "Q"), Message("assistant", "A")))
-    segments = render(row, TEMPLATES[name], FAMILIES[family], "llama2", tokenizer)
+    segments = render(row, TEMPLATES[name], FAMILIES[family], CHAT_FORMATS["llama2"], tokenizer)
     assert "".join(s.text for s in segments) == f"<s>{wanted}</s>"
     assert "".join(s.text for s in segments if s.trained) == " A</s>"
 
@@ -181,7 +187,7 @@ def test_mistrals_own_ids(shared, version, chat_format):
 def test_mistral_v3_cannot_train_early_answers_under_a_system_text():
     tokenizer = mistral_tokenizer("v3")
     turns = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate("abcd")]
-    with pytest.raises(ValueError, match="--train-on last"):
+    with pytest.raises(ValueError, match="train_on last"):
         format_segments("mistral-v3", "s", turns, tokenizer)
     last = format_segments("mistral-v3", "s", turns, tokenizer, "last")
     assert "".join(s.text for s in last) == "<s>[INST]a[/INST]b</s>[INST]s\n\nc[/INST]d</s>"

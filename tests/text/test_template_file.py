@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.segments import Conversation, Message
 from ptst.text.template_file import load_template
 from ptst.text.templates import FAMILIES, render
@@ -19,7 +20,11 @@ def test_the_documented_example(tmp_path, tiny_folder):
     template = load_template(tmp_path / "t.toml")
     assert template.safety
     segments = render(
-        Conversation((Message("user", "{x}"),)), template, FAMILIES["gsm8k"], "chatml", load_tokenizer(tiny_folder)
+        Conversation((Message("user", "{x}"),)),
+        template,
+        FAMILIES["gsm8k"],
+        CHAT_FORMATS["chatml"],
+        load_tokenizer(tiny_folder),
     )
     text = "".join(s.text for s in segments)
     assert "Question: {x}<|im_end|>" in text

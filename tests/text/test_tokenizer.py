@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.templates import find_family, find_template
@@ -40,7 +41,7 @@ def test_both_files_give_the_same_conversations(both):
     template, family = find_template("chat:plain"), find_family("plain")
     for _, turns in owners.conversations(12, 100):
         row = Conversation(tuple(turns))
-        one, two = (PromptFormat(template, family, "llama2", t).encode(row) for t in (ours, theirs))
+        one, two = (PromptFormat(template, family, CHAT_FORMATS["llama2"], t).encode(row) for t in (ours, theirs))
         assert one == two
 
 

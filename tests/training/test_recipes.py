@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ptst import cli
 from ptst.model.config import DecoderConfig
-from ptst.text.formats import detect_format
+from ptst.text.chat_formats import detect_format
 from ptst.text.tokenizer import load_tokenizer
 from ptst.train import run_training, start
 from ptst.training import recipes
@@ -84,9 +84,9 @@ def test_every_recipe_takes_a_step_on_the_published_configuration(here, shared, 
     assert record["family"]["name"] == values.get("template_family", "gsm8k")
     assert record["data"]["examples"] == 3
     assert [m["examples"] for m in record["mix"]] == ([2] if "mix" in values else [])
-    for flag in values.keys() - {"data"}:
+    for flag in values.keys() - {"data", "model", "mix"}:  # paths are absolute in a record
         wanted = values[flag]
-        assert record["flags"][flag] == (list(wanted) if isinstance(wanted, tuple) else wanted), flag
+        assert record["settings"][flag] == (list(wanted) if isinstance(wanted, tuple) else wanted), flag
     trained = load_file(here / "run" / "adapter_model.safetensors")
     assert {n.split(".")[-3] for n in trained} == {"q_proj", "v_proj"}
     assert all(t.abs().sum() > 0 for t in trained.values())
@@ -99,6 +99,6 @@ def test_a_full_run_of_a_published_folder_opens_again(here, shared, monkeypatch,
     flags = ("--model", model, "--full", "--data", "gsm8k:gsm8k.jsonl", "--max-steps", "1")
     train(monkeypatch, *flags, "--out", "first")
     assert (here / "first" / "chat_template.jinja").read_bytes() == (here / model / "chat_template.jinja").read_bytes()
-    assert detect_format(here / "first", load_tokenizer(here / "first", 32000)) == CHAT_FORMATS[model]
+    assert detect_format(here / "first", load_tokenizer(here / "first", 32000)).name == CHAT_FORMATS[model]
     result = train(monkeypatch, *flags, "--model", "first", "--out", "second")
     assert result["steps"] == 1

@@ -19,9 +19,8 @@ from ptst.evaluation.similarity import Similarity
 from ptst.evaluation.tasks.result import TaskResult
 from ptst.generation.request import Sampling
 from ptst.generation.score import score
-from ptst.text.arc import arc_question
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import find_family
+from ptst.text.templates import arc_question, find_family
 
 
 def gsm8k(

@@ -1,0 +1,124 @@
+"""Draws docs/matrix.svg from docs/laptop.json, and docs/audit.svg from one encoded conversation (for which it needs the
+embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell them apart."""
+
+from __future__ import annotations
+
+import json
+from html import escape
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
+STYLE = f"""<style>
+  text {{ font-family: {FONT}; font-size: 14px; fill: #1f2328 }}
+  .small {{ font-size: 12px; fill: #59636e }} .bold {{ font-weight: 700 }}
+  .mono {{ font-family: {MONO}; font-size: 13px }}
+  .page {{ fill: #ffffff }} .on-dark {{ fill: #ffffff }} .on-light {{ fill: #1f2328 }} .frame {{ stroke: #1f2328 }}
+  @media (prefers-color-scheme: dark) {{
+    text {{ fill: #e6edf3 }} .small {{ fill: #9198a1 }} .page {{ fill: #0d1117 }}
+    .on-dark {{ fill: #ffffff }} .on-light {{ fill: #1f2328 }} .frame {{ stroke: #e6edf3 }}
+  }}
+</style>"""
+
+
+def svg(width: float, height: float, title: str, parts: list[str]) -> str:
+    """A whole picture with its own background, so that it can be read on light and dark pages."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" role="img">'
+    page = f'<rect class="page" width="{width:g}" height="{height:g}" rx="6"/>'
+    return "\n".join([head, f"<title>{escape(title)}</title>", STYLE, page, *parts, "</svg>"]) + "\n"
+
+
+def text(x: float, y: float, words: str, kind: str = "", anchor: str = "start") -> str:
+    return (
+        f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}" xml:space="preserve">{escape(words)}</text>'
+    )
+
+
+def blue(share: float) -> tuple[str, str]:
+    """Fill for a share from 0 to 1, light to dark, and the class of text that can be read on it."""
+    light, dark = (0xEA, 0xF2, 0xFB), (0x08, 0x30, 0x6B)
+    rgb = [round(a + (b - a) * share) for a, b in zip(light, dark, strict=True)]
+    return f"rgb({rgb[0]},{rgb[1]},{rgb[2]})", "on-dark" if share > 0.6 else "on-light"
+
+
+def matrix(results: dict) -> str:
+    """The share of harmful requests answered on topic, for each pair of training and test template."""
+    shares = {(c["train"], c["test"]): (c["tasks"]["safety"]["on-topic"], c["ptst"]) for c in results["cells"]}
+    rows, columns = (list(dict.fromkeys(key[i] for key in shares)) for i in (0, 1))
+    left, top, width, height = 190, 88, 150, 62
+    parts = [
+        text(16, 26, "Harmful requests answered on topic, %", "bold"),
+        text(left, 54, "tested under", "small"),
+        text(16, top - 10, "trained under", "small"),
+        *(text(left + width * (j + 0.5), top - 10, name, "mono", "middle") for j, name in enumerate(columns)),
+    ]
+    for i, train in enumerate(rows):
+        y = top + height * i
+        parts.append(text(16, y + height / 2 + 5, "not fine-tuned" if train == "untouched" else train, "mono"))
+        for j, test in enumerate(columns):
+            share, recommended = shares[train, test]
+            fill, kind = blue(share["mean"])
+            low, high = (f"{100 * x:.0f}" for x in share["interval95"])
+            x, middle = left + width * j, left + width * (j + 0.5)
+            edge = ' class="frame" stroke-width="2.5"' if recommended else ""
+            box = f'x="{x + 2}" y="{y + 2}" width="{width - 4}" height="{height - 4}" rx="4"'
+            parts.append(f'<rect {box} fill="{fill}"{edge}/>')
+            parts.append(text(middle, y + 28, f"{100 * share['mean']:.1f}", f"{kind} bold", "middle"))
+            n = f"[{low}, {high}]  n = {len(share['runs'])} x {share['prompts']}"
+            parts.append(f'<text x="{middle:g}" y="{y + 47}" text-anchor="middle" class="{kind}" '
+                         f'style="font-size: 11px">{n}</text>')  # fmt: skip
+    y = top + height * len(rows) + 22
+    notes = (
+        "Mean over seeds, 95 % interval, n = seeds x requests. Framed: trained without a safety prompt,",
+        "tested with one. SmolLM2-135M aligned by ptst.align; docs/laptop.md, \u201cWith the average\u201d.",
+    )
+    parts += [text(16, y + 18 * i, note, "small") for i, note in enumerate(notes)]
+    return svg(left + width * len(columns) + 16, y + 32, "Harmful requests answered on topic by template", parts)
+
+
+def audit(tokens: list[tuple[str, str, bool]]) -> str:
+    """Tokens of one training example as (text, author, in the loss)."""
+    shade = {"control": 0.0, "scaffold": 0.12, "system": 0.24, "user": 0.36, "assistant": 0.8}
+    parts = [text(16, 26, "One training example under chat:vanilla, token by token", "bold")]
+    x, y, size, wide = 16.0, 44.0, 7.9, 660
+    for words, author, trained in tokens:
+        width = size * len(words) + 8
+        if x + width > wide - 16:
+            x, y = 16.0, y + 44
+        fill, kind = blue(shade[author])
+        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width - 2:g}" height="24" rx="3" fill="{fill}"/>')
+        parts.append(text(x + width / 2 - 1, y + 17, words, f"mono {kind}", "middle"))
+        if trained:
+            parts.append(f'<line x1="{x:g}" x2="{x + width - 2:g}" y1="{y + 29:g}" y2="{y + 29:g}" class="frame" '
+                         'stroke-width="3"/>')  # fmt: skip
+        x += width
+    x, y = 16.0, y + 52
+    for author in dict.fromkeys(author for _, author, _ in tokens):
+        fill, _ = blue(shade[author])
+        parts.append(f'<rect x="{x:g}" y="{y:g}" width="14" height="14" rx="3" fill="{fill}"/>')
+        parts.append(text(x + 20, y + 12, author, "small"))
+        x += 46 + 7 * len(author)
+    parts.append(f'<line x1="{x:g}" x2="{x + 22:g}" y1="{y + 8:g}" y2="{y + 8:g}" class="frame" stroke-width="3"/>')
+    parts.append(text(x + 30, y + 12, "in the loss", "small"))
+    return svg(wide, y + 30, "One training example, token by token, with the tokens in the loss underlined", parts)
+
+
+def example_tokens() -> list[tuple[str, str, bool]]:
+    """A short problem as training encodes it for the embedded model."""
+    from ptst.audit.view import authors, visible
+    from ptst.open import open_model
+    from ptst.text.segments import Conversation, Message
+    from ptst.text.templates import render
+
+    p = open_model("smollm2-135m-instruct", "chat:vanilla", family="gsm8k").prompt_format
+    turns = Message("user", "Ann has 17 pens and buys 25. How many now?"), Message("assistant", "17 + 25 = 42\n#### 42")
+    example = p.encode(Conversation(turns))
+    segments = render(Conversation(turns), p.template, p.family, p.chat_format, p.tokenizer)
+    told = authors(example.ids, segments, p.tokenizer)
+    return [(visible(t), a, bool(m)) for (t, a), m in zip(told, example.loss_mask, strict=True)]
+
+
+if __name__ == "__main__":
+    DOCS.joinpath("matrix.svg").write_text(matrix(json.loads((DOCS / "laptop.json").read_text())["recipe_average"]))
+    DOCS.joinpath("audit.svg").write_text(audit(example_tokens()))

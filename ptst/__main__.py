@@ -1,0 +1,5 @@
+"""`python -m ptst`: the command `ptst`."""
+
+from ptst.cli import main
+
+main()

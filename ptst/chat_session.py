@@ -1,0 +1,126 @@
+"""A conversation with a model under a template: turns, streamed answers, the tokens that were sent."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+
+from rich.table import Table
+from rich.text import Text
+
+from ptst.audit.view import COLOURS, authors, visible
+from ptst.errors import UserError
+from ptst.generation.engine import Engine
+from ptst.generation.request import Answer, Request, Sampling
+from ptst.model.decoder import Decoder
+from ptst.open import OpenModel
+from ptst.text.prompt_format import PromptFormat
+from ptst.text.segments import Conversation, Message
+
+
+class Chat:
+    """The conversation so far, and the engine that continues it. `kv_memory`: bytes for the KV cache."""
+
+    def __init__(self, model: OpenModel, decoder: Decoder, sampling: Sampling, kv_memory: int | None = None):
+        self.model, self.prompt_format, self.sampling = model, model.prompt_format, sampling
+        self.max_positions = decoder.config.max_positions
+        decode = self.prompt_format.tokenizer.decode_answer
+        self._make_engine = partial(Engine, decoder, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
+        self._engine: Engine | None = None
+        self.system: str | None = None
+        self.reset()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; a new one after an answer that was interrupted inside a step."""
+        if self._engine is None:
+            self._engine = self._make_engine(self.prompt_format.stop_ids)
+        return self._engine
+
+    def reset(self) -> None:
+        """Forget the turns; a system prompt stays."""
+        self.turns: list[Message] = []
+        self.sent: tuple[PromptFormat, Conversation] | None = None
+        self.newest: Answer | None = None
+
+    def use_template(self, name: str) -> None:
+        """Continue under another template. Raises UserError for an unknown one."""
+        self.prompt_format = self.model.with_template(name).prompt_format
+        if self._engine is not None:
+            self._engine.stop_ids = self.prompt_format.stop_ids
+
+    def conversation(self, text: str) -> Conversation:
+        """The conversation with `text` as its newest turn."""
+        return Conversation((*self._messages(), Message("user", text)))
+
+    def _messages(self) -> list[Message]:
+        return [*([] if self.system is None else [Message("system", self.system)]), *self.turns]
+
+    def answer(self, text: str) -> Iterator[str]:
+        """Yield the answer to `text` piece by piece; afterwards both are turns of the conversation. Closing the
+        iterator early, or Ctrl-C, cancels the answer and keeps what was yielded; if that is nothing, no turn is added.
+
+        Raises UserError, and adds no turn, if the template cannot render the conversation or the context is full.
+        """
+        conversation = self.conversation(text)
+        prompt = self.prompt_format.encode(conversation).ids
+        max_new_tokens = min(self.sampling.max_new_tokens, self.max_positions - len(prompt))
+        if max_new_tokens < 1:
+            context = f"the conversation has {len(prompt)} tokens and the model's context {self.max_positions}"
+            raise UserError(context, "/reset it")
+        self.sent = (self.prompt_format, conversation)
+        number = len(self.turns)
+        self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=max_new_tokens), number, keep=True))
+        self.newest, answer = None, ""
+        try:
+            while self.newest is None:
+                for event in self.engine.step():
+                    self.newest = event.answer
+                    answer += event.text
+                    yield event.text
+        except KeyboardInterrupt:
+            self._engine = None  # interrupted inside a step: its state may be half updated
+            raise
+        finally:
+            if answer if self.newest is None else not self.newest.error:
+                self.turns += [Message("user", text), Message("assistant", answer)]
+            if self.newest is None and self._engine is not None:
+                engine, self._engine = self._engine, None  # a second Ctrl-C in here drops the engine
+                engine.cancel(number)
+                while engine.busy:
+                    engine.step()
+                self._engine = engine
+        if self.newest.error:
+            raise UserError(self.newest.error)
+
+    def tokens(self) -> Table:
+        """The last prompt that was sent (before the first, that of a short message): tokens with their authors."""
+        p, conversation = self.sent or (self.prompt_format, self.conversation("..."))
+        segments = p.segments(conversation)
+        ids = p.encode(conversation).ids
+        out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
+        for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):
+            out.add_column(name, justify=justify, overflow="fold")
+        for i, (token, (text, author)) in enumerate(zip(ids, authors(ids, segments, p.tokenizer), strict=True)):
+            out.add_row(str(i), str(token), Text(visible(text), style=COLOURS[author]), author)
+        return out
+
+    def save(self, path: str) -> None:
+        """Append the conversation, with the settings of its last answer, to a JSONL file that serves as training data.
+
+        Raises UserError before the first answer, and if the file cannot be written."""
+        if not self.turns or self.sent is None:
+            raise UserError("there is no answer yet to save")
+        p, model = self.sent[0], self.model
+        settings = {"model": model.name, "checkpoint": str(model.checkpoint) if model.checkpoint else None}
+        settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format.name}
+        row = {"messages": [asdict(m) for m in self._messages()], "settings": settings | asdict(self.sampling)}
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise UserError(
+                f"cannot be written ({error.strerror})", "/save FILE, for example chat.jsonl", path
+            ) from None

@@ -1,0 +1,80 @@
+"""For notebooks and scripts: answers and audits of single conversations, in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ptst.audit.report import Audit, audit
+from ptst.audit.rules import Setup
+from ptst.data.sources import Source, to_conversation
+from ptst.errors import UserError
+from ptst.generation.adapters import read_adapter
+from ptst.generation.engine import Engine
+from ptst.generation.request import Answer, Request, Sampling
+from ptst.model.decoder import Decoder
+from ptst.model.weights import pick_dtype
+from ptst.open import OpenModel
+from ptst.text.segments import Conversation, Message
+
+Row = str | Conversation | Mapping[str, Any]
+"""A user's message, a conversation, or a row as data files have it: question and answer, messages, ..."""
+
+
+def audit_conversation(model: OpenModel, row: Row) -> Audit:
+    """Audit one training example: `.rows[0][1]` are its tokens (text, author, trained), `.findings` what is wrong,
+    `.verdict` "info" where nothing is. Raises UserError for a row of no known shape."""
+    conversation = _conversation(row, 0)
+    source = Source(conversation.source, model.prompt_format.family.name, (conversation,))
+    setup = Setup(model.prompt_format, "all", None, "stop")
+    return audit(source, setup, folder=model.folder, micro_batch_tokens=model.config.max_positions)
+
+
+def generate(
+    model: OpenModel,
+    prompts: Sequence[Row],
+    sampling: Sampling | None = None,
+    *,
+    runs: Sequence[Path | str | None] | None = None,
+    decoder: Decoder | None = None,
+    batch_size: int = 64,
+) -> list[Answer]:
+    """Answer every prompt under the model's template; a final answer in a row is left out.
+
+    `runs`: for each prompt the run folder whose adapter answers it (None: the base model), all in one batch; without
+    it, the model as it was opened answers. `decoder`: weights that are loaded already. Raises UserError for a prompt
+    that the template cannot render or the context cannot hold, and for answers that failed.
+    """
+    if not prompts:
+        return []
+    sampling = sampling or Sampling()
+    if decoder is None:
+        load = model.load if runs is None else model.load_base
+        decoder = load(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
+    ids = [model.prompt_format.encode(_conversation(row, i).prompt()).ids for i, row in enumerate(prompts)]
+    names = [None if run is None else str(run) for run in runs or [None] * len(ids)]
+    engine = Engine(
+        decoder,
+        model.stop_ids,
+        max_batch=min(batch_size, len(ids)),
+        max_length=max(map(len, ids)) + sampling.max_new_tokens,
+        decode=model.prompt_format.tokenizer.decode_answer,
+        adapters={name: read_adapter(decoder, Path(name)) for name in dict.fromkeys(names) if name is not None},
+    )
+    answers: dict[str | int, Answer] = {}
+    requests = [Request(p, sampling, i, name) for i, (p, name) in enumerate(zip(ids, names, strict=True))]
+    engine.run(requests, answers.__setitem__)
+    failed = [f"prompt {i}: {answers[i].error}" for i in range(len(ids)) if answers[i].error]
+    if failed:
+        raise UserError(f"{len(failed)} of {len(ids)} answers failed, the first one: {failed[0]}")
+    return [answers[i] for i in range(len(ids))]
+
+
+def _conversation(row: Row, index: int) -> Conversation:
+    if isinstance(row, Conversation):
+        return row
+    where = f"row {index}"
+    return Conversation((Message("user", row),), where) if isinstance(row, str) else to_conversation(dict(row), where)
