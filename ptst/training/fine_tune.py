@@ -162,7 +162,8 @@ class _Session:
 
     def save_weights(self, folder: Path) -> None:
         """Write what was trained: an adapter, or all weights."""
-        folder.mkdir(exist_ok=True)
+        if folder != self.out:
+            folder.mkdir(exist_ok=True)
         decoder, base = self.trainer.decoder, self.plan.model.folder
         if self.plan.lora is None:
             save_full(decoder, base, folder)

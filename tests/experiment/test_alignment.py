@@ -16,7 +16,7 @@ from ptst import records
 from ptst.data import safety_sets
 from ptst.data.builtin import alignment_set
 from ptst.evaluation.answers import Answerer, Reply
-from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass
@@ -30,7 +30,7 @@ from ptst.model.weights import load_decoder
 from ptst.open import open_model
 from ptst.records import read_record
 from ptst.training import checkpoint
-from ptst.training.config import TrainConfig
+from ptst.training.config import TrainSettings
 from ptst.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
@@ -257,8 +257,8 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     met_at(monkeypatch, 2)
     monkeypatch.setattr("ptst.grid.align", lambda asked: align(replace(config, model=asked.model, out=asked.out)))
     small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
-    small = replace(small, data="word-problems:2", train=TrainConfig(full=True, lr=1e-3, val_data="word-problems:2"))
-    small = replace(small, eval=EvalConfig(limit=3, max_new_tokens=2), out=Path("laptop"))
+    small = replace(small, data="word-problems:2", train=TrainSettings(full=True, lr=1e-3, val_data="word-problems:2"))
+    small = replace(small, eval=EvalSettings(limit=3, max_new_tokens=2), out=Path("laptop"))
     dry = run_grid(replace(small, dry_run=True))
     assert (dry["left"], Path("laptop").exists()) == (2 + 3 * 2 * 2, False)
     result = run_grid(small)
@@ -275,8 +275,8 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
     met_at(monkeypatch, 2)
     made = Path("checkpoints/aligned-model")
     small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
-    small = replace(small, data="word-problems:2", train=TrainConfig(full=True, max_steps=1), tasks=("safety",))
-    small = replace(small, eval=EvalConfig(limit=2, max_new_tokens=2), out=Path("laptop"))
+    small = replace(small, data="word-problems:2", train=TrainSettings(full=True, max_steps=1), tasks=("safety",))
+    small = replace(small, eval=EvalSettings(limit=2, max_new_tokens=2), out=Path("laptop"))
     small = replace(small, train_templates=("chat:llama",), test_templates=("chat:llama",))
     # What is wrong with the folder shows before half an hour of alignment.
     Path("used").mkdir()

@@ -142,6 +142,7 @@ def test_a_fault_at_every_write_and_step(train, tmp_path, monkeypatch, capsys):
 
 
 def test_a_full_disk_leaves_the_last_state_whole(train, tmp_path, monkeypatch):
+    train("first")  # what is imported late makes folders of its own
     with monkeypatch.context() as patch:
         number = (counted := Faults(patch)) and train("whole") and counted.count
     saving = 0
