@@ -56,19 +56,19 @@ def ours(job: dict) -> dict:
     """The child's part: one run of our sampler."""
     import torch
 
-    from ptst.generation.request import Sampling
-    from ptst.generation.sampler import generate
+    from ptst.generation.generate import generate
+    from ptst.generation.request import EngineOptions, Sampling
     from ptst.model.weights import load_decoder
 
     torch.set_num_threads(1)
     decoder = load_decoder(Path(job["model"]), getattr(torch, job["dtype"]))
     stop_ids = set(job["stop_ids"])
-    generate(decoder, job["prompts"][:1], stop_ids, Sampling(2), 1)
-    share = job.get("share", True)
+    generate(decoder, job["prompts"][:1], stop_ids, Sampling(2))
+    options = EngineOptions(job["batch_size"], prefix_caching=job.get("prefix_caching", True))
 
     def timed(new_tokens: int) -> dict:
         used, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-        answers = generate(decoder, job["prompts"], stop_ids, Sampling(new_tokens), job["batch_size"], share=share)
+        answers = generate(decoder, job["prompts"], stop_ids, Sampling(new_tokens), options)
         now = resource.getrusage(resource.RUSAGE_SELF)
         return {
             "cpu_seconds": now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime,
@@ -150,7 +150,7 @@ def compare_speed(args: argparse.Namespace) -> dict:
 
     many = {"prompts": prompts, "dtype": "float32"}
     # Three prompts, one after the other, each read in full; once for a single token each, then for all.
-    one = {"prompts": prompts[:3], "batch_size": 1, "share": False, "decode_alone": True}
+    one = {"prompts": prompts[:3], "batch_size": 1, "prefix_caching": False, "decode_alone": True}
     for size in args.batch_sizes:
         run("many", "transformers", "float32", {**many, "batch_size": size})
         if size == args.batch_sizes[0]:
@@ -210,7 +210,7 @@ def compare_speed(args: argparse.Namespace) -> dict:
 
 def check(args: argparse.Namespace) -> dict:
     """Greedy answers beside the peer's; each first difference with the gap between the two best logits there."""
-    from ptst.generation.compare import divergences
+    from ptst.generation.divergence import divergences
     from ptst.model.weights import load_decoder
 
     prompts, stop_ids = prompts_of(args.model, args.data, args.check)

@@ -231,9 +231,9 @@ def record(folder: Path, out: Path, quick: bool) -> int:
                 found["parts"][name] = part()
             except (Failed, read.Unreadable, subprocess.TimeoutExpired, OSError, ValueError, KeyError) as error:
                 found["parts"][name] = {"error": f"{type(error).__name__}: {error}"}
+            out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
             told = found["parts"][name].get("error") or f"{len(found['parts'][name])} numbers and digests"
             print(f"{name}: {told} ({time.monotonic() - start:.0f} s)", file=sys.stderr)
-    out.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
     print(f"{out}: {time.monotonic() - began:.0f} s", file=sys.stderr)
     return int(any("error" in part for part in found["parts"].values()))
 

@@ -38,6 +38,8 @@ NAMES = {
     "role-marks": ("role-markers",),
     "own-template": ("chat-template",),
     "departure": ("known-difference",),
+    "positions": ("position-ids",),
+    "targets": ("labels",),
 }
 # Levels of nesting that may come and go around a number without changing what it is.
 TRANSPARENT = {"rates", "values", "metrics", "figures"}
@@ -61,7 +63,7 @@ FIELDS = {
     "tokens": ("tokens",),
     "id": ("id", "token_id"),
     "trained": ("trained", "is_trained"),
-    "target": ("target", "target_id"),
+    "target": ("target", "target_id", "label"),
     "position": ("position",),
     "cells": ("cells",),
     "train": ("train", "train_template"),

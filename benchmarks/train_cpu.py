@@ -187,7 +187,7 @@ def child(which: str, spec: dict, threads: int) -> dict:
 def encoded(model: Path, data: str, template: str, count: int, seed: int) -> list[Example]:
     """Examples of a source under a template, in a seeded order."""
     from ptst.data import sources
-    from ptst.data.prepare import prepare
+    from ptst.data.examples import prepare
     from ptst.model.config import DecoderConfig
     from ptst.text.chat_formats import detect_format
     from ptst.text.prompt_format import PromptFormat

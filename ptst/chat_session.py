@@ -13,7 +13,7 @@ from rich.text import Text
 from ptst.audit.view import COLOURS, authors, visible
 from ptst.errors import UserError
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Sampling
+from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.open import OpenModel
 from ptst.text.prompt_format import PromptFormat
@@ -27,7 +27,8 @@ class Chat:
         self.model, self.prompt_format, self.sampling = model, model.prompt_format, sampling
         self.max_positions = decoder.config.max_positions
         decode = self.prompt_format.tokenizer.decode_answer
-        self._make_engine = partial(Engine, decoder, max_batch=1, kv_memory=kv_memory, decode=decode, stream=True)
+        options = EngineOptions(batch_size=1, kv_memory=kv_memory)
+        self._make_engine = partial(Engine, decoder, options=options, decode=decode, stream=True)
         self._engine: Engine | None = None
         self.system: str | None = None
         self.reset()
@@ -72,7 +73,9 @@ class Chat:
             raise UserError(context, "/reset it")
         self.sent = (self.prompt_format, conversation)
         number = len(self.turns)
-        self.engine.add(Request(prompt, replace(self.sampling, max_new_tokens=max_new_tokens), number, keep=True))
+        self.engine.add(
+            Request(prompt, replace(self.sampling, max_new_tokens=max_new_tokens), number, keep_cached=True)
+        )
         self.newest, answer = None, ""
         try:
             while self.newest is None:

@@ -19,6 +19,7 @@ from itertools import pairwise
 from types import FrameType
 from typing import Any, TypeVar
 
+from ptst.audit.findings import OLD_RULES
 from ptst.errors import UserError, unknown_name
 from ptst.settings import CommandSettings
 
@@ -131,6 +132,9 @@ def _renamed(arguments: list[str]) -> list[str]:
         if found and new:
             print(f"note: --{found[1]}{found[2]} is now --{found[1]}{new}", file=sys.stderr)
             argument = f"--{found[1]}{new}{found[3] or ''}"
+        elif argument in OLD_RULES and "allow" in next((a for a in reversed(out) if a.startswith("--")), ""):
+            print(f"note: the audit rule {argument} is now {OLD_RULES[argument]}", file=sys.stderr)
+            argument = OLD_RULES[argument]
         out.append(argument)
     return out
 

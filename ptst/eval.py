@@ -188,7 +188,7 @@ def _measure(
             with ProgressLine(told, len(data.items), first=None) as progress:
 
                 def on_progress(done: int, statistics: Statistics, progress: ProgressLine = progress) -> None:
-                    saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                    saved = f", {statistics.cached_tokens} prompt tokens shared" if statistics.cached_tokens else ""
                     progress.update(done, f"{statistics.progress()}{saved}")
 
                 prompt_format, stop_ids = model.prompt_format, model.stop_ids

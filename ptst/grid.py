@@ -43,7 +43,7 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     began = time.monotonic()
     config.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = sources.load(config.data, "train", config.train.limit)
+    trained = sources.load(config.data, "train", config.train.limit, holdout=config.train.holdout)
     tests = open_tests(config.tasks, config.eval, trained, device, laptop.families(config.laptop))
     for note in {data.note for _, data in tests.tasks.values()} - {""}:
         say(note)

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ptst.audit.report import Audit, audit
+from ptst.audit.report import Audit, References, audit
 from ptst.audit.rules import Setup
 from ptst.data.sources import Source, to_conversation
 from ptst.errors import UserError
-from ptst.generation.adapters import read_adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Sampling
+from ptst.generation.multi_lora import read_adapter
+from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel
@@ -27,10 +27,10 @@ Row = str | Conversation | Mapping[str, Any]
 def audit_conversation(model: OpenModel, row: Row) -> Audit:
     """Audit one training example: `.rows[0][1]` are its tokens (text, author, trained), `.findings` what is wrong,
     `.verdict` "info" where nothing is. Raises UserError for a row of no known shape."""
-    conversation = _conversation(row, 0)
+    conversation = _conversation(row, "conversation")
     source = Source(conversation.source, model.prompt_format.family.name, (conversation,))
     setup = Setup(model.prompt_format, "all", None, "stop")
-    return audit(source, setup, folder=model.folder, micro_batch_tokens=model.config.max_positions)
+    return audit(source, setup, References(model.folder), micro_batch_tokens=model.config.max_positions)
 
 
 def generate(
@@ -54,13 +54,12 @@ def generate(
     if decoder is None:
         load = model.load if runs is None else model.load_base
         decoder = load(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
-    ids = [model.prompt_format.encode(_conversation(row, i).prompt()).ids for i, row in enumerate(prompts)]
+    ids = [model.prompt_format.encode(_conversation(row, f"prompt {i}").prompt()).ids for i, row in enumerate(prompts)]
     names = [None if run is None else str(run) for run in runs or [None] * len(ids)]
     engine = Engine(
         decoder,
         model.stop_ids,
-        max_batch=min(batch_size, len(ids)),
-        max_length=max(map(len, ids)) + sampling.max_new_tokens,
+        EngineOptions(min(batch_size, len(ids)), max(map(len, ids)) + sampling.max_new_tokens),
         decode=model.prompt_format.tokenizer.decode_answer,
         adapters={name: read_adapter(decoder, Path(name)) for name in dict.fromkeys(names) if name is not None},
     )
@@ -73,8 +72,7 @@ def generate(
     return [answers[i] for i in range(len(ids))]
 
 
-def _conversation(row: Row, index: int) -> Conversation:
+def _conversation(row: Row, where: str) -> Conversation:
     if isinstance(row, Conversation):
         return row
-    where = f"row {index}"
     return Conversation((Message("user", row),), where) if isinstance(row, str) else to_conversation(dict(row), where)

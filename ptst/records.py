@@ -104,6 +104,7 @@ class DataRecord:
     fingerprint: str | None = None
     encoding: str
     epochs: float | None = None
+    holdout: float = 0.0
     rows: int
     examples: int
     dropped: int

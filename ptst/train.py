@@ -18,6 +18,7 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
     """Fine-tune with words of progress; returns what `--json` prints, on the main process. Raises UserError for a
     user's mistakes, and SystemExit with 130 or 143 after Ctrl-C or SIGTERM, when the run is saved."""
     say(f"ptst.train: {config.model}, template {config.template_file or config.template}, data {config.data}")
+    from ptst.data import sources
     from ptst.training import parallel
     from ptst.training.fine_tune import fine_tune
     from ptst.training.interrupt import Interrupted
@@ -41,7 +42,10 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
     if done is None:
         return None
     seconds = (done.record.time or {}).get("seconds", 0.0)
-    say(f"finished in {seconds:.0f} s; next: python -m ptst.eval --checkpoint {done.folder} --template chat:llama")
+    # Without test data there is nothing to solve.
+    tasks = "" if sources.has_test_part(config.data, config.holdout) else " --tasks safety over-refusal"
+    command = f"python -m ptst.eval --checkpoint {done.folder} --template chat:llama{tasks}"
+    say(f"finished in {seconds:.0f} s; next: {command}")
     return done.record.result
 
 

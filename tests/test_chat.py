@@ -16,8 +16,8 @@ from ptst.chat import messages, obey, reply
 from ptst.chat_session import Chat
 from ptst.data import sources
 from ptst.errors import UserError
+from ptst.generation.generate import generate
 from ptst.generation.request import Sampling
-from ptst.generation.sampler import generate
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 from tests.conftest import ROOT
@@ -75,7 +75,7 @@ def test_another_template_brings_its_own_stops(model, decoder, monkeypatch):
 @pytest.mark.parametrize("where", ["admission", "forward pass", "after Ctrl-C"])
 def test_an_interrupt_anywhere_leaves_a_chat_that_answers(model, decoder, monkeypatch, capsys, where):
     chat = Chat(model, decoder, GREEDY)
-    schedule, real = chat.engine._schedule, chat.engine._schedule.admit
+    schedule, real = chat.engine._scheduler, chat.engine._scheduler.admit
 
     def interrupted(*_args, **_more):
         raise KeyboardInterrupt

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from ptst import cli
+from ptst.audit.config import AuditConfig
 from ptst.config_file import merge, read_config, to_toml
 from ptst.errors import Setting, UserError, settings_group
 from ptst.experiment.config import GridConfig
@@ -83,6 +84,11 @@ def test_an_old_flag_works_with_a_note(monkeypatch, capsys):
     assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro-tokens", "7") == {"n": 7}
     assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro-tokens=8") == {"n": 8}
     assert "note: --micro-tokens is now --micro-batch-tokens" in capsys.readouterr().err
+    flags = ("--allow", "overlap", "seam", "--data", "seam")
+    monkeypatch.setattr(sys, "argv", ["ptst.audit", *flags])
+    found = cli.run(lambda c: {"allow": c.allow, "data": c.data}, AuditConfig, "audit")
+    assert found == {"allow": ("overlap", "token-boundary"), "data": "seam"}
+    assert "note: the audit rule seam is now token-boundary" in capsys.readouterr().err
 
 
 def test_a_config_file_gives_settings_and_flags_win(monkeypatch, capsys, tmp_path):

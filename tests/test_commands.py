@@ -123,7 +123,7 @@ def test_an_adapter_goes_on_no_other_weights_of_its_shape(here):
 
 def test_long_examples_are_dropped_or_cut_and_counted(here):
     base = {"model": "model", "limit": 20, "max_steps": 1, "max_length": 250}
-    with pytest.raises(ValueError, match=r"more than the 250 .* of 20; raise the limit, or choose --too-long"):
+    with pytest.raises(ValueError, match=r"exceed the limit of 250 .* of 20; raise the limit, or set too_long"):
         run_training(TrainConfig(**base, out=here / "a"))
     dropped = run_training(TrainConfig(**base, too_long="drop", out=here / "a"))
     assert dropped["rows"] == 20

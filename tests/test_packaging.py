@@ -58,7 +58,7 @@ from pathlib import Path
 from importlib.metadata import entry_points, version
 import ptst, ptst.kernels.attention
 from ptst.data.builtin.alignment_set import refusals
-from ptst.data.safety_sets import harmful_requests
+from ptst.data.builtin.safety_sets import harmful_requests
 from ptst.experiment.laptop import default_system_file
 
 assert all(Path(m.__file__).is_relative_to({str(site)!r}) for m in (ptst, ptst.kernels.attention))

@@ -1,1 +1,1 @@
-"""What reaches the loss, checked: rules, findings, and the pages that show them."""
+"""Checks of what reaches the loss: rules, findings, reports."""

@@ -1,22 +1,23 @@
-"""Rules and counts over a whole data set: marks, blanks, duplicates, overlap, lengths, packing."""
+"""Rules and counts of a whole data set: role markers, blanks, duplicates, overlap, lengths, packing."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ptst.audit.findings import Finding
+from ptst.data.examples import ExampleCounts
 from ptst.data.packing import Batch
 from ptst.data.sources import Source
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation
+from ptst.text.segments import Conversation, Message
 
 
 def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
-    """Rules on the messages themselves: role markers of the active format, blank turns, duplicates."""
-    first: dict[tuple, str] = {}
+    """Rules on the messages: role markers of the chat format, blank turns, duplicates."""
+    first: dict[tuple[Message, ...], str] = {}
     for conversation in conversations:
         for number, message in enumerate(conversation.messages, 1):
             place = f"message {number} ({message.role})"
@@ -32,17 +33,17 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
         first.setdefault(conversation.messages, conversation.source)
 
 
-def check_overlap(conversations: Sequence[Conversation], asked: dict[str, str]) -> Iterator[Finding]:
-    """`asked`: texts that are asked at test time, as `plain` makes them, with the name of the set each is from."""
+def check_overlap(conversations: Sequence[Conversation], asked: Mapping[str, str]) -> Iterator[Finding]:
+    """Training questions among `asked`: test texts (`normalized`), with the name of the set that each is from."""
     for conversation in conversations:
         for message in conversation.messages:
-            if message.role == "user" and plain(message.content) in asked:
-                cause = f"this question is also in {asked[plain(message.content)]}"
-                yield Finding("overlap", conversation.source, cause)
+            name = asked.get(normalized(message.content)) if message.role == "user" and asked else None
+            if name is not None:
+                yield Finding("overlap", conversation.source, f"this question is also in {name}")
 
 
-def plain(text: str) -> str:
-    """Text without regard to case, spacing and punctuation at its ends."""
+def normalized(text: str) -> str:
+    """Text without case, extra whitespace and punctuation at its ends."""
     return " ".join(text.lower().split()).strip(".?! ")
 
 
@@ -50,20 +51,20 @@ def count(
     source: Source,
     examples: Sequence[Example],
     batches: Sequence[Batch],
-    prepared: dict[str, Any],
+    prepared: ExampleCounts,
     micro_batch_tokens: int,
 ) -> dict[str, Any]:
-    """What reaches training, in numbers. Lengths in tokens."""
+    """Counts of what reaches training. Lengths in tokens."""
     lengths = [len(e.ids) for e in examples]
-    room = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
+    capacity = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
     tokens = sum(lengths)
     return {
-        **{k: v for k, v in prepared.items() if k not in ("first_lossy", "encoding")},
+        **{k: v for k, v in prepared.to_json().items() if k not in ("first_lossy", "encoding")},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),
-        "trained_share": prepared["trained_tokens"] / tokens if tokens else 0.0,
+        "trained_share": prepared.trained_tokens / tokens if tokens else 0.0,
         "micro_batch_tokens": micro_batch_tokens,
-        "packing_fill": tokens / room if room else 0.0,
+        "packing_fill": tokens / capacity if capacity else 0.0,
         "distinct_rows": len({c.messages for c in source.conversations}),
     }

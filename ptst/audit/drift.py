@@ -1,4 +1,4 @@
-"""Against other sources of truth: the model's own chat_template, and a finished run's record."""
+"""Comparisons with the model folder's chat template and with a finished run's record."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ptst.audit.findings import Finding
-from ptst.audit.reference_formats import words
+from ptst.audit.reference_formats import template_words
+from ptst.errors import UserError
 from ptst.records import TrainRecord
 from ptst.text.chat_template import default_system_prompt, read_chat_template, render_chat_template
+from ptst.text.encode import first_difference
 from ptst.text.known_differences import DATE_PREAMBLE, DEFAULT_SYSTEM_PROMPT, OUTER_WHITESPACE, KnownDifference
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message, Segment, plain_turns
@@ -19,53 +21,47 @@ SAMPLE = 20
 def check_chat_template(
     folder: Path, conversations: Sequence[Conversation], prompt_format: PromptFormat
 ) -> Iterator[Finding]:
-    """Generation prompts of the first rows, as the format spells them and as the folder's own template does."""
+    """Generation prompts of the first rows: ours against those of the folder's chat template."""
     if prompt_format.template.is_text or read_chat_template(folder) is None:
         return
     sample = conversations[:SAMPLE]
-    every = [words(c.prompt(), prompt_format) for c in sample]
+    prompts = [template_words(c.prompt(), prompt_format) for c in sample]
     try:
         default = default_system_prompt(folder)
-        spelled = render_chat_template(folder, [_messages(system, texts) for system, texts in every])
-    except ValueError as error:
+        rendered = render_chat_template(folder, [_messages(system, texts) for system, texts in prompts])
+    except UserError as error:
         yield Finding("chat-template", "", str(error))
         return
     seen: set[str] = set()
-    for conversation, (system, texts), theirs in zip(sample, every, spelled, strict=True):
-        ours = _spell(system, texts, prompt_format)
+    for conversation, (system, texts), theirs in zip(sample, prompts, rendered, strict=True):
+        ours = _render(system, texts, prompt_format)
         if ours == theirs:
             continue
-        difference = _explain(system, texts, prompt_format, default, theirs)
+        difference = _known_difference(system, texts, prompt_format, default, theirs)
         name = difference.name if difference else "chat-template"
         if name in seen:
             continue
         seen.add(name)
         if difference:
-            yield Finding(
-                "known-difference",
-                conversation.source,
-                f"{difference.name}: {difference.owner}; here, {difference.ours}",
-            )
+            cause = f"{difference.name}: {difference.owner}; here, {difference.ours}"
+            yield Finding("known-difference", conversation.source, cause)
         else:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs))
-            )
+            at = first_difference(ours, theirs)
             cause = f"at character {at} the format has {ours[at : at + 16]!r}, the model's own {theirs[at : at + 16]!r}"
             yield Finding("chat-template", conversation.source, cause)
 
 
-def _explain(
+def _known_difference(
     system: str | None, texts: list[str], prompt_format: PromptFormat, default: str | None, theirs: str
 ) -> KnownDifference | None:
-    """The difference on purpose that makes the difference, if one does."""
-    ours = _spell(system, texts, prompt_format)
-    if system is None and default is not None and _spell(default, texts, prompt_format) == theirs:
+    """The known difference that explains all of the difference, if one does."""
+    if system is None and default is not None and _render(default, texts, prompt_format) == theirs:
         return DEFAULT_SYSTEM_PROMPT
-    bare = [t.strip() for t in texts]
+    stripped = [t.strip() for t in texts]
     for base in (system, system.strip() if system is not None else default):
-        if _spell(base, bare, prompt_format) == theirs:
+        if _render(base, stripped, prompt_format) == theirs:
             return OUTER_WHITESPACE
-    body = ours.removeprefix(prompt_format.tokenizer.bos or "")
+    body = _render(system, texts, prompt_format).removeprefix(prompt_format.tokenizer.bos or "")
     if prompt_format.chat_format.name == "llama3" and system is None and theirs.endswith(body):
         return DATE_PREAMBLE
     return None
@@ -76,7 +72,7 @@ def _messages(system: str | None, texts: list[str]) -> list[dict[str, str]]:
     return [*head, *({"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts))]
 
 
-def _spell(system: str | None, texts: list[str], prompt_format: PromptFormat) -> str:
+def _render(system: str | None, texts: list[str], prompt_format: PromptFormat) -> str:
     turns = plain_turns([Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)])
     block = None if system is None else [Segment(system, "system")]
     return "".join(s.text for s in prompt_format.chat_format.render(block, turns, prompt_format.tokenizer))

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ptst.errors import UserError
+from ptst.errors import UserError, unknown_name
 
 LEVELS = ("info", "warning", "error")
+VERDICTS = {"error": "errors found", "warning": "warnings found", "info": "clean"}
 
 
 @dataclass(frozen=True)
@@ -19,48 +20,48 @@ class Rule:
 
 
 RULES = {
-    # Of a batch: the flat row that the loss function gets.
+    # Of a batch: the packed sequence that the loss function gets.
     "boundaries": Rule(
         "error",
-        "documents are not parted as the examples are, so attention sees across them",
-        "build batches with ptst.data.packing alone",
+        "document boundaries (cu_seqlens) are not those of the examples, so attention crosses documents",
+        "build batches with ptst.data.packing only",
     ),
-    "positions": Rule(
-        "error", "a position is not the token's place in its document", "let positions start at 0 in every document"
+    "position-ids": Rule(
+        "error", "a position is not the token's index in its document", "start positions at 0 in every document"
     ),
-    "targets": Rule("error", "a trained token's target is not the token after it", "shift targets by one exactly once"),
-    # Of a document: one row's tokens and targets.
-    "nothing-trained": Rule("error", "no token of the row is trained", "raise --max-length or look at the mask"),
+    "labels": Rule("error", "the label of a trained token is not the token after it", "shift labels by one, once"),
+    # Of a document: one row's tokens and labels.
+    "nothing-trained": Rule("error", "no token of the row is trained", "raise the length limit or check the loss mask"),
     "prompt-trained": Rule(
         "error", "a token that the model never has to sample is trained", "train answers and terminators only"
     ),
     "answer-untrained": Rule(
-        "error", "a token of an answer is not trained", "let the mask follow the segments, not a search in the ids"
+        "error",
+        "a token of an answer is not trained",
+        "derive the loss mask from segments, not by searching the ids",
     ),
     "terminator-untrained": Rule(
         "error",
         "the token that ends an answer is not trained, so the model never learns to stop",
-        "train the terminator, also where it serves as padding elsewhere",
+        "train the terminator, also if it is used for padding elsewhere",
     ),
     "terminator-missing": Rule("error", "an answer has no terminator", "close every answer as the format does"),
     "terminator-extra": Rule(
-        "error", "a terminator stands where the format puts none", "close every answer once, as the format does"
+        "error", "there is a terminator where the format has none", "close every answer once, as the format does"
     ),
-    "double-bos": Rule(
-        "error", "two BOS tokens stand in a row", "let either the template or the tokenizer put BOS, not both"
-    ),
-    "missing-bos": Rule("error", "BOS does not stand where the format's owner puts it", "put BOS as the format does"),
-    "extra-bos": Rule("error", "BOS stands where the format's owner puts none", "put BOS as the format does"),
+    "double-bos": Rule("error", "two BOS tokens in a row", "let the template or the tokenizer add BOS, not both"),
+    "missing-bos": Rule("error", "BOS is missing where the format's owner puts it", "put BOS as the format does"),
+    "extra-bos": Rule("error", "there is a BOS where the format's owner puts none", "put BOS as the format does"),
     "forged-control": Rule(
         "error",
         "text of a message became a control token",
         "encode messages as text, so that no message can open or close a turn",
     ),
     "control-tokens": Rule(
-        "error", "control tokens are not those of the format, in its order", "spell roles as the format's owner does"
+        "error", "control tokens are not those of the format, in its order", "write roles as the format's owner does"
     ),
     "text-differs": Rule(
-        "error", "the ids do not spell what the template, format and row say", "encode the row's own text, unchanged"
+        "error", "the ids decode to another text than template, format and row give", "encode the row's text unchanged"
     ),
     "unnatural-ids": Rule(
         "error",
@@ -69,66 +70,67 @@ RULES = {
     ),
     "prompt-differs": Rule(
         "error",
-        "the prompt at test time is not the beginning of the training sequence",
-        "encode prompts for training and testing by one path",
+        "the prompt at test time is not a prefix of the training sequence",
+        "encode prompts for training and testing by the same code",
     ),
     "cut-short": Rule(
-        "error",
-        "the row stops before its end, though it was not to be cut",
-        "drop long rows, or ask for --too-long cut",
+        "error", "the row ends early, although it should not be cut", "drop long rows, or choose too_long cut"
     ),
-    "too-long": Rule("error", "the row is longer than the limit", "drop or cut it before it is packed"),
+    "too-long": Rule("error", "the row is longer than the limit", "drop or cut it before packing"),
     "token-boundary": Rule(
         "info",
         "the answer was encoded as a continuation, because together with the prompt it would change the prompt's ids",
-        "nothing; it is so at test time, too",
+        "nothing; the same happens at test time",
     ),
     "lossy-text": Rule(
         "warning",
-        "the tokenizer cannot give the text back",
-        "mend the character, or accept that the model reads another",
+        "the tokenizer cannot represent the text",
+        "replace the character, or accept that the model reads another",
     ),
     # Of the data.
     "role-markers": Rule(
         "error",
-        "a message holds the chat format's own marks as text, so it could open or close a turn",
-        "take them out of the message",
+        "a message holds the chat format's role markers as text, so it could open or close a turn",
+        "remove them from the message",
     ),
-    "bad-row": Rule("error", "the row cannot be trained on", "mend the row or take it out"),
-    "blank-answer": Rule("warning", "an answer is empty or blank", "take the row out, or give it an answer"),
-    "blank-prompt": Rule("warning", "a user's turn is empty or blank", "take the row out, or give it a question"),
-    "cut": Rule("info", "rows were cut to the limit; a cut answer is not taught to stop", "raise --max-length"),
-    "dropped": Rule(
-        "info", "rows longer than the limit were left out", "raise --max-length, or ask for --too-long cut"
-    ),
-    "untrained": Rule("warning", "rows have no trained token left and were left out", "raise --max-length"),
-    "duplicate": Rule(
-        "info", "rows are the same as earlier ones", "take them out if they are not meant to weigh double"
-    ),
-    "overlap": Rule("warning", "training rows are also asked at test time", "take them out of one of the two"),
-    # Against other sources of truth.
+    "bad-row": Rule("error", "the row cannot be trained on", "correct or remove the row"),
+    "blank-answer": Rule("warning", "an answer is empty or blank", "remove the row, or give it an answer"),
+    "blank-prompt": Rule("warning", "a user's turn is empty or blank", "remove the row, or give it a question"),
+    "cut": Rule("info", "rows were cut to the limit; a cut answer has no terminator", "raise the length limit"),
+    "dropped": Rule("info", "rows longer than the limit were left out", "raise the length limit, or cut the rows"),
+    "untrained": Rule("warning", "rows without a trained token were left out", "raise the length limit"),
+    "duplicate": Rule("info", "rows repeat earlier ones", "remove them unless they should count twice"),
+    "overlap": Rule("warning", "training rows are also asked at test time", "remove them from one of the two"),
+    # Against other references.
     "chat-template": Rule(
         "warning",
-        "the model's own chat_template spells conversations differently",
-        "choose the --chat-format that fits the model",
+        "the model's own chat template renders conversations differently",
+        "choose the chat format that fits the model",
     ),
     "known-difference": Rule(
-        "info", "the format departs from its owner's on purpose", "nothing; docs/templates.md says why"
+        "info", "a known difference from the format's owner applies", "nothing; docs/templates.md says why"
     ),
-    "other-prompt": Rule(
-        "info", "training and test templates differ, as the experiment wants", "nothing, if that is meant"
-    ),
+    "other-prompt": Rule("info", "training and test templates differ, as intended", "nothing, if that is intended"),
     "run-drift": Rule(
         "error",
-        "the run's data would be encoded otherwise today",
-        "train again, or use the version and files that the run was made with",
+        "the run's data would be encoded differently today",
+        "train again, or use the version and files of the run",
     ),
+}
+# Earlier names; the command line still accepts them after --allow, with a note.
+OLD_RULES = {
+    "role-marks": "role-markers",
+    "own-template": "chat-template",
+    "departure": "known-difference",
+    "seam": "token-boundary",
+    "targets": "labels",
+    "positions": "position-ids",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. `row` is the place in the data (`file:line`), `token` an index into that row's tokens."""
+    """One thing found. `row`: the row of the data (`file:line`). `token`: an index into that row's tokens."""
 
     rule: str
     row: str
@@ -140,22 +142,30 @@ class Finding:
     def level(self) -> str:
         return "info" if self.allowed else RULES[self.rule].level
 
+    @property
+    def place(self) -> str:
+        """Row and token."""
+        return self.row + (f", token {self.token}" if self.token is not None else "")
+
     def __str__(self) -> str:
-        place = self.row + (f", token {self.token}" if self.token is not None else "")
-        return f"{self.level} {self.rule}: {place + ': ' if place else ''}{self.cause}; {RULES[self.rule].remedy}"
+        place = f"{self.place}: " if self.place else ""
+        return f"{self.level} {self.rule}: {place}{self.cause}; {RULES[self.rule].remedy}"
 
 
 def check_names(rules: Iterable[str]) -> None:
-    """Raise UserError for a rule to allow that does not exist."""
+    """Raise UserError for an unknown rule to allow."""
     for name in rules:
+        if name in OLD_RULES:
+            raise UserError(f"rule {name!r} was renamed", f"it is {OLD_RULES[name]} now")
         if name not in RULES:
-            raise UserError(f"there is no rule {name!r} to allow; there are: {', '.join(RULES)}")
+            raise unknown_name("audit rule", name, RULES)
 
 
 def worst(findings: Iterable[Finding]) -> str:
-    """The highest level among findings; info where there is none."""
+    """The highest level among findings; info if there are none."""
     return max((f.level for f in findings), key=LEVELS.index, default="info")
 
 
 def by_rule(findings: Iterable[Finding]) -> dict[str, int]:
+    """Number of findings of each rule, in order of appearance."""
     return dict(Counter(f.rule for f in findings))

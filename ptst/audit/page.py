@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from html import escape
-from typing import Any
+from pathlib import Path
 
-from ptst.audit.findings import RULES, Finding
-from ptst.audit.view import TokenView, visible
+from ptst.audit.findings import RULES, VERDICTS, Finding
+from ptst.audit.report import Audit
+from ptst.audit.view import Comparison, TokenView, visible
+from ptst.errors import Setting, UserError
+from ptst.storage import write_atomically
+from ptst.text.encode import first_difference
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1a1a1a;--soft:#666;--line:#ddd;--trained:#d9f2e0;--error:#b3261e;
@@ -27,37 +31,51 @@ border:1px solid var(--line);border-radius:6px;padding:.6rem}
 .row span{border-radius:3px;padding:1px 0}.row span:hover{outline:2px solid var(--fg)}
 .t{background:var(--trained);text-decoration:underline;text-underline-offset:4px}
 .control{color:var(--control)}.system{color:var(--system)}.user{color:var(--user)}.assistant{color:var(--assistant)}
-.scaffold{color:var(--soft)}.bad{outline:2px dashed var(--error)}.token_boundary{border-left:3px solid var(--warning)}
+.scaffold{color:var(--soft)}.bad{outline:2px dashed var(--error)}.token-boundary{border-left:3px solid var(--warning)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;border:1px solid var(--line);border-radius:6px;padding:.6rem;margin:0}
 .two{display:grid;grid-template-columns:1fr 1fr;gap:1rem}@media (max-width:50rem){.two{grid-template-columns:1fr}}
 mark{background:var(--trained);color:inherit}
 """
 
 
-def page(report: dict[str, Any], findings: list[Finding], rows: list[tuple[str, list[TokenView]]]) -> str:
-    """The whole page. `rows` are (place in the data, tokens)."""
-    title = f"Audit: {report['template']} on {report['data']}"
-    verdict = {"error": "errors found", "warning": "warnings found", "info": "clean"}[report["verdict"]]
+def write_page(report: Audit, path: Path) -> None:
+    """Write the report as one HTML page. Raises UserError where that fails."""
+    try:
+        write_atomically(path, page(report).encode())
+    except OSError as error:
+        cause = (Setting("html"), f" {path} cannot be written ({error.strerror})")
+        raise UserError(cause, "choose another path") from None
+
+
+def page(report: Audit) -> str:
+    """The whole page."""
+    p, listed = report.prompt_format, report.listed
+    title = f"Audit: {p.template.name} on {report.data}"
     parts = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
         "<meta name=viewport content='width=device-width'>",
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
-        f"<p>Model {escape(report['model'])}, chat format {escape(report['chat_format'])}, family "
-        f"{escape(report['family'])}. Verdict: <span class={report['verdict']}>{verdict}</span>.</p>",
+        f"<p>Model {escape(report.model)}, chat format {escape(p.format_name)}, family {escape(p.family.name)}. "
+        f"Verdict: <span class={report.verdict}>{VERDICTS[report.verdict]}</span>.</p>",
         "<h2>Findings</h2>",
-        _findings(findings, report["found"]),
-        "<h2>Tokens</h2><p>Underlined on a tinted ground: trained. Dashed frame: a finding. Bar at the left: a token "
-        "boundary. Hover over a token for its id, author, position and target. "
+        _findings(listed, report.found),
+        "<h2>Tokens</h2><p>Underlined on a tinted background: trained. Dashed frame: a finding. Bar at the left: a "
+        "token boundary. Hover over a token for its id, author, position and label. "
         + " ".join(f"<span class={a}>{a}</span>" for a in ("control", "scaffold", "system", "user", "assistant")),
     ]
-    bad = {(f.row, f.token): f.rule for f in findings if f.token is not None and f.level != "info"}
-    for place, tokens in rows:
-        spans = "".join(_token(t, bad.get((place, t.index))) for t in tokens)
-        parts.append(f"<h3>{escape(place)}</h3><div class=row>{spans}</div>")
+    rules = {(f.row, f.token): f.rule for f in listed if f.token is not None and f.level != "info"}
+    for row, tokens in report.rows:
+        spans = "".join(_token(t, rules.get((row, t.index))) for t in tokens)
+        parts.append(f"<h3>{escape(row)}</h3><div class=row>{spans}</div>")
     parts += [
-        _comparison(report.get("comparison")),
+        _comparison(report.comparison),
         "<h2>Counts</h2><div class=wide><table>",
-        *(f"<tr><td>{escape(_label(k))}<td class=n>{escape(_number(v))}" for k, v in report["counts"].items()),
+        *(
+            f"<tr><td>{escape(key.replace('_', ' '))}<td class=n>{value:.3f}"
+            if isinstance(value, float)
+            else f"<tr><td>{escape(key.replace('_', ' '))}<td class=n>{escape(str(value))}"
+            for key, value in report.counts.items()
+        ),
         "</table></div>",
     ]
     return "\n".join(parts) + "\n"
@@ -76,53 +94,26 @@ def _findings(findings: list[Finding], found: dict[str, int]) -> str:
     return head + body + "</table></div>" + (f"<p>And {more} more: {escape(str(found))}</p>" if more else "")
 
 
-def _comparison(pair: dict[str, Any] | None) -> str:
+def _comparison(pair: Comparison | None) -> str:
     if pair is None:
         return ""
-    told = (
-        "the prompt is the beginning of the training sequence"
-        if pair["same"] == pair["prompt_tokens"]
-        else f"they part at token {pair['same']}"
+    same = first_difference(pair.training, pair.prompt)
+    training, prompt = (
+        escape(text[:same]) + (f"<mark>{escape(text[same:])}</mark>" if text[same:] else "")
+        for text in (pair.training, pair.prompt)
     )
-    length = _same(pair["training"], pair["prompt"])
-    training, prompt = (_from(pair[side], length) for side in ("training", "prompt"))
     return (
-        f"<h2>Training beside testing</h2><p>{escape(pair['row'])}: {told}.</p><div class=two><div><p>Training, "
-        f"{escape(pair['train_template'])}<pre>{training}</pre></div><div><p>Prompt at test time, "
-        f"{escape(pair['test_template'])}<pre>{prompt}</pre></div></div>"
+        f"<h2>Training and test</h2><p>{escape(pair.row)}: {pair.described}.</p><div class=two><div><p>Training, "
+        f"{escape(pair.train_template)}<pre>{training}</pre></div><div><p>Prompt at test time, "
+        f"{escape(pair.test_template)}<pre>{prompt}</pre></div></div>"
     )
-
-
-def _same(a: str, b: str) -> int:
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-
-
-def _from(text: str, at: int) -> str:
-    """Text marked from a character on."""
-    return escape(text[:at]) + (f"<mark>{escape(text[at:])}</mark>" if text[at:] else "")
 
 
 def _token(t: TokenView, rule: str | None) -> str:
-    target = "nothing" if t.target is None else t.target
-    told = f"token {t.index}, id {t.id}, {t.author}, document {t.document}, position {t.position}, predicts {target}"
-    told += (
-        (", trained" if t.trained else "")
-        + (", token boundary" if t.token_boundary else "")
-        + (f", {rule}" if rule else "")
-    )
-    classes = [
-        t.author,
-        *(["t"] if t.trained else []),
-        *(["token-boundary"] if t.token_boundary else []),
-        *(["bad"] if rule else []),
-    ]
+    label = "none" if t.label is None else t.label
+    states = {"trained": t.trained, "token boundary": t.token_boundary, rule or "": rule}
+    details = [f"token {t.index}", f"id {t.id}", t.author, f"document {t.document}", f"position {t.position}"]
+    details += [f"label {label}", *(state for state, on in states.items() if on)]
+    classes = [t.author, *(["t"] * t.trained), *(["token-boundary"] * t.token_boundary), *(["bad"] if rule else [])]
     text = escape(visible(t.text)).replace("\u21b5", "\u21b5<wbr>")
-    return f'<span class="{" ".join(classes)}" title="{escape(told)}">{text}</span><wbr>'
-
-
-def _label(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    return f'<span class="{" ".join(classes)}" title="{escape(", ".join(details))}">{text}</span><wbr>'

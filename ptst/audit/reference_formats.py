@@ -1,12 +1,13 @@
-"""What a training row must spell, written down a second time.
+"""Reference formats: an independent implementation of all chat formats, used as an oracle.
 
-The rules compare the tokens that reach the loss with this. It shares with the text layer the templates' words and the
-tokenizer's one call, and nothing else: formats are spelled as plain strings here, and the mask follows from them.
+The rules compare the tokens that reach the loss with it. It shares only the templates' words and the tokenizer's one
+call with the text layer: formats are plain strings here, and the loss mask follows from them.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ptst.text.prompt_format import PromptFormat
@@ -15,20 +16,52 @@ from ptst.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A control token by name, or the text of one call of the tokenizer: first what is given, then what is said."""
+class Run:
+    """A control token by name, or the text of one tokenizer call: the prompt's part, then the model's."""
 
-    given: str = ""
-    said: str = ""
+    prompt: str = ""
+    answer: str = ""
     control: bool = False
     trained: bool = False
 
+    @property
+    def text(self) -> str:
+        return self.prompt + self.answer
 
-def control(name: str | None, trained: bool = False) -> Piece:
-    return Piece(given=name or "", control=True, trained=trained)
+
+@dataclass(frozen=True)
+class Reference:
+    """Ids and loss mask that a row must have; the index of each run's first id; token boundaries; lossy runs."""
+
+    ids: list[int]
+    loss_mask: list[bool]
+    runs: list[tuple[int, Run]]
+    token_boundaries: list[int]
+    lossy: list[int]
 
 
-def words(conversation: Conversation, prompt_format: PromptFormat) -> tuple[str | None, list[str]]:
+def reference(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Reference:
+    """What a training row must be. Raises UserError as the tokenizer does."""
+    tokenizer, out = prompt_format.tokenizer, Reference([], [], [], [], [])
+    for run in _runs(conversation, prompt_format, train_on):
+        start = len(out.ids)
+        out.runs.append((start, run))
+        if run.control:
+            ids, num_prompt = [tokenizer.control_id(run.prompt)], 0 if run.trained else 1
+        else:
+            prompt, ids = tokenizer.encode(run.prompt), tokenizer.encode(run.text)
+            num_prompt = len(prompt)
+            if ids[:num_prompt] != prompt:
+                out.token_boundaries.append(start + num_prompt)
+                ids = prompt + tokenizer.encode(run.answer, continuation=True)
+            if tokenizer.decode_text(ids) != run.text:
+                out.lossy.append(start)
+        out.ids.extend(ids)
+        out.loss_mask.extend([False] * num_prompt + [run.trained] * (len(ids) - num_prompt))
+    return out
+
+
+def template_words(conversation: Conversation, prompt_format: PromptFormat) -> tuple[str | None, list[str]]:
     """The system prompt and the text of every turn, in the template's words."""
     template, family = prompt_format.template, prompt_format.family
     task = family.task if conversation.system is None else conversation.system
@@ -46,70 +79,73 @@ def words(conversation: Conversation, prompt_format: PromptFormat) -> tuple[str 
     return system, [wrapped(m.content) if m.role == "user" else m.content for m in conversation.turns]
 
 
-def spell(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> list[Piece]:
-    """The pieces of a training row (one that ends in an answer)."""
+def control(name: str | None, trained: bool = False) -> Run:
+    return Run(prompt=name or "", control=True, trained=trained)
+
+
+def _runs(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Iterable[Run]:
+    """The runs of a training row, which ends in an answer."""
     template, t = prompt_format.template, prompt_format.tokenizer
-    system, texts = words(conversation, prompt_format)
+    system, texts = template_words(conversation, prompt_format)
     asked, answers = texts[::2], texts[1::2]
-    learned = [train_on == "all" or i + 1 == len(answers) for i in range(len(answers))]
+    trained = [train_on == "all" or i + 1 == len(answers) for i in range(len(answers))]
     if template.is_text:
-        join = prompt_format.family.join if template.join is None else template.join
+        prefix = prompt_format.family.join if template.join is None else template.join
         bos = [control(t.bos)] if t.adds_bos else []
-        return [*bos, Piece(asked[0], join + answers[0], trained=True), control(t.eos, True)]
-    several = len(answers) > 1
-    closes = [" " if several else ""] * len(answers)
+        return [*bos, Run(asked[0], prefix + answers[0], trained=True), control(t.eos, True)]
+    closings = [" " if len(answers) > 1 else ""] * len(answers)
     if template.demonstration:
         asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]
-        learned, closes = [False, *learned], ["", *closes]
-    turns = list(zip(asked, answers, learned, closes, strict=True))
+        trained, closings = [False, *trained], ["", *closings]
+    turns = list(zip(asked, answers, trained, closings, strict=True))
     return _FORMATS[prompt_format.chat_format.name](system, turns, t, "" if template.tight else " ")
 
 
-def _llama2(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Piece]:
-    out: list[Piece] = []
+def _llama2(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
+    out: list[Run] = []
     head = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
-    for user, answer, learned, close in turns:
-        text = Piece(f"[INST] {head}{user}{gap}[/INST]", f" {answer}{close}", trained=learned)
-        out += [control(t.bos), text, control(t.eos, learned)]
+    for user, answer, trained, close in turns:
+        text = Run(f"[INST] {head}{user}{gap}[/INST]", f" {answer}{close}", trained=trained)
+        out += [control(t.bos), text, control(t.eos, trained)]
         head = ""
     return out
 
 
-def _mistral_v1(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Piece]:
+def _mistral_v1(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
     out = [control(t.bos)]
     head = "" if system is None else f"{system}\n\n"
-    for user, answer, learned, _ in turns:
-        out += [Piece(f"[INST] {head}{user}{gap}[/INST]", f" {answer}", trained=learned), control(t.eos, learned)]
+    for user, answer, trained, _ in turns:
+        out += [Run(f"[INST] {head}{user}{gap}[/INST]", f" {answer}", trained=trained), control(t.eos, trained)]
         head = ""
     return out
 
 
-def _mistral_v3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Piece]:
+def _mistral_v3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Run]:
     out = [control(t.bos)]
-    for number, (user, answer, learned, _) in enumerate(turns, 1):
+    for number, (user, answer, trained, _) in enumerate(turns, 1):
         head = f"{system}\n\n" if number == len(turns) and system is not None else ""
-        out += [control("[INST]"), Piece(head + user), control("[/INST]")]
-        out += [Piece(said=answer, trained=learned), control(t.eos, learned)]
+        out += [control("[INST]"), Run(head + user), control("[/INST]")]
+        out += [Run(answer=answer, trained=trained), control(t.eos, trained)]
     return out
 
 
-def _llama3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Piece]:
-    def block(role: str, text: Piece, learned: bool = False) -> list[Piece]:
-        name = [control("<|start_header_id|>"), Piece(role), control("<|end_header_id|>"), Piece("\n\n")]
-        return [*name, text, control("<|eot_id|>", learned)]
+def _llama3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Run]:
+    def block(role: str, text: Run, trained: bool = False) -> list[Run]:
+        name = [control("<|start_header_id|>"), Run(role), control("<|end_header_id|>"), Run("\n\n")]
+        return [*name, text, control("<|eot_id|>", trained)]
 
-    out = [control(t.bos), *([] if system is None else block("system", Piece(system)))]
-    for user, answer, learned, _ in turns:
-        out += block("user", Piece(user)) + block("assistant", Piece(said=answer, trained=learned), learned)
+    out = [control(t.bos), *([] if system is None else block("system", Run(system)))]
+    for user, answer, trained, _ in turns:
+        out += block("user", Run(user)) + block("assistant", Run(answer=answer, trained=trained), trained)
     return out
 
 
-def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str) -> list[Piece]:
-    start, end, line = control("<|im_start|>"), control("<|im_end|>"), Piece("\n")
-    out = [] if system is None else [start, Piece(f"system\n{system}"), end, line]
-    for user, answer, learned, _ in turns:
-        out += [start, Piece(f"user\n{user}"), end, line]
-        out += [start, Piece("assistant\n", answer, trained=learned), control("<|im_end|>", learned), line]
+def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str) -> list[Run]:
+    start, end, line = control("<|im_start|>"), control("<|im_end|>"), Run("\n")
+    out = [] if system is None else [start, Run(f"system\n{system}"), end, line]
+    for user, answer, trained, _ in turns:
+        out += [start, Run(f"user\n{user}"), end, line]
+        out += [start, Run("assistant\n", answer, trained=trained), control("<|im_end|>", trained), line]
     return out
 
 
@@ -120,35 +156,3 @@ _FORMATS = {
     "llama3": _llama3,
     "chatml": _chatml,
 }
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """Ids and flags that a row must have, the place of each piece among them, token boundaries, and lossy pieces."""
-
-    ids: list[int]
-    trained: list[bool]
-    pieces: list[tuple[int, Piece]]
-    token_boundaries: list[int]
-    lossy: list[int]
-
-
-def wanted(pieces: list[Piece], tokenizer: Tokenizer) -> Wanted:
-    """Raises UserError as the tokenizer does."""
-    out = Wanted([], [], [], [], [])
-    for piece in pieces:
-        start = len(out.ids)
-        out.pieces.append((start, piece))
-        if piece.control:
-            ids, given = [tokenizer.control_id(piece.given)], 0 if piece.trained else 1
-        else:
-            first, ids = tokenizer.encode(piece.given), tokenizer.encode(piece.given + piece.said)
-            given = len(first)
-            if ids[:given] != first:
-                out.token_boundaries.append(start + given)
-                ids = first + tokenizer.encode(piece.said, continuation=True)
-            if tokenizer.decode_text(ids) != piece.given + piece.said:
-                out.lossy.append(start)
-        out.ids.extend(ids)
-        out.trained.extend([False] * given + [piece.trained] * (len(ids) - given))
-    return out

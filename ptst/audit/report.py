@@ -1,109 +1,231 @@
-"""The audit itself: a data set taken the way of training, everything looked at, one report."""
+"""The audit: a data set is prepared as for training, every rule is applied to it, one report says what was found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ptst.audit.corpus import check_overlap, check_rows, count, plain
+from ptst.audit.config import AuditConfig
+from ptst.audit.corpus import check_overlap, check_rows, count, normalized
 from ptst.audit.drift import check_chat_template, check_run
-from ptst.audit.findings import LEVELS, Finding, worst
+from ptst.audit.findings import LEVELS, Finding, by_rule, worst
 from ptst.audit.rules import Setup, check_batch
 from ptst.audit.view import Comparison, TokenView, compare, view
-from ptst.data.packing import pack, to_batch
-from ptst.data.prepare import prepare
+from ptst.config_file import merge
+from ptst.data import sources
+from ptst.data.builtin import safety_sets
+from ptst.data.examples import length_limit, prepare
+from ptst.data.packing import Batch, pack
+from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import Source
-from ptst.records import TrainRecord
-from ptst.text.prompt_format import PromptFormat
+from ptst.errors import UserError
+from ptst.hub.locate import locate_model
+from ptst.model.config import DecoderConfig
+from ptst.progress import say
+from ptst.records import CHECKPOINTS, TrainRecord, read_finished
+from ptst.settings import CommandSettings
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.template_file import load_template
+from ptst.text.templates import find_template, with_default_system_prompt
+from ptst.training.config import TrainConfig
+
+LISTED = 20  # findings of one rule that are listed; all are counted
 
 
-@dataclass
+@dataclass(frozen=True)
+class References:
+    """What the data are compared with. `folder`: the model folder, for its chat template. `run`: the record of a
+    finished run. `test`: the prompt format at test time. `asked`: texts that are asked at test time (`normalized`),
+    with the name of the set that each is from."""
+
+    folder: Path | None = None
+    run: TrainRecord | None = None
+    test: PromptFormat | None = None
+    asked: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Audit:
-    """What was found. `rows` are (place in the data, tokens); `comparison` stands beside the row it is about."""
+    """The report. `rows`: (row, its tokens) of the rows that are shown."""
 
+    model: str
+    data: str
+    prompt_format: PromptFormat
     findings: list[Finding]
     counts: dict[str, Any]
-    rows: list[tuple[str, list[TokenView]]] = field(default_factory=list)
-    comparison: tuple[str, Comparison] | None = None
+    rows: list[tuple[str, list[TokenView]]]
+    comparison: Comparison | None = None
 
     @property
     def verdict(self) -> str:
+        """The highest level among the findings."""
         return worst(self.findings)
+
+    @property
+    def found(self) -> dict[str, int]:
+        """Number of findings by rule."""
+        return by_rule(self.findings)
+
+    @property
+    def listed(self) -> list[Finding]:
+        """The first findings of every rule, so that one rule cannot hide the others."""
+        seen = dict.fromkeys(self.found, 0)
+        out = []
+        for finding in self.findings:
+            seen[finding.rule] += 1
+            if seen[finding.rule] <= LISTED:
+                out.append(finding)
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        template = self.prompt_format.template.name
+        report: dict[str, Any] = {
+            "verdict": self.verdict,
+            "model": self.model,
+            "data": self.data,
+            "template": template,
+            "test_template": self.comparison.test_template if self.comparison else template,
+            "family": self.prompt_format.family.name,
+            "chat_format": self.prompt_format.format_name,
+            "found": self.found,
+            "findings": [asdict(f) | {"level": f.level} for f in self.listed],
+            "counts": self.counts,
+            "rows": [{"row": row, "tokens": [asdict(t) for t in tokens]} for row, tokens in self.rows],
+        }
+        return report | ({"comparison": asdict(self.comparison)} if self.comparison else {})
 
 
 def audit(
     source: Source,
     setup: Setup,
+    references: References | None = None,
     *,
-    bad_rows: Iterable[str] = (),
     micro_batch_tokens: int = 2048,
-    test: PromptFormat | None = None,
-    asked: dict[str, str] | None = None,
-    folder: Path | None = None,
-    run: TrainRecord | None = None,
+    unreadable: Iterable[UserError] = (),
     show: int = 1,
     allow: Iterable[str] = (),
 ) -> Audit:
     """Audit a data set under a training setup.
 
-    `bad_rows`: reasons of rows that could not even be read. `test`: the prompt format at test time. `asked`: texts
-    asked at test time, with the set each is from. `folder`: the model's, whose own chat template is compared. `run`:
-    record of a finished run to compare with. `show`: rows whose tokens are shown, those with findings first.
+    `unreadable`: errors of rows that could not be read. `show`: number of rows whose tokens are shown, those with
+    findings first. `allow`: rules whose findings become notes.
     """
-    bad: dict[int, str] = {}
-    # Marks in messages are findings here, so they do not stop the encoding.
-    open_setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
-    prompt_format = open_setup.prompt_format
-    limit = setup.max_length or 10**9
-    examples, prepared = prepare(source, prompt_format, limit, setup.too_long, setup.train_on, bad)
-    findings = [_bad_row(reason) for reason in (*bad_rows, *bad.values())]
-    findings += check_rows(source.conversations, prompt_format)
-    findings += check_overlap(source.conversations, asked or {})
+    references, allowed = references or References(), set(allow)
+    # Role markers in messages are findings here, so they do not stop the encoding.
+    setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
+    prompt_format, errors = setup.prompt_format, dict[int, UserError]()
+    examples, prepared = prepare(
+        source, prompt_format, setup.max_length or 10**9, setup.too_long, setup.train_on, errors
+    )
+    bad_rows = [*unreadable, *errors.values()]
     batches = pack(examples, micro_batch_tokens)
-    for batch in batches:
-        findings += check_batch(batch, source.conversations, open_setup)
-    for rule, key in (("dropped", "dropped"), ("cut", "cut"), ("untrained", "untrained")):
-        if prepared[key]:
-            findings.append(Finding(rule, "", f"{prepared[key]} of {prepared['rows']} rows"))
-    answered = [c for c in source.conversations if c.answered]
-    if folder is not None:
-        findings += check_chat_template(folder, answered, prompt_format)
-    if run is not None:
-        findings += check_run(run, prompt_format, source.fingerprint, prepared["encoding"])
-    findings = [replace(f, allowed=f.rule in set(allow)) for f in findings]
-    findings.sort(key=lambda f: -LEVELS.index(f.level))
-
-    result = Audit(findings, count(source, examples, batches, prepared, micro_batch_tokens))
-    result.counts["bad_rows"] = len(bad) + len(list(bad_rows))
-    result.counts["duplicates"] = len(source.conversations) - result.counts["distinct_rows"]
-    for rule in ("role-markers", "overlap"):
-        result.counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)
-    flagged = {f.row for f in findings if f.level != "info"}
-    place = [c.source for c in source.conversations]
-    for example in sorted(examples, key=lambda e: place[e.row] not in flagged)[:show]:
-        batch = to_batch([example])
-        tokens = view(batch, [example], source.conversations, prompt_format, setup.train_on)[0]
-        result.rows.append((place[example.row], tokens))
-    if test is not None and examples:
-        conversation = source.conversations[examples[0].row]
-        result.comparison = (
-            conversation.source,
-            compare(examples[0], conversation, replace(test, allow_role_markers=True)),
-        )
+    findings = [Finding("bad-row", e.where, UserError(e.cause, e.remedy).tell()) for e in bad_rows]
+    findings += check_data(source, batches, setup, references.asked)
+    left_out = {rule: getattr(prepared, rule) for rule in ("dropped", "cut", "untrained")}
+    findings += [Finding(rule, "", f"{number} of {prepared.rows} rows") for rule, number in left_out.items() if number]
+    if references.folder is not None:
+        answered = [c for c in source.conversations if c.answered]
+        findings += check_chat_template(references.folder, answered, prompt_format)
+    if references.run is not None:
+        findings += check_run(references.run, prompt_format, source.fingerprint, prepared.encoding)
+    comparison = None
+    if references.test is not None and examples:
+        test = replace(references.test, allow_role_markers=True)
+        comparison = compare(examples[0], source.conversations[examples[0].row], prompt_format, test)
         if test.template != prompt_format.template:
-            pair = result.comparison[1]
-            cause = f"{prompt_format.template.name} and {test.template.name} part at token {pair.same}"
-            result.findings.append(Finding("other-prompt", conversation.source, cause, pair.same))
-    return result
+            cause = f"{prompt_format.template.name} and {test.template.name} differ from token {comparison.same} on"
+            findings.append(Finding("other-prompt", comparison.row, cause, comparison.same))
+    findings = [replace(f, allowed=f.rule in allowed) for f in findings]
+    findings.sort(key=lambda f: -LEVELS.index(f.level))
+    counts = count(source, examples, batches, prepared, micro_batch_tokens)
+    counts["bad_rows"] = len(bad_rows)
+    counts["duplicates"] = len(source.conversations) - counts["distinct_rows"]
+    for rule in ("role-markers", "overlap"):
+        counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)
+    flagged = {f.row for f in findings if f.level != "info"}
+    shown = sorted(examples, key=lambda e: source.conversations[e.row].source not in flagged)[:show]
+    rows = [(source.conversations[e.row].source, view(e, source.conversations[e.row], setup)) for e in shown]
+    model = references.folder.name if references.folder else ""
+    return Audit(model, source.name, prompt_format, findings, counts, rows, comparison)
 
 
-def asked_at_test(sets: dict[str, Iterable[str]]) -> dict[str, str]:
-    """Texts of test sets as `check_overlap` wants them."""
-    return {plain(text): name for name, texts in sets.items() for text in texts}
+def check_data(
+    source: Source, batches: Iterable[Batch], setup: Setup, asked: Mapping[str, str] | None = None
+) -> list[Finding]:
+    """All rules on the rows of a data set and on the batches made of them; the command and the gate of training share
+    it. `asked` as in `References`."""
+    findings = [*check_rows(source.conversations, setup.prompt_format)]
+    findings += check_overlap(source.conversations, asked or {})
+    for batch in batches:
+        findings += check_batch(batch, source.conversations, setup)
+    return findings
 
 
-def _bad_row(reason: str) -> Finding:
-    place, _, cause = reason.partition(": ")
-    return Finding("bad-row", place, cause) if cause else Finding("bad-row", "", reason)
+def audit_data(config: AuditConfig) -> Audit:
+    """The audit of a data set as the settings describe it, or of a finished run's. Raises UserError for mistakes."""
+    config.check()
+    run = read_finished(config.checkpoint) if config.checkpoint else None
+    settings = _settings(config, run)
+    folder = locate_model(settings.model, CHECKPOINTS)
+    if run is not None and Path(run.model_folder).name != folder.resolve().name:
+        raise UserError(f"this is a run of {run.model}, not of {settings.model}", where=config.checkpoint)
+    unreadable: list[UserError] = []
+    source = sources.load(settings.data, "train", settings.limit, unreadable, settings.holdout)
+    if not source.conversations and not unreadable:
+        raise UserError("there are no rows to audit", where=settings.data)
+    shape = DecoderConfig.from_folder(folder)
+    template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
+    family = settings.template_family or source.family
+    prompt_format = open_prompt_format(folder, template, family, settings.chat_format, vocab_size=shape.vocab_size)
+    test = prompt_format
+    if config.test_template is not None:
+        test_template = with_default_system_prompt(find_template(config.test_template), folder)
+        test = replace(prompt_format, template=test_template)
+    limit = length_limit(settings.max_length, shape.max_positions, settings.micro_batch_tokens)
+    what = f"template {template.name}, {prompt_format.described}"
+    say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, {what}")
+    size = settings.micro_batch_tokens
+    return audit(
+        source,
+        Setup(prompt_format, settings.train_on, limit, settings.too_long),
+        References(folder, run, test, _asked_at_test(config, settings.data)),
+        micro_batch_tokens=size if size != "auto" else run.micro_batch_tokens if run else limit,
+        unreadable=unreadable,
+        show=config.rows,
+        allow=config.allow,
+    )
+
+
+def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
+    """Each setting as given, else as the run had it, else training's default."""
+    settings = TrainConfig() if run is None else merge(TrainConfig(), run.settings, f"{config.checkpoint}/run.json")
+    own, train = ({f.name for f in fields(kind)} for kind in (AuditConfig, TrainConfig))
+    names = (own & train) - {f.name for f in fields(CommandSettings)} - {"allow"}
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
+    if config.template is not None:
+        given.setdefault("template_file", None)
+    if config.data is not None:  # a run with a holdout was trained on the rest of its own data
+        given["holdout"] = 0.0
+    return replace(settings, **given)
+
+
+def _asked_at_test(config: AuditConfig, data: str) -> dict[str, str]:
+    sets: dict[str, Iterable[str]] = {
+        "the built-in harmful requests": (p.prompt for p in safety_sets.harmful_requests()),
+        "the built-in benign look-alikes": (p.prompt for p in safety_sets.look_alikes()),
+    }
+    if config.safety_data is not None:
+        sets[str(config.safety_data)] = (p.prompt for p in read_prompts(config.safety_data))
+    name = config.test_data or (data if data.startswith(sources.DEFAULT) else None)
+    if name is not None:
+        questions = sources.load(name, "test").conversations
+        sets[f"the test data {name}"] = (m.content for c in questions for m in c.messages if m.role == "user")
+    return asked_at_test(sets)
+
+
+def asked_at_test(sets: Mapping[str, Iterable[str]]) -> dict[str, str]:
+    """Texts of test sets, by the sets' names, as `References.asked` has them."""
+    return {normalized(text): name for name, texts in sets.items() for text in texts}

@@ -1,29 +1,30 @@
-"""Every token of a row, as it stands in the batch: id, text, author, position, target; and the prompt at test time."""
+"""Every token of a row as the loss gets it: id, text, author, position, label; and the prompt at test time."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 from rich.table import Table
 from rich.text import Text
 
-from ptst.data.packing import IGNORE_INDEX, Batch
-from ptst.text.encode import Example
+from ptst.audit.rules import Setup
+from ptst.data.packing import IGNORE_INDEX, to_batch
+from ptst.text.encode import Example, first_difference
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Segment
 from ptst.text.tokenizer import Tokenizer
 
-# Whitespace made visible; other characters that do not print show as U+....
+# Whitespace made visible; other characters that do not print are shown as U+....
 VISIBLE = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\x00": "\u2400"}
 COLOURS = {"control": "magenta", "scaffold": "cyan", "system": "yellow", "user": "blue", "assistant": "green"}
 
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token of a batch. `target` is the id it must predict, None where nothing is; `trained` tells whether the
-    token itself is predicted by the one before it. `token_boundary`: here an answer begins as a continuation."""
+    """One token of a batch. `label`: the id that it must predict, None where the loss ignores it. `trained`: whether
+    the token itself is in the loss, as the label of the one before it. `token_boundary`: an answer begins here that was
+    encoded as a continuation."""
 
     index: int
     id: int
@@ -32,16 +33,17 @@ class TokenView:
     document: int
     position: int
     trained: bool
-    target: int | None
+    label: int | None
     token_boundary: bool
 
 
 def visible(text: str) -> str:
+    """Text with whitespace and unprintable characters shown as signs."""
     return "".join(VISIBLE.get(c, c if c.isprintable() else f"U+{ord(c):04X}") for c in text)
 
 
 def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """(text, author) of each token; a token that spans two authors is the one's who wrote more of it."""
+    """(text, author) of each token; a token that spans two authors belongs to the one who wrote more of it."""
     spans = [s.author for s in segments if not s.control for _ in s.text]
     out: list[tuple[str, str]] = []
     run: list[int] = []
@@ -56,68 +58,59 @@ def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenize
         length = len(tokenizer.decode_text(run[-64:]))  # enough to see what this token adds
         before = len(tokenizer.decode_text(run[-64:-1])) if len(run) > 1 else 0
         text = tokenizer.decode_text(run[-64:])[before:length]
-        said = spans[base + done : base + done + len(text)] or spans[-1:] or ["scaffold"]
-        out.append((text, max(reversed(said), key=said.count)))
+        written = spans[base + done : base + done + len(text)] or spans[-1:] or ["scaffold"]
+        out.append((text, max(reversed(written), key=written.count)))
         done += len(text)
     return out
 
 
-def view(
-    batch: Batch,
-    examples: Sequence[Example],
-    conversations: Sequence[Conversation],
-    prompt_format: PromptFormat,
-    train_on: str,
-) -> list[list[TokenView]]:
-    """One list of tokens per document of the batch."""
-    out = []
-    for document, ((start, end), example) in enumerate(zip(pairwise(batch.cu_seqlens), examples, strict=True)):
-        segments = prompt_format.segments(conversations[example.row], train_on)
-        ids = batch.tokens[start:end]
-        written = authors(ids, segments, prompt_format.tokenizer)
-        flags = [False, *(t != IGNORE_INDEX for t in batch.labels[start : end - 1])]
-        out.append(
-            [
-                TokenView(
-                    index=i,
-                    id=token,
-                    text=text,
-                    author=author,
-                    document=document,
-                    position=batch.position_ids[start + i],
-                    trained=flags[i],
-                    target=None if batch.labels[start + i] == IGNORE_INDEX else batch.labels[start + i],
-                    token_boundary=i in example.token_boundaries,
-                )
-                for i, (token, (text, author)) in enumerate(zip(ids, written, strict=True))
-            ]
+def view(example: Example, conversation: Conversation, setup: Setup) -> list[TokenView]:
+    """The tokens of one example, which is packed alone."""
+    batch = to_batch([example])
+    segments = setup.prompt_format.segments(conversation, setup.train_on)
+    written = authors(batch.tokens, segments, setup.prompt_format.tokenizer)
+    loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[:-1])]
+    return [
+        TokenView(
+            index=i,
+            id=batch.tokens[i],
+            text=text,
+            author=author,
+            document=0,
+            position=batch.position_ids[i],
+            trained=loss_mask[i],
+            label=None if batch.labels[i] == IGNORE_INDEX else batch.labels[i],
+            token_boundary=i in example.token_boundaries,
         )
-    return out
+        for i, (text, author) in enumerate(written)
+    ]
 
 
 def table(tokens: Sequence[TokenView], title: str, marked: dict[int, str]) -> Table:
-    """A row as a table. Trained tokens carry a star, so that the mask can be read without colour; `marked` are tokens
-    with findings."""
+    """A row as a table. Trained tokens have a star, so that the loss mask can be read without colour; `marked`: tokens
+    with findings, by rule."""
     out = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):
         out.add_column(name, justify=justify, overflow="fold")
-    for name in ("document", "position", "trained", "target"):
+    for name in ("document", "position", "trained", "label"):
         out.add_column(name, justify="right")
     out.add_column("")
     for t in tokens:
         text = Text(visible(t.text), style=("bold " if t.trained else "") + COLOURS[t.author])
         note = "; ".join(n for n in ("token-boundary" if t.token_boundary else "", marked.get(t.index, "")) if n)
-        target = "" if t.target is None else str(t.target)
+        label = "" if t.label is None else str(t.label)
         cells = (str(t.index), str(t.id), text, t.author, str(t.document), str(t.position))
-        out.add_row(*cells, "*" if t.trained else "", target, note)
+        out.add_row(*cells, "*" if t.trained else "", label, note)
     return out
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A training sequence beside the prompt that is tested: `same` leading tokens, then both go on differently (or the
-    prompt ends, and the model must answer)."""
+    """A row as a training sequence and as a test prompt, decoded: the first `same` of `prompt_tokens` tokens agree."""
 
+    row: str
+    train_template: str
+    test_template: str
     training: str
     prompt: str
     same: int
@@ -125,11 +118,20 @@ class Comparison:
 
     @property
     def is_prefix(self) -> bool:
+        """Whether the prompt is a prefix of the training sequence."""
         return self.same == self.prompt_tokens
 
+    @property
+    def described(self) -> str:
+        """In words."""
+        if self.is_prefix:
+            return "the prompt is a prefix of the training sequence"
+        return f"they diverge at token {self.same}"
 
-def compare(training: Example, conversation: Conversation, test: PromptFormat) -> Comparison:
+
+def compare(example: Example, conversation: Conversation, train: PromptFormat, test: PromptFormat) -> Comparison:
+    """A training example beside its prompt at test time."""
     prompt = test.encode(conversation.prompt()).ids
-    same = next((i for i, (a, b) in enumerate(zip(training.ids, prompt, strict=False)) if a != b), None)
-    same = min(len(prompt), len(training.ids)) if same is None else same
-    return Comparison(test.tokenizer.decode(training.ids), test.tokenizer.decode(prompt), same, len(prompt))
+    decode, same = test.tokenizer.decode, first_difference(example.ids, prompt)
+    names = (conversation.source, train.template.name, test.template.name)
+    return Comparison(*names, decode(example.ids), decode(prompt), same, len(prompt))

@@ -1,1 +1,1 @@
-"""Where examples come from (files, the hub, the built-in sets) and how they are packed into flat rows."""
+"""From data to packed sequences (sources -> examples -> mix -> order -> packing), and prompt sets for evaluation."""

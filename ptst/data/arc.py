@@ -1,23 +1,24 @@
 """AI2's ARC (Clark et al. 2018, arXiv 1803.05457): science questions with three to five choices, in two layouts.
 
-The hub's: `question`, `choices` {text, label}, `answerKey`. And the instruction form in which the choices stand inside
-the text: "Please choose the correct answer to the question: ... Answer1: ... Answer format: answer1/answer2".
+The hub's: `question`, `choices` {text, label}, `answerKey`. And instructions that contain the choices: "Please choose
+the correct answer to the question: ... Answer1: ... Answer format: answer1/answer2".
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ptst.data.files import Hub, read_hub, read_rows
+from ptst.data.files import HubDataset, Row, read_hub, read_rows
 from ptst.errors import UserError
 
 HUB = {
-    "arc-easy": Hub("allenai/ai2_arc", "ARC-Easy", "test"),
-    "arc-challenge": Hub("allenai/ai2_arc", "ARC-Challenge", "test"),
+    "arc-easy": HubDataset("allenai/ai2_arc", "ARC-Easy", "test"),
+    "arc-challenge": HubDataset("allenai/ai2_arc", "ARC-Challenge", "test"),
 }
 _INSTRUCTION = re.compile(
     r"Please choose the correct answer to the question: (.*)\n\n(Answer1: .*)\n\n"
@@ -40,11 +41,11 @@ def load_arc(name: str, path: str | None = None, limit: int | None = None) -> li
     """Questions of `arc-easy` or `arc-challenge`: from a file, or from the hub's test split. Raises UserError for a
     file or hub that cannot be read and for a row of neither layout."""
     if path is None:
-        rows = read_hub(name, HUB[name], f"give its file instead, as in {name}:FILE", limit)
+        rows: Iterable[Row] = read_hub(name, HUB[name], f"give its file instead, as in {name}:FILE", limit)
     elif Path(path).is_file():
         rows = islice(read_rows(Path(path)), limit)
     else:
-        raise UserError(f"there is no file {path} with questions of {name}; check the path")
+        raise UserError(f"there is no file {path} with questions of {name}", "check the path")
     return [to_question(row, place) for place, row in rows]
 
 
@@ -58,13 +59,12 @@ def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
         texts = re.split(r"(?:^| )Answer\d+: ", form[2])[1:]
         answer = row.get("answer")
     else:
-        raise UserError(
-            f"{source}: the row has {', '.join(sorted(row)) or 'no fields'}; a question of ARC has question, choices "
-            "and answerKey, or an instruction with the choices in it as Answer1, Answer2 and an answer"
+        remedy = (
+            "a question of ARC has question, choices and answerKey, or an instruction with the choices in it as "
+            "Answer1, Answer2 and an answer"
         )
+        raise UserError(f"the row has {', '.join(sorted(row)) or 'no fields'}", remedy, source)
     if not isinstance(question, str) or len(texts) < 2 or len(texts) != len(labels) or answer not in labels:
-        raise UserError(
-            f"{source}: {len(texts)} choices for the labels {', '.join(map(str, labels))} and the answer {answer!r}; "
-            "each label needs a choice, and the answer must be one of the labels"
-        )
+        cause = f"{len(texts)} choices for the labels {', '.join(map(str, labels))} and the answer {answer!r}"
+        raise UserError(cause, "each label needs a choice, and the answer must be one of the labels", source)
     return ArcQuestion(question, tuple(texts), labels.index(answer), source)

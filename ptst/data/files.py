@@ -1,6 +1,7 @@
-"""Rows of JSONL, JSON, CSV and Parquet files, each with its place, and of data sets on the hub.
+"""Rows of data files and of data sets on the hub, each with its place.
 
-Files are read by the `datasets` library, into memory; it is imported only where data are read.
+JSONL is read here, for training data and prompt sets alike. Other training data are read by the `datasets` library
+(imported only where it is needed), which types their cells: a number in a CSV is no text, and NA is an empty cell.
 """
 
 from __future__ import annotations
@@ -8,18 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 
-Row = tuple[str, dict[str, Any]]  # where it stands (file:line), its cells by name
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+Row = tuple[str, dict[str, Any]]  # place ("file:line"), cells by name
+KINDS = (".jsonl", ".json", ".csv", ".parquet")
 
 
-class Hub(NamedTuple):
-    """A data set on the hub: `repository`, its configuration (None: the only one) and split."""
+class HubDataset(NamedTuple):
+    """A data set on the hub. `config` None: its only configuration."""
 
     repository: str
     config: str | None
@@ -28,71 +29,95 @@ class Hub(NamedTuple):
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file in order. Raises UserError, with file and line, for one that is empty or cannot be read."""
-    kind = _READERS.get(path.suffix.lower())
-    if kind is None:
-        raise UserError(f"{path}: unknown kind of file; use {', '.join(_READERS)}")
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise UserError("unknown kind of file", f"use {', '.join(KINDS)}", path)
     if path.stat().st_size == 0:
-        raise UserError(f"{path} is empty; it needs one row per example")
-    lines = _line_numbers(path) if path.suffix == ".jsonl" else None
-    count = 0
-    for count, row in enumerate(_rows(path, kind), 1):
-        # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
-        yield f"{path}:{lines[count - 1] if lines else count + (kind == 'csv')}", row
-    if not count:
-        raise UserError(f"{path} has no rows")
+        raise UserError("the file is empty", "it needs one row per example", path)
+    row = None
+    for row in read_jsonl(path) if kind == ".jsonl" else _read_typed(path, kind.removeprefix(".")):
+        yield row
+    if row is None:
+        raise UserError("the file has no rows", where=path)
 
 
-def read_hub(name: str, hub: Hub, instead: str, limit: int | None = None, shuffle: bool = False) -> list[Row]:
-    """The first `limit` rows of a data set on the hub (None: all), or with `shuffle` as many random ones, the same
-    every time. Raises UserError, ending in the way out `instead`, when the hub does not give it."""
+def read_jsonl(path: Path) -> Iterator[Row]:
+    """The objects of a JSONL file; blank lines are skipped. Raises UserError, with file and line, for a line that is
+    not an object in UTF-8, and for a file that cannot be opened."""
+    with open_data(path) as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text) if text.strip() else None
+            except UnicodeDecodeError:
+                raise not_utf8(place) from None
+            except json.JSONDecodeError as error:
+                cause = f"not valid JSON ({error.msg}, column {error.colno})"
+                raise UserError(cause, "each line holds one object", place) from None
+            if text.strip():
+                yield place, check_object(row, place)
+
+
+def check_limit(limit: int | None, what: str) -> None:
+    """Raise UserError for a limit on rows below 1."""
+    if limit is not None and limit < 1:
+        remedy = (f"at least 1 {what} is needed (leave ", Setting("limit"), " out for all)")
+        raise UserError(("the ", Setting("limit"), f" is {limit}"), remedy)
+
+
+def open_data(path: Path) -> Any:
+    """The file, opened for bytes. Raises UserError where that fails."""
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise UserError(f"the file cannot be read ({error.strerror})", "check the path", path) from None
+
+
+def not_utf8(place: str) -> UserError:
+    return UserError("not UTF-8 text", "save the file as UTF-8", place)
+
+
+def check_object(row: Any, place: str) -> dict[str, Any]:
+    """Returns `row`. Raises UserError if it is not a JSON object."""
+    if not isinstance(row, dict):
+        raise UserError("the row is not an object", 'write it in braces, as in {"prompt": "..."}', place)
+    return row
+
+
+def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = None, shuffle: bool = False) -> list[Row]:
+    """The first `limit` rows of a data set on the hub (None: all); with `shuffle`, random ones, the same every time.
+    Raises UserError with `remedy` if the hub cannot be reached or has no rows."""
     import datasets
 
-    # Five retries, each with a warning, are its way; the one sentence below says the same.
+    # The library retries five times with a warning each; the error below says the same once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        rows = datasets.load_dataset(hub.repository, hub.config, split=hub.split)
+        rows = datasets.load_dataset(dataset.repository, dataset.config, split=dataset.split)
     except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-        raise UserError(
-            f"{name} could not be fetched from the hub as {hub.repository} ({reason.rstrip('.')}); {instead}"
-        ) from None
+        cause = f"{name} could not be fetched from the hub as {dataset.repository} ({reason.rstrip('.')})"
+        raise UserError(cause, remedy) from None
     if shuffle:
         rows = rows.shuffle(seed=0)
     rows = rows.select(range(min(limit, len(rows)))) if limit else rows
     if not len(rows):
-        raise UserError(f"{name} on the hub ({hub.repository}, {hub.split}) has no rows; {instead}")
-    return [(f"{name}/{hub.split}:{i}", row) for i, row in enumerate(rows, 1)]
+        raise UserError(f"{name} on the hub ({dataset.repository}, {dataset.split}) has no rows", remedy)
+    return [(f"{name}/{dataset.split}:{i}", row) for i, row in enumerate(rows, 1)]
 
 
-def _line_numbers(path: Path) -> list[int]:
-    """Line number of every row of a JSONL file (blank lines are no rows), each checked to be an object."""
-    numbers = []
-    with open(path, encoding="utf-8") as file:
-        number = 0
-        try:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    if not isinstance(json.loads(line), dict):
-                        raise UserError(f"{path}:{number}: the row is not an object in braces")
-                    numbers.append(number)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not valid JSON ({error.msg} at column {error.colno})") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path}:{number + 1}: not UTF-8 text") from None
-    return numbers
-
-
-def _rows(path: Path, kind: str) -> Iterable[dict]:
-    import datasets  # slow to import, so only where a file is read
+def _read_typed(path: Path, kind: str) -> Iterator[Row]:
+    import datasets
 
     datasets.disable_progress_bars()
-    read = {"json": datasets.Dataset.from_json, "csv": datasets.Dataset.from_csv}.get(
-        kind, datasets.Dataset.from_parquet
-    )
-    # The library writes an Arrow copy; in a folder of its own it leaves nothing behind and is never stale.
+    read = getattr(datasets.Dataset, f"from_{kind}")
+    # The library writes an Arrow copy; in a temporary folder it leaves nothing behind and is never stale.
     with tempfile.TemporaryDirectory() as cache:
         try:
-            return read(str(path), cache_dir=cache, keep_in_memory=True).to_list()
+            rows = read(str(path), cache_dir=cache, keep_in_memory=True).to_list()
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            raise UserError(f"{path} cannot be read as {kind}: {reason}") from None
+            raise UserError(f"the file cannot be read as {kind}: {reason}", where=path) from None
+    # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
+    for number, row in enumerate(rows, 2 if kind == "csv" else 1):
+        yield f"{path}:{number}", row

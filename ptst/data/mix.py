@@ -1,4 +1,4 @@
-"""Several sources in one training run: the main one, and others that are mixed in with their own number of epochs."""
+"""Several sources in one training run: the main one, and others mixed in, each with its own number of epochs."""
 
 from __future__ import annotations
 
@@ -7,23 +7,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ptst.data.order import Part
-from ptst.data.prepare import prepare
+from ptst.data.examples import ExampleCounts, check_not_empty, prepare
+from ptst.data.order import SourcePlan
 from ptst.data.sources import Source
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
+from ptst.text.segments import Conversation
+
+
+@dataclass(frozen=True)
+class SourceCounts:
+    """One source of a mixture: its name, epochs, data fingerprint, and what became of its rows."""
+
+    name: str
+    epochs: float
+    fingerprint: str
+    examples: ExampleCounts
+
+    def to_json(self) -> dict[str, Any]:
+        own = {"name": self.name, "epochs": self.epochs, "fingerprint": self.fingerprint}
+        return own | self.examples.to_json()
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Examples of all sources in turn, all under one template. `source` holds all their conversations, and an
-    example's `row` counts through it. `counts` are each source's own."""
+    """The examples of all sources in turn, under one template. `source` holds all their conversations, and an example's
+    `row` is an index into it. `plans` and `counts` have one entry for each source."""
 
     source: Source
     examples: list[Example]
-    parts: list[Part]
-    counts: list[dict[str, Any]]
+    plans: list[SourcePlan]
+    counts: list[SourceCounts]
 
 
 def parse_mix(text: str) -> tuple[str, float]:
@@ -34,7 +49,8 @@ def parse_mix(text: str) -> tuple[str, float]:
     except ValueError:
         epochs = math.nan
     if not name or not 0 < epochs < math.inf:
-        raise UserError(f"--mix {text}: write the data, a colon and its epochs, as in safety.jsonl:1")
+        remedy = "write the data, a colon and its epochs, as in safety.jsonl:1"
+        raise UserError((Setting("mix"), f" is {text!r}"), remedy)
     return name, epochs
 
 
@@ -43,14 +59,15 @@ def mix(
 ) -> Mixture:
     """Prepare each (source, epochs); the first is the main one. Raises UserError as `prepare`, and for a source
     without an example to train on."""
-    conversations, examples, parts, counts = [], [], [], []
+    conversations: list[Conversation] = []
+    examples: list[Example] = []
+    plans, counts = [], []
     for source, epochs in sources:
-        kept, count = prepare(source, prompt_format, max_length, too_long, train_on)
-        if not kept:
-            raise UserError(f"{source.name}: no example is left to train on; raise --max-length or look at the data")
-        examples += [replace(e, row=e.row + len(conversations)) for e in kept]
+        own, count = prepare(source, prompt_format, max_length, too_long, train_on)
+        check_not_empty(own, source.name)
+        examples += [replace(example, row=example.row + len(conversations)) for example in own]
         conversations += source.conversations
-        parts.append(Part(len(kept), epochs))
-        counts.append({"name": source.name, "epochs": epochs, "fingerprint": source.fingerprint, **count})
+        plans.append(SourcePlan(len(own), epochs))
+        counts.append(SourceCounts(source.name, epochs, source.fingerprint, count))
     main = sources[0][0]
-    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, parts, counts)
+    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, plans, counts)

@@ -1,10 +1,10 @@
-"""Which examples each optimizer step takes, from a seed alone: no state to keep, every rank and every resumed run
-computes the same.
+"""Which examples each optimizer step takes, from a seed alone: there is no state to save, and every rank and every
+resumed run computes the same order.
 
-An epoch is a pass over the first source, newly shuffled. Other sources (safety data, say) have a number of epochs of
-their own and are spread evenly over the run: each epoch of the first takes the next stretch of theirs, and all of it is
-shuffled together. A step is then N examples, or packs of whole examples of N tokens; what fits into memory at once has
-no say in it. The last step of an epoch is as large as what is left.
+An epoch is a pass over the first source, newly shuffled. Other sources (safety data, say) have their own numbers of
+epochs and are spread evenly over the run: each epoch of the first source takes the next stretch of the others, and all
+of it is shuffled together. A step is N examples, or at most N tokens in packs of whole examples, whatever the size of a
+micro-batch. The last step of an epoch takes what is left.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-PACK = 4096  # a step of tokens is made of packs of so many, whatever rows the memory allows later
-WINDOW = 256  # examples among which a pack looks for the best fit
+PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
+WINDOW = 256  # examples among which the best fit for a pack is searched
 
 
 @dataclass(frozen=True)
-class Part:
-    """`count` examples of one source, to be seen `epochs` times (a fraction is fine)."""
+class SourcePlan:
+    """`count` examples of one source, to be trained on `epochs` times (a fraction is fine)."""
 
     count: int
     epochs: float
@@ -32,7 +32,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Step:
-    """Indices of a step's examples. `epoch`: passes over the first source done before it, a fraction included."""
+    """Indices of a step's examples. `epoch`: passes over the first source before this step, with their fraction."""
 
     epoch: float
     examples: list[int]
@@ -40,17 +40,17 @@ class Step:
 
 def plan(
     lengths: Sequence[int],
-    parts: Sequence[Part],
+    sources: Sequence[SourcePlan],
     seed: int = 0,
     examples_per_step: int = 8,
     tokens_per_step: int | None = None,
     max_steps: int | None = None,
 ) -> Iterator[Step]:
-    """Every step in order. `lengths` are those of all parts' examples in turn."""
+    """Every step in order. `lengths`: tokens of each example, source after source."""
     done = 0
-    for number, order in enumerate(epochs(parts, seed)):
+    for number, order in enumerate(epochs(sources, seed)):
         taken = 0
-        share = min(1.0, parts[0].epochs - number)  # the last pass may be a part of one
+        share = min(1.0, sources[0].epochs - number)  # the last pass may be a fraction of one
         groups = chunks(order, examples_per_step) if tokens_per_step is None else fill(lengths, order, tokens_per_step)
         for group in groups:
             if done == max_steps:
@@ -60,14 +60,14 @@ def plan(
             done += 1
 
 
-def epochs(parts: Sequence[Part], seed: int) -> Iterator[list[int]]:
-    """The order of each epoch: indices of examples, those of the second part counted on from the first, and so on."""
-    first, *others = parts
+def epochs(sources: Sequence[SourcePlan], seed: int) -> Iterator[list[int]]:
+    """The order of each epoch: indices of examples, counted through all sources."""
+    first, *others = sources
     rng = random.Random(seed)
     streams, start = [], first.count
-    for number, part in enumerate(others, 1):
-        streams.append((part.visits, _stream(start, part.count, random.Random(f"{seed}:{number}"))))
-        start += part.count
+    for number, source in enumerate(others, 1):
+        streams.append((source.visits, _stream(start, source.count, random.Random(f"{seed}:{number}"))))
+        start += source.count
     done = 0
     while done < first.visits:
         order = list(range(first.count))
@@ -83,7 +83,7 @@ def epochs(parts: Sequence[Part], seed: int) -> Iterator[list[int]]:
 
 
 def _stream(start: int, count: int, rng: random.Random) -> Iterator[int]:
-    """Indices from `start`, `count` of them, pass after pass, each newly shuffled."""
+    """`count` indices from `start` on, pass after pass, each newly shuffled."""
     while True:
         order = list(range(start, start + count))
         rng.shuffle(order)
@@ -96,9 +96,9 @@ def chunks(order: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def fill(lengths: Sequence[int], order: Sequence[int], tokens: int) -> Iterator[list[int]]:
-    """Steps of at most `tokens` tokens, each made of packs of at most PACK. A pack takes examples in their order while
-    they fit, then the longest of the next WINDOW that does, until none does: nothing is passed over for long, as the
-    next pack begins with the first that is waiting. An example longer than a pack, or a step, gets one of its own."""
+    """Steps of at most `tokens` tokens, each made of packs of at most PACK tokens. A pack takes examples in order while
+    they fit, then the longest of the next WINDOW that fits, until none does. No example waits long, as the next pack
+    begins with the first one waiting. An example longer than a pack, or a step, gets one of its own."""
     waiting: list[int] = []
     rest = iter(order)
     step: list[int] = []
@@ -111,7 +111,7 @@ def fill(lengths: Sequence[int], order: Sequence[int], tokens: int) -> Iterator[
             if not waiting:
                 break
             place, first = 0, lengths[waiting[0]]
-            alone = not pack and (first <= left or not step)  # too long for any pack
+            alone = not pack and (first <= left or not step)  # an example too long for any pack may open one
             if first > room and not alone:
                 place = max(range(len(waiting)), key=lambda j: (lengths[waiting[j]] <= room) * lengths[waiting[j]])
                 if lengths[waiting[place]] > room:

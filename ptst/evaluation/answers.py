@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.generation.adapters import Adapter
 from ptst.generation.engine import Engine
-from ptst.generation.request import Answer, Request, Sampling, Statistics
+from ptst.generation.multi_lora import Adapter
+from ptst.generation.request import Answer, EngineOptions, Request, Sampling, Statistics
 from ptst.model.decoder import Decoder
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
@@ -109,9 +109,11 @@ class Answerer:
             engine = Engine(
                 self.decoder,
                 self.stop_ids,
-                max_batch=min(self.batch_size, len(missing)),
-                max_length=max(len(prompts[i]) for _, i in missing.values()) + sampling.max_new_tokens,
-                kv_memory=self.kv_memory,
+                EngineOptions(
+                    batch_size=min(self.batch_size, len(missing)),
+                    max_length=max(len(prompts[i]) for _, i in missing.values()) + sampling.max_new_tokens,
+                    kv_memory=self.kv_memory,
+                ),
                 decode=self.prompt_format.tokenizer.decode_answer,
                 adapters={name: self.adapters[name] for name in paths if name is not None},
             )

@@ -10,7 +10,7 @@ import torch
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.tasks.table import Task, TaskData, Tools
-from ptst.generation.cache import BLOCK, blocks_for, bytes_per_token, cache_dtype
+from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
 from ptst.generation.request import Sampling
 from ptst.model.config import DecoderConfig
@@ -48,7 +48,7 @@ def check_room(
         mend = "lower --max-new-tokens or take the prompt out" if new else "take it out"
         raise UserError(f"{what}: {where}{too_much} the model's {config.max_positions} positions; {mend}")
     dtype = cache_dtype(dtype, torch.device(device))
-    needed = (blocks_for(longest) + 1) * BLOCK * bytes_per_token(config, dtype)
+    needed = (blocks_for(longest) + 1) * BLOCK_SIZE * bytes_per_token(config, dtype)
     if new and kv_memory is not None and needed > kv_memory:
         raise UserError(
             f"--kv-memory is {gigabytes(kv_memory)}, and {what} needs {gigabytes(needed)} for a prompt and its answer; "

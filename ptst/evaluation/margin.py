@@ -17,7 +17,7 @@ from itertools import permutations
 import numpy as np
 
 from ptst.errors import UserError
-from ptst.generation.adapters import Adapter
+from ptst.generation.multi_lora import Adapter
 from ptst.generation.score import score
 from ptst.model.decoder import Decoder
 from ptst.text.encode import Example, encode

@@ -22,8 +22,8 @@ import torch
 from ptst.errors import UserError
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Answer, Verdict
-from ptst.generation.request import Sampling
-from ptst.generation.sampler import generate
+from ptst.generation.generate import generate
+from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
 from ptst.open import open_model
@@ -133,7 +133,8 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
                 encoded[i] = encode(prompt)
             except ValueError as error:
                 replies[i] = error
-        answered = generate(decoder(), list(encoded.values()), model.stop_ids, Sampling(max_new_tokens), batch_size)
+        sampling, options = Sampling(max_new_tokens), EngineOptions(batch_size)
+        answered = generate(decoder(), list(encoded.values()), model.stop_ids, sampling, options)
         for (i, ids), answer in zip(encoded.items(), answered, strict=True):
             failed = answer.error
             replies[i] = ValueError(failed) if failed else prompt_format.tokenizer.decode_answer(ids, answer.token_ids)

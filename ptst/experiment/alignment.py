@@ -28,8 +28,8 @@ from torch import nn
 
 from ptst import records, storage
 from ptst.data.builtin import alignment_set
-from ptst.data.order import Part
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.order import SourcePlan
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.evaluation import tasks
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.rates import Rate
@@ -238,7 +238,7 @@ def _trainer(
 ) -> Trainer:
     """The trainer over refusals and own answers, each with its number of epochs, that averages the weights."""
     epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
-    parts = [Part(len(refusals), epochs), Part(len(own), config.own_epochs * epochs)]
+    sources = [SourcePlan(len(refusals), epochs), SourcePlan(len(own), config.own_epochs * epochs)]
     settings = TrainerConfig(
         max_steps=config.max_steps,
         lr=config.lr,
@@ -247,7 +247,7 @@ def _trainer(
         micro_batch_tokens=config.micro_batch_tokens,
         seed=config.seed,
     )
-    return Trainer(decoder, parameters, [*refusals, *own], settings, parts, average=config.average)
+    return Trainer(decoder, parameters, [*refusals, *own], settings, sources, average=config.average)
 
 
 def _met(evaluations: Sequence[StepEvaluation], config: AlignConfig) -> bool:

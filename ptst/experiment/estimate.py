@@ -77,7 +77,7 @@ def _trained_tokens(grid: Grid, template: str) -> int:
     c, mixture = grid.config.train, grid.mixture(template)
     lengths = [len(e.ids) for e in mixture.examples]
     seed = grid.config.seeds[0]
-    steps = order.plan(lengths, mixture.parts, seed, c.examples_per_step, c.tokens_per_step, c.max_steps)
+    steps = order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps)
     return sum(lengths[i] for step in steps for i in step.examples)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.data import prompt_sets
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.data.sources import Source
 from ptst.errors import UserError, unknown_name
 from ptst.evaluation import foresight

@@ -23,8 +23,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.data import order, sources
+from ptst.data.examples import length_limit, prepare
 from ptst.data.mix import Mixture, mix, parse_mix
-from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
@@ -34,7 +34,7 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
 from ptst.experiment.measure import Tests
 from ptst.experiment.plan import Cell, Row
-from ptst.generation.adapters import Adapter, read_adapter
+from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
@@ -81,6 +81,8 @@ class Grid:
         read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
         if config.train.val_data:
             read["val-data"] = sources.load(config.train.val_data, "validation")
+        elif config.train.holdout:
+            read["val-data"] = sources.load(config.data, "validation", holdout=config.train.holdout)
         return cls(config, config.folder, rows, cells, tests, train, test, read)
 
     def train_config(self, row: Row) -> TrainConfig:
@@ -171,7 +173,7 @@ def check(grid: Grid) -> None:
         lengths = [len(e.ids) for e in mixture.examples]
         for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
             sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
-            epoch_folders(c, list(order.plan(lengths, mixture.parts, c.seed, *sizes)))
+            epoch_folders(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
 
 
 def work(grid: Grid) -> None:
@@ -322,7 +324,7 @@ class _Server:
 
             def on_progress(done: int, statistics: Statistics) -> None:
                 total = grid.tests.count(task) * len(cells)
-                saved = f", {statistics.saved_tokens} prompt tokens shared" if statistics.saved_tokens else ""
+                saved = f", {statistics.cached_tokens} prompt tokens shared" if statistics.cached_tokens else ""
                 rate = statistics.progress(statistics.answers + total - done)
                 inner.update(0, f"{done}/{total} answers  {rate}{saved}")
 

@@ -1,21 +1,20 @@
-"""What goes into the engine and what comes out: requests, events, answers, counts; importable without torch."""
+"""What goes into the engine and what comes out. Imports no torch."""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
 
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is made. Temperature 0 is greedy.
+    """How an answer is sampled. Temperature 0 is greedy decoding.
 
-    `top_k` keeps the k likeliest tokens (0: all), then `top_p` the smallest set of those that holds that share of
-    their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's logarithm
-    of probability under the model itself (temperature 1, nothing left out). Raises UserError for a value that cannot
-    be meant.
+    `top_k` keeps the k most likely tokens (0: all), then `top_p` the smallest set of those that holds this share of
+    their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's log
+    probability under the model itself (temperature 1, all tokens). Raises UserError for a value out of range.
     """
 
     max_new_tokens: int = 128
@@ -28,43 +27,69 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
+            raise _out_of_range("max_new_tokens", self.max_new_tokens, "at least 1")
         if self.temperature and not 1e-5 <= self.temperature < float("inf"):
-            raise UserError(
-                f"--temperature is {self.temperature}; it must be at least 0.00001, or 0 for greedy answers"
-            )
+            raise _out_of_range("temperature", self.temperature, "at least 0.00001, or 0 for greedy answers")
         if not 0 < self.top_p <= 1:
-            raise UserError(f"--top-p is {self.top_p}; it must be above 0 and at most 1")
+            raise _out_of_range("top_p", self.top_p, "above 0 and at most 1")
         if self.top_k < 0:
-            raise UserError(f"--top-k is {self.top_k}; it must be at least 1, or 0 for all tokens")
+            raise _out_of_range("top_k", self.top_k, "at least 1, or 0 for all tokens")
         if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
-            raise UserError(f"stop strings are {self.stop_strings!r}; a tuple of texts is needed, none of them empty")
+            raise _out_of_range("stop_strings", repr(self.stop_strings), "a tuple of strings, none of them empty")
 
     def generator(self, request_id: str | int) -> random.Random:
-        """The request's own source of uniform numbers: of (seed, id) and nothing else."""
-        # Python's generator takes the whole text as its seed; torch's on the CPU would look at 32 bits of a number.
+        """The source of a request's uniform random numbers; it depends on (seed, id) and nothing else."""
+        # Python's generator is seeded by the whole text; torch's CPU generator would use 32 bits of a number.
         return random.Random(f"{self.seed}:{request_id}")
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt to be answered. Its sampled answer depends on `prompt`, `sampling`, `adapter` and `id`, on nothing else.
+class EngineOptions:
+    """How the engine works; affects speed and memory, not results. Raises UserError for a value out of range.
 
-    `adapter` names one of the engine's; None is the decoder as it stands. `keep`: the keys and values of prompt and
-    answer stay after the end, while memory allows, so that a prompt that goes on from there (the next turn of a
-    conversation) computes only what is new.
+    `batch_size`: maximum number of concurrent sequences (None: 256 on a GPU, 64 on a CPU).
+    `max_length`: maximum length of a prompt with its answer, in tokens (None: the model's context). Memory is planned
+    for `batch_size` sequences of this length and one cached prefix; a request that does not fit is refused.
+    `kv_memory`: size of the KV cache in bytes (None: what the plan needs, but at most a share of the free memory).
+    `max_prefill_tokens`: maximum number of prompt tokens per step.
+    `prefix_caching`: compute a prefix that several prompts share only once.
+    """
+
+    batch_size: int | None = None
+    max_length: int | None = None
+    kv_memory: int | None = None
+    max_prefill_tokens: int = 512
+    prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "max_prefill_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise _out_of_range(name, value, "at least 1")
+
+
+def _out_of_range(name: str, value: object, wanted: str) -> UserError:
+    return UserError((Setting(name), f" is {value}"), f"it must be {wanted}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to answer. Its answer depends on `prompt`, `sampling`, `adapter` and `id`, on nothing else.
+
+    `adapter` names one of the engine's adapters; None is the decoder as it is. `keep_cached`: the keys and values of
+    prompt and answer stay in the prefix cache, so that the next turn of a conversation computes only its new tokens.
     """
 
     prompt: list[int]
     sampling: Sampling = field(default_factory=Sampling)
     id: str | int = 0
     adapter: str | None = None
-    keep: bool = False
+    keep_cached: bool = False
 
 
-def outside(ids: list[int], vocab_size: int) -> list[int]:
-    """Those of `ids` that are no tokens of the model."""
-    return [t for t in ids if not (hasattr(t, "__index__") and 0 <= t < vocab_size)]
+def invalid_tokens(token_ids: list[int], vocab_size: int) -> list[int]:
+    """Those of `token_ids` that are not in the vocabulary."""
+    return [t for t in token_ids if not (hasattr(t, "__index__") and 0 <= t < vocab_size)]
 
 
 @dataclass(frozen=True)
@@ -91,7 +116,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """News of one request: its new token ids, the text that they make certain, and the answer if it has ended."""
+    """Progress of one request: its new tokens, the text that they make certain, and the answer once it is finished."""
 
     id: str | int
     token_ids: list[int]
@@ -101,21 +126,25 @@ class Event:
 
 @dataclass
 class Statistics:
-    """Counts since the engine was made."""
+    """Counts since the engine was created."""
 
-    answers: int = 0  # handed out, errors and cancelled ones included
-    tokens: int = 0  # made
+    answers: int = 0  # finished, cancelled and failed ones included
+    tokens: int = 0  # generated
     prompt_tokens: int = 0  # computed
-    saved_tokens: int = 0  # of prompts, not computed because a shared prefix was stored
+    cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     steps: int = 0
-    seconds: float = 0.0  # inside steps
-    blocks: int = 0  # of the whole allocation
+    seconds: float = 0.0  # spent in steps
+    blocks: int = 0  # size of the KV cache
     blocks_used: int = 0
     blocks_peak: int = 0
 
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
     def progress(self, total: int | None = None) -> str:
-        """`120 tokens/s, ETA 1:05` (answers to come are taken to be as long as those so far)."""
-        rate = f"{self.tokens / self.seconds if self.seconds else 0:.0f} tokens/s"
+        """`120 tokens/s, ETA 1:05` for `total` answers, assuming that the rest takes as long as those so far."""
+        rate = f"{self.tokens_per_second:.0f} tokens/s"
         if total is None or not self.answers:
             return rate
         left = round(self.seconds / self.answers * max(0, total - self.answers))

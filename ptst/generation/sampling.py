@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ptst.generation.device import send
 from ptst.generation.request import Sampling
+from ptst.generation.transfer import to_device
 
 _SHORT = 512  # probabilities sorted at first on a CPU; a row whose largest do not reach top_p is sorted whole
 
 
-def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
+def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     """One token id (N,) per row; -1 where the row's best logit is not a number. `uniforms` lie in [0, 1)."""
     if logits_NV.is_cuda:
         best_N, tokens_N = logits_NV.max(-1)
@@ -28,15 +28,15 @@ def draw(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[fl
         best_N = logits_NV.gather(1, tokens_N[:, None])[:, 0]
     rows = [i for i, s in enumerate(samplings) if s.temperature]
     if rows:
-        rows_M = send(rows, logits_NV.device)
+        rows_M = to_device(rows, logits_NV.device)
         chosen = [samplings[i] for i in rows]
-        tokens_N[rows_M] = _draw(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
+        tokens_N[rows_M] = _sample_rows(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
     return tokens_N.masked_fill_(~best_N.isfinite(), -1)
 
 
-def _draw(logits_MV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
+def _sample_rows(logits_MV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     def column(values: list, dtype: torch.dtype) -> Tensor:
-        return send(values, logits_MV.device, dtype)[:, None]
+        return to_device(values, logits_MV.device, dtype)[:, None]
 
     p_MV = (logits_MV.float() / column([s.temperature for s in samplings], torch.float32)).softmax(-1)
     V = p_MV.shape[1]

@@ -1,1 +1,1 @@
-"""What a model reads: tokenizers, chat formats, templates, and which tokens are trained. No tensors here."""
+"""What a model reads: tokenizers, chat formats, templates, and the loss mask. No tensors here."""

@@ -1,15 +1,16 @@
 """Segments to token ids with a loss mask.
 
-Every run of text between control tokens is encoded in one call: the natural tokenization, the one the model saw in its
-own training. Only where that would change the ids of the prompt (an answer that begins with a newline, say) does the
-prompt keep its ids and the answer is encoded as a continuation; the place is noted in `token_boundaries`. So the ids of
-the generation prompt are always an exact prefix of the training ids.
+Every run of text between control tokens is encoded in one call: the natural tokenization, which the model saw in its
+own training. Where that would change the ids of the prompt (an answer that begins with a newline, say), the prompt
+keeps its ids, the answer is encoded as a continuation, and the token boundary is recorded. So the ids of the generation
+prompt are always an exact prefix of the training ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ptst.text.segments import Segment
 from ptst.text.tokenizer import Tokenizer
@@ -17,7 +18,7 @@ from ptst.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Lossy:
-    """The first character, at `offset` within a segment of this author, that the tokenizer does not give back."""
+    """The first character, at `offset` in a segment of this author, that decoding the ids does not give back."""
 
     author: str
     offset: int
@@ -31,8 +32,8 @@ class Lossy:
 @dataclass(frozen=True)
 class Example:
     """One encoded conversation: token ids and a loss mask (True: the token is trained). `token_boundaries`: indices
-    where an answer was encoded as a continuation of its prompt. `lossy`: runs of text that the ids do not spell
-    exactly. `row`: index of the conversation in its source."""
+    where an answer was encoded as a continuation of its prompt. `lossy`: runs of text that the ids do not give back.
+    `row`: index of the conversation in its source."""
 
     ids: list[int]
     loss_mask: list[bool]
@@ -46,7 +47,7 @@ class Example:
 
 
 def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
-    """Ids and flags of segments. Raises UserError for lone surrogates and control tokens the tokenizer lacks."""
+    """Ids and loss mask. Raises UserError for lone surrogates and for control tokens that the tokenizer lacks."""
     ids: list[int] = []
     loss_mask: list[bool] = []
     token_boundaries: list[int] = []
@@ -56,8 +57,8 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
             ids.append(tokenizer.control_id(run[0].text))
             loss_mask.append(run[0].trained)
             continue
-        said = [s.sampled for s in run]
-        assert said == sorted(said), "within a run of text, what the model says comes last"
+        sampled = [s.sampled for s in run]
+        assert sampled == sorted(sampled), "within a run of text, what the model samples comes last"
         prompt = "".join(s.text for s in run if not s.sampled)
         reply = "".join(s.text for s in run if s.sampled)
         prompt_ids = tokenizer.encode(prompt)
@@ -66,16 +67,16 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
             token_boundaries.append(len(ids) + len(prompt_ids))
             all_ids = prompt_ids + tokenizer.encode(reply, continuation=True)
         ids += all_ids
-        flag = any(s.trained for s in run)
-        loss_mask += [False] * len(prompt_ids) + [flag] * (len(all_ids) - len(prompt_ids))
-        spelled = tokenizer.decode_text(all_ids)
-        if spelled != prompt + reply:
-            lossy.append(_first_loss(run, spelled))
+        trained = any(s.trained for s in run)
+        loss_mask += [False] * len(prompt_ids) + [trained] * (len(all_ids) - len(prompt_ids))
+        decoded = tokenizer.decode_text(all_ids)
+        if decoded != prompt + reply:
+            lossy.append(_first_loss(run, decoded))
     return Example(ids, loss_mask, tuple(token_boundaries), tuple(lossy))
 
 
 def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
-    """Control tokens one by one; between them, the stretches of text that are encoded in one call."""
+    """Control tokens one by one; between them, the runs of text that are encoded in one call."""
     run: list[Segment] = []
     for segment in segments:
         if run and (segment.control or segment.apart):
@@ -89,23 +90,23 @@ def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
         yield run
 
 
-def _first_loss(run: list[Segment], spelled: str) -> Lossy:
-    """Where what the ids spell first leaves the text of the run."""
-    text = "".join(s.text for s in run)
-    at = next((i for i, (a, b) in enumerate(zip(text, spelled, strict=False)) if a != b), min(len(text), len(spelled)))
+def _first_loss(run: list[Segment], decoded: str) -> Lossy:
+    """Where the decoded ids first differ from the text of the run."""
+    at = first_difference("".join(s.text for s in run), decoded)
     for segment in run:
         if at < len(segment.text):
             return Lossy(segment.author, at, segment.text[at])
         at -= len(segment.text)
-    return Lossy(run[-1].author, len(run[-1].text), "")  # the ids spell more than the text
+    return Lossy(run[-1].author, len(run[-1].text), "")  # the ids decode to more than the text
+
+
+def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:
+    """Index of the first difference of two sequences; the shorter length if one begins with the other."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def cut(encoded: Example, max_length: int) -> Example:
     """The first `max_length` tokens. A cut answer gets no terminator: the model is not taught to stop there."""
-    token_boundaries = tuple(s for s in encoded.token_boundaries if s < max_length)
-    return replace(
-        encoded,
-        ids=encoded.ids[:max_length],
-        loss_mask=encoded.loss_mask[:max_length],
-        token_boundaries=token_boundaries,
-    )
+    boundaries = tuple(b for b in encoded.token_boundaries if b < max_length)
+    ids, loss_mask = encoded.ids[:max_length], encoded.loss_mask[:max_length]
+    return replace(encoded, ids=ids, loss_mask=loss_mask, token_boundaries=boundaries)

@@ -1,7 +1,7 @@
 """One small class over both kinds of tokenizer files: `tokenizer.model` (sentencepiece) and `tokenizer.json`.
 
-Where a folder has both, sentencepiece is taken: it is what the models were trained with. Text never becomes a control
-token here, whatever it spells; control tokens are asked for by name.
+If a folder has both, sentencepiece is used: the models were trained with it. Text never becomes a control token here,
+whatever it holds; control tokens are looked up by name.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 
 
 def optional_json(path: Path) -> dict:
@@ -28,7 +28,7 @@ def optional_json(path: Path) -> dict:
 
 
 class Tokenizer:
-    """Text to ids and back. Subclasses give `_ids`, `_decode_run` and the vocabulary."""
+    """Text to ids and back. Subclasses implement `_ids`, `_piece` and `_decode_run` and set the attributes."""
 
     vocab_size: int
     bos: str | None  # names of control tokens
@@ -37,18 +37,16 @@ class Tokenizer:
     _control: dict[str, int]
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
-        """Ids of a run of text. `continuation`: it goes on where other text stopped, so no dummy space is put before
-        it. Raises UserError for text that is not Unicode (lone surrogates)."""
+        """Ids of a run of text. `continuation`: the text continues other text, so no dummy space precedes it.
+        Raises UserError for text that is not Unicode (lone surrogates)."""
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise UserError(
-                f"text holds a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}; "
-                "it is not valid Unicode and no tokenizer can read it"
-            ) from None
+            surrogate = f"a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}"
+            raise UserError(f"the text holds {surrogate}, which is not valid Unicode", "remove it") from None
         if not text:
             return []
-        # Templates and role names come again with every row.
+        # Templates and role names recur in every row.
         return list(self._remembered(text, continuation)) if len(text) < 4096 else self._encode(text, continuation)
 
     @cached_property
@@ -56,11 +54,11 @@ class Tokenizer:
         return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
 
     def decode_text(self, ids: list[int]) -> str:
-        """Text of the ids of one run of text, among which there is no control token."""
+        """Text of the ids of one run of text, without control tokens."""
         return self._decode_run(ids)
 
     def decode(self, ids: list[int]) -> str:
-        """Text of ids, control tokens spelled by name; the dummy space of each run of text is dropped."""
+        """Text of ids, control tokens by name; the dummy space of each run of text is dropped."""
         out: list[str] = []
         run: list[int] = []
         for token in ids:
@@ -73,7 +71,7 @@ class Tokenizer:
         return "".join((*out, self._decode_run(run)))
 
     def decode_answer(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
-        """Text of an answer in its place: decoding of all minus decoding of the prompt (its last run of text)."""
+        """Text of an answer in context: decoding of all minus decoding of the prompt (its last run of text)."""
         start = max((i + 1 for i, t in enumerate(prompt_ids) if t in self.control_names), default=0)
         tail = prompt_ids[start:]
         return self.decode(tail + answer_ids)[len(self.decode(tail)) :]
@@ -81,7 +79,10 @@ class Tokenizer:
     def control_id(self, name: str) -> int:
         """Id of a control token. Raises UserError when this tokenizer has none of that name."""
         if name not in self._control:
-            raise UserError(f"this tokenizer has no control token {name!r}; the chat format does not fit the model")
+            raise UserError(
+                f"this tokenizer has no control token {name!r}",
+                ("choose the ", Setting("chat_format"), " that fits the model"),
+            )
         return self._control[name]
 
     def has_control(self, name: str) -> bool:
@@ -90,8 +91,8 @@ class Tokenizer:
     def _encode(self, text: str, continuation: bool) -> list[int]:
         if not (continuation and self._dummy_space):
             return self._ids(text)
-        # A newline never merges with what follows it in a sentencepiece vocabulary: put first, it takes the dummy
-        # space upon itself, and its own ids come off again.
+        # A newline never merges with what follows it in a sentencepiece vocabulary: put in front, it takes the dummy
+        # space, and its own ids are removed again.
         newline, ids = self._ids("\n"), self._ids("\n" + text)
         assert ids[: len(newline)] == newline, "a newline merged with the text after it"
         return ids[len(newline) :]
@@ -106,13 +107,13 @@ class Tokenizer:
         return {i: name for name, i in self._control.items()}
 
     def _ids(self, text: str) -> list[int]:
-        raise AssertionError("a subclass's business")
+        raise AssertionError("implemented by subclasses")
 
     def _piece(self, token: int) -> str:
-        raise AssertionError("a subclass's business")
+        raise AssertionError("implemented by subclasses")
 
     def _decode_run(self, ids: list[int]) -> str:
-        raise AssertionError("a subclass's business")
+        raise AssertionError("implemented by subclasses")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -124,7 +125,7 @@ class SentencePieceTokenizer(Tokenizer):
         try:
             self._sp = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} is not a sentencepiece model ({error}); fetch the file again") from None
+            raise UserError(f"not a sentencepiece model ({error})", "fetch the file again", path) from None
         sp, settings = self._sp, settings or {}
         self.vocab_size = sp.vocab_size()
         self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
@@ -139,7 +140,7 @@ class SentencePieceTokenizer(Tokenizer):
         return self._sp.id_to_piece(token)
 
     def _decode_run(self, ids: list[int]) -> str:
-        # An embedding may be padded to more rows than there are pieces; such a row stands for no text.
+        # An embedding may be padded to more rows than there are pieces; such a row has no text.
         return self._sp.decode([i for i in ids if i < self.vocab_size])
 
 
@@ -152,7 +153,7 @@ class JsonTokenizer(Tokenizer):
         try:
             self._tok = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise UserError(f"{path} is not a tokenizer file ({error}); fetch the file again") from None
+            raise UserError(f"not a tokenizer file ({error})", "fetch the file again", path) from None
         self._tok.no_padding()
         self._tok.no_truncation()
         settings = settings or {}
@@ -165,7 +166,7 @@ class JsonTokenizer(Tokenizer):
         self._tok.encode_special_tokens = True
 
     def _ids(self, text: str) -> list[int]:
-        # The fast form gives ids without the places in the text they came from.
+        # The fast form returns ids without their offsets in the text.
         return self._tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _piece(self, token: int) -> str:
@@ -176,10 +177,8 @@ class JsonTokenizer(Tokenizer):
 
 
 def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tokenizer:
-    """The tokenizer of a model folder.
-
-    Raises UserError when there is none, it is damaged, or it has more tokens than the model has embedding rows.
-    """
+    """The tokenizer of a model folder. Raises UserError if it is missing or damaged, or has more tokens than the model
+    has embedding rows."""
     folder = Path(folder)
     settings = optional_json(folder / "tokenizer_config.json")
     if (folder / "tokenizer.model").exists():
@@ -187,16 +186,15 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
     elif (folder / "tokenizer.json").exists():
         tokenizer = JsonTokenizer(folder / "tokenizer.json", settings)
     else:
-        raise UserError(f"{folder} has neither tokenizer.model nor tokenizer.json; copy the model's tokenizer into it")
+        raise UserError("there is no tokenizer.model and no tokenizer.json", "copy the tokenizer into it", folder)
     if embedding_rows is not None and tokenizer.vocab_size > embedding_rows:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens and the model only {embedding_rows} embedding "
-            "rows; they belong to different models"
-        )
+        sizes = f"{tokenizer.vocab_size} tokens and the model only {embedding_rows} embedding rows"
+        raise UserError(f"the tokenizer has {sizes}", "use the tokenizer that belongs to the model", folder)
     if tokenizer.eos is None or not tokenizer.has_control(tokenizer.eos):
-        raise UserError(f"{folder}: no end-of-sequence token; name it as eos_token in tokenizer_config.json")
+        raise UserError("there is no end-of-sequence token", "name it as eos_token in tokenizer_config.json", folder)
     return tokenizer
 
 
 def _token_name(entry: object) -> str | None:
-    return entry.get("content") if isinstance(entry, dict) else entry  # type: ignore[return-value]
+    name = entry.get("content") if isinstance(entry, dict) else entry
+    return name if isinstance(name, str) else None

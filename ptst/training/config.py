@@ -78,7 +78,10 @@ class TrainSettings(FormatSettings):
     limit: int | None = None
     """Use only the first N examples."""
     val_data: str | None = field(default=None, metadata=content("validation"))
-    """Validation set. Default: held-out families of the built-in problems, none for other data."""
+    """Validation set. Default: that of --holdout or of the built-in problems, none for other data."""
+    holdout: float = 0.0
+    """Share of the training data kept out of training: half of it is the validation set, half the test set of
+    ptst.eval. For data without sets of their own, such as files."""
     eval_every: int | None = field(default=None, metadata=NO_EFFECT)
     """Steps between validation losses and sample answers. Default: validation loss before and after."""
     save_every: int = field(default=50, metadata=NO_EFFECT)
@@ -102,7 +105,7 @@ class TrainSettings(FormatSettings):
         check_above_zero(self, "epochs", "lr")
         check_at_least(self, 1, "examples_per_step", "micro_batch_tokens", "save_every", "keep", "tokens_per_step")
         check_at_least(self, 1, "max_steps", "max_length", "limit", "eval_every")
-        check_share(self, "warmup", "dropout")
+        check_share(self, "warmup", "dropout", "holdout")
         for name in ("clip", "weight_decay"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError((Setting(name), f" is {getattr(self, name)}"), "it must not be negative")

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from ptst.data.packing import share, share_prefixes, to_batch
-from ptst.generation.request import Sampling
-from ptst.generation.sampler import generate
+from ptst.data.packing import rank_micro_batches, share_prefixes, to_batch
+from ptst.generation.generate import generate
+from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
 from ptst.progress import ProgressLine
@@ -26,7 +26,7 @@ def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_t
     """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
     trained = sum(sum(e.loss_mask[1:]) for e in examples)
     own = 0.0
-    batches = list(share([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size))
+    batches = list(rank_micro_batches([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size))
     with ProgressLine("validation", len(batches)) as progress:
         for done, documents in enumerate(batches, 1):
             own += float(batch_loss(decoder, share_prefixes(to_batch([examples[i] for i in documents])), trained))
@@ -53,7 +53,7 @@ class Samples:
             return []
         sampling = Sampling(min(self.max_new_tokens, room - max(len(p) for _, p in asked)))
         with torch.random.fork_rng():
-            done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling)
+            done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling, EngineOptions(32))
         return [
             {
                 "source": c.source,

@@ -82,7 +82,7 @@ class _Session:
         else:
             parameters = add_lora(decoder, plan.lora, config.seed)
         say(f"training {sum(p.numel() for p in parameters.values()):,} parameters, run folder {out}")
-        self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.parts, world)
+        self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world)
         conversations = mixture.source.conversations
         self.trainer.name_example = lambda i: conversations[mixture.examples[i].row].source
         self.trainer.check_batch = watch(mixture.source, config.allow)
@@ -179,7 +179,7 @@ class _Session:
         if losses.before is not None:
             say(f"validation loss per trained token: {losses.before:.4f} before, {losses.after:.4f} after")
         told = {k: v for k, v in asdict(losses).items() if every or not k.startswith("best")}
-        counts, *mixed = self.plan.mixture.counts
+        counts, *mixed = (count.to_json() for count in self.plan.mixture.counts)
         result: dict[str, Any] = {"run": str(self.out), "steps": steps, "validation_loss": told, **counts, "mix": mixed}
         self.save_weights(self.out)
         best = self.out / "state" / f"step-{losses.best_step or 0:08d}"

@@ -12,9 +12,9 @@ from ptst import records
 from ptst.audit.gate import check_start
 from ptst.audit.rules import Setup
 from ptst.data import sources
+from ptst.data.examples import check_not_empty, length_limit, prepare
 from ptst.data.mix import Mixture, mix, parse_mix
 from ptst.data.order import Step
-from ptst.data.prepare import length_limit, prepare
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
 from ptst.model.lora_config import LoraConfig
@@ -68,7 +68,7 @@ class RunPlan:
     def record(self, world: World) -> TrainRecord:
         """The record of the run at its beginning."""
         c, prompt_format = self.config, self.model.prompt_format
-        counts = [DataRecord.of(count) for count in self.mixture.counts]
+        data, *mixed = (count.to_json() for count in self.mixture.counts)
         return TrainRecord(
             config=c,
             recipe=recipes.origins(c.recipe, vars(c)) if c.recipe else None,
@@ -78,8 +78,8 @@ class RunPlan:
             template=prompt_format.template,
             family=prompt_format.family,
             chat_format=prompt_format.chat_format.name,
-            data=counts[0],
-            mix=tuple(counts[1:]),
+            data=DataRecord.of(data | {"holdout": c.holdout}),
+            mix=tuple(map(DataRecord.of, mixed)),
             validation=self.validation.record,
             dtype=str(self.dtype).removeprefix("torch."),
             full=c.full,
@@ -99,7 +99,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     if not config.full:
         lora = LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
     say(f"reading {config.data}")
-    source = sources.load(config.data, "train", config.limit)
+    source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
     with world.main_process_first():
         family, allow = config.template_family or source.family, "role-markers" in config.allow
         model = open_model(
@@ -118,7 +118,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     own = {f.name for f in dataclasses.fields(TrainerConfig)} - {"micro_batch_tokens"}
     trainer = TrainerConfig(**{k: getattr(config, k) for k in own}, micro_batch_tokens=micro_batch_tokens)
-    steps = trainer.plan(lengths, mixture.parts)
+    steps = trainer.plan(lengths, mixture.plans)
     planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, block)
     tokens = sum(lengths[i] for step in steps for i in step.examples)
     planned = dataclasses.replace(planned, steps=len(steps), tokens=tokens)
@@ -133,21 +133,22 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
     asked = [(source, config.epochs), *others]
     say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
     mixture = mix(asked, prompt_format, max_length, config.too_long, config.train_on)
-    for c in mixture.counts:
+    for counts in mixture.counts:
+        c = counts.examples
         say(
-            f"{c['name']}, {c['epochs']:g} epochs: {c['examples']} examples, {c['tokens']} tokens, "
-            f"{c['trained_tokens']} of them trained; {c['dropped']} dropped, {c['cut']} cut, "
-            f"{c['token_boundaries']} token boundaries"
+            f"{counts.name}, {counts.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
+            f"them trained; {c.dropped} dropped, {c.cut} cut, {c.token_boundaries} token boundaries"
         )
-    name = config.val_data or (sources.DEFAULT if config.data.startswith(sources.DEFAULT) else None)
+    holdout = 0.0 if config.val_data else config.holdout
+    name = config.val_data or (config.data if holdout else None)
+    if name is None and config.data.startswith(sources.DEFAULT):
+        name = sources.DEFAULT
     if name is None:
         return mixture, Validation()
-    held_out = sources.load(name, "validation")
-    examples, counts = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
-    if not examples:
-        remedy = ("raise ", Setting("max_length"), " or look at the data")
-        raise UserError((Setting("val_data"), f" {name}: no example is left"), remedy)
-    return mixture, Validation(held_out, examples, DataRecord.of({"name": name, **counts}))
+    held_out = sources.load(name, "validation", holdout=holdout)
+    examples, c = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
+    check_not_empty(examples, name)
+    return mixture, Validation(held_out, examples, DataRecord.of({"name": name, **c.to_json()}))
 
 
 def epoch_folders(config: TrainConfig, steps: Sequence[Step]) -> dict[int, str]:

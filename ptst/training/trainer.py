@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from ptst.data.order import Part, Step, plan
-from ptst.data.packing import Batch, share, share_prefixes, to_batch
+from ptst.data.order import SourcePlan, Step, plan
+from ptst.data.packing import Batch, rank_micro_batches, share_prefixes, to_batch
 from ptst.errors import Setting, UserError, Words
 from ptst.model.decoder import Decoder
 from ptst.model.likelihood import batch_loss
@@ -49,11 +49,11 @@ class TrainerConfig:
     micro_batch_tokens: int = 2048
     seed: int = 0
 
-    def plan(self, lengths: Sequence[int], parts: Sequence[Part] = ()) -> list[Step]:
-        """All steps of a run over examples of these lengths. `parts`: their sources, where there are several."""
-        parts = parts or [Part(len(lengths), self.epochs)]
+    def plan(self, lengths: Sequence[int], sources: Sequence[SourcePlan] = ()) -> list[Step]:
+        """All steps of a run over examples of these lengths. `sources`: where they are from, if from several."""
+        sources = sources or [SourcePlan(len(lengths), self.epochs)]
         sizes = self.examples_per_step, self.tokens_per_step, self.max_steps
-        return list(plan(lengths, parts, self.seed, *sizes))
+        return list(plan(lengths, sources, self.seed, *sizes))
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class StepReport:
 class Trainer:
     """Trains `parameters` (by name, all of the decoder's that require a gradient) in place, a step at a time.
 
-    `parts`: the sources of the examples, where there are several. `world`: this process's rank; all ranks must take the
+    `sources`: where the examples are from, if from several. `world`: this process's rank; all ranks must take the
     same steps. `average`: decay of a running average of the weights, kept in `trainer.average`.
 
     Raises UserError when there is nothing to train on, and in a step whose loss or gradient is not finite: step,
@@ -96,7 +96,7 @@ class Trainer:
         parameters: Mapping[str, nn.Parameter],
         examples: Sequence[Example],
         config: TrainerConfig,
-        parts: Sequence[Part] = (),
+        sources: Sequence[SourcePlan] = (),
         world: World = ALONE,
         average: float | None = None,
     ):
@@ -104,7 +104,7 @@ class Trainer:
             raise UserError("there is no example left to train on", "see the counts of dropped examples")
         self.decoder, self.parameters, self.examples, self.config = decoder, parameters, examples, config
         self.world = world
-        self.steps = config.plan([len(e.ids) for e in examples], parts)
+        self.steps = config.plan([len(e.ids) for e in examples], sources)
         self.optimizer = AdamW(list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.average = None if average is None else Average(parameters, average)
         self.done = 0
@@ -175,7 +175,7 @@ class Trainer:
         loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
         tokens = computed = 0
         lengths = [len(e.ids) for e in chosen]
-        for documents in share(lengths, config.micro_batch_tokens, self.world.rank, self.world.size):
+        for documents in rank_micro_batches(lengths, config.micro_batch_tokens, self.world.rank, self.world.size):
             batch = to_batch([chosen[i] for i in documents])
             self.check_batch(batch)
             tokens += len(batch.tokens)

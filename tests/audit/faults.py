@@ -335,7 +335,7 @@ def only_the_last_user_turn_is_masked(b):
     return to_batch([flagged(e, lambda i: 1 <= i < again or i >= start)]), MULTI, 1
 
 
-@fault(18, "targets")
+@fault(18, "labels")
 def targets_are_not_shifted(b):
     e = b.good(SINGLE)
     batch = to_batch([e])
@@ -343,7 +343,7 @@ def targets_are_not_shifted(b):
     return replace(batch, labels=targets), SINGLE, b.start(SINGLE)
 
 
-@fault(18, "targets")
+@fault(18, "labels")
 def targets_are_shifted_twice(b):
     batch = to_batch([b.good(MULTI)])
     return replace(batch, labels=[*batch.labels[1:], IGNORE_INDEX]), MULTI, b.good(MULTI).loss_mask.index(True) - 2
@@ -444,7 +444,7 @@ def documents_are_not_parted(b):
     return replace(batch, cu_seqlens=[0, len(batch.tokens)]), SINGLE, len(b.good(SINGLE).ids)
 
 
-@fault(25, "positions")
+@fault(25, "position-ids")
 def positions_run_on_through_the_pack(b):
     batch = to_batch([b.good(SINGLE), b.good(EDGES)])
     return replace(batch, position_ids=list(range(len(batch.tokens)))), EDGES, 0

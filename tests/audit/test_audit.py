@@ -16,12 +16,13 @@ from ptst.audit.__main__ import run_audit
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import RULES, Finding, check_names
 from ptst.audit.gate import check_start, refuse, watch
-from ptst.audit.report import asked_at_test, audit
+from ptst.audit.report import References, asked_at_test, audit
 from ptst.audit.rules import Setup, check_batch
 from ptst.data import sources
+from ptst.data.examples import prepare
 from ptst.data.packing import pack, to_batch
-from ptst.data.prepare import prepare
 from ptst.data.sources import Source
+from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -97,7 +98,7 @@ def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
     prompt_format = PromptFormat(
         find_template("chat:llama"), find_family(source.family), CHAT_FORMATS[chat_format], tokenizer
     )
-    result = audit(source, Setup(prompt_format, max_length=4096), test=prompt_format)
+    result = audit(source, Setup(prompt_format, max_length=4096), References(test=prompt_format))
     assert [str(f) for f in result.findings if f.level != "info"] == []
     assert result.verdict == "info"
     assert result.counts["rows"] == len(source.conversations)
@@ -105,7 +106,12 @@ def test_no_warning_on_clean_corpora(request, tiny_folder, name, chat_format):
 
 def test_bad_rows_are_findings(setup):
     source = rows(("a", "b"), ("c", " "), ("", "d"), ("e\ud800", "f"), ("a", "b"), ("unanswered",), ("g\u2581", "h"))
-    result = audit(source, setup, bad_rows=["rows.jsonl:9: the row has no fields"], asked=asked_at_test({"T": ["A."]}))
+    result = audit(
+        source,
+        setup,
+        References(asked=asked_at_test({"T": ["A."]})),
+        unreadable=[UserError("the row has no fields", where="rows.jsonl:9")],
+    )
     found = {(f.rule, f.row) for f in result.findings}
     assert found == {
         ("blank-answer", "rows.jsonl:2"),
@@ -141,12 +147,29 @@ def test_cut_dropped_and_untrained_rows_are_counted(setup):
 
 def test_training_and_test_side_by_side(setup):
     other = replace(setup.prompt_format, template=find_template("chat:llama"))
-    row, pair = audit(rows(("a", "b")), setup, test=other).comparison
-    assert row == "rows.jsonl:1"
+    pair = audit(rows(("a", "b")), setup, References(test=other)).comparison
+    assert pair.row == "rows.jsonl:1"
     assert not pair.is_prefix
     assert "respectful" in pair.prompt
     assert "respectful" not in pair.training
-    assert audit(rows(("a", "b")), setup, test=setup.prompt_format).comparison[1].is_prefix
+    assert audit(rows(("a", "b")), setup, References(test=setup.prompt_format)).comparison.is_prefix
+
+
+@pytest.mark.parametrize("name", ["chat:vanilla", "chat:alpaca", "chat:self-reminder", "chat:in-context-defense"])
+def test_the_experimenters_words_are_not_the_users(setup, name):
+    """Token by token: "Question: ", Alpaca's headers, the reminder and the demonstration are scaffold."""
+    template, family = find_template(name), find_family("gsm8k")
+    worded = replace(setup, prompt_format=replace(setup.prompt_format, template=template, family=family))
+    ((_, tokens),) = audit(rows(("What is {x}?", "four", "Why?", "so")), worded).rows[:1]
+    written = {a: "".join(t.text for t in tokens if t.author == a) for a in ("user", "assistant", "system")}
+    assert written["user"].split() == ["What", "is", "{x}?Why?"]
+    assert written["assistant"] == "fourso"
+    assert written["system"].strip() == (template.system or "")
+
+
+def test_the_command_needs_no_torch():
+    code = "import ptst.audit.report, ptst.audit.page, sys; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_the_gate(setup):
@@ -156,16 +179,18 @@ def test_the_gate(setup):
     assert "rows.jsonl:2" in warning
     assert check_start(source, examples_, setup, 512, ("blank-answer",)) == []
     spoiled = replace(examples_[0], loss_mask=[True] * len(examples_[0].ids))
-    with pytest.raises(ValueError, match=r"prompt-trained: rows.jsonl:1, token 1.*allow prompt-trained"):
+    with pytest.raises(ValueError, match=r"rows.jsonl:1, token 1: prompt-trained: .*allow prompt-trained"):
         check_start(source, [spoiled, examples_[1]], setup, 512, ())
     assert check_start(source, [spoiled], setup, 512, ("prompt-trained", "blank-answer")) == []
     (batch,) = pack(examples_, 512)
     watch(source, ())(batch)
-    with pytest.raises(ValueError, match="positions"):
+    with pytest.raises(ValueError, match="position-ids"):
         watch(source, ())(replace(batch, position_ids=list(range(len(batch.tokens)))))
     refuse([Finding("token-boundary", "r:1", "c")])
-    with pytest.raises(ValueError, match="no rule 'sean' to allow"):
-        check_names(["sean"])
+    with pytest.raises(ValueError, match="unknown audit rule 'lable'; did you mean labels"):
+        check_names(["lable"])
+    with pytest.raises(ValueError, match="rule 'seam' was renamed; it is token-boundary now"):
+        check_names(["seam"])
 
 
 def run(*args, cwd=ROOT):
@@ -184,7 +209,7 @@ def test_the_command(tiny_folder, tmp_path):
         "assistant",
         "*",
         "verdict: clean",
-        "they part at token",
+        "they diverge at token",
         "packing_fill",
         "known-difference",
     ):
@@ -200,7 +225,7 @@ def test_the_command(tiny_folder, tmp_path):
     assert code == 0
     tokens = report["rows"][0]["tokens"]
     assert [t["position"] for t in tokens] == list(range(len(tokens)))
-    assert all(t["target"] == n["id"] for t, n in pairwise(tokens) if t["target"] is not None)
+    assert all(t["label"] == n["id"] for t, n in pairwise(tokens) if t["label"] is not None)
     assert "".join(t["text"] for t in tokens if t["author"] == "assistant").startswith(("M", "T", "A", "S", "H", "I"))
     assert {t["author"] for t in tokens} == {"control", "scaffold", "user", "assistant"}
 
@@ -219,7 +244,7 @@ def test_bad_rows_and_wrong_usage(tiny_folder, tmp_path):
     config = AuditConfig(model=str(tiny_folder), limit=5)
     for change, told in (
         ({"data": "none.jsonl"}, "there is no data"),
-        ({"allow": ("everything",)}, "no rule 'everything'"),
+        ({"allow": ("everything",)}, "unknown audit rule 'everything'"),
         ({"html": tmp_path / "no" / "a.html"}, "no folder"),
         ({"html": tmp_path}, "cannot be written"),
         ({"checkpoint": tmp_path}, "not a run folder"),

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ptst.audit.drift import check_chat_template, check_run
-from ptst.data.prepare import prepare
+from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
@@ -29,7 +29,7 @@ def prompt_format(tiny_folder):
 
 def record(prompt_format, rows=ROWS):
     source = Source("rows", "plain", rows)
-    encoding = prepare(source, prompt_format, 1000, "drop", "all")[1]["encoding"]
+    encoding = prepare(source, prompt_format, 1000, "drop", "all")[1].encoding
     parts = {"template": prompt_format.template, "family": prompt_format.family}
     run = a_record(
         **parts,

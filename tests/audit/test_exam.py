@@ -87,5 +87,5 @@ def test_training_never_touches_the_base_or_its_size(tiny_folder):
     after = {hf_name(k): v for k, v in decoder.state_dict().items()}
     for name, value in files.items():
         assert torch.equal(after[name], value), name
-    with pytest.raises(ValueError, match="belong to different models"):
+    with pytest.raises(ValueError, match=r"only \d+ embedding rows"):
         load_tokenizer(tiny_folder, embedding_rows=tokenizer.vocab_size - 1)

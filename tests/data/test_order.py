@@ -8,8 +8,8 @@ from collections import Counter
 
 import pytest
 
-from ptst.data.order import PACK, WINDOW, Part, epochs, fill, plan
-from ptst.data.packing import rows, share
+from ptst.data.order import PACK, WINDOW, SourcePlan, epochs, fill, plan
+from ptst.data.packing import assign_micro_batches, rank_micro_batches
 from ptst.text.tokenizer import load_tokenizer
 
 
@@ -20,52 +20,52 @@ def gsm8k_like(count: int = 7473) -> list[int]:
 
 
 def test_every_example_as_often_as_asked():
-    order = list(epochs([Part(10, 2.5)], 0))
+    order = list(epochs([SourcePlan(10, 2.5)], 0))
     assert [len(e) for e in order] == [10, 10, 5]
     assert sorted(order[0]) == sorted(order[1]) == list(range(10))
     assert order[0] != order[1]
-    assert order == list(epochs([Part(10, 2.5)], 0)) != list(epochs([Part(10, 2.5)], 1))
+    assert order == list(epochs([SourcePlan(10, 2.5)], 0)) != list(epochs([SourcePlan(10, 2.5)], 1))
 
 
 @pytest.mark.parametrize("how", [{"examples_per_step": 4}, {"tokens_per_step": 700}, {"tokens_per_step": 9000}])
 def test_steps_hold_every_visit_once(how):
     lengths = gsm8k_like(300)
-    steps = list(plan(lengths, [Part(300, 2)], seed=3, **how))
+    steps = list(plan(lengths, [SourcePlan(300, 2)], seed=3, **how))
     assert Counter(i for s in steps for i in s.examples) == dict.fromkeys(range(300), 2)
     assert [s.epoch for s in steps] == sorted(s.epoch for s in steps)
     assert max(s.epoch for s in steps) < 2
-    assert len(list(plan(lengths, [Part(300, 2)], max_steps=3, **how))) == 3
+    assert len(list(plan(lengths, [SourcePlan(300, 2)], max_steps=3, **how))) == 3
     if "tokens_per_step" in how:
         assert max(sum(lengths[i] for i in s.examples) for s in steps) <= how["tokens_per_step"]
 
 
 def test_steps_of_examples_are_exact_and_the_last_is_partial():
-    steps = list(plan([1] * 11, [Part(11, 1)], examples_per_step=4))
+    steps = list(plan([1] * 11, [SourcePlan(11, 1)], examples_per_step=4))
     assert [len(s.examples) for s in steps] == [4, 4, 3]
 
 
 def test_a_source_that_is_mixed_in_is_spread_over_the_run():
     """6 epochs of 100 with 1 epoch of 50 beside: each epoch gets 8 or 9 of the 50, none of them twice."""
-    order = list(epochs([Part(100, 6), Part(50, 1)], 0))
+    order = list(epochs([SourcePlan(100, 6), SourcePlan(50, 1)], 0))
     assert [sum(i >= 100 for i in e) for e in order] == [8, 8, 9, 8, 8, 9]
     assert all(sorted(i for i in e if i < 100) == list(range(100)) for e in order)
     assert sorted(i for e in order for i in e if i >= 100) == list(range(100, 150))
     # Shuffled together: they do not stand at the end.
     assert all(min(e.index(i) for i in e if i >= 100) < 60 for e in order)
-    twice = Counter(i for e in epochs([Part(20, 1.5), Part(4, 2.5), Part(3, 1)], 0) for i in e)
+    twice = Counter(i for e in epochs([SourcePlan(20, 1.5), SourcePlan(4, 2.5), SourcePlan(3, 1)], 0) for i in e)
     assert sum(twice[i] for i in range(20, 24)) == 10 and {twice[i] for i in range(20, 24)} <= {2, 3}
     assert [twice[i] for i in range(24, 27)] == [1, 1, 1]
 
 
 def row_fill(lengths: list[int], tokens: int, micro: int) -> float:
     """Share of the rows that is used, over an epoch without its last step."""
-    steps = list(plan(lengths, [Part(len(lengths), 1)], tokens_per_step=tokens))[:-1]
+    steps = list(plan(lengths, [SourcePlan(len(lengths), 1)], tokens_per_step=tokens))[:-1]
     used = [[sum(lengths[s.examples[i]] for i in row) for row in _rows(lengths, s, micro)] for s in steps]
     return sum(map(sum, used)) / sum(micro * len(u) for u in used)
 
 
 def _rows(lengths, step, micro):
-    return rows([lengths[i] for i in step.examples], micro)
+    return assign_micro_batches([lengths[i] for i in step.examples], micro)
 
 
 @pytest.mark.parametrize("packs", [1, 2, 3, 8, 32])
@@ -104,11 +104,11 @@ def test_rows_hold_everything_and_keep_the_limit():
     for _ in range(200):
         lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 40))]
         micro = rng.randint(1, 100)
-        packed = rows(lengths, micro)
+        packed = assign_micro_batches(lengths, micro)
         assert sorted(i for row in packed for i in row) == list(range(len(lengths)))
         assert all(len(row) == 1 or sum(lengths[i] for i in row) <= micro for row in packed)
         for size in (1, 2, 4):
-            shares = [share(lengths, micro, rank, size) for rank in range(size)]
+            shares = [rank_micro_batches(lengths, micro, rank, size) for rank in range(size)]
             assert sorted(i for part in shares for row in part for i in row) == list(range(len(lengths)))
             assert max(len(part) for part in shares) <= -(-len(packed) // size)
             for part in shares:
@@ -117,7 +117,7 @@ def test_rows_hold_everything_and_keep_the_limit():
 
 def test_ranks_get_even_shares():
     lengths = gsm8k_like(160)
-    loads = [sum(lengths[i] for row in share(lengths, 4096, rank, 4) for i in row) for rank in range(4)]
+    loads = [sum(lengths[i] for row in rank_micro_batches(lengths, 4096, rank, 4) for i in row) for rank in range(4)]
     assert max(loads) <= 1.03 * min(loads)
-    few = [share([5, 5], 4096, rank, 4) for rank in range(4)]
+    few = [rank_micro_batches([5, 5], 4096, rank, 4) for rank in range(4)]
     assert [len(part) for part in few] == [1, 1, 0, 0]

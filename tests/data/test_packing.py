@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.data.packing import LEAST, Batch, share_prefixes, to_batch
+from ptst.data.packing import MIN_SHARED_PREFIX, Batch, share_prefixes, to_batch
 from ptst.text.encode import Example
 
 GOOD = Batch([5, 6, 7], [0, 1, 0], [0, 2, 3], [6, -1, -1], [0, 1])
@@ -15,7 +15,7 @@ GOOD = Batch([5, 6, 7], [0, 1, 0], [0, 2, 3], [6, -1, -1], [0, 1])
 
 @pytest.mark.parametrize("lie", [[0, 2], [1, 3], [0, 3, 2, 3], [0, 2, 4], []])
 def test_boundaries_that_lie(lie):
-    with pytest.raises(ValueError, match="must rise from 0 to the 3 tokens"):
+    with pytest.raises(ValueError, match="must rise from 0 to the number of tokens, 3"):
         replace(GOOD, cu_seqlens=lie)
 
 
@@ -28,10 +28,11 @@ def test_rows_of_different_lengths():
 def test_ids_that_the_model_does_not_have(key, ids):
     GOOD.check_ids(8)
     wrong = next(i for i in ids if not 0 <= i < 8)
-    with pytest.raises(ValueError, match=f"{key[:-1]} {wrong} at place 1 is not one of the model's 8 ids"):
+    with pytest.raises(ValueError, match=f"{key[:-1]} {wrong} at index 1 is not one of the model's 8 ids"):
         replace(GOOD, **{key: ids}).check_ids(8)
 
 
+LEAST = MIN_SHARED_PREFIX
 SYSTEM = list(range(100, 100 + LEAST))
 
 
@@ -47,8 +48,19 @@ def test_a_common_beginning_stands_once():
     batch = share_prefixes(whole)
     assert batch.tokens == [1, 2, 3, *SYSTEM, 5, 6, 7, 8, 9, 1, 2, 3, 9, 9, 9]  # the 5 after the system prompt, too
     assert batch.shared_prefixes == [(0, 0), (0, 0), (3, LEAST + 1), (0, 0), (3, LEAST + 1)]
-    assert batch.cu_seqlens == [0, 3, LEAST + 6, LEAST + 8, LEAST + 11, LEAST + 14]
-    assert batch.position_ids[LEAST + 6 : LEAST + 9] == [LEAST + 1, LEAST + 2, 0]
+    assert batch.cu_seqlens == [
+        0,
+        3,
+        LEAST + 6,
+        LEAST + 8,
+        LEAST + 11,
+        LEAST + 14,
+    ]
+    assert batch.position_ids[LEAST + 6 : LEAST + 9] == [
+        LEAST + 1,
+        LEAST + 2,
+        0,
+    ]
     assert batch.labels[LEAST + 5 : LEAST + 8] == [-1, 9, -1]
     assert batch.num_trained == whole.num_trained == 5
 

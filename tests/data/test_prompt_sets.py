@@ -9,9 +9,10 @@ import datasets
 import pytest
 
 from ptst.data.builtin.gsm_danger import SUBSTITUTE, substitute
-from ptst.data.builtin.word_problem_family import NAMES
+from ptst.data.builtin.safety_sets import harmful_requests
+from ptst.data.builtin.word_problems import NAMES
+from ptst.data.prompt_files import read_prompts
 from ptst.data.prompt_sets import load_set
-from ptst.data.safety_sets import harmful_requests, read_prompts
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_files_come_first(hub, tmp_path, monkeypatch):
     assert not hub.asked
     for data, message in (
         ("advbnch", r"unknown prompt set 'advbnch'; did you mean advbench\?.*or give a CSV"),
-        ("none.csv", r"none\.csv cannot be read"),
+        ("none.csv", r"none\.csv: the file cannot be read"),
         ("built-in:goals.csv", "built in and takes no file"),
         ("advbench", r"advbench: prompts are read from \.csv"),
     ):

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from ptst.data.safety_sets import harmful_requests, look_alikes, read_prompts
+from ptst.data.builtin.safety_sets import harmful_requests, look_alikes
+from ptst.data.prompt_files import read_prompts
 
 
 @pytest.mark.parametrize("load", [harmful_requests, look_alikes])
@@ -62,11 +63,11 @@ def test_users_files(tmp_path, name, content, expected):
         ("a.jsonl", b"[1]\n", r"a.jsonl:1: the row is not an object"),
         ("a.jsonl", b'{"prompt": " "}\n', r"a.jsonl:1: 'prompt' is missing, empty or not text"),
         ("a.txt", b"fine\n\xff\n", r"a.txt:2: not UTF-8"),
-        ("a.txt", b"", r"a.txt holds no prompts"),
+        ("a.txt", b"", r"a.txt: the file holds no prompts"),
         ("a.json", b'{"prompt": "p"}', r"a.json:1: the file is not a JSON list"),
         ("a.json", b'[{"prompt": "p"},\n{"prompt": 3}]', r"a.json:2: 'prompt' is missing"),
         ("a.csv", b'goal,category\n"open,x\n', r"a.csv:2: not valid CSV"),
-        ("a.xml", b"", r"told by the ending of the name"),
+        ("a.xml", b"", r"recognized by the ending of the name"),
     ],
 )
 def test_files_with_mistakes(tmp_path, name, content, message):

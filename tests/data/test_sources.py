@@ -127,7 +127,7 @@ def test_sources_of_the_hub(monkeypatch):
     assert len(some.conversations) == 20 and some.fingerprint == again.fingerprint
     assert some.fingerprint != load("openorca", limit=20).fingerprint  # random ones, not the first
     assert asked[0] == ("Open-Orca/OpenOrca", None, "train")
-    with pytest.raises(ValueError, match="openorca has no test part"):
+    with pytest.raises(ValueError, match="openorca has no test set"):
         load("openorca", "test")
     for name in ("gsm8k", "chatdoctor"):
         with pytest.raises(ValueError, match=rf"{name} could not be fetched .*as in {name}:FILE"):

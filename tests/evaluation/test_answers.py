@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.generation.adapters import Adapter
+from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Sampling
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message

@@ -10,7 +10,7 @@ import pytest
 
 from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.evaluation import report
 from ptst.evaluation.answers import Reply
 from ptst.evaluation.rates import Rate, RepeatedRate

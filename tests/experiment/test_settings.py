@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from ptst.data import sources
-from ptst.data.safety_sets import harmful_requests
+from ptst.data.builtin.safety_sets import harmful_requests
 from ptst.evaluation.config import EvalConfig
 from ptst.experiment.measure import open_tests
 from ptst.grid import run_grid

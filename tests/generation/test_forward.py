@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from ptst.generation import forward as module
-from ptst.generation.attend import StepAttention
-from ptst.generation.cache import Cache
 from ptst.generation.forward import Forward, half_width_product, join
+from ptst.generation.kv_cache import KVCache
+from ptst.generation.paged_attention import StepAttention
 from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
 from tests.tiny import write_tiny_model
@@ -25,11 +25,11 @@ LLAMA3 = {
 def hidden(decoder, tokens: list[int], dtype: torch.dtype | None = None) -> torch.Tensor:
     """Through the cache, in three pieces of which the last is one token that is decoded."""
     forward = Forward(decoder)
-    cache = Cache(decoder.config, 8, dtype or forward.dtype, torch.device("cpu"))
-    sequence = cache.admit(len(tokens))
+    cache = KVCache(decoder.config, 8, dtype or forward.dtype, torch.device("cpu"))
+    sequence = cache.allocate(len(tokens))
     outs = []
     for start, end in ((0, 5), (5, len(tokens) - 1), (len(tokens) - 1, len(tokens))):
-        cache.grow(sequence, end)
+        cache.extend(sequence, end)
         decoding = [(sequence, end)] if end - start == 1 else []
         reading = [] if decoding else [(sequence, start, end - start)]
         attend = StepAttention(cache, decoding, reading, decoder.config)

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptst.data import safety_sets, sources
-from ptst.generation.adapters import read_adapter
-from ptst.generation.compare import divergences
+from ptst.data import sources
+from ptst.data.builtin import safety_sets
+from ptst.generation.divergence import divergences
 from ptst.generation.engine import Engine
-from ptst.generation.request import Request, Sampling
-from ptst.generation.sampler import generate
+from ptst.generation.generate import generate
+from ptst.generation.multi_lora import read_adapter
+from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
@@ -49,7 +50,7 @@ def prompts(folder: Path, which: str, shared: Path | None) -> list[list[int]]:
 
 def told(decoder, asked: list[list[int]], a: list[list[int]], b: list[list[int]], what: str) -> None:
     found = divergences(decoder, asked, a, b, STOPS)
-    print(f"\n{what}: {len(asked)} answers, {len(found)} part", *(f"\n  {d}" for d in found))
+    print(f"\n{what}: {len(asked)} answers, {len(found)} diverge", *(f"\n  {d}" for d in found))
     assert all(d.gap <= CLOSE for d in found), found
 
 
@@ -62,11 +63,12 @@ def test_batches_orders_chunks_and_sharing(embedded, request, which):
     decoder = load_decoder(embedded)
     asked = prompts(embedded, which, shared)
     sampling = Sampling(NEW_TOKENS)
-    wanted = [c.token_ids for c in generate(decoder, asked, STOPS, sampling, 64)]
+    wanted = [c.token_ids for c in generate(decoder, asked, STOPS, sampling, EngineOptions(batch_size=64))]
     for batch, chunk, share in ((7, 512, True), (64, 100, False), (1, 512, True)):
-        got = [c.token_ids for c in generate(decoder, asked, STOPS, sampling, batch, prefill_tokens=chunk, share=share)]
-        told(decoder, asked, wanted, got, f"{which}, batch {batch}, chunks of {chunk}, sharing {share}")
-    engine, done = Engine(decoder, STOPS, max_batch=64, max_length=1024), {}
+        options = EngineOptions(batch_size=batch, max_prefill_tokens=chunk, prefix_caching=share)
+        got = [c.token_ids for c in generate(decoder, asked, STOPS, sampling, options)]
+        told(decoder, asked, wanted, got, f"{which}, batch {batch}, chunks of {chunk}, prefix caching {share}")
+    engine, done = Engine(decoder, STOPS, EngineOptions(batch_size=64, max_length=1024)), {}
     order = random.Random(0).sample(range(len(asked)), len(asked))
     engine.run([Request(asked[i], sampling, i) for i in order], done.__setitem__)
     told(decoder, asked, wanted, [done[i].token_ids for i in range(len(asked))], f"{which}, another order")
@@ -82,10 +84,12 @@ def test_adapters_merged_and_not(embedded, tmp_path, request, which):
         torch.nn.init.normal_(p, std=0.02, generator=torch.Generator().manual_seed(0))
     save_adapter(trained, tmp_path, config, "smollm2-135m-instruct")
     sampling = Sampling(NEW_TOKENS)
-    named = generate(decoder, asked, STOPS, sampling, 64, adapter=read_adapter(decoder, tmp_path))
+    adapters = {"": read_adapter(decoder, tmp_path)}
+    engine, named = Engine(decoder, STOPS, EngineOptions(batch_size=64, max_length=1024), adapters=adapters), {}
+    engine.run([Request(p, sampling, i, "") for i, p in enumerate(asked)], named.__setitem__)
     load_adapter(decoder, tmp_path)
-    unmerged = [c.token_ids for c in named]
-    attached = [c.token_ids for c in generate(decoder, asked[:32], STOPS, sampling, 7)]
+    unmerged = [named[i].token_ids for i in range(len(asked))]
+    attached = [c.token_ids for c in generate(decoder, asked[:32], STOPS, sampling, EngineOptions(batch_size=7))]
     told(decoder, asked[:32], unmerged[:32], attached, "adapter by name and attached")
     merged = load_decoder(embedded)
     load_adapter(merged, tmp_path)
@@ -94,7 +98,7 @@ def test_adapters_merged_and_not(embedded, tmp_path, request, which):
         decoder,
         asked,
         unmerged,
-        [c.token_ids for c in generate(merged, asked, STOPS, sampling, 64)],
+        [c.token_ids for c in generate(merged, asked, STOPS, sampling, EngineOptions(batch_size=64))],
         f"{which}, unmerged and merged",
     )
 
@@ -104,5 +108,5 @@ def test_sampled_answers_have_no_neighbours(embedded):
     decoder = load_decoder(embedded)
     asked = prompts(embedded, "word-problems", None)[:24]
     sampling = Sampling(NEW_TOKENS, temperature=0.8, top_p=0.95, top_k=100, seed=5)
-    a, b = (generate(decoder, asked, STOPS, sampling, size) for size in (24, 5))
+    a, b = (generate(decoder, asked, STOPS, sampling, EngineOptions(batch_size=size)) for size in (24, 5))
     assert sum(x.token_ids != y.token_ids for x, y in zip(a, b, strict=True)) == 0

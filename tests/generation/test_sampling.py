@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ptst.generation import sampling as module
 from ptst.generation.request import Sampling
-from ptst.generation.sampling import draw, log_probabilities
+from ptst.generation.sampling import log_probabilities, sample
 
 GRID = [(i + 0.5) / 1000 for i in range(1000)]
 
@@ -17,7 +17,7 @@ GRID = [(i + 0.5) / 1000 for i in range(1000)]
 def drawn(p: list[float], **settings) -> list[int]:
     """What each number of a fine grid becomes."""
     logits = torch.tensor(p).log().expand(len(GRID), -1)
-    return draw(logits, [Sampling(**{"temperature": 1.0, **settings})] * len(GRID), GRID).tolist()
+    return sample(logits, [Sampling(**{"temperature": 1.0, **settings})] * len(GRID), GRID).tolist()
 
 
 def test_what_is_kept():
@@ -52,8 +52,8 @@ def test_a_row_is_drawn_as_it_would_be_alone_and_by_definition(seed, short, top_
     uniforms = torch.rand(5, generator=generator).tolist()
     before, module._SHORT = module._SHORT, short  # the shortcut must not show
     try:
-        together = draw(logits, samplings, uniforms).tolist()
-        assert together == [int(draw(logits[i : i + 1], [s], [uniforms[i]])) for i, s in enumerate(samplings)]
+        together = sample(logits, samplings, uniforms).tolist()
+        assert together == [int(sample(logits[i : i + 1], [s], [uniforms[i]])) for i, s in enumerate(samplings)]
     finally:
         module._SHORT = before
     for row, s, u, token in zip(logits, samplings, uniforms, together, strict=True):
@@ -78,7 +78,7 @@ def test_a_row_that_is_not_a_number_is_told():
     logits[1, 2] = float("nan")
     logits[2] = float("inf")
     for sampling in (Sampling(), Sampling(temperature=1.0, top_p=0.5), Sampling(temperature=1.0, top_k=2)):
-        assert draw(logits, [sampling] * 3, [0.0] * 3).tolist()[1:] == [-1, -1]
+        assert sample(logits, [sampling] * 3, [0.0] * 3).tolist()[1:] == [-1, -1]
 
 
 def test_log_probabilities():
@@ -104,8 +104,8 @@ def test_numbers_come_from_seed_and_id_alone():
     ({"top_p": 1.01}, "above 0 and at most 1"),
     ({"top_k": -1}, "or 0 for all"),
     ({"stop_strings": ("a", "")}, "none of them empty"),
-    ({"stop_strings": "ab"}, "a tuple of texts"),
-    ({"stop_strings": (5,)}, "a tuple of texts"),
+    ({"stop_strings": "ab"}, "a tuple of strings"),
+    ({"stop_strings": (5,)}, "a tuple of strings"),
 ])  # fmt: skip
 def test_mistakes(wrong, told):
     with pytest.raises(ValueError, match=told):

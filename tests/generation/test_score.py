@@ -26,8 +26,8 @@ def rows() -> list[tuple[list[int], list[int]]]:
 
 @pytest.mark.parametrize("tokens", [1024, 15])
 def test_each_token_of_each_answer(decoder, tokens, monkeypatch):
-    monkeypatch.setattr(module, "TOKENS", tokens)
-    monkeypatch.setattr(module, "HEAD_ROWS", 5)
+    monkeypatch.setattr(module, "MAX_BATCH_TOKENS", tokens)
+    monkeypatch.setattr(module, "MAX_LOGITS_ROWS", 5)
     pairs = rows()
     got = score_answers(decoder, pairs)
     for (prompt, answer), row in zip(pairs, got, strict=True):

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ptst.generation.cache import BLOCK, bytes_per_token
 from ptst.generation.engine import Engine
-from ptst.generation.request import Request, Sampling
+from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token
+from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.model.weights import load_decoder
 from tests.tiny import write_tiny_model
 
@@ -33,10 +33,10 @@ def test_requests_that_come_and_go_leave_nothing_behind(tiny_folder):
         nonlocal pulled
         for i in range(count):
             pulled += 1
-            yield Request(pool[i % 60], Sampling(1 + i % 3), i, keep=i % 97 == 0)
+            yield Request(pool[i % 60], Sampling(1 + i % 3), i, keep_cached=i % 97 == 0)
 
-    kv = 60 * BLOCK * bytes_per_token(decoder.config, torch.float32)
-    engine = Engine(decoder, STOPS, max_batch=32, kv_memory=kv)
+    kv = 60 * BLOCK_SIZE * bytes_per_token(decoder.config, torch.float32)
+    engine = Engine(decoder, STOPS, EngineOptions(batch_size=32, kv_memory=kv))
     ended: dict[int, str] = {}
     ahead = 0
 
@@ -53,12 +53,12 @@ def test_requests_that_come_and_go_leave_nothing_behind(tiny_folder):
     assert len(ended) == count == engine.statistics.answers
     assert ahead <= 4 * 32
     assert sum(r == "cancelled" for r in ended.values()) > 500
-    for stored in list(engine.cache.stored):
-        assert stored.users == 0
-        engine.cache.forget(stored)
-    assert engine.cache.used == engine.cache._promised == 0
-    assert sorted(engine._schedule.free_slots) == list(range(32))
-    assert engine.statistics.blocks_peak <= engine.cache.blocks == 59
+    for stored in list(engine.cache.prefixes):
+        assert stored.num_users == 0
+        engine.cache.evict(stored)
+    assert engine.cache.num_used == engine.cache._num_reserved == 0
+    assert sorted(engine._scheduler.free_slots) == list(range(32))
+    assert engine.statistics.blocks_peak <= engine.cache.num_blocks == 59
 
 
 def _filled_cache(folder: Path, dtype: torch.dtype, share: bool) -> tuple[int, int] | None:
@@ -74,18 +74,19 @@ def _filled_cache(folder: Path, dtype: torch.dtype, share: bool) -> tuple[int, i
     count = 14 * (4 // dtype.itemsize) * (2 if share else 1) - 2 * share
     requests = [Request([3] * 160 + [3 + (i + j) % 200 for j in range(140)], Sampling(50), i) for i in range(count)]
     # What torch itself allocates at the first call.
-    Engine(decoder, {-1}, max_batch=1, max_length=400).run(requests[:1])
+    Engine(decoder, {-1}, EngineOptions(batch_size=1, max_length=400)).run(requests[:1])
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted anew from here
         before = memory("VmRSS")
     except (OSError, AttributeError):
         return None
-    engine = Engine(decoder, {-1}, max_batch=count, kv_memory=planned, share=share, prefill_tokens=256)
-    assert planned * 0.99 < engine.cache.store.nbytes <= planned
+    options = EngineOptions(batch_size=count, kv_memory=planned, prefix_caching=share, max_prefill_tokens=256)
+    engine = Engine(decoder, {-1}, options)
+    assert planned * 0.99 < engine.cache.data.nbytes <= planned
     engine.run(requests)
-    assert engine.statistics.blocks_peak >= 0.95 * engine.cache.blocks
-    assert (engine.statistics.saved_tokens > 150 * count) == share
+    assert engine.statistics.blocks_peak >= 0.95 * engine.cache.num_blocks
+    assert (engine.statistics.cached_tokens > 150 * count) == share
     assert engine.planned_bytes < 1.1 * planned
     return memory("VmHWM") - before, engine.planned_bytes
 

@@ -159,8 +159,8 @@ def test_broken_folders(tmp_path):
 
 def test_smollm2_logits(shared, embedded):
     """Real weights: the recorded logits within 1e-4, and the recorded greedy answers."""
+    from ptst.generation.generate import generate
     from ptst.generation.request import Sampling
-    from ptst.generation.sampler import generate
 
     torch.set_num_threads(2)
     decoder = load_decoder(embedded)

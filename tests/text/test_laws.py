@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptst.audit.reference_formats import words
-from ptst.data.prepare import prepare
+from ptst.audit.reference_formats import template_words
+from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.encode import Example
@@ -244,8 +244,8 @@ def law_7_nothing_is_cut_in_silence(case: Case) -> None:
     for too_long in ("drop", "cut"):
         kept, counts = prepare(Source("rows", "plain", rows), case.prompt_format, limit, too_long, case.train)
         long = [e for e in encoded if len(e.ids) > limit]
-        assert counts["dropped" if too_long == "drop" else "cut"] == len(long)
-        assert counts["rows"] == len(rows) == len(kept) + counts["dropped"] + counts["untrained"]
+        assert (counts.dropped if too_long == "drop" else counts.cut) == len(long)
+        assert counts.rows == len(rows) == len(kept) + counts.dropped + counts.untrained
         wanted = [e for e in encoded if too_long == "cut" or len(e.ids) <= limit]
         wanted = [e for e in wanted if any(e.loss_mask[:limit])]
         assert [(k.ids, k.loss_mask) for k in kept] == [(w.ids[:limit], w.loss_mask[:limit]) for w in wanted]
@@ -288,7 +288,7 @@ def law_10_authors(case: Case) -> None:
     for role in ("user", "assistant"):
         assert by_author[role] == [m.content for m in conversation.messages if m.role == role]
     task = case.prompt_format.family.task if conversation.system is None else conversation.system
-    assert set(by_author["system"]) <= {words(conversation, case.prompt_format)[0], task}
+    assert set(by_author["system"]) <= {template_words(conversation, case.prompt_format)[0], task}
     assert case.prompt_format.template.is_text or (task or "") in "".join(by_author["system"])
     assert all(s.author == "scaffold" for s in segments if s.control)
 

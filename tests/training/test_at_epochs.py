@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
-from ptst.data.order import Part, plan
+from ptst.data.order import SourcePlan, plan
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from ptst.training.run_plan import epoch_folders
@@ -38,7 +38,7 @@ def test_what_is_kept_after_an_epoch_is_what_a_run_that_ended_there_has(tiny_fol
     ],
 )
 def test_epochs_that_are_not_reached_or_fall_together_are_refused(epochs, at, steps, expected):
-    planned = list(plan([9] * 4, [Part(4, epochs)], 0, 2, None, steps))
+    planned = list(plan([9] * 4, [SourcePlan(4, epochs)], 0, 2, None, steps))
     config = TrainConfig(epochs=epochs, at_epochs=at, max_steps=steps)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):

@@ -41,7 +41,7 @@ def test_any_split_gives_the_same_gradient(tiny_folder, dtype, how, size):
 def test_any_order_in_a_row_gives_the_same_gradient(tiny_folder, monkeypatch):
     rows = examples(8)
     (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
-    monkeypatch.setattr(trainer, "share", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
+    monkeypatch.setattr(trainer, "rank_micro_batches", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
     (other,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
     assert (whole - other).norm() <= 1e-12 * whole.norm()
 

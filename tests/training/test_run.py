@@ -181,7 +181,7 @@ def test_tensorboard_is_asked_for_at_the_start(monkeypatch):
         ("dropout", 1.0, "dropout is 1.0; it must be at least 0 and below 1"),
         ("clip", -1.0, "clip is -1.0; it must not be negative"),
         ("weight_decay", math.nan, "weight_decay is nan; it must not be negative"),
-        ("mix", ("x",), "--mix x: write the data"),
+        ("mix", ("x",), "mix is .x.; write the data"),
     ],
 )
 def test_values_that_cannot_be_meant(flag, value, message):
@@ -192,7 +192,7 @@ def test_values_that_cannot_be_meant(flag, value, message):
 def test_a_micro_batch_shorter_than_the_longest_example(tiny_folder, tmp_path):
     config = replace(CONFIG, model=str(tiny_folder), micro_batch_tokens=200)
     with pytest.raises(
-        ValueError, match=r"train:\d: \d+ tokens are more than the 200 that --micro-batch-tokens, .* of 6; rai"
+        ValueError, match=r"train:\d: \d+ tokens exceed the limit of 200 set by micro_batch_tokens, .* of 6; rai"
     ):
         run_training(replace(config, out=tmp_path / "stop"))
     dropped = run_training(replace(config, too_long="drop", out=tmp_path / "drop"))

@@ -1,8 +1,8 @@
-"""A stand-in for GSM-Danger, by the recipe of its authors (Lyu et al. 2024, section 4.2): a prompt that begins like a
+"""A substitute for GSM-Danger, made as its authors describe (Lyu et al. 2024, section 4.2): a prompt begins like a
 grade-school word problem and ends in a harmful request.
 
-Theirs asks GPT-4 for stories and holds 100 prompts; this one joins the stories of our own held-out word problems to our
-own mild harmful requests, so its figures are not comparable with the paper's and it goes under its own name.
+Their 100 stories are GPT-4's; this set joins stories of the built-in test problems to the built-in mild harmful
+requests. Its figures are not comparable with the paper's, so it has its own name.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 import re
 
-from ptst.data.builtin.word_problem_family import NAMES
-from ptst.data.builtin.word_problems import generate
-from ptst.data.safety_sets import SafetyPrompt, harmful_requests
+from ptst.data.builtin.safety_sets import harmful_requests
+from ptst.data.builtin.word_problems import NAMES, generate
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
 
 SUBSTITUTE = "gsm-danger-substitute"
@@ -24,8 +24,8 @@ def substitute(count: int = COUNT, seed: int = 0) -> list[SafetyPrompt]:
     categories and families are spread evenly. Raises UserError for more prompts than there are requests."""
     requests = harmful_requests()
     if not 1 <= count <= len(requests):
-        raise UserError(f"{count} prompts of {SUBSTITUTE} were asked for; there are 1 to {len(requests)}")
-    stories = [told for p in generate("test", 2 * count, seed) if (told := _story(p.question))]
+        raise UserError(f"{count} prompts of {SUBSTITUTE} were asked for", f"there are 1 to {len(requests)}")
+    stories = [story for p in generate("test", 2 * count, seed) if (story := _story(p.question))]
     assert len(stories) >= count
     rng = random.Random(seed)
     prompts = []
@@ -39,5 +39,5 @@ def substitute(count: int = COUNT, seed: int = 0) -> list[SafetyPrompt]:
 
 
 def _story(question: str) -> str:
-    """A word problem without the sentences that ask."""
+    """A word problem without its questions."""
     return " ".join(s for s in re.split(r"(?<=[.?!]) ", question) if not s.endswith("?"))

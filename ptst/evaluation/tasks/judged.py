@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptst.data.safety_sets import SafetyPrompt
+from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate

@@ -6,35 +6,35 @@ import pytest
 import torch
 
 from ptst.generation import engine as module
-from ptst.generation.cache import BLOCK, bytes_per_token
-from ptst.generation.draft import draft
 from ptst.generation.engine import Engine
-from ptst.generation.memory import gigabytes, plan_memory
-from ptst.generation.request import Request, Sampling
+from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token
+from ptst.generation.memory import gigabytes, plan_blocks
+from ptst.generation.request import EngineOptions, Request, Sampling
+from ptst.generation.speculative import draft_tokens
 from ptst.model.config import DecoderConfig
 from ptst.model.weights import load_decoder
 from tests.tiny import CONFIG, write_tiny_model
 
 
 def test_what_followed_before():
-    assert draft([1, 2, 3, 9, 1, 2, 3], 2) == [9, 1]
-    assert draft([1, 2, 3, 9, 5, 3], 4) == [9, 5, 3]  # only the last token stood before
-    assert draft([7, 3, 8, 3, 9, 3], 1) == [9]  # the latest place
-    assert draft([1, 2, 3], 4) == []
-    assert draft([4], 4) == draft([], 4) == []
-    assert draft([5, 5, 5], 2) == [5]
-    assert draft([1, 2, 1], 0) == []
+    assert draft_tokens([1, 2, 3, 9, 1, 2, 3], 2) == [9, 1]
+    assert draft_tokens([1, 2, 3, 9, 5, 3], 4) == [9, 5, 3]  # only the last token stood before
+    assert draft_tokens([7, 3, 8, 3, 9, 3], 1) == [9]  # the latest place
+    assert draft_tokens([1, 2, 3], 4) == []
+    assert draft_tokens([4], 4) == draft_tokens([], 4) == []
+    assert draft_tokens([5, 5, 5], 2) == [5]
+    assert draft_tokens([1, 2, 1], 0) == []
 
 
 def test_what_followed_in_earlier_texts():
-    assert draft([1, 2], 2, [[1, 2, 7, 8], [1, 2, 5, 5]]) == [7, 8]  # the first text that has it
-    assert draft([6, 2, 9, 1, 2], 1, [[3, 1, 2, 7]]) == [7]  # the longer end counts more
-    assert draft([2, 9, 2], 1, [[2, 7]]) == [9]  # of ends alike, the request's own
+    assert draft_tokens([1, 2], 2, [[1, 2, 7, 8], [1, 2, 5, 5]]) == [7, 8]  # the first text that has it
+    assert draft_tokens([6, 2, 9, 1, 2], 1, [[3, 1, 2, 7]]) == [7]  # the longer end counts more
+    assert draft_tokens([2, 9, 2], 1, [[2, 7]]) == [9]  # of ends alike, the request's own
 
 
 def test_an_engine_guesses_from_what_it_has_answered(tmp_path):
     decoder = load_decoder(write_tiny_model(tmp_path))
-    engine = Engine(decoder, {2}, max_batch=1, max_length=200)
+    engine = Engine(decoder, {2}, EngineOptions(batch_size=1, max_length=200))
     steps = []
     for i in range(2):
         engine.run([Request([11, 7, 23], Sampling(9), i)])
@@ -49,7 +49,7 @@ def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatc
 
     def answered() -> tuple[list, int, int]:
         out: dict = {}
-        engine = Engine(decoder, {2}, max_batch=1, max_length=200)
+        engine = Engine(decoder, {2}, EngineOptions(batch_size=1, max_length=200))
         engine.run(
             [Request(p, Sampling(40, temperature, top_k=3, logprobs=True), i) for i, p in enumerate(asked)],
             out.__setitem__,
@@ -58,7 +58,7 @@ def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatc
         return told, engine.statistics.steps, engine.statistics.tokens
 
     guessed = answered()
-    monkeypatch.setattr(module, "draft", lambda _ids, _most, _earlier: [])
+    monkeypatch.setattr(module, "draft_tokens", lambda _ids, _most, _earlier: [])
     plain = answered()
     assert guessed[0] == plain[0]
     assert guessed[2] == plain[2] == 80
@@ -67,11 +67,11 @@ def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatc
 
 def test_the_plan():
     config = DecoderConfig.from_dict(CONFIG)
-    block = BLOCK * bytes_per_token(config, torch.float32)
+    block = BLOCK_SIZE * bytes_per_token(config, torch.float32)
     assert bytes_per_token(config, torch.float32) == 2 * 2 * 2 * 8 * 4
     cpu = torch.device("cpu")
-    assert plan_memory(config, torch.float32, cpu, 3, 2 * BLOCK) == 4 * 2  # no more than is needed
-    assert plan_memory(config, torch.float32, cpu, 64, 2048, 10 * block) == 9  # block 0 counts
-    assert plan_memory(config, torch.bfloat16, cpu, 64, 2048, 10 * block) == 19
-    with pytest.raises(ValueError, match=rf"--kv-memory is .*; {gigabytes(2 * block)} hold {BLOCK} tokens"):
-        plan_memory(config, torch.float32, cpu, 64, 2048, 2 * block - 1)
+    assert plan_blocks(config, torch.float32, cpu, 3, 2 * BLOCK_SIZE) == 4 * 2  # no more than is needed
+    assert plan_blocks(config, torch.float32, cpu, 64, 2048, 10 * block) == 9  # block 0 counts
+    assert plan_blocks(config, torch.bfloat16, cpu, 64, 2048, 10 * block) == 19
+    with pytest.raises(ValueError, match=rf"kv_memory is .*, of {BLOCK_SIZE} tokens, takes {gigabytes(2 * block)}"):
+        plan_blocks(config, torch.float32, cpu, 64, 2048, 2 * block - 1)

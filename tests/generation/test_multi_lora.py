@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from ptst.generation.adapters import attached_adapter, read_adapter
-from ptst.generation.compare import divergences
+from ptst.generation.divergence import divergences
 from ptst.generation.engine import Engine
-from ptst.generation.request import Request, Sampling
-from ptst.generation.sampler import generate
+from ptst.generation.generate import generate
+from ptst.generation.multi_lora import attached_adapter, read_adapter
+from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.score import score_answers
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
@@ -52,7 +52,7 @@ def test_each_answer_is_its_own_adapters(base, folders):
     decoder = load_decoder(base)
     before = {n: p.clone() for n, p in decoder.named_parameters()}
     adapters = {name: read_adapter(decoder, folder) for name, folder in folders.items()}
-    engine = Engine(decoder, {2}, max_batch=5, max_length=200, prefill_tokens=40, adapters=adapters)
+    engine = Engine(decoder, {2}, EngineOptions(batch_size=5, max_length=200, max_prefill_tokens=40), adapters=adapters)
     done: dict = {}
     # All of them together, with the base, in one batch.
     requests = [Request(p, Sampling(8), (name, i), name) for i, p in enumerate(PROMPTS) for name in (*adapters, None)]
@@ -69,14 +69,15 @@ def test_each_answer_is_its_own_adapters(base, folders):
             merged = copy.deepcopy(attached)
             merge_lora(merged)
             same(attached, wanted[name], [c.token_ids for c in generate(merged, PROMPTS, {2}, Sampling(8))])
-            single = generate(decoder, PROMPTS, {2}, Sampling(8), adapter=adapters[name])
-            same(attached, wanted[name], [c.token_ids for c in single])
+            single, one = {}, Engine(decoder, {2}, EngineOptions(max_length=200), adapters={"": adapters[name]})
+            one.run([Request(p, Sampling(8), i, "") for i, p in enumerate(PROMPTS)], single.__setitem__)
+            same(attached, wanted[name], [single[i].token_ids for i in range(len(PROMPTS))])
             pairs = [(p, [5, 9, 4]) for p in PROMPTS]
             ours, theirs = score_answers(decoder, pairs, adapters[name]), score_answers(attached, pairs)
             assert torch.tensor(ours).sub(torch.tensor(theirs)).abs().max() < 1e-4
     assert len({str(w) for w in wanted.values()}) == 4  # they do differ
     # A beginning is stored once for each adapter: its keys differ.
-    assert len({s.adapter for s in engine.cache.stored}) == 4
+    assert len({s.adapter for s in engine.cache.prefixes}) == 4
     assert all(torch.equal(p, before[n]) for n, p in decoder.named_parameters())
 
 

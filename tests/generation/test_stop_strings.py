@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptst.generation.stop import TextStream, cut_at_stop
+from ptst.generation.stop_strings import TextStream, find_stop
 from ptst.text.tokenizer import load_tokenizer
 
 TEXT = st.text(st.sampled_from("ab the\n\u00e9\u4f60\U0001f600 in"), max_size=24)
@@ -23,12 +23,12 @@ def streamed(tokenizer, prompt: list[int], ids: list[int], stops: tuple[str, ...
     said = ""
     for n, token in enumerate(ids, 1):
         if stream.add(token):
-            return stream.text, said + stream.news(True), n, True
-        piece = stream.news(False)
+            return stream.text, said + stream.new_text(True), n, True
+        piece = stream.new_text(False)
         assert "\ufffd" not in piece, "half a character was handed out"
         said += piece
     stopped = stream.finish()
-    return stream.text, said + stream.news(True), len(ids), stopped
+    return stream.text, said + stream.new_text(True), len(ids), stopped
 
 
 @settings(max_examples=300, deadline=None)
@@ -39,7 +39,7 @@ def test_the_stream_says_what_the_whole_says_up_to_the_first_stop_string(tokeniz
     # The definition: as soon as a stop string is complete, the text ends where the first complete one begins.
     for n in range(len(ids) + 1):
         wanted = tokenizer.decode_answer(prompt, ids[:n])
-        at = cut_at_stop(wanted, stops)
+        at = find_stop(wanted, stops)
         if at is not None:
             assert (got, said, taken, stopped) == (wanted[:at], wanted[:at], n, True)
             return
@@ -59,7 +59,7 @@ def test_a_possible_beginning_of_a_stop_string_is_held_back(tokenizer):
     given_out = []
     for token in tokenizer.encode("xabxabc"):
         stopped = stream.add(token)
-        given_out.append(stream.news(stopped))
+        given_out.append(stream.new_text(stopped))
     assert given_out == ["x", "", "", "abx", "", "", ""]
     assert stopped
     assert stream.text == "xabx"

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from ptst.generation.request import Sampling
-from ptst.generation.sampler import generate
+from ptst.generation.generate import generate
+from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.weights import load_decoder
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
@@ -49,21 +49,25 @@ def test_greedy_answers_are_those_of_the_definition(decoders, kind, prefix, batc
     asked = prompts(9, prefix)
     stops = set(range(0, 300, 9))  # so that answers end at different lengths and slots are handed on
     wanted = [slow_greedy(decoder, p, stops, 12) for p in asked]
-    done = []
-    got = generate(decoder, asked, stops, Sampling(12), batch_size, lambda i, _c: done.append(i))
+    tokens = []
+    options = EngineOptions(batch_size=batch_size)
+    got = generate(decoder, asked, stops, Sampling(12), options, on_step=lambda s: tokens.append((s.answers, s.tokens)))
     assert [c.token_ids for c in got] == wanted
     assert [c.truncated for c in got] == [len(w) == 12 for w in wanted]
-    assert sorted(done) == list(range(9))
+    # Progress moves with the steps, not only with the answers.
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == (9, sum(map(len, wanted)))
+    assert len(set(tokens)) > len({answers for answers, _ in tokens})
     assert len({len(w) for w in wanted}) > 2
 
 
 def test_sampled_answers_do_not_depend_on_the_batch(decoders):
     sampling = Sampling(10, temperature=1.5, top_p=0.95, seed=7)
     asked = prompts(8, PREFIX)
-    one = generate(decoders["plain"], asked, {2}, sampling, batch_size=1)
-    many = generate(decoders["plain"], asked, {2}, sampling, batch_size=8)
+    one = generate(decoders["plain"], asked, {2}, sampling, EngineOptions(batch_size=1))
+    many = generate(decoders["plain"], asked, {2}, sampling, EngineOptions(batch_size=8))
     assert [c.token_ids for c in one] == [c.token_ids for c in many]
-    other = generate(decoders["plain"], asked, {2}, Sampling(10, 1.5, 0.95, seed=8), batch_size=8)
+    other = generate(decoders["plain"], asked, {2}, Sampling(10, 1.5, 0.95, seed=8), EngineOptions(batch_size=8))
     assert [c.token_ids for c in other] != [c.token_ids for c in many]
 
 
@@ -78,8 +82,8 @@ def test_mistakes(decoders):
         generate(decoders["plain"], [[5] * 2040], {2}, Sampling(10))
     with pytest.raises(ValueError, match="request 1: the prompt has no tokens"):
         generate(decoders["plain"], [[5], []], {2}, Sampling(10))
-    with pytest.raises(ValueError, match="--batch-size is 0"):
-        generate(decoders["plain"], [[5]], {2}, Sampling(10), 0)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        generate(decoders["plain"], [[5]], {2}, Sampling(10), EngineOptions(batch_size=0))
     assert generate(decoders["plain"], [], {2}, Sampling(10)) == []
 
 

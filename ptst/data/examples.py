@@ -1,0 +1,123 @@
+"""Conversations to training examples: encoded, held to the length limit, everything left out counted."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ptst.data.sources import Source
+from ptst.errors import Setting, UserError
+from ptst.text.encode import Example, cut
+from ptst.text.prompt_format import PromptFormat
+
+
+@dataclass
+class ExampleCounts:
+    """What became of a source's rows. `untrained`: without a trained token, left out. `token_boundaries`: answers
+    encoded as a continuation of their prompt. `lossy`: text that the tokenizer cannot represent, with the first place.
+    `encoding`: fingerprint of the examples."""
+
+    rows: int = 0
+    dropped: int = 0
+    cut: int = 0
+    untrained: int = 0
+    token_boundaries: int = 0
+    lossy: int = 0
+    first_lossy: str = ""
+    encoding: str = ""
+    examples: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "first_lossy" or value}
+
+
+def prepare(
+    source: Source,
+    prompt_format: PromptFormat,
+    max_length: int,
+    too_long: str,
+    train_on: str,
+    errors: dict[int, UserError] | None = None,
+) -> tuple[list[Example], ExampleCounts]:
+    """Encode every conversation; those above `max_length` tokens are dropped or cut as `too_long` says.
+
+    Raises UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the
+    template or format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are
+    left out and their errors collected there by row index.
+    """
+    examples: list[Example] = []
+    beyond_limit: list[tuple[int, str]] = []
+    counts = ExampleCounts(rows=len(source.conversations))
+    for row, conversation in enumerate(source.conversations):
+        try:
+            if not conversation.answered:
+                cause = "the conversation ends without an assistant turn to train on"
+                raise UserError(cause, where=conversation.source)
+            example = replace(prompt_format.encode(conversation, train_on), row=row)
+        except UserError as error:
+            if errors is None:
+                raise
+            errors[row] = error
+            continue
+        counts.token_boundaries += len(example.token_boundaries)
+        if example.lossy:
+            counts.lossy += 1
+            counts.first_lossy = counts.first_lossy or f"{conversation.where}{example.lossy[0]}"
+        length = len(example.ids)
+        if length > max_length and too_long == "stop":
+            beyond_limit.append((length, conversation.source))
+            if errors is not None:
+                errors[row] = UserError(f"{length} tokens exceed the limit of {max_length}", where=conversation.source)
+            continue
+        if length > max_length:
+            counts.cut += too_long == "cut"
+            counts.dropped += too_long != "cut"
+            if too_long == "drop":
+                continue
+            example = cut(example, max_length)
+        # An example without a trained token (all of the answer was cut off, say) must not reach the loss.
+        if not any(example.loss_mask):
+            counts.untrained += 1
+            continue
+        examples.append(example)
+    if beyond_limit and errors is None:
+        raise _too_long(beyond_limit, max_length, counts.rows)
+    counts.encoding = fingerprint(examples)
+    counts.examples = len(examples)
+    counts.tokens = sum(len(example.ids) for example in examples)
+    counts.trained_tokens = sum(example.num_trained for example in examples)
+    return examples, counts
+
+
+def _too_long(beyond_limit: list[tuple[int, str]], max_length: int, num_rows: int) -> UserError:
+    length, place = max(beyond_limit)
+    limits = (Setting("micro_batch_tokens"), ", ", Setting("max_length"), " and the model")
+    cause = (f"{length} tokens exceed the limit of {max_length} set by ", *limits)
+    cause += (f", as do {len(beyond_limit) - 1} other examples of {num_rows}",)
+    return UserError(cause, ("raise the limit, or set ", Setting("too_long"), " to drop or cut"), place)
+
+
+def check_not_empty(examples: Sequence[Example], name: str) -> None:
+    """Raise UserError if no example of the data `name` is left."""
+    if not examples:
+        raise UserError(f"{name}: no example is left", ("raise ", Setting("max_length"), " or check the data"))
+
+
+def length_limit(max_length: int | None, max_positions: int, micro_batch_tokens: int | str) -> int:
+    """Longest example in tokens: `max_length`, and never beyond the model's context or a micro-batch ("auto" is no
+    limit: it makes room for the longest)."""
+    limits = [max_length or max_positions, max_positions]
+    return min(limits if isinstance(micro_batch_tokens, str) else [*limits, micro_batch_tokens])
+
+
+def fingerprint(examples: Sequence[Example]) -> str:
+    """sha256 over all ids and loss masks in order: two runs with the same one trained the same tokens."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(array("q", example.ids).tobytes() + bytes(example.loss_mask) + b"|")
+    return digest.hexdigest()

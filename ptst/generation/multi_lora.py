@@ -1,0 +1,108 @@
+"""Multi-LoRA: several adapters over one base model in one batch, each row of a step with its own.
+
+The base product is computed once for all rows, an adapter's shrink (A) and expand (B) only for its own rows.
+
+Shapes: T tokens, I inputs and O outputs of a projection, r rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ptst.errors import UserError
+from ptst.model.decoder import Decoder
+from ptst.model.linear import LoraLinear
+from ptst.model.lora import adapter_tensors, read_lora_config
+from ptst.model.lora_config import TARGETS
+
+# Projections that read the same input: one base product, one shrink and one expand for each group.
+GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Matrices A (r, I) and B (O, r) by the name of the projection (`layers.0.self_attn.q_proj`), and alpha / r."""
+
+    matrices: Mapping[str, tuple[Tensor, Tensor]]
+    scale: float
+
+
+def read_adapter(decoder: Decoder, folder: Path) -> Adapter:
+    """The adapter of a PEFT folder, for this decoder, which does not change. Raises UserError for an adapter of another
+    base model, for kinds and options that are not supported, and for a damaged file."""
+    folder = Path(folder)
+    config = read_lora_config(folder)
+    weights = {
+        name: module.weight
+        for name, module in decoder.named_modules()
+        if isinstance(module, (nn.Linear, LoraLinear)) and name.rpartition(".")[2] in config.targets
+    }
+    shapes = {}
+    for name, w_OI in weights.items():
+        shapes[f"{name}.lora_A"] = (config.rank, w_OI.shape[1])
+        shapes[f"{name}.lora_B"] = (w_OI.shape[0], config.rank)
+    tensors = adapter_tensors(folder, shapes)
+    return Adapter({n: (tensors[f"{n}.lora_A"], tensors[f"{n}.lora_B"]) for n in weights}, config.scale)
+
+
+def attached_adapter(decoder: Decoder) -> Adapter | None:
+    """The adapter that is attached to the decoder (by `load_adapter` or training), or None."""
+    layers = {name: m for name, m in decoder.named_modules() if isinstance(m, LoraLinear)}
+    if not layers:
+        return None
+    scales = {m.scale for m in layers.values()}
+    assert len(scales) == 1, "one adapter has one scale"
+    return Adapter({name: (m.lora_A.detach(), m.lora_B.detach()) for name, m in layers.items()}, scales.pop())
+
+
+class GroupLora:
+    """An adapter's matrices for one group of projections: A stacked, B block-diagonal."""
+
+    def __init__(self, a_rI: Tensor, b_Or: Tensor):
+        self.a_Ir, self.b_rO = a_rI.t(), b_Or.t().contiguous()
+
+    def add_to(self, y_TO: Tensor, x_TI: Tensor, rows: Tensor | None) -> None:
+        """y += B A x in these rows (None: all)."""
+        if rows is None:
+            y_TO.addmm_(x_TI @ self.a_Ir, self.b_rO)
+        else:
+            y_TO.index_add_(0, rows, (x_TI[rows] @ self.a_Ir) @ self.b_rO)
+
+
+def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> list[list[GroupLora | None]]:
+    """For every layer one GroupLora for each of GROUPS (None where the adapter has no matrices). Raises UserError for
+    an adapter whose shapes do not fit the decoder."""
+    weights = {n: m.weight for n, m in decoder.named_modules() if isinstance(m, (nn.Linear, LoraLinear))}
+    for name, (a_rI, b_Or) in adapter.matrices.items():
+        assert name.rpartition(".")[2] in TARGETS
+        shape = (b_Or.shape[0], a_rI.shape[1])
+        model_shape = tuple(weights[name].shape) if name in weights else None
+        if model_shape != shape:
+            raise UserError(
+                f"the adapter changes {name} of {shape[0]} x {shape[1]}, and the model has "
+                f"{model_shape or 'no such projection'}: it was trained on another model"
+            )
+    layers = []
+    for index in range(decoder.config.num_layers):
+        groups: list[GroupLora | None] = []
+        for group in GROUPS:
+            block = "self_attn" if group[0] in ("q_proj", "o_proj") else "mlp"
+            names = [f"layers.{index}.{block}.{leaf}" for leaf in group]
+            found = [adapter.matrices[name] for name in names if name in adapter.matrices]
+            if not found:
+                groups.append(None)
+                continue
+            empty = found[0][0].new_zeros  # a projection without an adapter has rank 0
+            b_blocks = [
+                adapter.matrices[n][1] * adapter.scale if n in adapter.matrices else empty(len(weights[n]), 0)
+                for n in names
+            ]
+            a_rI, b_Or = torch.cat([a for a, _ in found]), torch.block_diag(*b_blocks)
+            groups.append(GroupLora(a_rI.to(decoder.device, dtype), b_Or.to(decoder.device, dtype)))
+        layers.append(groups)
+    return layers

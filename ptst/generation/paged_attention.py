@@ -1,0 +1,142 @@
+"""Paged attention of one step: decoding sequences with one token each and chunks of prompts, in one packed row.
+
+Where each token is stored is worked out once per step and serves every layer. A token's slot is block x P + offset.
+
+Shapes: T tokens of the step, of which the first R decode, H query heads, K key/value heads, G = H / K, D head_dim, B
+blocks of P tokens, L cached tokens of a prompt, n tokens of its chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from ptst.generation.kv_cache import BLOCK_SIZE, BlockTable, KVCache
+from ptst.generation.transfer import to_device
+from ptst.kernels.attention import causal_mask, packed_attention
+from ptst.kernels.attention_decode import decode_attention
+from ptst.kernels.cpu_attention import attend_rows, rotate_and_store, share_out
+from ptst.kernels.rope import rope_qk
+from ptst.model.config import DecoderConfig
+
+
+class StepAttention:
+    """The attention function of one step's forward pass: rotates queries and keys, stores keys and values, attends.
+
+    `decode`: (block table, length including the new token) of each decoding row; rows with draft tokens are several
+    rows of one sequence, each one token longer. `prefill`: (block table, tokens stored, new tokens) of each chunk.
+    """
+
+    def __init__(
+        self,
+        cache: KVCache,
+        decode: Sequence[tuple[BlockTable, int]],
+        prefill: Sequence[tuple[BlockTable, int, int]],
+        config: DecoderConfig,
+    ):
+        self.cache, self.config, self.num_decode = cache, config, len(decode)
+        device, window = cache.data.device, config.sliding_window
+        spans = [(t.blocks, n - 1, n) for t, n in decode] + [(t.blocks, s, s + n) for t, s, n in prefill]
+        self.written_T = _slots(spans)
+        if cache.arrays is None:
+            self.written_N = to_device(self._rows(self.written_T), device)
+        if decode:
+            blocks, lengths = [t.blocks for t, _ in decode], [n for _, n in decode]
+            if cache.arrays is not None:
+                lengths_R = np.array(lengths, np.int32)
+                self.decode_arguments = block_table(blocks).numpy(), lengths_R, window
+                self.thread_ends = share_out(lengths_R, window)
+            else:
+                self.longest = max(lengths)
+                self.lengths_R = to_device(lengths, device, torch.int32)
+                self.table_RN = to_device(block_table(blocks), device)
+        self.read_N: Tensor | None = None
+        if prefill:
+            self.read_N = to_device(self._rows(_slots([(t.blocks, 0, s + n) for t, s, n in prefill])), device)
+            self.cu_q, self.cu_k = [0], [0]
+            for _, start, n in prefill:
+                self.cu_q.append(self.cu_q[-1] + n)
+                self.cu_k.append(self.cu_k[-1] + start + n)
+            if not cache.on_gpu:
+                G = config.num_heads // config.num_kv_heads
+                # Additive masks: a boolean one would be converted in every layer.
+                visible = [causal_mask(n, s + n, window) for _, s, n in prefill]
+                dtype = torch.promote_types(cache.data.dtype, torch.float32)
+                zeros = [torch.zeros(v.shape, dtype=dtype) for v in visible]
+                self.masks = [z.masked_fill_(~v, -math.inf).repeat(G, 1) for z, v in zip(zeros, visible, strict=True)]
+
+    def _rows(self, slots_T: np.ndarray) -> Tensor:
+        """Rows (tokens x K,) of the cache as (B K P, D), for tokens in these slots."""
+        K = self.config.num_kv_heads
+        block_T, offset_T = slots_T // BLOCK_SIZE, slots_T % BLOCK_SIZE
+        return torch.from_numpy(((block_T[:, None] * K + np.arange(K)) * BLOCK_SIZE + offset_T[:, None]).ravel())
+
+    def __call__(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
+        """(T, H, D), from pre-RoPE queries, keys and values (T, H + 2 K, D)."""
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
+        q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos_T1D2, sin_T1D2)
+        for rows, new_TKD in zip(self.cache.rows[layer], (k_TKD, v_TKD), strict=True):
+            rows.index_copy_(0, self.written_N, new_TKD.reshape(-1, D))
+        R = self.num_decode
+        outs = [self._decode(q_THD[:R], layer)] if R else []
+        if self.read_N is not None:
+            outs.append(self._prefill(q_THD[R:], self.read_N, layer))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def into(self, out_THD: Tensor, layer: int, qkv_THD: Tensor, cos_TD2: np.ndarray, sin_TD2: np.ndarray) -> None:
+        """The same with Numba's loops, for a cache with arrays: writes `out_THD`, overwrites `qkv_THD`."""
+        assert self.cache.arrays is not None
+        arrays, qkv = self.cache.arrays[layer], qkv_THD.numpy()
+        rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
+        R = self.num_decode
+        if R:
+            attend_rows(qkv, *arrays, *self.decode_arguments, out_THD.numpy(), self.thread_ends)
+        if self.read_N is not None:
+            out_THD[R:] = self._prefill(qkv_THD[R:, : self.config.num_heads], self.read_N, layer)
+
+    def _decode(self, q_RHD: Tensor, layer: int) -> Tensor:
+        keys, values = (x.transpose(1, 2) for x in self.cache.layers[layer])
+        # Plain torch gathers each row's keys and values: four rows at a time keep that small.
+        chunk = len(q_RHD) if self.cache.on_gpu else 4
+        window = self.config.sliding_window
+        outs = [
+            decode_attention(q, keys, values, lengths, longest=self.longest, table_RN=table, window=window)
+            for q, lengths, table in zip(*(x.split(chunk) for x in (q_RHD, self.lengths_R, self.table_RN)), strict=True)
+        ]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+    def _prefill(self, q_THD: Tensor, read_N: Tensor, layer: int) -> Tensor:
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        k_LKD, v_LKD = (x.index_select(0, read_N).to(q_THD.dtype).view(-1, K, D) for x in self.cache.rows[layer])
+        if self.cache.on_gpu:
+            window = self.config.sliding_window
+            return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
+        outs = []
+        for i, mask in enumerate(self.masks):
+            new, cached = slice(*self.cu_q[i : i + 2]), slice(*self.cu_k[i : i + 2])
+            # The G heads of one key head become more queries over it, so that no key is repeated.
+            q_KnD = q_THD[new].unflatten(1, (K, H // K)).permute(1, 2, 0, 3).reshape(1, K, -1, D)
+            k_KLD, v_KLD = k_LKD[cached].transpose(0, 1), v_LKD[cached].transpose(0, 1)
+            out_KnD = scaled_dot_product_attention(q_KnD, k_KLD[None], v_KLD[None], attn_mask=mask)
+            outs.append(out_KnD.view(H, -1, D).transpose(0, 1))
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
+
+
+def _slots(spans: Sequence[tuple[list[int], int, int]]) -> np.ndarray:
+    """(T,) slots of the tokens from `start` to `end` of each list of blocks."""
+    return np.array(
+        [b[j // BLOCK_SIZE] * BLOCK_SIZE + j % BLOCK_SIZE for b, start, end in spans for j in range(start, end)],
+        np.int64,
+    )
+
+
+def block_table(blocks: Sequence[Sequence[int]]) -> Tensor:
+    """(R, N) int32, rows padded with block 0, which belongs to no sequence."""
+    most = max(map(len, blocks))
+    return torch.tensor([[*b, *[0] * (most - len(b))] for b in blocks], dtype=torch.int32)

@@ -1,0 +1,50 @@
+"""The scripts in examples/ and the Python of the README run, here on a small random model."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.tiny import write_tiny_model
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    write_tiny_model(tmp_path / "model")
+    return "model"
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("train_and_evaluate.py", r"validation loss before and after: \S+ \S+\n(?s:.*)chat:vanilla \S(?s:.*)\nchat:llama \S"),
+        ("sample_adapters.py", r"^base model: .*\n\S*train-\S+: .*\n\S*train-\S+: "),
+        (
+            "audit_your_data.py",
+            r"row 1: info\n  in the loss: .*\nrow 2: warning\n.*\n  warning blank-answer: .*\nrow 3: info",
+        ),
+    ],
+)
+def test_an_example_runs(script, expected, model, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, model])
+    runpy.run_path(str(ROOT / "examples" / script))
+    assert re.search(expected, capsys.readouterr().out)
+
+
+def test_every_example_is_short_and_tested():
+    scripts = sorted(p.name for p in (ROOT / "examples").glob("*.py"))
+    assert scripts == ["audit_your_data.py", "sample_adapters.py", "train_and_evaluate.py"]
+    assert all(len((ROOT / "examples" / s).read_text().splitlines()) < 60 for s in scripts)
+
+
+def test_the_python_of_the_readme_runs(model, capsys):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    assert "smollm2-135m-instruct" in code
+    exec(compile(code.replace("smollm2-135m-instruct", model), "README.md", "exec"), {})
+    assert capsys.readouterr().out.rstrip().endswith("info")
