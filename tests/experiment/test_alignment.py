@@ -13,8 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst import records
-from ptst.data import safety_sets
-from ptst.data.builtin import alignment_set
+from ptst.data.builtin import alignment_set, safety_sets
 from ptst.evaluation.answers import Answerer, Reply
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.rates import Rate
