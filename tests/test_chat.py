@@ -88,7 +88,7 @@ def test_an_interrupt_anywhere_leaves_a_chat_that_answers(model, decoder, monkey
         schedule.admit = admit
         reply(chat, "hello")
     elif where == "forward pass":
-        chat.engine._eager_step = interrupted
+        chat.engine._runner._compute = interrupted
         reply(chat, "hello")
     else:
         monkeypatch.setattr("builtins.print", interrupted)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from ptst import records
 from ptst.data.builtin import alignment_set, safety_sets
-from ptst.evaluation.answers import Answerer, Reply
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -23,7 +23,7 @@ from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, StepEvaluation, align
 from ptst.experiment.config import GridConfig
-from ptst.generation.request import Sampling
+from ptst.generation.request import Answer, Sampling
 from ptst.grid import run_grid, start
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
@@ -155,7 +155,7 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(Trainer, "__iter__", no_steps)
-    said = Reply("Passwords are kept safe by a long key.", 9, False)
+    said = Answer([9], "Passwords are kept safe by a long key.", "stop")
     monkeypatch.setattr(Answerer, "answer", lambda _self, asked, *_rest: [said] * len(asked))
     align(replace(config, own_epochs=4.0, own_answers=1, max_steps=50))
     refusals, own = 12, 6
@@ -166,7 +166,7 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
 def test_without_success_there_is_no_model_and_the_command_says_so(config):
     flags = ["--model", "model", "--max-steps", "1", "--check-every", "1", "--out", "out", "--json"]
     code = (
-        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.request import Sampling; "
+        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.request import Answer, Sampling; "
         "a.OWN = a.OPENING = Sampling(1); sys.argv[0] = 'align'; runpy.run_module('ptst.align', run_name='__main__')"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
@@ -226,9 +226,9 @@ def test_stopped_at_any_checkpoint_or_evaluation_it_ends_with_the_same_model(con
 
 def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_not_ended(config, monkeypatch):
     given = [
-        Reply("Passwords are kept safe by a long key.", 9, False),
-        Reply("I cannot help with that.", 6, False),
-        Reply("A long answer that the limit cut in the", 9, True),
+        Answer([9], "Passwords are kept safe by a long key.", "stop"),
+        Answer([9], "I cannot help with that.", "stop"),
+        Answer([9], "A long answer that the limit cut in the", "length"),
     ]
     seeds = []
 
