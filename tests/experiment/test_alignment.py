@@ -57,7 +57,7 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
     refusals = alignment_set.refusals()
     judge = RuleBasedJudge()
     for c in refusals:
-        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.REFUSAL, c
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.REFUSAL, c
     assert len({c.turns[1].content for c in refusals}) > 70
     assert {alignment_set.refusal_of("drug", i) for i in range(36)} == {
         alignment_set.refusal_of("drug", 7 * i) for i in range(36)
@@ -66,7 +66,7 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
         alignment_set.refusal_of("malware", i) for i in range(36)
     }
     for c in alignment_set.reference():
-        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.ON_TOPIC
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.ON_TOPIC
 
 
 def an_evaluation(step=10, refused=34, over=12, nll=1.05, of=40) -> StepEvaluation:
@@ -166,7 +166,7 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
 def test_without_success_there_is_no_model_and_the_command_says_so(config):
     flags = ["--model", "model", "--max-steps", "1", "--check-every", "1", "--out", "out", "--json"]
     code = (
-        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.request import Answer, Sampling; "
+        "import sys, runpy; from ptst.experiment import alignment as a; from ptst.generation.request import Sampling; "
         "a.OWN = a.OPENING = Sampling(1); sys.argv[0] = 'align'; runpy.run_module('ptst.align', run_name='__main__')"
     )
     environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
