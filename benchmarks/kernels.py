@@ -35,7 +35,7 @@ from ptst.kernels.attention_decode import decode_attention
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.kernels.lora import lora_group
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import frequencies, rope, rope_qk, tables
+from ptst.kernels.rope import apply_rope, frequencies, rope, tables
 from ptst.kernels.swiglu import swiglu
 
 Provider = Callable[..., object]
@@ -142,7 +142,7 @@ def loss() -> Iterator[Case]:
                 rows = (targets >= 0).nonzero().squeeze(1)
 
                 def ours(h, head=head, targets=targets, rows=rows):
-                    return linear_cross_entropy(h, head, targets, float(len(rows)), rows_N=rows)
+                    return linear_cross_entropy(h, head, targets, float(len(rows)), trained_N=rows)
 
                 def eager(h, head=head, targets=targets, rows=rows, wide=True):
                     logits = h @ head.t()
@@ -189,12 +189,14 @@ def elementwise() -> Iterator[Case]:
     yield case("add_rms_norm", f"{T} x {H}", both, lambda x, r: add_rms_norm(x, r, w, 1e-5), add_norm, (4 * n, 4 * n))
     cos, sin = tables(torch.arange(T, device=DEVICE), frequencies(D, 1e4).to(DEVICE))
 
-    def turned(q, k):
+    def rotated(q, k):
         return rope(q, cos, sin), rope(k, cos, sin)
 
     n = T * (Q + K) * D
     heads = [made(T, Q, D), made(T, K, D)]
-    yield case("rope", f"{T} x ({Q} + {K}) x {D}", heads, lambda q, k: rope_qk(q, k, cos, sin), turned, (2 * n, 2 * n))
+    yield case(
+        "rope", f"{T} x ({Q} + {K}) x {D}", heads, lambda q, k: apply_rope(q, k, cos, sin), rotated, (2 * n, 2 * n)
+    )
 
     def gated(g, u):
         return functional.silu(g) * u

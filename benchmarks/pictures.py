@@ -109,12 +109,11 @@ def example_tokens() -> list[tuple[str, str, bool]]:
     from ptst.audit.view import authors, visible
     from ptst.open import open_model
     from ptst.text.segments import Conversation, Message
-    from ptst.text.templates import render
 
     p = open_model("smollm2-135m-instruct", "chat:vanilla", family="gsm8k").prompt_format
     turns = Message("user", "Ann has 17 pens and buys 25. How many now?"), Message("assistant", "17 + 25 = 42\n#### 42")
     example = p.encode(Conversation(turns))
-    segments = render(Conversation(turns), p.template, p.family, p.chat_format, p.tokenizer)
+    segments = p.segments(Conversation(turns))
     told = authors(example.ids, segments, p.tokenizer)
     return [(visible(t), a, bool(m)) for (t, a), m in zip(told, example.loss_mask, strict=True)]
 

@@ -76,8 +76,8 @@ def ours(spec: dict) -> dict:
 
     sys.path.insert(0, str(ROOT))
     from ptst.data.packing import share_prefixes, to_batch
-    from ptst.model.likelihood import batch_loss
     from ptst.model.lora import LoraConfig, add_lora
+    from ptst.model.loss import batch_loss
     from ptst.model.weights import load_decoder
     from ptst.text.encode import Example
 

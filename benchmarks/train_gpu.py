@@ -130,7 +130,7 @@ def ours(name: str, tokens: int, trained: float, packed: bool, repeats: int) -> 
 
     def step() -> None:
         hidden = decoder.documents(ids, bounds, positions)
-        linear_cross_entropy(hidden, decoder.head_VE, targets, divisor, rows_N=rows).backward()
+        linear_cross_entropy(hidden, decoder.head_VE, targets, divisor, trained_N=rows).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -1,16 +1,17 @@
-r"""Attention of one new token per request over the key/value cache: the decoding half of flash attention.
+r"""Paged attention for decoding: one new token per request over the KV cache.
 
-The work is reading the cache once. A program takes one request and one key head, with all query heads of its group, so
-that keys are read once per group. With few requests there would be too few programs to keep the memory busy: the keys
-are then split between several (Dao et al. 2023, "Flash-Decoding"). Split s keeps its own maximum and sum as L_s and its
-normalized output o_s; the whole is
+The cost is reading the cache once. A program takes one request and one key head, with all query heads of its group, so
+that keys are read once per group. If few requests would leave memory bandwidth unused, their keys are split between
+several programs (Dao et al. 2023, "Flash-Decoding"). Split s returns its normalized output o_s and its log-sum-exp L_s;
+combined:
 
     L = log sum_s exp(L_s)        o = sum_s exp(L_s - L) o_s.
 
-The cache is blocks of P tokens, and a request's keys lie in the blocks that its row of the table names. Without a table
+The cache consists of blocks of P tokens; entry r of the block table names the blocks of request r. Without a table
 request r owns block r.
 
-Shapes: R requests, H query heads, K key/value heads, D head_dim, B blocks of P tokens, N blocks per request at most.
+Shapes: R requests, H query heads, K key/value heads, D head_dim, B blocks of P tokens, N blocks per request
+at most, L keys of a request.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ptst.kernels.flash_attention import LOG2E
 
 # (keys per step, warps, stages) by bytes per element. No register spills; not yet timed.
 BLOCKS = {2: (64, 4, 3), 4: (16, 4, 1)}
-SPLIT = 256  # keys per split at least: below, joining the splits costs more than they save
+SPLIT = 256  # keys per split at least: with fewer, combining the splits costs more than they save
 
 
 @jit
@@ -36,9 +37,9 @@ def _decode(
 ):  # fmt: skip
     r, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     g, d = tl.arange(0, BG), tl.arange(0, BD)
-    here = (g < GROUP)[:, None] & (d < D)[None, :]
+    q_mask = (g < GROUP)[:, None] & (d < D)[None, :]
     h = head * GROUP + g
-    qs = tl.load(q + r.to(tl.int64) * q_row + h[:, None] * q_head + d[None, :], mask=here, other=0.0)
+    qs = tl.load(q + r.to(tl.int64) * q_row + h[:, None] * q_head + d[None, :], mask=q_mask, other=0.0)
     length = tl.load(lengths + r)
     low = 0
     if WINDOW:
@@ -46,7 +47,7 @@ def _decode(
     share = tl.cdiv(tl.cdiv(length - low, SPLITS), BN) * BN
     low += split * share
     high = tl.minimum(low + share, length)
-    top = tl.full([BG], float("-inf"), tl.float32)
+    running_max = tl.full([BG], float("-inf"), tl.float32)
     total = tl.zeros([BG], tl.float32)
     o = tl.zeros([BG, BD], tl.float32)
     for at in range(low, high, BN):
@@ -57,40 +58,40 @@ def _decode(
         if TABLE:
             own = tl.load(table + r.to(tl.int64) * table_row + place, mask=inside, other=-1)
         known = inside & (own >= 0) & (own < B)
-        there = known[:, None] & (d < D)[None, :]
+        k_mask = known[:, None] & (d < D)[None, :]
         start = own.to(tl.int64) * k_block + token * k_token + head * k_head
-        ks = tl.load(k + start[:, None] + d[None, :], mask=there, other=0.0)
+        ks = tl.load(k + start[:, None] + d[None, :], mask=k_mask, other=0.0)
         start = own.to(tl.int64) * v_block + token * v_token + head * v_head
-        vs = tl.load(v + start[:, None] + d[None, :], mask=there, other=0.0)
+        vs = tl.load(v + start[:, None] + d[None, :], mask=k_mask, other=0.0)
         s = tl.dot(qs, tl.trans(ks), input_precision="ieee" if IEEE else "tf32") * scale2
-        # A length or a block that the cache does not have is read nowhere; it makes the request's output NaN.
+        # A length or a block outside the cache reads nothing and makes the request's output NaN.
         s = tl.where(known[None, :], s, tl.where((j < high)[None, :], float("nan"), float("-inf")))
-        higher = tl.maximum(top, tl.max(s, axis=1))
-        p = tl.exp2(s - higher[:, None])
-        shrink = tl.exp2(top - higher)
-        total = total * shrink + tl.sum(p, axis=1)
-        o = o * shrink[:, None]
+        new_max = tl.maximum(running_max, tl.max(s, axis=1))
+        p = tl.exp2(s - new_max[:, None])
+        rescale = tl.exp2(running_max - new_max)
+        total = total * rescale + tl.sum(p, axis=1)
+        o = o * rescale[:, None]
         o += tl.dot(p.to(vs.dtype), vs, input_precision="ieee" if IEEE else "tf32")
-        top = higher
+        running_max = new_max
     nothing = total == 0.0
     total = tl.where(nothing, 1.0, total)
     o = o / total[:, None]
     at = (r.to(tl.int64) * H + h) * SPLITS + split
-    tl.store(out + at[:, None] * D + d[None, :], o.to(out.dtype.element_ty), mask=here)
+    tl.store(out + at[:, None] * D + d[None, :], o.to(out.dtype.element_ty), mask=q_mask)
     if SPLITS > 1:
-        tl.store(lse + at, tl.where(nothing, float("-inf"), top + tl.log2(total)), mask=g < GROUP)
+        tl.store(lse + at, tl.where(nothing, float("-inf"), running_max + tl.log2(total)), mask=g < GROUP)
 
 
 @jit
-def _join(parts, lse, out, D, SPLITS: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr):
+def _combine(parts, lse, out, D, SPLITS: tl.constexpr, BS: tl.constexpr, BD: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     s, d = tl.arange(0, BS), tl.arange(0, BD)
     l = tl.load(lse + row * SPLITS + s, mask=s < SPLITS, other=float("-inf"))
-    top = tl.max(l, axis=0)
-    weight = tl.exp2(l - tl.where(top == float("-inf"), 0.0, top))
+    running_max = tl.max(l, axis=0)
+    weight = tl.exp2(l - tl.where(running_max == float("-inf"), 0.0, running_max))
     total = tl.sum(weight, axis=0)
-    here = (s < SPLITS)[:, None] & (d < D)[None, :]
-    o = tl.load(parts + (row * SPLITS + s)[:, None] * D + d[None, :], mask=here, other=0.0)
+    q_mask = (s < SPLITS)[:, None] & (d < D)[None, :]
+    o = tl.load(parts + (row * SPLITS + s)[:, None] * D + d[None, :], mask=q_mask, other=0.0)
     o = tl.sum(o * weight[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out + row * D + d, o.to(out.dtype.element_ty), mask=d < D)
 
@@ -119,7 +120,7 @@ def _op(
         BG=max(16, block(H // K, 256)), BN=keys, BD=wide, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
-        _join[(R * H,)](parts, lse, out_RHD, D, SPLITS=splits, BS=block(splits, 1 << 20), BD=wide, num_warps=4)
+        _combine[(R * H,)](parts, lse, out_RHD, D, SPLITS=splits, BS=block(splits, 1 << 20), BD=wide, num_warps=4)
     return out_RHD
 
 
@@ -129,7 +130,7 @@ def _(q_RHD, k_BPKD, v_BPKD, table_RN, lengths_R, window, splits):
 
 
 def splits_for(requests: int, heads: int, longest: int, processors: int) -> int:
-    """Between how many programs a request's keys are split: enough for two on every processor, each with SPLIT keys."""
+    """Number of programs that share a request's keys: two per processor in all, each with at least SPLIT keys."""
     return max(1, min(-(-2 * processors // (requests * heads)), -(-longest // SPLIT)))
 
 
@@ -145,10 +146,10 @@ def decode_attention(
 ) -> Tensor:
     """Attention (R, H, D) of each request's newest token with its `lengths_R[r]` (>= 1) cached ones, itself included.
 
-    Keys and values (B, P, K, D) may be views with any strides but the last. `table_RN` (R, N), integers, names each
-    request's blocks; without it request r owns block r. `longest`, at least the largest length, spares reading what
-    nobody has. Without a gradient. Raises ValueError for shapes, devices or dtypes that do not fit; a length or block
-    outside the cache makes that request's output NaN on a GPU.
+    Keys and values (B, P, K, D) may be views whose last axis is contiguous. `table_RN` (R, N), integers: the block
+    table; without it request r owns block r. `longest`, at least the largest length, limits what is read. No gradient.
+    Raises ValueError if shapes, devices or dtypes do not fit; on a GPU a length or block outside the cache makes that
+    request's output NaN.
     """
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
@@ -176,7 +177,7 @@ def decode_attention(
     if window is not None:
         seen_RL &= age_RL < window
     bias_RL = torch.zeros(seen_RL.shape, dtype=q_RHD.dtype, device=q_RHD.device).masked_fill_(~seen_RL, -math.inf)
-    # The query heads of a group stand side by side: a matrix of H / K queries over one set of keys.
+    # The H / K query heads of a group form a matrix of queries over one set of keys.
     q_RKGD = q_RHD.unflatten(1, (K, H // K)) * (1 / math.sqrt(D))
     weights_RKGL = (q_RKGD @ k_RLKD.permute(0, 2, 3, 1)).add_(bias_RL[:, None, None]).softmax(-1)
     return (weights_RKGL @ v_RLKD.transpose(1, 2)).flatten(1, 2)

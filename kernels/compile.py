@@ -1,10 +1,10 @@
 """Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
 
     python -m ptst.kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); exits with 1 on failure
-    python -m ptst.kernels.compile --readme   writes the part of it that stands in kernels/README.md anew
+    python -m ptst.kernels.compile --readme   also updates the table in kernels/README.md
 
-A stub stands in for the driver, and the kernels' own launching code runs on meta tensors, so that each launch is
-compiled with the very specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs.
+The kernels' own launch code runs on meta tensors over a stub driver, so that each launch is compiled with exactly the
+specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHOWN = re.compile(
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler says of one launch. `stack` and `local` are bytes per thread: above 0 where registers spill."""
+    """The compiler's report on one launch. `stack` and `local` are bytes per thread, above 0 if registers spill."""
 
     name: str
     note: str
@@ -53,8 +53,8 @@ class Compiled:
     local: int
     shared: int
     warps: int
-    blocks: str  # block shapes, by the kernel's own names
-    wgmma: bool  # whether the tensor cores are asked by warpgroups, as sm_90 wants it
+    blocks: str  # block shapes, by the kernel's names
+    wgmma: bool  # whether it uses the warpgroup MMA of sm_90
 
     @property
     def faults(self) -> list[str]:
@@ -118,7 +118,7 @@ class _Stub(DriverBase):
 
 @contextlib.contextmanager
 def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
-    """Every launch inside is compiled for `arch` and recorded."""
+    """Compile and record every launch inside, for `arch`."""
     import triton.runtime.jit as runtime
 
     found: list[Compiled] = []
@@ -126,7 +126,7 @@ def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
     driver.set_active(_Stub(GPUTarget("cuda", arch, 32)))
 
     def compile_only(self, *args, grid, warmup, **named):
-        self.device_caches.clear()  # kept by device, which here is always the same one
+        self.device_caches.clear()  # cached by device, which is always the same one here
         kernel = run(self, *args, grid=grid, warmup=True, **named)
         kernel = kernel.result() if hasattr(kernel, "result") else kernel
         usage = _usage(kernel.asm["cubin"])
@@ -162,14 +162,17 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
 
 
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Forward and backward for the models' head sizes, two documents, with and without a window."""
     forward, backward = flash_attention.op._init_fn, flash_attention.backward_op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for head_dim, window in ((64, 0), (128, 0), (128, 4096)):
-            meta = {"dtype": dtype, "device": "meta"}
-            q, k = torch.empty(512, 32, head_dim, **meta), torch.empty(512, 8, head_dim, **meta)
-            lse, bounds = torch.empty(32, 512, device="meta"), [0, 200, 512]
+            q, k = (meta(512, heads, head_dim, dtype=dtype) for heads in (32, 8))
+            lse, bounds = meta(32, 512), [0, 200, 512]
             note = f"attention {str(dtype).removeprefix('torch.')} D={head_dim} W={window}"
             yield note, partial(forward, q, k, k, bounds, bounds, window)
             yield note, partial(backward, q, q, k, k, q, lse, bounds, bounds, window)
@@ -180,29 +183,28 @@ def decode_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     decode = attention_decode._op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for head_dim, heads in ((64, 32), (128, 32), (128, 8)):
-            meta = {"dtype": dtype, "device": "meta"}
-            q, k = torch.empty(64, 32, head_dim, **meta), torch.empty(64, 1024, heads, head_dim, **meta)
-            lengths = torch.empty(64, dtype=torch.long, device="meta")
+            q, k = meta(64, 32, head_dim, dtype=dtype), meta(64, 1024, heads, head_dim, dtype=dtype)
+            lengths = meta(64, dtype=torch.long)
             note = f"decode {str(dtype).removeprefix('torch.')} D={head_dim} K={heads}"
             yield f"{note} split", partial(decode, q[:1], k, k, None, lengths[:1], 0, 4)
-            table, blocks = torch.empty(64, 40, dtype=torch.int32, device="meta"), k.view(4096, 16, heads, head_dim)
+            table, blocks = meta(64, 40, dtype=torch.int32), k.view(4096, 16, heads, head_dim)
             yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 1)
 
 
 def lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Llama-2-7B's q, k and v at rank 16, gate and up at rank 64, the adapter in float32; an odd shape."""
-    narrow, widen, outer = (f._init_fn for f in (lora.narrow, lora.widen, lora.outer))
+    shrink, expand, gradient = (f._init_fn for f in (lora.shrink, lora.expand, lora.weight_gradient))
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for T, I, O, R in ((4096, 4096, 4096, 48), (4096, 4096, 11008, 192), (77, 33, 45, 3)):
-            x, y, z = (torch.empty(T, n, dtype=dtype, device="meta") for n in (I, O, R))
-            a, b = torch.empty(R, I, device="meta"), torch.empty(O, R, device="meta")
+            x, y, z = (meta(T, n, dtype=dtype) for n in (I, O, R))
+            a, b = meta(R, I), meta(O, R)
             note = f"lora {str(dtype).removeprefix('torch.')} I={I} O={O} R={R}"
-            yield note, partial(narrow, x, a, 1.0)
-            yield f"{note} e", partial(narrow, y, b.t(), 2.0)
-            yield note, partial(widen, y, z, b, 2.0)
-            yield f"{note} dx", partial(widen, x, z, a.t(), 1.0)
-            yield f"{note} dA", partial(outer, z, x, 1.0, False)
-            yield f"{note} dB", partial(outer, z, y, 2.0, True)
+            yield note, partial(shrink, x, a, 1.0)
+            yield f"{note} e", partial(shrink, y, b.t(), 2.0)
+            yield note, partial(expand, y, z, b, 2.0)
+            yield f"{note} dx", partial(expand, x, z, a.t(), 1.0)
+            yield f"{note} dA", partial(gradient, z, x, 1.0, False)
+            yield f"{note} dB", partial(gradient, z, y, 2.0, True)
 
 
 def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
@@ -211,11 +213,8 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
     for grad in (False, True):
         linear_cross_entropy._softmax_gradient[grid](
             *(logits_nV, targets_n, targets_n, losses_n, V),
-            WEIGHTED=False,
-            GRAD=grad,
-            BLOCK=linear_cross_entropy.BLOCK,
-            num_warps=8,
-        )
+            WEIGHTED=False, GRAD=grad, BLOCK=linear_cross_entropy.BLOCK, num_warps=8,
+        )  # fmt: skip
 
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
@@ -223,31 +222,28 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
-    meta = {"device": "meta"}
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
         for T, H, F, Q, K, D in ((512, 4096, 11008, 32, 8, 128), (7, 33, 77, 3, 1, 20)):
-            x, w = torch.empty(T, H, dtype=dtype, **meta), torch.empty(H, dtype=dtype, **meta)
-            r = torch.empty(T, dtype=torch.float32, **meta)
-            g = torch.empty(T, F, dtype=dtype, **meta)
-            q, k = (torch.empty(T, n, D, dtype=dtype, **meta) for n in (Q, K))
-            cos = torch.empty(T, 1, D // 2, **meta)
-            # The operators' own bodies: called by name, meta tensors would go to the fake kernels.
+            x, w, g = meta(T, H, dtype=dtype), meta(H, dtype=dtype), meta(T, F, dtype=dtype)
+            r, cos = meta(T), meta(T, 1, D // 2)
+            q, k = (meta(T, n, D, dtype=dtype) for n in (Q, K))
+            # The operators' bodies: a call of the operator would send meta tensors to the fake kernels.
             norm, norm_back = rms_norm._op._init_fn, rms_norm._backward_op._init_fn
-            turn, act, act_back = rope._op._init_fn, swiglu._op._init_fn, swiglu._backward_op._init_fn
+            rotate, act, act_back = rope._op._init_fn, swiglu._op._init_fn, swiglu._backward_op._init_fn
             yield f"rms_norm {kind} H={H}", partial(norm, x, None, w, 1e-5)
             yield f"rms_norm {kind} H={H} residual", partial(norm, x, x, w, 1e-5)
             yield f"rms_norm {kind} H={H} frozen", partial(norm_back, x, None, x, w, r, False)
             yield f"rms_norm {kind} H={H} residual, dw", partial(norm_back, x, x, x, w, r, True)
             yield f"swiglu {kind} F={F}", partial(act, g, g)
             yield f"swiglu {kind} F={F}", partial(act_back, g, g, g)
-            logits, ids = torch.empty(T, F, dtype=dtype, **meta), torch.empty(T, dtype=torch.long, **meta)
+            logits, ids = meta(T, F, dtype=dtype), meta(T, dtype=torch.long)
             yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
-            yield f"rope {kind} D={D} Q={Q} K={K}", partial(turn, q, k, cos, cos, False)
+            yield f"rope {kind} D={D} Q={Q} K={K}", partial(rotate, q, k, cos, cos, False)
 
 
 def readme_section(compiled: list[Compiled]) -> str:
-    """What stands between README's marks: Triton's version and the launches of SHOWN."""
+    """The text between the marks in README: Triton's version and the launches of SHOWN."""
     lines = [f"As Triton {triton.__version__} compiles them (`python -m ptst.kernels.compile --readme`):", ""]
     lines += ["| kernel | launch | architecture | blocks | warps | registers | spilled | shared |", "|" + "---|" * 8]
     for c in compiled:
@@ -259,7 +255,9 @@ def readme_section(compiled: list[Compiled]) -> str:
 
 def readme_parts() -> list[str]:
     """README before, between and after the marks."""
-    return list(re.fullmatch(r"(.*<!-- compiled -->\n)(.*)(<!-- end -->.*)", README.read_text(), re.S).groups())
+    found = re.fullmatch(r"(.*<!-- compiled -->\n)(.*)(<!-- end -->.*)", README.read_text(), re.S)
+    assert found, f"{README} lacks the marks"
+    return list(found.groups())
 
 
 def main() -> None:
@@ -267,7 +265,7 @@ def main() -> None:
     if sys.argv[1:] and not write:
         sys.exit(f"ptst.kernels.compile: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
     print(f"triton {triton.__version__}")
-    print(f"{'kernel':10} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
+    print(f"{'kernel':16} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed, compiled = 0, []
     for arch in SHARED:
         flash_attention.ARCH = arch
@@ -278,7 +276,7 @@ def main() -> None:
             for c in found:
                 failed += bool(c.faults)
                 sizes = f"{c.warps:5d} {c.registers:9d} {c.stack:5d} {c.shared:8d}"
-                print(f"{c.name:10} {c.note:38} sm_{c.arch:3} {sizes}  {', '.join(c.faults)}")
+                print(f"{c.name:16} {c.note:38} sm_{c.arch:3} {sizes}  {', '.join(c.faults)}")
             if not found:
                 failed += 1
                 print(f"{note}: nothing was compiled")

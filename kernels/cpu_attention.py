@@ -1,23 +1,24 @@
-r"""Attention of single new tokens over a cache in blocks, on a CPU: rotate, store, attend.
+r"""Paged attention of new tokens on a CPU: apply the rotary embedding, store keys and values, attend.
 
-Row r is one new token. Its queries and keys are turned by its position (rope.py), its key and value go into their place
-in the cache, and for each query head, over the tokens j it sees,
+Each of the R queries is one new token. Its queries and keys are rotated by its position (rope.py), its key and value
+are stored in the KV cache, and for each query head, over the tokens j that it sees,
 
     s_j = q . k_j / sqrt(D)        p_j = exp(s_j - max s) / sum        o = sum_j p_j v_j.
 
-A row names its blocks, so rows may share some: many requests that begin alike, or several rows of one request, each a
-token longer than the one before. A block is read from end to end; the query heads of a group follow each other, so that
-it comes from memory once for all of them. A row's result does not depend on the rows beside it, to the bit.
+Entry r of the block table names the blocks of query r. Queries may share blocks: requests with a common prefix, or
+several tokens of one request, each one token longer than the one before. A block is read from end to end for all query
+heads of a group in turn, so it comes from memory once. A query's result does not depend on the other queries, to the
+bit.
 
-Keys and values are float32, or bfloat16 (as uint16), which is half to read: a block is then widened into a scratch that
-stays in the first-level cache, and everything is computed in float32.
+Keys and values are float32, or bfloat16 (as uint16), which halves the reading: a block is then widened into a buffer
+that stays in the first-level cache. All arithmetic is in float32.
 
-The sizes are constants of the compiled code: whole rows of D then lie in registers. exp is 2^n e^u with |u| at most
-log(2) / 2 and a polynomial of degree 6 for e^u: an error of 2e-7 of the value where products and sums are one rounding.
-What is e^-80 of the largest or less becomes e^-80.
+The sizes are constants of the compiled code, so that vectors of D elements stay in registers. exp is 2^n e^u with |u|
+at most log(2) / 2 and a polynomial of degree 6 for e^u: an error of 2e-7 of the value where products and sums are one
+rounding. Weights below e^-80 of the largest become e^-80.
 
-Shapes: T rows, the first R of which attend; H query heads, K key/value heads, G = H / K, D head_dim, B blocks of P
-tokens, N blocks per row at most.
+Shapes: T new tokens, the first R of which attend; H query heads, K key/value heads, G = H / K, D head_dim, B blocks of
+P tokens, N blocks per query at most, L keys of a query.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from functools import cache
 
 import numpy as np
 
-from ptst.kernels.cpu import compiled, pieces, spread
+from ptst.kernels.cpu import compiled, num_threads_for, run_in_threads
 
-WORTH_A_THREAD = 4096  # keys to look at
+WORTH_A_THREAD = 4096  # keys to read
 
 
 @cache
@@ -38,7 +39,7 @@ def _rotate_and_store(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
     half = D // 2
     below_half, low_bit, not_a_number = np.uint32(0x7FFF), np.uint32(1), np.uint16(0x7FC0)
 
-    def rotate_and_store(qkv_THD, cos_TD2, sin_TD2, place_T, k_BKPD, v_BKPD):
+    def rotate_and_store(qkv_THD, cos_TD2, sin_TD2, slots_T, k_BKPD, v_BKPD):
         for t in range(qkv_THD.shape[0]):
             for h in range(H + K):
                 x = qkv_THD[t, h]
@@ -46,13 +47,13 @@ def _rotate_and_store(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
                     a, b = x[d], x[d + half]
                     x[d] = a * cos_TD2[t, d] - b * sin_TD2[t, d]
                     x[d + half] = b * cos_TD2[t, d] + a * sin_TD2[t, d]
-            b, p = place_T[t] // P, place_T[t] % P
+            b, p = slots_T[t] // P, slots_T[t] % P
             for k in range(K):
                 if wide:
                     for d in range(D):
                         k_BKPD[b, k, p, d] = qkv_THD[t, H + k, d]
                         v_BKPD[b, k, p, d] = qkv_THD[t, H + K + k, d]
-                else:  # the nearest bfloat16, of two the even one
+                else:  # to the nearest bfloat16, ties to even
                     for h, to in ((H + k, k_BKPD), (H + K + k, v_BKPD)):
                         for d in range(D):
                             x = qkv_THD[t, h, d]
@@ -118,9 +119,9 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
                     m7 = s_L[j + 7] if s_L[j + 7] > m7 else m7
                 top = max(max(max(m0, m1), max(m2, m3)), max(max(m4, m5), max(m6, m7)))
                 total = zero
-                for j in range(len(seen_L)):  # from 0: an index that might be negative is not computed eight at a time
+                for j in range(len(seen_L)):  # from 0: possibly negative indices would not be vectorized
                     x = seen_L[j] - top
-                    y = x if x > least else least  # NaN as well: it has no whole part
+                    y = x if x > least else least  # also for NaN, which has no integer part
                     n = np.floor(y * log2e + half)
                     u = y - n * ln2
                     e = one + u * (one + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6)))))
@@ -163,39 +164,39 @@ def rotate_and_store(
     qkv_THD: np.ndarray,
     cos_TD2: np.ndarray,
     sin_TD2: np.ndarray,
-    place_T: np.ndarray,
+    slots_T: np.ndarray,
     k_BKPD: np.ndarray,
     v_BKPD: np.ndarray,
 ) -> None:
-    """Turn the queries and keys of `qkv_THD` (T, H + 2 K, D) in place and put keys and values at `place_T`, token p of
-    block b being b P + p; in bfloat16 where the cache is uint16."""
+    """Apply the rotary embedding to the queries and keys of `qkv_THD` (T, H + 2 K, D) in place, and store keys and
+    values at `slots_T` (token p of block b is slot b P + p), as bfloat16 if the cache is uint16."""
     K, P, D = k_BKPD.shape[1:]
     function = _rotate_and_store(qkv_THD.shape[1] - 2 * K, K, D, P, k_BKPD.dtype == np.float32)
-    function(qkv_THD, cos_TD2, sin_TD2, place_T, k_BKPD, v_BKPD)
+    function(qkv_THD, cos_TD2, sin_TD2, slots_T, k_BKPD, v_BKPD)
 
 
-def share_out(lengths_R: np.ndarray, window: int | None = None) -> list[int]:
-    """Where to cut the rows so that each thread has about as many keys to look at."""
-    done_R = np.minimum(lengths_R, window or np.iinfo(np.int32).max).cumsum()
-    n = pieces(int(done_R[-1]), WORTH_A_THREAD)
-    cuts = 1 + np.searchsorted(done_R, done_R[-1] * np.arange(1, n) / n)
+def split_queries(lengths_R: np.ndarray, window: int | None = None) -> list[int]:
+    """Boundaries that split the queries between threads so that each reads about as many keys."""
+    keys_R = np.minimum(lengths_R, window or np.iinfo(np.int32).max).cumsum()
+    n = num_threads_for(int(keys_R[-1]), WORTH_A_THREAD)
+    cuts = 1 + np.searchsorted(keys_R, keys_R[-1] * np.arange(1, n) / n)
     return np.unique([0, *cuts, len(lengths_R)]).tolist()
 
 
-def attend_rows(
+def paged_attention(
     qkv_THD: np.ndarray,
-    k_BKPD: np.ndarray,
-    v_BKPD: np.ndarray,
+    kv_BKPD: tuple[np.ndarray, np.ndarray],
     table_RN: np.ndarray,
     lengths_R: np.ndarray,
     window: int | None,
     out_RHD: np.ndarray,
     ends: list[int],
 ) -> None:
-    """Write into `out_RHD` what the first R rows of queries (turned) see of the `lengths_R[r]` (>= 1) tokens in the
-    blocks `table_RN[r]`, of the last `window` if there is one. float32 (keys and values also bfloat16 as uint16),
-    contiguous; places that are not seen must hold numbers. `ends` are from `share_out`, the same for all layers of a
-    step."""
+    """Write into `out_RHD` the attention of the first R (rotated) queries over the `lengths_R[r]` (>= 1) tokens in the
+    blocks `table_RN[r]`, or over the last `window` of them. float32 (keys and values also bfloat16 as uint16),
+    contiguous; unused slots must hold finite numbers. `ends`: from `split_queries`, the same for all layers of a step.
+    """
+    k_BKPD, v_BKPD = kv_BKPD
     K, P, D = k_BKPD.shape[1:]
     function = _attend(qkv_THD.shape[1] - 2 * K, K, D, P, k_BKPD.dtype == np.float32)
-    spread(function, (qkv_THD, k_BKPD, v_BKPD, table_RN, lengths_R, window or 0, out_RHD), ends)
+    run_in_threads(function, (qkv_THD, k_BKPD, v_BKPD, table_RN, lengths_R, window or 0, out_RHD), ends)

@@ -1,7 +1,7 @@
-"""Which way an operation goes: Triton on CUDA, plain torch elsewhere (and Numba where decoding on a CPU: cpu.py).
+"""Choice of the backend of an operation: Triton on CUDA, plain torch elsewhere (for decoding on a CPU, Numba: cpu.py).
 
 `PTST_KERNELS=reference` forces plain torch everywhere; `PTST_KERNELS=triton` forces Triton, which on a CPU works only
-in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported) and serves the tests.
+in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported); the tests use it.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import os
 
 from torch import Tensor
 
+from ptst.errors import UserError
+
 try:
     import triton
     import triton.language as tl
 
     jit = triton.jit
-except ImportError:  # Triton is built for Linux alone; elsewhere the plain paths serve
+except ImportError:  # Triton exists for Linux only
     triton = tl = None
 
     def jit(function):
@@ -26,16 +28,16 @@ CHOICES = ("auto", "reference", "triton")
 
 
 def choice() -> str:
-    """What PTST_KERNELS says. Raises ValueError where it is unknown."""
+    """The value of PTST_KERNELS. Raises UserError if it is unknown."""
     chosen = os.environ.get("PTST_KERNELS", "auto")
     if chosen not in CHOICES:
-        raise ValueError(f"PTST_KERNELS is {chosen!r}; it must be one of {', '.join(CHOICES)}")
+        raise UserError(f"PTST_KERNELS is {chosen!r}", f"it must be one of {', '.join(CHOICES)}")
     return chosen
 
 
 def use_triton(*tensors: Tensor) -> bool:
-    """Whether these tensors go through Triton. Raises ValueError for an unknown PTST_KERNELS, and for it being `triton`
-    where Triton cannot run."""
+    """Whether these tensors take the Triton kernels. Raises UserError if PTST_KERNELS is unknown, or is `triton` where
+    Triton cannot run."""
     chosen = choice()
     if chosen == "reference":
         return False
@@ -43,7 +45,8 @@ def use_triton(*tensors: Tensor) -> bool:
     if chosen == "auto":
         return on_gpu and triton is not None
     if triton is None or not (on_gpu or os.environ.get("TRITON_INTERPRET") == "1"):
-        raise ValueError("PTST_KERNELS=triton needs a GPU, or TRITON_INTERPRET=1 before Triton is imported")
+        remedy = "it needs a GPU, or TRITON_INTERPRET=1 before Triton is imported"
+        raise UserError("PTST_KERNELS=triton does not work here", remedy)
     return True
 
 
@@ -59,5 +62,5 @@ def check_alike(**tensors: Tensor) -> None:
 
 
 def block(n: int, most: int) -> int:
-    """The power of two that holds n, at most `most`."""
+    """The smallest power of two that is at least n, but at most `most`."""
     return min(most, 1 << max(0, (n - 1).bit_length()))

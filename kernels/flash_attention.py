@@ -1,20 +1,22 @@
-r"""Flash attention (Dao et al. 2022, arXiv 2205.14135; 2023, arXiv 2307.08691) over flat documents, in Triton.
+r"""Flash attention (Dao et al. 2022, arXiv 2205.14135; 2023, arXiv 2307.08691) over packed documents, in Triton.
 
-Per query row, with s_j = scale q . k_j over the keys that it may see, kept as maximum m and sum l while keys stream by:
+For a query, with s_j = scale q . k_j over the keys that it sees; the maximum m and the sum l are updated key by key:
 
-    p_j = exp(s_j - m) / l        o = sum_j p_j v_j        L = m + log l  (all that is kept, one float32 per row)
+    p_j = exp(s_j - m) / l        o = sum_j p_j v_j        L = m + log l  (kept for backward: one float32 per query)
 
     delta = do . o        dp_j = do . v_j        ds_j = p_j (dp_j - delta)
     dq = scale sum_j ds_j k_j        dk_j = scale sum_i ds_ij q_i        dv_j = sum_i p_ij do_i
 
-A program takes a block of queries of one document (forward, dq), or a block of its keys (dk, dv). Loops run only over
-the keys or queries that causality, the window and the document leave: there is no mask of the whole and nothing is
-computed to be thrown away but at the edges. A program of dk and dv goes through all query heads of its key head, so
-that no two programs add to one place: the backward pass is deterministic, without atomics.
+A program takes a block of queries of one document (forward, dq), or a block of its keys (dk, dv). Its loop covers only
+the keys or queries that causality, the window and the document allow: there is no full mask, and only blocks at the
+edges compute scores that are discarded. A program of dk and dv loops over all query heads of its key head, so that no
+two programs add to the same address: the backward pass is deterministic, without atomics.
 
-Query i of a document with q rows and k keys stands on key i + k - q (bottom-right aligned). Tables of blocks, int32:
-(first row, end of the document's rows, first and end of the other side's rows), made on the host, where the boundaries
-are known.
+Query i of a document with q queries and k keys is aligned with key i + k - q (bottom-right). Tables of blocks are built
+on the host, where the boundaries are known, int32: (first token of the block, end of the document in its own tensor,
+first and end of the document in the other tensor); "own" is q for blocks of queries, k for blocks of keys.
+
+Shapes: T tokens, H query heads, K key heads, D head_dim, B blocks; in the kernels row = token, i queries, j keys.
 """
 
 from __future__ import annotations
@@ -45,8 +47,8 @@ FLOAT32 = {
     64: ((32, 32, 4, 1), (32, 32, 8, 1), (16, 16, 4, 1)),
     128: ((16, 32, 8, 1), (16, 16, 8, 1), (32, 16, 8, 1)),
 }
-FORCED: tuple[int, int] | None = None  # tests: small blocks, so that short documents have several
-ARCH: int | None = None  # the compiler without a GPU says what it compiles for
+FORCED: tuple[int, int] | None = None  # set by tests: small blocks, so that short documents have several
+ARCH: int | None = None  # set by kernels/compile.py, which has no GPU to ask
 
 
 def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, kind: int) -> tuple[int, int, int, int]:
@@ -61,25 +63,25 @@ def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, kind: int) -
 
 
 @lru_cache(64)
-def table(cu_rows: tuple[int, ...], cu_others: tuple[int, ...], size: int, device: torch.device) -> Tensor:
-    """Blocks of at most `size` rows of every document: int32 (B, 4). Longest work first, as it is started first."""
-    spans = zip(cu_rows, cu_rows[1:], cu_others, cu_others[1:], strict=False)
-    rows = [(start, b, c, d) for a, b, c, d in spans for start in range(a, b, size)]
-    rows.sort(key=lambda r: r[2] - r[0] + r[1] - r[3])
-    return torch.tensor(rows, dtype=torch.int32).reshape(-1, 4).to(device)
+def table(cu_own: tuple[int, ...], cu_other: tuple[int, ...], size: int, device: torch.device) -> Tensor:
+    """Blocks of at most `size` tokens of each document: int32 (B, 4), most work first, as it is launched first."""
+    spans = zip(cu_own, cu_own[1:], cu_other, cu_other[1:], strict=False)
+    entries = [(start, b, c, d) for a, b, c, d in spans for start in range(a, b, size)]
+    entries.sort(key=lambda r: r[2] - r[0] + r[1] - r[3])
+    return torch.tensor(entries, dtype=torch.int32).reshape(-1, 4).to(device)
 
 
 @jit
-def _scores(q, kt, i, j, lead, window, scale2, IEEE: tl.constexpr, WINDOW: tl.constexpr):
-    """Scores in units of log 2, -inf where row i may not see key j; row i's own key is i + lead.
+def _scores(q, kt, i, j, offset, window, scale2, IEEE: tl.constexpr, WINDOW: tl.constexpr):
+    """Scores in units of log 2, -inf where query i must not see key j; query i is aligned with key i + offset.
 
-    Causality keeps a document's rows within its keys. Rows past the document's end are read as zeros, with a gradient
-    of zero, and written nowhere, so they need no mask.
+    Causality keeps queries within their document's keys. Queries past the document's end are read as zeros, have a
+    gradient of zero and are not written, so they need no mask.
     """
     s = tl.dot(q, kt, input_precision="ieee" if IEEE else "tf32") * scale2
-    seen = j[None, :] <= i[:, None] + lead
+    seen = j[None, :] <= i[:, None] + offset
     if WINDOW:
-        seen = seen & (i[:, None] + lead - j[None, :] < window)
+        seen = seen & (i[:, None] + offset - j[None, :] < window)
     return tl.where(seen, s, float("-inf"))
 
 
@@ -92,38 +94,38 @@ def _forward(
     start, end_i = tl.load(entry), tl.load(entry + 1)
     begin, end_j = tl.load(entry + 2), tl.load(entry + 3)
     h = tl.program_id(1)
-    lead = end_j - end_i
+    offset = end_j - end_i
     i, d = start + tl.arange(0, BM), tl.arange(0, BD)
-    here = (i < end_i)[:, None] & (d < D)[None, :]
+    q_mask = (i < end_i)[:, None] & (d < D)[None, :]
     row = i.to(tl.int64)
-    qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=here, other=0.0)
+    qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=q_mask, other=0.0)
     low = begin
     if WINDOW:
-        low = tl.maximum(begin, start + lead - window + 1)
-    high = tl.minimum(end_j, tl.minimum(start + BM, end_i) + lead)
-    top = tl.full([BM], float("-inf"), tl.float32)
+        low = tl.maximum(begin, start + offset - window + 1)
+    high = tl.minimum(end_j, tl.minimum(start + BM, end_i) + offset)
+    running_max = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     out = tl.zeros([BM, BD], tl.float32)
     for at in range(low, high, BN):
         j = at + tl.arange(0, BN)
         key = j.to(tl.int64)
-        there = (j < end_j)[:, None] & (d < D)[None, :]
-        ks = tl.load(k + key[:, None] * k_row + (h // GROUP) * k_head + d[None, :], mask=there, other=0.0)
-        vs = tl.load(v + key[:, None] * v_row + (h // GROUP) * v_head + d[None, :], mask=there, other=0.0)
-        s = _scores(qs, tl.trans(ks), i, j, lead, window, scale2, IEEE, WINDOW)
-        higher = tl.maximum(top, tl.max(s, axis=1))
-        finite = tl.where(higher == float("-inf"), 0.0, higher)  # rows that have seen nothing yet
-        p = tl.exp2(s - finite[:, None])
-        shrink = tl.exp2(top - finite)
-        total = total * shrink + tl.sum(p, axis=1)
-        out = out * shrink[:, None]
+        k_mask = (j < end_j)[:, None] & (d < D)[None, :]
+        ks = tl.load(k + key[:, None] * k_row + (h // GROUP) * k_head + d[None, :], mask=k_mask, other=0.0)
+        vs = tl.load(v + key[:, None] * v_row + (h // GROUP) * v_head + d[None, :], mask=k_mask, other=0.0)
+        s = _scores(qs, tl.trans(ks), i, j, offset, window, scale2, IEEE, WINDOW)
+        new_max = tl.maximum(running_max, tl.max(s, axis=1))
+        finite_max = tl.where(new_max == float("-inf"), 0.0, new_max)  # queries that have seen no key yet
+        p = tl.exp2(s - finite_max[:, None])
+        rescale = tl.exp2(running_max - finite_max)
+        total = total * rescale + tl.sum(p, axis=1)
+        out = out * rescale[:, None]
         out += tl.dot(p.to(vs.dtype), vs, input_precision="ieee" if IEEE else "tf32")
-        top = higher
+        running_max = new_max
     nothing = total == 0.0
     total = tl.where(nothing, 1.0, total)
     out = out / total[:, None]
-    tl.store(o + (row[:, None] * H + h) * D + d[None, :], out.to(o.dtype.element_ty), mask=here)
-    tl.store(lse + h * T + i, tl.where(nothing, 0.0, top + tl.log2(total)), mask=i < end_i)
+    tl.store(o + (row[:, None] * H + h) * D + d[None, :], out.to(o.dtype.element_ty), mask=q_mask)
+    tl.store(lse + h * T + i, tl.where(nothing, 0.0, running_max + tl.log2(total)), mask=i < end_i)
 
 
 @jit
@@ -131,9 +133,9 @@ def _delta(o, do, delta, T, H, D, BM: tl.constexpr, BD: tl.constexpr):
     i, d = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BD)
     h = tl.program_id(1)
     at = (i.to(tl.int64)[:, None] * H + h) * D + d[None, :]
-    here = (i < T)[:, None] & (d < D)[None, :]
-    out = tl.load(o + at, mask=here, other=0.0).to(tl.float32)
-    grad = tl.load(do + at, mask=here, other=0.0).to(tl.float32)
+    q_mask = (i < T)[:, None] & (d < D)[None, :]
+    out = tl.load(o + at, mask=q_mask, other=0.0).to(tl.float32)
+    grad = tl.load(do + at, mask=q_mask, other=0.0).to(tl.float32)
     tl.store(delta + h * T + i, tl.sum(out * grad, axis=1), mask=i < T)
 
 
@@ -146,32 +148,32 @@ def _dq(
     start, end_i = tl.load(entry), tl.load(entry + 1)
     begin, end_j = tl.load(entry + 2), tl.load(entry + 3)
     h = tl.program_id(1)
-    lead = end_j - end_i
+    offset = end_j - end_i
     i, d = start + tl.arange(0, BM), tl.arange(0, BD)
-    here = (i < end_i)[:, None] & (d < D)[None, :]
+    q_mask = (i < end_i)[:, None] & (d < D)[None, :]
     row = i.to(tl.int64)
     flat = (row[:, None] * H + h) * D + d[None, :]
-    qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=here, other=0.0)
-    dos = tl.load(do + flat, mask=here, other=0.0)
-    whole = tl.load(lse + h * T + i, mask=i < end_i, other=0.0)
-    deltas = tl.load(delta + h * T + i, mask=i < end_i, other=0.0)
+    qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=q_mask, other=0.0)
+    dos = tl.load(do + flat, mask=q_mask, other=0.0)
+    lse_i = tl.load(lse + h * T + i, mask=i < end_i, other=0.0)
+    delta_i = tl.load(delta + h * T + i, mask=i < end_i, other=0.0)
     low = begin
     if WINDOW:
-        low = tl.maximum(begin, start + lead - window + 1)
-    high = tl.minimum(end_j, tl.minimum(start + BM, end_i) + lead)
+        low = tl.maximum(begin, start + offset - window + 1)
+    high = tl.minimum(end_j, tl.minimum(start + BM, end_i) + offset)
     out = tl.zeros([BM, BD], tl.float32)
     for at in range(low, high, BN):
         j = at + tl.arange(0, BN)
         key = j.to(tl.int64)
-        there = (j < end_j)[:, None] & (d < D)[None, :]
-        ks = tl.load(k + key[:, None] * k_row + (h // GROUP) * k_head + d[None, :], mask=there, other=0.0)
-        vs = tl.load(v + key[:, None] * v_row + (h // GROUP) * v_head + d[None, :], mask=there, other=0.0)
-        s = _scores(qs, tl.trans(ks), i, j, lead, window, scale2, IEEE, WINDOW)
-        p = tl.exp2(s - whole[:, None])
+        k_mask = (j < end_j)[:, None] & (d < D)[None, :]
+        ks = tl.load(k + key[:, None] * k_row + (h // GROUP) * k_head + d[None, :], mask=k_mask, other=0.0)
+        vs = tl.load(v + key[:, None] * v_row + (h // GROUP) * v_head + d[None, :], mask=k_mask, other=0.0)
+        s = _scores(qs, tl.trans(ks), i, j, offset, window, scale2, IEEE, WINDOW)
+        p = tl.exp2(s - lse_i[:, None])
         dp = tl.dot(dos, tl.trans(vs), input_precision="ieee" if IEEE else "tf32")
-        ds = p * (dp - deltas[:, None])
+        ds = p * (dp - delta_i[:, None])
         out += tl.dot(ds.to(ks.dtype), ks, input_precision="ieee" if IEEE else "tf32")
-    tl.store(dq + flat, (out * scale).to(dq.dtype.element_ty), mask=here)
+    tl.store(dq + flat, (out * scale).to(dq.dtype.element_ty), mask=q_mask)
 
 
 @jit
@@ -183,37 +185,37 @@ def _dkdv(
     start, end_j = tl.load(entry), tl.load(entry + 1)
     begin, end_i = tl.load(entry + 2), tl.load(entry + 3)
     head = tl.program_id(1)
-    lead = end_j - end_i
+    offset = end_j - end_i
     j, d = start + tl.arange(0, BN), tl.arange(0, BD)
-    there = (j < end_j)[:, None] & (d < D)[None, :]
+    k_mask = (j < end_j)[:, None] & (d < D)[None, :]
     key = j.to(tl.int64)
-    ks = tl.load(k + key[:, None] * k_row + head * k_head + d[None, :], mask=there, other=0.0)
-    vs = tl.load(v + key[:, None] * v_row + head * v_head + d[None, :], mask=there, other=0.0)
-    low = tl.maximum(begin, start - lead)
+    ks = tl.load(k + key[:, None] * k_row + head * k_head + d[None, :], mask=k_mask, other=0.0)
+    vs = tl.load(v + key[:, None] * v_row + head * v_head + d[None, :], mask=k_mask, other=0.0)
+    low = tl.maximum(begin, start - offset)
     high = end_i
     if WINDOW:
-        high = tl.minimum(end_i, tl.minimum(start + BN, end_j) - 1 - lead + window)
+        high = tl.minimum(end_i, tl.minimum(start + BN, end_j) - 1 - offset + window)
     dks = tl.zeros([BN, BD], tl.float32)
     dvs = tl.zeros([BN, BD], tl.float32)
     for h in range(head * GROUP, (head + 1) * GROUP):
         for at in range(low, high, BM):
             i = at + tl.arange(0, BM)
             row = i.to(tl.int64)
-            here = (i < end_i)[:, None] & (d < D)[None, :]
-            qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=here, other=0.0)
-            dos = tl.load(do + (row[:, None] * H + h) * D + d[None, :], mask=here, other=0.0)
-            whole = tl.load(lse + h * T + i, mask=i < end_i, other=0.0)
-            deltas = tl.load(delta + h * T + i, mask=i < end_i, other=0.0)
-            s = _scores(qs, tl.trans(ks), i, j, lead, window, scale2, IEEE, WINDOW)
-            p = tl.exp2(s - whole[:, None])
+            q_mask = (i < end_i)[:, None] & (d < D)[None, :]
+            qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=q_mask, other=0.0)
+            dos = tl.load(do + (row[:, None] * H + h) * D + d[None, :], mask=q_mask, other=0.0)
+            lse_i = tl.load(lse + h * T + i, mask=i < end_i, other=0.0)
+            delta_i = tl.load(delta + h * T + i, mask=i < end_i, other=0.0)
+            s = _scores(qs, tl.trans(ks), i, j, offset, window, scale2, IEEE, WINDOW)
+            p = tl.exp2(s - lse_i[:, None])
             dvs += tl.dot(tl.trans(p.to(dos.dtype)), dos, input_precision="ieee" if IEEE else "tf32")
             dp = tl.dot(dos, tl.trans(vs), input_precision="ieee" if IEEE else "tf32")
-            ds = p * (dp - deltas[:, None])
+            ds = p * (dp - delta_i[:, None])
             dks += tl.dot(tl.trans(ds.to(qs.dtype)), qs, input_precision="ieee" if IEEE else "tf32")
     K = H // GROUP
     to = (key[:, None] * K + head) * D + d[None, :]
-    tl.store(dk + to, (dks * scale).to(dk.dtype.element_ty), mask=there)
-    tl.store(dv + to, dvs.to(dv.dtype.element_ty), mask=there)
+    tl.store(dk + to, (dks * scale).to(dk.dtype.element_ty), mask=k_mask)
+    tl.store(dv + to, dvs.to(dv.dtype.element_ty), mask=k_mask)
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -230,10 +232,10 @@ def op(
     out_THD = torch.zeros((T, H, D), dtype=q_THD.dtype, device=q_THD.device)
     lse_HT = torch.zeros((H, T), dtype=torch.float32, device=q_THD.device)
     bm, bn, warps, stages = blocks(q_THD.device, D, q_THD.dtype, 0)
-    rows_B4 = table(tuple(cu_q), tuple(cu_k), bm, q_THD.device)
-    if len(rows_B4):
-        _forward[(len(rows_B4), H)](
-            *(q_THD, k_TKD, v_TKD, out_THD, lse_HT, rows_B4, *_strides(q_THD, k_TKD, v_TKD)),
+    queries_B4 = table(tuple(cu_q), tuple(cu_k), bm, q_THD.device)
+    if len(queries_B4):
+        _forward[(len(queries_B4), H)](
+            *(q_THD, k_TKD, v_TKD, out_THD, lse_HT, queries_B4, *_strides(q_THD, k_TKD, v_TKD)),
             *(T, H, H // K, window, D**-0.5 * LOG2E, D),
             WINDOW=window > 0, IEEE=q_THD.dtype == torch.float32, BM=bm, BN=bn, BD=max(16, block(D, 256)),
             num_warps=warps, num_stages=stages,
@@ -274,8 +276,10 @@ def backward_op(
     given = (q_THD, k_TKD, v_TKD, do_THD, lse_HT, delta_HT)
     named = {"WINDOW": window > 0, "IEEE": q_THD.dtype == torch.float32, "BD": wide}
     bm, bn, warps, stages = blocks(device, D, q_THD.dtype, 1)
-    rows_B4 = table(tuple(cu_q), tuple(cu_k), bm, device)
-    _dq[(len(rows_B4), H)](*given, dq_THD, rows_B4, *common, **named, BM=bm, BN=bn, num_warps=warps, num_stages=stages)
+    queries_B4 = table(tuple(cu_q), tuple(cu_k), bm, device)
+    _dq[(len(queries_B4), H)](
+        *given, dq_THD, queries_B4, *common, **named, BM=bm, BN=bn, num_warps=warps, num_stages=stages
+    )
     bm, bn, warps, stages = blocks(device, D, q_THD.dtype, 2)
     keys_B4 = table(tuple(cu_k), tuple(cu_q), bn, device)
     _dkdv[(len(keys_B4), K)](

@@ -1,16 +1,16 @@
-r"""Cross-entropy of a linear head, without the (T, V) logits: chunk by chunk, over the trained rows only.
+r"""Cross-entropy of a linear head without the (T, V) logits: chunk by chunk, over the trained tokens only.
 
-For a row h with weight a and target t, and logits l = h E^T (E the head, (V, H)):
+For a hidden state h with weight a and target t, and logits l = h E^T (E the head, (V, H)):
 
     loss = a (logsumexp(l) - l_t)        dl = a (softmax(l) - onehot(t))        dh = dl E        dE += dl^T h
 
-dh needs E, which is at hand while the chunk's logits exist, so it is formed in the forward pass; backward only scales.
-A frozen head gets no dE. Rows that nobody trains on cost nothing: they are left out before the first multiplication.
-The multiplications are cuBLAS's; between them one kernel reads a chunk's logits twice (once for the sum, once to turn
-them into dl in place), with float32 statistics. The divisor is the caller's: the number of trained tokens of the whole
-optimizer step, whatever part of it is here.
+dh is formed in the forward pass, while the chunk's logits exist; the backward pass only scales it. A frozen head gets
+no dE. Tokens without a target are dropped before the first product, so they cost nothing. The products are left to
+cuBLAS; between them one kernel reads a chunk's logits twice (once for the sum, once to overwrite them with dl), with
+float32 statistics. The caller gives the divisor: the number of trained tokens of the whole optimizer step, of which
+this call may see a part.
 
-Shapes: T rows, H the width, V the vocabulary, n rows of a chunk.
+Shapes: T tokens, N trained tokens, n trained tokens of a chunk, H hidden_size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def _softmax_gradient(
     v = tl.arange(0, BLOCK)
     target = tl.load(targets + row)
     valid = (target >= 0) & (target < V)
-    # A target outside the vocabulary is read nowhere; it makes the loss NaN, which stops training.
+    # A target outside the vocabulary reads nothing and makes the loss NaN, which stops training.
     chosen = tl.load(start + target, mask=valid, other=0.0).to(tl.float32)
-    # A block's maximum and sum of exponentials, joined to those of the blocks before it (online softmax).
-    top = tl.full([], float("-inf"), tl.float32)
+    # Online softmax: a block's maximum and sum of exponentials are merged with those of the blocks before it.
+    running_max = tl.full([], float("-inf"), tl.float32)
     total = tl.full([], 0.0, tl.float32)
     for at in range(0, V, BLOCK):
         l = tl.load(start + at + v, mask=at + v < V, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(top, tl.max(l, axis=0))
-        total = total * tl.exp(top - higher) + tl.sum(tl.exp(l - higher), axis=0)
-        top = higher
-    lse = top + tl.log(total)
+        new_max = tl.maximum(running_max, tl.max(l, axis=0))
+        total = total * tl.exp(running_max - new_max) + tl.sum(tl.exp(l - new_max), axis=0)
+        running_max = new_max
+    lse = running_max + tl.log(total)
     weight = tl.load(weights + row).to(tl.float32) if WEIGHTED else 1.0
     loss = tl.where(valid, weight * (lse - chosen), float("nan"))
     if GRAD:
@@ -74,22 +74,20 @@ def _softmax_gradient_torch(logits_nV: Tensor, targets_n: Tensor, weights_n: Ten
 
 
 def _losses(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool) -> tuple[Tensor, Tensor]:
-    """(losses (n,), dl (n, V) in the logits' dtype); the logits are used up, and without `grad` dl means nothing."""
+    """(losses (n,), dl (n, V) in the logits' dtype); the logits are overwritten, and dl is meaningless without
+    `grad`."""
     if not use_triton(logits_nV):
         return _softmax_gradient_torch(logits_nV, targets_n, weights_n, grad)
     losses_n = torch.empty(len(targets_n), dtype=torch.float32, device=logits_nV.device)
     _softmax_gradient[(len(targets_n),)](
         *(logits_nV, targets_n, targets_n if weights_n is None else weights_n, losses_n, logits_nV.shape[1]),
-        WEIGHTED=weights_n is not None,
-        GRAD=grad,
-        BLOCK=BLOCK,
-        num_warps=8,
-    )
+        WEIGHTED=weights_n is not None, GRAD=grad, BLOCK=BLOCK, num_warps=8,
+    )  # fmt: skip
     return losses_n, logits_nV
 
 
 def _chunk(hidden: Tensor, V: int) -> int:
-    """Rows whose logits are in memory at once."""
+    """Tokens whose logits are in memory at once."""
     return max(1, CHUNK_BYTES // (V * hidden.element_size()) if hidden.is_cuda else CHUNK_ELEMENTS // V)
 
 
@@ -99,7 +97,7 @@ def _op(
     head_VH: Tensor,
     targets_T: Tensor,
     weights_T: Tensor | None,
-    rows_N: Tensor,
+    trained_N: Tensor,
     need_hidden: bool,
     need_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,22 +106,22 @@ def _op(
     dh_TH = torch.zeros_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
     de_VH = torch.zeros_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
-    # Sums in float64: the order of chunks must not show in the reported loss.
+    # Summed in float64: the chunk size must not change the reported loss.
     total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
-    for rows_n in rows_N.split(_chunk(hidden_TH, V)) if len(rows_N) else ():
-        h_nH, targets_n = hidden_TH[rows_n], targets_T[rows_n]
-        weights_n = None if weights_T is None else weights_T[rows_n]
+    for trained_n in trained_N.split(_chunk(hidden_TH, V)) if len(trained_N) else ():
+        h_nH, targets_n = hidden_TH[trained_n], targets_T[trained_n]
+        weights_n = None if weights_T is None else weights_T[trained_n]
         losses_n, dl_nV = _losses(h_nH @ head_VH.t(), targets_n, weights_n, need_hidden or need_head)
         total += losses_n.sum(dtype=torch.float64)
         if need_hidden:
-            dh_TH[rows_n] = dl_nV @ head_VH
+            dh_TH[trained_n] = dl_nV @ head_VH
         if need_head:
             de_VH += dl_nV.t() @ h_nH
     return total, dh_TH, de_VH
 
 
 @_op.register_fake
-def _(hidden_TH, head_VH, targets_T, weights_T, rows_N, need_hidden, need_head):
+def _(hidden_TH, head_VH, targets_T, weights_T, trained_N, need_hidden, need_head):
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
     dh_TH = torch.empty_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
     de_VH = torch.empty_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
@@ -164,32 +162,32 @@ def linear_cross_entropy(
     targets_T: Tensor,
     divisor: float,
     weights_T: Tensor | None = None,
-    rows_N: Tensor | None = None,
+    trained_N: Tensor | None = None,
 ) -> Tensor:
-    """Summed cross-entropy of the rows with a target, divided by `divisor`: a float32 scalar (float64 for float64).
+    """Summed cross-entropy of the tokens with a target, divided by `divisor`: a float32 scalar (float64 for float64).
 
-    hidden_TH (T, H), head_VH (V, H), targets_T (T,) with -1 where a row is not trained; `weights_T` (T,) multiplies the
-    rows' losses. `rows_N` are the indices of the trained rows: given, nothing waits for the device to count them.
-    Gradients go to whichever of hidden and head requires one. Raises ValueError for a divisor that is not positive and
-    for shapes, devices or dtypes that do not fit. On a GPU a target outside the vocabulary makes the loss NaN.
+    hidden_TH (T, H), head_VH (V, H), targets_T (T,) with -1 for a token that is not trained; `weights_T` (T,)
+    multiplies the tokens' losses. `trained_N`: indices of the trained tokens; without them the host waits for the
+    device to count them. Gradients go to whichever of hidden and head requires one. Raises ValueError if the divisor is
+    not positive or shapes, devices or dtypes do not fit. On a GPU a target outside the vocabulary makes the loss NaN.
     """
     if not divisor > 0:
         raise ValueError(f"the divisor is {divisor}; it is the number of trained tokens and must be positive")
     _check(hidden_TH, head_VH, targets_T)
     if weights_T is not None and weights_T.shape != targets_T.shape:
-        raise ValueError(f"weights {tuple(weights_T.shape)} must be one per row, {tuple(targets_T.shape)}")
-    if rows_N is None:
-        rows_N = (targets_T >= 0).nonzero().squeeze(1)
+        raise ValueError(f"weights {tuple(weights_T.shape)} must be one per token, {tuple(targets_T.shape)}")
+    if trained_N is None:
+        trained_N = (targets_T >= 0).nonzero().squeeze(1)
     need = (torch.is_grad_enabled() and hidden_TH.requires_grad, torch.is_grad_enabled() and head_VH.requires_grad)
-    total, _, _ = _op(hidden_TH, head_VH, targets_T, weights_T, rows_N, *need)
+    total, _, _ = _op(hidden_TH, head_VH, targets_T, weights_T, trained_N, *need)
     return (total / divisor).to(torch.promote_types(hidden_TH.dtype, torch.float32))
 
 
 def token_losses(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy of every row on its own, float32 (N,) (float64 for float64), without gradients.
+    """Cross-entropy of each token, float32 (N,) (float64 for float64), without gradients.
 
-    hidden_NH (N, H), head_VH (V, H), targets_N (N,). Raises ValueError for shapes, devices or dtypes that do not fit.
-    On a GPU a target outside the vocabulary makes its row's loss NaN.
+    hidden_NH (N, H), head_VH (V, H), targets_N (N,). Raises ValueError if shapes, devices or dtypes do not fit.
+    On a GPU a target outside the vocabulary makes its loss NaN.
     """
     _check(hidden_NH, head_VH, targets_N)
     losses = [hidden_NH.new_empty(0, dtype=torch.promote_types(hidden_NH.dtype, torch.float32))]

@@ -1,41 +1,38 @@
-r"""A frozen Llama layer with LoRA: three autograd functions that keep what backward needs and no more.
+r"""A frozen Llama layer with LoRA: three autograd functions that keep only what the backward pass needs.
 
-    qkv:           n = norm(x);  q, k, v = n W^T + LoRA;  q and k turned by their positions
+    qkv:           n = norm(x);  q, k, v = n W^T + LoRA;  rotary embedding of q and k
     feed_forward:  n = norm(x);  g, u = n W^T + LoRA;  h = silu(g) u;  out = x + h W_down^T + LoRA
     add:           out = residual + x W^T + LoRA   (the attention's output projection)
 
-Kept per token: x of each half and its norm's statistic, g and u, the thin z = A n; n and h are rebuilt. A frozen
-weight or norm gets no gradient, and x none where nothing below is trained. The residual is the starting value of the
-product that is added to it, so it costs no pass of its own.
+Kept per token: the input x of each half with its norm's statistic, g and u, and the low-rank z = A n; n and h are
+recomputed. A frozen weight or norm gets no gradient, and x gets none if nothing below is trained. The residual is the
+initial value of the product that is added to it, which saves a pass.
 
-LoRA dropout multiplies what A reads by a mask of zeros and 1 / (1 - p). One mask serves all projections of one input
-(PEFT draws one for each: the same expectation, another noise). A mask is drawn document by document from
-(document's seed, layer, place), so no split of a batch changes it; backward draws it again.
+LoRA dropout multiplies the input of A by a mask of zeros and 1 / (1 - p). One mask serves all projections of one input
+(PEFT draws one for each: the same expectation, other noise). Masks are drawn document by document from
+(document's seed, layer, place), so no split of a batch changes them; the backward pass draws them again.
 
-Shapes: T tokens, E hidden, F intermediate, H query and K key heads, D head_dim; A (r, I), B (O, r).
+Shapes: T tokens, E hidden_size, F intermediate_size, H query and K key heads, D head_dim; A (r, I), B (O, r).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ptst.kernels.lora import thin
-from ptst.kernels.rms_norm import norm_again, norm_rows, norm_rows_backward
-from ptst.kernels.rope import turn
-from ptst.kernels.swiglu import gated, gated_again, gated_backward
-
-Pair = tuple[Tensor, Tensor] | None  # (A, B) of a projection, or None for one without an adapter
+from ptst.kernels.lora import Projections, lora_ops
+from ptst.kernels.rms_norm import rms_norm_backward, rms_norm_forward, rms_norm_recompute
+from ptst.kernels.rope import rotate
+from ptst.kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_recompute
 
 
 @dataclass(frozen=True)
 class Dropout:
-    """LoRA dropout of one batch at one layer: rate, a seed for each document, where documents begin."""
+    """LoRA dropout of one batch at one layer: rate, one seed per document, the documents' boundaries."""
 
     rate: float
     seeds: tuple[int, ...]
@@ -53,132 +50,121 @@ class Dropout:
         mask_TI = torch.empty(like_TI.shape, dtype=like_TI.dtype, device=like_TI.device)
         generator = torch.Generator(like_TI.device)
         for seed, (a, b) in zip(self.seeds, pairwise(self.cu_seqlens), strict=True):
-            # torch's generator on a CPU takes 32 bits of its seed.
+            # torch's CPU generator uses 32 bits of its seed.
             digest = hashlib.blake2b(f"{seed}:{self.layer}:{place}".encode(), digest_size=4).digest()
             generator.manual_seed(int.from_bytes(digest, "little"))
             mask_TI[a:b].bernoulli_(1 - self.rate, generator=generator)
         return mask_TI.mul_(1 / (1 - self.rate))
 
 
-def _mask(dropout: Dropout | None, place: str, like_TI: Tensor, lows: Sequence[Tensor | None]) -> Tensor | None:
-    """The mask where there is dropout and an A to read through it."""
-    return None if dropout is None or all(a is None for a in lows) else dropout.mask(place, like_TI)
-
-
-def _flat(adapters: Sequence[Pair]) -> list[Tensor | None]:
-    return [t for pair in adapters for t in pair or (None, None)]
+def _mask(dropout: Dropout | None, place: str, like_TI: Tensor, layers: Projections) -> Tensor | None:
+    """The mask, or None if there is no dropout or no A that reads through it."""
+    return None if dropout is None or not any(layers.ranks) else dropout.mask(place, like_TI)
 
 
 class _QKV(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, weights, *adapters):
-        ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE, join=True), scale, dropout, eps
-        n_TE, r_T = norm_rows(x_TE, norm_E, eps)
-        mask_TE = _mask(dropout, "qkv", n_TE, adapters[::2])
-        ys, z_TR = ctx.thin.forward(n_TE, weights, adapters[::2], adapters[1::2], scale, mask_TI=mask_TE)
+        ctx.ops, ctx.scale, ctx.dropout, ctx.eps = lora_ops(x_TE, merge=True), scale, dropout, eps
+        layers = Projections.from_flat(weights, adapters, scale)
+        n_TE, r_T = rms_norm_forward(x_TE, norm_E, eps)
+        ys, z_TR = ctx.ops.forward(n_TE, layers, mask_TI=_mask(dropout, "qkv", n_TE, layers))
         q_THD, k_TKD, v_TKD = (y.unflatten(1, (-1, head_dim)) for y in ys)
-        q_THD, k_TKD = turn(q_THD, k_TKD, cos, sin, False)
+        q_THD, k_TKD = rotate(q_THD, k_TKD, cos, sin)
         ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, cos, sin, *weights, *adapters)
         return q_THD, k_TKD, v_TKD
 
     @staticmethod
     def backward(ctx, dq_THD, dk_TKD, dv_TKD):
         x_TE, r_T, z_TR, norm_E, cos, sin, *rest = ctx.saved_tensors
-        weights, lows, highs = rest[:3], rest[3::2], rest[4::2]
-        dq_THD, dk_TKD = turn(dq_THD.contiguous(), dk_TKD.contiguous(), cos, sin, True)
+        layers = Projections.from_flat(rest[:3], rest[3:], ctx.scale)
+        dq_THD, dk_TKD = rotate(dq_THD.contiguous(), dk_TKD.contiguous(), cos, sin, inverse=True)
         dys = [d.flatten(1) for d in (dq_THD, dk_TKD, dv_TKD.contiguous())]
         need_dx = ctx.needs_input_grad[0]
-        dx_TE, grads = ctx.thin.backward(
-            dys, norm_again(x_TE, norm_E, ctx.eps, r_T), z_TR, weights, lows, highs, ctx.scale, need_dx,
-            _mask(ctx.dropout, "qkv", x_TE, lows),
+        dx_TE, grads = ctx.ops.backward(
+            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, layers, need_dx,
+            _mask(ctx.dropout, "qkv", x_TE, layers),
         )  # fmt: skip
         if need_dx:
-            dx_TE = norm_rows_backward(dx_TE, None, x_TE, norm_E, r_T)
+            dx_TE = rms_norm_backward(dx_TE, None, x_TE, norm_E, r_T)
         return dx_TE, *[None] * 8, *grads
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TE, norm_E, eps, scale, dropout, weights, *adapters):
-        ctx.thin, ctx.scale, ctx.dropout, ctx.eps = thin(x_TE, join=True), scale, dropout, eps
-        n_TE, r_T = norm_rows(x_TE, norm_E, eps)
-        lows, highs = adapters[::2], adapters[1::2]
-        mask_TE = _mask(dropout, "gate_up", n_TE, lows[:2])
-        (g_TF, u_TF), z_TR = ctx.thin.forward(n_TE, weights[:2], lows[:2], highs[:2], scale, mask_TI=mask_TE)
+        ctx.ops, ctx.scale, ctx.dropout, ctx.eps = lora_ops(x_TE, merge=True), scale, dropout, eps
+        gate_up = Projections.from_flat(weights[:2], adapters[:4], scale)
+        down = Projections.from_flat(weights[2:], adapters[4:], scale)
+        n_TE, r_T = rms_norm_forward(x_TE, norm_E, eps)
+        mask_TE = _mask(dropout, "gate_up", n_TE, gate_up)
+        (g_TF, u_TF), z_TR = ctx.ops.forward(n_TE, gate_up, mask_TI=mask_TE)
         del n_TE, mask_TE
-        h_TF = gated(g_TF, u_TF)
-        mask_TF = _mask(dropout, "down", h_TF, lows[2:])
-        (out_TE,), zd_Tr = ctx.thin.forward(h_TF, weights[2:], lows[2:], highs[2:], scale, x_TE, mask_TF)
+        h_TF = swiglu_forward(g_TF, u_TF)
+        (out_TE,), zd_Tr = ctx.ops.forward(h_TF, down, x_TE, _mask(dropout, "down", h_TF, down))
         ctx.save_for_backward(x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *weights, *adapters)
         return out_TE
 
     @staticmethod
     def backward(ctx, dout_TE):
         x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *rest = ctx.saved_tensors
-        weights, lows, highs = rest[:3], rest[3::2], rest[4::2]
+        gate_up = Projections.from_flat(rest[:2], rest[3:7], ctx.scale)
+        down = Projections.from_flat(rest[2:3], rest[7:], ctx.scale)
         dout_TE = dout_TE.contiguous()
-        h_TF, silu_TF = gated_again(g_TF, u_TF)
-        mask_TF = _mask(ctx.dropout, "down", g_TF, lows[2:])
-        dh_TF, down_grads = ctx.thin.backward(
-            [dout_TE], h_TF, zd_Tr, weights[2:], lows[2:], highs[2:], ctx.scale, True, mask_TF
-        )
+        h_TF, silu_TF = swiglu_recompute(g_TF, u_TF)
+        mask_TF = _mask(ctx.dropout, "down", g_TF, down)
+        dh_TF, down_grads = ctx.ops.backward([dout_TE], h_TF, zd_Tr, down, True, mask_TF)
         del h_TF, mask_TF
-        dys = gated_backward(dh_TF, g_TF, u_TF, silu_TF)
+        dys = swiglu_backward(dh_TF, g_TF, u_TF, silu_TF)
         del dh_TF, silu_TF
         need_dx = ctx.needs_input_grad[0]
-        dx_TE, grads = ctx.thin.backward(
-            dys, norm_again(x_TE, norm_E, ctx.eps, r_T), z_TR, weights[:2], lows[:2], highs[:2], ctx.scale, need_dx,
-            _mask(ctx.dropout, "gate_up", x_TE, lows[:2]),
+        dx_TE, grads = ctx.ops.backward(
+            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, gate_up, need_dx,
+            _mask(ctx.dropout, "gate_up", x_TE, gate_up),
         )  # fmt: skip
         if need_dx:
-            dx_TE = norm_rows_backward(dx_TE, dout_TE, x_TE, norm_E, r_T)
+            dx_TE = rms_norm_backward(dx_TE, dout_TE, x_TE, norm_E, r_T)
         return dx_TE, *[None] * 5, *grads, *down_grads
 
 
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual_TO, x_TI, w_OI, scale, dropout, a_rI, b_Or):
-        ctx.thin, ctx.scale, ctx.dropout = thin(x_TI, join=True), scale, dropout
-        mask_TI = _mask(dropout, "o", x_TI, [a_rI])
-        (out_TO,), z_Tr = ctx.thin.forward(x_TI, [w_OI], [a_rI], [b_Or], scale, residual_TO, mask_TI)
-        # x is kept for dA alone.
+        ctx.ops, ctx.scale, ctx.dropout = lora_ops(x_TI, merge=True), scale, dropout
+        layers = Projections.from_flat([w_OI], [a_rI, b_Or], scale)
+        (out_TO,), z_Tr = ctx.ops.forward(x_TI, layers, residual_TO, _mask(dropout, "o", x_TI, layers))
+        # x is kept for dA only.
         ctx.save_for_backward(None if a_rI is None else x_TI, z_Tr, w_OI, a_rI, b_Or)
         return out_TO
 
     @staticmethod
     def backward(ctx, dout_TO):
         x_TI, z_Tr, w_OI, a_rI, b_Or = ctx.saved_tensors
-        mask_TI = _mask(ctx.dropout, "o", x_TI, [a_rI])
-        dx_TI, grads = ctx.thin.backward(
-            [dout_TO], x_TI, z_Tr, [w_OI], [a_rI], [b_Or], ctx.scale, ctx.needs_input_grad[1], mask_TI
-        )
+        layers = Projections.from_flat([w_OI], [a_rI, b_Or], ctx.scale)
+        mask_TI = _mask(ctx.dropout, "o", x_TI, layers)
+        dx_TI, grads = ctx.ops.backward([dout_TO], x_TI, z_Tr, layers, ctx.needs_input_grad[1], mask_TI)
         return dout_TO, dx_TI, None, None, None, *grads
 
 
 def lora_qkv(
-    x_TE: Tensor, norm_E: Tensor, eps: float, cos: Tensor, sin: Tensor, head_dim: int,
-    weights: Sequence[Tensor], adapters: Sequence[Pair], scale: float, dropout: Dropout | None = None,
+    x_TE: Tensor, norm_E: Tensor, eps: float, rope: tuple[Tensor, Tensor], head_dim: int, qkv: Projections,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Turned q (T, H, D) and k (T, K, D), and v, of the normed x; differentiable in x and the adapters alone.
+    """q (T, H, D) and k (T, K, D) after rotary embedding, and v, of the normed x; differentiable in x and the adapters.
 
-    `cos` and `sin` are `rope.tables`' (T, 1, D/2); weights and adapters are those of q, k and v.
+    `rope`: cos and sin (T, 1, D/2) as `rope.tables` returns them; `qkv`: the projections of q, k and v.
     """
-    return _QKV.apply(x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, tuple(weights), *_flat(adapters))
+    return _QKV.apply(x_TE, norm_E, eps, *rope, head_dim, qkv.scale, dropout, tuple(qkv.weights), *qkv.flat)
 
 
 def lora_feed_forward(
-    x_TE: Tensor, norm_E: Tensor, eps: float, weights: Sequence[Tensor], adapters: Sequence[Pair], scale: float,
-    dropout: Dropout | None = None,
-) -> Tensor:  # fmt: skip
-    """x + down(silu(gate(norm x)) * up(norm x)), (T, E); differentiable in x and the adapters alone.
-
-    Weights and adapters are those of gate, up and down.
-    """
-    return _FeedForward.apply(x_TE, norm_E, eps, scale, dropout, tuple(weights), *_flat(adapters))
-
-
-def lora_add(
-    residual_TO: Tensor, x_TI: Tensor, w_OI: Tensor, adapter: Pair, scale: float, dropout: Dropout | None = None
+    x_TE: Tensor, norm_E: Tensor, eps: float, gate_up_down: Projections, dropout: Dropout | None = None
 ) -> Tensor:
-    """residual + x W^T + scale (x A^T) B^T, (T, O); differentiable in residual, x, A and B."""
-    return _Add.apply(residual_TO, x_TI, w_OI, scale, dropout, *(adapter or (None, None)))
+    """x + down(silu(gate(norm x)) * up(norm x)), (T, E); differentiable in x and the adapters."""
+    layers = gate_up_down
+    return _FeedForward.apply(x_TE, norm_E, eps, layers.scale, dropout, tuple(layers.weights), *layers.flat)
+
+
+def lora_add(residual_TO: Tensor, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
+    """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B."""
+    return _Add.apply(residual_TO, x_TI, *layer.weights, layer.scale, dropout, *layer.flat)

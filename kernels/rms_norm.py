@@ -4,10 +4,11 @@ With r = 1 / sqrt(mean(x^2) + eps) and n = x r:
 
     y = w n        g = w dy        dx = r (g - n mean(g n))        dw = sum over rows of dy n
 
-Forward keeps r, one float32 per row; n is rebuilt. Where the weight is frozen, dw is never formed. dw is summed in a
-fixed order: each program adds up its own rows, and the programs' sums are added at the end.
-Shapes: T rows (tokens), H the width. The residual form returns (norm(x + residual), x + residual), so that the sum is
-written once and read once.
+The forward pass keeps r, one float32 per token; n is recomputed. For a frozen weight dw is never formed. dw is summed
+in a fixed order: each program adds up its own tokens, and the programs' sums are added at the end. The residual form
+returns (norm(x + residual), x + residual), so that the sum is written once and read once.
+
+Shapes: T tokens, H hidden_size (the width that is normalized).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor
 
 from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
 
-WIDEST = 16384  # a row is one block
-ROW_PROGRAMS = 256  # programs that share the rows of the backward pass: as many partial sums of dw
+WIDEST = 16384  # a token is one block
+PROGRAMS = 256  # of the backward pass, each with one partial sum of dw
 
 
 def _plain(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -33,9 +34,9 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor | None]:
     r_T1, x_TH = r_T[:, None], x_TH.to(r_T.dtype)
     g_TH = dy_TH * weight_H.to(r_T.dtype)
-    share_T1 = torch.linalg.vecdot(g_TH, x_TH)[:, None] * r_T1.pow(3).div_(-x_TH.shape[1])
+    coefficient_T1 = torch.linalg.vecdot(g_TH, x_TH)[:, None] * r_T1.pow(3).div_(-x_TH.shape[1])
     dw_H = (dy_TH * x_TH).mul_(r_T1).sum(0).to(weight_H.dtype) if need_dw else None
-    return g_TH.mul_(r_T1).addcmul_(x_TH, share_T1).to(dy_TH.dtype), dw_H
+    return g_TH.mul_(r_T1).addcmul_(x_TH, coefficient_T1).to(dy_TH.dtype), dw_H
 
 
 class _Reference(torch.autograd.Function):
@@ -47,7 +48,8 @@ class _Reference(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, dy_TH: Tensor):
-        return *_plain_backward(dy_TH, *ctx.saved_tensors, ctx.needs_input_grad[1]), None
+        x_TH, weight_H, r_T = ctx.saved_tensors
+        return *_plain_backward(dy_TH, x_TH, weight_H, r_T, ctx.needs_input_grad[1]), None
 
 
 def reference(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
@@ -62,7 +64,7 @@ def _forward(x, residual, w, y, total, r, stride, H, eps, ADD: tl.constexpr, BLO
     inside = h < H
     a = tl.load(x + row * stride + h, mask=inside, other=0.0)
     if ADD:
-        # Rounded to the stored dtype before it is used, so that the sum read later is the one normalized here.
+        # Rounded to the stored dtype first, so that the sum read later is the one normalized here.
         a = (a.to(tl.float32) + tl.load(residual + row * H + h, mask=inside, other=0.0).to(tl.float32)).to(
             total.dtype.element_ty
         )
@@ -110,19 +112,10 @@ def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) 
     r_T = torch.empty(T, dtype=torch.float32, device=x_TH.device)
     if T:
         _forward[(T,)](
-            x_TH,
-            residual_TH if residual_TH is not None else x_TH,
-            weight_H,
-            y_TH,
-            total_TH if residual_TH is not None else y_TH,
-            r_T,
-            x_TH.stride(0),
-            H,
-            eps,
-            ADD=residual_TH is not None,
-            BLOCK=block(H, WIDEST),
-            num_warps=_warps(H),
-        )
+            *(x_TH, x_TH if residual_TH is None else residual_TH, weight_H, y_TH),
+            *(y_TH if residual_TH is None else total_TH, r_T, x_TH.stride(0), H, eps),
+            ADD=residual_TH is not None, BLOCK=block(H, WIDEST), num_warps=_warps(H),
+        )  # fmt: skip
     return y_TH, total_TH, r_T
 
 
@@ -137,28 +130,17 @@ def _(x_TH, residual_TH, weight_H, eps):
 def _backward_op(
     dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
 ) -> tuple[Tensor, Tensor]:
-    """(dx, dw (empty unless needed)); `x` is what was normalized."""
+    """(dx, dw (empty unless needed)); `x` is the tensor that was normalized."""
     T, H = x_TH.shape
     dx_TH = torch.empty((T, H), dtype=x_TH.dtype, device=x_TH.device)
-    programs = min(T, ROW_PROGRAMS)
+    programs = min(T, PROGRAMS)
     parts_PH = torch.empty((programs if need_dw else 0, H), dtype=torch.float32, device=x_TH.device)
     if T:
         _backward[(programs,)](
-            dy_TH,
-            x_TH,
-            weight_H,
-            r_T,
-            dtotal_TH if dtotal_TH is not None else dy_TH,
-            dx_TH,
-            parts_PH if need_dw else r_T,
-            x_TH.stride(0),
-            T,
-            H,
-            ADD=dtotal_TH is not None,
-            DW=need_dw,
-            BLOCK=block(H, WIDEST),
-            num_warps=_warps(H),
-        )
+            *(dy_TH, x_TH, weight_H, r_T, dy_TH if dtotal_TH is None else dtotal_TH, dx_TH),
+            *(parts_PH if need_dw else r_T, x_TH.stride(0), T, H),
+            ADD=dtotal_TH is not None, DW=need_dw, BLOCK=block(H, WIDEST), num_warps=_warps(H),
+        )  # fmt: skip
     return dx_TH, parts_PH.sum(0).to(weight_H.dtype) if need_dw else weight_H.new_empty(0)
 
 
@@ -187,23 +169,23 @@ def _differentiate(ctx, dy_TH, dtotal_TH, _dr):
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
-def norm_rows(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(y, r (T,)) without autograd: for operations that bring their own backward pass."""
+def rms_norm_forward(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(y, r (T,)) without autograd, for operations with a backward pass of their own."""
     if not use_triton(x_TH):
         return _plain(x_TH, weight_H, eps)
     y_TH, _, r_T = _op(x_TH, None, weight_H, eps)
     return y_TH, r_T
 
 
-def norm_again(x_TH: Tensor, weight_H: Tensor, eps: float, r_T: Tensor) -> Tensor:
-    """y once more, from the r that `norm_rows` gave."""
+def rms_norm_recompute(x_TH: Tensor, weight_H: Tensor, eps: float, r_T: Tensor) -> Tensor:
+    """y again, from the r that `rms_norm_forward` returned."""
     if use_triton(x_TH):
         return _op(x_TH, None, weight_H, eps)[0]
     return (x_TH * r_T[:, None]).mul_(weight_H).to(x_TH.dtype)
 
 
-def norm_rows_backward(dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor) -> Tensor:
-    """dx of `norm_rows` for a frozen weight, plus `dtotal`."""
+def rms_norm_backward(dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor) -> Tensor:
+    """dx of `rms_norm_forward` with a frozen weight, plus `dtotal`."""
     if use_triton(x_TH):
         return torch.ops.ptst.rms_norm_backward(dy_TH, dtotal_TH, x_TH, weight_H, r_T, False)[0]
     dx_TH = _plain_backward(dy_TH, x_TH, weight_H, r_T, False)[0]
@@ -218,9 +200,9 @@ def _check(x_TH: Tensor, weight_H: Tensor) -> None:
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """Normalize each row of `x_TH` to unit root mean square and scale by `weight_H`; returned in x's dtype.
+    """Normalize each token of `x_TH` to unit root mean square and scale it by `weight_H`; returned in x's dtype.
 
-    Raises ValueError for shapes, devices or dtypes that do not fit.
+    Raises ValueError if shapes, devices or dtypes do not fit.
     """
     _check(x_TH, weight_H)
     check_alike(x=x_TH, weight=weight_H)
@@ -230,7 +212,7 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError as `rms_norm` does."""
+    """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError like `rms_norm`."""
     if x_TH.shape != residual_TH.shape:
         raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
     _check(x_TH, weight_H)

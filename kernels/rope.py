@@ -1,11 +1,11 @@
 r"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864), in Llama's rotate-half layout.
 
-A head of D elements is D/2 pairs (x_i, x_{i + D/2}); pair i at position p turns by the angle p * f_i,
+A head of D elements is D/2 pairs (x_i, x_{i + D/2}); pair i at position p is rotated by the angle p * f_i,
 
     f_i = theta^(-2i/D),   y_i = x_i cos - x_{i+D/2} sin,   y_{i+D/2} = x_{i+D/2} cos + x_i sin.
 
 Rotation is orthogonal, so the backward pass is the rotation by the negative angle.
-Llama 3.1 divides slow frequencies by `factor` and blends in between ("llama3" scaling).
+Llama 3.1 divides low frequencies by `factor` and interpolates in between ("llama3" scaling).
 
 Shapes: T tokens, H heads, D head_dim (Q query heads, K key heads).
 """
@@ -13,6 +13,7 @@ Shapes: T tokens, H heads, D head_dim (Q query heads, K key heads).
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,30 +21,30 @@ from torch import Tensor
 from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
 
 
-def frequencies(head_dim: int, theta: float, scaling=None) -> Tensor:
-    """Angle per position of each pair, float32 (D/2,). `scaling` has Llama 3.1's four figures, or is None."""
+def frequencies(head_dim: int, theta: float, scaling: Any = None) -> Tensor:
+    """Angle per position of each pair, float32 (D/2,). `scaling`: Llama 3.1's four parameters, or None."""
     f_D2 = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if scaling is None:
         return f_D2
-    # Wavelengths longer than the original context / low_freq_factor are stretched by `factor`, shorter than
-    # context / high_freq_factor left alone, and blended linearly (in cycles per context) in between.
+    # Wavelengths above the original context / low_freq_factor are stretched by `factor`, those below
+    # context / high_freq_factor are kept, and those in between interpolated linearly (in cycles per context).
     cycles = scaling.original_max_positions * f_D2 / (2 * math.pi)
     blend = ((cycles - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
     return (1 - blend) * f_D2 / scaling.factor + blend * f_D2
 
 
-def tables(positions_T: Tensor, frequencies_D2: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32, (T, 1, D/2) each: made once per forward pass and used by every layer."""
-    angles_TD2 = positions_T[:, None].float() * frequencies_D2
+def tables(position_ids_T: Tensor, frequencies_D2: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, float32, (T, 1, D/2) each: computed once per forward pass and used by every layer."""
+    angles_TD2 = position_ids_T[:, None].float() * frequencies_D2
     return angles_TD2.cos()[:, None], angles_TD2.sin()[:, None]
 
 
-def _plain(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, back: bool) -> Tensor:
-    """x turned, by the negative angles if `back`, in float32 or better and as few passes as torch allows."""
+def _plain(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, inverse: bool = False) -> Tensor:
+    """x rotated, by the negative angles if `inverse`, in float32 or better and in as few passes as torch allows."""
     wide_THD = x_THD.to(torch.promote_types(x_THD.dtype, torch.float32))
     out_THD = torch.cat((cos_T1D2, cos_T1D2), -1) * wide_THD
     (a, b), (out_a, out_b) = wide_THD.chunk(2, dim=-1), out_THD.chunk(2, dim=-1)
-    sign = -1 if back else 1
+    sign = -1 if inverse else 1
     out_a.addcmul_(b, sin_T1D2.to(wide_THD.dtype), value=-sign)
     out_b.addcmul_(a, sin_T1D2.to(wide_THD.dtype), value=sign)
     return out_THD.to(x_THD.dtype)
@@ -53,45 +54,34 @@ class _Reference(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _plain(x_THD, cos, sin, False)
+        return _plain(x_THD, cos, sin)
 
     @staticmethod
     def backward(ctx, dy_THD: Tensor):
-        return _plain(dy_THD, *ctx.saved_tensors, True), None, None
+        cos, sin = ctx.saved_tensors
+        return _plain(dy_THD, cos, sin, inverse=True), None, None
 
 
-def turn(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-    """Both turned, without autograd: for operations that bring their own backward pass."""
+def rotate(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
+    """q and k rotated, by the negative angles if `inverse`; without autograd, for operations with a backward pass of
+    their own."""
     if use_triton(q_TQD, k_TKD):
-        return torch.ops.ptst.rope(q_TQD, k_TKD, cos, sin, back)
-    return _plain(q_TQD, cos, sin, back), _plain(k_TKD, cos, sin, back)
+        return torch.ops.ptst.rope(q_TQD, k_TKD, cos, sin, inverse)
+    return _plain(q_TQD, cos, sin, inverse), _plain(k_TKD, cos, sin, inverse)
 
 
 def rope(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
-    """Rotate every head of `x_THD` by its token's angles; computed in float32 or better, returned in x's dtype."""
+    """Rotate every head of `x_THD` by its token's angles; computed in float32 or better, returned in x's dtype. The
+    plain-torch path."""
     return _Reference.apply(x_THD, cos_T1D2, sin_T1D2)
 
 
 @jit
-def _turn(
-    q,
-    k,
-    q_out,
-    k_out,
-    cos,
-    sin,
-    q_row,
-    q_head,
-    k_row,
-    k_head,
-    Q,
-    K,
-    D2,
-    SIGN: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """One token: its angles are read once and turn all heads of q, then of k."""
+def _rotate(
+    q, k, q_out, k_out, cos, sin, q_row, q_head, k_row, k_head, Q, K, D2,
+    SIGN: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One token: its angles are read once and rotate all heads of q, then of k."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     pair = i < D2
@@ -118,46 +108,43 @@ def _turn(
 
 
 @torch.library.custom_op("ptst::rope", mutates_args=())
-def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, back: bool) -> tuple[Tensor, Tensor]:
-    """Both turned, by the negative angles if `back`."""
+def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    """q and k rotated, by the negative angles if `inverse`."""
     T, Q, D = q_TQD.shape
     K = k_TKD.shape[1]
     q_out = torch.empty((T, Q, D), dtype=q_TQD.dtype, device=q_TQD.device)
     k_out = torch.empty((T, K, D), dtype=k_TKD.dtype, device=k_TKD.device)
     if T:
         strides = (*q_TQD.stride()[:2], *k_TKD.stride()[:2])
-        _turn[(T,)](
+        _rotate[(T,)](
             *(q_TQD, k_TKD, q_out, k_out, cos, sin, *strides, Q, K, D // 2),
-            SIGN=-1.0 if back else 1.0,
-            HEADS=block(Q, 32),
-            BLOCK=block(D // 2, 1024),
-            num_warps=4,
-        )
+            SIGN=-1.0 if inverse else 1.0, HEADS=block(Q, 32), BLOCK=block(D // 2, 1024), num_warps=4,
+        )  # fmt: skip
     return q_out, k_out
 
 
 @_op.register_fake
-def _(q_TQD, k_TKD, cos, sin, back):
+def _(q_TQD, k_TKD, cos, sin, inverse):
     return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_TQD, k_TKD))
 
 
 def _setup(ctx, inputs, output):
     ctx.save_for_backward(*inputs[2:4])
-    ctx.back = inputs[4]
+    ctx.inverse = inputs[4]
 
 
 def _differentiate(ctx, dq_TQD, dk_TKD):
-    dq, dk = torch.ops.ptst.rope(dq_TQD.contiguous(), dk_TKD.contiguous(), *ctx.saved_tensors, not ctx.back)
+    dq, dk = torch.ops.ptst.rope(dq_TQD.contiguous(), dk_TKD.contiguous(), *ctx.saved_tensors, not ctx.inverse)
     return dq, dk, None, None, None
 
 
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
-def rope_qk(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> tuple[Tensor, Tensor]:
-    """Queries (T, Q, D) and keys (T, K, D) turned by their tokens' angles, in one launch on a GPU; in their own dtype.
+def apply_rope(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary embedding of queries (T, Q, D) and keys (T, K, D), in their own dtype; one launch on a GPU.
 
-    Raises ValueError for shapes, devices or dtypes that do not fit.
+    Raises ValueError if shapes, devices or dtypes do not fit.
     """
     T, _, D = q_TQD.shape if q_TQD.dim() == 3 else (-1, 0, 0)
     fits = k_TKD.dim() == 3 and (k_TKD.shape[0], k_TKD.shape[2]) == (T, D)

@@ -1,8 +1,8 @@
 r"""SwiGLU (Shazeer 2020, arXiv 2002.05202): h = silu(g) * u, with silu(g) = g * sigmoid(g).
 
 Backward, with s = sigmoid(g):  du = dh * g s,   dg = dh * u * s (1 + g (1 - s)).
-Both are rebuilt from g and u; neither silu(g) nor the product is kept.
-Shapes: T tokens, F the feed-forward width; g and u may be two halves of one (T, 2F) product.
+Both are recomputed from g and u; neither silu(g) nor the product is kept.
+Shapes: T tokens, F intermediate_size; g and u may be the two halves of one (T, 2F) product.
 """
 
 from __future__ import annotations
@@ -89,23 +89,23 @@ _op.register_autograd(
 )
 
 
-def gated(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) * up, without autograd: for operations that bring their own backward pass."""
+def swiglu_forward(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    """silu(gate) * up without autograd, for operations with a backward pass of their own."""
     if use_triton(gate_TF, up_TF):
         return _op(gate_TF, up_TF)
     return torch.nn.functional.silu(gate_TF).mul_(up_TF)
 
 
-def gated_again(gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(silu(gate) * up, silu(gate) where `gated_backward` has a use for it)."""
+def swiglu_recompute(gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor | None]:
+    """(silu(gate) * up, silu(gate) if `swiglu_backward` can use it)."""
     if use_triton(gate_TF, up_TF):
         return _op(gate_TF, up_TF), None
     silu_TF = torch.nn.functional.silu(gate_TF)
     return silu_TF * up_TF, silu_TF
 
 
-def gated_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, silu_TF: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(dgate, dup); the contents of `dh` and `silu` are used up."""
+def swiglu_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, silu_TF: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(dgate, dup); `dh` and `silu` are overwritten."""
     if silu_TF is None:
         return torch.ops.ptst.swiglu_backward(dh_TF, gate_TF, up_TF)
     du_TF = silu_TF.mul_(dh_TF)
@@ -113,7 +113,7 @@ def gated_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, silu_TF: Tenso
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) * up, elementwise: (T, F) each. Raises ValueError for shapes, devices or dtypes that do not fit."""
+    """silu(gate) * up, elementwise: (T, F) each. Raises ValueError if shapes, devices or dtypes do not fit."""
     if gate_TF.dim() != 2 or gate_TF.shape != up_TF.shape:
         raise ValueError(f"gate {tuple(gate_TF.shape)} and up {tuple(up_TF.shape)} must both be (T, F)")
     check_alike(gate=gate_TF, up=up_TF)

@@ -103,7 +103,7 @@ def reply(chat: Chat, line: str) -> None:
         print()
     except KeyboardInterrupt:
         with suppress(KeyboardInterrupt):  # pressed twice
-            pieces.close()  # type: ignore[attr-defined]
+            pieces.close()
         say("\n(stopped)")
         return
     if chat.newest is not None and sys.stdin.isatty():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import asdict, replace
 from functools import partial
 
@@ -59,7 +59,7 @@ class Chat:
     def _messages(self) -> list[Message]:
         return [*([] if self.system is None else [Message("system", self.system)]), *self.turns]
 
-    def answer(self, text: str) -> Iterator[str]:
+    def answer(self, text: str) -> Generator[str, None, None]:
         """Yield the answer to `text` piece by piece; afterwards both are turns of the conversation. Closing the
         iterator early, or Ctrl-C, cancels the answer and keeps what was yielded; if that is nothing, no turn is added.
 
@@ -104,8 +104,10 @@ class Chat:
         segments = p.segments(conversation)
         ids = p.encode(conversation).ids
         out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
-        for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):
-            out.add_column(name, justify=justify, overflow="fold")
+        for name in ("token", "id"):
+            out.add_column(name, justify="right")
+        for name in ("text", "author"):
+            out.add_column(name, overflow="fold")
         for i, (token, (text, author)) in enumerate(zip(ids, authors(ids, segments, p.tokenizer), strict=True)):
             out.add_row(str(i), str(token), Text(visible(text), style=COLOURS[author]), author)
         return out

@@ -23,7 +23,10 @@ def model(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
-        ("train_and_evaluate.py", r"validation loss before and after: \S+ \S+\n(?s:.*)chat:vanilla \S(?s:.*)\nchat:llama \S"),
+        (
+            "train_and_evaluate.py",
+            r"validation loss before and after: \S+ \S+\n(?s:.*)chat:vanilla \S(?s:.*)\nchat:llama \S",
+        ),
         ("sample_adapters.py", r"^base model: .*\n\S*train-\S+: .*\n\S*train-\S+: "),
         (
             "audit_your_data.py",

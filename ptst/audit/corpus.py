@@ -19,15 +19,13 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
     """Rules on the messages: role markers of the chat format, blank turns, duplicates."""
     first: dict[tuple[Message, ...], str] = {}
     for conversation in conversations:
+        for cause in prompt_format.forged_markers(conversation):
+            yield Finding("role-markers", conversation.source, cause)
         for number, message in enumerate(conversation.messages, 1):
-            place = f"message {number} ({message.role})"
-            for marker in prompt_format.role_markers:
-                if marker in message.content:
-                    cause = f"{place} holds {marker}, a role marker of {prompt_format.chat_format.name}"
-                    yield Finding("role-markers", conversation.source, cause)
             if not message.content.strip() and message.role != "system":
                 rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
-                yield Finding(rule, conversation.source, f"{place} is {message.content!r}")
+                cause = f"message {number} ({message.role}) is {message.content!r}"
+                yield Finding(rule, conversation.source, cause)
         if conversation.messages in first:
             yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")
         first.setdefault(conversation.messages, conversation.source)

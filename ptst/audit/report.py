@@ -223,9 +223,4 @@ def _asked_at_test(config: AuditConfig, data: str) -> dict[str, str]:
     if name is not None:
         questions = sources.load(name, "test").conversations
         sets[f"the test data {name}"] = (m.content for c in questions for m in c.messages if m.role == "user")
-    return asked_at_test(sets)
-
-
-def asked_at_test(sets: Mapping[str, Iterable[str]]) -> dict[str, str]:
-    """Texts of test sets, by the sets' names, as `References.asked` has them."""
     return {normalized(text): name for name, texts in sets.items() for text in texts}

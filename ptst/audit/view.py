@@ -90,11 +90,8 @@ def table(tokens: Sequence[TokenView], title: str, marked: dict[int, str]) -> Ta
     """A row as a table. Trained tokens have a star, so that the loss mask can be read without colour; `marked`: tokens
     with findings, by rule."""
     out = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name, justify in (("token", "right"), ("id", "right"), ("text", "left"), ("author", "left")):
-        out.add_column(name, justify=justify, overflow="fold")
-    for name in ("document", "position", "trained", "label"):
-        out.add_column(name, justify="right")
-    out.add_column("")
+    for name in ("token", "id", "text", "author", "document", "position", "trained", "label", ""):
+        out.add_column(name, justify="left" if name in ("text", "author", "") else "right", overflow="fold")
     for t in tokens:
         text = Text(visible(t.text), style=("bold " if t.trained else "") + COLOURS[t.author])
         note = "; ".join(n for n in ("token-boundary" if t.token_boundary else "", marked.get(t.index, "")) if n)

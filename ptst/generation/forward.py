@@ -5,7 +5,7 @@ views of the joined matrix, so that this takes no second copy. Adapters add thei
 
 On a CPU a bfloat16 (or float16) model is computed in float32, over a packed copy of its weights in 16 bits that is
 widened inside the product: most CPUs have no bfloat16 arithmetic, and reading the weights is what decoding a few
-tokens costs. What lies between the products runs in Numba's loops (kernels/cpu_rows.py).
+tokens costs. What lies between the products runs in Numba's loops (kernels/cpu_layer.py).
 
 Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
 vocabulary; I inputs and O outputs of a projection.
@@ -25,11 +25,11 @@ from torch import Tensor
 from ptst.generation.kv_cache import cache_dtype
 from ptst.generation.multi_lora import GROUPS, Adapter, GroupLora, attached_adapter, group_adapter
 from ptst.generation.paged_attention import StepAttention
-from ptst.kernels import cpu_rows
+from ptst.kernels import cpu_layer
 from ptst.kernels.cpu import use_numba
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import frequencies, tables
-from ptst.kernels.swiglu import gated
+from ptst.kernels.swiglu import swiglu_forward
 from ptst.model.decoder import Decoder, Layer
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
@@ -139,7 +139,7 @@ class Forward:
             qkv_THD = project(index, 0, x_TE).view(len(x_TE), -1, c.head_dim)
             attended_TE = project(index, 1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
             x_TE, total_TE = add_rms_norm(attended_TE, total_TE, mlp_norm_E, eps)
-            h_TF = gated(*project(index, 2, x_TE).chunk(2, dim=1))
+            h_TF = swiglu_forward(*project(index, 2, x_TE).chunk(2, dim=1))
             x_TE, total_TE = add_rms_norm(project(index, 3, h_TF), total_TE, next_norm_E, eps)
         return x_TE
 
@@ -160,10 +160,10 @@ class Forward:
         for index, (mlp_norm, next_norm) in enumerate(self.norms):
             attend.into(out_THD, index, project(index, 0, x_TE).view(T, -1, c.head_dim), cos, sin)
             x_TE = project(index, 1, out_TO)
-            cpu_rows.add_rms_norm(x_TE.numpy(), total, mlp_norm, eps)
-            cpu_rows.swiglu(project(index, 2, x_TE).numpy(), h)
+            cpu_layer.add_rms_norm(x_TE.numpy(), total, mlp_norm, eps)
+            cpu_layer.swiglu(project(index, 2, x_TE).numpy(), h)
             x_TE = project(index, 3, h_TF)
-            cpu_rows.add_rms_norm(x_TE.numpy(), total, next_norm, eps)
+            cpu_layer.add_rms_norm(x_TE.numpy(), total, next_norm, eps)
         return x_TE
 
     def logits(self, hidden_NE: Tensor) -> Tensor:

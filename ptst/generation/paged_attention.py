@@ -20,8 +20,8 @@ from ptst.generation.kv_cache import BLOCK_SIZE, BlockTable, KVCache
 from ptst.generation.transfer import to_device
 from ptst.kernels.attention import causal_mask, packed_attention
 from ptst.kernels.attention_decode import decode_attention
-from ptst.kernels.cpu_attention import attend_rows, rotate_and_store, share_out
-from ptst.kernels.rope import rope_qk
+from ptst.kernels.cpu_attention import paged_attention, rotate_and_store, split_queries
+from ptst.kernels.rope import apply_rope
 from ptst.model.config import DecoderConfig
 
 
@@ -50,7 +50,7 @@ class StepAttention:
             if cache.arrays is not None:
                 lengths_R = np.array(lengths, np.int32)
                 self.decode_arguments = block_table(blocks).numpy(), lengths_R, window
-                self.thread_ends = share_out(lengths_R, window)
+                self.thread_ends = split_queries(lengths_R, window)
             else:
                 self.longest = max(lengths)
                 self.lengths_R = to_device(lengths, device, torch.int32)
@@ -80,7 +80,7 @@ class StepAttention:
         """(T, H, D), from pre-RoPE queries, keys and values (T, H + 2 K, D)."""
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
-        q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos_T1D2, sin_T1D2)
+        q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos_T1D2, sin_T1D2)
         for rows, new_TKD in zip(self.cache.rows[layer], (k_TKD, v_TKD), strict=True):
             rows.index_copy_(0, self.written_N, new_TKD.reshape(-1, D))
         R = self.num_decode
@@ -96,7 +96,7 @@ class StepAttention:
         rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
         R = self.num_decode
         if R:
-            attend_rows(qkv, *arrays, *self.decode_arguments, out_THD.numpy(), self.thread_ends)
+            paged_attention(qkv, arrays, *self.decode_arguments, out_THD.numpy(), self.thread_ends)
         if self.read_N is not None:
             out_THD[R:] = self._prefill(qkv_THD[R:, : self.config.num_heads], self.read_N, layer)
 

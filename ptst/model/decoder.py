@@ -1,10 +1,17 @@
-"""The Llama/Mistral decoder: one forward for training, prefill and decoding.
+"""The Llama/Mistral decoder: one forward pass for training, prefill and decoding.
 
-All tokens lie in one flat row. There is no batch axis and no padding; which tokens may see which is the business of
-`attend`, a function handed in: whole documents packed side by side, or a key/value cache. The decoder itself knows only
-tokens and their positions.
+Documents are packed into one sequence, without a batch axis and without padding. Which tokens a token attends to is
+decided by `attend`, a function that the caller passes: documents of a packed sequence, or a KV cache. The decoder
+itself knows only tokens and their `position_ids`. Parameters have Hugging Face's names, so files on disk need no
+translation.
 
-Parameter names are Hugging Face's, so that files on disk need no translation.
+The mathematics of a layer is written down four times, each for another purpose; tests/model/test_layer_paths.py runs
+the same weights through all four and compares them with float64:
+
+- `Layer.forward` in ptst/model/decoder.py: the plain definition; full fine-tuning and evaluation use it.
+- `Layer._lora_forward` over kernels/lora_layer.py: training with adapters over a frozen base, which saves memory.
+- `Forward` in ptst/generation/forward.py: sampling, with joined projections (q|k|v, gate|up), in torch or Triton.
+- `Forward._with_numba` over kernels/cpu_layer.py and kernels/cpu_attention.py: sampling on a CPU, loops by Numba.
 
 Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocabulary.
 """
@@ -20,13 +27,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ptst.errors import UserError
-from ptst.kernels.attention import Before, packed_attention
+from ptst.kernels.attention import SharedPrefixes, packed_attention
 from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import frequencies, rope_qk, tables
+from ptst.kernels.rope import apply_rope, frequencies, tables
 from ptst.kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
-from ptst.model.linear import parts, project
+from ptst.model.linear import project, projections
 
 # attend(layer index, q_THD, k_TKD, v_TKD) -> out_THD
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -42,7 +49,7 @@ class RMSNorm(nn.Module):
         return rms_norm(x_TE, self.weight, self.eps)
 
     def add(self, x_TE: Tensor, residual_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """(the norm of x + residual, x + residual)."""
+        """(norm(x + residual), x + residual)."""
         return add_rms_norm(x_TE, residual_TE, self.weight, self.eps)
 
 
@@ -59,7 +66,7 @@ class Attention(nn.Module):
     def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         projected = project(x_TE, self.q_proj, self.k_proj, self.v_proj)
         q_THD, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.head_dim)) for x in projected)
-        q_THD, k_TKD = rope_qk(q_THD, k_TKD, cos, sin)
+        q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos, sin)
         return self.o_proj(attend(layer, q_THD, k_TKD, v_TKD).flatten(1))
 
 
@@ -86,30 +93,30 @@ class Layer(nn.Module):
         self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None = None
     ) -> Tensor:
         if dropout is not None or (torch.is_grad_enabled() and self._frozen_base):
-            return self._train_adapters(x_TE, layer, cos, sin, attend, dropout)
+            return self._lora_forward(x_TE, layer, cos, sin, attend, dropout)
         attended_TE = self.self_attn(self.input_layernorm(x_TE), layer, cos, sin, attend)
         normed_TE, x_TE = self.post_attention_layernorm.add(attended_TE, x_TE)
         return x_TE + self.mlp(normed_TE)
 
     @property
     def _frozen_base(self) -> bool:
-        """Whether nothing but adapters is trained here."""
+        """Whether only adapters are trained."""
         return not any(p.requires_grad for name, p in self.named_parameters() if ".lora_" not in name)
 
-    def _train_adapters(
+    def _lora_forward(
         self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None
     ) -> Tensor:
-        """The same by operations that keep less for the backward pass, and know that only adapters are trained."""
-        a, m, before, after = self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm
-        qkv = parts(a.q_proj, a.k_proj, a.v_proj)
-        heads = lora_qkv(x_TE, before.weight, before.eps, cos, sin, a.head_dim, *qkv, dropout)
-        (o_OI,), (adapter,), scale = parts(a.o_proj)
-        x_TE = lora_add(x_TE, attend(layer, *heads).flatten(1), o_OI, adapter, scale, dropout)
-        return lora_feed_forward(x_TE, after.weight, after.eps, *parts(m.gate_proj, m.up_proj, m.down_proj), dropout)
+        """The same function with less kept for the backward pass; only adapters and x get gradients."""
+        attn, mlp, norm1, norm2 = self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm
+        qkv = projections(attn.q_proj, attn.k_proj, attn.v_proj)
+        heads = lora_qkv(x_TE, norm1.weight, norm1.eps, (cos, sin), attn.head_dim, qkv, dropout)
+        x_TE = lora_add(x_TE, attend(layer, *heads).flatten(1), projections(attn.o_proj), dropout)
+        gate_up_down = projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        return lora_feed_forward(x_TE, norm2.weight, norm2.eps, gate_up_down, dropout)
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and final norm. The head (the embedding itself when tied) is applied by whoever needs it."""
+    """Embedding, layers and final norm. Callers apply the head (`head_VE`, the embedding itself if tied)."""
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -121,12 +128,10 @@ class Decoder(nn.Module):
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.lora_dropout = 0.0  # set by add_lora
-        # One per document of the next batch, whatever row it lies in; None: no dropout, as in evaluation.
+        # One per document of the next micro-batch; None: no dropout, as in evaluation.
         self.dropout_seeds: list[int] | None = None
-        self.activation_checkpointing = (
-            False  # whether backward computes each layer anew instead of keeping its insides
-        )
-        self._frequencies: Tensor | None = None  # made on the weights' device at the first call
+        self.activation_checkpointing = False  # backward recomputes each layer instead of keeping its activations
+        self._frequencies: Tensor | None = None  # made on the tokens' device at the first call
 
     @property
     def head_VE(self) -> Tensor:
@@ -141,47 +146,55 @@ class Decoder(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.embed_tokens.weight.dtype
 
-    def forward(self, tokens_T: Tensor, positions_T: Tensor, attend: Attend, dropout: Dropout | None = None) -> Tensor:
+    def forward(
+        self, tokens_T: Tensor, position_ids_T: Tensor, attend: Attend, dropout: Dropout | None = None
+    ) -> Tensor:
         """Hidden states after the final norm, (T, E)."""
         c = self.config
         if self._frequencies is None or self._frequencies.device != tokens_T.device:
             self._frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(tokens_T.device)
-        cos, sin = tables(positions_T, self._frequencies)
+        cos, sin = tables(position_ids_T, self._frequencies)
         x_TE = self.embed_tokens(tokens_T)
         for index, layer in enumerate(self.layers):
             inputs = (x_TE, index, cos, sin, attend, dropout and replace(dropout, layer=index))
             if self.activation_checkpointing and torch.is_grad_enabled():
-                # Dropout draws from its own seeds, so there is no random state to restore.
+                # Dropout has its own seeds, so there is no random state to restore.
                 x_TE = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
             else:
                 x_TE = layer(*inputs)
         return self.norm(x_TE)
 
     def documents(
-        self, tokens_T: Tensor, cu_seqlens: list[int], positions_T: Tensor | None = None, before: Before = ()
+        self,
+        tokens_T: Tensor,
+        cu_seqlens: list[int],
+        position_ids_T: Tensor | None = None,
+        shared_prefixes: SharedPrefixes = (),
     ) -> Tensor:
-        """Hidden states (T, E) of whole documents side by side, each at positions 0, 1, 2, ... unless given. `before`:
-        for every document, the rows (start, n) of an earlier one that it begins with and that are left out of its own,
-        whose positions then begin at n.
+        """Hidden states (T, E) of a packed sequence of documents, each at positions 0, 1, 2, ... by default.
 
-        Raises UserError where `dropout_seeds` are not as many as the documents."""
-        if positions_T is None:
-            skipped = [size for _, size in before] or [0] * (len(cu_seqlens) - 1)
-            spans = zip(pairwise(cu_seqlens), skipped, strict=True)
-            positions_T = torch.cat([torch.arange(n, n + b - a) for (a, b), n in spans])
+        `shared_prefixes`: for each document (start, n), the n tokens of an earlier document that it begins with and
+        does not repeat; its own positions then begin at n. Raises UserError for shared prefixes under LoRA dropout,
+        ValueError unless there are as many `dropout_seeds` as documents.
+        """
+        if position_ids_T is None:
+            offsets = [size for _, size in shared_prefixes] or [0] * (len(cu_seqlens) - 1)
+            spans = zip(pairwise(cu_seqlens), offsets, strict=True)
+            position_ids_T = torch.cat([torch.arange(n, n + b - a) for (a, b), n in spans])
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return packed_attention(q, k, v, cu_seqlens, before=before, window=self.config.sliding_window)
+            options = {"shared_prefixes": shared_prefixes, "window": self.config.sliding_window}
+            return packed_attention(q, k, v, cu_seqlens, **options)
 
         dropout = None
         if self.lora_dropout and self.dropout_seeds is not None:
-            if before:
-                raise UserError("under dropout documents share no beginning: each one has a mask of its own")
+            if shared_prefixes:
+                raise UserError("documents cannot share prefixes under LoRA dropout: each has a mask of its own")
             dropout = Dropout(self.lora_dropout, tuple(self.dropout_seeds), tuple(cu_seqlens))
-        return self(tokens_T, positions_T.to(tokens_T.device), attend, dropout)
+        return self(tokens_T, position_ids_T.to(tokens_T.device), attend, dropout)
 
     def logits(self, tokens_T: Tensor, cu_seqlens: Tensor | list[int] | None = None) -> Tensor:
-        """Logits (T, V) of whole documents; without `cu_seqlens` the tokens are one document. For tests and small
+        """Logits (T, V) of packed documents; without `cu_seqlens` the tokens are one document. For tests and small
         inputs: training and sampling never form all of them."""
         bounds = [0, len(tokens_T)] if cu_seqlens is None else [int(b) for b in cu_seqlens]
         return self.documents(tokens_T, bounds) @ self.head_VE.t()

@@ -40,7 +40,7 @@ def main() -> None:
     env.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: "26 Jul 2024"}
     try:
         template = env.from_string(job["template"])
-        answer = {"texts": [template.render(**job["variables"], **row) for row in job["rows"]]}
+        answer: dict[str, object] = {"texts": [template.render(**job["variables"], **row) for row in job["rows"]]}
     except MemoryError:
         answer = {"error": f"needs more than {job['megabytes']} MB of memory"}
     except RecursionError:

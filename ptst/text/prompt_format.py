@@ -39,11 +39,6 @@ class PromptFormat:
         return self.eos_ids | {self.terminator_id}
 
     @property
-    def role_markers(self) -> tuple[str, ...]:
-        """Plain-text markers that a message could forge; none under a `text:` template, which has no roles."""
-        return () if self.template.is_text else self.chat_format.role_markers
-
-    @property
     def format_name(self) -> str:
         """The chat format's name for reports."""
         return "none (text template)" if self.template.is_text else self.chat_format.name
@@ -72,14 +67,20 @@ class PromptFormat:
     def check_role_markers(self, conversation: Conversation) -> None:
         """Raise UserError if a message holds a role marker that is plain text, unless these are allowed: the model
         could not tell it from a real one, so a message could open or close a turn."""
-        if self.allow_role_markers:
-            return
-        for number, message in enumerate(conversation.messages, 1):
-            for marker in self.role_markers:
-                if marker in message.content:
-                    where, name = f"message {number} ({message.role})", self.chat_format.name
-                    remedy = ("remove it, or allow it with ", Setting("allow"), " role-markers")
-                    raise UserError(f"{where} holds {marker}, a role marker of {name}", remedy, conversation.source)
+        forged = [] if self.allow_role_markers else self.forged_markers(conversation)
+        if forged:
+            remedy = ("remove it, or allow it with ", Setting("allow"), " role-markers")
+            raise UserError(forged[0], remedy, conversation.source)
+
+    def forged_markers(self, conversation: Conversation) -> list[str]:
+        """Each role marker in a message, in words; none under a `text:` template, which has no roles."""
+        markers = () if self.template.is_text else self.chat_format.role_markers
+        return [
+            f"message {number} ({message.role}) holds {marker}, a role marker of {self.chat_format.name}"
+            for number, message in enumerate(conversation.messages, 1)
+            for marker in markers
+            if marker in message.content
+        ]
 
 
 def open_prompt_format(

@@ -235,13 +235,10 @@ def api_messages(conversation: Conversation, template: Template) -> list[dict[st
     if template.is_text:
         raise UserError(f"{template.name} has no roles, which a chat API needs", "use a chat: template")
     system, turns = chat_words(conversation, template, FAMILIES["plain"])
-    text = _joined(system or ())
-    out = [{"role": "system", "content": _API_SYSTEM.get(text, text)}]
-    return out + [{"role": turn.role, "content": _joined(turn.segments)} for turn in turns]
-
-
-def _joined(segments: Sequence[Segment]) -> str:
-    return "".join(s.text for s in segments)
+    texts = ["".join(s.text for s in segments) for segments in (system or (), *(turn.segments for turn in turns))]
+    texts[0] = _API_SYSTEM.get(texts[0], texts[0])
+    roles = ["system", *(turn.role for turn in turns)]
+    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
 # The paper does not say how ARC's choices are joined; a comma and a space is this project's choice.

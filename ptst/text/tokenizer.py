@@ -28,7 +28,7 @@ def optional_json(path: Path) -> dict:
 
 
 class Tokenizer:
-    """Text to ids and back. Subclasses implement `_ids`, `_piece` and `_decode_run` and set the attributes."""
+    """Text to ids and back. Subclasses implement `_ids`, `_piece` and `decode_text` and set the attributes."""
 
     vocab_size: int
     bos: str | None  # names of control tokens
@@ -53,10 +53,6 @@ class Tokenizer:
     def _remembered(self) -> Callable[[str, bool], tuple[int, ...]]:
         return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
 
-    def decode_text(self, ids: list[int]) -> str:
-        """Text of the ids of one run of text, without control tokens."""
-        return self._decode_run(ids)
-
     def decode(self, ids: list[int]) -> str:
         """Text of ids, control tokens by name; the dummy space of each run of text is dropped."""
         out: list[str] = []
@@ -66,9 +62,9 @@ class Tokenizer:
             if name is None:
                 run.append(token)
                 continue
-            out += (self._decode_run(run), name)
+            out += (self.decode_text(run), name)
             run = []
-        return "".join((*out, self._decode_run(run)))
+        return "".join((*out, self.decode_text(run)))
 
     def decode_answer(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
         """Text of an answer in context: decoding of all minus decoding of the prompt (its last run of text)."""
@@ -112,7 +108,8 @@ class Tokenizer:
     def _piece(self, token: int) -> str:
         raise AssertionError("implemented by subclasses")
 
-    def _decode_run(self, ids: list[int]) -> str:
+    def decode_text(self, ids: list[int]) -> str:
+        """Text of the ids of one run of text, without control tokens."""
         raise AssertionError("implemented by subclasses")
 
 
@@ -139,7 +136,7 @@ class SentencePieceTokenizer(Tokenizer):
     def _piece(self, token: int) -> str:
         return self._sp.id_to_piece(token)
 
-    def _decode_run(self, ids: list[int]) -> str:
+    def decode_text(self, ids: list[int]) -> str:
         # An embedding may be padded to more rows than there are pieces; such a row has no text.
         return self._sp.decode([i for i in ids if i < self.vocab_size])
 
@@ -170,9 +167,9 @@ class JsonTokenizer(Tokenizer):
         return self._tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
 
     def _piece(self, token: int) -> str:
-        return self._tok.id_to_token(token)
+        return self._tok.id_to_token(token) or ""
 
-    def _decode_run(self, ids: list[int]) -> str:
+    def decode_text(self, ids: list[int]) -> str:
         return self._tok.decode(ids, skip_special_tokens=False) if ids else ""
 
 

@@ -13,7 +13,7 @@ from ptst.data.packing import rank_micro_batches, share_prefixes, to_batch
 from ptst.generation.generate import generate
 from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
-from ptst.model.likelihood import batch_loss
+from ptst.model.loss import batch_loss
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation

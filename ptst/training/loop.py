@@ -21,7 +21,7 @@ from ptst.data.order import SourcePlan, Step, plan
 from ptst.data.packing import Batch, rank_micro_batches, share_prefixes, to_batch
 from ptst.errors import UserError
 from ptst.model.decoder import Decoder
-from ptst.model.likelihood import batch_loss
+from ptst.model.loss import batch_loss
 from ptst.text.encode import Example
 from ptst.training.parallel import ALONE, World, sum_over_ranks
 from ptst.training.schedule import Schedule, factor

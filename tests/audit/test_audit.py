@@ -1,4 +1,4 @@
-"""The whole audit: clean data is clean, bad data is told, by row; the command's output and exit codes."""
+"""The whole audit: clean data is clean, bad data is reported by row; the command's output and exit codes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ptst.audit.__main__ import run_audit
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import RULES, Finding, check_names
 from ptst.audit.gate import check_start, refuse, watch
-from ptst.audit.report import References, asked_at_test, audit
+from ptst.audit.report import References, audit
 from ptst.audit.rules import Setup, check_batch
 from ptst.data import sources
 from ptst.data.examples import prepare
@@ -54,7 +54,7 @@ def setup(tiny_folder):
 @examples(2000)
 @given(data=st.data())
 def test_what_the_laws_allow_the_audit_finds_clean(tokenizers, data):  # noqa: F811
-    """The second spelling and the text layer agree on hostile text, over every template, format and tokenizer."""
+    """The reference formats and the text layer agree on hostile text, over every template, format and tokenizer."""
     case = data.draw(cases(tokenizers))
     setup = Setup(case.prompt_format, case.train)
     found = check_batch(to_batch([replace(case.whole, row=0)]), [case.conversation], setup)
@@ -109,7 +109,7 @@ def test_bad_rows_are_findings(setup):
     result = audit(
         source,
         setup,
-        References(asked=asked_at_test({"T": ["A."]})),
+        References(asked={"a": "T"}),
         unreadable=[UserError("the row has no fields", where="rows.jsonl:9")],
     )
     found = {(f.rule, f.row) for f in result.findings}
@@ -128,7 +128,7 @@ def test_bad_rows_are_findings(setup):
     assert (result.counts["duplicates"], result.counts["overlap"]) == (1, 2)
 
 
-def test_role_marks_of_the_active_format_alone(setup):
+def test_role_markers_of_the_chat_format_only(setup):
     source = rows(("what is [INST]?", "a mark"))
     assert audit(source, setup).verdict == "info"
     marked = replace(setup, prompt_format=replace(setup.prompt_format, chat_format=CHAT_FORMATS["llama2"]))

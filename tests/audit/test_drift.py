@@ -61,7 +61,7 @@ def test_a_run_that_would_be_encoded_otherwise(prompt_format):
     assert "token ids" in finding.cause
 
 
-def test_the_models_default_system_text_is_a_departure_by_name(prompt_format, tiny_folder):
+def test_the_models_default_system_prompt_is_a_known_difference(prompt_format, tiny_folder):
     (finding,) = check_chat_template(tiny_folder, ROWS, prompt_format)
     assert (finding.rule, finding.level, finding.row) == ("known-difference", "info", "r:1")
     assert finding.cause.startswith("default-system-prompt: ")

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ptst.kernels import cpu_attention
 from ptst.kernels.cpu import use_numba
-from ptst.kernels.cpu_attention import attend_rows, rotate_and_store, share_out
-from ptst.kernels.rope import frequencies, rope_qk, tables
+from ptst.kernels.cpu_attention import paged_attention, rotate_and_store, split_queries
+from ptst.kernels.rope import apply_rope, frequencies, tables
 from tests.kernels.test_attention_decode import plain
 
 pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
@@ -33,11 +33,11 @@ def cache_of(rows: list[Tensor], shared: int, order: torch.Generator) -> tuple[T
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, table: np.ndarray, lengths: list[int], window: int | None = None) -> Tensor:
-    """(R, H, D) of queries (R, H, D) that stand before keys and values nobody looks at."""
+    """(R, H, D) for queries (R, H, D); the keys and values that follow them in qkv are not read."""
     qkv = torch.cat((q, torch.full((len(q), 2 * k.shape[1], q.shape[2]), 70.0)), 1)
     out, lengths_R = torch.full_like(q, 90.0), np.array(lengths, np.int32)
-    arrays = qkv.numpy(), k.numpy(), v.numpy(), table, lengths_R, window, out.numpy()
-    attend_rows(*arrays, share_out(lengths_R))
+    arrays = qkv.numpy(), (k.numpy(), v.numpy()), table, lengths_R, window, out.numpy()
+    paged_attention(*arrays, split_queries(lengths_R))
     return out
 
 
@@ -46,7 +46,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, table: np.ndarray, lengths: list[int
 @pytest.mark.parametrize("window", [None, 11, 1])
 @pytest.mark.parametrize("shared", [0, 2])
 @pytest.mark.parametrize(("H", "K", "D"), [(6, 2, 8), (3, 3, 16), (4, 1, 5), (2, 1, 64)])
-def test_attend_rows(H, K, D, shared, window, size, threads, monkeypatch):
+def test_paged_attention(H, K, D, shared, window, size, threads, monkeypatch):
     monkeypatch.setattr(cpu_attention, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     order = torch.Generator().manual_seed(1)
@@ -66,7 +66,7 @@ def test_attend_rows(H, K, D, shared, window, size, threads, monkeypatch):
         assert (mine - wanted).norm() <= 2 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
 
 
-def test_a_row_does_not_depend_on_its_neighbours_and_is_not_harmed_by_one_that_is_no_number():
+def test_a_query_does_not_depend_on_the_others_and_their_nan_does_not_reach_it():
     keys = [torch.randn(n, 2, 16) for n in (9, 30, 20)]
     k, table = cache_of(keys, 0, torch.Generator().manual_seed(1))
     q, lengths = torch.randn(3, 4, 16), [9, 30, 20]
@@ -78,7 +78,7 @@ def test_a_row_does_not_depend_on_its_neighbours_and_is_not_harmed_by_one_that_i
     assert attend(q, k, k, table, lengths)[1, 0].isnan().all()
 
 
-def test_rows_of_one_request_see_one_token_more_each():
+def test_tokens_of_one_request_each_see_one_token_more():
     keys = torch.randn(21, 1, 8)
     k, table = cache_of([keys], 0, torch.Generator().manual_seed(1))
     q = torch.randn(3, 2, 8)
@@ -87,7 +87,7 @@ def test_rows_of_one_request_see_one_token_more_each():
     torch.testing.assert_close(ours, wanted)
 
 
-def test_a_cache_in_bfloat16_is_read_as_what_it_holds():
+def test_a_bfloat16_cache_is_read_exactly():
     keys = [torch.randn(n, 2, 16).bfloat16().float() for n in (9, 30)]
     k, table = cache_of(keys, 0, torch.Generator().manual_seed(1))
     half, q, lengths = k.bfloat16(), torch.randn(2, 4, 16), [9, 30]
@@ -102,9 +102,9 @@ def test_storing_rounds_to_the_nearest_bfloat16():
     odd = [0.0, -0.0, 3.3e38, float("inf"), float("nan"), 1e-40, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20]
     x[0, 3, : len(odd)] = torch.tensor(odd)
     keys, values = (torch.zeros(1, 1, P, 64, dtype=torch.bfloat16) for _ in range(2))
-    no_turn = np.ones((1, 32), np.float32), np.zeros((1, 32), np.float32)
+    no_rotation = np.ones((1, 32), np.float32), np.zeros((1, 32), np.float32)
     bits = [s.view(torch.uint16).numpy() for s in (keys, values)]
-    rotate_and_store(x.clone().numpy(), *no_turn, np.array([5]), *bits)
+    rotate_and_store(x.clone().numpy(), *no_rotation, np.array([5]), *bits)
     for stored, exact in ((keys, x[0, 2]), (values, x[0, 3])):
         torch.testing.assert_close(stored[0, 0, 5], exact.bfloat16(), equal_nan=True, rtol=0, atol=0)
 
@@ -113,7 +113,7 @@ def test_rotate_and_store():
     H, K, D = 3, 2, 8
     qkv = torch.randn(4, H + 2 * K, D)
     cos, sin = tables(torch.tensor([5, 0, 77, 6]), frequencies(D, 10000.0, None))
-    q, k = rope_qk(qkv[:, :H], qkv[:, H : H + K], cos, sin)
+    q, k = apply_rope(qkv[:, :H], qkv[:, H : H + K], cos, sin)
     v, before = qkv[:, H + K :].clone(), [torch.zeros(5, K, P, D) for _ in range(2)]
     keys, values = (x.clone() for x in before)
     place = np.array([3 * P + 7, 2 * P, 4 * P + 1, P + 2])
@@ -126,17 +126,17 @@ def test_rotate_and_store():
         assert torch.equal(stored, old)
 
 
-def test_rows_are_shared_out_by_their_keys(monkeypatch):
+def test_queries_are_split_between_threads_by_their_keys(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(cpu_attention, "WORTH_A_THREAD", 10)
-    assert share_out(np.array([100, 10, 10, 80])) == [0, 1, 4]
-    assert share_out(np.array([1, 2, 3])) == [0, 3]
-    assert share_out(np.array([900])) == [0, 1]
-    assert share_out(np.array([900, 20, 20, 20]), 20) == [0, 2, 4]
+    assert split_queries(np.array([100, 10, 10, 80])) == [0, 1, 4]
+    assert split_queries(np.array([1, 2, 3])) == [0, 3]
+    assert split_queries(np.array([900])) == [0, 1]
+    assert split_queries(np.array([900, 20, 20, 20]), 20) == [0, 2, 4]
 
 
-def test_code_for_one_model_is_never_taken_for_another():
-    """Numba's own key of the file on disk has the name of the function, not the sizes that it was compiled for."""
+def test_code_cached_for_one_model_is_not_loaded_for_another():
+    """Numba's own cache key has the function's name, but not the sizes that it was compiled for."""
     made = [cpu_attention._attend.__wrapped__(*sizes) for sizes in ((4, 2, 8, 8, True), (4, 2, 16, 8, True))]
     assert made[0].py_func.__qualname__ != made[1].py_func.__qualname__
     with pytest.raises(ValueError, match="whole numbers"):

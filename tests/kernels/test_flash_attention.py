@@ -64,19 +64,19 @@ def test_attention(lengths, window, H, K, D, dtype):
 
 
 @pytest.mark.parametrize("window", [None, 9])
-def test_beginnings_that_documents_share(window):
-    """As of whole documents: the second and the fourth begin with rows of the first."""
-    lengths, before, rows = [20, 3, 4, 17], [(0, 0), (0, 18), (0, 0), (0, 18)], []
+def test_shared_prefixes(window):
+    """As with whole documents: the second and the fourth begin with tokens of the first."""
+    lengths, prefixes, rows = [20, 3, 4, 17], [(0, 0), (0, 18), (0, 0), (0, 18)], []
     cu = bounds(lengths)
-    for (start, size), a, b in zip(before, cu, cu[1:], strict=False):
+    for (start, size), a, b in zip(prefixes, cu, cu[1:], strict=False):
         rows += [*range(start, start + size), *range(a, b)]
-    cu_k = bounds([n + size for n, (_, size) in zip(lengths, before, strict=True)])
+    cu_k = bounds([n + size for n, (_, size) in zip(lengths, prefixes, strict=True)])
 
     def longer(q, k, v):
         return plain(cu, cu_k, window)(q, *(x[torch.tensor(rows, device=x.device)] for x in (k, v)))
 
     inputs = [random(44, 4, 16), random(44, 2, 16), random(44, 2, 16)]
-    ours = partial(packed_attention, cu_seqlens=cu, before=before, window=window)
+    ours = partial(packed_attention, cu_seqlens=cu, shared_prefixes=prefixes, window=window)
     compare(ours, longer, inputs, torch.float32)
 
 
@@ -114,9 +114,9 @@ def test_documents_do_not_leak():
         (out * torch.linspace(-1, 1, out.numel(), device=DEVICE).view(out.shape)).sum().backward()
         results.append([out.detach(), *(x.grad for x in leaves)])
     others = [*range(18), *range(40, 45)]
-    for before, after in zip(*results, strict=True):
-        assert torch.equal(before[others], after[others])
-        assert not torch.equal(before[18:40], after[18:40])
+    for prefixes, after in zip(*results, strict=True):
+        assert torch.equal(prefixes[others], after[others])
+        assert not torch.equal(prefixes[18:40], after[18:40])
 
 
 def test_the_backward_pass_is_deterministic():

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptst.kernels.dispatch import triton
-from ptst.kernels.lora import lora_group, lora_linear, narrow, outer, widen
+from ptst.kernels.lora import expand, lora_group, lora_linear, shrink, weight_gradient
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 
@@ -97,13 +97,13 @@ def test_mistakes():
         lora_linear(x, w, a, b[:5], 1.0)
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
         lora_linear(x, w.bfloat16(), a, b, 1.0)
-    with pytest.raises(ValueError, match="at least one must be filled"):
+    with pytest.raises(ValueError, match="at least one of them not None"):
         lora_group(x, [w], [None], 1.0)
 
 
 @pytest.mark.skipif(triton is None, reason="Triton is for Linux")
 def test_registered_in_full():
     x, z = torch.randn(5, 8, device=DEVICE), torch.randn(5, 2, device=DEVICE)
-    torch.library.opcheck(narrow, (x, torch.randn(2, 8, device=DEVICE), 0.5))
-    torch.library.opcheck(widen, (x.clone(), z, torch.randn(8, 2, device=DEVICE), 0.5))
-    torch.library.opcheck(outer, (z, x, 0.5, True))
+    torch.library.opcheck(shrink, (x, torch.randn(2, 8, device=DEVICE), 0.5))
+    torch.library.opcheck(expand, (x.clone(), z, torch.randn(8, 2, device=DEVICE), 0.5))
+    torch.library.opcheck(weight_gradient, (z, x, 0.5, True))

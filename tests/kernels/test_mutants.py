@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(triton is None or torch.cuda.is_available(), reason="runs in Triton's interpreter"),
 ]
 FLASH, LOSS, DECODE = "flash_attention.py", "linear_cross_entropy.py", "attention_decode.py"
-CPU, ROWS = "cpu_attention.py", "cpu_rows.py"
+CPU, CPU_LAYER = "cpu_attention.py", "cpu_layer.py"
 # (what is wrong, file, line as it is, line as it becomes, tests that must notice)
 MUTANTS = [
     ("dx zeroed", "rms_norm.py", "out.to(dx.dtype.element_ty)", "(out * 0).to(dx.dtype.element_ty)", "rms_norm"),
@@ -28,18 +28,18 @@ MUTANTS = [
     ("eps lost", "rms_norm.py", "/ H + eps)", "/ H)", "rms_norm"),
     ("dgate without its second term", "swiglu.py", "(1.0 + g * (1.0 - s))", "1.0", "swiglu"),
     ("tail unmasked", "swiglu.py", "inside = f < F", "inside = f <= F", "swiglu"),
-    ("turned the wrong way", "rope.py", "SIGN=-1.0 if back else 1.0", "SIGN=1.0", "rope"),
+    ("rotated the wrong way", "rope.py", "SIGN=-1.0 if inverse else 1.0", "SIGN=1.0", "rope"),
     ("last head left out", "rope.py", "inside = (h < K)", "inside = (h < K - 1)", "rope"),
     ("gradient shifted by one", LOSS, "at + v == target", "at + v == target + 1", "cross_entropy"),
     ("gradient halved", LOSS, "d = weight * (", "d = 0.5 * weight * (", "cross_entropy"),
     ("tail unmasked", LOSS, "mask=at + v < V, other", "mask=at + v <= V, other", "cross_entropy"),
-    ("mask off by one", FLASH, "j[None, :] <= i[:, None] + lead", "j[None, :] < i[:, None] + lead", "attention"),
+    ("mask off by one", FLASH, "j[None, :] <= i[:, None] + offset", "j[None, :] < i[:, None] + offset", "attention"),
     ("window off by one", FLASH, "- j[None, :] < window", "- j[None, :] <= window", "attention"),
     ("dq halved", FLASH, "(out * scale).to(dq", "(out * scale * 0.5).to(dq", "attention"),
     ("dk of one head alone", FLASH, "range(head * GROUP, (head + 1) * GROUP)", "range(head, head + 1)", "attention"),
     ("dv zeroed", FLASH, "dvs.to(dv.dtype.element_ty)", "(dvs * 0).to(dv.dtype.element_ty)", "attention"),
-    ("delta forgotten", FLASH, "ds = p * (dp - deltas[:, None])\n        out", "ds = p * dp\n        out", "attention"),
-    ("window's edge left out", FLASH, "start + lead - window + 1)", "start + lead - window + 2)", "attention"),
+    ("delta forgotten", FLASH, "(dp - delta_i[:, None])\n        out", "dp\n        out", "attention"),
+    ("window's edge left out", FLASH, "start + offset - window + 1)", "start + offset - window + 2)", "attention"),
     ("a split's sum forgotten", DECODE, "weight[:, None], axis=0) / tl", "weight[:, None], axis=0) * 2 / tl", "decode"),
     ("newest key left out", DECODE, "inside = (j < high)", "inside = (j < high - 1)", "decode"),
     ("window off by one", DECODE, "length - window)", "length - window - 1)", "decode"),
@@ -50,14 +50,14 @@ MUTANTS = [
     ("tail of rows unmasked", "lora.py", "inside = (at + t < high)", "inside = (at + t < high + 1)", "lora"),
     ("last inputs left out", "lora.py", "inside = at + n < N", "inside = at + n < N - 1", "lora"),
     ("old value forgotten", "lora.py", "(old + scale * added)", "(scale * added)", "lora"),
-    ("tail unmasked", CPU, "s_L[length - first * P :] = lowest", "pass", "attend"),
-    ("window off by one", CPU, "max(0, length - window)", "max(0, length - window - 1)", "attend"),
-    ("heads of another group", CPU, "v_BKPD[table_RN[r, i], h // G]", "v_BKPD[table_RN[r, i], h % K]", "attend"),
-    ("exponential less exact", CPU, "(c4 + u * (c5 + u * c6))", "c4", "attend"),
-    ("turned the wrong way", CPU, "cos_TD2[t, d] - b *", "cos_TD2[t, d] + b *", "rotate"),
+    ("tail unmasked", CPU, "s_L[length - first * P :] = lowest", "pass", "paged"),
+    ("window off by one", CPU, "max(0, length - window)", "max(0, length - window - 1)", "paged"),
+    ("heads of another group", CPU, "v_BKPD[table_RN[r, i], h // G]", "v_BKPD[table_RN[r, i], h % K]", "paged"),
+    ("exponential less exact", CPU, "(c4 + u * (c5 + u * c6))", "c4", "paged"),
+    ("rotated the wrong way", CPU, "cos_TD2[t, d] - b *", "cos_TD2[t, d] + b *", "rotate"),
     ("halves rounded up", CPU, "below_half + ((bits >> 16) & low_bit)", "below_half + low_bit", "storing"),
-    ("sum forgotten", ROWS, "squares += y * y", "squares += x[e] * x[e]", "norm"),
-    ("gate's sign forgotten", ROWS, "(one if g > 0 else e)", "one", "swiglu"),
+    ("sum forgotten", CPU_LAYER, "squares += y * y", "squares += x[e] * x[e]", "norm"),
+    ("gate's sign forgotten", CPU_LAYER, "(one if g > 0 else e)", "one", "swiglu"),
     ("second chunk of ranks lost", "lora.py", "range(0, R, BR)", "range(0, BR, BR)", "lora"),
 ]  # fmt: skip
 

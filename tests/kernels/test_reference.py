@@ -16,7 +16,7 @@ from ptst.kernels.attention import packed_attention
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
 from ptst.kernels.lora import lora_group, lora_linear
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import frequencies, rope, rope_qk, tables
+from ptst.kernels.rope import apply_rope, frequencies, rope, tables
 from ptst.kernels.swiglu import swiglu
 
 
@@ -76,9 +76,9 @@ def test_attention_with_fewer_queries_than_keys(window):
 
 @pytest.mark.parametrize("window", [None, 3, 11, 50])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
-def test_attention_with_shared_beginnings(window, heads):
-    """Values and gradients are those of whole documents, whose beginnings are copies of the rows that are shared."""
-    bounds, before = [0, 9, 12, 12, 17, 21, 22], [(0, 0), (0, 6), (0, 6), (0, 6), (0, 0), (17, 3)]
+def test_attention_with_shared_prefixes(window, heads):
+    """Values and gradients are those of whole documents, whose shared prefixes are copied."""
+    bounds, prefixes = [0, 9, 12, 12, 17, 21, 22], [(0, 0), (0, 6), (0, 6), (0, 6), (0, 0), (17, 3)]
     copies = [*range(9), *range(6), 9, 10, 11, *range(6), *range(12, 17), *range(17, 21), 17, 18, 19, 21]
     whole = [0, 9, 18, 18, 29, 33, 37]
     own = [*range(9), *range(15, 18), *range(24, 29), *range(29, 33), 36]
@@ -87,19 +87,21 @@ def test_attention_with_shared_beginnings(window, heads):
     def long(q, k, v):
         return long_attention(*(x[torch.tensor(copies)] for x in (q, k, v)), whole, window)[torch.tensor(own)]
 
-    check(lambda q, k, v: packed_attention(q, k, v, bounds, before=before, window=window), long, long, inputs)
+    check(
+        lambda q, k, v: packed_attention(q, k, v, bounds, shared_prefixes=prefixes, window=window), long, long, inputs
+    )
 
 
-def test_attention_refuses_beginnings_that_do_not_fit():
+def test_attention_refuses_shared_prefixes_that_do_not_fit():
     q = torch.randn(4, 2, 8)
-    for before, message in (
-        ([(0, 0)], "1 beginnings are given for 2"),
-        ([(0, 0), (1, 3)], "rows 1 to 4 are not before"),
+    for prefixes, message in (
+        ([(0, 0)], "1 shared prefixes are given for 2"),
+        ([(0, 0), (1, 3)], "tokens 1 to 4 do not precede"),
     ):
         with pytest.raises(ValueError, match=message):
-            packed_attention(q, q, q, [0, 3, 4], before=before)
-    with pytest.raises(ValueError, match="not by both"):
-        packed_attention(q, q, q, [0, 3, 4], cu_seqlens_k=[0, 3, 4], before=[(0, 0), (0, 2)])
+            packed_attention(q, q, q, [0, 3, 4], shared_prefixes=prefixes)
+    with pytest.raises(ValueError, match="not both"):
+        packed_attention(q, q, q, [0, 3, 4], cu_seqlens_k=[0, 3, 4], shared_prefixes=[(0, 0), (0, 2)])
 
 
 def test_attention_refuses_boundaries_that_do_not_fit():
@@ -214,5 +216,5 @@ def test_gradcheck(monkeypatch):
     ):
         assert torch.autograd.gradcheck(function, inputs)
     # Angles are float32, and so is the rotation: a difference of 1e-3 is as fine as it can see.
-    turned = leaves((5, 2, 4), (5, 1, 4))
-    assert torch.autograd.gradcheck(lambda q, k: rope_qk(q, k, cos, sin), turned, eps=1e-2, atol=1e-4, rtol=1e-3)
+    rotated = leaves((5, 2, 4), (5, 1, 4))
+    assert torch.autograd.gradcheck(lambda q, k: apply_rope(q, k, cos, sin), rotated, eps=1e-2, atol=1e-4, rtol=1e-3)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ptst.kernels.dispatch import triton, use_triton
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import frequencies, rope, rope_qk, tables
+from ptst.kernels.rope import apply_rope, frequencies, rope, tables
 from ptst.kernels.swiglu import swiglu
 from tests.kernels import interpreter
 
@@ -122,15 +122,15 @@ def test_rope(T, Q, K, D, dtype):
             out.append(torch.cat((a * c - b * s, b * c + a * s), dim=-1))
         return tuple(out)
 
-    compare(lambda q, k: rope_qk(q, k, cos, sin), plain, [random(T, Q, D), random(T, K, D)], dtype)
+    compare(lambda q, k: apply_rope(q, k, cos, sin), plain, [random(T, Q, D), random(T, K, D)], dtype)
     q = random(T, Q, D).to(DEVICE, torch.float32)
-    torch.testing.assert_close(rope_qk(q, q, cos, sin)[0], rope(q, cos, sin))
+    torch.testing.assert_close(apply_rope(q, q, cos, sin)[0], rope(q, cos, sin))
 
 
 def test_rope_of_slices_of_one_product():
     cos, sin = tables(torch.arange(5, device=DEVICE), frequencies(8, 1e4).to(DEVICE))
     qkv = torch.randn(5, 8, 8, device=DEVICE)
-    q, k = rope_qk(qkv[:, :4], qkv[:, 4:6], cos, sin)
+    q, k = apply_rope(qkv[:, :4], qkv[:, 4:6], cos, sin)
     torch.testing.assert_close(q, rope(qkv[:, :4], cos, sin))
     torch.testing.assert_close(k, rope(qkv[:, 4:6], cos, sin))
 
@@ -210,7 +210,10 @@ def test_no_rows():
         (lambda: add_rms_norm(torch.ones(2, 4), torch.ones(3, 4), torch.ones(4), 1e-5), r"residual \(3, 4\)"),
         (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 5)), r"up \(2, 5\)"),
         (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 4).half()), "up is torch.float16"),
-        (lambda: rope_qk(torch.ones(2, 1, 4), torch.ones(3, 1, 4), torch.ones(2, 1, 2), torch.ones(2, 1, 2)), "do not"),
+        (
+            lambda: apply_rope(torch.ones(2, 1, 4), torch.ones(3, 1, 4), torch.ones(2, 1, 2), torch.ones(2, 1, 2)),
+            "do not",
+        ),
         (lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 3), torch.ones(2).long(), 1.0), r"head \(5, 3\)"),
         (lambda: token_losses(torch.ones(2, 4), torch.ones(5, 4), torch.ones(3).long()), r"targets \(3,\)"),
         (

@@ -10,9 +10,9 @@ import torch
 from ptst.data.packing import to_batch
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.likelihood import batch_loss
 from ptst.model.lora import add_lora, load_adapter, merge_lora, read_lora_config, save_adapter
 from ptst.model.lora_config import LoraConfig
+from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder, save_safetensors
 from ptst.text.encode import Example
 from tests.tiny import CONFIG, write_tiny_model

@@ -11,6 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptst.kernels.dispatch import triton
+from ptst.kernels.lora import Projections
 from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig
@@ -56,7 +57,7 @@ def definition(decoder: Decoder) -> torch.Tensor:
         w = layer.weight + (layer.scale * layer.lora_B @ layer.lora_A if hasattr(layer, "lora_A") else 0)
         return x @ w.t()
 
-    def turned(x):
+    def rotated(x):
         a, b = x.chunk(2, dim=-1)
         return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
@@ -65,8 +66,8 @@ def definition(decoder: Decoder) -> torch.Tensor:
         a, m = layer.self_attn, layer.mlp
         n = norm(x, layer.input_layernorm)
         q, k, v = (linear(n, p).unflatten(1, (-1, CONFIG.head_dim)) for p in (a.q_proj, a.k_proj, a.v_proj))
-        k, v = (t.repeat_interleave(2, dim=1) for t in (turned(k), v))
-        scores = torch.einsum("ihd,jhd->hij", turned(q), k) / CONFIG.head_dim**0.5
+        k, v = (t.repeat_interleave(2, dim=1) for t in (rotated(k), v))
+        scores = torch.einsum("ihd,jhd->hij", rotated(q), k) / CONFIG.head_dim**0.5
         scores = scores.masked_fill(~own, float("-inf")).softmax(-1)
         x = x + linear(torch.einsum("hij,jhd->ihd", scores, v).flatten(1), a.o_proj)
         n = norm(x, layer.post_attention_layernorm)
@@ -119,13 +120,13 @@ def test_gradcheck(dropout):
     wide = [torch.randn(s, dtype=torch.float64) for s in ((F, E), (F, E), (E, F))]
 
     def qkv(x, a, b, c, d):
-        return lora_qkv(x, norm, 1e-5, cos, sin, 4, base, [(a, b), None, (c, d)], 0.5, dropout)
+        return lora_qkv(x, norm, 1e-5, (cos, sin), 4, Projections(base, [(a, b), None, (c, d)], 0.5), dropout)
 
     def feed_forward(x, a, b, c, d, e, f):
-        return lora_feed_forward(x, norm, 1e-5, wide, [(a, b), (c, d), (e, f)], 0.5, dropout)
+        return lora_feed_forward(x, norm, 1e-5, Projections(wide, [(a, b), (c, d), (e, f)], 0.5), dropout)
 
     def add(r, x, a, b):
-        return lora_add(r, x, wide[2], (a, b), 0.5, dropout)
+        return lora_add(r, x, Projections([wide[2]], [(a, b)], 0.5), dropout)
 
     assert torch.autograd.gradcheck(qkv, leaves((T, E), (2, E), (8, 2), (1, E), (4, 1)))
     assert torch.autograd.gradcheck(feed_forward, leaves((T, E), (2, E), (F, 2), (2, E), (F, 2), (2, F), (E, 2)))
@@ -194,8 +195,9 @@ def test_dropout_is_right_on_average():
     x, w = torch.randn(4, 12, dtype=torch.float64), torch.randn(6, 12, dtype=torch.float64)
     a, b = torch.randn(3, 12, dtype=torch.float64), torch.randn(6, 3, dtype=torch.float64)
     zero = torch.zeros(4, 6, dtype=torch.float64)
-    plain = lora_add(zero, x, w, (a, b), 0.5)
-    draws = torch.stack([lora_add(zero, x, w, (a, b), 0.5, Dropout(0.5, (s,), (0, 4))) for s in range(2000)])
+    layer = Projections([w], [(a, b)], 0.5)
+    plain = lora_add(zero, x, layer)
+    draws = torch.stack([lora_add(zero, x, layer, Dropout(0.5, (s,), (0, 4))) for s in range(2000)])
     assert ((draws.mean(0) - plain).abs() <= 5 * draws.std(0) / 2000**0.5).all()
     assert (draws.std(0) > 0.05).all()
 

@@ -1,4 +1,4 @@
-"""The formats' owners, to compare with: Meta's rule for Llama-2 written down a second time, Meta's package for Llama-3,
+"""The formats' owners as oracles: Meta's rule for Llama-2 (an independent implementation), Meta's package for Llama-3,
 mistral-common; and a Llama-3 tokenizer.json made from Meta's tiktoken file."""
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def render(chat_format: str, system: str | None, messages: list[Message], tokeni
 
 def llama2(tokenizer: SentencePieceTokenizer, system: str | None, turns: list[Message]) -> list[int]:
     """Meta's rule (llama/generation.py, `chat_completion`): the system prompt goes into the first user message between
-    its marks; each pair of messages is one text, encoded in one call between BOS and EOS; a last user message has no
+    its markers; each pair of messages is one text, encoded in one call between BOS and EOS; a last user message has no
     EOS. Every message is stripped where it is put in."""
     sp = tokenizer._sp
     texts = [m.content for m in turns]
@@ -83,7 +83,7 @@ CHATML_MARKS = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 
 
 class ChatML:
-    """A chat_template of the ChatML kind, and the ids of its text read as a whole, marks and all."""
+    """A chat_template of the ChatML kind, and the ids of its text read as a whole, control tokens included."""
 
     def __init__(self, tokenizer: JsonTokenizer):
         self._read = tokenizers.Tokenizer.from_str(tokenizer._tok.to_str())
@@ -204,7 +204,7 @@ def _byte_letters() -> list[str]:
 
 
 class Names:
-    """In a tokenizer's place where only the spelling is looked at."""
+    """A tokenizer that only has names, for tests of a format's literals."""
 
     def __init__(self, bos: str, eos: str):
         self.bos, self.eos = bos, eos

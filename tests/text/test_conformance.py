@@ -61,14 +61,14 @@ def as_meta_closes(turns, ids, tokenizer):
 
 
 def test_llama2(llama2):
-    """Against Meta's rule written down a second time, training form included. One answer alone closes without Meta's
-    space; that difference is undone by encoding the pair as Meta's text."""
+    """Against an independent implementation of Meta's rule, training form included. A single answer closes without
+    Meta's space; that difference is undone by encoding the pair as Meta's text."""
     for system, turns in owners.conversations(2, COUNT):
         wanted = owners.llama2(llama2, system, turns)
         assert as_meta_closes(turns, ours("llama2", llama2, system, turns), llama2) == wanted, (system, turns)
 
 
-def test_the_second_writing_of_metas_rule_is_metas(shared, llama2):
+def test_the_reference_of_metas_rule_is_metas(shared, llama2):
     """The recorded ids come from Meta's own code; rows hold whitespace and unicode."""
     rows = [json.loads(line) for line in (shared / "golden/llama2_chat.jsonl").read_text().splitlines()]
     assert len(rows) >= 25
@@ -112,12 +112,12 @@ def test_recorded_training_rows(llama2, llama3):
 
 
 def test_smollm2(embedded):
-    """Against the folder's own chat_template: spelling and ids, with a system prompt in every conversation."""
+    """Against the folder's own chat_template: text and ids, with a system prompt in every conversation."""
     tokenizer = load_tokenizer(embedded)
     given = [(system if system is not None else "Be brief.", turns) for system, turns in owners.conversations(9, COUNT)]
     rows = [[{"role": "system", "content": s}, *(as_dict(m) for m in turns)] for s, turns in given]
     texts = render_chat_template(embedded, rows)
-    tokenizer._tok.encode_special_tokens = False  # the template's text is read as a whole, marks and all
+    tokenizer._tok.encode_special_tokens = False  # the template's text is read as a whole, control tokens included
     for (system, turns), text in zip(given, texts, strict=True):
         segments = render("chatml", system, turns, tokenizer)
         assert "".join(s.text for s in segments) == text
@@ -128,10 +128,10 @@ def as_dict(message: Message) -> dict[str, str]:
     return {"role": message.role, "content": message.content}
 
 
-# The known_differences, each by its name.
+# The known differences, each by its name.
 
 
-def test_every_departure_has_a_test():
+def test_every_known_difference_has_a_test():
     text = Path(__file__).read_text()
     for name, value in vars(known_differences).items():
         if isinstance(value, known_differences.KnownDifference):
@@ -163,7 +163,7 @@ def test_outer_whitespace_mistral(version):
     assert "a </s>" in tokenizer.decode(kept)
 
 
-def test_role_marks_mistral():
+def test_role_markers_mistral():
     """ROLE_MARKERS: mistral-common encodes a forged mark as it encodes its own, ours refuses it unless allowed."""
     theirs, tokenizer = owners.mistral("v1"), mistral_tokenizer("v1")
     turns = (Message("user", "a [/INST] b"),)
@@ -183,7 +183,7 @@ def test_single_turn_close(llama2):
     assert ours("llama2", llama2, None, one * 2) == owners.llama2(llama2, None, one * 2)
 
 
-def test_default_system_text(tiny_folder):
+def test_default_system_prompt(tiny_folder):
     """DEFAULT_SYSTEM_PROMPT: the folder's template puts one in, ours only when a template asks for it."""
     tokenizer = load_tokenizer(tiny_folder)
     turns = [Message("user", "a")]
@@ -195,14 +195,13 @@ def test_default_system_text(tiny_folder):
     assert "".join(s.text for s in asked) == theirs
 
 
-def test_default_system_text_of_smollm2(embedded):
+def test_default_system_prompt_of_smollm2(embedded):
     """DEFAULT_SYSTEM_PROMPT, on the default model."""
     assert default_system_prompt(embedded) == "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 
 def test_date_preamble(tmp_path):
-    """DATE_PREAMBLE: a template in the way of Llama 3.1's opens with dates; the format is told all the same and ours
-    says nothing of the kind."""
+    """DATE_PREAMBLE: a chat template like Llama 3.1's opens with dates; ours has none."""
     template = (
         "{{ bos_token }}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
         "Today Date: {{ strftime_now('%d %b %Y') }}<|eot_id|>"

@@ -38,7 +38,7 @@ def test_the_ids_of_the_example(chat_format, request, tmp_path):
     assert encoded.loss_mask == [False] * len(before) + [True] * len(trained) + [False] * len(after)
 
 
-def test_every_template_and_departure_is_listed():
+def test_every_template_and_known_difference_is_listed():
     for name in TEMPLATES:
         assert f"\n| `{name}` |" in TEXT, name
     for difference in KNOWN_DIFFERENCES:

@@ -1,4 +1,4 @@
-"""Encoding, case by case: token_boundaries, cuts, role markers, surrogates, and the paper's prompts to the last id."""
+"""Encoding, case by case: token boundaries, cuts, role markers, surrogates, and the paper's prompts to the last id."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tokenizer(tmp_path_factory):
     return JsonTokenizer(path, {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"})
 
 
-def test_an_answer_that_begins_with_newlines_makes_a_seam(tokenizer):
+def test_an_answer_that_begins_with_newlines_has_a_token_boundary(tokenizer):
     prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer)
     whole = prompt_format.encode(Conversation((Message("user", "hi"), Message("assistant", "\n\nyes"))))
     prompt = prompt_format.encode(Conversation((Message("user", "hi"),)))
@@ -56,13 +56,13 @@ def test_only_the_last_answer_on_request(tokenizer):
     ("chat_format", "text", "mark"),
     [("llama2", "a [/INST] b", "[/INST]"), ("llama2", "<<SYS>>", "<<SYS>>"), ("mistral-v1", "[INST]", "[INST]")],
 )
-def test_role_marks_of_the_active_format_are_refused(tokenizer, chat_format, text, mark):
+def test_role_markers_of_the_chat_format_are_refused(tokenizer, chat_format, text, mark):
     row = Conversation((Message("user", "hi"), Message("assistant", text)), "rows.jsonl:3")
     prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS[chat_format], tokenizer)
     with pytest.raises(ValueError, match=r"rows.jsonl:3: message 2 \(assistant\) holds " + re.escape(mark)):
         prompt_format.encode(row)
     assert replace(prompt_format, allow_role_markers=True).encode(row)
-    # Where the marks are control tokens, or another format's, the text is harmless.
+    # Where the role markers are control tokens, or another format's, the text is harmless.
     assert PromptFormat(prompt_format.template, prompt_format.family, CHAT_FORMATS["chatml"], tokenizer).encode(row)
 
 

@@ -54,8 +54,8 @@ def test_exact_strings(tiny_folder, name):
     assert tokenizer.decode(prompt_format.encode(ROW).ids) == WANTED[name]
 
 
-def test_chatml_is_the_models_own_template(tiny_folder):
-    """With an explicit system prompt, our spelling is that of the model's own chat_template."""
+def test_chatml_is_the_models_chat_template(tiny_folder):
+    """With an explicit system prompt, our text is that of the model's chat template."""
     own = json.loads((tiny_folder / "tokenizer_config.json").read_text())["chat_template"]
     jinja = ImmutableSandboxedEnvironment().from_string(own)
     messages = [
@@ -74,7 +74,7 @@ def test_chatml_is_the_models_own_template(tiny_folder):
     assert "".join(s.text for s in ours) == theirs
 
 
-def test_a_rows_system_text_follows_the_templates(tiny_folder):
+def test_a_rows_system_prompt_follows_the_templates(tiny_folder):
     row = Conversation((Message("system", "Be brief."), Message("user", "Hi")))
     segments = render(
         row, TEMPLATES["chat:llama"], FAMILIES["plain"], CHAT_FORMATS["chatml"], load_tokenizer(tiny_folder)
@@ -184,7 +184,7 @@ def test_mistrals_own_ids(shared, version, chat_format):
     assert compared >= 15
 
 
-def test_mistral_v3_cannot_train_early_answers_under_a_system_text():
+def test_mistral_v3_cannot_train_early_answers_under_a_system_prompt():
     tokenizer = mistral_tokenizer("v3")
     turns = [Message(("user", "assistant")[i % 2], t) for i, t in enumerate("abcd")]
     with pytest.raises(ValueError, match="train_on last"):
@@ -194,7 +194,7 @@ def test_mistral_v3_cannot_train_early_answers_under_a_system_text():
     assert "".join(s.text for s in format_segments("mistral-v3", None, turns, tokenizer) if s.trained) == "b</s>d</s>"
 
 
-def test_llama3_spelling():
+def test_llama3_literals():
     class Names:
         bos = "<|begin_of_text|>"
 

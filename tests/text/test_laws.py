@@ -216,7 +216,7 @@ def law_5_bos_and_stop(case: Case) -> None:
         assert case.whole.loss_mask[len(prompt) + len(said) - 1]
 
 
-def law_6_natural_or_a_reported_seam(case: Case) -> None:
+def law_6_natural_or_a_reported_token_boundary(case: Case) -> None:
     """Text between control tokens is one call of the tokenizer, unless that would change the prompt's ids."""
     encode, ids = case.tokenizer.encode, case.whole.ids
     at, token_boundaries = 0, []
@@ -312,8 +312,8 @@ def theirs(tokenizers):
 
 @st.composite
 def owned(draw, theirs) -> tuple[str, str, list[Message]]:
-    """A conversation that the owner spells as we do: an explicit system prompt, several turns, no outer whitespace, no
-    marks (where they would become control tokens for the owner, or are refused here)."""
+    """A conversation that the owner renders as we do: an explicit system prompt, several turns, no outer whitespace, no
+    role markers (which would become control tokens for the owner, or are refused here)."""
     name = draw(st.sampled_from(sorted(theirs)))
     forged = [*CHAT_FORMATS[theirs[name][0]].role_markers, *owners.CHATML_MARKS]
 

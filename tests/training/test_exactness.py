@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
-from ptst.model.likelihood import batch_loss
 from ptst.model.lora import add_lora
 from ptst.model.lora_config import LoraConfig
+from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
 from ptst.training import evaluate, loop
@@ -96,7 +96,7 @@ def test_under_dropout_documents_share_nothing(tiny_folder):
     decoder = load_decoder(tiny_folder)
     add_lora(decoder, LoraConfig(rank=2, dropout=0.3))
     decoder.dropout_seeds = [1, 2, 3, 4]
-    with pytest.raises(ValueError, match="share no beginning"):
+    with pytest.raises(ValueError, match="cannot share prefixes"):
         batch_loss(decoder, share_prefixes(to_batch(rows)), 1.0)
 
 

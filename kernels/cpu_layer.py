@@ -1,8 +1,8 @@
-"""RMSNorm with its residual sum, and SwiGLU, row by row on a CPU: one pass each in place of torch's four and two.
+"""RMSNorm with its residual sum, and SwiGLU, for sampling on a CPU: one pass each instead of torch's four and two.
 
-Maths as in rms_norm.py and swiglu.py; these are for sampling and have no gradient.
+Maths as in rms_norm.py and swiglu.py. No gradient.
 
-Shapes: T rows, E hidden_size, F intermediate_size.
+Shapes: T tokens, E hidden_size, F intermediate_size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from ptst.kernels.cpu import compiled, pieces, spread
+from ptst.kernels.cpu import compiled, num_threads_for, run_in_threads
 
 WORTH_A_THREAD = 1 << 16  # numbers
 
@@ -49,7 +49,7 @@ def _swiglu() -> Callable:
         for t in range(start, end):
             gate, up, out = gate_up_T2F[t, :F], gate_up_T2F[t, F:], out_TF[t]
             for f in range(F):
-                # silu(g) = g / (1 + e^-g), by the e^-|g| that cannot overflow (exp as in cpu_attention.py).
+                # silu(g) = g / (1 + e^-g), from e^-|g|, which cannot overflow (exp as in cpu_attention.py).
                 g = gate[f]
                 x = -g if g > 0 else g
                 y = x if x > least else least
@@ -63,12 +63,12 @@ def _swiglu() -> Callable:
 
 
 def add_rms_norm(x_TE: np.ndarray, total_TE: np.ndarray, weight_E: np.ndarray, eps: np.float32) -> None:
-    """`total` becomes x + total, and x the norm of that. float32, contiguous."""
+    """In place: total += x, then x = norm(total). float32, contiguous."""
     _add_norm()(x_TE, total_TE, weight_E, eps)
 
 
 def swiglu(gate_up_T2F: np.ndarray, out_TF: np.ndarray) -> None:
-    """silu(gate) * up of the two halves of (T, 2 F) into `out`. float32, contiguous."""
+    """Writes silu(gate) * up, from the two halves of (T, 2 F), into `out`. float32, contiguous."""
     T, F = out_TF.shape
-    n = max(1, min(T, pieces(T * F, WORTH_A_THREAD)))
-    spread(_swiglu(), (gate_up_T2F, out_TF), [T * i // n for i in range(n + 1)])
+    n = max(1, min(T, num_threads_for(T * F, WORTH_A_THREAD)))
+    run_in_threads(_swiglu(), (gate_up_T2F, out_TF), [T * i // n for i in range(n + 1)])

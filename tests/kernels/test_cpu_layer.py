@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import rms_norm, silu
 
-from ptst.kernels import cpu_rows
+from ptst.kernels import cpu_layer
 from ptst.kernels.cpu import use_numba
 
 pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
@@ -19,7 +19,7 @@ def test_add_rms_norm(shape):
     wanted = x + total
     exact = rms_norm(wanted.double(), w.shape, w.double(), 1e-5)
     eager = rms_norm(wanted, w.shape, w, 1e-5)
-    cpu_rows.add_rms_norm(x.numpy(), total.numpy(), w.numpy(), np.float32(1e-5))
+    cpu_layer.add_rms_norm(x.numpy(), total.numpy(), w.numpy(), np.float32(1e-5))
     assert torch.equal(total, wanted)
     assert (x.double() - exact).norm() <= 2 * (eager.double() - exact).norm() + 1e-6 * exact.norm()
 
@@ -27,21 +27,21 @@ def test_add_rms_norm(shape):
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 5), (7, 64), (2, 577)])
 def test_swiglu(shape, threads, monkeypatch):
-    monkeypatch.setattr(cpu_rows, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(cpu_layer, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     gate, up = torch.randn(shape) * 10, torch.randn(shape)
     exact, eager = silu(gate.double()) * up, silu(gate) * up
     ours = torch.full(shape, 9.0)
-    cpu_rows.swiglu(torch.cat((gate, up), 1).numpy(), ours.numpy())
+    cpu_layer.swiglu(torch.cat((gate, up), 1).numpy(), ours.numpy())
     assert (ours.double() - exact).norm() <= 2 * (eager.double() - exact).norm() + 1e-6 * exact.norm()
 
 
 def test_large_and_missing_numbers():
     gate = torch.tensor([[-200.0, -88.0, 200.0, 0.0, float("nan"), float("inf")]])
     ours = torch.empty(1, 6)
-    cpu_rows.swiglu(torch.cat((gate, torch.ones_like(gate)), 1).numpy(), ours.numpy())
+    cpu_layer.swiglu(torch.cat((gate, torch.ones_like(gate)), 1).numpy(), ours.numpy())
     torch.testing.assert_close(ours[0, :4], torch.tensor([0.0, 0.0, 200.0, 0.0]), atol=1e-30, rtol=0)
     assert ours[0, 4].isnan() and ours[0, 5] == float("inf")
     x = torch.tensor([[1.0, float("nan")], [3.0, 4.0]])
-    cpu_rows.add_rms_norm(x.numpy(), np.zeros((2, 2), np.float32), np.ones(2, np.float32), np.float32(0))
+    cpu_layer.add_rms_norm(x.numpy(), np.zeros((2, 2), np.float32), np.ones(2, np.float32), np.float32(0))
     assert x[0].isnan().all() and x[1].isfinite().all()
