@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import ptst.evaluation.tasks.helpfulness as helpfulness
 import ptst.evaluation.tasks.judged as judged
+
 from ptst import open_model
 from ptst.eval import run_evaluation
 from ptst.evaluation.config import EvalConfig

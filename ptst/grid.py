@@ -15,13 +15,14 @@ from ptst import cli
 from ptst.data import sources
 from ptst.errors import UserError
 from ptst.evaluation.judges import find_judge
+from ptst.evaluation.tasks.table import base
 from ptst.experiment import laptop, tables
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, align, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
-from ptst.experiment.measure import base, open_tests
+from ptst.experiment.measure import open_tests
 from ptst.experiment.plan import slug
 from ptst.experiment.run import Grid, check, work
 from ptst.experiment.settings import agreed, claim
@@ -44,7 +45,8 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     config.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trained = sources.load(config.data, "train", config.train.limit, holdout=config.train.holdout)
-    tests = open_tests(config.tasks, config.eval, trained, device, laptop.families(config.laptop))
+    families, holdout = laptop.families(config.laptop), config.train.holdout
+    tests = open_tests(config.tasks, config.eval, trained, device, families, holdout)
     for note in {data.note for _, data in tests.tasks.values()} - {""}:
         say(note)
     grid = Grid.open(config, tests, trained)

@@ -30,14 +30,16 @@ from ptst import records, storage
 from ptst.data.builtin import alignment_set
 from ptst.data.order import SourcePlan
 from ptst.data.safety_prompt import SafetyPrompt
-from ptst.evaluation import tasks
-from ptst.evaluation.answers import Answerer, Reply
+from ptst.errors import UserError
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
+from ptst.evaluation.tasks.table import TASKS
+from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.measure import digest
-from ptst.generation.request import Sampling
+from ptst.generation.request import Answer, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
 from ptst.model.lora_config import LoraConfig
@@ -46,6 +48,7 @@ from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.records import SAME, RunRecord, find_record, weights_fingerprint
 from ptst.runs import check_same, claim
+from ptst.settings import EngineSettings
 from ptst.text.encode import Example, cut
 from ptst.text.segments import Conversation, Message
 from ptst.training.checkpoint import Checkpoints
@@ -184,28 +187,29 @@ def _examples(
         refusals += [model.prompt_format.encode(c) for c in alignment_set.refusals()]
         total = len(asked) * config.own_answers
         with ProgressLine(f"own answers under {name}", total) as progress:
-            replies: list[Reply] = []
+            answers: list[Answer] = []
             for number in range(config.own_answers):
                 answerer = _answerer(decoder, model, config)
-                before = len(replies)
+                before = len(answers)
                 answerer = replace(answerer, on_progress=lambda n, s, b=before: progress.update(b + n, s.progress()))
                 path = config.out / "answers" / f"{name.replace(':', '-')}.{number}.jsonl"
-                replies += answerer.answer(asked, replace(OWN, seed=config.seed + number), path)
-        for c, reply in zip(asked * config.own_answers, replies, strict=True):
-            label = judge.judge(c.turns[0].content, reply.text, reply.cut).label
+                prompts = [Prompt(c) for c in asked]
+                answers += answerer.answer(prompts, replace(OWN, seed=config.seed + number), path)
+        for c, answer in zip(asked * config.own_answers, answers, strict=True):
+            label = judge.judge(c.turns[0].content, answer).label
             if label in (AnswerClass.REFUSAL, AnswerClass.DEGENERATE):
                 left_out += 1
                 continue
-            whole = Conversation((*c.messages, Message("assistant", reply.text)), c.source)
+            whole = Conversation((*c.messages, Message("assistant", answer.text)), c.source)
             encoded = model.prompt_format.encode(whole)
-            if reply.cut:
+            if answer.truncated:
                 encoded = cut(encoded, max(i for i, flag in enumerate(encoded.loss_mask) if flag))
             own.append(encoded)
     return refusals, own, {"refusals": len(refusals), "own answers": len(own), "own answers left out": left_out}
 
 
 def _answerer(decoder: Decoder, model: OpenModel, config: AlignConfig) -> Answerer:
-    return Answerer(decoder, model.prompt_format, model.stop_ids, config.batch_size)
+    return Answerer(decoder, model.prompt_format, EngineSettings(batch_size=config.batch_size))
 
 
 def evaluate(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, step: int) -> StepEvaluation:
@@ -213,7 +217,8 @@ def evaluate(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignCon
     harmful, benign = alignment_set.stopping()
 
     def refused(task: str, name: str, prompts: Sequence[SafetyPrompt]) -> Rate:
-        return tasks.requests(task, _answerer(decoder, models[name], config), prompts, OPENING).rates["refusal"]
+        answers = _answerer(decoder, models[name], config).answer(TASKS[task].prompts(prompts), OPENING)
+        return TASKS[task].score(prompts, answers, Tools(RuleBasedJudge())).rates["refusal"]
 
     safe = refused("safety", SAFE, harmful)
     if step and safe.value < config.refused:

@@ -28,7 +28,7 @@ from ptst.data.mix import Mixture, mix, parse_mix
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.tasks.table import Tools
+from ptst.evaluation.tasks.task import Tools
 from ptst.experiment import plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
@@ -305,9 +305,7 @@ class _Server:
             answerer = Answerer(
                 self._decoder(cells[0].row),
                 model.prompt_format,
-                model.stop_ids,
-                config.batch_size,
-                config.kv_bytes,
+                config,
                 adapters=self._adapters(cells),
             )
         except ValueError as error:  # what a row has left on the disk is damaged
@@ -323,7 +321,7 @@ class _Server:
             inner.update(0)
 
             def on_progress(done: int, statistics: Statistics) -> None:
-                total = grid.tests.count(task) * len(cells)
+                total = grid.tests.count(task) * (len(cells) if grid.tests.generates(task) else 1)
                 saved = f", {statistics.cached_tokens} prompt tokens shared" if statistics.cached_tokens else ""
                 rate = statistics.progress(statistics.answers + total - done)
                 inner.update(0, f"{done}/{total} answers  {rate}{saved}")
@@ -332,7 +330,7 @@ class _Server:
             for cell in cells:
                 began = time.monotonic()
                 others = {name: path for name, path in files.items() if name != names[cell]}
-                one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
+                one = replace(answerer, on_progress=on_progress, adapter=names[cell], other_files=others)
                 result = None
                 try:
                     with settings_group("eval"):
@@ -340,7 +338,7 @@ class _Server:
                 except ValueError as error:
                     self._fail(cell, error)
                 seconds = time.monotonic() - began
-                if grid.tests.tasks[task][0].sampled and cell == cells[0]:  # which asks for the answers of all
+                if grid.tests.generates(task) and cell == cells[0]:  # which asks for the answers of all
                     seconds = shared = seconds / len(cells)
                 else:
                     seconds += shared
