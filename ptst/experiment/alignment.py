@@ -30,7 +30,6 @@ from ptst import records, storage
 from ptst.data.builtin import alignment_set
 from ptst.data.order import SourcePlan
 from ptst.data.safety_prompt import SafetyPrompt
-from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -38,7 +37,7 @@ from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
-from ptst.experiment.measure import digest
+from ptst.experiment.suite import digest
 from ptst.generation.request import Answer, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
