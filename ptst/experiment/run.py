@@ -19,7 +19,7 @@ from ptst.experiment.alignment import AlignRecord, align, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, estimate
 from ptst.experiment.grid import Grid, GridRecord, check_grid
-from ptst.experiment.plan import slug
+from ptst.experiment.plan import check_distinct, slug
 from ptst.experiment.suite import open_suite
 from ptst.experiment.summary import summarize
 from ptst.experiment.workers import work
@@ -58,8 +58,9 @@ def run_grid(config: GridConfig) -> GridResult:
     grid = open_grid(config)
     check_grid(grid)
     if config.laptop:
-        _check_folder(grid)
+        check_folder(grid, aligned=False)
         grid = replace(grid, config=replace(config, model=str(_aligned(config))))
+    check_folder(grid)
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
     with share(grid.out, grid.record()) as run:
         work(grid)
@@ -78,21 +79,22 @@ def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(config) if config.laptop else folder
     unaligned = config.laptop is not None and not (tested / "model.safetensors").exists()
-    if with_model and unaligned:
-        _check_folder(grid)
-    elif with_model:
-        asked = replace(grid, config=replace(config, model=str(tested)))
-        merged(grid.out, asked.record())
+    if with_model:
+        asked = grid if unaligned else replace(grid, config=replace(config, model=str(tested)))
+        check_folder(asked, aligned=not unaligned)
     steps = f"at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}"
     return estimate(grid, with_model), f"the alignment comes first: {steps}" if unaligned else ""
 
 
-def _check_folder(grid: Grid) -> None:
-    """Raise UserError where the folder holds another grid, before the model that is to be tested exists."""
-    record, old = grid.record(), find_record(grid.out, GridRecord)
-    if old is not None:
+def check_folder(grid: Grid, aligned: bool = True) -> None:
+    """Raise UserError where the folder holds another grid, and for templates or tasks that would share files with those
+    in it. `aligned`: the model that is to be tested exists already."""
+    record = grid.record()
+    if not aligned and (old := find_record(grid.out, GridRecord)) is not None:
         record = replace(record, weights=old.weights, model=old.model)
-    merged(grid.out, record)
+    record = merged(grid.out, record)
+    check_distinct("template", list(record.templates))
+    check_distinct("task", list(record.tests))
 
 
 def _write_results(grid: Grid, result: dict[str, Any], summary: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ def test_a_run_that_fails_leaves_all_others_trained_and_measured(grid, here, mon
         return real(config)
 
     monkeypatch.setattr(workers, "fine_tune", train)
-    with pytest.raises(ValueError, match=r"5 of 24 .* chat-vanilla\.seed0: .*lower lr"):
+    with pytest.raises(ValueError, match=r"5 of 24 .*\(chat-vanilla\.seed0: .*lower lr"):
         grid("grid")
     done = finished(here / "grid")
     assert len(done) == 19
@@ -37,11 +37,11 @@ def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
             raise UserError("the judge has failed")
         return real(self, task, answerer, *rest)
 
-    monkeypatch.setattr(suite.Tests, "measure", measure)
-    with pytest.raises(ValueError, match=r"2 of 24 .* chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
+    monkeypatch.setattr(suite.EvaluationSuite, "measure", measure)
+    with pytest.raises(ValueError, match=r"2 of 24 .*\(chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
         grid("grid")
     assert len(finished(here / "grid")) == 22
-    monkeypatch.setattr(suite.Tests, "measure", real)
+    monkeypatch.setattr(suite.EvaluationSuite, "measure", real)
     grid("grid")
     assert len(finished(here / "grid")) == 24
 
@@ -51,7 +51,7 @@ def test_an_adapter_that_is_damaged_leaves_the_base_and_the_others_measured(grid
     for cell in (here / "grid/cells").glob("*/*.json"):
         cell.unlink()
     (here / "grid/runs/chat-vanilla.seed0/adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 of 3 .* chat-vanilla\.seed0/chat-llama\.safety: "):
+    with pytest.raises(ValueError, match=r"1 of 3 .*\(chat-vanilla\.seed0/chat-llama\.safety: "):
         grid("grid", ONE_RUN, tasks=("safety",))
     (cell,) = (here / "grid/cells").glob("*/*.json")
     assert json.loads(cell.read_text())["template"] is None
@@ -84,7 +84,7 @@ def test_a_damaged_file_of_answers_is_its_own_cells_trouble_alone(grid, here):
         cell.unlink()
     (here / "grid/cells/chat-vanilla.seed1/chat-llama.safety.answers.jsonl").write_text("{}\n")
     with pytest.raises(
-        ValueError, match=r"1 of 14 .* chat-vanilla\.seed1/chat-llama\.safety: .*:1: is not a valid record"
+        ValueError, match=r"1 of 14 .*\(chat-vanilla\.seed1/chat-llama\.safety: .*:1: is not a valid record"
     ):
         grid("grid", CONFIG, tasks=("safety",))
     assert len(list((here / "grid/cells").glob("*/*.json"))) == 9
