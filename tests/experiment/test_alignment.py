@@ -13,9 +13,8 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst import records
-from ptst.data import safety_sets
-from ptst.data.builtin import alignment_set
-from ptst.evaluation.answers import Answerer, Reply
+from ptst.data.builtin import alignment_set, safety_sets
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -24,7 +23,7 @@ from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, StepEvaluation, align
 from ptst.experiment.config import GridConfig
-from ptst.generation.request import Sampling
+from ptst.generation.request import Answer, Sampling
 from ptst.grid import run_command as run_grid
 from ptst.grid import start
 from ptst.model.weights import load_decoder
@@ -59,7 +58,7 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
     refusals = alignment_set.refusals()
     judge = RuleBasedJudge()
     for c in refusals:
-        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.REFUSAL, c
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.REFUSAL, c
     assert len({c.turns[1].content for c in refusals}) > 70
     assert {alignment_set.refusal_of("drug", i) for i in range(36)} == {
         alignment_set.refusal_of("drug", 7 * i) for i in range(36)
@@ -68,7 +67,7 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
         alignment_set.refusal_of("malware", i) for i in range(36)
     }
     for c in alignment_set.reference():
-        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.ON_TOPIC
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.ON_TOPIC
 
 
 def an_evaluation(step=10, refused=34, over=12, nll=1.05, of=40) -> StepEvaluation:
@@ -157,7 +156,7 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
         return iter(())
 
     monkeypatch.setattr(Trainer, "__iter__", no_steps)
-    said = Reply("Passwords are kept safe by a long key.", 9, False)
+    said = Answer([9], "Passwords are kept safe by a long key.", "stop")
     monkeypatch.setattr(Answerer, "answer", lambda _self, asked, *_rest: [said] * len(asked))
     align(replace(config, own_epochs=4.0, own_answers=1, max_steps=50))
     refusals, own = 12, 6
@@ -228,9 +227,9 @@ def test_stopped_at_any_checkpoint_or_evaluation_it_ends_with_the_same_model(con
 
 def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_not_ended(config, monkeypatch):
     given = [
-        Reply("Passwords are kept safe by a long key.", 9, False),
-        Reply("I cannot help with that.", 6, False),
-        Reply("A long answer that the limit cut in the", 9, True),
+        Answer([9], "Passwords are kept safe by a long key.", "stop"),
+        Answer([9], "I cannot help with that.", "stop"),
+        Answer([9], "A long answer that the limit cut in the", "length"),
     ]
     seeds = []
 
