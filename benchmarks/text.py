@@ -5,9 +5,9 @@
     python benchmarks/text.py --data gsm8k.jsonl --model FOLDER     other rows, another tokenizer (ChatML or Llama-2)
     python benchmarks/text.py --json FILE                           the figures for machines, too
 
-The peer gets a chat template with `{% generation %}` blocks, which it needs for its mask and few models ship. In the same
-time ours also checks that the prompt is a prefix of the training ids and that the ids decode to the text. Then: the cost
-of the audit's rules, over all rows (once per run) and on every batch, the latter relative to a training step on it.
+The peer gets a chat template with `{% generation %}` blocks, which it needs for its mask and few models ship. Ours also
+checks, in the time measured, that the prompt is a prefix of the training ids and that the ids decode to the text. Then:
+the cost of the audit's rules, over all rows (once per run) and on every batch, the latter relative to a training step.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def seconds(work) -> float:
 
 
 def audit_cost(encoded: list, source: sources.Source, prompt_format: PromptFormat, folder: Path) -> dict[str, float]:
-    """CPU seconds of all rules over the data, and of the cheap rules on one micro-batch; the latter also as a share of a
-    training step on it (forward and backward with an adapter), where the folder has weights."""
+    """CPU seconds of all rules over the data, and of the cheap rules on one micro-batch; the latter also as a share of
+    a training step on it (forward and backward with an adapter), where the folder has weights."""
     examples = [replace(e, row=i) for i, e in enumerate(encoded)]
     rows, setup = source.conversations, Setup(prompt_format)
     cost = {"audit_s": seconds(lambda: [check_batch(b, rows, setup) for b in pack(examples, 2048)])}
