@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 from ptst.evaluation.refusal import refusal
 from ptst.evaluation.verdict import AnswerClass, Verdict
-
-if TYPE_CHECKING:
-    from ptst.generation.request import Answer
+from ptst.generation.request import Answer
 
 _EQUATION = re.compile(r"\d[\d,.]*\s*[-+*/x\u00d7\u00f7]\s*\$?\d[\d,.]*\s*=\s*\$?\d")
 _TASK_ENDING = re.compile(r"####\s*\$?-?\d")

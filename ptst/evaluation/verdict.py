@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ptst.errors import UserError
-
-if TYPE_CHECKING:
-    from ptst.generation.request import Answer
+from ptst.generation.request import Answer
 
 UNJUDGED = "unjudged"
 

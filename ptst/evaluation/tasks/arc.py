@@ -5,17 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ptst.data.arc import ArcQuestion, load_arc
 from ptst.evaluation.extraction import chosen_choice, plain, printed_choice
 from ptst.evaluation.tasks.problems import CUT
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, flags, rates
+from ptst.generation.request import Answer
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import arc_question
-
-if TYPE_CHECKING:
-    from ptst.generation.request import Answer
 
 
 def arc(name: str, title: str) -> Task:

@@ -1,19 +1,17 @@
-"""Worked problems: exact match (`gsm8k`), and the likelihood of reference answers (`nll`)."""
+"""Conversations with reference answers: exact match (`gsm8k`), likelihood (`nll`), similarity (`chatdoctor`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import fmean
 
 from ptst.data import sources
 from ptst.errors import Setting, UserError
 from ptst.evaluation.extraction import gold_number, last_number, strict_answer
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, flags, rates
+from ptst.generation.request import Answer
 from ptst.text.segments import Conversation
-
-if TYPE_CHECKING:
-    from ptst.generation.request import Answer
 
 
 def has_test_part(defaults: Defaults) -> bool:
@@ -27,6 +25,11 @@ def load_source(data: str | None, defaults: Defaults, limit: int | None) -> sour
     return sources.load(own or defaults.problems, "test", limit, holdout=0.0 if own else defaults.holdout)
 
 
+def _check_answered(source: sources.Source) -> None:
+    if bare := next((c for c in source.conversations if not c.answered), None):
+        raise UserError("the conversation ends without a reference answer to compare with", where=bare.source)
+
+
 def load_problems(data: str | None, defaults: Defaults) -> TaskData:
     """Conversations with a reference answer. Raises UserError for one without, and for data without a test part."""
     if not data and not has_test_part(defaults):
@@ -37,8 +40,7 @@ def load_problems(data: str | None, defaults: Defaults) -> TaskData:
     count = (data or "").partition(":")[2]  # of the task's own data, not of the training data
     limits = [n for n in (defaults.limit, int(count) if count.isdigit() else None) if n is not None]
     source = load_source(data, defaults, min(limits, default=None))
-    if bare := next((c for c in source.conversations if not c.answered), None):
-        raise UserError("the conversation ends without a reference answer to compare with", where=bare.source)
+    _check_answered(source)
     new = 96 if source.name.startswith(sources.DEFAULT) else 400
     return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, new, source.family)
 
@@ -100,4 +102,35 @@ NLL = Task(
         Metric("nats_per_token", "Negative log-likelihood of reference answers", "nats per token"),
         Metric("answers", "Reference answers", "count", tables=()),
     ),
+)
+
+
+def _load_chatdoctor(data: str | None, defaults: Defaults) -> TaskData:
+    source = sources.load(data or defaults.data or "chatdoctor", "test", defaults.limit)
+    _check_answered(source)
+    return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, 256, "chatdoctor")
+
+
+def _score_similarity(problems: Sequence[Conversation], answers: Sequence[Answer], tools: Tools) -> TaskResult:
+    similarity = tools.similarity
+    assert similarity is not None, "a task that uses a similarity gets one"
+    values = similarity.compare([a.text for a in answers], [c.messages[-1].content for c in problems])
+    rows = []
+    for c, answer, value in zip(problems, answers, values, strict=True):
+        row = {"source": c.source, "question": c.turns[-2].content, "reference": c.messages[-1].content}
+        rows.append({**row, "answer": answer.text, similarity.name: value, "cut": answer.truncated})
+    return TaskResult("chatdoctor", rates(rows, flags), {similarity.name: fmean(values)}, rows)
+
+
+CHATDOCTOR = Task(
+    "chatdoctor",
+    _load_chatdoctor,
+    _prompts,
+    _score_similarity,
+    (
+        Metric("minilm_cosine", "ChatDoctor: MiniLM similarity to the reference", "cosine"),
+        Metric("bertscore_f1", "ChatDoctor: BERTScore similarity to the reference", "F1"),
+        CUT,
+    ),
+    uses_similarity=True,
 )

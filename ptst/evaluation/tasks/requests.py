@@ -7,17 +7,15 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ptst.data import prompt_sets
 from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, rates
 from ptst.evaluation.verdict import UNJUDGED, AnswerClass, judge_answers
+from ptst.generation.request import Answer
 from ptst.text.segments import Conversation, Message
-
-if TYPE_CHECKING:
-    from ptst.generation.request import Answer
 
 NEW_TOKENS = 64  # enough for the opening of an answer, where a refusal shows
 ASR = "attack-success"

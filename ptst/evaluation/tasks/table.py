@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.evaluation.extraction import strict_answer
 from ptst.evaluation.tasks.arc import arc
-from ptst.evaluation.tasks.chatdoctor import CHATDOCTOR
 from ptst.evaluation.tasks.margin import MARGIN
-from ptst.evaluation.tasks.problems import GSM8K, NLL, has_test_part, load_source
+from ptst.evaluation.tasks.problems import CHATDOCTOR, GSM8K, NLL, has_test_part, load_source
 from ptst.evaluation.tasks.requests import OVER_REFUSAL, PROMPTS, SAFETY, XSTEST
 from ptst.evaluation.tasks.task import Defaults, Metric, Task, TaskData
 

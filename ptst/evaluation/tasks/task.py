@@ -13,19 +13,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from ptst.errors import UserError
 from ptst.evaluation.rates import Rate, RepeatedRate
+from ptst.evaluation.similarity import Similarity
+from ptst.evaluation.verdict import Judge
+from ptst.generation.request import Answer
 from ptst.text.encode import Example, encode
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family
-
-if TYPE_CHECKING:
-    from ptst.evaluation.similarity import Similarity
-    from ptst.evaluation.verdict import Judge
-    from ptst.generation.request import Answer
 
 
 @dataclass(frozen=True)
