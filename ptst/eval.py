@@ -26,10 +26,11 @@ from ptst.evaluation.tasks.table import Defaults, Task, TaskData, Tools, load_ta
 from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
-from ptst.model.weights import pick_dtype, write_atomically
+from ptst.model.weights import pick_dtype
 from ptst.open import CHECKPOINTS, OpenModel, find_run, open_model
 from ptst.progress import ProgressLine, say
 from ptst.settings import to_dict
+from ptst.storage import write_atomically
 from ptst.text.template_file import load_template
 from ptst.text.templates import find_template
 from ptst.training import run_folder

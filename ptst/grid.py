@@ -30,10 +30,10 @@ from ptst.experiment.summary import summarize
 from ptst.hub.locate import locate_model
 from ptst.hub.wheel import model_folder
 from ptst.model.config import read_json
-from ptst.model.weights import write_atomically
 from ptst.open import CHECKPOINTS
 from ptst.progress import say
 from ptst.settings import EMBEDDED_MODEL
+from ptst.storage import write_atomically
 from ptst.training import recipes, run_folder
 from ptst.training.resume import weights_fingerprint
 from ptst.training.run import Interrupted

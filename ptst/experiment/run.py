@@ -38,9 +38,10 @@ from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.generation.request import Statistics
 from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
-from ptst.model.weights import load_decoder, pick_dtype, write_atomically
+from ptst.model.weights import load_decoder, pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
+from ptst.storage import write_atomically
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.train import looks_by_step, run_training

@@ -18,7 +18,7 @@ from typing import Any
 from ptst import __version__
 from ptst.errors import UserError
 from ptst.model.config import read_json
-from ptst.model.weights import write_atomically
+from ptst.storage import write_atomically
 
 
 def create(out: Path | None, checkpoints: Path, kind: str) -> Path:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def sampling(decoder: Decoder) -> torch.Tensor:
     """Every document as a request: all its tokens but the last as a prompt, the last in a step of decoding."""
     config, outs = decoder.config, []
     forward = Forward(decoder)
-    for a, b in zip(BOUNDS, BOUNDS[1:], strict=False):
+    for a, b in pairwise(BOUNDS):
         cache = KVCache(config, blocks_for(b - a), forward.dtype, forward.device)
         table = cache.allocate(b - a)
         assert table is not None
