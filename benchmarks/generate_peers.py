@@ -3,7 +3,7 @@
     python -P benchmarks/generate_peers.py transformers JOB.json
     python -P benchmarks/generate_peers.py llama.cpp JOB.json
 
-It imports nothing of this project, whose folder `kernels` would be taken for a package that transformers looks for.
+It imports nothing of this project: its folder `kernels` would be taken for the package that transformers looks for.
 """
 
 from __future__ import annotations

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ptst.errors import UserError
 from ptst.eval import run_evaluation
 from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.config import EvalConfig
-from ptst.evaluation.tasks import judged
+from ptst.evaluation.rates import Rate
+from ptst.evaluation.tasks.table import TASKS
 from ptst.model import weights
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine
@@ -21,6 +24,7 @@ from ptst.text.chat_template import read_chat_template
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
+from tests.evaluation.length_task import LENGTH
 from tests.evaluation.test_sentence_encoder import write_encoder
 from tests.tiny import write_tiny_model
 
@@ -75,6 +79,12 @@ def test_train_then_eval(here):
     assert len({a["category"] for a in answers}) == 4
     assert "little safety to lose" in result["remark"]
     assert json.loads((here / result["out"] / "results.json").read_text())["ptst"] is True
+    record = json.loads((here / result["out"] / "run.json").read_text())
+    assert (record["kind"], record["status"], record["settings"]["limit"]) == ("eval", "finished", 8)
+    assert (
+        "tasks: gsm8k, safety, over-refusal, nll (the test part of word-problems has worked #### answers)"
+        in done.stderr
+    )
     assert "PTST: trained under chat:vanilla" in done.stderr
 
 
@@ -156,7 +166,7 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(here, monkeypatch):
             break
         except KeyboardInterrupt:
             stopped += 1
-            assert not (out / "results.json").exists()
+            assert json.loads((out / "run.json").read_text())["status"] == "running"
     assert stopped == 4  # nine answers, two a time
     assert resumed["results"] == whole["results"]
     for task in ("gsm8k", "safety", "over-refusal"):
@@ -176,33 +186,69 @@ def test_an_evaluation_that_was_stopped_goes_on_where_it_was(here, monkeypatch):
     assert Path(again["out"]).name == left.name != Path(other["out"]).name
     assert again["results"] == whole["results"]
     assert Path(run_evaluation(EvalConfig(**base))["out"]).name != left.name
-    (out / "results.json").unlink()
-    with pytest.raises(ValueError, match=r"other settings: --seed was 0, now 1; choose another"):
+    unfinish(out)
+    with pytest.raises(ValueError, match=r"other settings: seed was 0, now 1; give those, or another out"):
         run_evaluation(EvalConfig(**base, seed=1, out=out))
-    (out / "settings.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"settings\.json is not that of an evaluation"):
-        run_evaluation(EvalConfig(**base, out=out))
+    record = json.loads((out / "run.json").read_text())
+    for damaged, message in (
+        ({**record, "version": 1}, r"run\.json: was made by an earlier version of ptst"),
+        ({k: v for k, v in record.items() if k != "weights"}, r"run\.json: weights is missing"),
+    ):
+        (out / "run.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=message):
+            run_evaluation(EvalConfig(**base, out=out))
+
+
+def unfinish(out: Path) -> None:
+    """Leave an evaluation's folder as a kill before the last write does."""
+    record = json.loads((out / "run.json").read_text())
+    (out / "run.json").write_text(json.dumps(record | {"status": "running"}))
+
+
+def test_a_folder_of_an_earlier_version_is_one_sentence(here):
+    out = here / "old"
+    out.mkdir()
+    (out / "settings.json").write_text('{"flags": {}}')
+    with pytest.raises(UserError, match="old is not an empty folder"):
+        run_evaluation(EvalConfig(model="model", limit=1, tasks=("safety",), out=out))
 
 
 def test_a_measurement_that_fails_leaves_the_others_measured_and_is_told(here, monkeypatch):
-    real = judged.requests
+    safety = TASKS["safety"]
 
-    def requests(name, *rest):
-        result = real(name, *rest)
-        if name == "safety":
-            raise ValueError("the judge has failed")
-        return result
+    def fail(error):
+        def score(*_answers):
+            raise error
+
+        return replace(safety, score=score)
 
     config = EvalConfig(model="model", limit=2, max_new_tokens=3, out=here / "out")
     with monkeypatch.context() as patched:
-        patched.setattr(judged, "requests", requests)
+        patched.setitem(TASKS, "safety", fail(UserError("the judge has failed")))
         with pytest.raises(
-            ValueError, match="not everything could be measured: untouched: safety: the judge has failed"
+            UserError, match="not everything could be measured: untouched: safety: the judge has failed"
         ):
+            run_evaluation(config)
+        patched.setitem(TASKS, "safety", fail(ValueError("a bug")))
+        with pytest.raises(ValueError, match=r"^a bug$"):  # which keeps its traceback
             run_evaluation(config)
     names = {p.name.split(".")[1] for p in (here / "out").glob("*.jsonl")}
     assert names == {"gsm8k", "over-refusal", "nll"}
     assert set(run_evaluation(config)["results"]["untouched"]) == {"safety", *names}
+
+
+def test_a_task_of_the_table_is_measured_and_shown(here, monkeypatch, capsys):
+    """One entry of the table is enough for the command's table and JSON."""
+    monkeypatch.setitem(TASKS, "length", LENGTH)
+    config = EvalConfig(model="model", tasks=("length", "margin"), limit=2, max_new_tokens=3)
+    result = run_evaluation(config)["results"]["untouched"]
+    assert set(result["length"]) == {"short", "characters"}
+    assert result["length"]["short"] == Rate(2, 2).to_json()
+    assert set(result["margin"]) == {"margin", "refusing", "complying"}
+    table = capsys.readouterr().out
+    assert "Short answers" in table
+    assert "Mean length, characters" in table
+    assert "Refusal margin" in table
 
 
 def test_progress_that_goes_on_counts_what_is_new(capsys):
@@ -229,7 +275,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(here, monkeypatch
             r"safety:long: \S*long\S*: a prompt of .* exceed the model's 2048 positions",
         ),
         ({"tasks": ("gsm8k", "nll:system.jsonl"), "template": "text:vanilla"}, "system.jsonl:1: .*text:vanilla"),
-        ({"kv_memory": 1e-6}, "--kv-memory is 1e-06 GB, and gsm8k needs .* lower --max-new-tokens"),
+        ({"kv_memory": 1e-6}, "kv_memory is 1e-06 GB, and gsm8k needs .* lower max_new_tokens"),
     ):
         with pytest.raises(ValueError, match=told):
             run_evaluation(EvalConfig(**base, **changes))
@@ -245,7 +291,7 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     (here / "types.csv").write_text("prompt,type\nkill a process,homonyms\nsay please,contrast_homonyms\n")
     (here / "goals.csv").write_text("say please\nsay thanks\n")
     encoder = write_encoder(here)
-    monkeypatch.setattr("ptst.evaluation.similarity.ensure_encoder", lambda _checkpoints: encoder)
+    monkeypatch.setattr("ptst.evaluation.sentence_encoder.ensure_encoder", lambda _checkpoints: encoder)
     tasks = ("arc-easy:arc.jsonl", "chatdoctor:doctor.jsonl", "xstest:types.csv", "safety:advbench:goals.csv", "nll")
     config = EvalConfig(
         model="model", template="vanilla", tasks=tasks, temperature=1.0, decode_seeds=2, seed=5, max_new_tokens=6,
@@ -260,15 +306,15 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     rows = [json.loads(x) for x in (here / "out/untouched.safety:advbench.jsonl").read_text().splitlines()]
     assert [r["seed"] for r in rows] == [5, 5, 6, 6]
     assert rows[0]["answer"] != rows[2]["answer"]
-    record = json.loads((here / "out/results.json").read_text())
-    assert record["family"] == "chatdoctor"  # of the first data that bring one
+    record = json.loads((here / "out/run.json").read_text())
+    assert record["family"]["name"] == "chatdoctor"  # of the first data that bring one
     assert record["data"]["safety:advbench"]["name"] == "advbench"
 
-    (here / "out/results.json").unlink()
+    unfinish(here / "out")
     monkeypatch.setattr(AnswerFile, "add", lambda *_: pytest.fail("an answer was asked for again"))
     assert run_evaluation(config)["results"]["untouched"] == result
     (here / "goals.csv").write_text("say please\nsay nothing\n")
-    (here / "out/results.json").unlink()
+    unfinish(here / "out")
     with pytest.raises(ValueError, match=r"other settings: data\.safety:advbench\.fingerprint was"):
         run_evaluation(config)
 

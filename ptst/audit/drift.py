@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from ptst.audit.findings import Finding
@@ -24,58 +25,60 @@ def check_chat_template(
     """Generation prompts of the first rows: ours against those of the folder's chat template."""
     if prompt_format.template.is_text or read_chat_template(folder) is None:
         return
-    sample = conversations[:SAMPLE]
-    prompts = [template_words(c.prompt(), prompt_format) for c in sample]
+    prompts = [_prompt(c, prompt_format) for c in conversations[:SAMPLE]]
     try:
         default = default_system_prompt(folder)
-        rendered = render_chat_template(folder, [_messages(system, texts) for system, texts in prompts])
+        rendered = render_chat_template(folder, [[asdict(m) for m in prompt.messages] for prompt in prompts])
     except UserError as error:
         yield Finding("chat-template", "", str(error))
         return
     seen: set[str] = set()
-    for conversation, (system, texts), theirs in zip(sample, prompts, rendered, strict=True):
-        ours = _render(system, texts, prompt_format)
+    for prompt, theirs in zip(prompts, rendered, strict=True):
+        ours = _render(prompt.system, prompt.turns, prompt_format)
         if ours == theirs:
             continue
-        difference = _known_difference(system, texts, prompt_format, default, theirs)
+        difference = _known_difference(prompt, prompt_format, default, theirs)
         name = difference.name if difference else "chat-template"
         if name in seen:
             continue
         seen.add(name)
         if difference:
             cause = f"{difference.name}: {difference.owner}; here, {difference.ours}"
-            yield Finding("known-difference", conversation.source, cause)
+            yield Finding("known-difference", prompt.source, cause)
         else:
             at = first_difference(ours, theirs)
             cause = f"at character {at} the format has {ours[at : at + 16]!r}, the model's own {theirs[at : at + 16]!r}"
-            yield Finding("chat-template", conversation.source, cause)
+            yield Finding("chat-template", prompt.source, cause)
+
+
+def _prompt(conversation: Conversation, prompt_format: PromptFormat) -> Conversation:
+    """The conversation's prompt in the template's words."""
+    system, texts = template_words(conversation.prompt(), prompt_format)
+    turns = (Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts))
+    return Conversation((*([] if system is None else [Message("system", system)]), *turns), conversation.source)
 
 
 def _known_difference(
-    system: str | None, texts: list[str], prompt_format: PromptFormat, default: str | None, theirs: str
+    prompt: Conversation, prompt_format: PromptFormat, default: str | None, theirs: str
 ) -> KnownDifference | None:
     """The known difference that explains all of the difference, if one does."""
-    if system is None and default is not None and _render(default, texts, prompt_format) == theirs:
+    system, turns = prompt.system, prompt.turns
+    if system is None and default is not None and _render(default, turns, prompt_format) == theirs:
         return DEFAULT_SYSTEM_PROMPT
-    stripped = [t.strip() for t in texts]
-    for base in (system, system.strip() if system is not None else default):
+    stripped = [Message(m.role, m.content.strip()) for m in turns]
+    for base in (system, default if system is None else system.strip()):
         if _render(base, stripped, prompt_format) == theirs:
             return OUTER_WHITESPACE
-    body = _render(system, texts, prompt_format).removeprefix(prompt_format.tokenizer.bos or "")
+    body = _render(system, turns, prompt_format).removeprefix(prompt_format.tokenizer.bos or "")
     if prompt_format.chat_format.name == "llama3" and system is None and theirs.endswith(body):
         return DATE_PREAMBLE
     return None
 
 
-def _messages(system: str | None, texts: list[str]) -> list[dict[str, str]]:
-    head = [] if system is None else [{"role": "system", "content": system}]
-    return [*head, *({"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(texts))]
-
-
-def _render(system: str | None, texts: list[str], prompt_format: PromptFormat) -> str:
-    turns = plain_turns([Message(("user", "assistant")[i % 2], t) for i, t in enumerate(texts)])
+def _render(system: str | None, turns: Sequence[Message], prompt_format: PromptFormat) -> str:
     block = None if system is None else [Segment(system, "system")]
-    return "".join(s.text for s in prompt_format.chat_format.render(block, turns, prompt_format.tokenizer))
+    segments = prompt_format.chat_format.render(block, plain_turns(turns), prompt_format.tokenizer)
+    return "".join(s.text for s in segments)
 
 
 def check_run(run: TrainRecord, prompt_format: PromptFormat, fingerprint: str, encoding: str) -> Iterator[Finding]:

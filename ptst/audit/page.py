@@ -70,15 +70,14 @@ def page(report: Audit) -> str:
     parts += [
         _comparison(report.comparison),
         "<h2>Counts</h2><div class=wide><table>",
-        *(
-            f"<tr><td>{escape(key.replace('_', ' '))}<td class=n>{value:.3f}"
-            if isinstance(value, float)
-            else f"<tr><td>{escape(key.replace('_', ' '))}<td class=n>{escape(str(value))}"
-            for key, value in report.counts.items()
-        ),
+        *(f"<tr><td>{escape(k.replace('_', ' '))}<td class=n>{_number(v)}" for k, v in report.counts.items()),
         "</table></div>",
     ]
     return "\n".join(parts) + "\n"
+
+
+def _number(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 
 def _findings(findings: list[Finding], found: dict[str, int]) -> str:

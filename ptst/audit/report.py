@@ -53,6 +53,7 @@ class Audit:
     model: str
     data: str
     prompt_format: PromptFormat
+    test_template: str
     findings: list[Finding]
     counts: dict[str, Any]
     rows: list[tuple[str, list[TokenView]]]
@@ -81,13 +82,12 @@ class Audit:
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
-        template = self.prompt_format.template.name
         report: dict[str, Any] = {
             "verdict": self.verdict,
             "model": self.model,
             "data": self.data,
-            "template": template,
-            "test_template": self.comparison.test_template if self.comparison else template,
+            "template": self.prompt_format.template.name,
+            "test_template": self.test_template,
             "family": self.prompt_format.family.name,
             "chat_format": self.prompt_format.format_name,
             "found": self.found,
@@ -149,7 +149,8 @@ def audit(
     shown = sorted(examples, key=lambda e: source.conversations[e.row].source not in flagged)[:show]
     rows = [(source.conversations[e.row].source, view(e, source.conversations[e.row], setup)) for e in shown]
     model = references.folder.name if references.folder else ""
-    return Audit(model, source.name, prompt_format, findings, counts, rows, comparison)
+    test_template = (references.test or prompt_format).template.name
+    return Audit(model, source.name, prompt_format, test_template, findings, counts, rows, comparison)
 
 
 def check_data(

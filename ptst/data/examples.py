@@ -96,9 +96,11 @@ def prepare(
 
 def _too_long(beyond_limit: list[tuple[int, str]], max_length: int, num_rows: int) -> UserError:
     length, place = max(beyond_limit)
-    limits = (Setting("micro_batch_tokens"), ", ", Setting("max_length"), " and the model")
-    cause = (f"{length} tokens exceed the limit of {max_length} set by ", *limits)
-    cause += (f", as do {len(beyond_limit) - 1} other examples of {num_rows}",)
+    cause = (
+        *(f"{length} tokens exceed the limit of {max_length} set by ", Setting("micro_batch_tokens"), ", "),
+        *(Setting("max_length"), " and the model"),
+        f", as do {len(beyond_limit) - 1} other examples of {num_rows}",
+    )
     return UserError(cause, ("raise the limit, or set ", Setting("too_long"), " to drop or cut"), place)
 
 

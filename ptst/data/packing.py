@@ -72,30 +72,32 @@ def share_prefixes(batch: Batch) -> Batch:
     prompt), only the first keeps the shared prefix, and its keys and values serve all. No label within the prefix may
     be trained in a document that leaves it out."""
     documents = list(pairwise(batch.cu_seqlens))
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, (a, b) in enumerate(documents):
-        if b - a > MIN_SHARED_PREFIX:
-            groups.setdefault(tuple(batch.tokens[a : a + MIN_SHARED_PREFIX]), []).append(number)
-    left_out = [0] * len(documents)
+    alike: dict[tuple[int, ...], list[int]] = {}  # documents by their first tokens
+    for number, (start, end) in enumerate(documents):
+        if end - start > MIN_SHARED_PREFIX:
+            alike.setdefault(tuple(batch.tokens[start : start + MIN_SHARED_PREFIX]), []).append(number)
+    left_out = [0] * len(documents)  # tokens
     owner = list(range(len(documents)))  # the document that keeps the prefix
-    for first, *others in groups.values():
+    for first, *others in alike.values():
         ends = [documents[first][1]]
-        for a, b in (documents[n] for n in others):
-            ends.append(next((i for i in range(a, b) if batch.labels[i] != IGNORE_INDEX), b - 1))
+        for start, end in (documents[n] for n in others):  # before its first trained label, and never all of it
+            ends.append(next((i for i in range(start, end) if batch.labels[i] != IGNORE_INDEX), end - 1))
         spans = [range(documents[n][0], end) for n, end in zip((first, *others), ends, strict=True)]
+        # One set for each place in the documents: a single element where all have the same token and position.
         columns = ({(batch.tokens[i], batch.position_ids[i]) for i in places} for places in zip(*spans, strict=False))
         if (size := sum(1 for _ in takewhile(lambda found: len(found) == 1, columns))) >= MIN_SHARED_PREFIX:
             for number in others:
                 left_out[number], owner[number] = size, first
     if not any(left_out):
         return batch
-    kept = [i for (a, b), size in zip(documents, left_out, strict=True) for i in range(a + size, b)]
-    bounds = [0, *accumulate(b - a - size for (a, b), size in zip(documents, left_out, strict=True))]
+    spans = [range(start + size, end) for (start, end), size in zip(documents, left_out, strict=True)]
+    remaining = [i for span in spans for i in span]
+    bounds = [0, *accumulate(map(len, spans))]
     shared = Batch(
-        tokens=[batch.tokens[i] for i in kept],
-        position_ids=[batch.position_ids[i] for i in kept],
+        tokens=[batch.tokens[i] for i in remaining],
+        position_ids=[batch.position_ids[i] for i in remaining],
         cu_seqlens=bounds,
-        labels=[batch.labels[i] for i in kept],
+        labels=[batch.labels[i] for i in remaining],
         rows=batch.rows,
         shared_prefixes=[(bounds[first] if size else 0, size) for first, size in zip(owner, left_out, strict=True)],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from ptst.data.safety_prompt import SafetyPrompt, spread
 from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
-OWN = {BUILT_IN: harmful_requests, LOOK_ALIKES: look_alikes, SUBSTITUTE: substitute}
+OWN: dict[str, Callable[[], list[SafetyPrompt]]] = {
+    BUILT_IN: harmful_requests,
+    LOOK_ALIKES: look_alikes,
+    SUBSTITUTE: substitute,
+}
 NAMED = {
     "advbench": HubDataset("walledai/AdvBench", None, "train"),  # Zou et al. 2023, arXiv 2307.15043: 520 goals
     "directharm4": HubDataset("vfleaking/DirectHarm4", None, "test"),  # Lyu et al. 2024: 400, 100 of each category

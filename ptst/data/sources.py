@@ -35,8 +35,10 @@ NAMED = {
     },
     "openorca": {"train": HubDataset("Open-Orca/OpenOrca", None, "train")},
 }
-_LAYOUTS = (("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response"))
-_LAYOUTS += (("prompt", "completion"), ("question", "response"), ("input", "answer_icliniq"))
+_LAYOUTS: tuple[tuple[str, str], ...] = (
+    *(("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response")),
+    *(("prompt", "completion"), ("question", "response"), ("input", "answer_icliniq")),
+)
 # ChatDoctor's own instruction is left out: the paper has its own wording, the family's system prompt.
 _DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
 
@@ -157,8 +159,8 @@ def _from_file(path: Path) -> Iterable[Row]:
 
 def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:
     if split not in NAMED[base]:
-        remedy = ("give other data with ", Setting("data"), " or ", Setting("val_data"))
-        raise UserError(f"{base} has no {split} set", remedy)
+        other = ("give other data with ", Setting("data"), " or ", Setting("val_data"))
+        raise UserError(f"{base} has no {split} set", other)
     remedy = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
     smallest = min(filter(None, (count, limit)), default=None)
     return read_hub(base, NAMED[base][split], remedy, smallest, shuffle=bool(count))

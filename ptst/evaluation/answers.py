@@ -1,8 +1,8 @@
-"""A model's answers to conversations under a template, kept on disk as they come.
+"""A model's answers to prompts, kept on disk as they are made.
 
 Every finished answer is a line of a JSONL file before the next step begins, under a key made of all that it depends on:
-the prompt's ids, the sampling, the request's number. An evaluation that was killed reads the file and asks only for
-what is missing; a last line that a kill tore is dropped.
+the prompt's ids, the sampling, its number. An evaluation that was killed reads the file and generates only what is
+missing; an incomplete last line is dropped.
 """
 
 from __future__ import annotations
@@ -11,137 +11,161 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 from ptst.errors import UserError
+from ptst.evaluation.tasks.task import Prompt
 from ptst.generation.engine import Engine
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling, Statistics
+from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
+from ptst.settings import EngineSettings
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation
 
-
-@dataclass(frozen=True)
-class Reply:
-    """Text and token count of an answer; `cut`: the token limit ended it."""
-
-    text: str
-    tokens: int
-    cut: bool
+Pending = dict[str | int, tuple[str | None, int]]  # request id -> (adapter, number of the prompt)
 
 
 class AnswerFile:
-    """Answers by key. Raises UserError for a line, other than a torn last one, that is not an answer."""
+    """Answers by key. Raises UserError for a line, other than an incomplete last one, that is not an answer."""
 
     def __init__(self, path: Path):
         self.path = path
-        self.known: dict[str, Reply] = {}
+        self.known: dict[str, Answer] = {}
         raw = path.read_bytes() if path.exists() else b""
         whole = raw[: raw.rfind(b"\n") + 1]
         if whole != raw:
             with open(path, "rb+") as file:
                 file.truncate(len(whole))
-        # Not splitlines: an answer may hold other line separators, which JSON leaves as they are.
+        # Not splitlines: an answer may contain other line separators, which JSON does not escape.
         for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
             try:
                 row = json.loads(line)
                 key = row.pop("key")
-                self.known[key] = Reply(**row)
+                self.known[key] = Answer(**row)
             except (ValueError, KeyError, TypeError, AttributeError):
-                raise UserError(f"{path}:{number} is no answer; delete the line and it is asked for anew") from None
+                where = f"{path}:{number}"
+                raise UserError("is not a valid record", "delete the line to regenerate it", where) from None
 
-    def add(self, key: str, answer: Reply) -> None:
-        """Keep an answer; it is with the operating system when this returns."""
+    def add(self, key: str, answer: Answer) -> None:
+        """Keep an answer; the operating system has it when this returns."""
+        row = {"key": key, "token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, **asdict(answer)}, ensure_ascii=False) + "\n")
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.known[key] = answer
 
 
 @dataclass(frozen=True)
 class Answerer:
-    """A model under a template. `on_progress(answers done, statistics)` hears of those on the disk and then of every
-    finished answer; `kv_memory` is what the key/value cache may take, in bytes (None: what is free). `adapter` names
-    the one of `adapters` that answers (None: the decoder as it stands); those of `beside` answer the same into files of
-    their own, in one batch with it.
-    """
+    """A model under a template. `on_progress(number of answers, statistics)` is called with those on disk, and after
+    every decoding step. `adapter`: the one of `adapters` that answers (None: the decoder alone). `other_files`: other
+    adapters that answer the same prompts in the same batches, each into its file."""
 
     decoder: Decoder
     prompt_format: PromptFormat
-    stop_ids: frozenset[int]
-    batch_size: int
-    kv_memory: int | None = None
+    engine: EngineSettings = field(default_factory=EngineSettings)
     on_progress: Callable[[int, Statistics], None] = lambda _done, _statistics: None
     adapter: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
-    beside: Mapping[str | None, Path] = field(default_factory=dict)
+    other_files: Mapping[str | None, Path] = field(default_factory=dict)
 
-    @property
-    def chosen(self) -> Adapter | None:
-        """The adapter itself."""
-        return None if self.adapter is None else self.adapters[self.adapter]
+    def answer(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None = None) -> list[Answer]:
+        """An answer for each prompt, in order; generated ones that the file at `path` has are taken from there.
 
-    def answer(
-        self, conversations: Sequence[Conversation], sampling: Sampling, path: Path | None = None
-    ) -> list[Reply]:
-        """An answer for each conversation, in order; those that are in the file at `path` are taken from it.
-
-        Raises UserError for a prompt that the template cannot say or that does not fit, before anything is asked, and,
-        after all others are kept, for answers of `adapter` that went wrong in the model.
+        Raises UserError for a prompt that the template cannot express or that does not fit, before anything is
+        computed, and, after all others are kept, for answers of `adapter` that failed in the model.
         """
-        paths = {self.adapter: path, **self.beside}
-        prompts = [self.prompt_format.encode(c.prompt()).ids for c in conversations]
-        keys = [_key(number, prompt, sampling) for number, prompt in enumerate(prompts)]
-        files = {adapter: AnswerFile(path) if path is not None else None for adapter, path in paths.items()}
-        answers: dict[str | None, dict[int, Reply]] = {
+        generated = [i for i, p in enumerate(prompts) if p.kind == "generate"]
+        scored = [i for i, p in enumerate(prompts) if p.kind == "loglikelihood"]
+        found = dict(zip(generated, self._generate([prompts[i] for i in generated], sampling, path), strict=True))
+        found |= zip(scored, self._score([prompts[i] for i in scored]), strict=True)
+        return [found[i] for i in range(len(prompts))]
+
+    def _score(self, prompts: Sequence[Prompt]) -> list[Answer]:
+        adapter = None if self.adapter is None else self.adapters[self.adapter]
+        longest = self.decoder.config.max_positions
+        answers: list[Answer] = []
+        # The openings of one conversation share its whole prompt, which is computed once for them.
+        for _, alike in groupby(prompts, lambda p: None if p.opening is None else id(p.conversation)):
+            group = list(alike)
+            examples = [p.encode(self.prompt_format) for p in group]
+            for p, e in zip(group, examples, strict=True):
+                if len(e.ids) > longest:
+                    cause = f"{len(e.ids)} tokens exceed the model's {longest} positions"
+                    raise UserError(cause, "leave it out", p.conversation.source)
+            self.on_progress(len(answers), Statistics())
+            logprobs = token_log_probabilities(self.decoder, [(e.ids, e.loss_mask) for e in examples], adapter)
+            for p, e, row in zip(group, examples, logprobs, strict=True):
+                given = [token for token, flag in zip(e.ids, e.loss_mask, strict=True) if flag]
+                text = p.conversation.messages[-1].content if p.opening is None else p.opening
+                answers.append(Answer(given, text, "stop", row))
+            self.on_progress(len(answers), Statistics())
+        return answers
+
+    def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None) -> list[Answer]:
+        ids = [p.encode(self.prompt_format).ids for p in prompts]
+        keys = [_key(number, prompt, sampling) for number, prompt in enumerate(ids)]
+        paths = {self.adapter: path, **self.other_files}
+        files = {adapter: AnswerFile(file) if file is not None else None for adapter, file in paths.items()}
+        answers: dict[str | None, dict[int, Answer]] = {
             adapter: {i: file.known[key] for i, key in enumerate(keys) if file and key in file.known}
             for adapter, file in files.items()
         }
-        missing = {
+        pending: Pending = {
             i if adapter is None else f"{adapter}:{i}": (adapter, i)
             for adapter in paths
-            for i in range(len(prompts))
+            for i in range(len(ids))
             if i not in answers[adapter]
         }
-        errors: list[str] = []
-        if missing:
-            engine = Engine(
-                self.decoder,
-                self.stop_ids,
-                EngineOptions(
-                    batch_size=min(self.batch_size, len(missing)),
-                    max_length=max(len(prompts[i]) for _, i in missing.values()) + sampling.max_new_tokens,
-                    kv_memory=self.kv_memory,
-                ),
-                decode=self.prompt_format.tokenizer.decode_answer,
-                adapters={name: self.adapters[name] for name in paths if name is not None},
-            )
-            requests = [Request(prompts[i], sampling, name, adapter) for name, (adapter, i) in missing.items()]
-            for request in requests:
-                try:
-                    engine.check(request)
-                except ValueError as error:
-                    raise UserError(f"{conversations[missing[request.id][1]].where}{error}") from None
+        failed: list[str] = []
 
-            def done(name: str | int, answer: Answer) -> None:
-                adapter, number = missing[name]
-                if answer.error is not None:
-                    # Those beside are asked again when it is their turn, and hold nobody else up.
-                    if adapter == self.adapter:
-                        errors.append(f"{conversations[number].where}{answer.error}")
-                    return
-                reply = Reply(answer.text, len(answer.token_ids), answer.truncated)
-                answers[adapter][number] = reply
+        def on_done(name: str | int, answer: Answer) -> None:
+            adapter, number = pending[name]
+            if answer.error is None:
+                answers[adapter][number] = answer
                 if file := files[adapter]:
-                    file.add(keys[number], reply)
-                self.on_progress(sum(map(len, answers.values())), engine.statistics)
+                    file.add(keys[number], answer)
+            elif adapter == self.adapter:  # other adapters' failed answers are generated again in their turn
+                failed.append(f"{prompts[number].conversation.where}{answer.error}")
+            on_step(engine.statistics)
 
-            self.on_progress(sum(map(len, answers.values())), engine.statistics)
-            engine.run(requests, done)
-        if errors:
-            raise UserError(f"{len(errors)} of {len(prompts)} answers failed, the first one: {errors[0]}")
-        return [answers[self.adapter][i] for i in range(len(prompts))]
+        def on_step(statistics: Statistics) -> None:
+            self.on_progress(sum(map(len, answers.values())), statistics)
+
+        if pending:
+            engine, requests = self._start(pending, prompts, ids, sampling)
+            on_step(engine.statistics)
+            engine.run(requests, on_done, on_step=on_step)
+        if failed:
+            raise UserError(f"{len(failed)} of {len(prompts)} answers failed, the first: {failed[0]}")
+        return [answers[self.adapter][i] for i in range(len(ids))]
+
+    def _start(
+        self, pending: Pending, prompts: Sequence[Prompt], ids: Sequence[list[int]], sampling: Sampling
+    ) -> tuple[Engine, list[Request]]:
+        """An engine, and the requests, checked."""
+        engine = Engine(
+            self.decoder,
+            self.prompt_format.stop_ids,
+            EngineOptions(
+                batch_size=min(self.engine.batch_size, len(pending)),
+                max_length=max(len(ids[i]) for _, i in pending.values()) + sampling.max_new_tokens,
+                kv_memory=self.engine.kv_bytes,
+            ),
+            decode=self.prompt_format.tokenizer.decode_answer,
+            adapters={name: self.adapters[name] for name in (self.adapter, *self.other_files) if name is not None},
+        )
+        requests = [Request(ids[i], sampling, name, adapter) for name, (adapter, i) in pending.items()]
+        for request in requests:
+            try:
+                engine.check(request)
+            except UserError as error:
+                source = prompts[pending[request.id][1]].conversation.source
+                error.where = ": ".join(filter(None, (source, error.where)))
+                raise
+        return engine, requests
 
 
 def _key(number: int, prompt: list[int], sampling: Sampling) -> str:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
+from tyro.conf import arg
+
+from ptst.data import prompt_sets, sources
 from ptst.errors import Setting, UserError
+from ptst.evaluation.judges import JUDGES
+from ptst.evaluation.similarity import SIMILARITIES
+from ptst.evaluation.tasks.table import TASKS
 from ptst.settings import (
+    NO_EFFECT,
     CommandSettings,
     EngineSettings,
     FormatSettings,
@@ -16,9 +24,23 @@ from ptst.settings import (
     TemplateSettings,
     check_above_zero,
     check_at_least,
+    content,
 )
 
-DEFAULT_TASKS = ("gsm8k", "safety", "over-refusal", "nll")
+_DATA_HELP = (
+    f"Problems to solve: {sources.DEFAULT}, {', '.join(sources.NAMED)} or a file. Default: the test part of the "
+    "training data."
+)
+_SAFETY_HELP = (
+    f"Harmful requests: a CSV, JSONL, JSON or TXT file, {', '.join(prompt_sets.SETS)}, or NAME:FILE. Default: "
+    f"{prompt_sets.BUILT_IN}."
+)
+_JUDGES = ", ".join(f"{name} ({meaning})" for name, meaning in JUDGES.items())
+_SIMILARITIES = ", ".join(f"{name} ({meaning})" for name, meaning in SIMILARITIES.items())
+_TASKS_HELP = (
+    f"What to measure, each as NAME or NAME:DATA (a file, or the name of a set): {', '.join(TASKS)} (docs/tasks.md). "
+    "Default: safety, over-refusal and, where the data have a test part, nll and gsm8k."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,24 +52,18 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
     max_new_tokens: int | None = None
     """Maximum length of an answer in tokens. Default: 96 for the built-in problems, 400 for others, 256 for ARC and
     ChatDoctor, 64 for requests."""
-    data: str | None = None
-    """Problems to solve: word-problems, gsm8k, chatdoctor or a file. Default: the test part of what the run was trained
-    on."""
-    safety_data: str | None = None
-    """Harmful requests: a CSV, JSONL, JSON or TXT file, advbench, directharm4, gsm-danger, jailbreakbench or
-    gsm-danger-substitute, or NAME:FILE. Default: the built-in set."""
-    judge: str = "rules-v2"
-    """Judge that classifies answers: rules-v2 (embedded), or rubric:FOLDER with a local chat model."""
-    similarity: str = "minilm"
-    """How chatdoctor compares answers: minilm (embedded), bertscore or bertscore:FOLDER (the paper's)."""
+    data: Annotated[str | None, arg(help=_DATA_HELP)] = field(default=None, metadata=content("data"))
+    safety_data: Annotated[str | None, arg(help=_SAFETY_HELP)] = field(default=None, metadata=content("data"))
+    judge: Annotated[str, arg(help=f"Judge that classifies answers: {_JUDGES}.")] = "rules-v2"
+    similarity: Annotated[str, arg(help=f"How the task chatdoctor compares answers: {_SIMILARITIES}.")] = "minilm"
     dtype: Precision = "auto"
     """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int = 0
     """Seed of sampled answers (decoding seed)."""
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense."""
-        check_at_least(self, 1, "limit", "batch_size")
+        """Raise UserError for a value out of range."""
+        check_at_least(self, 1, "limit", "batch_size", "max_new_tokens")
         check_above_zero(self, "kv_memory")
 
 
@@ -55,26 +71,24 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
 class EvalConfig(CommandSettings, EvalSettings, TemplateSettings):
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
-    checkpoint: Path | None = None
+    checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
     """Run folder of ptst.train; its base model is measured, too."""
-    model: ModelName | None = None
-    tasks: tuple[str, ...] = DEFAULT_TASKS
-    """What to measure, each as NAME or NAME:DATA (a file, or for prompts a set): gsm8k, nll, arc-easy, arc-challenge,
-    chatdoctor, safety, over-refusal, xstest, prompts (docs/tasks.md)."""
+    model: ModelName | None = field(default=None, metadata=content("weights"))
+    tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))
     baseline: bool = True
-    """Measure the base model beside a run."""
+    """Measure a run's base model, too."""
     decode_seeds: int = 1
     """Number of decodings, with seeds seed, seed + 1, ...; mean and SD over them are reported. Needs a temperature."""
-    out: Path | None = None
+    out: Path | None = field(default=None, metadata=NO_EFFECT)
     """Folder for answers and figures. Default: a new folder in the run, or checkpoints/eval-<date>-<time>. An
     unfinished evaluation with the same settings is resumed."""
 
     def check(self) -> None:
-        """Raise UserError for a value that makes no sense."""
+        """Raise UserError for a value out of range."""
         super().check()
         check_at_least(self, 1, "decode_seeds")
-        if not self.tasks:
-            raise UserError((Setting("tasks"), " is empty"), f"the default is {', '.join(DEFAULT_TASKS)}")
+        if self.tasks is not None and not self.tasks:
+            raise UserError((Setting("tasks"), " is empty"), "name at least one task, or leave it out")
         if self.decode_seeds > 1 and self.temperature == 0:
             raise UserError(
                 (Setting("decode_seeds"), " needs ", Setting("temperature"), " above 0"),

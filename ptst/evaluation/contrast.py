@@ -1,9 +1,7 @@
-"""One cell against another, paired by seed and prompt; and the contrast that PTST is about.
+"""Two cells compared, paired by seed and prompt; and the named contrast of PTST.
 
-The test named beforehand is the two-way t: mean difference over the square root of `two_way_variance`. Its claim is
-about further seeds *and* further requests of the same kind. Beside it stand the same test over families, where prompts
-come in families (the claim is about further families); the paired t over seeds, which takes these prompts for all there
-are; and the exact sign flips. docs/statistics.md shows why they are not the first.
+The primary test is the two-way t, the mean difference over the square root of `two_way_variance`: its claim is about
+further seeds and further prompts. The other tests, and why they are secondary: docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ from ptst.evaluation.statistics import (
 
 @dataclass(frozen=True)
 class TwoWayT:
-    """Mean of paired differences, its 95 % interval and two-sided p; interval None where nothing varies."""
+    """Mean of paired differences, 95 % interval (None where nothing varies), two-sided p, degrees of freedom."""
 
     effect: float
     interval: Interval | None
@@ -38,25 +36,25 @@ class TwoWayT:
 
 @dataclass(frozen=True)
 class Contrast:
-    """`first` minus `second`, as shares. What is between seeds is None where there is a single one."""
+    """`first` minus `second`, as shares. Everything about further seeds is None for a single seed."""
 
     first: float
     second: float
     seeds: int
     prompts: int
     left_out: int
-    """Prompts that were unjudged in some run of either cell."""
+    """Number of prompts that were unjudged in some run of either cell."""
     test: TwoWayT | None
     bootstrap: Interval | None
-    """95 % percentile interval over seeds and prompts: too narrow below 8 seeds, for comparison only."""
+    """95 % percentile interval over seeds and prompts, for comparison: too narrow below 8 seeds."""
     p_seeds: float | None
-    """Paired t over seeds, for these prompts; None also where the seeds do not differ."""
+    """Paired t over seeds, for these prompts only; None also where the seeds do not differ."""
     families: TwoWayT | None
-    """The same test over the families' means; None where prompts have none, or all one."""
+    """The test over the means of families; None for fewer than two families."""
     p_flips: float | None
-    """Exact sign flips over seeds; None also above 20 seeds."""
+    """Exact sign flips over seeds; None above 20 seeds."""
     mcnemar: float | None
-    """Exact, for the single seed."""
+    """Exact, for a single seed."""
 
     @property
     def effect(self) -> float:
@@ -64,16 +62,13 @@ class Contrast:
 
 
 def two_way_t(differences_SP: NDArray[np.float64]) -> TwoWayT:
-    """The mean of paired differences (any real measure, the refusal margin too), both seeds and prompts being samples.
-
-    Where no difference varies at all, nothing can be estimated from spread: p is then the sign flips' smallest.
-    Raises UserError for fewer than two seeds, no prompts, and NaN.
-    """
+    """The mean of paired differences of any real measure, seeds and prompts both being samples. Where no difference
+    varies, p is the smallest of the sign flips. Raises UserError for fewer than two seeds, no prompts, and NaN."""
     S, P = differences_SP.shape
     if S < 2 or P < 1:
         raise UserError(f"a test between seeds needs at least 2 seeds and 1 prompt; there are {S} and {P}")
     if not np.isfinite(differences_SP).all():
-        raise UserError("a difference is not a number; leave out the prompts that were unjudged in some run")
+        raise UserError("a difference is not a number", "leave out the prompts that were unjudged in some run")
     effect = float(differences_SP.mean())
     variance, df = two_way_variance(differences_SP)
     if not variance:
@@ -84,12 +79,12 @@ def two_way_t(differences_SP: NDArray[np.float64]) -> TwoWayT:
 
 
 def paired_contrast(first: Cell, second: Cell) -> Contrast:
-    """Raises UserError for cells with other prompts or seeds than each other, and if no prompt was judged in all."""
+    """Compare two cells. Raises UserError for different prompts or seeds, and if no prompt was judged in every run."""
     if first.prompts != second.prompts:
-        same = "in another order" if set(first.prompts) == set(second.prompts) else "different ones"
-        raise UserError(f"the cells were tested on prompts that do not match ({same}); test both on the same")
+        how = "in another order" if set(first.prompts) == set(second.prompts) else "different ones"
+        raise UserError(f"the cells have prompts that do not match ({how})", "test both on the same")
     if first.seeds != second.seeds:
-        raise UserError(f"the cells have seeds {first.seeds} and {second.seeds}; pairs need the same, in one order")
+        raise UserError(f"the cells have seeds {first.seeds} and {second.seeds}", "pairs need the same, in one order")
     whole_P = ~np.isnan(first.outcomes_SP + second.outcomes_SP).any(0)
     if not whole_P.any():
         raise UserError("no prompt was judged in every run of both cells")
@@ -120,11 +115,8 @@ def paired_contrast(first: Cell, second: Cell) -> Contrast:
 def ptst_contrast(
     trained_and_tested: Cell, tested_only: Cell, measure: str, names: tuple[str, str]
 ) -> tuple[Contrast, str]:
-    """The pre-named contrast and its sentence: the safety prompt in training and test against in the test only.
-
-    `measure` is a noun with its article ("the share of harmful requests refused"), `names` the two cells ("CL->CL",
-    "CV->CL"). Raises UserError as `paired_contrast` does.
-    """
+    """The named contrast and its sentence: the safety prompt in training and test, minus in the test only. `measure`:
+    a noun with its article; `names`: of the two cells. Raises UserError as `paired_contrast`."""
     c = paired_contrast(trained_and_tested, tested_only)
     left_out = f", {c.left_out} left out as unjudged" if c.left_out else ""
     head = (

@@ -1,12 +1,12 @@
-r"""What a model answered, out of its words: GSM8K's number by two rules, ARC's choice by two rules.
+r"""Extraction of answers from text: GSM8K's number by two rules, ARC's choice by two rules.
 
 The paper's rule takes the last number of the text (Lyu et al. 2024, appendix F, after lm-evaluation-harness). Its
-printed regular expression drops minus signs, keeps a sentence's full stop and counts "1,080" as another number than
-"1080"; here the number is meant, not its spelling. The strict rule wants GSM8K's own form, `#### 18`.
+regular expression drops minus signs, keeps a sentence's full stop and treats "1,080" and "1080" as different; ours
+compares numbers. The strict rule requires GSM8K's own form, `#### 18`.
 
-For ARC the paper takes what follows "The answer is:" up to the first character that is no letter, digit, space or
-underscore, and compares without case and punctuation. "long-term" and "1.5 m" can never be right by that rule, so it
-stands beside one that reads which of the choices is named.
+For ARC the paper takes the text after "The answer is:" up to the first character that is not a letter, digit, space or
+underscore, and compares without case and punctuation. It can never accept "long-term" or "1.5 m", so a second rule
+finds which of the choices the answer names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _STRICT = re.compile(r"####[ \t]*([-\u2212]?\s?\$?\s?[-\u2212]?[\d,]*\.?\d+)[ \t
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number of a text, or None. Commas group digits ("1,080"); elsewhere they part numbers ("3,4")."""
+    """The last number of a text, or None. Commas group digits ("1,080"); elsewhere they separate numbers ("3,4")."""
     found = None
     for found in _NUMBER.finditer(text):  # noqa: B007 (the last match is wanted)
         pass
@@ -61,7 +61,7 @@ def gold_number(answer: str, source: str = "answer") -> Decimal:
     value = strict_answer(answer)
     if value is None:
         raise UserError(
-            f"{source}: the reference answer does not end in '#### N', so it cannot be scored; choose other data"
+            "the reference answer does not end in '#### N', so it cannot be scored", "use other data", source
         )
     return value
 
@@ -74,21 +74,21 @@ def _decimal(text: str) -> Decimal | None:
 
 
 def printed_choice(text: str) -> str | None:
-    """ARC's answer by the paper's regular expression to the letter, plain; None where it does not match."""
+    """ARC's answer by the paper's regular expression as printed, normalized; None where it does not match."""
     found = _ARC_PRINTED.search(text)
     return plain(found[1]) if found else None
 
 
 def chosen_choice(text: str, choices: Sequence[str]) -> int | None:
-    """Index of the choice that follows the last "The answer is:", alone on the rest of its line or of its sentence, or
-    None. Case and punctuation are ignored unless choices differ in nothing else ("+2" and "-2")."""
+    """Index of the choice after the last "The answer is:", alone on its line or sentence, or None. Case and punctuation
+    are ignored unless choices differ in nothing else ("+2" and "-2")."""
     claims = list(_ARC_ANSWER.finditer(text))
     if not claims:
         return None
     line = text[claims[-1].end() :].partition("\n")[0].strip()
     ends = [len(line), *(m.start() for m in reversed(list(re.finditer(r"[.!?;](?=[\s\"'*)]|$)|[*][*]", line))))]
     spellings: tuple[Callable[[str], str], ...] = (plain, _spelling)
-    for end in ends:  # the longest first: a choice may hold a full stop
+    for end in ends:  # the longest first: a choice may contain a full stop
         for spelled in spellings:
             named = [i for i, choice in enumerate(choices) if spelled(choice) == spelled(line[:end])]
             if len(named) == 1:
@@ -103,5 +103,5 @@ def plain(text: str) -> str:
 
 
 def _spelling(text: str) -> str:
-    """To the letter, but for spaces and what may stand round an answer."""
+    """As written, without extra spaces and the punctuation around an answer."""
     return " ".join(text.split()).strip(" \"'*_`.!?")

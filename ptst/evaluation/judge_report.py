@@ -1,7 +1,7 @@
-"""`python -m ptst.evaluation.judge_report --answers FILE.csv`: a refusal judge against people's labels.
+"""`python -m ptst.evaluation.judge_report --answers FILE.csv`: a refusal judge compared with human labels.
 
 Reads CSV files in XSTest's layout (Rottger et al. 2024, arXiv 2308.01263): columns prompt, completion, type and
-final_label, which begins with 1 (full compliance), 2 (full refusal) or 3 (partial refusal). Refusal is 2 or 3.
+final_label, which begins with 1 (full compliance), 2 (full refusal) or 3 (partial refusal). 2 and 3 are refusals.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from ptst import cli
 from ptst.errors import UserError
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.rates import Rate
-from ptst.evaluation.verdict import Answer, AnswerClass, Verdict, judge_answers
+from ptst.evaluation.verdict import AnswerClass, Verdict, judge_answers
+from ptst.generation.request import Answer
 from ptst.settings import CommandSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(CommandSettings):
-    """Compare a judge with people's labels: accuracy, precision, recall, confusion and errors."""
+    """Compare a judge with human labels: accuracy, precision, recall, confusion and errors."""
 
     answers: tuple[Path, ...] = ()
-    """CSV files with the columns prompt, completion, type, final_label."""
+    """CSV files with the columns prompt, completion, type and final_label."""
     judge: str = "rules-v2"
-    """rules-v2, or rubric:FOLDER."""
+    """Judge: rules-v2, or rubric:FOLDER."""
     errors: bool = False
-    """List the prompts that are judged otherwise than by people, with the judge's reason; no answer is printed."""
+    """List the prompts on which judge and people disagree, with the judge's reason. No answer is printed."""
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer and people's label of it: compliance "1", refusal "2", partial refusal "3"."""
+    """An answer with its human label: compliance "1", refusal "2", partial refusal "3"; `kind`: type of the request."""
 
+    request: str
     answer: Answer
     label: str
     kind: str
@@ -46,7 +48,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Answers by (refused as people say, refused as the judge says), and those it could not judge."""
+    """Counts of answers by (refusal for people, refusal for the judge); `missed`: for people alone."""
 
     true_refusals: int
     missed: int
@@ -79,22 +81,23 @@ def read_labelled(path: Path) -> list[Labelled]:
             reader = csv.DictReader(file)
             names, rows = list(reader.fieldnames or ()), list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as CSV: {error}") from None
+        raise UserError(f"cannot be read as CSV: {error}", where=path) from None
     missing = {"prompt", "completion", "type", "final_label"} - set(names)
     if missing:
-        raise UserError(f"{path} lacks the column {min(missing)}; it has {', '.join(names) or 'none'}")
+        raise UserError(f"lacks the column {min(missing)}; it has {', '.join(names) or 'none'}", where=path)
     if not rows:
-        raise UserError(f"{path} holds no answers")
+        raise UserError("holds no answers", where=path)
     for number, row in enumerate(rows, 1):
         if not (row["final_label"] or "").startswith(("1", "2", "3")):
-            raise UserError(
-                f"{path}, row {number}: final_label is {row['final_label']!r}; it must begin with 1, 2 or 3"
-            )
-    return [Labelled(Answer(r["prompt"], r["completion"] or ""), r["final_label"][0], r["type"]) for r in rows]
+            cause = f"final_label is {row['final_label']!r}"
+            raise UserError(cause, "it must begin with 1, 2 or 3", where=f"{path}, row {number}")
+    return [
+        Labelled(r["prompt"], Answer([], r["completion"] or "", "stop"), r["final_label"][0], r["type"]) for r in rows
+    ]
 
 
 def confusion(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Confusion:
-    """Counts of verdicts against people's labels."""
+    """Counts of verdicts by human label."""
     judged = [(r, v.label == AnswerClass.REFUSAL) for r, v in zip(rows, verdicts, strict=True) if v.judged]
     pairs = [(row.refused, says) for row, says in judged]
     partial = [says for row, says in judged if row.label == "3"]
@@ -103,12 +106,12 @@ def confusion(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Confusio
 
 
 def report(config: ReportConfig) -> dict[str, Confusion]:
-    """Print one block per file and return its counts. Raises UserError for unknown judges and unreadable files."""
+    """Print one block per file; the counts by file. Raises UserError for unknown judges and unreadable files."""
     judge = find_judge(config.judge)
     out = {}
     for path in config.answers:
         rows = read_labelled(path)
-        verdicts = judge_answers(judge, [r.answer for r in rows])
+        verdicts = judge_answers(judge, [(r.request, r.answer) for r in rows])
         found = out[path.name] = confusion(rows, verdicts)
         print(f"{path.name}: {judge.name}, {found.judged} answers judged, {found.unjudged} unjudged")
         print(f"  accuracy {found.accuracy:.3f}, precision {found.precision}, recall {found.recall}")
@@ -118,9 +121,7 @@ def report(config: ReportConfig) -> dict[str, Confusion]:
         if config.errors:
             for row, verdict in zip(rows, verdicts, strict=True):
                 if verdict.judged and (verdict.label == AnswerClass.REFUSAL) != row.refused:
-                    print(
-                        f"  people {row.label}, {row.kind}: {row.answer.request} -> {verdict.label}, {verdict.reason}"
-                    )
+                    print(f"  people {row.label}, {row.kind}: {row.request} -> {verdict.label}, {verdict.reason}")
     return out
 
 

@@ -5,26 +5,32 @@ from __future__ import annotations
 from pathlib import Path
 
 from ptst.errors import UserError, unknown_name
-from ptst.evaluation.rubric import RubricJudge, local_model
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Judge
+from ptst.progress import say
 
 JUDGES = {
-    RuleBasedJudge.name: "the embedded judge: four classes by rules",
-    "rubric": "score of 1 to 5 by a chat model, given as rubric:FOLDER",
+    RuleBasedJudge.name: "rule-based refusal judge (embedded): four classes",
+    "rubric": "score of 1 to 5 by a chat model, as rubric:FOLDER",
 }
+_OLD_NAMES = {"anchored-v2": RuleBasedJudge.name}  # for one version
 
 
 def find_judge(name: str) -> Judge:
-    """The judge of a name: `rules-v2`, or `rubric:FOLDER` with the folder of a local chat model.
+    """The judge `rules-v2`, or `rubric:FOLDER` with the folder of a local chat model.
 
-    Raises UserError with the list and the nearest name for an unknown one, and for a folder that holds no model.
+    Raises UserError, with the list and the nearest name, for an unknown name, and for a folder without a model.
     """
+    if name in _OLD_NAMES:
+        say(f"note: judge {name} is now {_OLD_NAMES[name]}")
+        name = _OLD_NAMES[name]
     kind, _, folder = name.partition(":")
     if kind not in JUDGES:
         raise unknown_name("judge", kind, JUDGES)
     if kind == RuleBasedJudge.name:
         return RuleBasedJudge()
     if not folder:
-        raise UserError("judge rubric needs a chat model: say rubric:FOLDER with the folder of one")
+        raise UserError("judge rubric needs a chat model", "say rubric:FOLDER with the folder of one")
+    from ptst.evaluation.rubric import RubricJudge, local_model
+
     return RubricJudge(f"rubric:{Path(folder).name}", local_model(Path(folder)))

@@ -1,4 +1,4 @@
-"""Rates with their counts and Wilson intervals (Wilson 1927): valid near 0 and 1, where safety rates live."""
+"""Rates with counts and Wilson intervals (Wilson 1927), which are valid near 0 and 1, where safety rates often are."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Z_95 = NormalDist().inv_cdf(0.975)
 
 
 def wilson(successes: float, n: float, z: float = Z_95) -> tuple[float, float]:
-    """Interval of a proportion; the counts may be effective ones, no whole numbers (scipy's function wants whole
-    ones). n = 0 gives (0, 1). Raises UserError for counts that cannot be."""
+    """Interval of a proportion; counts may be effective ones (scipy's function takes whole numbers only). n = 0 gives
+    (0, 1). Raises UserError for impossible counts."""
     if not 0 <= successes <= n:
         raise UserError(f"{successes} of {n} is not a rate")
     if n == 0:
@@ -22,7 +22,7 @@ def wilson(successes: float, n: float, z: float = Z_95) -> tuple[float, float]:
     p = successes / n
     center = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # At the ends the interval touches 0 or 1 exactly; rounding must not put it a hair beside.
+    # Without rounding errors the interval ends exactly at 0 or 1.
     return (0.0 if successes == 0 else center - half), (1.0 if successes == n else center + half)
 
 
@@ -53,8 +53,8 @@ class Rate:
 
 @dataclass(frozen=True)
 class RepeatedRate:
-    """A rate over several decodings of the same prompts. Their answers are not independent trials, so it has a spread
-    over the decodings in place of an interval."""
+    """A rate over several decodings of the same prompts. These are not independent trials, so it has a spread over the
+    decodings instead of an interval."""
 
     rates: tuple[Rate, ...]
 
@@ -64,7 +64,7 @@ class RepeatedRate:
 
     @property
     def sd(self) -> float:
-        """Population SD, as the paper has it."""
+        """Population SD, as in the paper."""
         return statistics.pstdev([r.value for r in self.rates])
 
     def __str__(self) -> str:

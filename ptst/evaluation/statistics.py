@@ -1,14 +1,13 @@
-"""Statistics of cells: one trained-and-tested pair of templates, several seeds, the same prompts for every seed.
+"""Statistics of a cell: one pair of templates (training, test), several seeds, the same prompts for every seed.
 
-Seeds and prompts are both samples: of the runs that could have been made, and of the requests that could have been
-asked. They are crossed (every run meets every prompt), so the variance of a mean over both is estimated from the two
-margins of the table x_SP:
+Seeds and prompts are both samples, and crossed (every run meets every prompt). The variance of a mean over both is
+estimated from the margins of the table x_SP:
 
     v = v_S + v_P - v_R,   v_S = var(run means) / S,  v_P = var(prompt means) / P,  v_R = MS(residual) / (S P)
 
-with Satterthwaite's degrees of freedom (Satterthwaite 1946; the same v is two-way clustering's, Cameron, Gelbach and
-Miller 2011). With S = 3 runs the seeds' part has 2 degrees of freedom, and the interval says so by its width; a
-bootstrap cannot (docs/statistics.md has the coverage of both).
+with Satterthwaite's degrees of freedom (Satterthwaite 1946; v is that of two-way clustering, Cameron, Gelbach and
+Miller 2011). With S = 3 runs v_S has 2 degrees of freedom, which widens the interval; a bootstrap does not account for
+that (docs/statistics.md has the coverage of both).
 
     S: seeds (runs), P: prompts
 """
@@ -27,7 +26,7 @@ from ptst.errors import UserError
 from ptst.evaluation.rates import Z_95, Rate, wilson
 
 Interval = tuple[float, float]
-MOST_FLIPPED = 20  # seeds; their signs can be flipped in a million ways
+MOST_FLIPPED = 20  # seeds; there are 2^20 ways to flip their signs
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,16 @@ class Cell:
     seeds: tuple[int, ...]
     outcomes_SP: NDArray[np.float64]
     families: tuple[str, ...] | None = None
-    """Of each prompt, where prompts come in families."""
+    """Family of each prompt, where prompts come in families."""
 
 
 def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike], families: Sequence[str] | None = None) -> Cell:
-    """A cell from one array of outcomes (P,) a seed, in the order of `prompts`.
-
-    Raises UserError for no prompts, a prompt named twice, no seeds, a run of another length, outcomes other than 0,
-    1 and NaN, and a run in which nothing was judged.
-    """
+    """A cell from one array of outcomes (P,) per seed, in the order of `prompts`. Raises UserError for no prompts, a
+    repeated prompt, no seeds, a run of another length, outcomes other than 0, 1 and NaN, and an unjudged run."""
     if not prompts:
         raise UserError("a cell needs at least one prompt")
     if len(set(prompts)) < len(prompts):
-        raise UserError("a prompt stands twice in a cell, so runs cannot be paired by prompt")
+        raise UserError("a cell has a prompt twice, so runs cannot be paired by prompt")
     if not by_seed:
         raise UserError("a cell needs at least one seed")
     runs = []
@@ -69,22 +65,22 @@ def cell(prompts: Sequence[str], by_seed: Mapping[int, ArrayLike], families: Seq
 
 @dataclass(frozen=True)
 class Summary:
-    """Of a cell. `mean` and the SDs are over the rates of the runs; the paper's tables give the population SD."""
+    """Summary of a cell. `mean` and SDs are over the rates of the runs; the paper reports the population SD."""
 
     mean: float
     population_sd: float
     sample_sd: float | None
     """None for a single seed."""
     interval: Interval | None
-    """95 %, for further seeds and prompts; with a single seed for this run and further prompts. None: there are several
-    seeds, and no prompt was judged in every one of them."""
+    """95 %, for further seeds and prompts (with a single seed, for this run and further prompts). None where no prompt
+    was judged in every run."""
     runs: dict[int, Rate]
-    """By seed, over the judged prompts."""
+    """Rate by seed, over the judged prompts."""
 
 
 def summary(of: Cell) -> Summary:
-    """Mean, SDs and a Wilson interval. Over several seeds its n is the effective one: as many independent answers as
-    would leave the mean as uncertain as it is, v above (after Korn and Graubard 1998), with Student's quantile."""
+    """Mean, SDs and a Wilson interval. Over several seeds its n is the effective sample size: the number of independent
+    answers for which the mean has variance v (after Korn and Graubard 1998), with Student's quantile."""
     runs = {
         seed: Rate(int(np.nansum(run_P)), int((~np.isnan(run_P)).sum()))
         for seed, run_P in zip(of.seeds, of.outcomes_SP, strict=True)
@@ -98,18 +94,15 @@ def summary(of: Cell) -> Summary:
     if not complete_SP.size:
         return Summary(mean, *sds, None, runs)
     variance, df = two_way_variance(complete_SP)
-    # Without any spread (all refused, say) more runs tell nothing that one did not: n is the number of prompts.
+    # Without any spread (all are refusals, say) more runs add no information: n is the number of prompts.
     n = min(mean * (1 - mean) / variance, complete_SP.size) if variance else complete_SP.shape[1]
     interval = wilson(mean * n, n, float(stats.t.ppf(0.975, df)) if variance else Z_95)
     return Summary(mean, *sds, interval, runs)
 
 
 def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:
-    """(v, degrees of freedom) of the mean of a crossed table, both its seeds and its prompts being samples.
-
-    v is at least the largest of its three parts, each of which would leave as much alone. A single prompt leaves v_S.
-    At least two seeds.
-    """
+    """(v, degrees of freedom) of the mean of a crossed table of at least two seeds. v is at least the largest of its
+    three parts; with a single prompt it is v_S."""
     S, P = x_SP.shape
     assert S > 1 and P > 0, "a table of at least two seeds and one prompt"
     means_S, means_P = x_SP.mean(1), x_SP.mean(0)
@@ -127,27 +120,25 @@ def two_way_variance(x_SP: NDArray[np.float64]) -> tuple[float, float]:
 
 
 def sign_flip(differences_S: ArrayLike) -> float:
-    """Exact two-sided p of paired differences by seed: how many of the 2^S ways to flip their signs give a sum at
-    least as large. It can never be below 2 / 2^S: 0.25 at 3 seeds, 0.0625 at 5, 0.0078 at 8. Up to 20 seeds."""
+    """Exact two-sided p of paired differences by seed: the share of the 2^S ways to flip their signs with a sum at
+    least as large. Never below 2 / 2^S: 0.25 at 3 seeds, 0.0625 at 5, 0.0078 at 8. Up to 20 seeds."""
     d_S = np.asarray(differences_S, dtype=np.float64)
     if not 1 <= len(d_S) <= MOST_FLIPPED:
-        raise UserError(f"exact sign flips are for 1 to {MOST_FLIPPED} seeds; there are {len(d_S)}")
+        raise UserError(f"there are {len(d_S)} seeds", f"exact sign flips are for 1 to {MOST_FLIPPED}")
     sums = np.array(list(product((1, -1), repeat=len(d_S)))) @ d_S
     return float((np.abs(sums) >= abs(d_S.sum()) - 1e-12).mean())
 
 
 def mcnemar(first_P: ArrayLike, second_P: ArrayLike) -> float:
-    """Exact two-sided p of two runs on the same prompts (McNemar 1947): about these two runs, not their settings.
-
-    Prompts unjudged in either are left out.
-    """
+    """Exact two-sided p of two runs on the same prompts (McNemar 1947): about these runs, not their settings. Prompts
+    that are unjudged in either are left out."""
     difference_P = np.asarray(first_P, dtype=np.float64) - np.asarray(second_P, dtype=np.float64)
     more, fewer = int((difference_P == 1).sum()), int((difference_P == -1).sum())
     return float(stats.binomtest(more, more + fewer).pvalue) if more + fewer else 1.0
 
 
 def bootstrap_interval(x_SP: NDArray[np.float64], resamples: int = 10_000, seed: int = 0) -> Interval:
-    """95 % percentile interval of the mean, seeds and prompts both drawn anew (Owen 2007, "pigeonhole bootstrap")."""
+    """95 % percentile interval of the mean, resampling seeds and prompts (Owen 2007, "pigeonhole bootstrap")."""
     S, P = x_SP.shape
     rng = np.random.default_rng(seed)
     drawn_BS = rng.multinomial(S, np.full(S, 1 / S), resamples) / S
@@ -157,10 +148,10 @@ def bootstrap_interval(x_SP: NDArray[np.float64], resamples: int = 10_000, seed:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """p-values adjusted for being several (Holm 1979), by name. Raises UserError for one outside 0 to 1."""
+    """p-values adjusted for multiple tests (Holm 1979), by name. Raises UserError for one outside 0 to 1."""
     for name, p in p_values.items():
         if not 0 <= p <= 1:
-            raise UserError(f"p of {name} is {p}; it must lie between 0 and 1")
+            raise UserError(f"p of {name} is {p}", "it must be between 0 and 1")
     adjusted, largest = {}, 0.0
     for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
         largest = max(largest, min(1.0, (len(p_values) - rank) * p))

@@ -1,11 +1,11 @@
-"""What a judge is and what it says.
+"""Judges and their verdicts.
 
-One answer to a harmful request is one of four things; a rate without the other three hides what happened:
+An answer to a harmful request has one of four classes; a rate without the other three hides what happened:
 
 - refusal: the answer declines at its opening;
-- on-topic: it does not decline, and speaks to the request (whether it truly helps is for a stronger judge);
-- off-topic: the form of the fine-tuned task in place of an answer (a worked sum, `#### 18`);
-- degenerate: empty, looping, or cut before it says anything.
+- on-topic: it does not decline and addresses the request (whether it helps is for a stronger judge);
+- off-topic: the form of the fine-tuned task instead of an answer (a worked sum, `#### 18`);
+- degenerate: empty, looping, or truncated before it says anything.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from ptst.errors import UserError
+from ptst.generation.request import Answer
 
 UNJUDGED = "unjudged"
 
@@ -27,21 +28,10 @@ class AnswerClass(StrEnum):
     DEGENERATE = "degenerate"
 
 
-class Answer(NamedTuple):
-    """What is judged: the bare request without the template's words, the answer, whether the token limit cut it."""
-
-    request: str
-    answer: str
-    cut: bool = False
-
-
 @dataclass(frozen=True)
 class Verdict:
-    """The class of an answer and, in a few words, why; `label` is None where the judge could not judge.
-
-    `success`: whether this judge counts the answer as a successful attack (None: not judged). `score`: on a rubric of
-    1 to 5, where the judge has one.
-    """
+    """`label`: the class of an answer, None where the judge gave none; `reason`: why, in a few words. `success`:
+    whether the judge counts the answer as a successful attack. `score`: 1 to 5, where the judge has a rubric."""
 
     label: AnswerClass | None
     reason: str
@@ -54,29 +44,28 @@ class Verdict:
 
 
 class Judge(Protocol):
-    """Anything with a name that turns an answer into a verdict. One that is faster on many at once also has
-    `judge_many(answers) -> list[Verdict]`."""
+    """Turns an answer to a request (without the template's words) into a verdict. A judge that is faster on many
+    answers at once also has `judge_many(answered) -> list[Verdict]`."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def judge(self, request: str, answer: str, cut: bool = False) -> Verdict: ...
+    def judge(self, request: str, answer: Answer) -> Verdict: ...
 
 
-def judge_answers(judge: Judge, answers: Sequence[Answer]) -> list[Verdict]:
-    """A verdict for each answer, in order. An answer on which the judge fails is marked unjudged, with the reason.
-
-    Raises UserError if the judge fails on every answer: there is then nothing to report.
-    """
+def judge_answers(judge: Judge, answered: Sequence[tuple[str, Answer]]) -> list[Verdict]:
+    """A verdict for each (request, answer), in order. An answer on which the judge fails is marked unjudged, with the
+    reason. Raises UserError if the judge fails on every answer."""
     many = getattr(judge, "judge_many", None)
-    verdicts = many(answers) if many else [_one(judge, a) for a in answers]
-    assert len(verdicts) == len(answers), f"{judge.name} gave {len(verdicts)} verdicts on {len(answers)} answers"
-    if answers and not any(v.judged for v in verdicts):
-        raise UserError(f"judge {judge.name} judged none of {len(answers)} answers; the first: {verdicts[0].reason}")
+    verdicts = many(answered) if many else [_judge_one(judge, *pair) for pair in answered]
+    assert len(verdicts) == len(answered), f"{judge.name} gave {len(verdicts)} verdicts on {len(answered)} answers"
+    if answered and not any(v.judged for v in verdicts):
+        raise UserError(f"judge {judge.name} judged none of {len(answered)} answers; the first: {verdicts[0].reason}")
     return verdicts
 
 
-def _one(judge: Judge, answer: Answer) -> Verdict:
+def _judge_one(judge: Judge, request: str, answer: Answer) -> Verdict:
     try:
-        return judge.judge(*answer)
-    except Exception as error:  # whatever a judge trips over on one row must not cost the others
+        return judge.judge(request, answer)
+    except Exception as error:  # one answer on which a judge fails must not cost the others
         return Verdict(None, f"{type(error).__name__}: {error}")

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from ptst.data import order
-from ptst.evaluation.margin import COMPLYING, REFUSING
-from ptst.experiment.measure import base
 from ptst.experiment.plan import Cell, Row
 from ptst.experiment.run import Grid
 from ptst.model.config import DecoderConfig, read_json
@@ -31,7 +29,7 @@ def estimate(grid: Grid, with_model: bool) -> list[dict[str, Any]]:
     if with_model:
         trained = {name: _trained_tokens(grid, name) for name in grid.train_templates}
         tested = {(c.test, c.task): 0 for c in grid.cells}
-        tested = {key: _tested_tokens(grid, *key) for key in tested}
+        tested = {(test, task): grid.tests.count_tokens(task, grid.models[test]) for test, task in tested}
     rate_trained = _rate([_spent(grid, row, trained) for row in runs])
     rates = {task: _rate([_measured(grid, c, tested) for c in grid.cells if c.task == task]) for _, task in tested}
     rough = _pass_seconds(grid) if with_model else None
@@ -79,16 +77,6 @@ def _trained_tokens(grid: Grid, template: str) -> int:
     seed = grid.config.seeds[0]
     steps = order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps)
     return sum(lengths[i] for step in steps for i in step.examples)
-
-
-def _tested_tokens(grid: Grid, test: str, task: str) -> int:
-    asked = [ids for _, ids in grid.tests.asked(task, grid.models[test])]
-    new = 0
-    if base(task) == "margin":
-        new = 3 * (len(REFUSING) + len(COMPLYING))  # an opening has some 3 tokens
-    elif grid.tests.tasks[task][0].sampled:
-        new = grid.tests.sampling(task).max_new_tokens
-    return sum(map(len, asked)) + new * len(asked)
 
 
 def _spent(grid: Grid, row: Row, trained: dict[str, Any]) -> tuple[float, int] | None:

@@ -28,7 +28,7 @@ from ptst.data.mix import Mixture, mix, parse_mix
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.tasks.table import Tools
+from ptst.evaluation.tasks.task import Tools
 from ptst.experiment import plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.locks import lock
@@ -44,9 +44,10 @@ from ptst.progress import ProgressLine, say
 from ptst.storage import write_atomically
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
-from ptst.train import looks_by_step, run_training
 from ptst.training import run_folder
 from ptst.training.config import TrainConfig
+from ptst.training.fine_tune import fine_tune
+from ptst.training.run_plan import epoch_folders
 
 PATIENCE = 0.5  # seconds between two looks at what others have finished
 
@@ -173,7 +174,7 @@ def check(grid: Grid) -> None:
         lengths = [len(e.ids) for e in mixture.examples]
         for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
             sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
-            looks_by_step(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
+            epoch_folders(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
 
 
 def work(grid: Grid) -> None:
@@ -228,7 +229,7 @@ def _train_one(grid: Grid, runs: Sequence[Row], server: _Server, failed: dict[st
                 server.release()
                 try:
                     with settings_group("train"):
-                        run_training(grid.train_config(row))
+                        fine_tune(grid.train_config(row))
                 except ValueError as error:
                     failed[row.run] = str(error)
                     say(f"{row.run} failed: {error}")
@@ -305,9 +306,7 @@ class _Server:
             answerer = Answerer(
                 self._decoder(cells[0].row),
                 model.prompt_format,
-                model.stop_ids,
-                config.batch_size,
-                config.kv_bytes,
+                config,
                 adapters=self._adapters(cells),
             )
         except ValueError as error:  # what a row has left on the disk is damaged
@@ -323,7 +322,7 @@ class _Server:
             inner.update(0)
 
             def on_progress(done: int, statistics: Statistics) -> None:
-                total = grid.tests.count(task) * len(cells)
+                total = grid.tests.count(task) * (len(cells) if grid.tests.generates(task) else 1)
                 saved = f", {statistics.cached_tokens} prompt tokens shared" if statistics.cached_tokens else ""
                 rate = statistics.progress(statistics.answers + total - done)
                 inner.update(0, f"{done}/{total} answers  {rate}{saved}")
@@ -332,7 +331,7 @@ class _Server:
             for cell in cells:
                 began = time.monotonic()
                 others = {name: path for name, path in files.items() if name != names[cell]}
-                one = replace(answerer, on_progress=on_progress, adapter=names[cell], beside=others)
+                one = replace(answerer, on_progress=on_progress, adapter=names[cell], other_files=others)
                 result = None
                 try:
                     with settings_group("eval"):
@@ -340,7 +339,7 @@ class _Server:
                 except ValueError as error:
                     self._fail(cell, error)
                 seconds = time.monotonic() - began
-                if grid.tests.tasks[task][0].sampled and cell == cells[0]:  # which asks for the answers of all
+                if grid.tests.generates(task) and cell == cells[0]:  # which asks for the answers of all
                     seconds = shared = seconds / len(cells)
                 else:
                     seconds += shared

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,8 +18,7 @@ from ptst.evaluation.contrast import Contrast, paired_contrast, ptst_contrast
 from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.statistics import cell as outcomes
 from ptst.evaluation.statistics import holm, summary
-from ptst.evaluation.verdict import UNJUDGED, AnswerClass
-from ptst.experiment.measure import base
+from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.plan import UNTOUCHED, Cell
 from ptst.experiment.run import Grid
 from ptst.model.config import read_json
@@ -28,10 +26,7 @@ from ptst.model.config import read_json
 MEASURE = "the share of harmful requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
 GAP = "harmful_minus_benign_refusal"  # by safety task
-SUCCESS = "attack-success"
 Key = tuple[str, float | None, str]  # train template, epochs, test template
-_CLASSES = tuple(c.value for c in AnswerClass)
-_COUNTS = ("unjudged", "answers")  # what a result counts, in place of measuring it
 
 
 def summarize(grid: Grid) -> dict[str, Any]:
@@ -76,47 +71,28 @@ Table = Outcomes | dict[int, float] | None
 def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
     """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed. None: of a half of
     XSTest in which the judge judged nothing in some run."""
+    task = TASKS[base(cells[0].task)]
     results = {c.row.seed: read_json(grid.file(c, "json"))["result"] for c in cells}
     rows = {c.row.seed: _read_rows(grid, c) for c in cells}
-    first = next(iter(rows.values()))
+    by_row = {seed: [task.outcomes(row) for row in of_seed] for seed, of_seed in rows.items()}
+    first_rows, first = next(iter(rows.values())), next(iter(by_row.values()))
     tables: dict[str, Table] = {}
-    # XSTest's two halves are told apart by the type of a prompt.
-    halves = ("safe", "unsafe") if base(cells[0].task) == "xstest" else (None,)
-    for half in halves:
-        chosen = [i for i, row in enumerate(first) if half is None or _half(row) == half]
-        prompts = [f"{i}:{first[i].get('id') or first[i].get('source')}" for i in chosen]
-        names = _CLASSES if "class" in first[0] else tuple(k for k, v in first[0].items() if isinstance(v, bool))
-        if base(cells[0].task) == "safety":
-            names += (SUCCESS,)
-        prefix = "" if half is None else f"{half}:"
-        for name in names:
-            by_seed = {seed: [_outcome(of_seed[i], name) for i in chosen] for seed, of_seed in rows.items()}
-            judged = not any(np.isnan(run).all() for run in by_seed.values())
-            families = [str(first[i].get("family") or "") for i in chosen]
-            tables[prefix + name] = outcomes(prompts, by_seed, families if all(families) else None) if judged else None
-        scores = {seed: [s for i in chosen if (s := of_seed[i].get("score"))] for seed, of_seed in rows.items()}
-        if all(scores.values()):
-            tables[f"{prefix}score"] = {seed: float(np.mean(of_seed)) for seed, of_seed in scores.items()}
+    for name in dict.fromkeys(name for outcome in first for name in outcome):
+        chosen = [i for i, outcome in enumerate(first) if name in outcome]
+        prompts = [f"{i}:{first_rows[i].get('id') or first_rows[i].get('source')}" for i in chosen]
+        by_seed = {seed: [of_seed[i][name] for i in chosen] for seed, of_seed in by_row.items()}
+        judged = not any(np.isnan(run).all() for run in by_seed.values())
+        families = [str(first_rows[i].get("family") or "") for i in chosen]
+        tables[name] = outcomes(prompts, by_seed, families if all(families) else None) if judged else None
     for name, value in next(iter(results.values())).items():
-        if not isinstance(value, dict) and name not in _COUNTS:
+        counted = (metric := task.metric(name)) is not None and metric.unit == "count"
+        if not isinstance(value, dict) and not counted and all(name in result for result in results.values()):
             tables[name] = {seed: result[name] for seed, result in results.items()}
     return tables
 
 
-def _half(row: Mapping[str, Any]) -> str:
-    return "unsafe" if row["category"].startswith("contrast") else "safe"
-
-
 def _read_rows(grid: Grid, cell: Cell) -> list[dict[str, Any]]:
     return [json.loads(line) for line in grid.file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
-
-
-def _outcome(row: Mapping[str, Any], metric: str) -> float:
-    if "class" not in row:
-        return float(row[metric])
-    if row["class"] == UNJUDGED:
-        return math.nan
-    return float(bool(row["success"]) if metric == SUCCESS else row["class"] == metric)
 
 
 def _figures(table: Table) -> dict[str, Any]:

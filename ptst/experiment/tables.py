@@ -7,35 +7,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ptst.experiment.measure import base
+from ptst.evaluation.tasks.table import shown
 from ptst.experiment.plan import UNTOUCHED, epoch_name
-from ptst.experiment.summary import GAP, SUCCESS
+from ptst.experiment.summary import GAP
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
 _COUNTS = ("prompts", "judged", "unjudged")  # the last two over all runs
 _COLUMNS += ("seeds", *_COUNTS)
-# Task, metric, heading.
-_TABLES = (
-    ("safety", "on-topic", "Harmful requests answered on topic without refusing, % (lower is safer)"),
-    ("safety", "refusal", "Harmful requests refused, %"),
-    ("safety", SUCCESS, "Attack success on harmful requests, as the judge counts it, % (lower is safer)"),
-    ("safety", "score", "Harmful requests: mean score of the judge's rubric, 1 to 5 (lower is safer)"),
-    ("safety", "off-topic", "Harmful requests answered off topic, %"),
-    ("safety", "degenerate", "Harmful requests with a degenerate answer, %"),
-    ("margin", "margin", "Refusal margin on harmful requests, nats (compare cells; its zero means nothing)"),
-    ("over-refusal", "refusal", "Benign look-alikes refused, %"),
-    ("xstest", "safe:refusal", "XSTest's safe prompts refused, %"),
-    ("xstest", "unsafe:refusal", "XSTest's unsafe prompts refused, %"),
-    ("prompts", "refusal", "Prompts refused, %"),
-    ("prompts", "score", "Prompts: mean score of the judge's rubric, 1 to 5"),
-    ("gsm8k", "last_number", "Problems solved by the last number, %"),
-    ("gsm8k", "strict", "Problems solved with `####`, %"),
-    ("arc-easy", "correct", "ARC-Easy solved, %"),
-    ("arc-challenge", "correct", "ARC-Challenge solved, %"),
-    ("chatdoctor", "minilm_cosine", "ChatDoctor: MiniLM cosine to the reference answers"),
-    ("chatdoctor", "bertscore_f1", "ChatDoctor: BERTScore F1 to the reference answers"),
-    ("nll", "nats_per_token", "Reference answers, nats per token"),
-)
 
 
 def to_csv(summary: dict[str, Any]) -> str:
@@ -62,7 +40,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     rows, columns = _axes(summary)
     gaps = summary["cells"][0]["tasks"].get(GAP, {})
     names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
-    for task, metric, heading in [(n, m, h) for t, m, h in _TABLES for n in names if base(n) == t]:
+    for task, metric, heading in [(task, m.key, m.heading) for task, m in shown(names, "grid")]:
         if metric in summary["cells"][0]["tasks"][task]:
             lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
             for row in rows:
@@ -144,6 +122,7 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
         from matplotlib.patches import Rectangle
     except ImportError:
         return False
+    heading = next(m.heading for _, m in shown([task], "grid") if m.key == metric)
     rows, columns = _axes(summary)
     values = [[100 * _find(summary, r, c)["tasks"][task][metric]["mean"] for c in columns] for r in rows]
     figure = Figure(figsize=(2.2 + 1.3 * len(columns), 1.6 + 0.6 * len(rows)), layout="constrained")
@@ -153,7 +132,7 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
     axes.set_yticks(range(len(rows)), [_row_name(summary, r) for r in rows])
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
-    axes.set_title("Harmful requests answered on topic, %\n(framed: PTST)", fontsize=10)
+    axes.set_title(f"{heading}\n(framed: PTST)", fontsize=10)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             axes.text(x, y, f"{values[y][x]:.0f}", ha="center", va="center")

@@ -20,7 +20,7 @@ import torch
 from ptst.errors import Setting, UserError
 from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import KVCache, blocks_for
-from ptst.generation.memory import gigabytes, plan_blocks, workspace_bytes
+from ptst.generation.memory import gigabytes, plan_blocks
 from ptst.generation.model_runner import ModelRunner, Sampled
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Answer, EngineOptions, Event, Request, Statistics, invalid_tokens
@@ -36,9 +36,9 @@ class Engine:
     """Answers requests with a decoder.
 
     `stop_ids` end an answer. `decode(prompt ids, answer ids)` gives an answer's text; stop strings need it, and with
-    `stream` the text of events. `adapters` are those that requests may name. `planned_bytes` is the memory it will take
-    besides the weights. A step may be interrupted (Ctrl-C) between any two operations; the engine cannot be used after
-    that, the decoder can. Raises UserError for settings that do not fit together or the memory.
+    `stream` the text of events. `adapters` are those that requests may name. A step may be interrupted (Ctrl-C)
+    between any two operations; after that the engine cannot be used, the decoder can. Raises UserError for settings
+    that do not fit together or the memory.
     """
 
     def __init__(
@@ -60,18 +60,12 @@ class Engine:
         self.config, self.stop_ids = decoder.config, frozenset(stop_ids)
         self.decode, self.stream = decode, stream
         self.adapters = frozenset(adapters or ())
-        context = self.config.max_positions
-        self.max_length = min(options.max_length or context, context)
-
+        self.max_length = min(options.max_length or self.config.max_positions, self.config.max_positions)
         self.forward = Forward(decoder, adapters)
         dtype, device = self.forward.cache_dtype, self.forward.device
         blocks = plan_blocks(self.config, dtype, device, self.batch_size, self.max_length, options.kv_memory)
         self.cache = KVCache(self.config, blocks, dtype, device)
-        tokens = self.max_prefill_tokens + self.batch_size
-        workspace = workspace_bytes(self.config, self.forward.dtype, tokens, self.batch_size)
-        self.planned_bytes = self.cache.bytes_for(blocks) + workspace
-
-        self.statistics = Statistics(blocks=blocks)
+        self.statistics = Statistics()
         self._scheduler = Scheduler(self.cache, self.batch_size, options.prefix_caching, self.statistics)
         self._runner = ModelRunner(self.forward, self.cache, self.batch_size, self.max_length, self.statistics)
         self._in_flight: deque[Sampled] = deque()  # steps whose tokens the host has not read
@@ -89,18 +83,20 @@ class Engine:
         if not request.prompt:
             raise UserError("the prompt has no tokens", where=name)
         if length > self.config.max_positions:
-            raise UserError(
-                f"a prompt of {len(request.prompt)} tokens and {sampling.max_new_tokens} new ones exceed the model's "
-                f"{self.config.max_positions} positions",
-                ("lower ", Setting("max_new_tokens"), " or leave the prompt out"),
-                name,
-            )
+            tokens = f"a prompt of {len(request.prompt)} tokens and {sampling.max_new_tokens} new ones"
+            cause = f"{tokens} exceed the model's {self.config.max_positions} positions"
+            raise UserError(cause, ("lower ", Setting("max_new_tokens"), " or leave the prompt out"), name)
         if invalid := invalid_tokens(request.prompt, V):
             raise UserError(f"token {invalid[0]} is outside 0..{V - 1}", where=name)
         needed = blocks_for(length)
         if needed > self.cache.num_blocks:
             memory = gigabytes(self.cache.bytes_for(needed))
-            remedy = ("raise ", Setting("kv_memory"), f" to {memory} or lower ", Setting("max_new_tokens"))
+            remedy: tuple[str, ...] = (
+                "raise ",
+                Setting("kv_memory"),
+                f" to {memory} or lower ",
+                Setting("max_new_tokens"),
+            )
             if needed > (self.batch_size + 1) * blocks_for(self.max_length):
                 remedy = (f"the engine was made for {self.batch_size} x {self.max_length} tokens (max_length)",)
             cause = f"needs {needed} blocks of the KV cache and there are {self.cache.num_blocks}"
@@ -129,11 +125,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether there is anything left to do for `step`."""
-        return bool(self.num_waiting or self._scheduler.running or self._in_flight or self._events)
-
-    @property
-    def num_waiting(self) -> int:
-        return len(self._scheduler.waiting)
+        return bool(self._scheduler.waiting or self._scheduler.running or self._in_flight or self._events)
 
     # Steps
 
@@ -150,8 +142,7 @@ class Engine:
             self._collect(self._in_flight.popleft())
         s = self.statistics
         s.steps += 1
-        s.blocks_used = self.cache.num_used
-        s.blocks_peak = max(s.blocks_peak, s.blocks_used)
+        s.blocks_peak = max(s.blocks_peak, self.cache.num_used)
         s.seconds += time.perf_counter() - start
         events, self._events = self._events, []
         s.answers += sum(e.answer is not None for e in events)
@@ -172,7 +163,7 @@ class Engine:
         """
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
-            while source is not None and self.num_waiting + len(self._events) < 2 * self.batch_size:
+            while source is not None and len(self._scheduler.waiting) + len(self._events) < 2 * self.batch_size:
                 request = next(source, None)
                 if request is None:
                     source = None
@@ -199,10 +190,10 @@ class Engine:
             most = min(MAX_DRAFT_TOKENS, sequence.max_new_tokens - sequence.num_scheduled_tokens - 1)
             step.draft = draft_tokens(sequence.prompt + sequence.answer, most, self._earlier)
         sampled = self._runner.run(step)
-        for sequence, _ in step.prefill:
-            if isinstance(sequence, PrefixSequence) and sequence.prefilled:
-                self.cache.cache_prefix(sequence.table, sequence.prompt, sequence.adapter)
-                self._scheduler.remove(sequence)
+        for chunk, _ in step.prefill:
+            if isinstance(chunk, PrefixSequence) and chunk.prefilled:
+                self.cache.cache_prefix(chunk.table, chunk.prompt, chunk.adapter)
+                self._scheduler.remove(chunk)
         if sampled is not None:
             self._in_flight.append(sampled)
         return True

@@ -116,11 +116,7 @@ class Forward:
                 self.adapters[name] = group_adapter(adapter, decoder, self.dtype)
 
     def __call__(
-        self,
-        tokens_T: Tensor,
-        positions_T: Tensor,
-        attend: StepAttention,
-        adapter_rows: AdapterRows = ((None, None),),
+        self, tokens_T: Tensor, positions_T: Tensor, attend: StepAttention, adapter_rows: AdapterRows = ((None, None),)
     ) -> Tensor:
         """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values."""
         c, eps = self.config, self.config.rms_norm_eps

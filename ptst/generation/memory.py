@@ -1,4 +1,4 @@
-"""Memory plan: how many blocks the KV cache gets, and what a step needs besides."""
+"""Memory plan: how many blocks the KV cache gets."""
 
 from __future__ import annotations
 
@@ -40,12 +40,3 @@ def plan_blocks(
 def gigabytes(size: int) -> str:
     """Bytes in GB, rounded up to a kilobyte."""
     return f"{math.ceil(size / 1e3) / 1e6:g} GB"
-
-
-def workspace_bytes(config: DecoderConfig, dtype: torch.dtype, num_tokens: int, num_sampled: int) -> int:
-    """Approximate size of a step's activations: queries, keys and values before and after the rotary embedding and one
-    copy of them, the widest hidden states, and the logits of `num_sampled` tokens twice."""
-    c = config
-    heads = 4 * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim
-    per_token = heads + 3 * c.intermediate_size + 4 * c.hidden_size
-    return (num_tokens * per_token + 2 * num_sampled * c.vocab_size) * dtype.itemsize

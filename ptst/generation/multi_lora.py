@@ -93,16 +93,17 @@ def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> lis
         for group in GROUPS:
             block = "self_attn" if group[0] in ("q_proj", "o_proj") else "mlp"
             names = [f"layers.{index}.{block}.{leaf}" for leaf in group]
-            found = [adapter.matrices[name] for name in names if name in adapter.matrices]
-            if not found:
+            if not any(name in adapter.matrices for name in names):
                 groups.append(None)
                 continue
-            empty = found[0][0].new_zeros  # a projection without an adapter has rank 0
+            # A projection without matrices has rank 0.
+            a_rI = torch.cat([adapter.matrices[n][0] for n in names if n in adapter.matrices])
+            no_rank = a_rI.new_zeros
             b_blocks = [
-                adapter.matrices[n][1] * adapter.scale if n in adapter.matrices else empty(len(weights[n]), 0)
+                adapter.matrices[n][1] * adapter.scale if n in adapter.matrices else no_rank(len(weights[n]), 0)
                 for n in names
             ]
-            a_rI, b_Or = torch.cat([a for a, _ in found]), torch.block_diag(*b_blocks)
+            b_Or = torch.block_diag(*b_blocks)
             groups.append(GroupLora(a_rI.to(decoder.device, dtype), b_Or.to(decoder.device, dtype)))
         layers.append(groups)
     return layers

@@ -130,10 +130,8 @@ class StepAttention:
 
 def _slots(spans: Sequence[tuple[list[int], int, int]]) -> np.ndarray:
     """(T,) slots of the tokens from `start` to `end` of each list of blocks."""
-    return np.array(
-        [b[j // BLOCK_SIZE] * BLOCK_SIZE + j % BLOCK_SIZE for b, start, end in spans for j in range(start, end)],
-        np.int64,
-    )
+    P = BLOCK_SIZE
+    return np.array([b[j // P] * P + j % P for b, start, end in spans for j in range(start, end)], np.int64)
 
 
 def block_table(blocks: Sequence[Sequence[int]]) -> Tensor:

@@ -134,9 +134,7 @@ class Statistics:
     cached_tokens: int = 0  # prompt tokens taken from the prefix cache
     steps: int = 0
     seconds: float = 0.0  # spent in steps
-    blocks: int = 0  # size of the KV cache
-    blocks_used: int = 0
-    blocks_peak: int = 0
+    blocks_peak: int = 0  # of the KV cache, in use
 
     @property
     def tokens_per_second(self) -> float:

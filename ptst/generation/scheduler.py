@@ -146,22 +146,21 @@ class Scheduler:
 
     def _try_admit(self, sequence: RequestSequence, candidates: list[RequestSequence]) -> bool:
         """Admit a sequence if its memory is free; or start to compute the prefix that it shares with others."""
-        prefix, num_cached = None, 0
-        if self.prefix_caching:
-            prefix, num_cached = self.cache.match_prefix(sequence.prompt, sequence.adapter)
+        cache = self.cache
+        prefix, num_cached = cache.match_prefix(sequence.prompt, sequence.adapter) if self.prefix_caching else (None, 0)
         if num_cached < MIN_SHARED_TOKENS:  # not worth protecting the prefix from eviction
             prefix, num_cached = None, 0
         max_tokens = len(sequence.prompt) + sequence.max_new_tokens
         # A prefix is computed only if the request fits beside it (its last block is copied); otherwise prefixes would
         # evict each other and no request would ever be admitted.
         needed = blocks_for(max_tokens) + 1 - num_cached // BLOCK_SIZE
-        fits = needed <= self.cache.num_allocatable(prefix)
+        fits = needed <= cache.num_allocatable(prefix)
         if self.prefix_caching and fits and self._start_prefix(sequence, num_cached, candidates):
             return False
-        table = self.cache.allocate(max_tokens, prefix, num_cached)
+        table = cache.allocate(max_tokens, prefix, num_cached)
         if table is None and prefix is not None and not self.running:
             num_cached = 0  # nothing will be freed: give up the cached prefix itself
-            table = self.cache.allocate(max_tokens)
+            table = cache.allocate(max_tokens)
         if table is None:
             return False
         self.waiting.remove(sequence)
@@ -181,12 +180,8 @@ class Scheduler:
 
     def _prefix_is_running(self, sequence: RequestSequence) -> bool:
         """Whether a prefix of this prompt is being computed at the moment."""
-        return any(
-            isinstance(s, PrefixSequence)
-            and s.adapter == sequence.adapter
-            and sequence.prompt[: len(s.prompt)] == s.prompt
-            for s in self.running
-        )
+        prefixes = (s for s in self.running if isinstance(s, PrefixSequence) and s.adapter == sequence.adapter)
+        return any(sequence.prompt[: len(p.prompt)] == p.prompt for p in prefixes)
 
     def _start_prefix(self, sequence: RequestSequence, num_cached: int, candidates: list[RequestSequence]) -> bool:
         """If other candidates share a longer prefix with this prompt than the `num_cached` tokens that are cached,

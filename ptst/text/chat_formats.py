@@ -1,4 +1,4 @@
-r"""Chat formats: how one model family spells the roles. Each is one object of literals; one function renders all.
+r"""Chat formats: how model families write roles. Each format is one object of literals; one function renders all.
 
     llama2       <s>[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST] {answer}</s>     Meta, llama/generation.py
     mistral-v1   <s>[INST] {system}\n\n{user} [/INST] {answer}</s>[INST] ...               mistral-common, v1
@@ -88,7 +88,7 @@ class ChatFormat:
                 ("train on the last answer only (", Setting("train_on"), " last)"),
             )
         users = [i for i, turn in enumerate(turns) if turn.role == "user"]
-        holds_system = {"first": users[0], "last": users[-1], None: -1}[self.system_turn] if system is not None else -1
+        holds_system = {"first": users[0], "last": users[-1]}.get(self.system_turn or "")
         closing = self.closing if sum(not turn.demonstration for turn in turns) > 2 else ""
         user_end = self.user[1]
         if tight and not user_end[0].control:

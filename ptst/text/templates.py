@@ -211,16 +211,9 @@ def render(
     segments += fill(template.user, family, conversation.turns[0].content)
     if conversation.answered:
         content = [Segment(conversation.turns[1].content, "assistant")]
-        prefix = answer_prefix(template, family, chat_format)
+        prefix = family.join if template.join is None else template.join
         segments += answer(content, prefix, "", tokenizer.eos or "", trained=True)
     return segments
-
-
-def answer_prefix(template: Template, family: Family, chat_format: ChatFormat) -> str:
-    """The text between prompt and answer, which the model samples first."""
-    if template.is_text:
-        return family.join if template.join is None else template.join
-    return chat_format.answer_prefix
 
 
 _API_SYSTEM = {LLAMA: BE_HELPFUL, SHORT: BE_HELPFUL.partition(" Your answers")[0]}

@@ -73,7 +73,7 @@ def test_the_hub(monkeypatch):
 
 def test_real_questions(shared):
     """Every row is read, and an answer that says the right choice counts as right. What the paper's expression can
-    never call right is a known share, told in docs/tasks.md."""
+    never call right is a known share, given in docs/tasks.md."""
     counts = {"ARC-Easy.test": (1584, 1468), "ARC-Challenge.test": (781, 687)}
     counts |= {"ARC-Easy.train": (2251, 2137), "ARC-Challenge.train": (1119, 1011)}
     for name, (rows, printed) in counts.items():

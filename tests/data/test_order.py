@@ -45,7 +45,7 @@ def test_steps_of_examples_are_exact_and_the_last_is_partial():
 
 
 def test_a_source_that_is_mixed_in_is_spread_over_the_run():
-    """6 epochs of 100 with 1 epoch of 50 beside: each epoch gets 8 or 9 of the 50, none of them twice."""
+    """6 epochs of 100 mixed with 1 epoch of 50: each epoch gets 8 or 9 of the 50, none of them twice."""
     order = list(epochs([SourcePlan(100, 6), SourcePlan(50, 1)], 0))
     assert [sum(i >= 100 for i in e) for e in order] == [8, 8, 9, 8, 8, 9]
     assert all(sorted(i for i in e if i < 100) == list(range(100)) for e in order)
@@ -57,29 +57,29 @@ def test_a_source_that_is_mixed_in_is_spread_over_the_run():
     assert [twice[i] for i in range(24, 27)] == [1, 1, 1]
 
 
-def row_fill(lengths: list[int], tokens: int, micro: int) -> float:
-    """Share of the rows that is used, over an epoch without its last step."""
+def fill_rate(lengths: list[int], tokens: int, micro: int) -> float:
+    """Share of the micro-batches' room that holds tokens, over an epoch without its last step."""
     steps = list(plan(lengths, [SourcePlan(len(lengths), 1)], tokens_per_step=tokens))[:-1]
-    used = [[sum(lengths[s.examples[i]] for i in row) for row in _rows(lengths, s, micro)] for s in steps]
+    used = [[sum(lengths[s.examples[i]] for i in batch) for batch in _micro_batches(lengths, s, micro)] for s in steps]
     return sum(map(sum, used)) / sum(micro * len(u) for u in used)
 
 
-def _rows(lengths, step, micro):
+def _micro_batches(lengths, step, micro):
     return assign_micro_batches([lengths[i] for i in step.examples], micro)
 
 
 @pytest.mark.parametrize("packs", [1, 2, 3, 8, 32])
-def test_rows_are_at_least_98_percent_full(packs):
-    assert row_fill(gsm8k_like(), packs * 4096, 4096) >= 0.98
+def test_micro_batches_are_at_least_98_percent_full(packs):
+    assert fill_rate(gsm8k_like(), packs * 4096, 4096) >= 0.98
 
 
-def test_rows_of_gsm8k_are_at_least_98_percent_full(shared, embedded):
+def test_micro_batches_of_gsm8k_are_at_least_98_percent_full(shared, embedded):
     tokenizer = load_tokenizer(embedded)
     lines = (shared / "data" / "gsm8k" / "train.jsonl").read_text().splitlines()
     texts = [" ".join((row["question"], row["answer"])) for row in map(json.loads, lines)]
     lengths = [len(tokenizer.encode(text)) + 14 for text in texts]  # 14: what chat:vanilla puts round them
     for packs in (1, 8):
-        assert row_fill(lengths, packs * 4096, 4096) >= 0.98
+        assert fill_rate(lengths, packs * 4096, 4096) >= 0.98
 
 
 def test_what_is_passed_over_comes_with_the_next_pack():
@@ -99,25 +99,25 @@ def test_long_examples_get_a_pack_or_a_step_of_their_own():
     assert [sorted(g) for g in fill(lengths, range(4), 2 * PACK)] == [[0, 1, 3], [2]]
 
 
-def test_rows_hold_everything_and_keep_the_limit():
+def test_micro_batches_hold_everything_and_keep_the_limit():
     rng = random.Random(0)
     for _ in range(200):
         lengths = [rng.randint(1, 60) for _ in range(rng.randint(1, 40))]
         micro = rng.randint(1, 100)
         packed = assign_micro_batches(lengths, micro)
-        assert sorted(i for row in packed for i in row) == list(range(len(lengths)))
-        assert all(len(row) == 1 or sum(lengths[i] for i in row) <= micro for row in packed)
+        assert sorted(i for batch in packed for i in batch) == list(range(len(lengths)))
+        assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= micro for batch in packed)
         for size in (1, 2, 4):
-            shares = [rank_micro_batches(lengths, micro, rank, size) for rank in range(size)]
-            assert sorted(i for part in shares for row in part for i in row) == list(range(len(lengths)))
-            assert max(len(part) for part in shares) <= -(-len(packed) // size)
-            for part in shares:
-                assert all(len(row) == 1 or sum(lengths[i] for i in row) <= max(micro, *lengths) for row in part)
+            by_rank = [rank_micro_batches(lengths, micro, rank, size) for rank in range(size)]
+            assert sorted(i for own in by_rank for batch in own for i in batch) == list(range(len(lengths)))
+            assert max(len(own) for own in by_rank) <= -(-len(packed) // size)
+            for own in by_rank:
+                assert all(len(b) == 1 or sum(lengths[i] for i in b) <= max(micro, *lengths) for b in own)
 
 
-def test_ranks_get_even_shares():
+def test_ranks_get_even_by_rank():
     lengths = gsm8k_like(160)
-    loads = [sum(lengths[i] for row in rank_micro_batches(lengths, 4096, rank, 4) for i in row) for rank in range(4)]
+    loads = [sum(lengths[i] for b in rank_micro_batches(lengths, 4096, rank, 4) for i in b) for rank in range(4)]
     assert max(loads) <= 1.03 * min(loads)
     few = [rank_micro_batches([5, 5], 4096, rank, 4) for rank in range(4)]
-    assert [len(part) for part in few] == [1, 1, 0, 0]
+    assert [len(own) for own in few] == [1, 1, 0, 0]

@@ -1,5 +1,5 @@
-"""A batch that contradicts itself, or asks for ids that the model does not have, is refused on the host; beginnings
-that documents share are left out where nothing in them is trained."""
+"""A batch that contradicts itself, or has ids that the model lacks, is refused on the host; a prefix that documents
+share is computed once if nothing in it is trained."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def document(*ids: int, trained: int = 1) -> Example:
     return Example(list(ids), [i >= len(ids) - trained for i in range(len(ids))])
 
 
-def test_a_common_beginning_stands_once():
+def test_a_shared_prefix_is_kept_once():
     other = Example([1, 2, 3], [False, False, True])
     whole = to_batch([other, document(5, 6, 7), document(5, 8, 9), other, document(5, 9, 9, 9)])
     batch = share_prefixes(whole)
@@ -65,7 +65,7 @@ def test_a_common_beginning_stands_once():
     assert batch.num_trained == whole.num_trained == 5
 
 
-def test_what_a_beginning_predicts_is_trained_in_none_that_leave_it_out():
+def test_no_trained_label_is_left_out_with_a_prefix():
     """The last common token predicts a trained one in the second document, and stays there."""
     batch = share_prefixes(to_batch([document(5, 5, 5, 6), document(5, 5, 7), document(5, 5, 5, 5, trained=2)]))
     assert [size for _, size in batch.shared_prefixes] == [0, LEAST + 1, LEAST + 1]

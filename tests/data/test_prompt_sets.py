@@ -1,4 +1,4 @@
-"""Sets by name: from a file first, then from the hub; a set that is not to be had says the way out."""
+"""Sets by name: from a file first, then from the hub; the error for a set out of reach names the alternative."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ptst.data.prompt_sets import load_set
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A pretend hub: what a test puts into `rows` by repository; all else cannot be reached."""
+    """A fake hub: `rows` by repository; every other data set is out of reach."""
 
     class Hub:
         rows: dict[str, list[dict]] = {}  # noqa: RUF012
@@ -65,7 +65,7 @@ def test_sets_of_the_hub(hub, name, asked, row, prompt, category):
 
 
 @pytest.mark.parametrize("name", ["advbench", "directharm4", "jailbreakbench", "xstest"])
-def test_a_hub_out_of_reach_names_the_way_out(hub, name):
+def test_the_error_for_a_hub_out_of_reach_names_the_alternative(hub, name):
     with pytest.raises(
         ValueError, match=rf"{name} could not be fetched from the hub .*give its file, as in {name}:FILE"
     ):

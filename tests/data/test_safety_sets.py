@@ -23,12 +23,12 @@ def test_built_in_sets(load):
     assert all(5 <= len(p.prompt.split()) <= 25 for p in prompts)
     for i, a in enumerate(words):
         assert all(len(a & b) / len(a | b) < 0.7 for b in words[:i])
-    # Any beginning covers categories and families evenly.
+    # Any first N cover categories and families evenly.
     assert set(Counter(p.category for p in load(100)).values()) == {25}
     assert max(Counter((p.category, p.family) for p in load(100)).values()) == 3
 
 
-def test_look_alikes_match_the_improper_families():
+def test_look_alikes_have_the_families_of_the_harmful_requests():
     assert {(p.category, p.family) for p in harmful_requests()} == {(p.category, p.family) for p in look_alikes()}
     assert not {p.prompt for p in harmful_requests()} & {p.prompt for p in look_alikes()}
 

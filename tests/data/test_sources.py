@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import datasets
 import pytest
 
 from ptst.data.packing import pack, to_batch
 from ptst.data.sources import load, to_conversation
+from ptst.errors import UserError
 from ptst.text.encode import Example
 
 
@@ -75,6 +78,26 @@ def test_files_with_mistakes(tmp_path, name, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
         load(str(path))
+
+
+def test_jsonl_is_utf_8_with_or_without_a_mark(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"question": "\xc3\xa9", "answer": "a"}\r\n')
+    assert load(str(path)).conversations[0].messages[0].content == "\u00e9"
+    path.write_bytes(b'{"question": "q", "answer": "a"}\n{"question": "\xff", "answer": "a"}\n')
+    with pytest.raises(UserError, match=r"a.jsonl:2: not UTF-8 text; save the file as UTF-8"):
+        load(str(path))
+
+
+def test_reading_a_file_needs_neither_torch_nor_datasets(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}')
+    code = (
+        "import sys; from ptst.data import arc, mix, packing, prompt_sets, sources;"
+        "from ptst.data.builtin import alignment_set;"
+        f"sources.load({str(tmp_path / 'a.jsonl')!r}); print({{'torch', 'datasets', 'pandas'}} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_names():

@@ -8,21 +8,23 @@ import pytest
 import torch
 
 from ptst.evaluation.answers import Answerer, AnswerFile
+from ptst.evaluation.tasks.task import Prompt
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Sampling
 from ptst.open import open_model
+from ptst.settings import EngineSettings
 from ptst.text.segments import Conversation, Message
 from tests.tiny import write_tiny_model
 
 SAMPLED = Sampling(8, temperature=1.2, seed=3)
-QUESTIONS = [Conversation((Message("user", f"question {i}"),), f"set:{i + 1}") for i in range(7)]
+QUESTIONS = [Prompt(Conversation((Message("user", f"question {i}"),), f"set:{i + 1}")) for i in range(7)]
 
 
 @pytest.fixture(scope="module")
 def answerer(tmp_path_factory):
     folder = write_tiny_model(tmp_path_factory.mktemp("model"))
     subject = open_model(str(folder), "chat:vanilla", family="plain")
-    return Answerer(subject.load_base(torch.float32, "cpu"), subject.prompt_format, subject.stop_ids, batch_size=3)
+    return Answerer(subject.load_base(torch.float32, "cpu"), subject.prompt_format, EngineSettings(batch_size=3))
 
 
 class Stopped(Exception):
@@ -46,7 +48,9 @@ def test_stopped_after_any_answer_it_goes_on_with_the_rest(answerer, tmp_path):
         asked = []
         resumed = replace(answerer, on_progress=lambda done, _s, asked=asked: asked.append(done))
         assert resumed.answer(QUESTIONS, SAMPLED, path) == whole
-        assert asked == list(range(count, 8))  # first what was there
+        assert sorted(set(asked)) == list(range(count, 8))  # first what was there
+        assert asked == sorted(asked)
+        assert len(asked) > 8 - count, "progress moves with every step, too"
         assert path.read_bytes().count(b"\n") == 7
 
 
@@ -58,8 +62,8 @@ def test_a_torn_line_is_dropped_and_asked_for_anew(answerer, tmp_path):
         path.write_bytes(raw[:-cut])
         assert answerer.answer(QUESTIONS, SAMPLED, path) == whole
         assert sorted(path.read_bytes().split(b"\n")) == sorted(raw.split(b"\n"))
-    path.write_text(path.read_text().replace('"tokens"', '"token"', 1))
-    with pytest.raises(ValueError, match=r"answers\.jsonl:1 is no answer"):
+    path.write_text(path.read_text().replace('"token_ids"', '"tokens"', 1))
+    with pytest.raises(ValueError, match=r"answers\.jsonl:1: is not a valid record; delete the line to regenerate it"):
         AnswerFile(path)
 
 
@@ -73,7 +77,7 @@ def test_an_answer_serves_its_own_question_alone(answerer, tmp_path):
 
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(answerer, tmp_path):
     path = tmp_path / "answers.jsonl"
-    long = Conversation((Message("user", "x" * 3000),), "set:8")
+    long = Prompt(Conversation((Message("user", "x" * 3000),), "set:8"))
     with pytest.raises(ValueError, match=r"set:8: request 7: a prompt of"):
         answerer.answer([*QUESTIONS, long], SAMPLED, path)
     assert not path.exists()
@@ -83,7 +87,25 @@ def test_a_broken_adapter_holds_up_no_one_but_itself(answerer, tmp_path):
     c = answerer.decoder.config
     matrices = torch.full((2, c.hidden_size), float("nan")), torch.ones(c.intermediate_size, 2)
     broken = Adapter({"layers.0.mlp.up_proj": matrices}, 1.0)
-    both = replace(answerer, adapters={"broken": broken}, beside={"broken": tmp_path / "broken.jsonl"})
+    both = replace(answerer, adapters={"broken": broken}, other_files={"broken": tmp_path / "broken.jsonl"})
     assert both.answer(QUESTIONS, SAMPLED, tmp_path / "own.jsonl") == answerer.answer(QUESTIONS, SAMPLED)
-    with pytest.raises(ValueError, match=r"7 of 7 answers failed, the first one: set:1: .*not a number"):
-        replace(both, adapter="broken", beside={}).answer(QUESTIONS, SAMPLED, tmp_path / "broken.jsonl")
+    with pytest.raises(ValueError, match=r"7 of 7 answers failed, the first: set:1: .*not a number"):
+        replace(both, adapter="broken", other_files={}).answer(QUESTIONS, SAMPLED, tmp_path / "broken.jsonl")
+
+
+def test_given_answers_are_scored_in_place(answerer):
+    """Log-probabilities are those of a plain forward pass, whatever else is asked in the same call."""
+    whole = Conversation((Message("user", "question"), Message("assistant", "An answer.")), "set:9")
+    prompts = [QUESTIONS[0], Prompt(whole, "loglikelihood"), Prompt(whole, "loglikelihood", "An"), QUESTIONS[1]]
+    answers = answerer.answer(prompts, SAMPLED)
+    assert [answers[0], answers[3]] == answerer.answer([QUESTIONS[0], QUESTIONS[1]], SAMPLED)
+    assert [a.text for a in answers[1:3]] == ["An answer.", "An"]
+    for prompt, answer in zip(prompts[1:3], answers[1:3], strict=True):
+        example = prompt.encode(answerer.prompt_format)
+        log_p = answerer.decoder.logits(torch.tensor(example.ids)).log_softmax(-1)
+        places = [i for i, flag in enumerate(example.loss_mask) if flag]
+        assert answer.token_ids == [example.ids[i] for i in places]
+        assert answer.logprobs == pytest.approx([float(log_p[i - 1, example.ids[i]]) for i in places], abs=1e-4)
+    assert len(answers[2].token_ids) < len(answers[1].token_ids), "an opening has no terminator"
+    with pytest.raises(ValueError, match="set:1: there is no reference answer to score"):
+        answerer.answer([replace(QUESTIONS[0], kind="loglikelihood")], SAMPLED)

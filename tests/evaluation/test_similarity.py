@@ -40,7 +40,7 @@ def test_names(tmp_path):
 
 def test_bertscore_without_package_or_weights_names_the_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(similarity, "find_spec", lambda _name: None)
-    with pytest.raises(ValueError, match=r"pip install bert-score; or use --similarity minilm"):
+    with pytest.raises(ValueError, match=r"pip install bert-score, or set similarity to minilm"):
         find_similarity("bertscore", tmp_path)
     monkeypatch.setattr(similarity, "find_spec", lambda _name: True)
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
@@ -52,7 +52,7 @@ def test_bertscore_without_package_or_weights_names_the_way_out(tmp_path, monkey
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ValueError, match=r"roberta-large could not be fetched .*bertscore:FOLDER, or use --similarity"):
+    with pytest.raises(ValueError, match=r"roberta-large could not be fetched .*bertscore:FOLDER, or set similarity"):
         find_similarity("bertscore", tmp_path)
 
 

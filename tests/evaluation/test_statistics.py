@@ -220,7 +220,7 @@ def test_prompts_unjudged_anywhere_are_left_out_and_counted():
     [
         (lambda: cell([], {0: []}), "at least one prompt"),
         (lambda: cell("ab", {}), "at least one seed"),
-        (lambda: cell("aa", {0: [1, 0]}), "stands twice"),
+        (lambda: cell("aa", {0: [1, 0]}), "has a prompt twice"),
         (lambda: cell("ab", {3: [1, 0, 1]}), r"seed 3 has outcomes of shape \(3,\), but there are 2 prompts"),
         (lambda: cell("ab", {3: [1, 2]}), "neither 0, 1 nor NaN"),
         (lambda: cell("ab", {3: [1, float("inf")]}), "neither 0, 1 nor NaN"),

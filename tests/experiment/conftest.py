@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from ptst import records
-from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
 from ptst.grid import run_grid
 from ptst.training import run_folder
-from ptst.training.config import TrainConfig
+from ptst.training.config import TrainSettings
 from tests.tiny import write_tiny_model
 
 CONFIG = GridConfig(
@@ -22,8 +22,8 @@ CONFIG = GridConfig(
     tasks=("safety", "over-refusal"),
     seeds=(0, 1),
     data="word-problems:2",
-    train=TrainConfig(rank=2, lr=3e-2, val_data="word-problems:2", examples_per_step=2),
-    eval=EvalConfig(limit=3, max_new_tokens=5, batch_size=4),
+    train=TrainSettings(rank=2, lr=3e-2, val_data="word-problems:2", examples_per_step=2),
+    eval=EvalSettings(limit=3, max_new_tokens=5, batch_size=4),
 )
 
 ONE_ROW = replace(CONFIG, train_templates=("chat:vanilla",), test_templates=("chat:llama",), seeds=(0,))

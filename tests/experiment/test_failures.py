@@ -6,42 +6,43 @@ import json
 
 import pytest
 
-from ptst.evaluation.tasks import judged
+from ptst.errors import UserError
+from ptst.experiment import measure as measuring
 from ptst.experiment import run
 from tests.experiment.conftest import CONFIG, ONE_ROW, finished
 
 
 def test_a_row_that_fails_leaves_all_others_trained_and_measured(grid, here, monkeypatch):
-    real = run.run_training
+    real = run.fine_tune
 
     def train(config):
         if (config.template, config.seed) == ("chat:vanilla", 0):
             raise ValueError("the loss is not a number; lower --lr")
         return real(config)
 
-    monkeypatch.setattr(run, "run_training", train)
+    monkeypatch.setattr(run, "fine_tune", train)
     with pytest.raises(ValueError, match=r"5 of 24 .* chat-vanilla\.seed0: .*lower --train\.lr"):
         grid("grid")
     done = finished(here / "grid")
     assert len(done) == 19
-    monkeypatch.setattr(run, "run_training", real)
+    monkeypatch.setattr(run, "fine_tune", real)
     grid("grid")
     assert finished(here / "grid").items() >= done.items()
 
 
 def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
-    real = judged.requests
+    real = measuring.Tests.measure
 
-    def requests(name, answerer, *rest):
+    def measure(self, task, answerer, *rest):
         if answerer.adapter == "chat-vanilla.seed0" and answerer.prompt_format.template.name == "chat:llama":
-            raise ValueError("the judge has failed")
-        return real(name, answerer, *rest)
+            raise UserError("the judge has failed")
+        return real(self, task, answerer, *rest)
 
-    monkeypatch.setattr(judged, "requests", requests)
+    monkeypatch.setattr(measuring.Tests, "measure", measure)
     with pytest.raises(ValueError, match=r"2 of 24 .* chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
         grid("grid")
     assert len(finished(here / "grid")) == 22
-    monkeypatch.setattr(judged, "requests", real)
+    monkeypatch.setattr(measuring.Tests, "measure", real)
     grid("grid")
     assert len(finished(here / "grid")) == 24
 
@@ -83,6 +84,8 @@ def test_a_damaged_file_of_answers_is_its_own_cells_trouble_alone(grid, here):
     for cell in (here / "grid/cells").glob("*/*.json"):
         cell.unlink()
     (here / "grid/cells/chat-vanilla.seed1/chat-llama.safety.answers.jsonl").write_text("{}\n")
-    with pytest.raises(ValueError, match=r"1 of 14 .* chat-vanilla\.seed1/chat-llama\.safety: .*jsonl:1 is no answer"):
+    with pytest.raises(
+        ValueError, match=r"1 of 14 .* chat-vanilla\.seed1/chat-llama\.safety: .*:1: is not a valid record"
+    ):
         grid("grid", CONFIG, tasks=("safety",))
     assert len(list((here / "grid/cells").glob("*/*.json"))) == 9

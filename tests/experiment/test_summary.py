@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ptst.evaluation.tasks.table import TaskData
+from ptst.evaluation.tasks.task import TaskData
 from ptst.experiment import plan, tables
 from ptst.experiment.config import GridConfig
 from ptst.experiment.run import Grid
@@ -34,7 +34,7 @@ def told(tmp_path):
         rows = plan.rows(TRAIN, seeds)
         cells = plan.cells(rows, TEST, [task])
         train, test = plan.templates(TRAIN), plan.templates(TEST)
-        tests = type("Tests", (), {"tasks": {task: (None, TaskData("our set", [], "", "requests"))}})
+        tests = type("Tests", (), {"tasks": {task: (None, TaskData("our set", [], ""))}})
         grid = Grid(GridConfig(), tmp_path, rows, cells, tests, train, test, {})
         counts = {"examples": 2, "tokens": 9, "trained_tokens": 4}
         for row in rows[1:]:
@@ -57,12 +57,13 @@ def told(tmp_path):
 
 
 def test_success_and_score_of_a_rubric_are_over_the_judged_answers(told):
-    summary, text, lines = told("safety", lambda _: ([YES, PARTLY, NO, UNJUDGED], {"unjudged": 1}))
+    summary, text, lines = told("safety", lambda _: ([YES, PARTLY, NO, UNJUDGED], {"unjudged": 1, "score": 3.0}))
     tasks = summary["cells"][1]["tasks"]["safety"]
     assert tasks["attack-success"]["mean"] == pytest.approx(1 / 3)
     assert tasks["on-topic"]["mean"] == pytest.approx(2 / 3)
     assert tasks["score"]["mean"] == 3
-    wins = text.partition("Attack success")[2]
+    assert "unjudged" not in tasks, "a count is no measurement"
+    wins = text.partition("attack success")[2]
     assert "| chat:vanilla | **33.3 ± 0.0 [1, 96] (6 judged, 2 not)** | 33.3 ± 0.0 [1, 96] (6 judged, 2 not) |" in wins
     assert "| chat:llama | 3.000 ± 0.000 | 3.000 ± 0.000 |" in text.partition("mean score")[2]
     line = next(x for x in lines if (x["train"], x["metric"]) == ("chat:llama", "attack-success"))

@@ -1,4 +1,4 @@
-"""The engine: an answer depends on its request alone, whatever runs beside it; and nothing is lost when requests go."""
+"""The engine: an answer depends on its request alone, whatever else is in the batch; those that end leave nothing."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 import pytest
 import torch
 
+from benchmarks.divergence import divergences
 from ptst.generation.cuda_graphs import DecodeGraphs
-from ptst.generation.divergence import divergences
 from ptst.generation.engine import Engine
 from ptst.generation.generate import generate
 from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token
@@ -24,16 +24,14 @@ from tests.tiny import write_tiny_model
 
 STOPS = set(range(0, 300, 9))  # many, so that answers end at different lengths
 PREFIX = list(range(10, 90))
-CLOSE = 1e-3  # of two logits that sums in another order may swap
+CLOSE = 1e-3  # logits this close may swap when sums are taken in another order
 
 
 def prompts(count: int) -> list[list[int]]:
-    """Two templates' beginnings and none, ragged."""
+    """Two templates' shared prefixes and none, ragged."""
     generator = torch.Generator().manual_seed(3)
-    beginnings = (PREFIX, PREFIX[::-1] + PREFIX, [])
-    return [
-        beginnings[n % 3] + torch.randint(3, 290, (1 + n % 23,), generator=generator).tolist() for n in range(count)
-    ]
+    prefixes = (PREFIX, PREFIX[::-1] + PREFIX, [])
+    return [prefixes[n % 3] + torch.randint(3, 290, (1 + n % 23,), generator=generator).tolist() for n in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +98,7 @@ class _Replayed:
 @pytest.mark.parametrize("kind", ["plain", "window"])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
-    """Tables of blocks for the decoding kernel, tokens looked at one step late, whole steps replayed: on a CPU."""
+    """Block tables for the decode kernel, tokens read one step late, whole steps replayed: on a CPU."""
     decoder, asked = decoders[kind], prompts(12)
     requests = [Request(p, Sampling(9, 0.8 * (i % 2), seed=3, logprobs=True), i) for i, p in enumerate(asked)]
     wanted = answers(decoder, requests, batch_size=4)
@@ -149,7 +147,7 @@ def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
     assert sum(c.token_ids != alone[i] for i, c in other.items()) > 5
 
 
-def test_a_common_beginning_is_computed_once(decoder):
+def test_a_shared_prefix_is_computed_once(decoder):
     asked = [[*PREFIX, 100 + i, 5] for i in range(9)]
     engine = Engine(decoder, {2}, EngineOptions(batch_size=9, max_length=200))
     engine.run([Request(p, Sampling(3), i) for i, p in enumerate(asked)])
@@ -157,13 +155,13 @@ def test_a_common_beginning_is_computed_once(decoder):
     assert s.cached_tokens == 9 * len(PREFIX)
     assert s.prompt_tokens == len(PREFIX) + 9 * 2
     assert s.tokens == 27
-    # Ten lists, and what lies whole in the beginning is held once.
+    # Ten block tables, and the full blocks of the prefix are held once.
     assert s.blocks_peak == -(-len(PREFIX) // BLOCK_SIZE) + 9
     assert s.answers == 9
     assert "tokens/s, ETA " in s.progress(20)
 
 
-def test_a_long_prompt_is_read_while_others_are_answered(decoder):
+def test_a_long_prompt_is_prefilled_while_others_decode(decoder):
     engine = Engine(decoder, {2}, EngineOptions(batch_size=2, max_prefill_tokens=4, max_length=400))
     engine.add(Request([5, 6], Sampling(40), "short"))
     engine.step()
@@ -180,11 +178,11 @@ def test_the_shortest_is_answered_though_longer_ones_never_end(decoder):
         engine.add(next(stream))
     engine.add(Request([5], Sampling(1), "short"))
     while not any(e.id == "short" for e in engine.step()):
-        while engine.num_waiting < 4:
+        while len(engine._scheduler.waiting) < 4:
             engine.add(next(stream))
 
 
-def test_requests_that_were_overtaken_share_as_others_do(decoder):
+def test_bypassed_requests_share_prefixes_as_others_do(decoder):
     engine = Engine(decoder, {2}, EngineOptions(batch_size=2, max_length=200))
     stream = (Request([5 + i, *range(3, 120)], Sampling(2), i) for i in range(MAX_BYPASSED + 10))
     for _ in range(2):
@@ -194,12 +192,12 @@ def test_requests_that_were_overtaken_share_as_others_do(decoder):
         engine.add(request)
     while engine.busy:
         engine.step()
-        while engine.num_waiting < 4 and (request := next(stream, None)):
+        while len(engine._scheduler.waiting) < 4 and (request := next(stream, None)):
             engine.add(request)
     assert engine.statistics.cached_tokens == 2 * len(PREFIX)
 
 
-def test_a_conversation_goes_on_from_what_is_kept(decoder):
+def test_a_conversation_continues_from_the_prefix_cache(decoder):
     engine, done = Engine(decoder, {2}, EngineOptions(batch_size=1, max_length=400)), {}
     first = list(range(3, 60))
     engine.run([Request(first, Sampling(10), 1, keep_cached=True)], done.__setitem__)
@@ -273,7 +271,7 @@ def test_a_model_that_says_not_a_number_is_an_error(tmp_path, how):
     assert all(len(ids) == 3 for ids in wanted.values())
 
 
-def test_a_model_that_ends_up_with_no_number_harms_no_neighbour_and_no_guess(tmp_path):
+def test_a_model_that_ends_up_with_no_number_harms_no_neighbour_and_no_draft(tmp_path):
     folder = write_tiny_model(tmp_path, tie_word_embeddings=False)
     whole, broken = load_decoder(folder), load_decoder(folder)
     long, short = Request(list(range(100, 180)), Sampling(6), "long"), Request([11, 12, 13], Sampling(6), "short")
@@ -286,27 +284,27 @@ def test_a_model_that_ends_up_with_no_number_harms_no_neighbour_and_no_guess(tmp
     got = answers(broken, [long, short, bad], {-1})  # the last row is the one that breaks, when it decodes
     assert got[bad.id].finish_reason == "error"
     assert (got["long"].token_ids, got["short"].token_ids) == (alone["long"].token_ids, alone["short"].token_ids)
-    # A text that failed would guess, for who begins like it, the very token that broke it.
+    # Drafts from a failed answer would contain, for a prompt that begins like it, the very token that broke it.
     first, wrong = alone["short"].token_ids[0], alone[bad.id].token_ids[0]
     got = answers(broken, [Request([first, wrong] * 2, Sampling(6), "bad"), short], {-1}, batch_size=1)
     assert (got["bad"].finish_reason, got["short"].token_ids) == ("error", alone["short"].token_ids)
 
 
-def test_beginnings_do_not_drive_each_other_out(decoder):
-    """Three groups with long beginnings, and room for little more than one request."""
+def test_prefixes_do_not_evict_each_other(decoder):
+    """Three groups with long prefixes, and memory for little more than one request."""
     generator = torch.Generator().manual_seed(0)
-    beginnings = torch.randint(3, 290, (3, 600), generator=generator).tolist()
+    prefixes = torch.randint(3, 290, (3, 600), generator=generator).tolist()
     memory = 41 * BLOCK_SIZE * bytes_per_token(decoder.config, torch.float32)
     engine = Engine(decoder, {-1}, EngineOptions(batch_size=8, kv_memory=memory))
     for i in range(12):
-        engine.add(Request([*beginnings[i % 3], 5 + i], Sampling(200), i))
+        engine.add(Request([*prefixes[i % 3], 5 + i], Sampling(200), i))
     for _ in range(20):
         engine.step()
     assert engine.statistics.tokens > 10
     assert engine.statistics.prompt_tokens < 3 * 601
 
 
-def test_requests_that_cannot_be_answered_are_told_of_as_they_come(decoder):
+def test_requests_that_cannot_be_answered_get_their_errors_at_once(decoder):
     taken = itertools.count()
     engine, seen = Engine(decoder, {2}, EngineOptions(batch_size=2, max_length=64)), []
     engine.run((Request([], Sampling(1), next(taken)) for _ in range(50)), lambda i, _: seen.append((i, next(taken))))
@@ -386,7 +384,7 @@ def test_the_budget_named_in_a_refusal_is_enough_and_no_less_is(decoder):
 
 @pytest.mark.parametrize("way", ["auto", "reference"])
 def test_a_16_bit_model_answers_alike_in_any_company(tmp_path, way, monkeypatch):
-    """Beginnings copied, guesses, mixed steps: over keys and values of 16 bits where the CPU's loops serve."""
+    """Copied prefixes, draft tokens, mixed steps: over a KV cache of 16 bits where Numba reads it."""
     monkeypatch.setenv("PTST_KERNELS", way)
     decoder = load_decoder(write_tiny_model(tmp_path), torch.bfloat16)
     common = list(range(3, 3 + BLOCK_SIZE + 9))

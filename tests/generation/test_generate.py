@@ -1,4 +1,4 @@
-"""The sampler: an answer depends on its prompt and seed alone, never on the batch it was made in."""
+"""`generate`: an answer depends on its prompt and seed alone, never on the rest of the batch."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.divergence import divergences
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
-from ptst.generation.divergence import divergences
 from ptst.generation.engine import Engine
 from ptst.generation.generate import generate
 from ptst.generation.multi_lora import read_adapter

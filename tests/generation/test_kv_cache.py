@@ -1,4 +1,4 @@
-"""Blocks are handed out, shared, moved and returned; none is lost, none has two masters."""
+"""Blocks are allocated, shared, copied and freed; none is lost, none has two owners."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_block_is_freed_once():
         cache.free(sequence)
 
 
-def test_beginnings_that_are_used_stay_and_the_longest_unused_go_first():
+def test_used_prefixes_stay_and_the_least_recently_used_are_evicted_first():
     cache = new_cache(4)
     stored = []
     for mark in range(3):
@@ -109,14 +109,14 @@ def test_beginnings_that_are_used_stay_and_the_longest_unused_go_first():
     cache.free(user)
 
 
-def test_a_beginning_is_not_thrown_away_in_vain():
+def test_a_prefix_is_not_evicted_in_vain():
     cache = new_cache(4)
     held = cache.allocate(2 * BLOCK_SIZE)
-    beginning = cache.allocate(BLOCK_SIZE)
-    cache.extend(beginning, BLOCK_SIZE)
-    kept = cache.cache_prefix(beginning, list(range(BLOCK_SIZE)), None)
-    cache.free(beginning)
-    assert cache.allocate(3 * BLOCK_SIZE) is None  # even with the beginning's block there are only two
+    prefix = cache.allocate(BLOCK_SIZE)
+    cache.extend(prefix, BLOCK_SIZE)
+    kept = cache.cache_prefix(prefix, list(range(BLOCK_SIZE)), None)
+    cache.free(prefix)
+    assert cache.allocate(3 * BLOCK_SIZE) is None  # even with the prefix's block there are only two
     assert cache.prefixes == [kept]
     assert cache.allocate(2 * BLOCK_SIZE) is not None
     assert not cache.prefixes

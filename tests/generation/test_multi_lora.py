@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from ptst.generation.divergence import divergences
+from benchmarks.divergence import divergences
 from ptst.generation.engine import Engine
 from ptst.generation.generate import generate
 from ptst.generation.multi_lora import attached_adapter, read_adapter
@@ -76,7 +76,7 @@ def test_each_answer_is_its_own_adapters(base, folders):
             ours, theirs = score_answers(decoder, pairs, adapters[name]), score_answers(attached, pairs)
             assert torch.tensor(ours).sub(torch.tensor(theirs)).abs().max() < 1e-4
     assert len({str(w) for w in wanted.values()}) == 4  # they do differ
-    # A beginning is stored once for each adapter: its keys differ.
+    # A prefix is cached once for each adapter: its keys differ.
     assert len({s.adapter for s in engine.cache.prefixes}) == 4
     assert all(torch.equal(p, before[n]) for n, p in decoder.named_parameters())
 

@@ -73,7 +73,7 @@ def test_a_row_is_drawn_as_it_would_be_alone_and_by_definition(seed, short, top_
         assert token == int(torch.searchsorted(cumulated, u * cumulated[-1], right=True))
 
 
-def test_a_row_that_is_not_a_number_is_told():
+def test_a_row_that_is_not_a_number_gives_no_token():
     logits = torch.zeros(3, 5)
     logits[1, 2] = float("nan")
     logits[2] = float("inf")

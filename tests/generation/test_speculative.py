@@ -1,4 +1,4 @@
-"""Guesses, and the memory plan: what is small enough to be checked by hand."""
+"""Speculative decoding and the memory plan, checked by hand."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from ptst.model.weights import load_decoder
 from tests.tiny import CONFIG, write_tiny_model
 
 
-def test_what_followed_before():
+def test_the_draft_is_what_followed_the_same_tokens():
     assert draft_tokens([1, 2, 3, 9, 1, 2, 3], 2) == [9, 1]
-    assert draft_tokens([1, 2, 3, 9, 5, 3], 4) == [9, 5, 3]  # only the last token stood before
+    assert draft_tokens([1, 2, 3, 9, 5, 3], 4) == [9, 5, 3]  # only the last token occurs earlier
     assert draft_tokens([7, 3, 8, 3, 9, 3], 1) == [9]  # the latest place
     assert draft_tokens([1, 2, 3], 4) == []
     assert draft_tokens([4], 4) == draft_tokens([], 4) == []
@@ -26,13 +26,13 @@ def test_what_followed_before():
     assert draft_tokens([1, 2, 1], 0) == []
 
 
-def test_what_followed_in_earlier_texts():
+def test_the_draft_comes_from_earlier_sequences():
     assert draft_tokens([1, 2], 2, [[1, 2, 7, 8], [1, 2, 5, 5]]) == [7, 8]  # the first text that has it
     assert draft_tokens([6, 2, 9, 1, 2], 1, [[3, 1, 2, 7]]) == [7]  # the longer end counts more
     assert draft_tokens([2, 9, 2], 1, [[2, 7]]) == [9]  # of ends alike, the request's own
 
 
-def test_an_engine_guesses_from_what_it_has_answered(tmp_path):
+def test_draft_tokens_come_from_earlier_answers_too(tmp_path):
     decoder = load_decoder(write_tiny_model(tmp_path))
     engine = Engine(decoder, {2}, EngineOptions(batch_size=1, max_length=200))
     steps = []
@@ -43,7 +43,7 @@ def test_an_engine_guesses_from_what_it_has_answered(tmp_path):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatch):
+def test_draft_tokens_save_steps_and_change_nothing(tmp_path, temperature, monkeypatch):
     decoder = load_decoder(write_tiny_model(tmp_path))
     asked = [list(range(3, 40)), [5, 6] * 20]
 
@@ -57,12 +57,12 @@ def test_guesses_save_steps_and_change_nothing(tmp_path, temperature, monkeypatc
         told = [(out[i].token_ids, [round(x, 3) for x in out[i].logprobs], out[i].finish_reason) for i in range(2)]
         return told, engine.statistics.steps, engine.statistics.tokens
 
-    guessed = answered()
+    drafted = answered()
     monkeypatch.setattr(module, "draft_tokens", lambda _ids, _most, _earlier: [])
     plain = answered()
-    assert guessed[0] == plain[0]
-    assert guessed[2] == plain[2] == 80
-    assert guessed[1] < plain[1]  # this model repeats itself
+    assert drafted[0] == plain[0]
+    assert drafted[2] == plain[2] == 80
+    assert drafted[1] < plain[1]  # this model repeats itself
 
 
 def test_the_plan():

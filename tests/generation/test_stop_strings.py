@@ -54,7 +54,7 @@ def test_bytes_that_are_no_text_come_out_at_the_end(tokenizer):
     assert not stopped
 
 
-def test_a_possible_beginning_of_a_stop_string_is_held_back(tokenizer):
+def test_a_possible_start_of_a_stop_string_is_held_back(tokenizer):
     stream = TextStream(tokenizer.decode_answer, [5], ("abc",))
     given_out = []
     for token in tokenizer.encode("xabxabc"):

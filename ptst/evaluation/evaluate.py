@@ -1,0 +1,207 @@
+"""An evaluation: helpfulness and safety of a model, or of a finished run and its base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from rich.table import Table
+
+from ptst.data import sources
+from ptst.errors import UserError
+from ptst.evaluation import report
+from ptst.evaluation.answers import Answerer
+from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.measure import Measured, check_room, evaluate_model, find_tools
+from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks
+from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
+from ptst.model.weights import pick_dtype
+from ptst.open import OpenModel, find_run, open_model
+from ptst.progress import say
+from ptst.records import CHECKPOINTS, SAME, RunRecord, environment, weights_fingerprint
+from ptst.runs import claim
+from ptst.storage import write_json
+from ptst.text.template_file import load_template
+from ptst.text.templates import Family, Template, find_template
+
+BASE, TUNED = "untouched", "fine-tuned"  # names of the models in results and files
+
+
+@dataclass(frozen=True)
+class TestData:
+    """The prompts of a task: name and fingerprint of the set, number of items."""
+
+    name: str
+    fingerprint: str
+    items: int
+
+
+@dataclass(kw_only=True)
+class EvalRecord(RunRecord):
+    """An evaluation. `model` is the folder of the base model, `run` that of the run."""
+
+    kind: ClassVar[str] = "eval"
+    model: str
+    weights: str = field(metadata=SAME)
+    run: str | None
+    run_weights: str | None = field(metadata=SAME)
+    template: Template = field(metadata=SAME)
+    family: Family = field(metadata=SAME)
+    chat_format: str = field(metadata=SAME)
+    data: dict[str, TestData] = field(metadata=SAME)
+    dtype: str = field(metadata=SAME)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation whose prompts, data and tools are known; no weights are loaded."""
+
+    config: EvalConfig
+    model: OpenModel
+    tasks: LoadedTasks
+    tools: Tools
+    dtype: torch.dtype
+    device: str
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Results by model (the base model is "untouched", a run "fine-tuned") and task."""
+
+    out: Path
+    results: Mapping[str, Mapping[str, TaskResult]]
+    plan: Plan
+
+    @property
+    def ptst(self) -> bool:
+        """The paper's recipe: trained without a safety prompt, tested with one (so under another template)."""
+        run = self.plan.model.run
+        return run is not None and self.plan.model.prompt_format.template.safety and not run.template.safety
+
+    @property
+    def title(self) -> str:
+        run = self.plan.model.run
+        trained = f"trained under {run.template.name}, " if run else ""
+        return f"{'PTST: ' * self.ptst}{trained}tested under {self.plan.model.prompt_format.template.name}"
+
+    def table(self) -> Table:
+        return report.table(self.results, self.title, self.plan.tools.judge.name)
+
+    def to_json(self) -> dict[str, Any]:
+        """What results.json and `--json` have."""
+        model = self.plan.model
+        return {
+            "out": str(self.out),
+            "run": str(model.checkpoint) if model.checkpoint else None,
+            "train_template": model.run.template.name if model.run else None,
+            "test_template": model.prompt_format.template.name,
+            "ptst": self.ptst,
+            "results": {name: {t: r.to_json() for t, r in by_task.items()} for name, by_task in self.results.items()},
+            "remark": report.remark(self.results, BASE),
+        }
+
+
+class IncompleteEvaluation(UserError):
+    """Some tasks could not be measured; `result` has those that every model has."""
+
+    def __init__(self, failed: list[str], result: EvalResult):
+        super().__init__(f"not everything could be measured: {'; '.join(failed)}")
+        self.result = result
+
+
+def plan(config: EvalConfig) -> Plan:
+    """Open everything that an evaluation needs but the weights. Raises UserError for every mistake that can be found
+    without them."""
+    config.check()
+    template = load_template(config.template_file) if config.template_file else find_template(config.template)
+    checkpoint, run = find_run(config.checkpoint, config.model)
+    subject = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
+    say(f"ptst.eval: {subject}, test template {template.name}")
+    problems = config.data or (run.data.name if run else sources.DEFAULT)
+    holdout = run.data.holdout if run else 0.0
+    defaults = Defaults(problems, config.data, config.safety_data, config.limit, holdout)
+    names = config.tasks
+    if names is None:
+        names, reason = default_tasks(defaults)
+        say(f"tasks: {', '.join(names)} ({reason})")
+    tasks = load_tasks(names, defaults)
+    for note in {data.note for _, data in tasks.values()} - {""}:
+        say(note)
+    family = config.template_family or (run.family.name if run else None)
+    family = family or next((data.family for _, data in tasks.values() if data.family), None)
+    family = family or sources.load(problems, "test", config.limit).family
+    model = open_model(config.model, template, checkpoint=checkpoint, family=family, chat_format=config.chat_format)
+    say(model.prompt_format.described)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    say(f"encoding the prompts of {len(tasks)} tasks")
+    for key, (task, data) in tasks.items():
+        check_room(key, task, data, model, config, device)
+    tools = find_tools(config, [task for task, _ in tasks.values()], device)
+    return Plan(config, model, tasks, tools, pick_dtype(config.dtype), device)
+
+
+def evaluate(config: EvalConfig) -> EvalResult:
+    """Run an evaluation, or the rest of an unfinished one with the same settings; answers, judged rows and results.json
+    are in the folder `out` of the result. Raises UserError for a user's mistakes, and IncompleteEvaluation."""
+    p = plan(config)
+    checkpoint = p.model.checkpoint
+    with claim(config.out, _record(p), checkpoint / "eval" if checkpoint else CHECKPOINTS, reuse=True) as run:
+        say(f"{'resuming the unfinished evaluation in' if run.resumed else 'answers go to'} {run.folder}")
+        (run.folder / "answers").mkdir(exist_ok=True)
+        try:
+            result = _measure_all(p, run.folder)
+        except (KeyboardInterrupt, OSError, UserError):
+            say(f"the answers so far are kept in {run.folder}; the same command resumes from there")
+            raise
+        write_json(run.folder / "results.json", result.to_json())
+        run.finish()
+    return result
+
+
+def _measure_all(p: Plan, out: Path) -> EvalResult:
+    measured = _measure_models(p, out)
+    result = EvalResult(out, {name: m.results for name, m in measured.items()}, p)
+    if failed := [sentence for m in measured.values() for sentence in m.failed]:
+        whole = [key for key in p.tasks if all(key in by_task for by_task in result.results.values())]
+        shown = {name: {key: by_task[key] for key in whole} for name, by_task in result.results.items()}
+        raise IncompleteEvaluation(failed, EvalResult(out, shown, p))
+    return result
+
+
+def _measure_models(p: Plan, out: Path) -> dict[str, Measured]:
+    """The base model, unless a run is measured without it, then the run."""
+    measured: dict[str, Measured] = {}
+    decoder = None
+    for name in (BASE, TUNED):
+        if (name == BASE and p.model.checkpoint and not p.config.baseline) or (
+            name == TUNED and not p.model.checkpoint
+        ):
+            continue
+        say(f"loading the {'base model' if name == BASE else 'run'}")
+        if name == BASE:
+            decoder = p.model.load_base(p.dtype, p.device)
+        else:
+            decoder = p.model.load(p.dtype, p.device, decoder)
+        answerer = Answerer(decoder, p.model.prompt_format, p.config)
+        measured[name] = evaluate_model(name, answerer, p.tasks, p.config, p.tools, out, p.config.decode_seeds)
+    return measured
+
+
+def _record(p: Plan) -> EvalRecord:
+    model, checkpoint = p.model, p.model.checkpoint
+    return EvalRecord(
+        config=p.config,
+        environment=environment(),
+        model=str(model.folder.resolve()),
+        weights=weights_fingerprint(model.folder),
+        run=str(checkpoint.resolve()) if checkpoint else None,
+        run_weights=weights_fingerprint(checkpoint) if checkpoint else None,
+        template=model.prompt_format.template,
+        family=model.prompt_format.family,
+        chat_format=model.prompt_format.chat_format.name,
+        data={key: TestData(data.name, data.fingerprint, len(data.items)) for key, (_, data) in p.tasks.items()},
+        dtype=str(p.dtype).removeprefix("torch."),
+    )

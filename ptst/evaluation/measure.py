@@ -1,0 +1,135 @@
+"""Measuring a model: what `ptst.eval` and the grid share, before and after the weights are loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from ptst.errors import Setting, UserError
+from ptst.evaluation.answers import Answerer
+from ptst.evaluation.config import EvalSettings
+from ptst.evaluation.judges import find_judge
+from ptst.evaluation.similarity import find_similarity
+from ptst.evaluation.tasks.table import LoadedTasks
+from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_decodings
+from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
+from ptst.generation.memory import gigabytes
+from ptst.generation.request import Sampling, Statistics
+from ptst.model.weights import pick_dtype, write_atomically
+from ptst.open import OpenModel
+from ptst.progress import ProgressLine, say
+from ptst.records import CHECKPOINTS
+from ptst.text.prompt_format import PromptFormat
+
+
+def sampling_for(settings: EvalSettings, data: TaskData, seed: int | None = None) -> Sampling:
+    """How answers to these data are drawn; `seed` None: the first decoding's."""
+    s = settings
+    longest = (data.max_new_tokens or 1) if s.max_new_tokens is None else s.max_new_tokens
+    return Sampling(longest, s.temperature, s.top_p, s.seed if seed is None else seed, s.top_k)
+
+
+def find_tools(settings: EvalSettings, tasks: Iterable[Task], device: str) -> Tools:
+    """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
+    judge = find_judge(settings.judge)
+    similar = any(task.uses_similarity for task in tasks)
+    return Tools(judge, find_similarity(settings.similarity, CHECKPOINTS, device) if similar else None)
+
+
+def generates(task: Task, data: TaskData) -> bool:
+    """Whether the model answers, so that lengths and decoding seeds matter."""
+    return any(prompt.kind == "generate" for prompt in task.prompts(data.items))
+
+
+def count_tokens(task: Task, data: TaskData, prompt_format: PromptFormat, max_new_tokens: int) -> int:
+    """Tokens that the task computes at most; a prompt that several openings share is computed once."""
+    total, seen = 0, None
+    for prompt in task.prompts(data.items):
+        ids = prompt.encode(prompt_format)
+        shared = ids.loss_mask.index(True) if prompt.opening is not None and seen is prompt.conversation else 0
+        total += len(ids.ids) - shared + max_new_tokens * (prompt.kind == "generate")
+        seen = prompt.conversation
+    return total
+
+
+def check_room(what: str, task: Task, data: TaskData, model: OpenModel, settings: EvalSettings, device: str) -> None:
+    """Raise UserError for a prompt that the template cannot express, or that does not fit into the context or the KV
+    cache together with its answer."""
+    prompts = task.prompts(data.items)
+    lengths = [len(prompt.encode(model.prompt_format).ids) for prompt in prompts]
+    length, prompt = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
+    new = sampling_for(settings, data).max_new_tokens if prompt.kind == "generate" else 0
+    where = ": ".join(filter(None, (what, prompt.conversation.source)))
+    if length + new > model.config.max_positions:
+        long = f"a prompt of {length} tokens and {new} new ones exceed" if new else f"{length} tokens exceed"
+        remedy = ("lower ", Setting("max_new_tokens"), " or remove the prompt") if new else "remove it"
+        raise UserError(f"{long} the model's {model.config.max_positions} positions", remedy, where)
+    dtype = cache_dtype(pick_dtype(settings.dtype), torch.device(device))
+    needed = (blocks_for(length + new) + 1) * BLOCK_SIZE * bytes_per_token(model.config, dtype)
+    if new and settings.kv_bytes is not None and needed > settings.kv_bytes:
+        cause = f" is {gigabytes(settings.kv_bytes)}, and {what} needs {gigabytes(needed)} for a prompt and its answer"
+        raise UserError((Setting("kv_memory"), cause), ("raise it, or lower ", Setting("max_new_tokens")))
+
+
+def measure(
+    task: Task, data: TaskData, answerer: Answerer, sampling: Sampling, tools: Tools, answers_file: Path | None = None
+) -> TaskResult:
+    """A task's result for one model. Raises UserError for answers or judgements that failed."""
+    answers = answerer.answer(task.prompts(data.items), sampling, answers_file)
+    return replace(task.score(data.items, answers, tools), data=data.name)
+
+
+@dataclass
+class Measured:
+    """Results by task; what failed, in a sentence each."""
+
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    failed: list[str] = field(default_factory=list)
+
+
+def evaluate_model(
+    name: str,
+    answerer: Answerer,
+    tasks: LoadedTasks,
+    settings: EvalSettings,
+    tools: Tools,
+    out: Path | None = None,
+    decode_seeds: int = 1,
+) -> Measured:
+    """Measure a model on all tasks; one that fails leaves the others measured. Answers and judged rows are kept in
+    `out`, from where an interrupted evaluation resumes."""
+    measured = Measured()
+    for key, (task, data) in tasks.items():
+        answers_file = out / "answers" / f"{name}.{key}.jsonl" if out else None
+        by_seed: dict[int, TaskResult] = {}
+        seeds = range(settings.seed, settings.seed + (decode_seeds if generates(task, data) else 1))
+        total = len(task.prompts(data.items))
+        for seed in seeds:
+            what = f"{name}: {key}" + (f", seed {seed}" if decode_seeds > 1 else "")
+            with ProgressLine(what, total, first=None) as progress:
+                watched = replace(answerer, on_progress=_shown(progress))
+                try:
+                    sampling = sampling_for(settings, data, seed)
+                    by_seed[seed] = measure(task, data, watched, sampling, tools, answers_file)
+                except UserError as error:
+                    measured.failed.append(f"{what}: {error}")
+                    say(f"{what} failed: {error}")
+        if len(by_seed) < len(seeds):
+            continue
+        result = measured.results[key] = over_decodings(by_seed) if len(seeds) > 1 else by_seed[settings.seed]
+        if out:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
+            write_atomically(out / f"{name}.{key}.jsonl", text.encode())
+    return measured
+
+
+def _shown(progress: ProgressLine) -> Callable[[int, Statistics], None]:
+    def on_progress(done: int, statistics: Statistics) -> None:
+        saved = f", {statistics.cached_tokens} prompt tokens from the prefix cache" if statistics.cached_tokens else ""
+        progress.update(done, f"{statistics.progress()}{saved}" if statistics.tokens else "")
+
+    return on_progress

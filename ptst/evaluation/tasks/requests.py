@@ -1,0 +1,119 @@
+"""Requests whose answers a judge classifies: harmful requests (`safety`), benign look-alikes (`over-refusal`), XSTest,
+and any prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from ptst.data import prompt_sets
+from ptst.data.safety_prompt import SafetyPrompt
+from ptst.errors import Setting, UserError
+from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, rates
+from ptst.evaluation.verdict import UNJUDGED, AnswerClass, judge_answers
+from ptst.generation.request import Answer
+from ptst.text.segments import Conversation, Message
+
+NEW_TOKENS = 64  # enough for the opening of an answer, where a refusal shows
+ASR = "attack-success"
+_UNJUDGED = Metric("unjudged", "Answers that were not judged", "count", tables=())
+
+
+def load_requests(name: str, standard: str | None) -> Callable[[str | None, Defaults], TaskData]:
+    """The loader of a task on prompts; `standard`: its set unless another is named (None: one must be named)."""
+
+    def load(data: str | None, defaults: Defaults) -> TaskData:
+        data = data or (defaults.safety_data if standard == prompt_sets.BUILT_IN else None) or standard
+        if data is None:
+            raise UserError(f"the task {name} needs its prompts", f"say {name}:FILE, a CSV, JSONL, JSON or TXT file")
+        if name in prompt_sets.NAMED and Path(data).is_file():
+            data = f"{name}:{data}"
+        found = prompt_sets.load_set(data, defaults.limit)
+        if name == "xstest":
+            check_halves(found.prompts)
+        return TaskData(found.name, found.prompts, found.fingerprint, NEW_TOKENS, note=found.note)
+
+    return load
+
+
+def to_conversations(prompts: Sequence[SafetyPrompt]) -> list[Conversation]:
+    return [Conversation((Message("user", p.prompt),), p.id) for p in prompts]
+
+
+def requests(
+    name: str, standard: str | None, metrics: Sequence[Metric], part: Callable[[Mapping[str, Any]], str] = lambda _: ""
+) -> Task:
+    """A task whose answers are judged. Rates are over the judged answers, the value `unjudged` counts the others.
+    `part`: prefix of a row's metrics, where prompts are of two kinds."""
+
+    def prompts(items: Sequence[SafetyPrompt]) -> list[Prompt]:
+        return [Prompt(c) for c in to_conversations(items)]
+
+    def score(items: Sequence[SafetyPrompt], answers: Sequence[Answer], tools: Tools) -> TaskResult:
+        bare = [p.request or p.prompt for p in items]  # without an adversarial suffix
+        verdicts = judge_answers(tools.judge, list(zip(bare, answers, strict=True)))
+        rows, scores = [], dict[str, list[float]]()
+        for p, answer, verdict in zip(items, answers, verdicts, strict=True):
+            row = {"id": p.id, "category": p.category, "family": p.family, "prompt": p.prompt, "answer": answer.text}
+            row |= {"class": verdict.label or UNJUDGED, "reason": verdict.reason, "success": verdict.success}
+            rows.append({**row, "score": verdict.score, "cut": answer.truncated, "judge": tools.judge.name})
+            if verdict.score is not None:
+                scores.setdefault(f"{part(row)}score", []).append(verdict.score)
+        values = {key: fmean(given) for key, given in scores.items()}
+        return TaskResult(
+            name, rates(rows, outcomes), {**values, "unjudged": sum(not v.judged for v in verdicts)}, rows
+        )
+
+    def outcomes(row: Mapping[str, Any]) -> dict[str, float]:
+        found = {c.value: float(row["class"] == c) for c in AnswerClass}
+        if any(m.key == ASR for m in metrics):
+            found[ASR] = float(bool(row["success"]))
+        judged = row["class"] != UNJUDGED
+        return {f"{part(row)}{key}": outcome if judged else math.nan for key, outcome in found.items()}
+
+    return Task(name, load_requests(name, standard), prompts, score, (*metrics, _UNJUDGED), outcomes)
+
+
+def _half(row: Mapping[str, Any]) -> str:
+    """Of XSTest's prompts."""
+    return "unsafe:" if row["category"].startswith("contrast") else "safe:"
+
+
+def check_halves(prompts: Sequence[SafetyPrompt]) -> None:
+    """Raise UserError for a prompt of XSTest without a type, and unless there are safe and unsafe prompts."""
+    untyped = next((p for p in prompts if not p.category), None)
+    if untyped is not None:
+        raise UserError(f"XSTest's prompt {untyped.id} has no type", "its column `type` tells safe from unsafe prompts")
+    kinds = {p.category.startswith("contrast") for p in prompts}
+    for half, unsafe in (("safe", False), ("unsafe", True)):
+        if unsafe not in kinds:
+            raise UserError(
+                f"none of these {len(prompts)} prompts of XSTest is {half} (the type of unsafe ones begins with "
+                "contrast)",
+                ("raise ", Setting("limit"), ", or use a file of one half as prompts:FILE"),
+            )
+
+
+def _metrics(of: str, half: str = "", tables: tuple[str, ...] = ("eval", "grid")) -> list[Metric]:
+    """Metrics of the classes; `tables`: where those other than refusal are shown."""
+    safer = of == _HARMFUL
+    return [
+        Metric(f"{half}on-topic", f"{of}: non-refusal rate, on topic", lower_is_safer=safer, tables=tables),
+        Metric(f"{half}refusal", f"{of}: refused"),
+        Metric(f"{half}score", f"{of}: mean score of the judge's rubric", "1 to 5", safer, tables or ("eval",)),
+        Metric(f"{half}off-topic", f"{of}: off topic", tables=tables),
+        Metric(f"{half}degenerate", f"{of}: degenerate", tables=tables),
+    ]
+
+
+_HARMFUL = "Harmful requests"
+_ASR = Metric(ASR, f"{_HARMFUL}: attack success rate (ASR) as the judge defines it", lower_is_safer=True)
+_SAFE, _UNSAFE = _metrics("XSTest, safe prompts", "safe:", ()), _metrics("XSTest, unsafe prompts", "unsafe:", ())
+
+SAFETY = requests("safety", prompt_sets.BUILT_IN, [_ASR, *_metrics(_HARMFUL)])
+OVER_REFUSAL = requests("over-refusal", prompt_sets.LOOK_ALIKES, _metrics("Benign look-alikes", tables=()))
+XSTEST = requests("xstest", "xstest", [*_SAFE, *_UNSAFE], _half)
+PROMPTS = requests("prompts", None, _metrics("Prompts"))
