@@ -50,7 +50,7 @@ _PLACES = {
     "generate": "ptst.notebook",
     "open_model": "ptst.open",
 }
-__all__ = [*_PLACES]  # noqa: PLE0604
+__all__ = [*_PLACES]
 
 
 def __getattr__(name: str) -> Any:
