@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst.data.builtin import alignment_set, safety_sets
-from ptst.evaluation.answers import Answerer, Reply
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -22,7 +22,7 @@ from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import Look, align
 from ptst.experiment.config import GridConfig
-from ptst.generation.request import Sampling
+from ptst.generation.request import Answer, Sampling
 from ptst.grid import run_grid, start
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
@@ -152,7 +152,7 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
         seen.extend(i < parts[0].count for step in planned for i in step.examples)
 
     monkeypatch.setattr(alignment, "train", train)
-    said = Reply("Passwords are kept safe by a long key.", 9, False)
+    said = Answer([], "Passwords are kept safe by a long key.", "stop")
     monkeypatch.setattr(Answerer, "answer", lambda _self, asked, *_rest: [said] * len(asked))
     align(replace(config, own_epochs=4.0, own_answers=1, max_steps=50))
     refusals, own = 12, 6
@@ -222,9 +222,9 @@ def test_stopped_at_any_save_or_look_it_ends_with_the_same_model(config, monkeyp
 
 def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_not_ended(config, monkeypatch):
     given = [
-        Reply("Passwords are kept safe by a long key.", 9, False),
-        Reply("I cannot help with that.", 6, False),
-        Reply("A long answer that the limit cut in the", 9, True),
+        Answer([], "Passwords are kept safe by a long key.", "stop"),
+        Answer([], "I cannot help with that.", "stop"),
+        Answer([], "A long answer that the limit cut in the", "length"),
     ]
     seeds = []
 
