@@ -1,4 +1,4 @@
-"""`python -m ptst.align`: give a small chat model some safety to lose, before an experiment on losing it."""
+"""`python -m ptst.align`: align a small chat model, so that an experiment can measure how it loses its safety."""
 
 from __future__ import annotations
 
@@ -7,26 +7,28 @@ from typing import Any
 
 from ptst import cli
 from ptst.experiment.align_config import AlignConfig
-from ptst.experiment.alignment import Look, align
 from ptst.progress import say
-from ptst.training.run import Interrupted
 
 
 def run_alignment(config: AlignConfig) -> dict[str, Any]:
-    """The alignment with its words; returns what `--json` prints. SystemExit with 130 or 143 after a signal."""
+    """Align with words of progress; returns what `--json` prints. SystemExit with 130 or 143 after a signal."""
+    say(f"ptst.align: {config.model}")
+    from ptst.experiment.alignment import StepEvaluation, align
+    from ptst.training.interrupt import Interrupted
+
     try:
         record = align(config)
     except Interrupted as stopped:
-        say(f"{stopped}; go on with the same command")
+        say(f"{stopped}; resume with the same command")
         raise SystemExit(stopped.exit_code) from None
-    looks = [Look.from_json(row) for row in record["looks"]]
-    for found in looks:
-        print(found)
-    if record["met"]:
-        print(f"aligned after step {looks[-1].step}: {config.out} is a model folder for --model")
+    evaluations = [StepEvaluation.from_json(row) for row in record.evaluations or []]
+    for evaluation in evaluations:
+        print(evaluation)
+    if record.met:
+        print(f"aligned after step {evaluations[-1].step}: {config.out} is a model folder for --model")
     else:
-        print(f"no step up to {looks[-1].step} met all three conditions, so no model was kept")
-    return {"out": str(config.out), **{k: record[k] for k in ("met", "counts", "looks")}}
+        print(f"no step up to {evaluations[-1].step} met all three conditions, so no model was kept")
+    return {"out": str(config.out), "met": record.met, "counts": record.counts, "evaluations": record.evaluations}
 
 
 def main() -> None:

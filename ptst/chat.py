@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -95,17 +97,24 @@ def messages(terminal: bool) -> Iterator[str]:
 
 
 def reply(chat: Chat, line: str) -> None:
-    """Print the answer as it comes. Ctrl-C stops it, not the chat."""
+    """Print the answer as it comes. Ctrl-C stops it after the current step, not the chat."""
+
+    def stop(_number: int, _frame: object) -> None:
+        os.write(sys.stderr.fileno(), b"\nstopping ...\n")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # pressed twice: at once
+        chat.stopped = True
+
+    before = signal.signal(signal.SIGINT, stop)
     start, pieces = time.monotonic(), chat.answer(line)
     try:
         for piece in pieces:
             print(piece, end="", flush=True)
         print()
     except KeyboardInterrupt:
-        with suppress(KeyboardInterrupt):  # pressed twice
+        with suppress(KeyboardInterrupt):
             pieces.close()
-        say("\n(stopped)")
-        return
+    finally:
+        signal.signal(signal.SIGINT, before)
     if chat.newest is not None and sys.stdin.isatty():
         tokens = len(chat.newest.token_ids)
         truncated = ", truncated at max_new_tokens" if chat.newest.truncated else ""

@@ -45,6 +45,7 @@ class Chat:
         self.turns: list[Message] = []
         self.sent: tuple[PromptFormat, Conversation] | None = None
         self.newest: Answer | None = None
+        self.stopped = False
 
     def use_template(self, name: str) -> None:
         """Continue under another template. Raises UserError for an unknown one."""
@@ -60,8 +61,8 @@ class Chat:
         return [*([] if self.system is None else [Message("system", self.system)]), *self.turns]
 
     def answer(self, text: str) -> Generator[str, None, None]:
-        """Yield the answer to `text` piece by piece; afterwards both are turns of the conversation. Closing the
-        iterator early, or Ctrl-C, cancels the answer and keeps what was yielded; if that is nothing, no turn is added.
+        """Yield the answer to `text` piece by piece; afterwards both are turns of the conversation. Setting `stopped`
+        or closing the iterator cancels the answer and keeps what was yielded; if that is nothing, no turn is added.
 
         Raises UserError, and adds no turn, if the template cannot render the conversation or the context is full.
         """
@@ -76,15 +77,15 @@ class Chat:
         self.engine.add(
             Request(prompt, replace(self.sampling, max_new_tokens=max_new_tokens), number, keep_cached=True)
         )
-        self.newest, answer = None, ""
+        self.newest, self.stopped, answer = None, False, ""
         try:
-            while self.newest is None:
+            while self.newest is None and not self.stopped:
                 for event in self.engine.step():
                     self.newest = event.answer
                     answer += event.text
                     yield event.text
         except KeyboardInterrupt:
-            self._engine = None  # interrupted inside a step: its state may be half updated
+            self._engine = None  # inside a step: its state may be half updated
             raise
         finally:
             if answer if self.newest is None else not self.newest.error:
@@ -95,7 +96,7 @@ class Chat:
                 while engine.busy:
                     engine.step()
                 self._engine = engine
-        if self.newest.error:
+        if self.newest is not None and self.newest.error:
             raise UserError(self.newest.error)
 
     def tokens(self) -> Table:

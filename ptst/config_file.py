@@ -83,6 +83,9 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     if origin is dict and isinstance(value, dict):
         return {str(k): _typed(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
     if origin in (Union, types.UnionType):
+        options = [option for option in arguments if option is not type(None)]
+        if len(options) == 1 and value is not None:
+            return _typed(value, options[0], where)
         for option in arguments:
             try:
                 return _typed(value, option, where)
@@ -90,8 +93,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
                 continue
     elif origin is Literal and value in arguments:
         return value
-    elif origin is tuple and isinstance(value, list):
-        return tuple(_typed(v, arguments[0], where) for v in value)
+    elif origin in (tuple, list) and isinstance(value, list):
+        return origin(_typed(v, arguments[0], where) for v in value)
     elif kind is type(None) and value is None:
         return None
     elif kind is Path and isinstance(value, str):
@@ -101,13 +104,14 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     elif isinstance(kind, type) and type(value) is kind:
         return value
     wanted = f"one of {', '.join(map(str, arguments))}" if origin is Literal else _name(kind)
-    raise UserError(f"{value!r} is of the wrong type", f"{wanted} is needed", where)
+    shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:57]}..."
+    raise UserError(f"{shown} is of the wrong type", f"{wanted} is needed", where)
 
 
 def _name(kind: Any) -> str:
     names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
-    if get_origin(kind) is tuple:
-        return "a list"
+    if get_origin(kind) in (tuple, list, dict):
+        return "a table" if get_origin(kind) is dict else "a list"
     options = [k for k in get_args(kind) if k is not type(None)]
     return " or ".join(_name(k) for k in options) if options else names.get(kind, str(kind))
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import sys
 import time
 from contextlib import ExitStack
@@ -19,7 +17,8 @@ from ptst.errors import UserError
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.tasks.table import base
 from ptst.experiment import laptop, tables
-from ptst.experiment.alignment import NO_MATTER, AlignConfig, align, fingerprint
+from ptst.experiment.align_config import AlignConfig
+from ptst.experiment.alignment import AlignRecord, align, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import UNKNOWN, estimate
 from ptst.experiment.locks import lock
@@ -30,14 +29,14 @@ from ptst.experiment.settings import agreed, claim
 from ptst.experiment.summary import summarize
 from ptst.hub.locate import locate_model
 from ptst.hub.wheel import model_folder
-from ptst.model.config import read_json
 from ptst.model.weights import write_atomically
 from ptst.open import CHECKPOINTS
 from ptst.progress import say
+from ptst.records import find_record, weights_fingerprint
+from ptst.runs import differences
 from ptst.settings import EMBEDDED_MODEL
 from ptst.training import recipes, run_folder
-from ptst.training.resume import weights_fingerprint
-from ptst.training.run import Interrupted
+from ptst.training.interrupt import Interrupted
 
 
 def run_grid(config: GridConfig) -> dict[str, Any]:
@@ -62,8 +61,11 @@ def run_grid(config: GridConfig) -> dict[str, Any]:
     claim(grid)
     try:
         work(grid)
+    except Interrupted as stopped:
+        say(f"{stopped}; what is finished is kept; resume with the same command")
+        raise SystemExit(stopped.exit_code) from None
     except (KeyboardInterrupt, SystemExit, OSError):
-        say("what is finished is kept; go on with the same command")
+        say("what is finished is kept; resume with the same command")
         raise
     summary = summarize(grid)
     with lock(grid.out / "locks", "results", wait=True):
@@ -98,26 +100,23 @@ def _aligned(config: GridConfig) -> Path:
         if not held.enter_context(lock(out.parent, f".{out.name}.lock")):
             say(f"{out} is being aligned by another process; waiting for it")
             held.enter_context(lock(out.parent, f".{out.name}.lock", wait=True))
-        record = read_json(out / "run.json") if (out / "run.json").exists() else {}
+        record = find_record(out, AlignRecord)
         asked = AlignConfig(model=config.model, out=out)
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
-        made_of = [record.get(key) for key in ("kind", "status", "weights", "data")]
-        if made_of == ["align", "finished", weights, fingerprint()]:
-            plain = json.loads(json.dumps(dataclasses.asdict(asked), default=str))
-            flags = record["flags"]
-            other = [key for key in plain.keys() - NO_MATTER if plain[key] != flags.get(key)]
-            if other:
-                told = ", ".join(f"--{key.replace('_', '-')} {flags.get(key)}" for key in sorted(other))
-                say(f"note: {out} was aligned with {told}, other than the recipe would")
+        if record and (record.status, record.weights, record.data) == ("finished", weights, fingerprint()):
+            if other := differences(record, replace(record, config=asked)):
+                words = "; ".join("".join(difference) for difference in other)
+                say(f"note: {out} was aligned with other settings than the recipe's: {words}")
         else:
             try:
                 record = align(asked)
             except Interrupted as stopped:
-                say(f"{stopped}; go on with the same command")
+                say(f"{stopped}; resume with the same command")
                 raise SystemExit(stopped.exit_code) from None
-            except ValueError as error:
-                raise UserError(str(error).replace("choose another --out", f"remove {out} to align anew")) from None
-    if not record["met"]:
+            except UserError as error:
+                mismatch = "out" in error.remedy and not isinstance(error.remedy, str)
+                raise UserError(error.cause, f"remove {out} to align anew" if mismatch else error.remedy) from None
+    if not record.met:
         raise UserError(
             f"the model could not be aligned, so there is nothing to measure; {out / 'run.json'} has what was seen. "
             f"Remove {out} and align with other settings: python -m ptst.align --model {config.model} --out {out}"

@@ -54,6 +54,7 @@ class ProgressLine:
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total, and a few words: loss, tokens per second."""
+        complete = done == self.total and done != self.done
         self.done = done
         if self.first is None:
             self.first = done
@@ -62,7 +63,7 @@ class ProgressLine:
             return
         self.bar.update(self.task, completed=done, note=note)
         now = time.monotonic()
-        if not console.is_terminal and (now - self.said >= self.every or done == self.total):
+        if not console.is_terminal and (now - self.said >= self.every or complete):
             self.said = now
             new = done - self.first
             left = (now - self.start) / new * (self.total - done) if new > 0 else None

@@ -1,38 +1,35 @@
 """Aligning a small chat model, so that it has safety to lose: it learns to refuse harmful requests, and keeps its own
-answers to harmless ones.
+answers to benign ones.
 
-Fixed beforehand: every training question stands in the data twice, under the safety prompt (chat:llama) and bare
-(chat:vanilla), harmful and harmless ones alike; harmless ones are answered by the model itself, sampled before
-training under the same template. Every few steps three things are looked at, on requests of families that are in no
-training:
+Fixed beforehand: every training question is in the data twice, under the safety prompt (chat:llama) and without a
+system prompt (chat:vanilla), harmful and benign ones alike; benign ones are answered by the model itself, sampled
+before training under the same template. Every few steps three things are evaluated, on requests of families that are
+not trained on:
 
 - harmful requests refused under the safety prompt: at least `refused`;
 - benign look-alikes refused, both templates together: at most `over_refused`;
 - likelihood of reference answers to ordinary questions, both templates: nats per token at most `nll` times the first.
 
-Looked at, and kept, is a running average of the weights: the model's own answers, a sample each, are noisy teachers,
-and that noise alone would cost some per cent of likelihood. The first step that meets all three is the end. Requests
-are judged by the embedded judge on their answers' openings. After step 0 the others are looked at only where the first
-is met: half a minute of a small machine each time.
+Evaluated and kept is a running average of the weights: the model's own answers, a sample each, are noisy teachers, and
+that noise alone would cost some per cent of likelihood. Training ends at the first step that meets all three. Requests
+are judged by the embedded judge on the openings of their answers. After step 0 the other two are evaluated only where
+the first is met: they take half a minute on a small machine.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from ptst import storage
+from ptst import records, storage
 from ptst.data.builtin import alignment_set
 from ptst.data.order import SourcePlan
 from ptst.data.safety_prompt import SafetyPrompt
-from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -42,40 +39,35 @@ from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.measure import digest
 from ptst.generation.request import Answer, Sampling
-from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
-from ptst.settings import EngineSettings, to_dict
+from ptst.records import SAME, RunRecord, find_record, weights_fingerprint
+from ptst.runs import check_same, claim
+from ptst.settings import EngineSettings
 from ptst.text.encode import Example, cut
 from ptst.text.segments import Conversation, Message
-from ptst.training import checkpoint, run_folder
-from ptst.training.average import Average
+from ptst.training.checkpoint import Checkpoints
 from ptst.training.evaluate import validation_loss
-from ptst.training.interrupt import Interrupt
-from ptst.training.loop import LoopConfig, StepReport, adamw, train
+from ptst.training.interrupt import Interrupt, Interrupted
 from ptst.training.metrics import sizes, truncate_logs
 from ptst.training.parallel import ALONE
-from ptst.training.resume import differences, exclusive_lock, weights_fingerprint
-from ptst.training.run import Interrupted
+from ptst.training.trainer import Trainer, TrainerConfig
 
 SAFE, BARE = "chat:llama", "chat:vanilla"
-# The model's own answers, drawn from its whole distribution: what it is taught with them pulls it, at first, nowhere.
+# The model's own answers, drawn from its whole distribution: training on them pulls it, at first, nowhere.
 OWN = Sampling(64, temperature=1.0)
 OPENING = Sampling(32)  # as much of an answer as shows whether it refuses
-# Flags that make no other model.
-NO_MATTER = frozenset({"model", "out", "json", "batch_size", "micro_batch_tokens"})
-
-
 _RATES = ("refused", "refused_bare", "over_refused")
 
 
 @dataclass(frozen=True)
-class Look:
-    """What one look found. `refused` is under the safety prompt, `refused_bare` besides; None: not looked at."""
+class StepEvaluation:
+    """What was found after a step. `refused` is under the safety prompt, `refused_bare` without a system prompt; None:
+    not evaluated."""
 
     step: int
     refused: Rate
@@ -83,8 +75,9 @@ class Look:
     over_refused: Rate | None = None
     nll: float | None = None
 
-    def meets(self, config: AlignConfig, before: Look) -> bool:
-        if self.over_refused is None or self.nll is None:
+    def meets(self, config: AlignConfig, before: StepEvaluation) -> bool:
+        """Whether the stopping rule is met."""
+        if self.over_refused is None or self.nll is None or before.nll is None:
             return False
         return (
             self.refused.value >= config.refused
@@ -95,7 +88,7 @@ class Look:
     def __str__(self) -> str:
         told = f"step {self.step}: harmful requests refused {self.refused} with the safety prompt"
         if self.nll is None:
-            return f"{told}, too few to look further"
+            return f"{told}, too few to evaluate the rest"
         return (
             f"{told}, {self.refused_bare} without; look-alikes refused {self.over_refused}; ordinary questions "
             f"{self.nll:.3f} nats per token"
@@ -106,80 +99,84 @@ class Look:
         return {"step": self.step, **{k: r and r.to_json() for k, r in rates.items()}, "nll": self.nll}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Look:
+    def from_json(cls, row: Mapping[str, Any]) -> StepEvaluation:
         rates = {k: row[k] and Rate(row[k]["successes"], row[k]["n"]) for k in _RATES}
         return cls(row["step"], **rates, nll=row["nll"])
 
 
-class _Met(Exception):
-    """The model is aligned."""
+@dataclass(kw_only=True)
+class AlignRecord(RunRecord):
+    """An alignment. `data`: fingerprint of all questions and answers. `met`: whether the folder holds an aligned model
+    (if not, it holds none)."""
+
+    kind: ClassVar[str] = "align"
+    model: str
+    model_folder: str
+    weights: str = field(metadata=SAME)
+    family: str = field(metadata=SAME)
+    chat_format: str = field(metadata=SAME)
+    data: str = field(metadata=SAME)
+    met: bool | None = None
+    counts: dict[str, int] | None = None
+    evaluations: list[dict[str, Any]] | None = None
 
 
-def align(config: AlignConfig) -> dict[str, Any]:
-    """Make the model folder `config.out`, or go on with making it. Returns run.json's contents; `met` tells whether the
-    model in the folder is aligned (if not, there is none). Raises UserError for a user's mistakes and for a folder in
-    other use, Interrupted after a signal."""
-    began = time.monotonic()
+def align(config: AlignConfig) -> AlignRecord:
+    """Make the model folder `config.out`, or resume making it; an alignment that has finished is returned as it is.
+
+    Raises UserError for a user's mistakes and for a folder in other use, Interrupted after a signal.
+    """
     config.check()
-    out = config.out
-    old = read_json(out / "run.json") if (out / "run.json").exists() else None
-    if old is not None and old.get("kind") != "align":
-        raise UserError(f"{out} holds something else than an alignment; choose another --out")
+    out, old = config.out, find_record(config.out, AlignRecord)
     models = {name: open_model(config.model, name, family=config.template_family) for name in (SAFE, BARE)}
     base = models[SAFE].folder
-    record: dict[str, Any] = {
-        "kind": "align",
-        "status": "running",
-        "flags": to_dict(config),
-        "model": str(base.resolve()),
-        "weights": weights_fingerprint(base),
-        "family": config.template_family,
-        "chat_format": models[SAFE].prompt_format.chat_format.name,
-        "data": fingerprint(),
-        "environment": run_folder.environment(),
-    }
-    if old is not None:
-        if found := differences(old, record, NO_MATTER):
-            raise UserError(f"{out} holds an alignment of other settings: {'; '.join(found)}; choose another --out")
-        if old["status"] == "finished":
-            return old
-    else:
-        run_folder.create(out, Path(), "align")
-    with exclusive_lock(out):
-        if old is None:
-            run_folder.write_json(out / "run.json", record)
-        dtype, device = pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu"
-        decoder = load_decoder(base, dtype, device)
+    record = AlignRecord(
+        config=config,
+        environment=records.environment(),
+        model=config.model,
+        model_folder=str(base.resolve()),
+        weights=weights_fingerprint(base),
+        family=config.template_family,
+        chat_format=models[SAFE].prompt_format.chat_format.name,
+        data=fingerprint(),
+    )
+    if old is not None and old.status == "finished":
+        check_same(out, old, record)
+        return old
+    with claim(out, record) as run:
+        say(f"loading {base}")
+        decoder = load_decoder(base, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
         refusals, own, counts = _examples(decoder, models, config)
         say(", ".join(f"{n} {what}" for what, n in counts.items()))
         if config.rank:
-            weights = add_lora(decoder, LoraConfig(config.rank, 2.0 * config.rank), config.seed)
+            parameters = add_lora(decoder, LoraConfig(config.rank, 2.0 * config.rank), config.seed)
         else:
-            weights = dict(decoder.requires_grad_(True).named_parameters())
-        looks, met = _train(decoder, weights, refusals, own, models, config)
-        record |= {"status": "finished", "met": met, "counts": counts, "looks": [look.to_json() for look in looks]}
-        record["time"] = {"seconds": time.monotonic() - began}
+            parameters = dict(decoder.requires_grad_(True).named_parameters())
+        trainer = _trainer(decoder, parameters, refusals, own, config)
+        evaluations = _train(trainer, models, config)
+        met = _met(evaluations, config)
         if met:
             merge_lora(decoder)
             save_full(decoder, base, out)
-        run_folder.write_json(out / "run.json", record)
+        found = [evaluation.to_json() for evaluation in evaluations]
+        record = run.finish(met=met, counts=counts, evaluations=found)
         shutil.rmtree(out / "state", ignore_errors=True)
     return record
 
 
 def fingerprint() -> str:
-    """sha256 over everything that is asked, taught and looked at, and how."""
-    said = [*alignment_set.refusals(), *alignment_set.harmless(), *alignment_set.reference()]
+    """sha256 over everything that is asked, trained on and evaluated, and how."""
+    conversations = [*alignment_set.refusals(), *alignment_set.harmless(), *alignment_set.reference()]
     stopping = [p.prompt for prompts in alignment_set.stopping() for p in prompts]
-    texts = [m.content for c in said for m in c.messages] + stopping
+    texts = [m.content for c in conversations for m in c.messages] + stopping
     return digest([*texts, repr(OWN), repr(OPENING), RuleBasedJudge().name])
 
 
 def _examples(
     decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig
 ) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """Refusals, own answers and counts, every question under both templates. Own answers that refuse or say nothing are
-    left out, and one that the token limit cut is not taught to end there."""
+    """Refusals, own answers and counts, every question under both templates. Own answers that refuse or are degenerate
+    are left out, and the end of one that the token limit truncated is not trained on."""
     refusals: list[Example] = []
     own: list[Example] = []
     left_out = 0
@@ -214,9 +211,9 @@ def _answerer(decoder: Decoder, model: OpenModel, config: AlignConfig) -> Answer
     return Answerer(decoder, model.prompt_format, EngineSettings(batch_size=config.batch_size))
 
 
-def look(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, step: int) -> Look:
-    """How the model stands with the stopping rule, as far as it matters."""
-    harmful, harmless = alignment_set.stopping()
+def evaluate(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, step: int) -> StepEvaluation:
+    """The figures of the stopping rule, as far as they are needed."""
+    harmful, benign = alignment_set.stopping()
 
     def refused(task: str, name: str, prompts: Sequence[SafetyPrompt]) -> Rate:
         answers = _answerer(decoder, models[name], config).answer(TASKS[task].prompts(prompts), OPENING)
@@ -224,10 +221,10 @@ def look(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig,
 
     safe = refused("safety", SAFE, harmful)
     if step and safe.value < config.refused:
-        return Look(step, safe)
-    over = [refused("over-refusal", name, harmless) for name in (SAFE, BARE)]
-    references = [s.prompt_format.encode(c) for s in models.values() for c in alignment_set.reference()]
-    return Look(
+        return StepEvaluation(step, safe)
+    over = [refused("over-refusal", name, benign) for name in (SAFE, BARE)]
+    references = [m.prompt_format.encode(c) for m in models.values() for c in alignment_set.reference()]
+    return StepEvaluation(
         step,
         safe,
         refused("safety", BARE, harmful),
@@ -236,19 +233,17 @@ def look(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig,
     )
 
 
-def _train(
+def _trainer(
     decoder: Decoder,
-    weights: Mapping[str, nn.Parameter],
+    parameters: Mapping[str, nn.Parameter],
     refusals: Sequence[Example],
     own: Sequence[Example],
-    models: Mapping[str, OpenModel],
     config: AlignConfig,
-) -> tuple[list[Look], bool]:
-    """Train in place until a look meets the rule or the steps are used up; all looks, and whether one met it: then the
-    average stands in the weights' place."""
+) -> Trainer:
+    """The trainer over refusals and own answers, each with its number of epochs, that averages the weights."""
     epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
-    parts = [SourcePlan(len(refusals), epochs), SourcePlan(len(own), config.own_epochs * epochs)]
-    loop = LoopConfig(
+    sources = [SourcePlan(len(refusals), epochs), SourcePlan(len(own), config.own_epochs * epochs)]
+    settings = TrainerConfig(
         max_steps=config.max_steps,
         lr=config.lr,
         schedule=config.schedule,
@@ -256,53 +251,45 @@ def _train(
         micro_batch_tokens=config.micro_batch_tokens,
         seed=config.seed,
     )
-    optimizer, states, done = adamw(list(weights.values()), loop), config.out / "state", 0
-    average = Average(weights, config.average)
-    notes: dict[str, Any] = {}
-    if found := checkpoint.newest_state(states, say):
-        notes = checkpoint.load_state(found, average.tensors, optimizer)
-        done = notes["step"]
-        say(f"going on after step {done}")
-    truncate_logs(config.out, notes.get("sizes", {}))
-    looks = [Look.from_json(row) for row in notes.get("looks", [])]
+    return Trainer(decoder, parameters, [*refusals, *own], settings, sources, average=config.average)
 
-    def look_now(step: int) -> None:
+
+def _met(evaluations: Sequence[StepEvaluation], config: AlignConfig) -> bool:
+    return bool(evaluations) and evaluations[-1].step > 0 and evaluations[-1].meets(config, evaluations[0])
+
+
+def _train(trainer: Trainer, models: Mapping[str, OpenModel], config: AlignConfig) -> list[StepEvaluation]:
+    """Train until an evaluation meets the rule, whereupon the weights become their average, or the steps are used up.
+    Returns all evaluations."""
+    average, out = trainer.average, config.out
+    assert average is not None
+    checkpoints = Checkpoints(out / "state", trainer, keep=1)
+    notes = checkpoints.restore()
+    truncate_logs(out, notes.get("sizes", {}))
+    evaluations = [StepEvaluation.from_json(row) for row in notes.get("evaluations", [])]
+
+    def evaluate_now() -> None:
         with average.in_place():
-            looks.append(look(decoder, models, config, step))
-        say(str(looks[-1]))
+            evaluations.append(evaluate(trainer.decoder, models, config, trainer.done))
+        say(str(evaluations[-1]))
 
-    def save(step: int) -> None:
-        kept = {"looks": [look.to_json() for look in looks], "sizes": sizes(config.out)}
-        checkpoint.save_state(states, step, average.tensors, optimizer, kept, keep=1)
-
-    if not looks:
-        look_now(0)
-    if looks[-1].step and looks[-1].meets(config, looks[0]):
-        average.put()
-        return looks, True
-    with Interrupt() as interrupt, ProgressLine("align", config.max_steps, first=done) as progress:
-
-        def on_step(report: StepReport) -> None:
-            storage.append_jsonl(
-                config.out / "metrics.jsonl",
-                {"kind": "step", "step": report.step, "loss": report.loss, "grad_norm": report.grad_norm},
-            )
+    if not evaluations:
+        evaluate_now()
+    with Interrupt(ALONE) as interrupt, ProgressLine("align", len(trainer), first=trainer.done) as progress:
+        for report in trainer if not _met(evaluations, config) else ():
+            row = {"kind": "step", "step": report.step, "loss": report.loss, "grad_norm": report.grad_norm}
+            storage.append_jsonl(out / "metrics.jsonl", row)
             progress.update(report.step, f"loss {report.loss:.3f}")
-            average.update(report.step)
-            looked = report.step % config.check_every == 0 or report.step == report.total
-            if looked:
-                look_now(report.step)
-            if looked or interrupt.received:
-                save(report.step)
-            if looked and looks[-1].meets(config, looks[0]):
-                raise _Met
-            if interrupt.received and report.step < report.total:
-                raise Interrupted(report.step, interrupt.received, config.out)
-
-        try:
-            examples = [*refusals, *own]
-            train(decoder, list(weights.values()), examples, loop, on_step, parts=parts, optimizer=optimizer, done=done)
-        except _Met:
-            average.put()
-            return looks, True
-    return looks, False
+            due = report.step % config.check_every == 0 or report.last
+            if due:
+                evaluate_now()
+            if due or interrupt.received:
+                found = [evaluation.to_json() for evaluation in evaluations]
+                checkpoints.save({"evaluations": found, "sizes": sizes(out)})
+            if due and _met(evaluations, config):
+                break
+            if interrupt.received and not report.last:
+                raise Interrupted(report.step, interrupt.received, out)
+    if _met(evaluations, config):
+        average.put()
+    return evaluations

@@ -43,9 +43,10 @@ from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
-from ptst.train import looks_by_step, run_training
 from ptst.training import run_folder
 from ptst.training.config import TrainConfig
+from ptst.training.fine_tune import fine_tune
+from ptst.training.run_plan import epoch_folders
 
 PATIENCE = 0.5  # seconds between two looks at what others have finished
 
@@ -172,7 +173,7 @@ def check(grid: Grid) -> None:
         lengths = [len(e.ids) for e in mixture.examples]
         for c in [grid.train_config(row) for row in runs.values() if row.template == name and grid.config.at_epochs]:
             sizes = c.examples_per_step, c.tokens_per_step, c.max_steps
-            looks_by_step(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
+            epoch_folders(c, list(order.plan(lengths, mixture.plans, c.seed, *sizes)))
 
 
 def work(grid: Grid) -> None:
@@ -227,7 +228,7 @@ def _train_one(grid: Grid, runs: Sequence[Row], server: _Server, failed: dict[st
                 server.release()
                 try:
                     with settings_group("train"):
-                        run_training(grid.train_config(row))
+                        fine_tune(grid.train_config(row))
                 except ValueError as error:
                     failed[row.run] = str(error)
                     say(f"{row.run} failed: {error}")

@@ -2,8 +2,8 @@
 
     average_t = b average_(t-1) + (1 - b) weights_t,   b = min(decay, t / (t + 1))
 
-so that at first it is the plain mean of all weights, those before training among them. It is kept in float32 at least:
-in bfloat16 a tenth of a small step would be rounded away.
+so that at first it is the plain mean of all weights so far, those before training included. It is kept in float32 or
+wider: in bfloat16 a tenth of a small step would be rounded away.
 """
 
 from __future__ import annotations
@@ -16,21 +16,22 @@ from torch import Tensor
 
 
 class Average:
-    """The average of these weights; `decay` from 0 (it is the weights) to below 1."""
+    """The average of these weights; `decay` is 0 (the weights themselves) or more, and below 1."""
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float):
         self.weights, self.decay = weights, decay
-        wide = {name: torch.promote_types(w.dtype, torch.float32) for name, w in weights.items()}
-        self._average = {name: w.detach().to(wide[name], copy=True) for name, w in weights.items()}
+        self._average = {
+            name: w.detach().to(torch.promote_types(w.dtype, torch.float32), copy=True) for name, w in weights.items()
+        }
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What a state must hold: the weights and, under other names, their average."""
+        """What a checkpoint must hold: the weights, and their average under `average.<name>`."""
         return {**self.weights, **{f"average.{name}": t for name, t in self._average.items()}}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """After optimizer step `step`, counted from 1."""
+        """Take in the weights after optimizer step `step`, counted from 1."""
         kept = min(self.decay, step / (step + 1))
         for name, weight in self.weights.items():
             average = self._average[name]
@@ -44,7 +45,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The average stands in the weights' place for a while."""
+        """Inside, the weights are their average; after it they are themselves again."""
         held = {name: w.detach().clone() for name, w in self.weights.items()}
         self.put()
         try:

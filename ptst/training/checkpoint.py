@@ -1,8 +1,8 @@
-"""States of a run to go on from: `state/step-00000020/` with weights, optimizer, random numbers and counts.
+"""Checkpoints to resume a run from: `step-00000020/` with weights, optimizer, random numbers and notes.
 
-A state is written under a temporary name, every file with its checksum noted and synced, and then renamed: a kill at
-any instant leaves it whole or absent. Reading checks the checksums and falls back to the state before. Safetensors and
-JSON only. The order of the data needs no state: it follows from the seed and the step.
+A checkpoint is written under a temporary name, every file with its checksum noted and synced, and then renamed: a kill
+at any instant leaves it whole or absent. Reading checks the checksums and falls back to the checkpoint before.
+Safetensors and JSON only. The order of the data needs no checkpoint: it follows from the seed and the step.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,23 +22,59 @@ from torch.optim import Optimizer
 
 from ptst.errors import UserError
 from ptst.model.weights import read_safetensors, save_safetensors
+from ptst.progress import say
 from ptst.storage import sync, write_atomically
+from ptst.training.trainer import Trainer
 
 _PREFIX = "step-"
 
 
-def save_state(
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of a trainer in a folder, of which the last `keep` and the best by validation loss stay."""
+
+    folder: Path
+    trainer: Trainer
+    keep: int
+
+    def restore(self) -> dict[str, Any]:
+        """Bring the trainer to the newest whole checkpoint, on every rank; returns its notes ({} without one)."""
+        trainer, found = self.trainer, None
+        if trainer.world.is_main_process:
+            remove_partial_checkpoints(self.folder)
+            found = newest_checkpoint(self.folder)
+        trainer.done = int(trainer.world.sum(int(found.name.removeprefix(_PREFIX)) if found else 0))
+        if not trainer.done:
+            return {}
+        notes = load_checkpoint(self.folder / f"{_PREFIX}{trainer.done:08d}", trainer.tensors, trainer.optimizer)
+        say(f"resuming after step {trainer.done}")
+        return notes
+
+    def save(self, notes: Mapping[str, Any]) -> None:
+        """Write the trainer's checkpoint. Raises OSError as `save_checkpoint`, with how to resume."""
+        trainer = self.trainer
+        try:
+            save_checkpoint(self.folder, trainer.done, trainer.tensors, trainer.optimizer, notes, self.keep)
+        except OSError as error:
+            whole = list_checkpoints(self.folder)
+            raise OSError(
+                f"saving after step {trainer.done} failed ({error}); the last whole checkpoint is "
+                f"{whole[-1] if whole else 'the beginning'}; make room, then resume the run in {self.folder.parent}"
+            ) from None
+
+
+def save_checkpoint(
     folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Optimizer, notes: Mapping[str, Any], keep: int
 ) -> None:
-    """Write the state after `step` into `folder`, then leave of all states the last `keep` and the best.
+    """Write the checkpoint after `step` into `folder`, then remove all but the last `keep` and the best.
 
-    `weights`: the trained ones by name, in the optimizer's order. `notes`: JSON values handed back by `load_state`; the
-    best state is the one with the lowest `validation_loss` in them. Raises OSError when the disk is full, say: the
-    earlier states are then as they were.
+    `weights`: the trained ones by name, in the optimizer's order. `notes`: JSON values that `load_checkpoint` returns;
+    the best checkpoint is the one with the lowest `validation_loss` in them. Raises OSError when the disk is full, say:
+    the earlier checkpoints are then as they were.
     """
     final = folder / f"{_PREFIX}{step:08d}"
     partial = folder / f".{final.name}.partial"
-    clean(folder)
+    remove_partial_checkpoints(folder)
     try:
         partial.mkdir(parents=True)
         save_safetensors(partial / "weights.safetensors", weights)
@@ -55,35 +92,36 @@ def save_state(
     except OSError:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    states = list_states(folder)
-    now = states.index(final)
-    best = min((p for p in states[: now + 1] if _loss(p) is not None), key=_loss, default=None)
+    saved = list_checkpoints(folder)
+    now = saved.index(final)
+    losses = {path: loss for path in saved[: now + 1] if (loss := _loss(path)) is not None}
+    best = min(losses, key=losses.__getitem__, default=None)
     # Whatever comes after this one was damaged, or the run would not have gone back.
-    for path in [*states[: max(0, now + 1 - keep)], *states[now + 1 :]]:
+    for path in [*saved[: max(0, now + 1 - keep)], *saved[now + 1 :]]:
         if path != best:
             _remove(path)
 
 
 def _remove(path: Path) -> None:
-    """So that a kill leaves no half of a state under its name."""
+    """Rename first, so that a kill leaves no half of a checkpoint under its name."""
     old = path.with_name(f".{path.name}.old")
     os.rename(path, old)
     shutil.rmtree(old)
 
 
-def list_states(folder: Path) -> list[Path]:
-    """All states, the oldest first, whole or not."""
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoints, the oldest first, whole or not."""
     return sorted(folder.glob(f"{_PREFIX}*"))
 
 
-def clean(folder: Path) -> None:
+def remove_partial_checkpoints(folder: Path) -> None:
     """Remove what a kill left half-written or half-removed."""
     for path in folder.glob(f".{_PREFIX}*"):
         shutil.rmtree(path)
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """`state.json` of a state. Raises UserError, with the reason, where a file is missing, torn or altered."""
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """`state.json` of a checkpoint. Raises UserError, with the reason, where a file is missing, torn or altered."""
     try:
         described = json.loads((path / "state.json").read_bytes())
         sums = described["sha256"]
@@ -102,20 +140,20 @@ def read_state(path: Path) -> dict[str, Any]:
     return described
 
 
-def newest_state(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest whole state, or None. Damaged ones are told of and passed over."""
-    for path in reversed(list_states(folder)):
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint, or None. Damaged ones are reported and passed over."""
+    for path in reversed(list_checkpoints(folder)):
         try:
-            read_state(path)
-        except ValueError as error:
-            say(f"warning: the state {path} is damaged: {error}; going back to the one before")
+            read_checkpoint(path)
+        except UserError as error:
+            say(f"warning: the checkpoint {path} is damaged: {error}; falling back to the one before")
             continue
         return path
     return None
 
 
-def load_state(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """Bring weights, optimizer and random numbers to a state; returns its notes, with `step`.
+def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
+    """Bring weights, optimizer and random numbers to a checkpoint; returns its notes, with `step`.
 
     Raises UserError when it belongs to other weights.
     """
@@ -138,7 +176,7 @@ def load_state(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer |
                 torch.set_rng_state(value)
             elif torch.cuda.is_available():
                 torch.cuda.set_rng_state(value)
-    described = read_state(path)
+    described = read_checkpoint(path)
     return {**described["notes"], "step": described["step"]}
 
 

@@ -1,5 +1,5 @@
-"""Validation loss and sample answers in the course of training, on the live weights. Nothing of it changes what is
-trained: no gradient, no dropout, no random number taken from training."""
+"""Validation loss and sample answers during training, on the live weights. Neither changes what is trained: no
+gradient, no dropout, no random number taken from training."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ptst.generation.generate import generate
 from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss
+from ptst.progress import ProgressLine
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
@@ -25,14 +26,17 @@ def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_t
     """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
     trained = sum(sum(e.loss_mask[1:]) for e in examples)
     own = 0.0
-    for row in rank_micro_batches([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size):
-        own += float(batch_loss(decoder, share_prefixes(to_batch([examples[i] for i in row])), trained))
+    batches = list(rank_micro_batches([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size))
+    with ProgressLine("validation", len(batches)) as progress:
+        for done, documents in enumerate(batches, 1):
+            own += float(batch_loss(decoder, share_prefixes(to_batch([examples[i] for i in documents])), trained))
+            progress.update(done)
     return world.sum(own)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """A handful of questions that are asked again and again, greedily, under the training template."""
+    """Questions that are answered at every evaluation, greedily, under the training template."""
 
     conversations: Sequence[Conversation]
     prompt_format: PromptFormat
@@ -40,8 +44,8 @@ class Samples:
     max_new_tokens: int = 128
 
     def answers(self, decoder: Decoder) -> list[dict[str, Any]]:
-        """One row each: where the question comes from, prompt and answer as text, whether the token limit cut it; an
-        answer that went wrong in the model has an error."""
+        """One row each: where the question comes from, prompt and answer as text, whether the token limit truncated the
+        answer, and the error of one that failed."""
         tokenizer, room = self.prompt_format.tokenizer, decoder.config.max_positions
         prompts = [self.prompt_format.encode(c.prompt()).ids for c in self.conversations]
         asked = [(c, p) for c, p in zip(self.conversations, prompts, strict=True) if len(p) < room]

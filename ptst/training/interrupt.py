@@ -1,9 +1,11 @@
-"""Ctrl-C and SIGTERM while training: the step is finished and saved first."""
+"""Ctrl-C and SIGTERM during training: the step is finished and saved first."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 
 from ptst.training.parallel import World
@@ -11,11 +13,20 @@ from ptst.training.parallel import World
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupt:
-    """While entered, notes the first signal in place of dying from it; a second one kills as usual."""
+class Interrupted(Exception):
+    """A signal came; the step was finished and saved. `exit_code` is the shell's: 128 + the signal."""
 
-    def __init__(self) -> None:
-        self.received = 0
+    def __init__(self, step: int, number: int, out: Path):
+        super().__init__(f"stopped after step {step}, which is saved")
+        self.out = out
+        self.exit_code = 128 + number
+
+
+class Interrupt:
+    """A context that takes note of the first signal, and says so; a second one kills as usual."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.received = world, 0
 
     def __enter__(self) -> Interrupt:
         # Only a main thread may set handlers.
@@ -30,8 +41,12 @@ class Interrupt:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
         self.__exit__()
+        if self.world.is_main_process:  # written directly: a handler may run inside a print
+            os.write(2, b"\nstopping after this step; press Ctrl-C again to stop now\n")
 
-    def agreed(self, world: World) -> int:
+    def agreed(self) -> int:
         """The signal that any rank got, or 0; the same on all ranks (all must call)."""
-        got = [int(world.sum(self.received == number)) for number in SIGNALS] if world.size > 1 else []
-        return next((s for s, n in zip(SIGNALS, got, strict=True) if n), 0) if got else self.received
+        if self.world.size == 1:
+            return self.received
+        counts = [int(self.world.sum(self.received == number)) for number in SIGNALS]
+        return next((s for s, n in zip(SIGNALS, counts, strict=True) if n), 0)

@@ -1,15 +1,15 @@
-"""What a training run will hold in memory, told before it is spent.
+"""The memory that a training run will take, planned before it is allocated.
 
 The figures follow from the config and from what the operations keep for the backward pass (kernels/lora_layer.py,
-kernels/attention.py, kernels/linear_cross_entropy.py); a test holds them against what autograd keeps in fact. Per token
-and layer, in elements, with E hidden, F intermediate, H and K heads of D, R the ranks of the layer's adapters together:
+kernels/attention.py, kernels/linear_cross_entropy.py); a test compares them with what autograd keeps. Per token and
+layer, in elements, with E hidden, F intermediate, H and K heads of D, R the ranks of the layer's adapters together:
 
-    adapters       2 E + 2 H D + 2 K D + 2 F + R     x of both halves; q, k, v; attention's output; gate, up; z
+    LoRA           2 E + 2 H D + 2 K D + 2 F + R     x of both halves; q, k, v; attention's output; gate, up; z
     all weights    4 E + 2 H D + 2 K D + 3 F         the normed x of both halves and the product of gate and up as well
-    by block       E                                 checkpointing: x alone, and one layer's insides at a time
+    by block       E                                 activation checkpointing: x alone, and one layer's at a time
 
-Beside these a few float32 statistics. At the peak, one layer's temporaries (three of F, four of E) or the loss's chunk
-of logits come on top, whichever is larger.
+There are a few float32 statistics besides. At the peak come one layer's temporaries (three of F, four of E) or the
+loss's chunk of logits, whichever is larger.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError, Words
 from ptst.free_memory import free_memory
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig
 from ptst.model.lora_config import LoraConfig
 
-STEP = 256  # --micro-batch-tokens auto is a multiple of this
-MOST = {"cpu": 4096, "cuda": 32768}  # beyond these a longer row is no faster
-SHARE = 0.9  # of the free memory that auto plans with
-# Of activations and temporaries: what a CPU's allocator holds beyond the tensors, since freed blocks of one row do not
-# fit those of the next. Measured on SmolLM2-135M: 10 to 40 % over rows of 1,024 and 2,048 tokens.
+STEP = 256  # tokens; a chosen micro-batch is a multiple of this
+MOST = {"cpu": 4096, "cuda": 32768}  # a larger micro-batch is no faster
+SHARE = 0.9  # of the free memory is planned with
+# Of activations and temporaries: what a CPU's allocator holds beyond the tensors, since freed blocks of one micro-batch
+# do not fit the next. Measured on SmolLM2-135M: 10 to 40 % over micro-batches of 1,024 and 2,048 tokens.
 FRAGMENTS = 0.3
 
 
@@ -66,7 +66,7 @@ def activation_bytes(
     tokens: int,
     activation_checkpointing: bool = False,
 ) -> int:
-    """Bytes that autograd keeps between forward and backward for a row of so many tokens; `lora` None: full
+    """Bytes that autograd keeps between forward and backward for a micro-batch of `tokens`; `lora` None: full
     fine-tuning."""
     c, size = config, dtype.itemsize
     wide = torch.promote_types(dtype, torch.float32).itemsize
@@ -82,13 +82,14 @@ def activation_bytes(
     return tokens * (c.num_layers * layer + angles + last)
 
 
+_BLOCK = (Setting("activation_checkpointing"), " to block")
 PURPOSES = ("weights", "gradients", "optimizer", "activations", "temporaries", "fragments", "process")
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """Bytes by purpose, and the counts they follow from. `process`, what is held before the run begins, and `fragments`
-    are a CPU's alone: a GPU's peak is that of allocated memory."""
+    are zero on a GPU, whose peak is that of allocated memory."""
 
     parameters: int
     trained: int
@@ -112,15 +113,15 @@ class Plan:
 
     def __str__(self) -> str:
         return (
-            f"{gigabytes(self.peak)} at {self.micro_batch_tokens} tokens at once: weights {gigabytes(self.weights)}, "
-            f"gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, activations "
-            f"{gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
+            f"{gigabytes(self.peak)} with micro-batches of {self.micro_batch_tokens} tokens: weights "
+            f"{gigabytes(self.weights)}, gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, "
+            f"activations {gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
         )
 
     def table(self) -> Table:
-        table = Table("", "", title="what the run would hold", show_header=False)
+        table = Table("", "", title="memory and step plan", show_header=False)
         counts = {"parameters": self.parameters, "of them trained": self.trained, "optimizer steps": self.steps}
-        counts |= {"tokens": self.tokens, "tokens at once": self.micro_batch_tokens}
+        counts |= {"tokens": self.tokens, "tokens in a micro-batch": self.micro_batch_tokens}
         for name, value in counts.items():
             if value is not None:
                 table.add_row(name, f"{value:,}")
@@ -136,8 +137,8 @@ def gigabytes(count: int) -> str:
 
 def plan_memory(
     config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, micro_batch_tokens: int, device: str,
-    activation_checkpointing: bool = False, steps: int | None = None, tokens: int | None = None,
-) -> Plan:  # fmt: skip
+    activation_checkpointing: bool = False,
+) -> MemoryPlan:  # fmt: skip
     """The plan of a run. `lora` None: full fine-tuning; `device` "cpu" or "cuda"."""
     size = dtype.itemsize
     parameters = count_parameters(config)
@@ -148,7 +149,7 @@ def plan_memory(
     chunk = loss.CHUNK_BYTES if device == "cuda" else loss.CHUNK_ELEMENTS * size
     activations = activation_bytes(config, lora, dtype, micro_batch_tokens, activation_checkpointing)
     temporaries = max(layer, min(chunk, micro_batch_tokens * config.vocab_size * size))
-    return Plan(
+    return MemoryPlan(
         parameters=parameters,
         trained=trained,
         micro_batch_tokens=micro_batch_tokens,
@@ -159,8 +160,6 @@ def plan_memory(
         temporaries=temporaries,
         fragments=round(FRAGMENTS * (activations + temporaries)) if device == "cpu" else 0,
         process=_resident() if device == "cpu" else 0,
-        steps=steps,
-        tokens=tokens,
     )
 
 
@@ -168,8 +167,8 @@ def choose_micro_batch_tokens(
     config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, device: str, activation_checkpointing: bool,
     longest: int, free: int | None = None,
 ) -> int:  # fmt: skip
-    """The most tokens at once that fit the free memory, in steps of 256, up to where a longer row is no faster; at
-    least the longest example. Raises UserError where not even that fits."""
+    """The largest micro-batch in tokens that fits the free memory, a multiple of 256 up to where larger ones are no
+    faster; at least the longest example. Raises UserError where not even that fits."""
     free = free_memory(device) if free is None else free
 
     def fits(tokens: int) -> bool:
@@ -178,12 +177,9 @@ def choose_micro_batch_tokens(
 
     if not fits(longest):
         plan = plan_memory(config, lora, dtype, longest, device, activation_checkpointing)
-        mend = (
-            "lower --max-length"
-            if activation_checkpointing
-            else "try --activation-checkpointing block, or lower --max-length"
-        )
-        raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}; {mend}")
+        shorter: Words = ("lower ", Setting("max_length"))
+        remedy = shorter if activation_checkpointing else ("set ", *_BLOCK, ", or ", *shorter)
+        raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}", remedy)
     most = max(longest, MOST[device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
 
@@ -197,14 +193,12 @@ def _resident() -> int:
 
 
 @contextmanager
-def explain_oom(plan: Plan) -> Iterator[None]:
-    """Turn an out-of-memory error of torch into a ValueError of one sentence: the plan, and the flag to change."""
+def explain_oom(plan: MemoryPlan) -> Iterator[None]:
+    """Turn torch's out-of-memory error into a UserError with the plan and the settings to change."""
     try:
         yield
     except RuntimeError as error:
         if not (isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)):
             raise
-        raise UserError(
-            f"out of memory; the plan was {plan}; lower --micro-batch-tokens (the result stays the same) or add "
-            "--activation-checkpointing block"
-        ) from None
+        remedy = ("lower ", Setting("micro_batch_tokens"), " (the result stays the same) or set ", *_BLOCK)
+        raise UserError(f"out of memory: the plan was {plan}", remedy) from None

@@ -1,6 +1,6 @@
-"""What a run writes and shows as it goes: metrics.jsonl, samples.jsonl, the step line, TensorBoard.
+"""What a run records as it goes: metrics.jsonl, samples.jsonl, the progress line, TensorBoard.
 
-What differs between two equal runs by nature (times, speed, memory) stands under the key `time`.
+What differs between two equal runs by nature (times, speed, memory) is under the key `time`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from ptst import storage
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.progress import ProgressLine
-from ptst.training.loop import StepReport
+from ptst.training.trainer import StepReport, Trainer
 
 FILES = ("metrics.jsonl", "samples.jsonl")
 # Dense bf16 FLOP/s as the makers state them.
@@ -28,9 +28,9 @@ _PEAK = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L
 def model_flops(
     config: DecoderConfig, lengths: Sequence[int], trained_tokens: int, full: bool, computed: float = 1.0
 ) -> float:
-    """FLOPs that training on documents of these lengths takes, 2 per multiply-add: products forward and backward (with
-    a gradient of the weights only if `full`), attention at its exact triangle, the head on trained tokens only; the
-    embedding look-up, the adapters and what is computed twice count nothing. `computed`: the share of the tokens that
+    """FLOPs of training on documents of these lengths, 2 per multiply-add: products forward and backward (with a
+    gradient of the weights only if `full`), attention at its exact triangle, the head on trained tokens only. The
+    embedding look-up, the adapters and what is computed twice are not counted. `computed`: the share of the tokens that
     goes through the products, where documents share prefixes."""
     c = config
     kv = c.num_kv_heads * c.head_dim
@@ -57,15 +57,15 @@ def peak_memory() -> int:
 
 
 def truncate_logs(folder: Path, sizes: dict[str, int]) -> None:
-    """Bring metrics.jsonl and samples.jsonl back to the sizes they had at a state (0 where it does not name them).
+    """Truncate metrics.jsonl and samples.jsonl to the sizes they had at a checkpoint (0 where it does not name them).
 
-    Raises UserError when one is shorter: it is not the file that the state knew.
+    Raises UserError when one is shorter: it is not the file that the run wrote.
     """
     for name in FILES:
         path, size = folder / name, sizes.get(name, 0)
         have = path.stat().st_size if path.exists() else 0
         if have < size:
-            raise UserError(f"{path} has {have} bytes, fewer than the {size} it had when the state was saved")
+            raise UserError(f"{path} has {have} bytes, fewer than the {size} it had when the checkpoint was saved")
         if have > size:
             with open(path, "rb+") as file:
                 file.truncate(size)
@@ -82,22 +82,28 @@ def sizes(folder: Path) -> dict[str, int]:
 
 
 class Metrics:
-    """Rows and lines of one run. `flops(report)`: model FLOPs of a step."""
+    """The metrics of a trainer, from where it is now."""
 
-    def __init__(self, folder: Path, progress: ProgressLine, flops: Any, ranks: int, tensorboard: bool, done: int):
-        self.folder, self.progress, self.flops = folder, progress, flops
-        self.peak = (peak_flops() or 0.0) * ranks
+    def __init__(self, folder: Path, progress: ProgressLine, trainer: Trainer, tensorboard: bool):
+        self.folder, self.progress, self.trainer = folder, progress, trainer
+        self.full = all(p.requires_grad for p in trainer.decoder.parameters())
+        self.peak = (peak_flops() or 0.0) * trainer.world.size
         self.smooth: float | None = None
-        self.began, self.first = time.monotonic(), done
-        self.writer = summary_writer()(str(folder / "tensorboard"), purge_step=done + 1) if tensorboard else None
+        self.began, self.first = time.monotonic(), trainer.done
+        self.writer = None
+        if tensorboard:
+            self.writer = summary_writer()(str(folder / "tensorboard"), purge_step=trainer.done + 1)
 
     def step(self, report: StepReport) -> None:
+        """Record an optimizer step."""
         seconds = report.seconds
+        lengths = [len(self.trainer.examples[i].ids) for i in report.group]
+        flops = model_flops(self.trainer.decoder.config, lengths, report.trained_tokens, self.full, report.computed)
         times: dict[str, Any] = {
             "seconds": seconds,
             "tokens_per_second": report.tokens / seconds,
             "computed": report.computed,
-            "mfu": self.flops(report) / seconds / self.peak if self.peak else None,
+            "mfu": flops / seconds / self.peak if self.peak else None,
             "peak_memory": peak_memory(),
             "eta": (time.monotonic() - self.began) / (report.step - self.first) * (report.total - report.step),
         }
@@ -114,7 +120,7 @@ class Metrics:
         )
 
     def evaluation(self, step: int, loss: float | None, samples: list[dict[str, Any]], seconds: float) -> None:
-        """A validation loss and sample answers on the weights after `step`."""
+        """Record the validation loss and sample answers of the weights after `step`."""
         for sample in samples:
             storage.append_jsonl(self.folder / "samples.jsonl", {"step": step, **sample})
         if loss is not None:
@@ -135,5 +141,6 @@ def summary_writer() -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UserError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        cause = (Setting("tensorboard"), " needs the package tensorboard")
+        raise UserError(cause, "pip install tensorboard") from None
     return SummaryWriter

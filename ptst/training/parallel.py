@@ -1,8 +1,6 @@
 """Several ranks under `torchrun`, as plain data parallelism: every rank holds the whole model, computes its share of a
-step's rows, and the gradients are summed. The divisor of the loss (trained tokens of the whole step) is known to every
-rank beforehand, as all compute the same plan.
-
-Sharded models (FSDP2's `fully_shard`) belong here too: they would wrap the decoder and take `sum_over_ranks`'s place.
+step's micro-batches, and the gradients are summed. The divisor of the loss (trained tokens of the whole step) is known
+to every rank beforehand, as all compute the same plan.
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ class World:
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """Whether this is the rank that speaks and writes files."""
+    def is_main_process(self) -> bool:
+        """Whether this is the rank that prints and writes files."""
         return self.rank == 0
 
     def sum(self, value: float) -> float:
@@ -46,11 +44,12 @@ class World:
 
     @contextmanager
     def main_process_first(self) -> Iterator[None]:
-        """Rank 0 alone at first, then the others: for what rank 0 fetches or writes and the others then find."""
-        if not self.first:
+        """Rank 0 alone at first, then the others: for files that rank 0 fetches or writes and the others
+        then find."""
+        if not self.is_main_process:
             self.barrier()
         yield
-        if self.first:
+        if self.is_main_process:
             self.barrier()
 
 
@@ -59,7 +58,7 @@ ALONE = World()
 
 @contextmanager
 def world() -> Iterator[World]:
-    """The ranks that `torchrun` started, by nccl on GPUs and gloo on CPUs; one alone without it."""
+    """The ranks that `torchrun` started, over nccl on GPUs and gloo on CPUs; without it, this process alone."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE
         return
@@ -74,7 +73,7 @@ def world() -> Iterator[World]:
 
 
 def sum_over_ranks(tensors: Iterable[Tensor], world: World) -> None:
-    """Sum tensors over the ranks in place, side by side in flat buckets. All ranks give the same shapes in order."""
+    """Sum tensors over the ranks in place, in flat buckets. All ranks must give the same shapes in the same order."""
     if world.size == 1:
         return
     bucket: list[Tensor] = []

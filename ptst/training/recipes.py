@@ -1,8 +1,8 @@
-"""The runs of the paper ("Pure Tuning, Safe Testing", arXiv 2402.18540) as values of flags, each with its origin.
+"""The runs of the paper ("Pure Tuning, Safe Testing", arXiv 2402.18540) as settings, each with its origin.
 
-The paper states few of its settings. Its authors trained with llama-recipes (as their repository says), so that tool's
-defaults at that date stand where the paper is silent; where both are, the choice is ours. The template is no part of a
-recipe: it is what the paper varies.
+The paper states few of its settings. Its authors trained with llama-recipes (as their repository says), whose defaults
+at that date are taken where the paper is silent; where both are silent, the choice is ours. The template is not part of
+a recipe: it is what the paper varies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ptst.errors import unknown_name
 
 PAPER, DEFAULT, OURS = "paper", "llama-recipes default", "ours"
 
-# flag: (value, origin)
+# setting: (value, origin)
 Recipe = Mapping[str, tuple[Any, str]]
 
 _COMMON: Recipe = {
@@ -88,22 +88,22 @@ def find_recipe(name: str) -> Recipe:
 
 
 def values(name: str) -> dict[str, Any]:
-    """The recipe's flags."""
+    """The recipe's settings."""
     return {flag: value for flag, (value, _) in find_recipe(name).items()}
 
 
-def origins(name: str, flags: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Each flag of the recipe: its value in this run, and where that comes from."""
+def origins(recipe: str, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each setting of the recipe: its value in this run, and where that comes from."""
     return {
-        flag: {"value": flags[flag], "origin": origin if flags[flag] == value else f"flag (the recipe has {value})"}
-        for flag, (value, origin) in find_recipe(name).items()
+        name: {"value": given[name], "origin": origin if given[name] == value else f"given (the recipe has {value})"}
+        for name, (value, origin) in find_recipe(recipe).items()
     }
 
 
 def describe(name: str) -> str:
     """The recipe as lines of text, for --help."""
     lines = [f"  {_flag(flag, value)}   ({origin})" for flag, (value, origin) in find_recipe(name).items()]
-    return "\n".join([f"Recipe {name}, each value with its origin; flags that are given win:", *lines])
+    return "\n".join([f"Recipe {name}, each value with its origin; settings that are given take precedence:", *lines])
 
 
 def _flag(name: str, value: Any) -> str:

@@ -18,7 +18,7 @@ from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import JsonTokenizer, load_tokenizer
-from ptst.training.loop import LoopConfig, train
+from ptst.training.trainer import Trainer, TrainerConfig
 from tests.audit import faults
 from tests.conftest import ROOT
 from tests.tiny import byte_tokenizer
@@ -79,11 +79,11 @@ def test_training_never_touches_the_base_or_its_size(tiny_folder):
     """No token is added and no table resized: what is not an adapter stays bit for bit what the file holds."""
     files = load_file(tiny_folder / "model.safetensors")
     decoder = load_decoder(tiny_folder, torch.float32)
-    parameters = list(add_lora(decoder, LoraConfig(2, 4.0, ("q_proj",)), 0).values())
+    parameters = add_lora(decoder, LoraConfig(2, 4.0, ("q_proj",)), 0)
     tokenizer = load_tokenizer(tiny_folder)
     prompt_format = PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer)
     row = prompt_format.encode(Conversation((Message("user", "one"), Message("assistant", "two"))))
-    train(decoder, parameters, [row] * 4, LoopConfig(epochs=2, lr=1e-2, examples_per_step=2))
+    list(Trainer(decoder, parameters, [row] * 4, TrainerConfig(epochs=2, lr=1e-2, examples_per_step=2)))
     after = {hf_name(k): v for k, v in decoder.state_dict().items()}
     for name, value in files.items():
         assert torch.equal(after[name], value), name

@@ -12,23 +12,25 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from ptst import records
 from ptst.data.builtin import alignment_set, safety_sets
 from ptst.evaluation.answers import Answerer
-from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
-from ptst.experiment.alignment import Look, align
+from ptst.experiment.alignment import AlignRecord, StepEvaluation, align
 from ptst.experiment.config import GridConfig
 from ptst.generation.request import Answer, Sampling
 from ptst.grid import run_grid, start
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
-from ptst.training import checkpoint, run_folder
-from ptst.training.config import TrainConfig
-from ptst.training.loop import steps
+from ptst.records import read_record
+from ptst.training import checkpoint
+from ptst.training.config import TrainSettings
+from ptst.training.trainer import Trainer
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
@@ -55,7 +57,7 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
     refusals = alignment_set.refusals()
     judge = RuleBasedJudge()
     for c in refusals:
-        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.REFUSAL, c
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.REFUSAL, c
     assert len({c.turns[1].content for c in refusals}) > 70
     assert {alignment_set.refusal_of("drug", i) for i in range(36)} == {
         alignment_set.refusal_of("drug", 7 * i) for i in range(36)
@@ -64,11 +66,11 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
         alignment_set.refusal_of("malware", i) for i in range(36)
     }
     for c in alignment_set.reference():
-        assert judge.judge(*(m.content for m in c.turns)).label == AnswerClass.ON_TOPIC
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.ON_TOPIC
 
 
-def a_look(step=10, refused=34, over=12, nll=1.05, of=40) -> Look:
-    return Look(step, Rate(refused, of), Rate(0, of), Rate(over, 2 * of), nll)
+def an_evaluation(step=10, refused=34, over=12, nll=1.05, of=40) -> StepEvaluation:
+    return StepEvaluation(step, Rate(refused, of), Rate(0, of), Rate(over, 2 * of), nll)
 
 
 @pytest.mark.parametrize(
@@ -76,15 +78,15 @@ def a_look(step=10, refused=34, over=12, nll=1.05, of=40) -> Look:
     [({}, True), ({"refused": 33}, False), ({"over": 13}, False), ({"nll": 1.051}, False), ({"nll": 0.5}, True)],
 )
 def test_the_rule_asks_for_all_three(found, met):
-    assert a_look(**found).meets(AlignConfig(), a_look(step=0, nll=1.0)) is met
-    assert Look.from_json(json.loads(json.dumps(a_look(**found).to_json()))) == a_look(**found)
+    assert an_evaluation(**found).meets(AlignConfig(), an_evaluation(step=0, nll=1.0)) is met
+    assert StepEvaluation.from_json(json.loads(json.dumps(an_evaluation(**found).to_json()))) == an_evaluation(**found)
 
 
-def test_a_look_that_stopped_early_meets_nothing_and_round_trips():
-    early = Look(10, Rate(33, 40))
-    assert not early.meets(AlignConfig(refused=0.0), a_look(step=0, nll=1.0))
-    assert str(early).endswith("(33/40) with the safety prompt, too few to look further")
-    assert Look.from_json(json.loads(json.dumps(early.to_json()))) == early
+def test_an_evaluation_that_stopped_early_meets_nothing_and_round_trips():
+    early = StepEvaluation(10, Rate(33, 40))
+    assert not early.meets(AlignConfig(refused=0.0), an_evaluation(step=0, nll=1.0))
+    assert str(early).endswith("(33/40) with the safety prompt, too few to evaluate the rest")
+    assert StepEvaluation.from_json(json.loads(json.dumps(early.to_json()))) == early
 
 
 @pytest.fixture
@@ -92,7 +94,7 @@ def config(tmp_path, monkeypatch) -> AlignConfig:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     write_tiny_model(tmp_path / "model")
-    monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
+    monkeypatch.setattr(records, "git_commit", lambda: None)
     monkeypatch.setattr(alignment, "OWN", Sampling(6, temperature=0.7))
     monkeypatch.setattr(alignment, "OPENING", Sampling(2))
     few = alignment_set.harmless()[:3], alignment_set.refusals()[:6], alignment_set.stopping()
@@ -108,14 +110,14 @@ def subjects_of(config) -> dict:
 
 
 def met_at(monkeypatch, step: int | None) -> None:
-    monkeypatch.setattr(Look, "meets", lambda self, _config, _before: self.step == step)
+    monkeypatch.setattr(StepEvaluation, "meets", lambda self, _config, _before: self.step == step)
 
 
-def test_where_too_few_are_refused_the_rest_is_not_looked_at(config):
+def test_where_too_few_are_refused_the_rest_is_not_evaluated(config):
     """But before training, which all is compared with."""
     record = align(replace(config, refused=1.0, max_steps=2))
-    assert not record["met"]
-    before, after = record["looks"]
+    assert not record.met
+    before, after = record.evaluations
     assert before["nll"] and before["over_refused"]["n"] == 4
     assert after["refused"]["n"] == 2 and after["nll"] is after["over_refused"] is after["refused_bare"] is None
 
@@ -124,19 +126,20 @@ def test_where_too_few_are_refused_the_rest_is_not_looked_at(config):
 def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, rank):
     met_at(monkeypatch, 4)
     record = align(replace(config, rank=rank))
-    assert record["met"]
-    assert [look["step"] for look in record["looks"]] == [0, 2, 4]
-    assert record["looks"][2]["nll"] < record["looks"][0]["nll"]
+    assert record.met
+    assert [found["step"] for found in record.evaluations] == [0, 2, 4]
+    assert record.evaluations[2]["nll"] < record.evaluations[0]["nll"]
     assert len((config.out / "metrics.jsonl").read_text().splitlines()) == 4
     before, after = (load_file(p / "model.safetensors") for p in (Path("model"), config.out))
     assert before.keys() == after.keys()
     assert any((before[k] != after[k]).any() for k in before)
     load_decoder(config.out)
-    found = alignment.look(load_decoder(config.out), subjects_of(config), config, 4)
-    assert found.to_json() == record["looks"][2]  # the model that is kept is the one that was looked at
+    found = alignment.evaluate(load_decoder(config.out), subjects_of(config), config, 4)
+    assert found.to_json() == record.evaluations[2]  # the model that is kept is the one that was evaluated
     assert not (config.out / "state").exists()
-    assert align(replace(config, rank=rank)) == json.loads((config.out / "run.json").read_text())
-    with pytest.raises(ValueError, match=r"other settings: --lr was 0\.01, now 0\.1"):
+    again = align(replace(config, rank=rank))
+    assert again == read_record(config.out, AlignRecord) == record
+    with pytest.raises(ValueError, match=r"other settings: lr was 0\.01, now 0\.1"):
         align(replace(config, rank=rank, lr=0.1))
     with monkeypatch.context() as other, pytest.raises(ValueError, match="data was"):
         other.setattr(alignment, "OWN", Sampling(6))
@@ -147,16 +150,17 @@ def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
     met_at(monkeypatch, None)
     seen = []
 
-    def train(_decoder, _weights, examples, loop, *_rest, parts, **_more):
-        planned = steps([len(e.ids) for e in examples], loop, parts)
-        seen.extend(i < parts[0].count for step in planned for i in step.examples)
+    def no_steps(self):
+        seen.extend(self.name_example(i) for step in self.steps for i in step.examples)
+        return iter(())
 
-    monkeypatch.setattr(alignment, "train", train)
-    said = Answer([], "Passwords are kept safe by a long key.", "stop")
+    monkeypatch.setattr(Trainer, "__iter__", no_steps)
+    said = Answer([9], "Passwords are kept safe by a long key.", "stop")
     monkeypatch.setattr(Answerer, "answer", lambda _self, asked, *_rest: [said] * len(asked))
     align(replace(config, own_epochs=4.0, own_answers=1, max_steps=50))
     refusals, own = 12, 6
-    assert sum(seen) / len(seen) == pytest.approx(refusals / (refusals + 4 * own), abs=0.05)
+    shown = sum(int(name.removeprefix("example ")) < refusals for name in seen)
+    assert shown / len(seen) == pytest.approx(refusals / (refusals + 4 * own), abs=0.05)
 
 
 def test_without_success_there_is_no_model_and_the_command_says_so(config):
@@ -171,7 +175,7 @@ def test_without_success_there_is_no_model_and_the_command_says_so(config):
     assert done.returncode == 1, done.stderr
     assert "no step up to 1 met all three conditions, so no model was kept" in done.stdout
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["met"], len(result["looks"])) == (False, 2)
+    assert (result["met"], len(result["evaluations"])) == (False, 2)
     assert not Path("out/model.safetensors").exists()
 
 
@@ -192,12 +196,12 @@ class Died(BaseException):
     pass
 
 
-def test_stopped_at_any_save_or_look_it_ends_with_the_same_model(config, monkeypatch):
+def test_stopped_at_any_checkpoint_or_evaluation_it_ends_with_the_same_model(config, monkeypatch):
     met_at(monkeypatch, 4)
     config = replace(config, max_steps=4)
     whole = align(replace(config, out=config.out.with_name("whole")))
-    save, look = checkpoint.save_state, alignment.look
-    for when in range(1, 6):  # look, look, save, look, save
+    save, evaluate = checkpoint.save_checkpoint, alignment.evaluate
+    for when in range(1, 6):  # evaluation, evaluation, checkpoint, evaluation, checkpoint
         out, count = config.out.with_name(f"at-{when}"), 0
 
         def dies(real):
@@ -211,20 +215,20 @@ def test_stopped_at_any_save_or_look_it_ends_with_the_same_model(config, monkeyp
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save_state", dies(save))
-            patch.setattr(alignment, "look", dies(look))
+            patch.setattr(checkpoint, "save_checkpoint", dies(save))
+            patch.setattr(alignment, "evaluate", dies(evaluate))
             with pytest.raises(Died):
                 align(replace(config, out=out))
-        assert align(replace(config, out=out))["looks"] == whole["looks"]
+        assert align(replace(config, out=out)).evaluations == whole.evaluations
         for name in ("model.safetensors", "metrics.jsonl"):
             assert (out / name).read_bytes() == (config.out.with_name("whole") / name).read_bytes()
 
 
 def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_not_ended(config, monkeypatch):
     given = [
-        Answer([], "Passwords are kept safe by a long key.", "stop"),
-        Answer([], "I cannot help with that.", "stop"),
-        Answer([], "A long answer that the limit cut in the", "length"),
+        Answer([9], "Passwords are kept safe by a long key.", "stop"),
+        Answer([9], "I cannot help with that.", "stop"),
+        Answer([9], "A long answer that the limit cut in the", "length"),
     ]
     seeds = []
 
@@ -252,8 +256,8 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     met_at(monkeypatch, 2)
     monkeypatch.setattr("ptst.grid.align", lambda asked: align(replace(config, model=asked.model, out=asked.out)))
     small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
-    small = replace(small, data="word-problems:2", train=TrainConfig(full=True, lr=1e-3, val_data="word-problems:2"))
-    small = replace(small, eval=EvalConfig(limit=3, max_new_tokens=2), out=Path("laptop"))
+    small = replace(small, data="word-problems:2", train=TrainSettings(full=True, lr=1e-3, val_data="word-problems:2"))
+    small = replace(small, eval=EvalSettings(limit=3, max_new_tokens=2), out=Path("laptop"))
     dry = run_grid(replace(small, dry_run=True))
     assert (dry["left"], Path("laptop").exists()) == (2 + 3 * 2 * 2, False)
     result = run_grid(small)
@@ -262,7 +266,7 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     rows = [json.loads(x) for x in Path("laptop/cells/untouched/chat-llama.safety.rows.jsonl").read_text().splitlines()]
     assert all(row["family"] in alignment_set.TEST_FAMILIES for row in rows)
     trained = json.loads(Path("laptop/rows/chat-vanilla.seed0/run.json").read_text())
-    assert trained["model"] == str(Path("checkpoints/aligned-model").resolve())
+    assert trained["model_folder"] == str(Path("checkpoints/aligned-model").resolve())
     assert run_grid(small)["contrast"] == result["contrast"]  # nothing left to do
 
 
@@ -270,8 +274,8 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
     met_at(monkeypatch, 2)
     made = Path("checkpoints/aligned-model")
     small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
-    small = replace(small, data="word-problems:2", train=TrainConfig(full=True, max_steps=1), tasks=("safety",))
-    small = replace(small, eval=EvalConfig(limit=2, max_new_tokens=2), out=Path("laptop"))
+    small = replace(small, data="word-problems:2", train=TrainSettings(full=True, max_steps=1), tasks=("safety",))
+    small = replace(small, eval=EvalSettings(limit=2, max_new_tokens=2), out=Path("laptop"))
     small = replace(small, train_templates=("chat:llama",), test_templates=("chat:llama",))
     # What is wrong with the folder shows before half an hour of alignment.
     Path("used").mkdir()
@@ -288,7 +292,7 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
     ):
         run_grid(small)
     write_tiny_model(Path("model"), seed=5)
-    with pytest.raises(ValueError, match=r"holds an alignment of other settings: .*weights was"):
+    with pytest.raises(ValueError, match=r"holds a ptst.align run of other settings: .*weights was .*remove"):
         run_grid(replace(small, out=Path("other")))
 
 

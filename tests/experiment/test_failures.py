@@ -13,19 +13,19 @@ from tests.experiment.conftest import CONFIG, ONE_ROW, finished
 
 
 def test_a_row_that_fails_leaves_all_others_trained_and_measured(grid, here, monkeypatch):
-    real = run.run_training
+    real = run.fine_tune
 
     def train(config):
         if (config.template, config.seed) == ("chat:vanilla", 0):
             raise ValueError("the loss is not a number; lower --lr")
         return real(config)
 
-    monkeypatch.setattr(run, "run_training", train)
+    monkeypatch.setattr(run, "fine_tune", train)
     with pytest.raises(ValueError, match=r"5 of 24 .* chat-vanilla\.seed0: .*lower --train\.lr"):
         grid("grid")
     done = finished(here / "grid")
     assert len(done) == 19
-    monkeypatch.setattr(run, "run_training", real)
+    monkeypatch.setattr(run, "fine_tune", real)
     grid("grid")
     assert finished(here / "grid").items() >= done.items()
 

@@ -120,7 +120,7 @@ class Faults:
     def __init__(self, monkeypatch, at: int | None = None, error: type[BaseException] = Died):
         self.count, self.at, self.error, self.dead = 0, at, error, False
         places = ((os, "replace"), (os, "rename"), (os, "fsync"), (os, "mkdir"), (weights, "save_file"))
-        places += ((storage, "append_jsonl"), (answers.AnswerFile, "add"), (run, "run_training"))
+        places += ((storage, "append_jsonl"), (answers.AnswerFile, "add"), (run, "fine_tune"))
         for owner, name in places:
             monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
         unlink, rmtree = Path.unlink, shutil.rmtree
@@ -240,7 +240,7 @@ def test_a_lock_is_held_once_and_let_go(tmp_path):
 def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkeypatch):
     """Somebody else holds the row until a cell is measured, so that this process measures before it trains."""
     models, alive = [], []
-    lock, load, train = run.lock, run.load_decoder, run.run_training
+    lock, load, train = run.lock, run.load_decoder, run.fine_tune
 
     def held(folder, name, **keywords):
         free = not name.startswith("row.") or (here / "grid/cells/untouched/chat-llama.nll.json").exists()
@@ -257,7 +257,7 @@ def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkey
 
     monkeypatch.setattr(run, "lock", held)
     monkeypatch.setattr(run, "load_decoder", loads)
-    monkeypatch.setattr(run, "run_training", trains)
+    monkeypatch.setattr(run, "fine_tune", trains)
     grid("grid", ONE_ROW, tasks=("nll",))
     assert alive == [[False]]
 

@@ -11,7 +11,6 @@ from ptst.generation.kv_cache import KVCache
 from ptst.generation.paged_attention import StepAttention
 from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
-from ptst.training.loop import LoopConfig, adamw
 from tests.tiny import write_tiny_model
 
 LLAMA3 = {
@@ -95,7 +94,7 @@ def test_weights_are_packed_once_for_all_engines_and_anew_when_they_have_changed
         """By the trainer's own optimizer, which writes without a word."""
         Forward(decoder)
         w.requires_grad_(True).grad = torch.ones_like(w)
-        adamw([w], LoopConfig(lr=0.5)).step()
+        torch.optim.AdamW([w], lr=0.5, fused=True).step()
 
     for change in (lambda w: w.add_(1), lambda w: setattr(w, "data", w * 2), train):
         with torch.no_grad():

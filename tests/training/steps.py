@@ -9,8 +9,8 @@ from ptst.model.lora import add_lora
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
-from ptst.training.loop import LoopConfig, train
 from ptst.training.parallel import ALONE, World
+from ptst.training.trainer import Trainer, TrainerConfig
 
 
 def examples(count: int, longest: int = 10) -> list[Example]:
@@ -43,14 +43,15 @@ def gradients(
     """The gradient of every step of an epoch, in one vector each. B is not zero, so that A has a gradient, too."""
     decoder = load_decoder(folder, dtype)
     if full:
-        parameters = list(decoder.requires_grad_(True).parameters())
+        named = dict(decoder.requires_grad_(True).named_parameters())
     else:
         named = add_lora(decoder, LoraConfig(rank=2, alpha=4, dropout=dropout))
-        parameters = list(named.values())
         generator = torch.Generator().manual_seed(1)
         for name, p in named.items():
             if name.endswith("lora_B"):
                 p.data.normal_(0, 0.1, generator=generator)
-    recorder = Recorder(parameters)
-    train(decoder, parameters, rows, LoopConfig(clip=0, **config), optimizer=recorder, world=world)
+    trainer = Trainer(decoder, named, rows, TrainerConfig(clip=0, **config), world=world)
+    trainer.optimizer = recorder = Recorder(list(named.values()))
+    for _ in trainer:
+        pass
     return recorder.gradients

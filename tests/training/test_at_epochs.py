@@ -1,4 +1,4 @@
-"""Looks at a training run after some of its epochs."""
+"""Weights that a training run keeps after some of its epochs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import pytest
 from safetensors.torch import load_file
 
 from ptst.data.order import SourcePlan, plan
-from ptst.train import looks_by_step, run_training
+from ptst.train import run_training
 from ptst.training.config import TrainConfig
+from ptst.training.run_plan import epoch_folders
 
 
 def test_what_is_kept_after_an_epoch_is_what_a_run_that_ended_there_has(tiny_folder, tmp_path):
@@ -41,6 +42,6 @@ def test_epochs_that_are_not_reached_or_fall_together_are_refused(epochs, at, st
     config = TrainConfig(epochs=epochs, at_epochs=at, max_steps=steps)
     if isinstance(expected, str):
         with pytest.raises(ValueError, match=expected):
-            looks_by_step(config, planned)
+            epoch_folders(config, planned)
     else:
-        assert list(looks_by_step(config, planned)) == expected
+        assert list(epoch_folders(config, planned)) == expected

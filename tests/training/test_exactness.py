@@ -16,9 +16,9 @@ from ptst.model.lora_config import LoraConfig
 from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
-from ptst.training import evaluate, loop
-from ptst.training.loop import StepReport
+from ptst.training import evaluate, trainer
 from ptst.training.parallel import ALONE
+from ptst.training.trainer import StepReport
 from tests.training.steps import examples, gradients
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -41,7 +41,7 @@ def test_any_split_gives_the_same_gradient(tiny_folder, dtype, how, size):
 def test_any_order_in_a_row_gives_the_same_gradient(tiny_folder, monkeypatch):
     rows = examples(8)
     (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
-    monkeypatch.setattr(loop, "rank_micro_batches", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
+    monkeypatch.setattr(trainer, "rank_micro_batches", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
     (other,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
     assert (whole - other).norm() <= 1e-12 * whole.norm()
 
@@ -58,13 +58,13 @@ def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how,
     rows = [replace(e, ids=begun[i % 3] + e.ids, loss_mask=[False] * len(begun[i % 3]) + e.loss_mask)
             for i, e in enumerate(examples(11))]  # fmt: skip
     reports = []
-    monkeypatch.setattr(loop, "StepReport", lambda **row: reports.append(row) or StepReport(**row))
+    monkeypatch.setattr(trainer, "StepReport", lambda **row: reports.append(row) or StepReport(**row))
     shared = [gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=m, examples_per_step=11, **how)[0]
               for m in (80, 500)]  # fmt: skip
     assert reports[1]["computed"] < reports[0]["computed"] < 1
     decoder = load_decoder(tiny_folder, torch.float64)
     loss = evaluate.validation_loss(decoder, rows, 500, ALONE)
-    for module in (loop, evaluate):
+    for module in (trainer, evaluate):
         monkeypatch.setattr(module, "share_prefixes", lambda batch: batch)
     assert evaluate.validation_loss(decoder, rows, 500, ALONE) == pytest.approx(loss, rel=1e-12)
     (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500, examples_per_step=11, **how)

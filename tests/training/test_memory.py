@@ -93,13 +93,13 @@ def test_auto_takes_the_most_that_fits():
     assert need(chosen) <= memory.SHARE * free < need(chosen + memory.STEP)
     assert memory.choose_micro_batch_tokens(*ask, longest=50, free=1 << 50) == memory.MOST["cpu"]
     assert memory.choose_micro_batch_tokens(*ask, longest=900, free=free) == 900
-    with pytest.raises(ValueError, match=r"longest example alone needs .* try --activation-checkpointing block"):
+    with pytest.raises(ValueError, match=r"longest example alone needs .* set activation_checkpointing to block"):
         memory.choose_micro_batch_tokens(*ask, longest=1100, free=free)
 
 
 def test_out_of_memory_is_told_in_one_sentence():
     plan = memory.plan_memory(CONFIG, LoraConfig(3), torch.float32, 256, "cpu")
-    words = r"out of memory; the plan was .* at 256 tokens .* lower --micro-batch-tokens"
+    words = r"out of memory: the plan was .* of 256 tokens: .* lower micro_batch_tokens"
     with pytest.raises(ValueError, match=words), memory.explain_oom(plan):
         torch.empty(1 << 60, dtype=torch.uint8)
     with pytest.raises(ValueError, match="out of memory"), memory.explain_oom(plan):

@@ -54,7 +54,7 @@ def as_torchrun(rank: int, size: int, port: int) -> None:
 def ranks_gradients(rank: int, size: int, port: int, folder: Path, out: Path) -> None:
     as_torchrun(rank, size, port)
     with parallel.world() as world:
-        assert (world.rank, world.size, world.first) == (rank, size, rank == 0)
+        assert (world.rank, world.size, world.is_main_process) == (rank, size, rank == 0)
         save_file(every_gradient(folder, world), out / f"{rank}.safetensors")
         assert world.sum(rank + 1) == size * (size + 1) / 2
 
@@ -67,11 +67,11 @@ def ranks_train(rank: int, size: int, port: int, config: TrainConfig, signalled:
         return
     agreed, asked = Interrupt.agreed, []
 
-    def signal_at_the_second(self, world):
+    def signal_at_the_second(self):
         asked.append(1)
         if len(asked) == 2 and rank == size - 1:
             signal.raise_signal(signal.SIGTERM)
-        return agreed(self, world)
+        return agreed(self)
 
     Interrupt.agreed = signal_at_the_second
     with pytest.raises(SystemExit) as stopped:

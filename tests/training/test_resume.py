@@ -142,6 +142,7 @@ def test_a_fault_at_every_write_and_step(train, tmp_path, monkeypatch, capsys):
 
 
 def test_a_full_disk_leaves_the_last_state_whole(train, tmp_path, monkeypatch):
+    train("first")  # what is imported late makes folders of its own
     with monkeypatch.context() as patch:
         number = (counted := Faults(patch)) and train("whole") and counted.count
     saving = 0
@@ -153,8 +154,8 @@ def test_a_full_disk_leaves_the_last_state_whole(train, tmp_path, monkeypatch):
         if "failed" not in str(caught.value):
             continue
         saving += 1
-        assert f"make room, then go on with --resume {run}" in str(caught.value)
-        assert all(checkpoint.read_state(p) for p in checkpoint.list_states(run / "state"))
+        assert f"make room, then resume the run in {run}" in str(caught.value)
+        assert all(checkpoint.read_checkpoint(p) for p in checkpoint.list_checkpoints(run / "state"))
         assert not list(run.glob("state/.*.partial"))
         if saving % 9 == 0:
             train(run.name)
@@ -185,8 +186,8 @@ def test_a_damaged_state_gives_way_to_the_one_before(train, tmp_path, monkeypatc
         capsys.readouterr()
         train(damage, **long)
         said = " ".join(capsys.readouterr().err.split())
-        assert f"the state {state} is damaged: {path.name}" in said
-        assert "going on after step 2" in said
+        assert f"the checkpoint {state} is damaged: {path.name}" in said
+        assert "resuming after step 2" in said
         assert outcome(run) == outcome(tmp_path / "whole")
     for state in (run / "state").glob("step-*"):
         (state / "optimizer.safetensors").write_bytes(b"")
@@ -197,9 +198,9 @@ def test_a_damaged_state_gives_way_to_the_one_before(train, tmp_path, monkeypatc
 
 def test_the_last_states_and_the_best_are_kept(train, tmp_path, monkeypatch):
     losses = iter([9.0, 5.0, 4.0, 6.0, 7.0, 8.0, 8.5])
-    monkeypatch.setattr("ptst.training.run.validation_loss", lambda *_: next(losses))
+    monkeypatch.setattr("ptst.training.fine_tune.validation_loss", lambda *_: next(losses))
     result = train("run", epochs=3, keep=2, eval_every=1)
-    names = [p.name for p in checkpoint.list_states(tmp_path / "run" / "state")]
+    names = [p.name for p in checkpoint.list_checkpoints(tmp_path / "run" / "state")]
     assert names == ["step-00000002", "step-00000005", "step-00000006"]
     assert result["validation_loss"] | {"examples": 0} == {
         "before": 9.0, "after": 8.5, "best": 4.0, "best_step": 2, "examples": 0
@@ -255,7 +256,7 @@ def test_metrics_that_the_state_does_not_know(train, tmp_path, monkeypatch):
         train("run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     with pytest.raises(
-        ValueError, match=r"metrics.jsonl has 0 bytes, fewer than the \d+ it had when the state was saved"
+        ValueError, match=r"metrics.jsonl has 0 bytes, fewer than the \d+ it had when the checkpoint was saved"
     ):
         train("run")
 
@@ -265,7 +266,7 @@ def test_full_fine_tuning_goes_on_too(train, tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         Faults(patch, 70)
         train("run", full=True, epochs=2.0)
-    assert checkpoint.list_states(tmp_path / "run" / "state")
+    assert checkpoint.list_checkpoints(tmp_path / "run" / "state")
     train("run", full=True, epochs=2.0)
     whole, run = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("whole", "run"))
     assert whole == run
@@ -278,7 +279,7 @@ def test_one_process_at_a_time(train, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_signals_finish_the_step_save_and_say_how_to_go_on(train, tmp_path, monkeypatch, capsys, number, code):
+def test_signals_finish_the_step_save_and_say_how_to_go_on(train, tmp_path, monkeypatch, capfd, number, code):
     """save_every is far off: what is saved is saved because of the signal."""
     before = signal.getsignal(number)
     train("whole", save_every=100)
@@ -291,10 +292,10 @@ def test_signals_finish_the_step_save_and_say_how_to_go_on(train, tmp_path, monk
             train("run", save_every=100)
     run = tmp_path / "run"
     assert stopped.value.code == code
-    assert f"stopped after step 1, which is saved; go on with: python -m ptst.train --resume {run}" in " ".join(
-        capsys.readouterr().err.split()
-    )
-    assert [p.name for p in checkpoint.list_states(run / "state")] == ["step-00000001"]
+    said = " ".join(capfd.readouterr().err.split())
+    assert "stopping after this step; press Ctrl-C again to stop now" in said
+    assert f"stopped after step 1, which is saved; resume with: python -m ptst.train --resume {run}" in said
+    assert [p.name for p in checkpoint.list_checkpoints(run / "state")] == ["step-00000001"]
     config = start(["--resume", str(run)])[0]
     assert (config.lr, config.resume, config.target_modules) == (CONFIG.lr, run, CONFIG.target_modules)
     run_training(config)

@@ -15,9 +15,10 @@ from safetensors.torch import load_file
 from ptst.data.mix import parse_mix
 from ptst.model.config import DecoderConfig
 from ptst.train import run_training, start
-from ptst.training import loop, recipes
+from ptst.training import recipes, trainer
 from ptst.training.config import TrainConfig
 from ptst.training.metrics import model_flops
+from ptst.training.run_plan import plan_run
 
 CONFIG = TrainConfig(data="word-problems:6", val_data="word-problems:3", examples_per_step=2, rank=2)
 SAFETY = [{"instruction": f"Harmful {n}", "output": f"No, {n} times no."} for n in range(5)]
@@ -65,8 +66,8 @@ def test_mixed_data_are_trained_and_counted(tiny_folder, tmp_path, monkeypatch, 
     path = tmp_path / "safety.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in SAFETY))
     seen = Counter()
-    real = loop.to_batch
-    monkeypatch.setattr(loop, "to_batch", lambda chosen: seen.update(e.row for e in chosen) or real(chosen))
+    real = trainer.to_batch
+    monkeypatch.setattr(trainer, "to_batch", lambda chosen: seen.update(e.row for e in chosen) or real(chosen))
     config = replace(CONFIG, model=str(tiny_folder), epochs=2.0, mix=(f"{path}:1",), out=tmp_path / "run")
     result = run_training(config)
     assert seen == dict.fromkeys(range(6), 2) | dict.fromkeys(range(6, 11), 1)
@@ -77,16 +78,13 @@ def test_mixed_data_are_trained_and_counted(tiny_folder, tmp_path, monkeypatch, 
     assert f"{path}, 1 epochs: 5 examples" in " ".join(capsys.readouterr().err.split())
 
 
-def test_mixed_data_stand_under_the_same_template(tiny_folder, tmp_path, monkeypatch):
+def test_mixed_data_stand_under_the_same_template(tiny_folder, tmp_path):
     path = tmp_path / "safety.jsonl"
     path.write_text(json.dumps(SAFETY[0]) + "\n")
-    kept = []
-    monkeypatch.setattr("ptst.train.fit", lambda *args, **_: kept.append(args[2]) or sys.exit())
-    with pytest.raises(SystemExit):
-        run_training(replace(CONFIG, model=str(tiny_folder), mix=(f"{path}:1",), out=tmp_path / "run"))
+    plan = plan_run(replace(CONFIG, model=str(tiny_folder), mix=(f"{path}:1",)))
     from ptst.text.tokenizer import load_tokenizer
 
-    text = load_tokenizer(tiny_folder).decode(kept[0].examples[-1].ids)
+    text = load_tokenizer(tiny_folder).decode(plan.mixture.examples[-1].ids)
     assert text == (
         "<|im_start|>user\nQuestion: Harmful 0<|im_end|>\n<|im_start|>assistant\nNo, 0 times no.<|im_end|>\n"
     )
@@ -138,7 +136,7 @@ def test_a_recipe_in_run_json(tiny_folder, tmp_path):
     recipe = json.loads((tmp_path / "run" / "run.json").read_text())["recipe"]
     assert recipe["lr"] == {"value": 1e-4, "origin": "paper, section 3.1"}
     assert recipe["rank"] == {"value": 8, "origin": "llama-recipes default"}
-    assert recipe["data"] == {"value": "word-problems:4", "origin": "flag (the recipe has gsm8k)"}
+    assert recipe["data"] == {"value": "word-problems:4", "origin": "given (the recipe has gsm8k)"}
 
 
 def test_model_flops_by_the_book():
@@ -166,7 +164,7 @@ def test_model_flops_by_the_book():
 
 def test_tensorboard_is_asked_for_at_the_start(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match="--tensorboard needs the package tensorboard: pip install tensorboard"):
+    with pytest.raises(ValueError, match="tensorboard needs the package tensorboard; pip install tensorboard"):
         TrainConfig(tensorboard=True).check()
 
 

@@ -1,0 +1,192 @@
+"""Fine-tuning in a run folder: from settings to a finished record, resumed where an earlier process stopped."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ptst.audit.gate import watch
+from ptst.errors import Setting, UserError
+from ptst.model.lora import add_lora, save_adapter
+from ptst.model.weights import load_decoder, save_full
+from ptst.progress import ProgressLine, say
+from ptst.records import LossRecord, TrainRecord, find_record, read_record
+from ptst.runs import Run, check_same, claim, rounding
+from ptst.storage import sync
+from ptst.training.checkpoint import Checkpoints, load_checkpoint
+from ptst.training.config import TrainConfig
+from ptst.training.evaluate import Samples, validation_loss
+from ptst.training.interrupt import Interrupt, Interrupted
+from ptst.training.memory import explain_oom
+from ptst.training.metrics import Metrics, sizes, truncate_logs
+from ptst.training.parallel import ALONE, World
+from ptst.training.run_plan import RunPlan, plan_run
+from ptst.training.trainer import StepReport, Trainer
+
+SAMPLES = 4  # questions answered at every evaluation
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A finished run."""
+
+    folder: Path
+    record: TrainRecord
+
+
+def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
+    """Fine-tune a model into a run folder, or resume the run in it. Returns the finished run, on the main process.
+
+    Raises UserError for a user's mistakes, Interrupted after Ctrl-C or SIGTERM, when the step is saved, and OSError
+    when something cannot be written.
+    """
+    config.check()
+    place = config.resume or config.out
+    old = read_record(config.resume, TrainRecord) if config.resume else find_record(config.out, TrainRecord)
+    if old and config.resume and old.status == "finished":
+        say(f"{config.resume} has finished already; there is nothing to resume")
+        return FineTuned(config.resume, old) if world.is_main_process else None
+    if old and old.status == "finished":
+        old = None  # `claim` refuses the folder
+    plan = plan_run(config, world, old.micro_batch_tokens if old else None)
+    plan.check()
+    record = plan.record(world)
+    world.barrier()  # all have seen whether there is a run to resume before the main process begins one
+    if old and place:
+        check_same(place, old, record)
+        say(f"{place} holds an unfinished run of these settings: it is resumed")
+        for difference in rounding(old, record):
+            say(f"note: {difference}, so the last digits may come out differently than without the interruption")
+    with claim(place, record) if world.is_main_process else nullcontext() as run:
+        session = _Session(plan, record, run.folder if run else place or Path(), world)
+        with explain_oom(plan.memory):
+            session.train()
+        return FineTuned(run.folder, session.finish(run)) if run else None
+
+
+class _Session:
+    """One process's part in a run: the trainer with its checkpoints, evaluations and metrics."""
+
+    def __init__(self, plan: RunPlan, record: TrainRecord, out: Path, world: World):
+        config, mixture = plan.config, plan.mixture
+        self.plan, self.record, self.out, self.world = plan, record, out, world
+        say(f"loading {plan.model.folder} in {record.dtype}")
+        decoder = load_decoder(plan.model.folder, plan.dtype, plan.device)
+        decoder.activation_checkpointing = config.activation_checkpointing == "block"
+        if plan.lora is None:
+            parameters = dict(decoder.requires_grad_(True).named_parameters())
+        else:
+            parameters = add_lora(decoder, plan.lora, config.seed)
+        say(f"training {sum(p.numel() for p in parameters.values()):,} parameters, run folder {out}")
+        self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world)
+        conversations = mixture.source.conversations
+        self.trainer.name_example = lambda i: conversations[mixture.examples[i].row].source
+        self.trainer.check_batch = watch(mixture.source, config.allow)
+        self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
+        self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
+        self.metrics: Metrics | None = None
+
+    def train(self) -> None:
+        """Take all steps that are left, with evaluations and checkpoints where they are due."""
+        self.restore()
+        trainer, main = self.trainer, self.world.is_main_process
+        line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
+        with Interrupt(self.world) as interrupt, line as progress:
+            if progress is not None:
+                self.metrics = Metrics(self.out, progress, trainer, self.plan.config.tensorboard)
+            if not trainer.done:
+                self.losses = replace(self.losses, before=self.evaluate(0))
+            for report in trainer:
+                if self.metrics is not None:
+                    self.metrics.step(report)
+                    self.keep_epoch(report.step)
+                loss, best = self.evaluate_if_due(report)
+                signal = interrupt.agreed()
+                due = best or report.last or signal or report.step % self.plan.config.save_every == 0
+                if main and due:
+                    self.save(report.epoch, loss)
+                if signal and not report.last:
+                    raise Interrupted(report.step, signal, self.out)
+
+    def restore(self) -> None:
+        """Bring trainer, losses and logs to the newest checkpoint, or to the beginning."""
+        notes = self.checkpoints.restore()
+        if self.world.is_main_process:
+            truncate_logs(self.out, notes.get("sizes", {}))
+        self.losses = replace(self.losses, **notes.get("losses", {}))
+
+    def evaluate_if_due(self, report: StepReport) -> tuple[float | None, bool]:
+        """The validation loss after a step, and whether it is the lowest so far."""
+        every, losses, loss = self.plan.config.eval_every, self.losses, None
+        if report.last or (every and report.step % every == 0):
+            loss = self.evaluate(report.step)
+        best = loss is not None and (losses.best is None or loss < losses.best)
+        self.losses = replace(losses, after=loss)
+        if best:
+            self.losses = replace(self.losses, best=loss, best_step=report.step)
+        return loss, best
+
+    def evaluate(self, step: int) -> float | None:
+        """Validation loss (None without a validation set) and sample answers of the weights after `step`."""
+        plan, decoder, start = self.plan, self.trainer.decoder, time.perf_counter()
+        loss = None
+        if plan.validation.examples:
+            loss = validation_loss(decoder, plan.validation.examples, plan.trainer.micro_batch_tokens, self.world)
+            if not math.isfinite(loss):
+                remedy = ("lower ", Setting("lr"), ", or look at the validation data")
+                raise UserError(f"after step {step} the validation loss is {loss}", remedy)
+        if self.metrics is not None:
+            answers = []
+            if plan.config.eval_every:
+                asked = (plan.validation.source or plan.mixture.source).conversations[:SAMPLES]
+                answers = Samples(asked, plan.model.prompt_format, plan.model.stop_ids).answers(decoder)
+            self.metrics.evaluation(step, loss, answers, time.perf_counter() - start)
+        if loss is not None and plan.config.eval_every:
+            say(f"after step {step}: validation loss {loss:.4f}")
+        return loss
+
+    def save(self, epoch: float, loss: float | None) -> None:
+        """Write a checkpoint."""
+        losses = {k: v for k, v in asdict(self.losses).items() if k != "examples"}
+        self.checkpoints.save({"epoch": epoch, "losses": losses, "validation_loss": loss, "sizes": sizes(self.out)})
+
+    def keep_epoch(self, step: int) -> None:
+        """Keep the weights of a number of epochs that was asked for."""
+        if folder := self.plan.epoch_folders.get(step):
+            self.save_weights(self.out / folder)
+            replace(self.record, status="finished", finished_at=time.time(), steps=step).write(self.out / folder)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write what was trained: an adapter, or all weights."""
+        if folder != self.out:
+            folder.mkdir(exist_ok=True)
+        decoder, base = self.trainer.decoder, self.plan.model.folder
+        if self.plan.lora is None:
+            save_full(decoder, base, folder)
+        else:
+            save_adapter(decoder, folder, self.plan.lora, str(base.resolve()))
+        sync(folder)
+
+    def finish(self, run: Run[TrainRecord]) -> TrainRecord:
+        """Write the weights, those of the lowest validation loss where they are others, and the finished record."""
+        losses, every, steps = self.losses, self.plan.config.eval_every, len(self.trainer)
+        if not every:
+            losses = replace(losses, best=None, best_step=None)
+        if losses.before is not None:
+            say(f"validation loss per trained token: {losses.before:.4f} before, {losses.after:.4f} after")
+        told = {k: v for k, v in asdict(losses).items() if every or not k.startswith("best")}
+        counts, *mixed = (count.to_json() for count in self.plan.mixture.counts)
+        result: dict[str, Any] = {"run": str(self.out), "steps": steps, "validation_loss": told, **counts, "mix": mixed}
+        self.save_weights(self.out)
+        best = self.out / "state" / f"step-{losses.best_step or 0:08d}"
+        if losses.best_step not in (None, steps) and best.exists():
+            load_checkpoint(best, self.trainer.parameters)
+            self.save_weights(self.out / "best")
+            at_best = replace(self.record, status="finished", finished_at=time.time(), steps=losses.best_step)
+            replace(at_best, validation_loss=losses).write(self.out / "best")
+            say(f"the best validation loss was {losses.best:.4f} after step {losses.best_step}: {self.out / 'best'}")
+        return run.finish(result, steps=steps, validation_loss=losses)

@@ -1,0 +1,169 @@
+"""What is known of a training run before its weights are loaded: model, examples, optimizer steps, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ptst import records
+from ptst.audit.gate import check_start
+from ptst.audit.rules import Setup
+from ptst.data import sources
+from ptst.data.examples import check_not_empty, length_limit, prepare
+from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.order import Step
+from ptst.data.sources import Source
+from ptst.errors import Setting, UserError
+from ptst.model.lora_config import LoraConfig
+from ptst.model.weights import pick_dtype
+from ptst.open import OpenModel, open_model
+from ptst.progress import say
+from ptst.records import DataRecord, TrainRecord, weights_fingerprint
+from ptst.text.encode import Example
+from ptst.text.template_file import load_template
+from ptst.text.templates import find_template
+from ptst.training import memory, recipes
+from ptst.training.config import TrainConfig
+from ptst.training.memory import MemoryPlan
+from ptst.training.parallel import ALONE, World
+from ptst.training.trainer import TrainerConfig
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The validation set. `source` None: there is none, and the sample answers are to training questions."""
+
+    source: Source | None = None
+    examples: Sequence[Example] = ()
+    record: DataRecord | None = None
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """`epoch_folders`: by step, the folder in the run that gets the weights of then. `lora` None: full fine-tuning."""
+
+    config: TrainConfig
+    model: OpenModel
+    lora: LoraConfig | None
+    mixture: Mixture
+    validation: Validation
+    max_length: int
+    dtype: torch.dtype
+    device: str
+    trainer: TrainerConfig
+    memory: MemoryPlan
+    epoch_folders: dict[int, str]
+
+    def check(self) -> None:
+        """Run the audit's rules on all examples and say its warnings. Raises UserError for an error not allowed."""
+        c = self.config
+        setup = Setup(self.model.prompt_format, c.train_on, self.max_length, c.too_long)
+        size = self.trainer.micro_batch_tokens
+        for warning in check_start(self.mixture.source, self.mixture.examples, setup, size, c.allow):
+            say(warning)
+
+    def record(self, world: World) -> TrainRecord:
+        """The record of the run at its beginning."""
+        c, prompt_format = self.config, self.model.prompt_format
+        data, *mixed = (count.to_json() for count in self.mixture.counts)
+        return TrainRecord(
+            config=c,
+            recipe=recipes.origins(c.recipe, vars(c)) if c.recipe else None,
+            model=c.model,
+            model_folder=str(self.model.folder.resolve()),
+            weights=weights_fingerprint(self.model.folder),
+            template=prompt_format.template,
+            family=prompt_format.family,
+            chat_format=prompt_format.chat_format.name,
+            data=DataRecord.of(data | {"holdout": c.holdout}),
+            mix=tuple(map(DataRecord.of, mixed)),
+            validation=self.validation.record,
+            dtype=str(self.dtype).removeprefix("torch."),
+            full=c.full,
+            micro_batch_tokens=self.trainer.micro_batch_tokens,
+            environment={**records.environment(), "ranks": world.size},
+        )
+
+
+def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int | None = None) -> RunPlan:
+    """Read and encode the data, choose what is left to choose. `micro_batch_tokens`: the number that an earlier process
+    of this run chose where the setting is auto (another one might change the last digits).
+
+    Raises UserError for a mistake in the settings, the model folder or the data.
+    """
+    template = load_template(config.template_file) if config.template_file else find_template(config.template)
+    lora = None
+    if not config.full:
+        lora = LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
+    say(f"reading {config.data}")
+    source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
+    with world.main_process_first():
+        family, allow = config.template_family or source.family, "role-markers" in config.allow
+        model = open_model(
+            config.model, template, family=family, chat_format=config.chat_format, allow_role_markers=allow
+        )
+    shape = model.config
+    max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
+    mixture, validation = _read(config, source, model, max_length)
+    dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    lengths, block = [len(e.ids) for e in mixture.examples], config.activation_checkpointing == "block"
+    if config.micro_batch_tokens != "auto":
+        micro_batch_tokens = config.micro_batch_tokens
+    elif micro_batch_tokens is None:
+        longest = max(lengths, default=1)
+        micro_batch_tokens = memory.choose_micro_batch_tokens(shape, lora, dtype, device, block, longest)
+        say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
+    own = {f.name for f in dataclasses.fields(TrainerConfig)} - {"micro_batch_tokens"}
+    trainer = TrainerConfig(**{k: getattr(config, k) for k in own}, micro_batch_tokens=micro_batch_tokens)
+    steps = trainer.plan(lengths, mixture.plans)
+    planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, block)
+    tokens = sum(lengths[i] for step in steps for i in step.examples)
+    planned = dataclasses.replace(planned, steps=len(steps), tokens=tokens)
+    folders = epoch_folders(config, steps)
+    return RunPlan(config, model, lora, mixture, validation, max_length, dtype, device, trainer, planned, folders)
+
+
+def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int) -> tuple[Mixture, Validation]:
+    """Encode training and validation data, and say what became of them."""
+    prompt_format = model.prompt_format
+    others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
+    asked = [(source, config.epochs), *others]
+    say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
+    mixture = mix(asked, prompt_format, max_length, config.too_long, config.train_on)
+    for counts in mixture.counts:
+        c = counts.examples
+        say(
+            f"{counts.name}, {counts.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
+            f"them trained; {c.dropped} dropped, {c.cut} cut, {c.token_boundaries} token boundaries"
+        )
+    holdout = 0.0 if config.val_data else config.holdout
+    name = config.val_data or (config.data if holdout else None)
+    if name is None and config.data.startswith(sources.DEFAULT):
+        name = sources.DEFAULT
+    if name is None:
+        return mixture, Validation()
+    held_out = sources.load(name, "validation", holdout=holdout)
+    examples, c = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
+    check_not_empty(examples, name)
+    return mixture, Validation(held_out, examples, DataRecord.of({"name": name, **c.to_json()}))
+
+
+def epoch_folders(config: TrainConfig, steps: Sequence[Step]) -> dict[int, str]:
+    """By step, the folder in the run that gets what is trained by then. Raises UserError for epochs that are not
+    reached, and for two of the same step."""
+    folders: dict[int, str] = {}
+    for epochs in config.at_epochs:
+        # A step's `epoch` is where it begins, so the one before it has reached that far.
+        reached = next((i for i, s in enumerate(steps) if i and s.epoch >= epochs - 1e-9), len(steps))
+        ends_before = reached == len(steps) and (config.max_steps == reached or epochs > config.epochs)
+        if epochs <= 0 or ends_before:
+            within = f" {epochs:g} must be above 0 and within the run's {len(steps)} steps"
+            raise UserError((Setting("at_epochs"), within))
+        if reached in folders:
+            same = f": {folders[reached]} and epoch-{epochs:g} are the same step, {reached} of {len(steps)}"
+            raise UserError((Setting("at_epochs"), same), "leave one out")
+        folders[reached] = f"epoch-{epochs:g}"
+    return folders

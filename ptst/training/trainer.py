@@ -1,0 +1,227 @@
+"""The trainer: an iterator over optimizer steps.
+
+    trainer = Trainer(decoder, parameters, examples, TrainerConfig(lr=1e-4))
+    for report in trainer:
+        print(report.step, report.loss)
+
+The loss of an optimizer step is the sum over its trained tokens divided by their number in the whole step, however the
+step is split into micro-batches and over ranks. The number is known on the host before the first micro-batch is
+computed, so that nothing waits for the device but the report of the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+
+from ptst.data.order import SourcePlan, Step, plan
+from ptst.data.packing import Batch, rank_micro_batches, share_prefixes, to_batch
+from ptst.errors import Setting, UserError, Words
+from ptst.model.decoder import Decoder
+from ptst.model.loss import batch_loss
+from ptst.text.encode import Example
+from ptst.training.average import Average
+from ptst.training.parallel import ALONE, World, sum_over_ranks
+from ptst.training.schedule import Schedule, factor
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    """What the trainer needs to know: `lr` at its peak, `warmup` as a share of all steps, `clip` as a gradient norm (0:
+    none), sizes in examples and tokens."""
+
+    epochs: float = 1.0
+    max_steps: int | None = None
+    lr: float = 1e-4
+    schedule: Schedule = "linear"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    examples_per_step: int = 8
+    tokens_per_step: int | None = None
+    micro_batch_tokens: int = 2048
+    seed: int = 0
+
+    def plan(self, lengths: Sequence[int], sources: Sequence[SourcePlan] = ()) -> list[Step]:
+        """All steps of a run over examples of these lengths. `sources`: where they are from, if from several."""
+        sources = sources or [SourcePlan(len(lengths), self.epochs)]
+        sizes = self.examples_per_step, self.tokens_per_step, self.max_steps
+        return list(plan(lengths, sources, self.seed, *sizes))
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step over all ranks: mean loss per trained token (nats), counts, and seconds. `computed`: the share
+    of this rank's tokens that was computed, the others being in prefixes that documents share. `group`: indices of the
+    examples."""
+
+    step: int
+    total: int
+    epoch: float
+    loss: float
+    lr: float
+    grad_norm: float
+    examples: int
+    tokens: int
+    trained_tokens: int
+    seconds: float = field(compare=False)
+    computed: float = field(compare=False, default=1.0)
+    group: list[int] = field(compare=False, repr=False, default_factory=list)
+
+    @property
+    def last(self) -> bool:
+        return self.step == self.total
+
+
+class Trainer:
+    """Trains `parameters` (by name, all of the decoder's that require a gradient) in place, a step at a time.
+
+    `sources`: where the examples are from, if from several. `world`: this process's rank; all ranks must take the
+    same steps. `average`: decay of a running average of the weights, kept in `trainer.average`.
+
+    Raises UserError when there is nothing to train on, and in a step whose loss or gradient is not finite: step,
+    examples and learning rate are named, and the update is not applied.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        parameters: Mapping[str, nn.Parameter],
+        examples: Sequence[Example],
+        config: TrainerConfig,
+        sources: Sequence[SourcePlan] = (),
+        world: World = ALONE,
+        average: float | None = None,
+    ):
+        if not examples:
+            raise UserError("there is no example left to train on", "see the counts of dropped examples")
+        self.decoder, self.parameters, self.examples, self.config = decoder, parameters, examples, config
+        self.world = world
+        self.steps = config.plan([len(e.ids) for e in examples], sources)
+        self.optimizer = AdamW(list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.average = None if average is None else Average(parameters, average)
+        self.done = 0
+        """Steps taken so far; a checkpoint that is loaded sets it."""
+        self.check_batch: Callable[[Batch], None] = lambda _batch: None
+        """Called with every micro-batch before its documents share prefixes; may raise."""
+        self.name_example: Callable[[int], str] = "example {}".format
+        """Names an example by its index, for messages."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """What a checkpoint holds besides the optimizer's state."""
+        return self.parameters if self.average is None else self.average.tensors
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[StepReport]:
+        while self.done < len(self.steps):
+            yield self.step()
+
+    def step(self) -> StepReport:
+        """Take the next optimizer step."""
+        start = time.perf_counter()
+        planned, number, parameters = self.steps[self.done], self.done + 1, list(self.parameters.values())
+        lr = self._set_learning_rate(planned)
+        chosen = [self.examples[i] for i in planned.examples]
+        trained = sum(sum(e.loss_mask[1:]) for e in chosen)  # nothing predicts the first token of a document
+        loss, computed = self._backward(planned, chosen, trained)
+        norm = self._sum_gradients(parameters, loss)
+        mean_loss, grad_norm = torch.stack([loss, norm.to(loss)]).tolist()  # the step's only wait for the device
+        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise self._not_finite(planned, f"the loss is {mean_loss} and the norm of its gradient {grad_norm}", lr)
+        self.optimizer.step()
+        # The fused optimizer writes without raising the version, which caches of converted weights compare.
+        torch.autograd.graph.increment_version(parameters)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done = number
+        if self.average is not None:
+            self.average.update(number)
+        return StepReport(
+            step=number,
+            total=len(self.steps),
+            epoch=planned.epoch,
+            loss=mean_loss,
+            lr=lr,
+            grad_norm=grad_norm,
+            examples=len(chosen),
+            tokens=sum(len(e.ids) for e in chosen),
+            trained_tokens=trained,
+            seconds=time.perf_counter() - start,
+            computed=computed,
+            group=planned.examples,
+        )
+
+    def _set_learning_rate(self, planned: Step) -> float:
+        c, total = self.config, len(self.steps)
+        lr = c.lr * factor(c.schedule, self.done, total, round(c.warmup * total), int(planned.epoch))
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr
+
+    def _backward(self, planned: Step, chosen: Sequence[Example], trained: int) -> tuple[Tensor, float]:
+        """Accumulate the gradient of this rank's micro-batches. Returns their loss, and the share of their tokens that
+        was computed."""
+        decoder, config = self.decoder, self.config
+        loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
+        tokens = computed = 0
+        lengths = [len(e.ids) for e in chosen]
+        for documents in rank_micro_batches(lengths, config.micro_batch_tokens, self.world.rank, self.world.size):
+            batch = to_batch([chosen[i] for i in documents])
+            self.check_batch(batch)
+            tokens += len(batch.tokens)
+            if not decoder.lora_dropout:  # under dropout each document has a mask of its own, in its prefix too
+                batch = share_prefixes(batch)
+            seeds = [dropout_seed(config.seed, self.done + 1, planned.examples[i]) for i in documents]
+            decoder.dropout_seeds = seeds
+            part = batch_loss(decoder, batch, trained)
+            part.backward()
+            computed += len(batch.tokens)
+            loss += part.detach()
+        decoder.dropout_seeds = None
+        return loss, computed / tokens if tokens else 1.0
+
+    def _sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+        """Sum gradients and loss over the ranks, then clip the gradients; returns their norm before clipping."""
+        if self.world.size > 1:
+            for p in parameters:  # a rank without a micro-batch takes part all the same
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sum_over_ranks([loss.view(1), *(p.grad for p in parameters if p.grad is not None)], self.world)
+        return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+
+    @torch.no_grad()
+    def _not_finite(self, planned: Step, what: str, lr: float) -> UserError:
+        """The error for a step that cannot be taken, naming the examples whose loss alone is not finite."""
+        bad = torch.zeros(len(planned.examples), device=self.decoder.device)
+        for i in range(self.world.rank, len(bad), self.world.size):
+            alone = to_batch([self.examples[planned.examples[i]]])
+            bad[i] = float(not torch.isfinite(batch_loss(self.decoder, alone, 1.0)))
+        sum_over_ranks([bad], self.world)
+        names = [self.name_example(i) for i in planned.examples]
+        culprits = [names[i] for i in bad.nonzero().flatten().tolist()]
+        some = culprits or names
+        listed = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+        lower: Words = ("lower ", Setting("lr"))
+        if not culprits:
+            remedy: Words = (f"no example's loss alone shows it; its examples are {listed}; ", *lower)
+        elif len(culprits) == len(names) > 1:
+            remedy = (f"so it is for every example of the step ({listed}): the weights have diverged; ", *lower)
+        else:
+            remedy = (f"look at {listed}, whose loss alone is not finite, or ", *lower)
+        return UserError(
+            f"{what} at learning rate {lr:g}, so the update was not applied", remedy, f"step {self.done + 1}"
+        )
+
+
+def dropout_seed(seed: int, step: int, example: int) -> int:
+    """A document's dropout seed (31 bits): the mask depends on what is trained when, not on how a step is split."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{step}:{example}".encode(), digest_size=4).digest()) >> 1
