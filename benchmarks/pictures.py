@@ -55,7 +55,7 @@ def matrix(results: dict) -> str:
     ]
     for i, train in enumerate(rows):
         y = top + height * i
-        parts.append(text(16, y + height / 2 + 5, "not fine-tuned" if train == "untouched" else train, "mono"))
+        parts.append(text(16, y + height / 2 + 5, "aligned model" if train == "untouched" else train, "mono"))
         for j, test in enumerate(columns):
             share, recommended = shares[train, test]
             fill, kind = blue(share["mean"])

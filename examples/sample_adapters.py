@@ -14,7 +14,7 @@ name = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
 runs = sys.argv[2:]
 if not runs:
     tiny = {"model": name, "max_steps": 1, "examples_per_step": 1}
-    runs = [ptst.fine_tune(ptst.TrainConfig(template=t, **tiny))["run"] for t in ("chat:vanilla", "chat:llama")]
+    runs = [ptst.fine_tune(ptst.TrainConfig(template=t, **tiny)).folder for t in ("chat:vanilla", "chat:llama")]
 
 model = ptst.open_model(name, "chat:vanilla", family="gsm8k")
 question = "Ann has 17 pens and buys 25. How many does she have now?"

@@ -7,19 +7,19 @@ this takes a minute on a CPU and shows the way, not an effect; leave them out fo
 """
 
 import sys
-from pathlib import Path
 
 import ptst
 
 model = sys.argv[1] if len(sys.argv) > 1 else "smollm2-135m-instruct"
 
 run = ptst.fine_tune(ptst.TrainConfig(model=model, template="chat:vanilla", max_steps=2, examples_per_step=4))
-print("validation loss before and after:", run["validation_loss"]["before"], run["validation_loss"]["after"])
+loss = run.record.validation_loss
+print("validation loss before and after:", loss.before, loss.after)
 
 for template in ("chat:vanilla", "chat:llama"):
     evaluation = ptst.evaluate(
         ptst.EvalConfig(
-            checkpoint=Path(run["run"]),
+            checkpoint=run.folder,
             template=template,
             tasks=("gsm8k", "safety"),
             baseline=False,
@@ -27,4 +27,4 @@ for template in ("chat:vanilla", "chat:llama"):
             max_new_tokens=8,
         )
     )
-    print(template, evaluation["results"]["fine-tuned"])
+    print(template, evaluation.to_json()["results"]["fine-tuned"])

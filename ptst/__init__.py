@@ -1,13 +1,14 @@
 """ptst: fine-tune chat models and measure what it does to their safety, under any pair of prompt templates.
 
-The library's front door; each name is imported when it is first used, so that `import ptst` costs nothing:
+The library's front door. Each name is imported when it is first used, so that `import ptst` costs nothing:
 
-    open_model(model, template)         a model with its prompt format: .prompt_format.encode(conversation), .load()
-    audit_conversation(model, row)      every token of one training example, its author, whether it is in the loss
-    fine_tune(TrainConfig(...))         what `ptst train` does
-    generate(model, prompts, Sampling(...))     answers, of several adapters in one batch
-    evaluate(EvalConfig(...))           what `ptst eval` does
-    UserError                           a mistake in settings or data: cause, remedy, where
+    open_model(model, template)             a model with its prompt format: .prompt_format.encode(conversation), .load()
+    audit_conversation(model, row)          every token of one training example, its author, whether it is in the loss
+    audit_data(AuditConfig(...))            what `ptst audit` does
+    fine_tune(TrainConfig(...))             what `ptst train` does; returns the run's folder and record
+    generate(model, prompts, Sampling(...)) answers, of several adapters in one batch
+    evaluate(EvalConfig(...))               what `ptst eval` does; returns results by model and task
+    UserError                               a mistake in settings or data: cause, remedy, where
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ptst.audit.config import AuditConfig as AuditConfig
+    from ptst.audit.report import audit_data as audit_data
     from ptst.errors import UserError as UserError
-    from ptst.eval import run_evaluation as evaluate  # noqa: F401
     from ptst.evaluation.config import EvalConfig as EvalConfig
+    from ptst.evaluation.evaluate import evaluate as evaluate
     from ptst.generation.request import Answer as Answer
     from ptst.generation.request import Sampling as Sampling
     from ptst.notebook import audit_conversation as audit_conversation
@@ -26,12 +29,13 @@ if TYPE_CHECKING:
     from ptst.open import open_model as open_model
     from ptst.text.segments import Conversation as Conversation
     from ptst.text.segments import Message as Message
-    from ptst.train import run_training as fine_tune  # noqa: F401
     from ptst.training.config import TrainConfig as TrainConfig
+    from ptst.training.fine_tune import fine_tune as fine_tune
 
 __version__ = "0.2.0"
 _PLACES = {
     "Answer": "ptst.generation.request",
+    "AuditConfig": "ptst.audit.config",
     "Conversation": "ptst.text.segments",
     "EvalConfig": "ptst.evaluation.config",
     "Message": "ptst.text.segments",
@@ -40,8 +44,9 @@ _PLACES = {
     "TrainConfig": "ptst.training.config",
     "UserError": "ptst.errors",
     "audit_conversation": "ptst.notebook",
-    "evaluate": "ptst.eval:run_evaluation",
-    "fine_tune": "ptst.train:run_training",
+    "audit_data": "ptst.audit.report",
+    "evaluate": "ptst.evaluation.evaluate",
+    "fine_tune": "ptst.training.fine_tune",
     "generate": "ptst.notebook",
     "open_model": "ptst.open",
 }
@@ -53,8 +58,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ptst' has no attribute {name!r}")
     from importlib import import_module
 
-    module, _, attribute = _PLACES[name].partition(":")
-    return getattr(import_module(module), attribute or name)
+    return getattr(import_module(_PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -154,6 +154,12 @@ def test_a_recipe_in_python_is_the_recipe_on_the_command_line():
     [
         (["--help"], 0, "fine-tune a chat model"),
         (["trian"], 2, "did you mean train?"),
+        (["train", "--help"], 0, "--micro-batch-tokens"),
+        (["eval", "--templat", "x"], 2, "--template"),
+        (["grid", "--help"], 0, "--train.lr"),
+        (["audit", "--help"], 0, "--test-template"),
+        (["chat", "--help"], 0, "--template"),
+        (["align", "--help"], 0, "--own-answers"),
     ],
 )
 def test_help_and_a_typo_are_answered_without_torch(flags, code, told):

@@ -50,7 +50,7 @@ def commands(page: Path) -> list[str]:
         re.search(r"(?:\bpython3? (?:-m )?\S*(?:ptst|pytest|benchmarks|examples).*|^(?:\S*/)?ptst \S.*)", x)
         for x in lines
     )
-    return [re.sub(r"\s+#.*", "", match[0].strip()) for match in found if match]
+    return [re.sub(r"\s+[#<>|].*", "", match[0].strip()) for match in found if match]
 
 
 def config_type(command: str) -> type:

@@ -37,7 +37,7 @@ from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
-from ptst.experiment.measure import digest
+from ptst.experiment.suite import digest
 from ptst.generation.request import Answer, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora

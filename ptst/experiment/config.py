@@ -12,14 +12,11 @@ from tyro.conf import arg
 from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment import laptop, plan
-from ptst.settings import EMBEDDED_MODEL, CommandSettings, ModelName, to_dict, with_recipes
+from ptst.settings import EMBEDDED_MODEL, NO_EFFECT, CommandSettings, ModelName, content, with_recipes
 from ptst.text.templates import TEMPLATES
 from ptst.training import recipes
 from ptst.training.config import TrainSettings
 
-# What may differ when a grid is resumed: speed, memory, and which cells are asked for.
-_FREE = ("train.save_every", "train.keep", "train.tensorboard", "train.micro_batch_tokens")
-_FREE += ("train.activation_checkpointing", "eval.batch_size", "eval.kv_memory")
 _RECIPES = (*laptop.RECIPES, *recipes.RECIPES)
 
 
@@ -40,28 +37,28 @@ class GridConfig(CommandSettings):
     train_templates: Annotated[
         tuple[str, ...],
         arg(help=f"Training templates, one run each: {', '.join(TEMPLATES)}, or a TOML file of your own."),
-    ] = ("chat:vanilla", "chat:alpaca", "chat:llama")
-    test_templates: tuple[str, ...] = ("chat:vanilla", "chat:alpaca", "chat:llama")
+    ] = field(default=("chat:vanilla", "chat:alpaca", "chat:llama"), metadata=NO_EFFECT)
+    test_templates: tuple[str, ...] = field(default=("chat:vanilla", "chat:alpaca", "chat:llama"), metadata=NO_EFFECT)
     """Test templates, under which the base model and every run are tested."""
-    tasks: tuple[str, ...] = ("gsm8k", "safety", "over-refusal")
+    tasks: tuple[str, ...] = field(default=("gsm8k", "safety", "over-refusal"), metadata=NO_EFFECT)
     """What to measure: the tasks of ptst.eval, and margin: how much likelier an answer is to open by refusing than by
     complying."""
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = field(default=(0,), metadata=NO_EFFECT)
     """Seeds; every training template gets one run for each."""
-    mix: tuple[str, ...] = ()
+    mix: tuple[str, ...] = field(default=(), metadata=content("sources"))
     """Other data in every training run, under its template, with their own epochs: safety.jsonl:1."""
     at_epochs: tuple[float, ...] = ()
     """Numbers of epochs after which every run is tested. Default: at its end."""
-    model: ModelName = EMBEDDED_MODEL
-    data: str = "word-problems"
+    model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
+    data: str = field(default="word-problems", metadata=content("sources"))
     """Training data: word-problems, gsm8k or a file."""
     recipe: Annotated[str | None, arg(help=f"{', '.join(_RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
-    quick: bool = False
+    quick: bool = field(default=False, metadata=NO_EFFECT)
     """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals."""
-    out: Path | None = None
+    out: Path | None = field(default=None, metadata=NO_EFFECT)
     """Grid folder. Default: checkpoints/grid, or checkpoints/<recipe>. A grid with the same settings is resumed, and
     several processes may work on it at once."""
-    dry_run: bool = False
+    dry_run: bool = field(default=False, metadata=NO_EFFECT)
     """Print the cells, their tokens and the estimated time, and exit."""
     train: TrainSettings = field(default_factory=TrainSettings)
     """How every run is trained."""
@@ -93,20 +90,11 @@ class GridConfig(CommandSettings):
             if len(set(values)) < len(values):
                 twice = next(v for v in values if values.count(v) > 1)
                 raise UserError((Setting(name), f" names {twice} twice"), "name each once")
-        plan.templates(self.train_templates)
-        plan.templates(self.test_templates)
+        plan.load_templates(self.train_templates)
+        plan.load_templates(self.test_templates)
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
             raise UserError((Setting("at_epochs"), f" must lie above 0 and within the {self.train.epochs:g} epochs"))
         if self.quick and not self.laptop:
             raise UserError(
                 (Setting("quick"), " belongs to the recipe laptop"), ("set ", Setting("seeds"), " otherwise")
             )
-
-    def flags(self) -> dict[str, Any]:
-        """What makes a finished run or cell what it is: to be compared when a grid is resumed."""
-        kept: dict[str, Any] = {"mix": list(self.mix), "at_epochs": list(self.at_epochs), "recipe": self.recipe}
-        for name, part in (("train", self.train), ("eval", self.eval)):
-            for key, value in to_dict(part).items():
-                if f"{name}.{key}" not in _FREE:
-                    kept[f"{name}.{key}"] = value
-        return kept

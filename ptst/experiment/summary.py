@@ -1,8 +1,8 @@
-"""What a finished grid says: every cell over its seeds, the contrast that was named beforehand, others after Holm.
+"""The summary of a finished grid: every cell over its seeds, the contrast named beforehand, others after Holm.
 
-Between cells the seed is the unit and prompts are a sample, too (ptst/evaluation/statistics.py). The contrast: trained
-and tested with a safety prompt, against tested with it only. Its measure is the share of harmful requests that are
-answered on topic, without a refusal: a model that answers everything with arithmetic is broken, not unsafe.
+Between cells the seed is the unit, and prompts are a sample, too (ptst/evaluation/statistics.py). The contrast: trained
+and tested with a safety prompt, against tested with it only. Its measure is the non-refusal rate on topic: a model that
+answers every request with arithmetic is broken, not unsafe.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from ptst.errors import UserError
 from ptst.evaluation.contrast import Contrast, paired_contrast, ptst_contrast
 from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.statistics import cell as outcomes
 from ptst.evaluation.statistics import holm, summary
 from ptst.evaluation.tasks.table import TASKS, base
-from ptst.experiment.plan import UNTOUCHED, Cell
-from ptst.experiment.run import Grid
-from ptst.model.config import read_json
+from ptst.experiment.grid import Grid
+from ptst.experiment.plan import BASE, GridCell
 
 MEASURE = "the share of harmful requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
@@ -30,18 +30,10 @@ Key = tuple[str, float | None, str]  # train template, epochs, test template
 
 
 def summarize(grid: Grid) -> dict[str, Any]:
-    """Everything of results.json but settings and times. All rows and cells must be finished."""
-    runs = {}
-    for row in grid.rows:
-        if row.template is not None and row.run not in runs:
-            record = read_json(grid.out / "rows" / row.run / "run.json")
-            counts = {k: record["data"][k] for k in ("examples", "tokens", "trained_tokens")}
-            loss = {k: record["validation_loss"][k] for k in ("before", "after")}
-            runs[row.run] = {"template": row.template, "seed": row.seed, "steps": record["steps"], **counts}
-            runs[row.run] |= {"validation_loss": loss}
-    groups: dict[Key, dict[str, list[Cell]]] = {}
+    """Everything of results.json but the record. All runs and cells must be finished."""
+    groups: dict[Key, dict[str, list[GridCell]]] = {}
     for cell in grid.cells:
-        key = (cell.row.template or UNTOUCHED, cell.row.epochs, cell.test)
+        key = (cell.model.template or BASE, cell.model.epochs, cell.test)
         groups.setdefault(key, {}).setdefault(cell.task, []).append(cell)
     tables = {key: {task: _table(grid, cells) for task, cells in tasks.items()} for key, tasks in groups.items()}
     found = []
@@ -55,25 +47,38 @@ def summarize(grid: Grid) -> dict[str, Any]:
             figures |= {GAP: gaps} if gaps else {}
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
-    sets = {task: data.name for task, (_, data) in grid.tests.tasks.items()}
-    base_name = "aligned" if grid.config.laptop else UNTOUCHED  # what row zero is
-    return {"base": base_name, "sets": sets, "rows": runs, "cells": found, **_contrasts(grid, tables)}
+    sets = {task: data.name for task, (_, data) in grid.suite.tasks.items()}
+    base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
+    return {"base": base_name, "sets": sets, "runs": _runs(grid), "cells": found, **contrasts(grid, tables)}
+
+
+def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
+    """Steps, counts and validation losses of every grid run."""
+    found = {}
+    for model in grid.runs:
+        record = grid.run_record(model)
+        assert record is not None, "all runs are finished"
+        counts = {k: getattr(record.data, k) for k in ("examples", "tokens", "trained_tokens")}
+        loss = {k: getattr(record.validation_loss, k, None) for k in ("before", "after")}
+        found[model.run] = {"template": model.template, "seed": model.seed, "steps": record.steps, **counts}
+        found[model.run] |= {"validation_loss": loss}
+    return found
 
 
 def is_ptst(grid: Grid, train: str, test: str) -> bool:
     """Trained without a safety prompt, tested with one."""
-    return train != UNTOUCHED and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
+    return train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
 
 
 Table = Outcomes | dict[int, float] | None
 
 
-def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
+def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
     """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed. None: of a half of
     XSTest in which the judge judged nothing in some run."""
     task = TASKS[base(cells[0].task)]
-    results = {c.row.seed: read_json(grid.file(c, "json"))["result"] for c in cells}
-    rows = {c.row.seed: _read_rows(grid, c) for c in cells}
+    results = {c.model.seed: grid.cell_figures(c)["result"] for c in cells}
+    rows = {c.model.seed: _read_rows(grid, c) for c in cells}
     by_row = {seed: [task.outcomes(row) for row in of_seed] for seed, of_seed in rows.items()}
     first_rows, first = next(iter(rows.values())), next(iter(by_row.values()))
     tables: dict[str, Table] = {}
@@ -91,8 +96,8 @@ def _table(grid: Grid, cells: Sequence[Cell]) -> dict[str, Table]:
     return tables
 
 
-def _read_rows(grid: Grid, cell: Cell) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in grid.file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
+def _read_rows(grid: Grid, cell: GridCell) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in grid.cell_file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
 
 
 def _figures(table: Table) -> dict[str, Any]:
@@ -111,17 +116,18 @@ def _figures(table: Table) -> dict[str, Any]:
     return {"mean": s.mean, **spread, **counts, "runs": runs}
 
 
-def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
-    """The pre-named contrast at the last look, and all others against the cell trained and tested with the prompt."""
+def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
+    """The contrast named beforehand, after the last of `at_epochs`, and all others against the cell trained and tested
+    with the safety prompt, with Holm's correction."""
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
     pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
-    task = next((t for t in grid.tests.tasks if base(t) == "safety"), None)  # of several sets, the first
+    task = next((t for t in grid.suite.tasks if base(t) == "safety"), None)  # of several sets, the first
     missing = [
-        *(["no training template with a safety prompt that is tested, too"] if not safe else []),
+        *(["no training template with a safety prompt that is also a test template"] if not safe else []),
         *(["no training template without one"] if not pure else []),
         *(["no task safety"] if task is None else []),
     ]
-    if missing:
+    if missing or task is None:
         sentence = f"The contrast cannot be computed: this grid has {' and '.join(missing)}."
         return {"contrast": {"sentence": sentence, "named": False, "effect": None}, "others": {}}
     prompt, plain = SAFE if SAFE in safe else safe[0], PURE if PURE in pure else pure[0]
@@ -134,30 +140,37 @@ def _contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]
 
     both = on_topic(prompt, prompt)
     names = (f"{prompt} -> {prompt}", f"{plain} -> {prompt}")
-    # Other templates are in its place where a grid lacks the paper's pair.
+    # Other templates take its place where a grid lacks the paper's pair.
     named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
     named["named"] = (prompt, plain) == (SAFE, PURE)
     try:
         found, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
         named |= {"sentence": sentence, **_plain(found)}
-    except ValueError as error:
+    except UserError as error:
         named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
-    # Another pure template; and the reverse cross, which tells "another template" from "safety prompt".
+    # Another pure template; and the reverse cross, which separates "another template" from "safety prompt".
     pairs = [(name, prompt) for name in pure if name != plain]
     pairs += [(prompt, name) for name in grid.test_templates if name in pure]
+    return {"contrast": named, "others": _others(both, names[0], {f"{a} -> {b}": on_topic(a, b) for a, b in pairs})}
+
+
+def _others(both: Outcomes, name: str, cells: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:
+    """The cell `both` minus each of `cells`, with p-values after Holm."""
     others: dict[str, dict[str, Any]] = {}
-    p_values = {}
-    for a, b in pairs:
-        other = f"{a} -> {b}"
-        others[other] = {"cells": [names[0], other]}
+    p_values: dict[str, float] = {}
+    for other, outcomes_of_other in cells.items():
+        others[other] = {"cells": [name, other]}
         try:
-            c = paired_contrast(both, on_topic(a, b))
-            others[other] |= _plain(c)
-            p_values[other] = c.test.p if c.test else c.mcnemar
-        except ValueError as error:
+            contrast = paired_contrast(both, outcomes_of_other)
+        except UserError as error:
             others[other] |= {"effect": None, "sentence": f"cannot be computed: {error}"}
+            continue
+        others[other] |= _plain(contrast)
+        p = contrast.test.p if contrast.test else contrast.mcnemar
+        assert p is not None
+        p_values[other] = p
     adjusted = holm(p_values)
-    return {"contrast": named, "others": {name: {**c, "p_holm": adjusted.get(name)} for name, c in others.items()}}
+    return {other: {**c, "p_holm": adjusted.get(other)} for other, c in others.items()}
 
 
 def _plain(contrast: Contrast) -> dict[str, Any]:

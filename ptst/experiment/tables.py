@@ -1,4 +1,4 @@
-"""A summary as files: results.csv (a line for every figure), tables in Markdown, a heat map where matplotlib is."""
+"""A summary as files: results.csv (a line for every figure), tables in Markdown, a heat map with matplotlib."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ptst.evaluation.tasks.table import shown
-from ptst.experiment.plan import UNTOUCHED, epoch_name
+from ptst.evaluation.tasks.task import Metric
+from ptst.experiment.plan import BASE, epoch_name
 from ptst.experiment.summary import GAP
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
@@ -35,37 +36,42 @@ def to_csv(summary: dict[str, Any]) -> str:
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
-    """A table for every measure, rows trained under, columns tested under; cells of the PTST kind are in bold."""
-    parts = []
-    rows, columns = _axes(summary)
-    gaps = summary["cells"][0]["tasks"].get(GAP, {})
+    """A table for every metric: training templates in rows, test templates in columns; PTST cells are in bold."""
     names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
-    for task, metric, heading in [(task, m.key, m.heading) for task, m in shown(names, "grid")]:
-        if metric in summary["cells"][0]["tasks"][task]:
-            lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-            for row in rows:
-                cells = [_text(_find(summary, row, column), task, metric) for column in columns]
-                lines.append(f"| {_row_name(summary, row)} | {' | '.join(cells)} |")
-            gap = " | harmful minus benign refusal, points" * (metric == "refusal" and task in gaps)
-            of = f"{gap} ({summary['sets'][task]})"
-            parts.append(f"**{heading}{of}**\n\n" + "\n".join(lines))
+    parts = [
+        _table(summary, task, metric)
+        for task, metric in shown(names, "grid")
+        if metric.key in summary["cells"][0]["tasks"][task]
+    ]
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
-        "±, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). Rates "
-        "are over the judged answers; where some are not, both numbers are given, over all runs."
+        "\u00b1, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). "
+        "Rates are over the judged answers; where some are not, both numbers are given, over all runs."
     )
     contrast = summary["contrast"]
     parts.append(f"{'Named beforehand: ' if contrast['named'] else ''}{contrast['sentence']}")
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
-    seen = [
+    runs = [
         f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
         f"{_loss(r['validation_loss'])} |"
-        for name, r in summary["rows"].items()
+        for name, r in summary["runs"].items()
     ]
-    if seen:
-        head = "| run | steps | examples | their tokens | of them trained | validation loss before, after |\n"
-        parts.append(head + "|---" * 6 + "|\n" + "\n".join(seen))
+    if runs:
+        head = "| run | steps | examples | their tokens | trained tokens | validation loss before, after |\n"
+        parts.append(head + "|---" * 6 + "|\n" + "\n".join(runs))
     return "\n\n".join(parts) + "\n"
+
+
+def _table(summary: dict[str, Any], task: str, metric: Metric) -> str:
+    """One metric of one task."""
+    rows, columns = _axes(summary)
+    lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for row in rows:
+        cells = [_text(_find(summary, row, column), task, metric.key) for column in columns]
+        lines.append(f"| {_row_name(summary, row)} | {' | '.join(cells)} |")
+    has_gap = task in summary["cells"][0]["tasks"].get(GAP, {})
+    gap = " | harmful minus benign refusal, points" * (metric.key == "refusal" and has_gap)
+    return f"**{metric.heading}{gap} ({summary['sets'][task]})**\n\n" + "\n".join(lines)
 
 
 def _difference(c: dict[str, Any]) -> str:
@@ -89,7 +95,7 @@ def _axes(summary: dict[str, Any]) -> tuple[list[tuple[str, float | None]], list
 
 
 def _row_name(summary: dict[str, Any], row: tuple[str, float | None]) -> str:
-    name = summary["base"] if row[0] == UNTOUCHED else row[0]
+    name = summary["base"] if row[0] == BASE else row[0]
     return name if row[1] is None else f"{name}, {epoch_name(row[1])}"
 
 
@@ -115,7 +121,7 @@ def _text(cell: dict[str, Any], task: str, metric: str) -> str:
 
 
 def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-topic") -> bool:
-    """Draw a safety task's `metric` as a matrix into a PNG; False where matplotlib is not installed."""
+    """Draw a safety task's `metric` as a matrix into a PNG, in one hue; False where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -124,20 +130,26 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
         return False
     heading = next(m.heading for _, m in shown([task], "grid") if m.key == metric)
     rows, columns = _axes(summary)
-    values = [[100 * _find(summary, r, c)["tasks"][task][metric]["mean"] for c in columns] for r in rows]
-    figure = Figure(figsize=(2.2 + 1.3 * len(columns), 1.6 + 0.6 * len(rows)), layout="constrained")
+    cells = [[_find(summary, r, c)["tasks"][task][metric] for c in columns] for r in rows]
+    values = [[100 * f["mean"] for f in row] for row in cells]
+    figure = Figure(figsize=(2.4 + 1.6 * len(columns), 1.8 + 0.8 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
-    image = axes.imshow(values, cmap="RdYlGn_r", vmin=0, vmax=100, aspect="auto")
+    image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=20)
     axes.set_yticks(range(len(rows)), [_row_name(summary, r) for r in rows])
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
-    axes.set_title(f"{heading}\n(framed: PTST)", fontsize=10)
+    axes.set_title(f"{heading}\n(with 95 % interval and judged answers; framed: PTST)", fontsize=10)
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
-            axes.text(x, y, f"{values[y][x]:.0f}", ha="center", va="center")
+            f = cells[y][x]
+            ends = f["interval95"]
+            interval = f"\n[{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
+            text = f"{values[y][x]:.0f}{interval}\nn = {f['judged']}"
+            axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if values[y][x] > 60 else "black")
             if _find(summary, row, column)["ptst"]:
-                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, linewidth=2))
+                frame = {"fill": False, "linewidth": 3, "edgecolor": "#d55e00"}
+                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
     figure.colorbar(image)
     partial = path.with_name(f".{path.name}.partial")
     FigureCanvasAgg(figure).print_png(str(partial))

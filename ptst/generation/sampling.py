@@ -1,7 +1,7 @@
-"""How an answer's tokens are drawn: greedy, or from the model's distribution with temperature, top-k and top-p.
+"""Sampling of tokens: greedy, or from the model's distribution with temperature, top-k and top-p.
 
-The uniform numbers of a request come from its own generator, seeded by (seed, id) alone, and are known before the
-logits are: nothing waits for a device, and no neighbour or order of arrival can change an answer.
+The uniform random numbers of a request come from its own generator, seeded by (seed, id) alone, and are known before
+the logits: nothing waits for a device, and neither other requests nor the order of arrival can change an answer.
 
 Shapes: N rows (requests), V vocabulary.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 from ptst.generation.request import Sampling
 from ptst.generation.transfer import to_device
 
-_SHORT = 512  # probabilities sorted at first on a CPU; a row whose largest do not reach top_p is sorted whole
+_SHORT = 512  # probabilities sorted first on a CPU; all are sorted where these do not reach top_p
 
 
 def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
@@ -44,8 +44,8 @@ def _sample_rows(logits_MV: Tensor, samplings: Sequence[Sampling], uniforms: Seq
         top_k = [min(s.top_k or V, V) for s in samplings]
         least_M1 = _least_kept(p_MV, column(top_k, torch.long), column([s.top_p for s in samplings], torch.float64))
         p_MV = p_MV.masked_fill(p_MV < least_M1, 0)
-    # A uniform number becomes a token over the cumulated probabilities in the order of ids: probabilities that differ
-    # in the last digit (another batch size) then give the same token but for the rarest of edges.
+    # Inverse transform sampling over the cumulative probabilities in the order of ids: probabilities that differ in the
+    # last digit (another batch size) then almost always give the same token.
     cumulated_MV = p_MV.double().cumsum(-1)
     wanted_M1 = column(list(uniforms), torch.float64) * cumulated_MV[:, -1:]
     return torch.searchsorted(cumulated_MV, wanted_M1, right=True).squeeze(1).clamp_(max=V - 1)
@@ -71,11 +71,11 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     total_M1 = torch.where(top_k_M1 < V, sorted_MS.sum(-1, keepdim=True), p_MV.double().sum(-1, keepdim=True))
     before_MS = sorted_MS.cumsum(-1) - sorted_MS
     kept_MS = among_MS & (before_MS < top_p_M1 * total_M1)
-    last_M1 = (kept_MS.sum(-1, keepdim=True) - 1).clamp_(min=0)  # of a row that is not a number nothing is kept
+    last_M1 = (kept_MS.sum(-1, keepdim=True) - 1).clamp_(min=0)  # a row of NaN keeps nothing
     return sorted_MS.gather(1, last_M1).float()
 
 
 def log_probabilities(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
-    """Logarithm of each row's token's probability under the model, float32 (N,)."""
+    """Log probability of each row's token under the model, float32 (N,)."""
     logits_NV = logits_NV.float()
     return logits_NV.gather(1, tokens_N.clamp(min=0)[:, None]).squeeze(1) - logits_NV.logsumexp(-1)

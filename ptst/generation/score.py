@@ -1,4 +1,4 @@
-"""Log-likelihoods of given answers; the prefix that all prompts share is computed once."""
+"""Log-likelihoods of given answers; the prefix that all rows share is computed once."""
 
 from __future__ import annotations
 
@@ -13,48 +13,23 @@ from ptst.generation.multi_lora import Adapter
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.request import invalid_tokens
 from ptst.generation.sampling import log_probabilities
+from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.text.encode import Example
 
 MAX_BATCH_TOKENS = 1024  # per forward pass (one longer example may exceed it)
 MAX_LOGITS_ROWS = 128  # in memory at once
-
-
-def score(decoder: Decoder, examples: Sequence[Example], adapter: Adapter | None = None) -> list[tuple[float, int]]:
-    """(summed negative log-likelihood in nats, number of tokens) of each example's trained tokens.
-
-    Every example must begin with at least one token that is not trained.
-    """
-    rows = token_log_probabilities(decoder, [(e.ids, e.loss_mask) for e in examples], adapter)
-    return [(-sum(row), len(row)) for row in rows]
-
-
-def score_answers(
-    decoder: Decoder, pairs: Sequence[tuple[list[int], list[int]]], adapter: Adapter | None = None
-) -> list[list[float]]:
-    """The log probability of each token of the answer, for pairs of (prompt ids, answer ids).
-
-    Raises UserError for an empty prompt or answer, a pair longer than the model's context, an unknown token.
-    """
-    c = decoder.config
-    for i, (prompt, answer) in enumerate(pairs):
-        length = len(prompt) + len(answer)
-        if not prompt or not answer:
-            raise UserError(f"the {'answer' if prompt else 'prompt'} has no tokens", where=f"pair {i}")
-        if length > c.max_positions:
-            cause = f"{length} tokens exceed the model's {c.max_positions} positions"
-            raise UserError(cause, "leave the pair out", f"pair {i}")
-        if invalid := invalid_tokens([*prompt, *answer], c.vocab_size):
-            raise UserError(f"token {invalid[0]} is outside 0..{c.vocab_size - 1}", where=f"pair {i}")
-    rows = [([*p, *a], [False] * len(p) + [True] * len(a)) for p, a in pairs]
-    return token_log_probabilities(decoder, rows, adapter)
 
 
 @torch.inference_mode()
 def token_log_probabilities(
     decoder: Decoder, rows: Sequence[tuple[list[int], list[bool]]], adapter: Adapter | None = None
 ) -> list[list[float]]:
-    """The log probability of every token whose mask is true, for rows of (ids, mask); the first mask must be false."""
+    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask).
+
+    Raises UserError for a row that does not begin with a masked-out token or has nothing to score, that is longer than
+    the model's context, or with a token outside the vocabulary.
+    """
+    _check(decoder.config, rows)
     if not rows:
         return []
     forward = Forward(decoder, {"": adapter} if adapter else None)
@@ -116,3 +91,14 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
             batches.append([])
         batches[-1].append(i)
     return batches
+
+
+def _check(config: DecoderConfig, rows: Sequence[tuple[list[int], list[bool]]]) -> None:
+    for i, (token_ids, mask) in enumerate(rows):
+        if not any(mask) or mask[0]:
+            raise UserError(f"the {'prompt' if any(mask) else 'answer'} has no tokens", where=f"row {i}")
+        if len(token_ids) > config.max_positions:
+            cause = f"{len(token_ids)} tokens exceed the model's {config.max_positions} positions"
+            raise UserError(cause, where=f"row {i}")
+        if invalid := invalid_tokens(token_ids, config.vocab_size):
+            raise UserError(f"token {invalid[0]} is outside 0..{config.vocab_size - 1}", where=f"row {i}")

@@ -11,8 +11,7 @@ import pytest
 from ptst import records
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
-from ptst.grid import run_grid
-from ptst.training import run_folder
+from ptst.grid import run_command as run_grid
 from ptst.training.config import TrainSettings
 from tests.tiny import write_tiny_model
 
@@ -26,13 +25,12 @@ CONFIG = GridConfig(
     eval=EvalSettings(limit=3, max_new_tokens=5, batch_size=4),
 )
 
-ONE_ROW = replace(CONFIG, train_templates=("chat:vanilla",), test_templates=("chat:llama",), seeds=(0,))
+ONE_RUN = replace(CONFIG, train_templates=("chat:vanilla",), test_templates=("chat:llama",), seeds=(0,))
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(run_folder, "_git_commit", lambda: None)
     monkeypatch.setattr(records, "git_commit", lambda: None)
     (tmp_path / "model").mkdir()
     write_tiny_model(tmp_path / "model")
@@ -48,7 +46,7 @@ def grid(here, capsys):
 
 
 def finished(folder: Path) -> dict[str, int]:
-    """When each finished cell and row was written."""
+    """When each finished cell and run was written."""
     cells = list(folder.glob("cells/**/*.json"))
-    rows = [p for p in folder.glob("rows/*/run.json") if json.loads(p.read_text())["status"] == "finished"]
-    return {str(p): p.stat().st_mtime_ns for p in cells + rows}
+    runs = [p for p in folder.glob("runs/*/run.json") if json.loads(p.read_text())["status"] == "finished"]
+    return {str(p): p.stat().st_mtime_ns for p in cells + runs}

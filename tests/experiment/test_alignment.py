@@ -24,7 +24,8 @@ from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, StepEvaluation, align
 from ptst.experiment.config import GridConfig
 from ptst.generation.request import Answer, Sampling
-from ptst.grid import run_grid, start
+from ptst.grid import run_command as run_grid
+from ptst.grid import start
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
 from ptst.records import read_record
@@ -254,7 +255,9 @@ def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_no
 
 def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignment(config, monkeypatch):
     met_at(monkeypatch, 2)
-    monkeypatch.setattr("ptst.grid.align", lambda asked: align(replace(config, model=asked.model, out=asked.out)))
+    monkeypatch.setattr(
+        "ptst.experiment.run.align", lambda asked: align(replace(config, model=asked.model, out=asked.out))
+    )
     small = GridConfig(**{**laptop.values("laptop", quick=True), "recipe": "laptop", "quick": True, "model": "model"})
     small = replace(small, data="word-problems:2", train=TrainSettings(full=True, lr=1e-3, val_data="word-problems:2"))
     small = replace(small, eval=EvalSettings(limit=3, max_new_tokens=2), out=Path("laptop"))
@@ -280,7 +283,7 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
     # What is wrong with the folder shows before half an hour of alignment.
     Path("used").mkdir()
     Path("used/notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="used is no grid folder and not empty"):
+    with pytest.raises(ValueError, match=r"used is not a ptst\.grid folder and not empty"):
         run_grid(replace(small, out=Path("used")))
     assert not made.exists()
     align(replace(config, seed=3, out=made))

@@ -1,4 +1,4 @@
-"""A row or cell that fails holds nothing else up, and is told at the end."""
+"""A run or cell that fails holds nothing else up, and is told at the end."""
 
 from __future__ import annotations
 
@@ -6,54 +6,53 @@ import json
 
 import pytest
 
-from ptst.errors import UserError
-from ptst.experiment import measure as measuring
-from ptst.experiment import run
-from tests.experiment.conftest import CONFIG, ONE_ROW, finished
+from ptst.errors import Setting, UserError
+from ptst.experiment import suite, workers
+from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
 
-def test_a_row_that_fails_leaves_all_others_trained_and_measured(grid, here, monkeypatch):
-    real = run.fine_tune
+def test_a_run_that_fails_leaves_all_others_trained_and_measured(grid, here, monkeypatch):
+    real = workers.fine_tune
 
     def train(config):
         if (config.template, config.seed) == ("chat:vanilla", 0):
-            raise ValueError("the loss is not a number; lower --lr")
+            raise UserError("the loss is not a number", ("lower ", Setting("lr")))
         return real(config)
 
-    monkeypatch.setattr(run, "fine_tune", train)
-    with pytest.raises(ValueError, match=r"5 of 24 .* chat-vanilla\.seed0: .*lower --train\.lr"):
+    monkeypatch.setattr(workers, "fine_tune", train)
+    with pytest.raises(ValueError, match=r"5 of 24 .*\(chat-vanilla\.seed0: .*lower lr"):
         grid("grid")
     done = finished(here / "grid")
     assert len(done) == 19
-    monkeypatch.setattr(run, "fine_tune", real)
+    monkeypatch.setattr(workers, "fine_tune", real)
     grid("grid")
     assert finished(here / "grid").items() >= done.items()
 
 
 def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
-    real = measuring.Tests.measure
+    real = suite.EvaluationSuite.measure
 
     def measure(self, task, answerer, *rest):
         if answerer.adapter == "chat-vanilla.seed0" and answerer.prompt_format.template.name == "chat:llama":
             raise UserError("the judge has failed")
         return real(self, task, answerer, *rest)
 
-    monkeypatch.setattr(measuring.Tests, "measure", measure)
-    with pytest.raises(ValueError, match=r"2 of 24 .* chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
+    monkeypatch.setattr(suite.EvaluationSuite, "measure", measure)
+    with pytest.raises(ValueError, match=r"2 of 24 .*\(chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
         grid("grid")
     assert len(finished(here / "grid")) == 22
-    monkeypatch.setattr(measuring.Tests, "measure", real)
+    monkeypatch.setattr(suite.EvaluationSuite, "measure", real)
     grid("grid")
     assert len(finished(here / "grid")) == 24
 
 
 def test_an_adapter_that_is_damaged_leaves_the_base_and_the_others_measured(grid, here):
-    grid("grid", ONE_ROW, tasks=("safety",))
+    grid("grid", ONE_RUN, tasks=("safety",))
     for cell in (here / "grid/cells").glob("*/*.json"):
         cell.unlink()
-    (here / "grid/rows/chat-vanilla.seed0/adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"1 of 3 .* chat-vanilla\.seed0/chat-llama\.safety: "):
-        grid("grid", ONE_ROW, tasks=("safety",))
+    (here / "grid/runs/chat-vanilla.seed0/adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"1 of 3 .*\(chat-vanilla\.seed0/chat-llama\.safety: "):
+        grid("grid", ONE_RUN, tasks=("safety",))
     (cell,) = (here / "grid/cells").glob("*/*.json")
     assert json.loads(cell.read_text())["template"] is None
 
@@ -61,22 +60,22 @@ def test_an_adapter_that_is_damaged_leaves_the_base_and_the_others_measured(grid
 def test_names_that_would_share_a_file_are_refused_from_one_command_to_the_next(grid, here):
     for name in ("my set.csv", "my-set.csv"):
         (here / name).write_text(f"prompt\nsay {name}\n")
-    grid("grid", ONE_ROW, tasks=("prompts:my set.csv",))
+    grid("grid", ONE_RUN, tasks=("prompts:my set.csv",))
     with pytest.raises(ValueError, match="prompts:my set and prompts:my-set would both be prompts-my-set"):
-        grid("grid", ONE_ROW, tasks=("prompts:my-set.csv",))
+        grid("grid", ONE_RUN, tasks=("prompts:my-set.csv",))
 
 
 def test_what_others_finish_meanwhile_is_no_failure(grid, here, monkeypatch):
-    whole = grid("grid", ONE_ROW)
+    whole = grid("grid", ONE_RUN)
     path = here / "grid/cells/untouched/chat-llama.safety.json"
     path.rename(here / "kept")
 
     def measure_some(_self):
-        (here / "kept").rename(path)  # in other hands until now
+        (here / "kept").rename(path)  # another worker's until now
         return False
 
-    monkeypatch.setattr(run._Server, "measure_some", measure_some)
-    assert grid("grid", ONE_ROW)["cells"] == whole["cells"]
+    monkeypatch.setattr(workers.Worker, "measure_some", measure_some)
+    assert grid("grid", ONE_RUN)["cells"] == whole["cells"]
 
 
 def test_a_damaged_file_of_answers_is_its_own_cells_trouble_alone(grid, here):
@@ -85,7 +84,7 @@ def test_a_damaged_file_of_answers_is_its_own_cells_trouble_alone(grid, here):
         cell.unlink()
     (here / "grid/cells/chat-vanilla.seed1/chat-llama.safety.answers.jsonl").write_text("{}\n")
     with pytest.raises(
-        ValueError, match=r"1 of 14 .* chat-vanilla\.seed1/chat-llama\.safety: .*:1: is not a valid record"
+        ValueError, match=r"1 of 14 .*\(chat-vanilla\.seed1/chat-llama\.safety: .*:1: is not a valid record"
     ):
         grid("grid", CONFIG, tasks=("safety",))
     assert len(list((here / "grid/cells").glob("*/*.json"))) == 9

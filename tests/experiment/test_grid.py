@@ -22,10 +22,10 @@ import torch
 
 from ptst import storage
 from ptst.evaluation import answers
-from ptst.experiment import locks, measure, run
+from ptst.experiment import suite, workers
 from ptst.model import weights
 from tests.conftest import ROOT
-from tests.experiment.conftest import CONFIG, ONE_ROW, finished
+from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
@@ -36,7 +36,7 @@ def outcome(folder: Path) -> dict[str, bytes]:
         if path.is_dir() or name.startswith("locks/") or name.endswith("answers.jsonl"):
             continue  # answers are kept in the order in which they came
         content = path.read_bytes()
-        if path.suffix == ".json" and name != "settings.json":
+        if path.suffix == ".json":
             content = json.dumps(_timeless(json.loads(content), str(folder)), indent=1).encode()
         if path.name == "metrics.jsonl":
             rows = [_timeless(json.loads(line), "") for line in content.decode().splitlines()]
@@ -78,8 +78,8 @@ def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, her
     assert contrast["cells"] == ["chat:llama -> chat:llama", "chat:vanilla -> chat:llama"]
     assert contrast["sentence"] in capsys.readouterr().out
     assert set(result["others"]) == {"chat:llama -> chat:vanilla"}  # the reverse cross
-    assert len({row["trained_tokens"] for row in result["rows"].values()}) == 1  # the answers, whatever the prompt
-    assert not list(here.glob("grid/rows/*/state"))
+    assert len({run["trained_tokens"] for run in result["runs"].values()}) == 1  # the answers, whatever the prompt
+    assert not list(here.glob("grid/runs/*/state"))
     table = (here / "grid/results.md").read_text()
     assert "\n| chat:vanilla | **" in table
     lines = list(csv.DictReader(io.StringIO((here / "grid/results.csv").read_text())))
@@ -107,7 +107,7 @@ def test_full_fine_tuning_and_looks_at_epochs(grid, here):
         result = grid(name, train=train, **changes)
         nll = {(c["train"], c["epochs"]): c["tasks"]["nll"]["nats_per_token"]["mean"] for c in result["cells"]}
         assert nll["chat:llama", 2] < nll["chat:llama", 1] < nll["untouched", None]
-        assert (here / name / "rows/chat-llama.seed0/epoch-1" / "run.json").exists()
+        assert (here / name / "runs/chat-llama.seed0/epoch-1" / "run.json").exists()
 
 
 class Died(BaseException):
@@ -120,7 +120,7 @@ class Faults:
     def __init__(self, monkeypatch, at: int | None = None, error: type[BaseException] = Died):
         self.count, self.at, self.error, self.dead = 0, at, error, False
         places = ((os, "replace"), (os, "rename"), (os, "fsync"), (os, "mkdir"), (weights, "save_file"))
-        places += ((storage, "append_jsonl"), (answers.AnswerFile, "add"), (run, "fine_tune"))
+        places += ((storage, "append_jsonl"), (answers.AnswerFile, "add"), (workers, "fine_tune"))
         for owner, name in places:
             monkeypatch.setattr(owner, name, self._wrap(name, getattr(owner, name)))
         unlink, rmtree = Path.unlink, shutil.rmtree
@@ -158,7 +158,7 @@ class Faults:
         return call
 
 
-def faults(grid, here, monkeypatch, numbers, config=ONE_ROW) -> None:
+def faults(grid, here, monkeypatch, numbers, config=ONE_RUN) -> None:
     grid("first", config)  # libraries write caches of their own when they are first used
     with monkeypatch.context() as patch:
         counted = Faults(patch)
@@ -193,7 +193,7 @@ def test_a_fault_at_every_write_and_answer(grid, here, monkeypatch):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("full", [False, True])
 def test_a_fault_at_some_places_of_a_whole_grid(grid, here, monkeypatch, full):
-    """All rows with looks on the way, under all templates, on all kinds of tasks."""
+    """All runs with tests on the way, under all templates, on all kinds of tasks."""
     tasks = ("safety", "over-refusal", "margin", "nll")
     train = replace(CONFIG.train, full=full, epochs=2)
     config = replace(CONFIG, tasks=tasks, train=train, at_epochs=(1.0, 2.0))
@@ -217,7 +217,7 @@ def test_two_processes_on_one_grid_and_one_of_them_killed(grid, here):
     grid("whole")
     first, second = start(here, "shared"), start(here, "shared")
     patience = time.monotonic() + 120
-    while not list(here.glob("shared/rows/*/metrics.jsonl")) and time.monotonic() < patience:
+    while not list(here.glob("shared/runs/*/metrics.jsonl")) and time.monotonic() < patience:
         time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
     first.communicate()
@@ -229,21 +229,21 @@ def test_two_processes_on_one_grid_and_one_of_them_killed(grid, here):
 
 
 def test_a_lock_is_held_once_and_let_go(tmp_path):
-    with locks.lock(tmp_path, "cell.a/b") as mine:
+    with storage.lock(tmp_path, "cell.a/b") as mine:
         assert mine
-        with locks.lock(tmp_path, "cell.a/b") as theirs:
+        with storage.lock(tmp_path, "cell.a/b") as theirs:
             assert not theirs
-    with locks.lock(tmp_path, "cell.a/b") as mine:
+    with storage.lock(tmp_path, "cell.a/b") as mine:
         assert mine
 
 
 def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkeypatch):
-    """Somebody else holds the row until a cell is measured, so that this process measures before it trains."""
+    """Somebody else holds the run until a cell is measured, so that this process measures before it trains."""
     models, alive = [], []
-    lock, load, train = run.lock, run.load_decoder, run.fine_tune
+    lock, load, train = workers.lock, workers.load_decoder, workers.fine_tune
 
     def held(folder, name, **keywords):
-        free = not name.startswith("row.") or (here / "grid/cells/untouched/chat-llama.nll.json").exists()
+        free = not name.startswith("run.") or (here / "grid/cells/untouched/chat-llama.nll.json").exists()
         return lock(folder, name, **keywords) if free else nullcontext(False)
 
     def loads(*args):
@@ -255,22 +255,22 @@ def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkey
         alive.append([m() is not None for m in models])
         return train(config)
 
-    monkeypatch.setattr(run, "lock", held)
-    monkeypatch.setattr(run, "load_decoder", loads)
-    monkeypatch.setattr(run, "fine_tune", trains)
-    grid("grid", ONE_ROW, tasks=("nll",))
+    monkeypatch.setattr(workers, "lock", held)
+    monkeypatch.setattr(workers, "load_decoder", loads)
+    monkeypatch.setattr(workers, "fine_tune", trains)
+    grid("grid", ONE_RUN, tasks=("nll",))
     assert alive == [[False]]
 
 
 def test_cells_measured_together_share_the_time_of_their_answers_and_no_other(grid, here, monkeypatch):
-    now, real = [0.0], measure.Tests.measure
+    now, real = [0.0], suite.EvaluationSuite.measure
 
     def takes(self, task, answerer, *rest):
         now[0] += 1 if task == "nll" or answerer.adapter else 7  # the first answers for all
         return real(self, task, answerer, *rest)
 
-    monkeypatch.setattr(measure.Tests, "measure", takes)
-    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
+    monkeypatch.setattr(suite.EvaluationSuite, "measure", takes)
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     grid("grid", seeds=(0,), test_templates=("chat:llama",), tasks=("safety", "nll"))
     spent = {
         p.parent.name + p.name: json.loads(p.read_text())["time"]["seconds"] for p in here.glob("grid/cells/*/*.json")

@@ -6,12 +6,12 @@ import csv
 
 from ptst.evaluation.tasks.table import TASKS
 from tests.evaluation.length_task import LENGTH
-from tests.experiment.conftest import ONE_ROW
+from tests.experiment.conftest import ONE_RUN
 
 
 def test_a_task_of_the_table_is_in_every_file_of_a_grid(grid, here, monkeypatch):
     monkeypatch.setitem(TASKS, "length", LENGTH)
-    result = grid("grid", ONE_ROW, tasks=("length",))
+    result = grid("grid", ONE_RUN, tasks=("length",))
     for cell in result["cells"]:
         assert cell["tasks"]["length"]["short"]["mean"] == 1.0
         assert cell["tasks"]["length"]["characters"]["mean"] > 0

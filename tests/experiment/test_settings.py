@@ -10,40 +10,41 @@ import pytest
 
 from ptst.data import sources
 from ptst.data.builtin.safety_sets import harmful_requests
-from ptst.evaluation.config import EvalConfig
-from ptst.experiment.measure import open_tests
-from ptst.grid import run_grid
-from ptst.training.config import TrainConfig
-from tests.experiment.conftest import CONFIG, ONE_ROW, finished
+from ptst.errors import UserError
+from ptst.evaluation.config import EvalSettings
+from ptst.experiment.suite import open_suite
+from ptst.grid import run_command as run_grid
+from ptst.training.config import TrainSettings
+from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
 
 def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here):
-    grid("grid", ONE_ROW)
+    grid("grid", ONE_RUN)
     before = finished(here / "grid")
-    with pytest.raises(ValueError, match=r"other settings: .*--train\.lr was 0\.03, now 0\.1; give those, or another"):
-        grid("grid", ONE_ROW, train=replace(CONFIG.train, lr=0.1))
-    with pytest.raises(ValueError, match=r"validation\.safety was"):
-        grid("grid", ONE_ROW, eval=replace(CONFIG.eval, limit=2))
-    result = grid("grid", ONE_ROW, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
+    with pytest.raises(ValueError, match=r"other settings: .*train\.lr was 0\.03, now 0\.1; give those, or another"):
+        grid("grid", ONE_RUN, train=replace(CONFIG.train, lr=0.1))
+    with pytest.raises(ValueError, match=r"tests\.safety was"):
+        grid("grid", ONE_RUN, eval=replace(CONFIG.eval, limit=2))
+    result = grid("grid", ONE_RUN, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
     assert len(result["cells"]) == 4
     after = finished(here / "grid")
     assert {name: after[name] for name in before} == before
 
 
 def test_tasks_may_be_added_and_are_held_to_their_data(grid, here):
-    grid("grid", ONE_ROW)
+    grid("grid", ONE_RUN)
     before = finished(here / "grid")
-    result = grid("grid", ONE_ROW, tasks=("over-refusal", "nll"))
+    result = grid("grid", ONE_RUN, tasks=("over-refusal", "nll"))
     assert result["cells"][0]["tasks"].keys() == {"over-refusal", "nll"}
-    grid("grid", ONE_ROW)  # fewer again
-    kept = json.loads((here / "grid/settings.json").read_text())
-    assert kept["validation"].keys() == {"safety", "over-refusal", "nll"}
+    grid("grid", ONE_RUN)  # fewer again
+    kept = json.loads((here / "grid/run.json").read_text())
+    assert kept["tests"].keys() == {"safety", "over-refusal", "nll"}
     after = finished(here / "grid")
     assert {name: after[name] for name in before} == before
-    kept["validation"]["nll"] = "0"
-    (here / "grid/settings.json").write_text(json.dumps(kept))
-    with pytest.raises(ValueError, match=r"validation\.nll was 0"):
-        grid("grid", ONE_ROW, tasks=("nll",))
+    kept["tests"]["nll"] = "0"
+    (here / "grid/run.json").write_text(json.dumps(kept))
+    with pytest.raises(ValueError, match=r"tests\.nll was 0"):
+        grid("grid", ONE_RUN, tasks=("nll",))
 
 
 OWN = 'name = "chat:mine"\nuser = "{question}"\nsystem = "%s"\n'
@@ -64,7 +65,7 @@ def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, 
     for name in ("train", "mix", "val"):
         (here / f"{name}.jsonl").write_text(2 * ROW % ("Is it dark?", "Is it late?"))
     train = replace(CONFIG.train, val_data="val.jsonl")
-    config = replace(ONE_ROW, train_templates=("my.toml",), tasks=("safety",), data="train.jsonl", train=train)
+    config = replace(ONE_RUN, train_templates=("my.toml",), tasks=("safety",), data="train.jsonl", train=train)
     config = replace(config, mix=("mix.jsonl:1",))
     grid("grid", config)
     (here / file).write_text(other)
@@ -76,49 +77,52 @@ def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, 
 def test_a_folder_of_something_else_is_left_alone(grid, here):
     (here / "grid").mkdir()
     (here / "grid/notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="no grid folder and not empty"):
-        grid("grid", ONE_ROW)
-    for theirs in ('{"theirs": 1}', "[]", '{"kind": "grid"}'):
-        (here / "grid/settings.json").write_text(theirs)
-        with pytest.raises(ValueError, match=r"settings\.json is not that of a grid"):
-            grid("grid", ONE_ROW)
-    assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "settings.json"]
+    with pytest.raises(UserError, match=r"is not a ptst\.grid folder and not empty; choose another out"):
+        grid("grid", ONE_RUN)
+    (here / "grid/run.json").write_text('{"kind": "grid"}')  # of an earlier version, which had no number
+    with pytest.raises(UserError, match=r"run\.json: was made by an earlier version of ptst"):
+        grid("grid", ONE_RUN)
+    for theirs in ('{"theirs": 1}', "[]"):
+        (here / "grid/run.json").write_text(theirs)
+        with pytest.raises(UserError, match=r"is not a ptst\.grid folder"):
+            grid("grid", ONE_RUN)
+    assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "run.json"]
 
 
 def test_of_chosen_families_the_limit_is_taken(here):
     (here / "mine.csv").write_text("prompt\na\nb\nc\n")
     families = sorted({p.family for p in harmful_requests()})[-2:]
     names = ("safety:built-in", "over-refusal", "margin", "margin:mine.csv", "safety:mine.csv", "prompts:look-alikes")
-    tests = open_tests(names, EvalConfig(limit=2), sources.load("word-problems:2"), "cpu", families)
+    config = replace(CONFIG, tasks=names, eval=EvalSettings(limit=2))
+    tests = open_suite(config, sources.load("word-problems:2"), "cpu", families)
     keys = ("safety:built-in", "over-refusal", "margin", "margin:mine", "safety:mine", "prompts:look-alikes")
     assert tuple(tests.tasks) == keys
-    stories = open_tests(
-        ("safety:gsm-danger-substitute",), EvalConfig(), sources.load("word-problems:2"), "cpu", families
-    )
+    config = replace(CONFIG, tasks=("safety:gsm-danger-substitute",), eval=EvalSettings())
+    stories = open_suite(config, sources.load("word-problems:2"), "cpu", families)
     for key, (_, data) in {**tests.tasks, **stories.tasks}.items():
         assert len(data.items) == 2 or key in stories.tasks, key
         assert "mine" in key or {p.family for p in data.items} <= set(families), key
 
 
 def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, capsys):
-    told = grid("grid", ONE_ROW, dry_run=True)
+    told = grid("grid", ONE_RUN, dry_run=True)
     assert told["left"] == 5
     assert all(isinstance(line["tokens"], int) and line["rough"] and line["seconds"] > 0 for line in told["lines"])
     assert told["lines"][0]["what"] == "train chat-vanilla.seed0"
     assert not (here / "grid").exists()
-    grid("grid", ONE_ROW)
-    counts = json.loads((here / "grid/rows/chat-vanilla.seed0/run.json").read_text())["data"]
+    grid("grid", ONE_RUN)
+    counts = json.loads((here / "grid/runs/chat-vanilla.seed0/run.json").read_text())["data"]
     assert told["lines"][0]["tokens"] == counts["tokens"]
-    more = grid("grid", ONE_ROW, seeds=(0, 1), dry_run=True)
+    more = grid("grid", ONE_RUN, seeds=(0, 1), dry_run=True)
     assert more["left"] == 3
     assert more["seconds"] > 0
     assert not any(line["rough"] for line in more["lines"])
-    few = grid("few", ONE_ROW, train=replace(ONE_ROW.train, max_steps=1), data="word-problems:8", dry_run=True)
-    all_of = grid("all", ONE_ROW, data="word-problems:8", dry_run=True)
+    few = grid("few", ONE_RUN, train=replace(ONE_RUN.train, max_steps=1), data="word-problems:8", dry_run=True)
+    all_of = grid("all", ONE_RUN, data="word-problems:8", dry_run=True)
     assert 0 < few["lines"][0]["tokens"] < all_of["lines"][0]["tokens"] / 2
     shutil.move(here / "model", here / "elsewhere")
-    blind = grid("none", ONE_ROW, dry_run=True)
-    assert (blind["left"], blind["tokens"], blind["seconds"]) == (5, "unknown", "unknown")
+    blind = grid("none", ONE_RUN, dry_run=True)
+    assert (blind["left"], blind["tokens"], blind["seconds"]) == (5, None, None)
     assert "unknown" in capsys.readouterr().out
 
 
@@ -139,18 +143,16 @@ def test_mistakes(grid, here):
     for changes, told in (
         ({"train_templates": ("lama",)}, "did you mean chat:llama"),
         ({"test_templates": ("llama", "chat:llama")}, "named twice"),
-        ({"seeds": ()}, "--seeds is empty"),
-        ({"seeds": (1, 1)}, "--seeds names 1 twice"),
-        ({"at_epochs": (2.0,)}, "--at-epochs must lie above 0 and within"),
-        ({"train": TrainConfig(template="chat:llama")}, r"--train\.template is not for a grid"),
-        ({"eval": EvalConfig(limit=0)}, r"--eval\.limit is 0"),
-        ({"train": TrainConfig(lr=0.0)}, r"--train\.lr is 0"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"seeds": (1, 1)}, "seeds names 1 twice"),
+        ({"at_epochs": (2.0,)}, "at_epochs must lie above 0 and within"),
+        ({"eval": EvalSettings(limit=0)}, "limit is 0"),
+        ({"train": TrainSettings(lr=0.0)}, "lr is 0"),
         ({"tasks": ("nll:word-problems:0",)}, "the limit is 0"),
         ({"tasks": ("saftey",)}, "did you mean safety.*margin"),
-        ({"eval": EvalConfig(temperature=1.0, decode_seeds=2)}, r"--eval\.decode-seeds is for ptst\.eval"),
-        ({"quick": True}, "--quick belongs to --recipe"),
+        ({"quick": True}, "quick belongs to the recipe"),
         ({"model": "nowhere"}, "there is no model folder nowhere"),
-        ({"tasks": ("prompts:a/x.csv", "prompts:b/x.csv")}, "--tasks has prompts:x twice; .* rename one"),
+        ({"tasks": ("prompts:a/x.csv", "prompts:b/x.csv")}, "tasks has prompts:x twice; .* rename one"),
         (
             {"tasks": ("prompts:a b.csv", "prompts:a-b.csv")},
             "tasks prompts:a b and prompts:a-b would both be prompts-a-b",
@@ -161,9 +163,9 @@ def test_mistakes(grid, here):
             "different templates named chat:a b",
         ),
         ({"mix": ("none.jsonl:1",)}, r"there is no data 'none\.jsonl'"),
-        ({"eval": EvalConfig(judge="anchord")}, "unknown judge"),
-        ({"eval": EvalConfig(judge="rubric:nowhere")}, "no model folder nowhere; rubric:FOLDER needs"),
-        ({"tasks": ("chatdoctor:doctor.jsonl",), "eval": EvalConfig(similarity="rouge")}, "unknown similarity"),
+        ({"eval": EvalSettings(judge="anchord")}, "unknown judge"),
+        ({"eval": EvalSettings(judge="rubric:nowhere")}, "no model folder nowhere; rubric:FOLDER needs"),
+        ({"tasks": ("chatdoctor:doctor.jsonl",), "eval": EvalSettings(similarity="rouge")}, "unknown similarity"),
         ({"tasks": ("nll:system.jsonl",), "test_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
         ({"tasks": ("gsm8k:system.jsonl",)}, r"system\.jsonl:1: .* does not end in '#### N'"),
         (
@@ -171,7 +173,10 @@ def test_mistakes(grid, here):
             "prompts:long under chat:llama: long-1: a prompt of .* exceed the model's 2048",
         ),
         ({"data": "system.jsonl", "train_templates": ("text:vanilla",)}, r"system\.jsonl:1: .*text:vanilla"),
-        ({"train": TrainConfig(epochs=2), "at_epochs": (1.9, 2.0)}, "epoch-1.9 and epoch-2 are the same step, 2 of 2"),
+        (
+            {"train": TrainSettings(epochs=2), "at_epochs": (1.9, 2.0)},
+            "epoch-1.9 and epoch-2 are the same step, 2 of 2",
+        ),
     ):
         with pytest.raises(ValueError, match=told):
             run_grid(replace(CONFIG, **{"model": "model", **changes}))

@@ -6,15 +6,16 @@ import csv
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ptst.evaluation.tasks.task import TaskData
 from ptst.experiment import plan, tables
 from ptst.experiment.config import GridConfig
-from ptst.experiment.run import Grid
+from ptst.experiment.grid import Grid
 from ptst.experiment.summary import summarize
-from ptst.training import run_folder
+from ptst.storage import write_json
 
 TRAIN, TEST = ("chat:vanilla", "chat:llama"), ("chat:llama", "chat:vanilla")
 
@@ -28,26 +29,25 @@ PARTLY, UNJUDGED = judged("on-topic", False, 3), judged("unjudged")
 
 
 @pytest.fixture
-def told(tmp_path):
+def told(tmp_path, monkeypatch):
     def make(task: str, answers, seeds=(0, 1)) -> tuple[dict, str, list[dict]]:
         """Summary, Markdown and CSV of a grid on one task; `answers(cell)` gives a cell's rows."""
-        rows = plan.rows(TRAIN, seeds)
-        cells = plan.cells(rows, TEST, [task])
-        train, test = plan.templates(TRAIN), plan.templates(TEST)
-        tests = type("Tests", (), {"tasks": {task: (None, TaskData("our set", [], ""))}})
-        grid = Grid(GridConfig(), tmp_path, rows, cells, tests, train, test, {})
-        counts = {"examples": 2, "tokens": 9, "trained_tokens": 4}
-        for row in rows[1:]:
-            (tmp_path / "rows" / row.run).mkdir(parents=True)
-            run = {"data": counts, "validation_loss": {"before": 2.0, "after": None}, "steps": 1}
-            run_folder.write_json(tmp_path / "rows" / row.run / "run.json", run)
+        models = plan.plan_models(TRAIN, seeds)
+        cells = plan.plan_cells(models, TEST, [task])
+        train, test = plan.load_templates(TRAIN), plan.load_templates(TEST)
+        suite = type("Suite", (), {"tasks": {task: (None, TaskData("our set", [], ""))}})
+        grid = Grid(GridConfig(), tmp_path, models, cells, suite, train, test, {})
+        counts = SimpleNamespace(examples=2, tokens=9, trained_tokens=4)
+        loss = SimpleNamespace(before=2.0, after=None)
+        record = SimpleNamespace(data=counts, validation_loss=loss, steps=1)
+        monkeypatch.setattr(Grid, "run_record", lambda _self, _model: record)
         for cell in cells:
-            path = grid.file(cell, "json")
+            path = grid.cell_file(cell, "json")
             path.parent.mkdir(parents=True, exist_ok=True)
             found, values = answers(cell)
-            run_folder.write_json(path, {"result": values})
+            write_json(path, {"result": values})
             lines = [json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(found)]
-            Path(grid.file(cell, "rows.jsonl")).write_text("".join(lines))
+            Path(grid.cell_file(cell, "rows.jsonl")).write_text("".join(lines))
         summary = summarize(grid)
         json.dumps(summary, allow_nan=False)
         lines = list(csv.DictReader(io.StringIO(tables.to_csv(summary))))
@@ -79,13 +79,13 @@ def test_a_judge_without_scores_tells_none(told):
 
 @pytest.mark.parametrize("metric", ["minilm_cosine", "bertscore_f1"])
 def test_chatdoctor_has_its_table(told, metric):
-    _, text, _ = told("chatdoctor", lambda c: ([{"cut": False}], {metric: 0.5 + c.row.seed / 10}))
+    _, text, _ = told("chatdoctor", lambda c: ([{"cut": False}], {metric: 0.5 + c.model.seed / 10}))
     assert "\n| chat:llama | 0.550 ± 0.050 |" in text.partition("ChatDoctor")[2]
 
 
 def of_runs(cell) -> tuple[list[dict], dict]:
     """On topic of 4: all (trained and tested under chat:llama), one (trained under vanilla), half (reverse cross)."""
-    yes = {("chat:llama", "chat:llama"): 4, ("chat:vanilla", "chat:llama"): 1}.get((cell.row.template, cell.test), 2)
+    yes = {("chat:llama", "chat:llama"): 4, ("chat:vanilla", "chat:llama"): 1}.get((cell.model.template, cell.test), 2)
     return [YES] * yes + [NO] * (4 - yes), {}
 
 
@@ -123,7 +123,7 @@ def test_families_are_told_of(told):
 
 def test_a_contrast_without_a_common_judged_prompt_is_null_and_says_why(told):
     def apart(cell):
-        first = (cell.row.template == "chat:llama") == (cell.test == "chat:llama")
+        first = (cell.model.template == "chat:llama") == (cell.test == "chat:llama")
         return [YES if first else UNJUDGED, UNJUDGED if first else NO], {}
 
     summary, text, _ = told("safety", apart)
@@ -135,7 +135,7 @@ def test_a_contrast_without_a_common_judged_prompt_is_null_and_says_why(told):
 
 def test_runs_without_a_common_judged_prompt_have_a_mean_and_no_interval(told):
     def apart(cell):
-        return ([YES, UNJUDGED] if cell.row.seed else [UNJUDGED, NO]), {}
+        return ([YES, UNJUDGED] if cell.model.seed else [UNJUDGED, NO]), {}
 
     summary, text, lines = told("safety", apart)
     figures = summary["cells"][2]["tasks"]["safety"]["on-topic"]

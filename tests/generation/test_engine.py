@@ -17,6 +17,7 @@ from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token
 from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.sampling import sample
 from ptst.generation.scheduler import MAX_BYPASSED
+from ptst.generation.score import token_log_probabilities
 from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
 from ptst.text.tokenizer import load_tokenizer
@@ -233,11 +234,10 @@ def test_stop_strings_and_text(decoder, tiny_folder):
 
 
 def test_log_probabilities_of_what_was_made(decoder):
-    from ptst.generation.score import score_answers
-
     asked = prompts(5)
     got = answers(decoder, [Request(p, Sampling(6, 0.7, logprobs=True), i) for i, p in enumerate(asked)], {2})
-    scored = score_answers(decoder, [(p, got[i].token_ids) for i, p in enumerate(asked) if got[i].token_ids])
+    pairs = [(p, got[i].token_ids) for i, p in enumerate(asked) if got[i].token_ids]
+    scored = token_log_probabilities(decoder, [(p + a, [False] * len(p) + [True] * len(a)) for p, a in pairs])
     for i, row in enumerate(scored):
         assert got[i].logprobs == pytest.approx(row, abs=1e-4)
 

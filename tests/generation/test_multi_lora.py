@@ -13,7 +13,7 @@ from ptst.generation.engine import Engine
 from ptst.generation.generate import generate
 from ptst.generation.multi_lora import attached_adapter, read_adapter
 from ptst.generation.request import EngineOptions, Request, Sampling
-from ptst.generation.score import score_answers
+from ptst.generation.score import token_log_probabilities
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
@@ -72,8 +72,9 @@ def test_each_answer_is_its_own_adapters(base, folders):
             single, one = {}, Engine(decoder, {2}, EngineOptions(max_length=200), adapters={"": adapters[name]})
             one.run([Request(p, Sampling(8), i, "") for i, p in enumerate(PROMPTS)], single.__setitem__)
             same(attached, wanted[name], [single[i].token_ids for i in range(len(PROMPTS))])
-            pairs = [(p, [5, 9, 4]) for p in PROMPTS]
-            ours, theirs = score_answers(decoder, pairs, adapters[name]), score_answers(attached, pairs)
+            rows = [([*p, 5, 9, 4], [False] * len(p) + [True] * 3) for p in PROMPTS]
+            ours = token_log_probabilities(decoder, rows, adapters[name])
+            theirs = token_log_probabilities(attached, rows)
             assert torch.tensor(ours).sub(torch.tensor(theirs)).abs().max() < 1e-4
     assert len({str(w) for w in wanted.values()}) == 4  # they do differ
     # A prefix is cached once for each adapter: its keys differ.

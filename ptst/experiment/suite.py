@@ -1,4 +1,4 @@
-"""The tasks of a grid with their data."""
+"""The tasks of a grid with their data: what every model is measured on."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.measure import check_room, count_tokens, find_tools, generates, measure, sampling_for
 from ptst.evaluation.tasks.table import load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData, TaskResult, Tools
-from ptst.experiment.plan import distinct
+from ptst.experiment.config import GridConfig
+from ptst.experiment.plan import check_distinct
 from ptst.open import OpenModel
 
 _OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBSTITUTE}
 
 
 @dataclass(frozen=True)
-class Tests:
-    """What every row is asked: tasks with their data by name. `family`: how the training data wrap a
-    question."""
+class EvaluationSuite:
+    """Tasks with their data by name. `family`: template family of the training data, which wraps all prompts."""
 
     tasks: dict[str, tuple[Task, TaskData]]
     family: str
-    config: EvalSettings
+    settings: EvalSettings
     device: str
 
     def count(self, task: str) -> int:
-        """How many prompts a task has."""
+        """Number of prompts."""
         what, data = self.tasks[task]
         return len(what.prompts(data.items))
 
     def generates(self, task: str) -> bool:
-        """Whether the model answers."""
+        """Whether the model answers, instead of scoring given answers."""
         return generates(*self.tasks[task])
 
     def tools(self) -> Tools:
         """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
-        return find_tools(self.config, [task for task, _ in self.tasks.values()], self.device)
+        return find_tools(self.settings, [task for task, _ in self.tasks.values()], self.device)
 
     def measure(self, task: str, answerer: Answerer, answers: Path | None, tools: Tools) -> TaskResult:
         """The result of a task. Raises UserError as `measure`."""
         what, data = self.tasks[task]
-        return measure(what, data, answerer, sampling_for(self.config, data), tools, answers)
+        return measure(what, data, answerer, sampling_for(self.settings, data), tools, answers)
 
     def count_tokens(self, task: str, model: OpenModel) -> int:
-        """Tokens that a cell computes at most."""
+        """Maximum number of tokens that a cell computes."""
         what, data = self.tasks[task]
-        return count_tokens(what, data, model.prompt_format, sampling_for(self.config, data).max_new_tokens)
+        return count_tokens(what, data, model.prompt_format, sampling_for(self.settings, data).max_new_tokens)
 
     def check(self, models: Mapping[str, OpenModel]) -> None:
         """Raise UserError for what would otherwise fail after training: as `tools`, and for a prompt that a test
@@ -61,42 +61,39 @@ class Tests:
         self.tools()
         for test, model in models.items():
             for key, (task, data) in self.tasks.items():
-                check_room(f"{key} under {test}", task, data, model, self.config, self.device)
+                check_room(f"{key} under {test}", task, data, model, self.settings, self.device)
 
 
-def open_tests(
-    names: Sequence[str],
-    config: EvalSettings,
-    trained: Source,
-    device: str,
-    families: Sequence[str] | None = None,
-    holdout: float = 0.0,
-) -> Tests:
-    """The tasks of a grid. `trained`: the training data, of which `holdout` was held out; the problems are its test
-    part unless the evaluation names others, and its family wraps all prompts. `families`: of the built-in requests and
-    look-alikes only these. Raises UserError as `load_tasks`."""
-    defaults = Defaults(config.data or trained.name, config.data, config.safety_data, config.limit, holdout)
+def open_suite(
+    config: GridConfig, trained: Source, device: str, families: Sequence[str] | None = None
+) -> EvaluationSuite:
+    """The tasks of a grid. `trained`: the training data, whose test part gives the problems unless the settings name
+    others. `families`: use only these of the built-in requests and look-alikes. Raises UserError as `load_tasks`."""
+    settings = config.eval
+    defaults = Defaults(
+        settings.data or trained.name, settings.data, settings.safety_data, settings.limit, config.train.holdout
+    )
     found: dict[str, tuple[Task, TaskData]] = {}
-    for spec in names:
+    for spec in config.tasks:
         entry = load_tasks([spec], defaults)
-        source = spec.partition(":")[2] or config.safety_data or ""
-        ours = not Path(source).is_file() and {data.name for _, data in entry.values()} & _OF_FAMILIES
-        if families and ours:
-            # The limit applies to the prompts of these families.
+        source = spec.partition(":")[2] or settings.safety_data or ""
+        built_in = not Path(source).is_file() and {data.name for _, data in entry.values()} & _OF_FAMILIES
+        if families and built_in:
+            # The limit applies to the chosen families, not the families to what the limit left.
             everything = load_tasks([spec], replace(defaults, limit=None)).items()
-            entry = {key: (task, _of(families, data, config.limit)) for key, (task, data) in everything}
+            entry = {key: (task, _of_families(families, data, settings.limit)) for key, (task, data) in everything}
         if twice := entry.keys() & found.keys():
             cause = (Setting("tasks"), f" has {twice.pop()} twice")
             raise UserError(cause, "sets are named by their files: rename one, or drop it")
         found |= entry
-    distinct("task", list(found))
-    return Tests(found, trained.family, config, device)
+    check_distinct("task", list(found))
+    return EvaluationSuite(found, trained.family, settings, device)
 
 
-def _of(families: Sequence[str], data: TaskData, limit: int) -> TaskData:
-    kept = [p for p in data.items if p.family in families]
+def _of_families(families: Sequence[str], data: TaskData, limit: int) -> TaskData:
+    kept = [p for p in data.items if p.family in families][:limit]
     name = f"{data.name}, {len(set(families))} families"
-    return replace(data, name=name, items=kept[:limit], fingerprint=digest([p.prompt for p in kept[:limit]]))
+    return replace(data, name=name, items=kept, fingerprint=digest([p.prompt for p in kept]))
 
 
 def digest(texts: Sequence[str]) -> str:

@@ -1,0 +1,209 @@
+"""A grid and its folder: which runs and cells it has, where they are on disk, which are finished.
+
+    run.json                         the record: settings, templates, fingerprints of the data
+    runs/<run>/                      a run folder of the trainer
+    cells/<model>/<test>.<task>.json the figures of a cell; next to it its answers and judged rows (.jsonl)
+    locks/                           one for each run and cell that a worker is busy with; a killed worker's is released
+
+A run or cell is finished when its last file, which is written atomically, exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ptst.data import order, sources
+from ptst.data.examples import length_limit, prepare
+from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.sources import Source
+from ptst.errors import UserError, settings_group
+from ptst.experiment import plan
+from ptst.experiment.config import GridConfig
+from ptst.experiment.plan import GridCell, GridModel
+from ptst.experiment.suite import EvaluationSuite
+from ptst.model.weights import pick_dtype
+from ptst.open import OpenModel, open_model
+from ptst.progress import say
+from ptst.records import GROWING, SAME, RunRecord, TrainRecord, environment, find_record, weights_fingerprint
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
+from ptst.training.config import TrainConfig
+from ptst.training.run_plan import epoch_folders
+
+
+@dataclass(kw_only=True)
+class GridRecord(RunRecord):
+    """A grid. Templates, training data and test data may be added by later commands; those that are there must stay as
+    they are."""
+
+    kind: ClassVar[str] = "grid"
+    model: str
+    weights: str = field(metadata=SAME)
+    chat_format: str = field(metadata=SAME)
+    family: str = field(metadata=SAME)
+    dtype: str = field(metadata=SAME)
+    templates: dict[str, Template] = field(metadata=GROWING)
+    sources: dict[str, str] = field(metadata=GROWING)
+    tests: dict[str, str] = field(metadata=GROWING)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a grid consists of."""
+
+    config: GridConfig
+    out: Path
+    models: list[GridModel]
+    cells: list[GridCell]
+    suite: EvaluationSuite
+    train_templates: dict[str, tuple[Template, Path | None]]
+    test_templates: dict[str, tuple[Template, Path | None]]
+    sources: dict[str, Source]
+    """What training reads: `data`, other data by their `mix` setting, and `val-data`, where there is any."""
+
+    @classmethod
+    def open(cls, config: GridConfig, suite: EvaluationSuite, trained: Source) -> Grid:
+        """`trained`: the training data. Raises UserError for unknown templates, two that differ under one name, and
+        other data that cannot be read."""
+        train, test = plan.load_templates(config.train_templates), plan.load_templates(config.test_templates)
+        for name in train.keys() & test.keys():
+            if train[name][0] != test[name][0]:
+                cause = f"{train[name][1]} and {test[name][1]} are different templates named {name}"
+                raise UserError(cause, "rename one")
+        plan.check_distinct("template", [*train, *test])
+        models = plan.plan_models(list(train), config.seeds, config.at_epochs)
+        cells = plan.plan_cells(models, list(test), list(suite.tasks))
+        read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
+        if config.train.val_data:
+            read["val-data"] = sources.load(config.train.val_data, "validation")
+        elif config.train.holdout:
+            read["val-data"] = sources.load(config.data, "validation", holdout=config.train.holdout)
+        return cls(config, config.folder, models, cells, suite, train, test, read)
+
+    @property
+    def runs(self) -> list[GridModel]:
+        """One model of every grid run."""
+        return list({model.run: model for model in self.models if not model.is_base}.values())
+
+    def train_config(self, model: GridModel) -> TrainConfig:
+        """The settings with which `ptst.train` makes a run."""
+        assert model.template is not None
+        _, path = self.train_templates[model.template]
+        c = self.config
+        return TrainConfig(
+            **{f.name: getattr(c.train, f.name) for f in dataclasses.fields(c.train)},
+            template=TrainConfig.template if path else model.template,
+            template_file=path,
+            model=c.model,
+            data=c.data,
+            mix=c.mix,
+            at_epochs=c.at_epochs,
+            seed=model.seed,
+            out=self.run_folder(model),
+        )
+
+    def run_folder(self, model: GridModel) -> Path:
+        return self.out / "runs" / model.run
+
+    def weights_folder(self, model: GridModel) -> Path:
+        """Where a run's weights are after the model's epochs."""
+        run = self.run_folder(model)
+        return run if model.epochs is None else run / plan.epoch_name(model.epochs)
+
+    def run_record(self, model: GridModel) -> TrainRecord | None:
+        """The record of a run; None where it has not begun."""
+        return find_record(self.run_folder(model), TrainRecord)
+
+    def is_trained(self, model: GridModel) -> bool:
+        record = None if model.is_base else self.run_record(model)
+        return model.is_base or (record is not None and record.status == "finished")
+
+    def cell_file(self, cell: GridCell, ending: str) -> Path:
+        return self.out / "cells" / f"{cell.name}.{ending}"
+
+    def is_measured(self, cell: GridCell) -> bool:
+        return self.cell_file(cell, "json").exists()
+
+    def cell_figures(self, cell: GridCell) -> dict[str, Any]:
+        """Results and time of a finished cell. Raises UserError for a damaged file."""
+        path = self.cell_file(cell, "json")
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"is not valid JSON ({error})", "delete it, and the cell is measured again", path) from None
+
+    @cached_property
+    def opened(self) -> dict[str, OpenModel]:
+        """The base model under each test template. Raises UserError as `open_model`."""
+        c = self.config
+        family = c.eval.template_family or c.train.template_family or self.suite.family
+        chat_format = c.eval.chat_format or c.train.chat_format
+        return {
+            name: open_model(c.model, template, family=family, chat_format=chat_format)
+            for name, (template, _) in self.test_templates.items()
+        }
+
+    @property
+    def base(self) -> OpenModel:
+        return next(iter(self.opened.values()))
+
+    def mixture(self, name: str) -> Mixture:
+        """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""
+        c = self.config.train
+        others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
+        return mix([(self.sources["data"], c.epochs), *others], *self.training_format(name), c.too_long, c.train_on)
+
+    def training_format(self, name: str) -> tuple[PromptFormat, int]:
+        """The prompt format of training under a template, and the maximum length of an example."""
+        c = self.config.train
+        prompt_format = open_prompt_format(
+            self.base.folder,
+            self.train_templates[name][0],
+            c.template_family or self.sources["data"].family,
+            c.chat_format,
+            allow_role_markers="role-markers" in c.allow,
+        )
+        return prompt_format, length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
+
+    def record(self) -> GridRecord:
+        """The record of a grid of these settings."""
+        templates = {name: t for name, (t, _) in {**self.train_templates, **self.test_templates}.items()}
+        return GridRecord(
+            config=self.config,
+            environment=environment(),
+            model=self.config.model,
+            weights=weights_fingerprint(self.base.folder),
+            chat_format=self.base.prompt_format.chat_format.name,
+            family=self.base.prompt_format.family.name,
+            dtype=str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
+            templates={n: with_default_system_prompt(t, self.base.folder) for n, t in templates.items()},
+            sources={name: source.fingerprint for name, source in self.sources.items()},
+            tests={key: data.fingerprint for key, (_, data) in self.suite.tasks.items()},
+        )
+
+
+def check_grid(grid: Grid) -> None:
+    """Raise UserError for mistakes that would otherwise show after some or all runs are trained: in the judge, the
+    similarity, the templates, the data and the epochs to test at."""
+    with settings_group("eval"):
+        grid.suite.check(grid.opened)
+    for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
+        folder = grid.base.folder
+        if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
+            say(f"note: {folder} has no default system prompt, so {name} is the same as without one")
+    left = [model for model in grid.runs if not grid.is_trained(model)]
+    for name in dict.fromkeys(model.template for model in left if model.template is not None):
+        with settings_group("train"):
+            mixture = grid.mixture(name)
+            if "val-data" in grid.sources:
+                c, source = grid.config.train, grid.sources["val-data"]
+                prepare(source, *grid.training_format(name), c.too_long, c.train_on)
+        lengths = [len(e.ids) for e in mixture.examples]
+        for config in [grid.train_config(model) for model in left if model.template == name and grid.config.at_epochs]:
+            sizes = config.examples_per_step, config.tokens_per_step, config.max_steps
+            epoch_folders(config, list(order.plan(lengths, mixture.plans, config.seed, *sizes)))
