@@ -1,13 +1,13 @@
-"""How fast do conversations become token ids with a mask? Rows per second of CPU time, ours against transformers'
-`apply_chat_template(return_assistant_tokens_mask=True)`, turn by turn in one process. Needs `pip install -e .[bench]`.
+"""How fast do conversations become token ids with a loss mask? Rows per second of CPU time, ours against transformers'
+`apply_chat_template(return_assistant_tokens_mask=True)`, in turn in one process. Needs `pip install -e .[bench]`.
 
     python benchmarks/text.py                                       word problems, the default model's tokenizer
     python benchmarks/text.py --data gsm8k.jsonl --model FOLDER     other rows, another tokenizer (ChatML or Llama-2)
     python benchmarks/text.py --json FILE                           the figures for machines, too
 
-The peer gets a chat template with `{% generation %}` marks, which it needs for its mask and which few models ship. Ours
-checks in the same time that the prompt is a prefix of the training ids and that the ids spell the text. Then: what the
-audit's rules cost, over all rows (once per run) and on every batch, the latter beside a training step on that batch.
+The peer gets a chat template with `{% generation %}` blocks, which it needs for its mask and few models ship. Ours also
+checks, in the time measured, that the prompt is a prefix of the training ids and that the ids decode to the text. Then:
+the cost of the audit's rules, over all rows (once per run) and on every batch, the latter relative to a training step.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from ptst.text.templates import find_template
 
 DEFAULT = Path("checkpoints/smollm2-135m-instruct")
 ROUNDS = 5
-# The peer's templates: the same strings as ours, with its mark round what the assistant says.
+# The peer's templates: the same text as ours, with generation blocks around the answers.
 PEER = {
     "chatml": (
         "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' %}"
@@ -61,8 +61,8 @@ def seconds(work) -> float:
 
 
 def audit_cost(encoded: list, source: sources.Source, prompt_format: PromptFormat, folder: Path) -> dict[str, float]:
-    """CPU seconds of all rules over the data; of the cheap rules on a packed row; and the latter as a share of the
-    training step on that row (forward and backward with an adapter), where the folder has weights."""
+    """CPU seconds of all rules over the data, and of the cheap rules on one micro-batch; the latter also as a share of
+    a training step on it (forward and backward with an adapter), where the folder has weights."""
     examples = [replace(e, row=i) for i, e in enumerate(encoded)]
     rows, setup = source.conversations, Setup(prompt_format)
     cost = {"audit_s": seconds(lambda: [check_batch(b, rows, setup) for b in pack(examples, 2048)])}

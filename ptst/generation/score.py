@@ -13,6 +13,7 @@ from ptst.generation.multi_lora import Adapter
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.request import invalid_tokens
 from ptst.generation.sampling import log_probabilities
+from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 
 MAX_BATCH_TOKENS = 1024  # per forward pass (one longer example may exceed it)
@@ -28,14 +29,7 @@ def token_log_probabilities(
     Raises UserError for a row that does not begin with a masked-out token or has nothing to score, that is longer than
     the model's context, or with a token outside the vocabulary.
     """
-    c = decoder.config
-    for i, (token_ids, mask) in enumerate(rows):
-        if not any(mask) or mask[0]:
-            raise UserError(f"the {'prompt' if any(mask) else 'answer'} has no tokens", where=f"row {i}")
-        if len(token_ids) > c.max_positions:
-            raise UserError(f"{len(token_ids)} tokens exceed the model's {c.max_positions} positions", where=f"row {i}")
-        if invalid := invalid_tokens(token_ids, c.vocab_size):
-            raise UserError(f"token {invalid[0]} is outside 0..{c.vocab_size - 1}", where=f"row {i}")
+    _check(decoder.config, rows)
     if not rows:
         return []
     forward = Forward(decoder, {"": adapter} if adapter else None)
@@ -97,3 +91,14 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
             batches.append([])
         batches[-1].append(i)
     return batches
+
+
+def _check(config: DecoderConfig, rows: Sequence[tuple[list[int], list[bool]]]) -> None:
+    for i, (token_ids, mask) in enumerate(rows):
+        if not any(mask) or mask[0]:
+            raise UserError(f"the {'prompt' if any(mask) else 'answer'} has no tokens", where=f"row {i}")
+        if len(token_ids) > config.max_positions:
+            cause = f"{len(token_ids)} tokens exceed the model's {config.max_positions} positions"
+            raise UserError(cause, where=f"row {i}")
+        if invalid := invalid_tokens(token_ids, config.vocab_size):
+            raise UserError(f"token {invalid[0]} is outside 0..{config.vocab_size - 1}", where=f"row {i}")
