@@ -5,18 +5,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from rich.console import Console
+
 from ptst import cli
 from ptst.evaluation.config import EvalConfig
+from ptst.progress import say
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     """Evaluate and print the table; returns what `--json` prints. Raises UserError for a user's mistakes."""
-    from rich.console import Console
-
-    from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate
-    from ptst.progress import say
-
     began = time.monotonic()
+    config.check()
+    say("ptst.eval: starting")  # imports and data take seconds
+    from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate
+
     try:
         result = evaluate(config)
     except IncompleteEvaluation as error:

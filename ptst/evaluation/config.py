@@ -10,9 +10,9 @@ from tyro.conf import arg
 
 from ptst.data import prompt_sets, sources
 from ptst.errors import Setting, UserError
-from ptst.evaluation.judges import JUDGES
+from ptst.evaluation.judges import JUDGES, judge_kind
 from ptst.evaluation.similarity import SIMILARITIES
-from ptst.evaluation.tasks.table import TASKS
+from ptst.evaluation.tasks.table import TASKS, find_task
 from ptst.settings import (
     NO_EFFECT,
     CommandSettings,
@@ -26,6 +26,7 @@ from ptst.settings import (
     check_at_least,
     content,
 )
+from ptst.text.templates import find_template
 
 _DATA_HELP = (
     f"Problems to solve: {sources.DEFAULT}, {', '.join(sources.NAMED)} or a file. Default: the test part of the "
@@ -65,6 +66,7 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
         """Raise UserError for a value out of range."""
         check_at_least(self, 1, "limit", "batch_size", "max_new_tokens")
         check_above_zero(self, "kv_memory")
+        judge_kind(self.judge)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,10 @@ class EvalConfig(CommandSettings, EvalSettings, TemplateSettings):
         check_at_least(self, 1, "decode_seeds")
         if self.tasks is not None and not self.tasks:
             raise UserError((Setting("tasks"), " is empty"), "name at least one task, or leave it out")
+        for spec in self.tasks or ():
+            find_task(spec)
+        if self.template_file is None:
+            find_template(self.template)
         if self.decode_seeds > 1 and self.temperature == 0:
             raise UserError(
                 (Setting("decode_seeds"), " needs ", Setting("temperature"), " above 0"),

@@ -125,7 +125,7 @@ def test_sign_flips_and_their_floor():
     d = np.array([0.2, -0.1, 0.4, 0.3, 0.05])
     want = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
     assert sign_flip(d) == pytest.approx(want)
-    with pytest.raises(ValueError, match="1 to 20 seeds; there are 21"):
+    with pytest.raises(ValueError, match="there are 21 seeds; exact sign flips are for 1 to 20"):
         sign_flip([1.0] * 21)
 
 

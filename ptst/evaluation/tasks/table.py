@@ -47,23 +47,29 @@ def shown(keys: Iterable[str], where: str) -> Iterator[tuple[str, Metric]]:
                 yield from ((key, metric) for key in keys if base(key) == name)
 
 
+def find_task(spec: str) -> tuple[Task, str]:
+    """The task of NAME or NAME:DATA, and DATA. Raises UserError, with the list and the nearest, for an unknown one."""
+    name, _, data = spec.partition(":")
+    if name not in TASKS:
+        raise unknown_name("task", name, TASKS)
+    return TASKS[name], data
+
+
 def load_tasks(names: Sequence[str], defaults: Defaults) -> dict[str, tuple[Task, TaskData]]:
     """Tasks with their data by the key of their results: NAME, or NAME:SET where DATA was given.
 
-    Raises UserError for an unknown task (with the list and the nearest), one named twice, data that cannot be read.
+    Raises UserError as `find_task`, for a task named twice, and for data that cannot be read.
     """
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in names:
-        name, _, data = spec.partition(":")
-        if name not in TASKS:
-            raise unknown_name("task", name, TASKS)
-        loaded = TASKS[name].load(data or None, defaults)
+        task, data = find_task(spec)
+        loaded = task.load(data or None, defaults)
         if not loaded.items:
             raise UserError(f"task {spec}: {loaded.name} is empty")
-        key = f"{name}:{loaded.name}" if data else name
+        key = f"{task.name}:{loaded.name}" if data else task.name
         if key in found:
             raise UserError((Setting("tasks"), f" has {key} twice"), "name each task and set once")
-        found[key] = TASKS[name], loaded
+        found[key] = task, loaded
     return found
 
 
