@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ptst.data import sources
-from ptst.errors import Setting, UserError
+from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.tasks.table import base
 from ptst.experiment import laptop, tables
@@ -45,11 +45,14 @@ def open_grid(config: GridConfig) -> Grid:
     """Read all data and templates of a grid; no weights. Raises UserError for a user's mistakes."""
     config.check()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    trained = sources.load(config.data, "train", config.train.limit, holdout=config.train.holdout)
-    suite = open_suite(config, trained, device, laptop.families(config.laptop))
+    with settings_group("train"):
+        trained = sources.load(config.data, "train", config.train.limit, holdout=config.train.holdout)
+    with settings_group("eval"):
+        suite = open_suite(config, trained, device, laptop.families(config.laptop))
     for note in {data.note for _, data in suite.tasks.values()} - {""}:
         say(note)
-    return Grid.open(config, suite, trained)
+    with settings_group("train"):
+        return Grid.open(config, suite, trained)
 
 
 def run_grid(config: GridConfig) -> GridResult:
@@ -62,7 +65,8 @@ def run_grid(config: GridConfig) -> GridResult:
         grid = replace(grid, config=replace(config, model=str(_aligned(config))))
     check_folder(grid)
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
-    with share(grid.out, grid.record()) as run:
+    # With the settings as they were given: the aligned model is no model to align again.
+    with share(grid.out, replace(grid.record(), config=config)) as run:
         work(grid)
         summary = summarize(grid)
         with lock(grid.out / "locks", "results", wait=True):
