@@ -10,26 +10,27 @@ A run or cell is finished when its last file, which is written atomically, exist
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ptst.data import order, sources
 from ptst.data.examples import length_limit, prepare
 from ptst.data.mix import Mixture, mix, parse_mix
 from ptst.data.sources import Source
-from ptst.errors import UserError, settings_group
-from ptst.experiment import plan
+from ptst.errors import Setting, UserError, settings_group
+from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.experiment.suite import EvaluationSuite
+from ptst.experiment.suite import EvaluationSuite, open_suite
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import GROWING, SAME, RunRecord, TrainRecord, environment, find_record, weights_fingerprint
+from ptst.records import FILE, GROWING, SAME, RunRecord, TrainRecord, environment, find_record, weights_fingerprint
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
@@ -67,23 +68,32 @@ class Grid:
     """What training reads: `data`, other data by their `mix` setting, and `val-data`, where there is any."""
 
     @classmethod
-    def open(cls, config: GridConfig, suite: EvaluationSuite, trained: Source) -> Grid:
-        """`trained`: the training data. Raises UserError for unknown templates, two that differ under one name, and
-        other data that cannot be read."""
+    def open(cls, config: GridConfig) -> Grid:
+        """Read all templates and data; no weights. Raises UserError for a user's mistakes."""
+        config.check()
+        out, settings = config.folder, config.train
+        if (out / "settings.json").exists() and not (out / FILE).exists():
+            raise UserError(f"{out} holds a grid of an earlier version of ptst", ("choose another ", Setting("out")))
         train, test = plan.load_templates(config.train_templates), plan.load_templates(config.test_templates)
         for name in train.keys() & test.keys():
             if train[name][0] != test[name][0]:
                 cause = f"{train[name][1]} and {test[name][1]} are different templates named {name}"
                 raise UserError(cause, "rename one")
         plan.check_distinct("template", [*train, *test])
+        say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
+        read = {"data": sources.load(config.data, "train", settings.limit, holdout=settings.holdout)}
+        read |= {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
+        if settings.val_data:
+            read["val-data"] = sources.load(settings.val_data, "validation")
+        elif settings.holdout:
+            read["val-data"] = sources.load(config.data, "validation", holdout=settings.holdout)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        suite = open_suite(config, read["data"], device, laptop.families(config.laptop))
+        for note in {data.note for _, data in suite.tasks.values()} - {""}:
+            say(note)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs)
         cells = plan.plan_cells(models, list(test), list(suite.tasks))
-        read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
-        if config.train.val_data:
-            read["val-data"] = sources.load(config.train.val_data, "validation")
-        elif config.train.holdout:
-            read["val-data"] = sources.load(config.data, "validation", holdout=config.train.holdout)
-        return cls(config, config.folder, models, cells, suite, train, test, read)
+        return cls(config, out, models, cells, suite, train, test, read)
 
     @property
     def runs(self) -> list[GridModel]:
@@ -96,7 +106,7 @@ class Grid:
         _, path = self.train_templates[model.template]
         c = self.config
         return TrainConfig(
-            **{f.name: getattr(c.train, f.name) for f in dataclasses.fields(c.train)},
+            **vars(c.train),
             template=TrainConfig.template if path else model.template,
             template_file=path,
             model=c.model,
@@ -111,8 +121,8 @@ class Grid:
         return self.out / "runs" / model.run
 
     def weights_folder(self, model: GridModel) -> Path:
-        """Where a run's weights are after the model's epochs."""
-        run = self.run_folder(model)
+        """The base model's folder, or where a run's weights are after the model's epochs."""
+        run = self.base.folder if model.is_base else self.run_folder(model)
         return run if model.epochs is None else run / plan.epoch_name(model.epochs)
 
     def run_record(self, model: GridModel) -> TrainRecord | None:
@@ -120,8 +130,7 @@ class Grid:
         return find_record(self.run_folder(model), TrainRecord)
 
     def is_trained(self, model: GridModel) -> bool:
-        record = None if model.is_base else self.run_record(model)
-        return model.is_base or (record is not None and record.status == "finished")
+        return model.is_base or ((record := self.run_record(model)) is not None and record.status == "finished")
 
     def cell_file(self, cell: GridCell, ending: str) -> Path:
         return self.out / "cells" / f"{cell.name}.{ending}"
@@ -190,6 +199,7 @@ class Grid:
 def check_grid(grid: Grid) -> None:
     """Raise UserError for mistakes that would otherwise show after some or all runs are trained: in the judge, the
     similarity, the templates, the data and the epochs to test at."""
+    say("checking all prompts and examples under every template")
     with settings_group("eval"):
         grid.suite.check(grid.opened)
     for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():

@@ -13,9 +13,9 @@ from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
-from ptst.evaluation.measure import check_room, count_tokens, find_tools, generates, measure, sampling_for
+from ptst.evaluation.measure import check_room, count_tokens, find_tools, measure, sampling_for
 from ptst.evaluation.tasks.table import load_tasks
-from ptst.evaluation.tasks.task import Defaults, Task, TaskData, TaskResult, Tools
+from ptst.evaluation.tasks.task import Defaults, Prompt, Task, TaskData, TaskResult, Tools
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import check_distinct
 from ptst.open import OpenModel
@@ -32,14 +32,9 @@ class EvaluationSuite:
     settings: EvalSettings
     device: str
 
-    def count(self, task: str) -> int:
-        """Number of prompts."""
+    def prompts(self, task: str) -> list[Prompt]:
         what, data = self.tasks[task]
-        return len(what.prompts(data.items))
-
-    def generates(self, task: str) -> bool:
-        """Whether the model answers, instead of scoring given answers."""
-        return generates(*self.tasks[task])
+        return what.prompts(data.items)
 
     def tools(self) -> Tools:
         """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
@@ -56,8 +51,8 @@ class EvaluationSuite:
         return count_tokens(what, data, model.prompt_format, sampling_for(self.settings, data).max_new_tokens)
 
     def check(self, models: Mapping[str, OpenModel]) -> None:
-        """Raise UserError for what would otherwise fail after training: as `tools`, and for a prompt that a test
-        template cannot express or that leaves no room for its answer."""
+        """Raise UserError as `tools`, and for a prompt that a template cannot express or that leaves no room for its
+        answer."""
         self.tools()
         for test, model in models.items():
             for key, (task, data) in self.tasks.items():

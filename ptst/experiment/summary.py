@@ -60,8 +60,8 @@ def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
         assert record is not None, "all runs are finished"
         counts = {k: getattr(record.data, k) for k in ("examples", "tokens", "trained_tokens")}
         loss = {k: getattr(record.validation_loss, k, None) for k in ("before", "after")}
-        found[model.run] = {"template": model.template, "seed": model.seed, "steps": record.steps, **counts}
-        found[model.run] |= {"validation_loss": loss}
+        settings = {"template": model.template, "seed": model.seed, "steps": record.steps}
+        found[model.run] = {**settings, **counts, "validation_loss": loss}
     return found
 
 
@@ -106,8 +106,7 @@ def _figures(table: Table) -> dict[str, Any]:
     if isinstance(table, dict):
         values = np.array(list(table.values()))
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        runs: dict[int, Any] = table
-        return {"mean": float(values.mean()), "population_sd": float(values.std()), "sample_sd": sd, "runs": runs}
+        return {"mean": float(values.mean()), "population_sd": float(values.std()), "sample_sd": sd, "runs": table}
     s = summary(table)
     runs = {seed: {"successes": rate.successes, "n": rate.n} for seed, rate in s.runs.items()}
     spread = {"population_sd": s.population_sd, "sample_sd": s.sample_sd, "interval95": s.interval and list(s.interval)}
@@ -122,11 +121,12 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
     pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
     task = next((t for t in grid.suite.tasks if base(t) == "safety"), None)  # of several sets, the first
-    missing = [
-        *(["no training template with a safety prompt that is also a test template"] if not safe else []),
-        *(["no training template without one"] if not pure else []),
-        *(["no task safety"] if task is None else []),
-    ]
+    needed = {
+        "no training template with a safety prompt that is also a test template": safe,
+        "no training template without one": pure,
+        "no task safety": task,
+    }
+    missing = [words for words, found in needed.items() if not found]
     if missing or task is None:
         sentence = f"The contrast cannot be computed: this grid has {' and '.join(missing)}."
         return {"contrast": {"sentence": sentence, "named": False, "effect": None}, "others": {}}
@@ -144,8 +144,8 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
     named["named"] = (prompt, plain) == (SAFE, PURE)
     try:
-        found, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
-        named |= {"sentence": sentence, **_plain(found)}
+        contrast, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
+        named |= {"sentence": sentence, **_plain(contrast)}
     except UserError as error:
         named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
     # Another pure template; and the reverse cross, which separates "another template" from "safety prompt".
@@ -156,21 +156,15 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
 
 def _others(both: Outcomes, name: str, cells: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:
     """The cell `both` minus each of `cells`, with p-values after Holm."""
-    others: dict[str, dict[str, Any]] = {}
-    p_values: dict[str, float] = {}
+    found: dict[str, dict[str, Any]] = {}
     for other, outcomes_of_other in cells.items():
-        others[other] = {"cells": [name, other]}
         try:
-            contrast = paired_contrast(both, outcomes_of_other)
+            found[other] = _plain(paired_contrast(both, outcomes_of_other))
         except UserError as error:
-            others[other] |= {"effect": None, "sentence": f"cannot be computed: {error}"}
-            continue
-        others[other] |= _plain(contrast)
-        p = contrast.test.p if contrast.test else contrast.mcnemar
-        assert p is not None
-        p_values[other] = p
-    adjusted = holm(p_values)
-    return {other: {**c, "p_holm": adjusted.get(other)} for other, c in others.items()}
+            found[other] = {"effect": None, "sentence": f"cannot be computed: {error}"}
+    computed = {other: c for other, c in found.items() if c["effect"] is not None}
+    adjusted = holm({other: c["test"]["p"] if c["test"] else c["mcnemar"] for other, c in computed.items()})
+    return {other: {"cells": [name, other], **c, "p_holm": adjusted.get(other)} for other, c in found.items()}
 
 
 def _plain(contrast: Contrast) -> dict[str, Any]:

@@ -13,36 +13,30 @@ from ptst.experiment.plan import BASE, epoch_name
 from ptst.experiment.summary import GAP
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
-_COUNTS = ("prompts", "judged", "unjudged")  # the last two over all runs
-_COLUMNS += ("seeds", *_COUNTS)
+_COLUMNS += ("seeds", "prompts", "judged", "unjudged")  # the last two over all runs
 
 
 def to_csv(summary: dict[str, Any]) -> str:
     """One line for every cell, task and metric."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
     for cell in summary["cells"]:
         for task, metrics in cell["tasks"].items():
-            head = [cell[k] for k in _COLUMNS[:4]]
             for metric, f in metrics.items():
                 if task == GAP:
-                    writer.writerow([*head, metric, task, f, *[""] * 8])
+                    writer.writerow({**cell, "task": metric, "metric": task, "mean": f})
                     continue
-                spread = [f["mean"], f["population_sd"], f["sample_sd"], *(f.get("interval95") or ("", ""))]
-                counts = [f.get(k, "") for k in _COUNTS]
-                writer.writerow([*head, task, metric, *spread, len(f["runs"]), *counts])
+                low, high = f.get("interval95") or ("", "")
+                line = {**cell, **f, "task": task, "metric": metric, "low": low, "high": high, "seeds": len(f["runs"])}
+                writer.writerow(line)
     return text.getvalue()
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
     """A table for every metric: training templates in rows, test templates in columns; PTST cells are in bold."""
-    names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
-    parts = [
-        _table(summary, task, metric)
-        for task, metric in shown(names, "grid")
-        if metric.key in summary["cells"][0]["tasks"][task]
-    ]
+    first = summary["cells"][0]["tasks"]
+    parts = [_table(summary, task, m) for task, m in shown(first, "grid") if m.key in first[task]]
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
         "\u00b1, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). "
@@ -53,7 +47,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
     runs = [
         f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
-        f"{_loss(r['validation_loss'])} |"
+        f"{', '.join('-' if v is None else f'{v:.3f}' for v in r['validation_loss'].values())} |"
         for name, r in summary["runs"].items()
     ]
     if runs:
@@ -83,10 +77,6 @@ def _difference(c: dict[str, Any]) -> str:
     within = "" if c["test"] else ", within one seed"
     shares = f"{100 * c['first']:.1f} % - {100 * c['second']:.1f} % = {100 * c['effect']:+.1f} points"
     return f"{shares} ({interval}p = {c['p_holm']:.2g} after Holm{within})"
-
-
-def _loss(loss: dict[str, float | None]) -> str:
-    return ", ".join("-" if v is None else f"{v:.3f}" for v in loss.values())
 
 
 def _axes(summary: dict[str, Any]) -> tuple[list[tuple[str, float | None]], list[str]]:
