@@ -6,11 +6,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 
 import torch
 
-from ptst.data import order
+from ptst.evaluation.measure import count_tokens, sampling_for
 from ptst.experiment.grid import Grid
 from ptst.model.weights import pick_dtype
 from ptst.progress import say
@@ -46,8 +47,9 @@ def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
     if with_model:
         say("counting the tokens under every template")
         trained = {name: _trained_tokens(grid, name) for name in grid.train_templates}
-        pairs = dict.fromkeys((c.test, c.task) for c in grid.cells)
-        tested = {(test, task): grid.suite.count_tokens(task, grid.opened[test]) for test, task in pairs}
+        for (test, model), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
+            new = sampling_for(grid.config.eval, data).max_new_tokens
+            tested[test, key] = count_tokens(task, data, model.prompt_format, new)
         rough = _seconds_per_token(grid)
     # The backward pass of a product takes two products, or one where its weights are frozen.
     rough_train = rough and rough * (3 if grid.config.train.full else 2)
@@ -59,7 +61,7 @@ def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
     measured = {c: grid.cell_figures(c)["time"] for c in grid.cells if grid.is_measured(c)}
     rates = {
         task: _rate((spent, tested.get((c.test, task))) for c, spent in measured.items() if c.task == task)
-        for task in grid.suite.tasks
+        for task in grid.tasks
     }
     lines += [
         _estimate(f"test {c.name}", c in measured, tested.get((c.test, c.task)), rates[c.task], rough)
@@ -82,7 +84,7 @@ def _rate(times: Iterable[tuple[dict[str, float] | None, int | None]]) -> float 
 
 def _seconds_per_token(grid: Grid) -> float:
     """Time of a token's products in one forward pass, from the fastest of five of the widest product."""
-    c, device = grid.base.config, grid.suite.device
+    c, device = grid.base.config, grid.device
     num_tokens, dtype = 512, pick_dtype(grid.config.eval.dtype)
     x_TE, w_FE = (torch.ones(n, c.hidden_size, dtype=dtype, device=device) for n in (num_tokens, c.intermediate_size))
     times = []
@@ -95,8 +97,5 @@ def _seconds_per_token(grid: Grid) -> float:
 
 def _trained_tokens(grid: Grid, template: str) -> int:
     """Tokens of one run's steps."""
-    c, mixture = grid.config.train, grid.mixture(template)
-    lengths = [len(e.ids) for e in mixture.examples]
-    seed = grid.config.seeds[0]
-    steps = order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps)
-    return sum(lengths[i] for step in steps for i in step.examples)
+    mixture = grid.mixture(template)
+    return sum(len(mixture.examples[i].ids) for s in grid.steps(mixture, grid.config.seeds[0]) for i in s.examples)

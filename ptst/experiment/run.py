@@ -87,7 +87,7 @@ def _write_results(grid: Grid, result: dict[str, Any], summary: dict[str, Any]) 
     write_json(grid.out / "results.json", result)
     write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
     write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
-    safety = next((task for task in grid.suite.tasks if base(task) == "safety"), None)
+    safety = next((task for task in grid.tasks if base(task) == "safety"), None)
     return safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
 
 
@@ -110,7 +110,7 @@ def _aligned(config: GridConfig) -> Path:
             try:
                 record = align(asked)
             except UserError as error:
-                if Setting("out") in error.remedy:
+                if Setting("out") in error.parts:
                     error.remedy = f"remove {out} to align anew"
                 raise
     if not record.met:

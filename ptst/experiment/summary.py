@@ -8,7 +8,6 @@ answers every request with arithmetic is broken, not unsafe.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,7 +46,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
             figures |= {GAP: gaps} if gaps else {}
         entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
         found.append({**entry, "tasks": figures})
-    sets = {task: data.name for task, (_, data) in grid.suite.tasks.items()}
+    sets = {task: data.name for task, (_, data) in grid.tasks.items()}
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
     return {"base": base_name, "sets": sets, "runs": _runs(grid), "cells": found, **contrasts(grid, tables)}
 
@@ -78,7 +77,7 @@ def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
     XSTest in which the judge judged nothing in some run."""
     task = TASKS[base(cells[0].task)]
     results = {c.model.seed: grid.cell_figures(c)["result"] for c in cells}
-    rows = {c.model.seed: _read_rows(grid, c) for c in cells}
+    rows = {c.model.seed: grid.cell_rows(c) for c in cells}
     by_row = {seed: [task.outcomes(row) for row in of_seed] for seed, of_seed in rows.items()}
     first_rows, first = next(iter(rows.values())), next(iter(by_row.values()))
     tables: dict[str, Table] = {}
@@ -94,10 +93,6 @@ def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
         if not isinstance(value, dict) and not counted and all(name in result for result in results.values()):
             tables[name] = {seed: result[name] for seed, result in results.items()}
     return tables
-
-
-def _read_rows(grid: Grid, cell: GridCell) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in grid.cell_file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
 
 
 def _figures(table: Table) -> dict[str, Any]:
@@ -120,7 +115,7 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     with the safety prompt, with Holm's correction."""
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
     pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
-    task = next((t for t in grid.suite.tasks if base(t) == "safety"), None)  # of several sets, the first
+    task = next((t for t in grid.tasks if base(t) == "safety"), None)  # of several sets, the first
     needed = {
         "no training template with a safety prompt that is also a test template": safe,
         "no training template without one": pure,

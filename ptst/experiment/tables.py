@@ -7,10 +7,13 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric
 from ptst.experiment.plan import BASE, epoch_name
 from ptst.experiment.summary import GAP
+from ptst.storage import write_atomically
 
 _COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
 _COLUMNS += ("seeds", "prompts", "judged", "unjudged")  # the last two over all runs
@@ -120,8 +123,8 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
         return False
     heading = next(m.heading for _, m in shown([task], "grid") if m.key == metric)
     rows, columns = _axes(summary)
-    cells = [[_find(summary, r, c)["tasks"][task][metric] for c in columns] for r in rows]
-    values = [[100 * f["mean"] for f in row] for row in cells]
+    cells = [[_find(summary, r, c) for c in columns] for r in rows]
+    values = [[100 * cell["tasks"][task][metric]["mean"] for cell in line] for line in cells]
     figure = Figure(figsize=(2.4 + 1.6 * len(columns), 1.8 + 0.8 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
@@ -130,18 +133,16 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
     axes.set_title(f"{heading}\n(with 95 % interval and judged answers; framed: PTST)", fontsize=10)
-    for y, row in enumerate(rows):
-        for x, column in enumerate(columns):
-            f = cells[y][x]
-            ends = f["interval95"]
-            interval = f"\n[{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
-            text = f"{values[y][x]:.0f}{interval}\nn = {f['judged']}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if values[y][x] > 60 else "black")
-            if _find(summary, row, column)["ptst"]:
-                frame = {"fill": False, "linewidth": 3, "edgecolor": "#d55e00"}
-                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
+    for y, x in np.ndindex(len(rows), len(columns)):
+        f, value = cells[y][x]["tasks"][task][metric], values[y][x]
+        ends = f["interval95"]
+        interval = f"\n[{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
+        text, color = f"{value:.0f}{interval}\nn = {f['judged']}", "white" if value > 60 else "black"
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color=color)
+        if cells[y][x]["ptst"]:
+            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, linewidth=3, edgecolor="#d55e00"))
     figure.colorbar(image)
-    partial = path.with_name(f".{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(str(partial))
-    partial.replace(path)
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    write_atomically(path, png.getvalue())
     return True

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.measure import show_progress
+from ptst.evaluation.measure import generates, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
@@ -126,7 +126,7 @@ class Worker:
     @cached_property
     def tools(self) -> Tools:
         """The judge and the similarity, which may be models, too."""
-        return self.grid.suite.tools()
+        return self.grid.tools()
 
     def measure_some(self) -> bool:
         """Measure cells that are ready and not locked, several adapters at a time where one cell alone does not fill
@@ -136,7 +136,8 @@ class Worker:
         open_cells = [c for c in ready if not grid.is_measured(c)]
         for i, first in enumerate(open_cells):
             alike = [c for c in open_cells[i:] if (c.test, c.task) == (first.test, first.task)]
-            prompts = len(grid.suite.prompts(first.task))
+            task, data = grid.tasks[first.task]
+            prompts = len(task.prompts(data.items))
             together = 1 if grid.config.train.full else max(1, -(-2 * grid.config.eval.batch_size // prompts))
             with ExitStack() as held:
                 mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / "locks", f"cell.{c.name}"))]
@@ -162,16 +163,17 @@ class Worker:
                     self._measure([cell])
             return
         answerer = Answerer(decoder, opened.prompt_format, grid.config.eval, adapters=adapters)
-        names, task = ", ".join(c.model.name for c in cells), cells[0].task
-        prompts = grid.suite.prompts(task)
-        generated = any(p.kind == "generate" for p in prompts)
-        total = len(prompts) * (len(cells) if generated else 1)
-        with ProgressLine(f"{names} under {cells[0].test}: {task}", total) as progress:
+        names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
+        generated = generates(task, data)
+        total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
+        with ProgressLine(f"{names} under {cells[0].test}: {cells[0].task}", total) as progress:
             progress.update(0)
             self._measure_with(replace(answerer, on_progress=show_progress(progress)), cells, generated)
 
     def _measure_with(self, answerer: Answerer, cells: Sequence[GridCell], generated: bool) -> None:
         """Measure cells one after another; generated answers are all made with those of the first."""
+        task, data = self.grid.tasks[cells[0].task]
+        sampling = sampling_for(self.grid.config.eval, data)
         adapter_of = {cell: cell.model.name if cell.model.name in answerer.adapters else None for cell in cells}
         files = {adapter_of[cell]: self.grid.cell_file(cell, "answers.jsonl") for cell in cells}
         shared = 0.0  # seconds of generating, which the first cell spends for all
@@ -183,7 +185,7 @@ class Worker:
             result = None
             try:
                 with settings_group("eval"):
-                    result = self.grid.suite.measure(cell.task, one, files[adapter], self.tools)
+                    result = measure(task, data, one, sampling, self.tools, files[adapter])
             except UserError as error:
                 self._fail(cell.name, error)
             seconds = time.monotonic() - began
@@ -221,7 +223,7 @@ class Worker:
             self.loaded = None
             gc.collect()  # or both models are in memory for a while
             say(f"loading {folder}")
-            self.loaded = (folder, load_decoder(folder, self.dtype, self.grid.suite.device))
+            self.loaded = (folder, load_decoder(folder, self.dtype, self.grid.device))
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:

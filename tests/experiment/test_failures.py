@@ -10,7 +10,7 @@ import pytest
 
 from ptst.cli import flag_of
 from ptst.errors import Setting, UserError
-from ptst.experiment import suite, workers
+from ptst.experiment import workers
 from ptst.experiment.config import GridConfig
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
@@ -35,18 +35,18 @@ def test_a_run_that_fails_leaves_all_others_trained_and_measured(grid, here, mon
 
 
 def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
-    real = suite.EvaluationSuite.measure
+    real = workers.measure
 
-    def measure(self, task, answerer, *rest):
+    def measure(task, data, answerer, *rest):
         if answerer.adapter == "chat-vanilla.seed0" and answerer.prompt_format.template.name == "chat:llama":
             raise UserError("the judge has failed")
-        return real(self, task, answerer, *rest)
+        return real(task, data, answerer, *rest)
 
-    monkeypatch.setattr(suite.EvaluationSuite, "measure", measure)
+    monkeypatch.setattr(workers, "measure", measure)
     with pytest.raises(ValueError, match=r"2 of 24 .*\(chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
         grid("grid")
     assert len(finished(here / "grid")) == 22
-    monkeypatch.setattr(suite.EvaluationSuite, "measure", real)
+    monkeypatch.setattr(workers, "measure", real)
     grid("grid")
     assert len(finished(here / "grid")) == 24
 

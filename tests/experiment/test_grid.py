@@ -22,7 +22,7 @@ import torch
 
 from ptst import storage
 from ptst.evaluation import answers
-from ptst.experiment import suite, workers
+from ptst.experiment import workers
 from ptst.model import weights
 from tests.conftest import ROOT
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
@@ -263,13 +263,13 @@ def test_models_of_evaluation_are_freed_before_training(grid, here, monkeypatch)
 
 
 def test_cells_measured_together_share_only_the_time_of_generating(grid, here, monkeypatch):
-    now, real = [0.0], suite.EvaluationSuite.measure
+    now, real = [0.0], workers.measure
 
-    def takes(self, task, answerer, *rest):
-        now[0] += 1 if task == "nll" or answerer.adapter else 7  # the first answers for all
-        return real(self, task, answerer, *rest)
+    def takes(task, data, answerer, *rest):
+        now[0] += 1 if task.name == "nll" or answerer.adapter else 7  # the first answers for all
+        return real(task, data, answerer, *rest)
 
-    monkeypatch.setattr(suite.EvaluationSuite, "measure", takes)
+    monkeypatch.setattr(workers, "measure", takes)
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     grid("grid", seeds=(0,), test_templates=("chat:llama",), tasks=("safety", "nll"))
     spent = {

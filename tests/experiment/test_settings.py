@@ -13,7 +13,7 @@ from ptst.data.builtin.safety_sets import harmful_requests
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
-from ptst.experiment.suite import open_suite
+from ptst.experiment.suite import load_suite
 from ptst.grid import run_command as run_grid
 from ptst.training.config import TrainSettings
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
@@ -104,13 +104,13 @@ def test_the_limit_applies_to_the_chosen_families(here):
     families = sorted({p.family for p in harmful_requests()})[-2:]
     names = ("safety:built-in", "over-refusal", "margin", "margin:mine.csv", "safety:mine.csv", "prompts:look-alikes")
     config = replace(CONFIG, tasks=names, eval=EvalSettings(limit=2))
-    tests = open_suite(config, sources.load("word-problems:2"), "cpu", families)
+    tests = load_suite(config, sources.load("word-problems:2"), families)
     keys = ("safety:built-in", "over-refusal", "margin", "margin:mine", "safety:mine", "prompts:look-alikes")
-    assert tuple(tests.tasks) == keys
+    assert tuple(tests) == keys
     config = replace(CONFIG, tasks=("safety:gsm-danger-substitute",), eval=EvalSettings())
-    stories = open_suite(config, sources.load("word-problems:2"), "cpu", families)
-    for key, (_, data) in {**tests.tasks, **stories.tasks}.items():
-        assert len(data.items) == 2 or key in stories.tasks, key
+    stories = load_suite(config, sources.load("word-problems:2"), families)
+    for key, (_, data) in {**tests, **stories}.items():
+        assert len(data.items) == 2 or key in stories, key
         assert "mine" in key or {p.family for p in data.items} <= set(families), key
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import TaskData
 from ptst.experiment import plan, tables
 from ptst.experiment.config import GridConfig
@@ -35,8 +36,8 @@ def summarized(tmp_path, monkeypatch):
         models = plan.plan_models(TRAIN, seeds)
         cells = plan.plan_cells(models, TEST, [task])
         train, test = plan.load_templates(TRAIN), plan.load_templates(TEST)
-        suite = type("Suite", (), {"tasks": {task: (None, TaskData("our set", [], ""))}})
-        grid = Grid(GridConfig(), tmp_path, models, cells, suite, train, test, {})
+        tasks = {task: (TASKS[task], TaskData("our set", [], ""))}
+        grid = Grid(GridConfig(), tmp_path, models, cells, tasks, train, test, {})
         counts = SimpleNamespace(examples=2, tokens=9, trained_tokens=4)
         loss = SimpleNamespace(before=2.0, after=None)
         record = SimpleNamespace(data=counts, validation_loss=loss, steps=1)
