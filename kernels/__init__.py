@@ -1,1 +1,1 @@
-"""One file per operation: its plain-torch reference and the public function that picks the fastest path."""
+"""One file per operation: its plain-torch reference and the public function that chooses the fastest path."""

@@ -36,7 +36,7 @@ def read_config(path: str | Path, default: Config, command: str) -> Config:
         if values.get("kind") != command or not isinstance(values.get("settings"), dict):
             raise UserError(f"not the record of a ptst.{command}", "give the run.json of one, or a TOML file", path)
         known = {f.name for f in dataclasses.fields(default)}  # type: ignore[arg-type]
-        values = {k: v for k, v in values["settings"].items() if v is not None and k in known and k != "out"}
+        values = {k: v for k, v in values["settings"].items() if v is not None and k in known - {"out", "resume"}}
     return merge(default, values, str(path))
 
 

@@ -1,4 +1,4 @@
-"""How much memory a process may still take."""
+"""How much memory a process can still allocate."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-ELSEWHERE = 4 << 30  # where the system does not tell (not Linux): a cautious guess
+ELSEWHERE = 4 << 30  # systems other than Linux: a cautious guess
 
 
 def free_memory(device: str | torch.device, root: Path = Path("/")) -> int:
-    """Bytes: the GPU's free memory, torch's unused blocks included; on a CPU what Linux calls available, within the
-    control group's limit. `root`: where /proc and /sys are, for tests."""
+    """Free memory in bytes: the GPU's, including torch's unused blocks; on a CPU, Linux's MemAvailable within the
+    limits of the control groups. `root`: where /proc and /sys are, for tests."""
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
@@ -21,8 +21,8 @@ def free_memory(device: str | torch.device, root: Path = Path("/")) -> int:
     for folder in _groups(root):
         for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             limit, taken = _number(folder / most, r"^(\d+)"), _number(folder / used, r"^(\d+)")
-            if limit is not None and taken is not None:  # no such file, or "max": no limit here
-                # Files that were read and may be dropped again count as taken there.
+            if limit is not None and taken is not None:  # otherwise no such file, or "max": no limit
+                # The usage includes the page cache, which can be dropped.
                 kinds = (
                     _number(folder / "memory.stat", rf"^(?:total_)?{k}_file (\d+)") for k in ("inactive", "active")
                 )
@@ -31,7 +31,7 @@ def free_memory(device: str | torch.device, root: Path = Path("/")) -> int:
 
 
 def _groups(root: Path) -> set[Path]:
-    """The control groups of this process with all above them, of version 2 and of version 1's memory controller."""
+    """This process's control groups and their parents, of version 2 and of version 1's memory controller."""
     groups = root / "sys/fs/cgroup"
     found = {groups, groups / "memory"}
     try:

@@ -13,18 +13,23 @@ from typing import Any
 from ptst.errors import Setting, UserError
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a kill at any instant leaves the old one or the new one."""
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it replaces `path` on a normal exit and is removed on an error. A kill at any
+    instant leaves the old file or the new one."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield partial
+        sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -19,10 +19,11 @@ from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_d
 from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
 from ptst.generation.memory import gigabytes
 from ptst.generation.request import Sampling, Statistics
-from ptst.model.weights import pick_dtype, write_atomically
+from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel
 from ptst.progress import ProgressLine, say
 from ptst.records import CHECKPOINTS
+from ptst.storage import write_atomically
 from ptst.text.prompt_format import PromptFormat
 
 

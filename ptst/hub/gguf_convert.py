@@ -1,8 +1,8 @@
 """A Llama GGUF file to an ordinary Hugging Face folder.
 
-Quantized tensors are dequantized and stored in float32: the values are then exactly those the file defines. llama.cpp
-turns neighbouring pairs of a head (interleaved RoPE) where Hugging Face turns element i with i + D/2, so its files hold
-the rows of q and k in another order; that order is undone here.
+Quantized tensors are dequantized and stored in float32, exactly the values that the file defines. llama.cpp's rotary
+embedding pairs neighbouring elements of a head (interleaved RoPE), Hugging Face's pairs element i with i + D/2; the
+order of the rows of q and k is converted accordingly.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None]
     reader = gguf.GGUFReader(gguf_path)
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if meta.get("general.architecture") != "llama" or meta.get("tokenizer.ggml.model") != "gpt2":
-        raise UserError(f"{gguf_path}: only Llama models with a byte-level BPE tokenizer can be converted")
+        cause = "only Llama models with a byte-level BPE tokenizer can be converted"
+        raise UserError(cause, where=gguf_path)
     heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
     tensors: dict[str, Tensor] = {}
     for done, stored in enumerate(reader.tensors, 1):
@@ -94,7 +95,7 @@ def _config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
         "num_key_value_heads": meta["llama.attention.head_count_kv"],
         "head_dim": meta["llama.rope.dimension_count"],
         "max_position_embeddings": meta["llama.context_length"],
-        # The file holds float32; six digits give back the decimal figure that was meant.
+        # Stored as float32; six digits restore the original decimal number.
         "rms_norm_eps": float(f"{meta['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_theta": meta["llama.rope.freq_base"],
         "vocab_size": len(meta["tokenizer.ggml.tokens"]),

@@ -1,1 +1,1 @@
-"""The decoder, its configuration, its weights on disk, and LoRA."""
+"""The decoder, its configuration, its weights on disk, LoRA and the training loss."""

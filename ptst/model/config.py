@@ -1,8 +1,7 @@
 """The decoder's shape, read from a Hugging Face `config.json`.
 
-Every key of the file is either read, known to change nothing here, or refused by name. A key that is silently passed
-over (a bias, another activation, a new RoPE rule) would give a model that runs and is wrong, which is the one thing a
-safety measurement cannot afford.
+Every key of the file is either read, known to have no effect here, or refused by name. A silently ignored key
+(a bias, another activation, a new RoPE rule) would give a model that runs and computes something else.
 """
 
 from __future__ import annotations
@@ -17,8 +16,8 @@ from ptst.errors import UserError
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
 _MODEL_TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
 
-# What a key means where the file does not have it: transformers' LlamaConfig and MistralConfig. Sizes that decide the
-# shape have no default: without them the file is broken.
+# Defaults of absent keys, from transformers' LlamaConfig and MistralConfig. Sizes that determine the shape have no
+# default: a file without them is broken.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "num_key_value_heads": None},
     "MistralForCausalLM": {
@@ -30,8 +29,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 _ROPE_THETA = 10000.0
 
-# Keys that change nothing in what the decoder computes: bookkeeping, training-time settings of other tools, token ids
-# (those are taken from the tokenizer and generation_config.json).
+# Keys without effect on what the decoder computes: bookkeeping, training settings of other tools, token ids (these are
+# taken from the tokenizer and generation_config.json).
 _WITHOUT_EFFECT = frozenset(
     {
         *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "return_dict"),
@@ -44,11 +43,11 @@ _WITHOUT_EFFECT = frozenset(
         *("_experts_implementation", "_experts_implementation_internal", "_output_attentions"),
         *("tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side", "prefix", "finetuning_task"),
         *("sep_token_id", "decoder_start_token_id", "task_specific_params", "tf_legacy_loss", "is_decoder"),
-        # The code that it names is never run; the architecture says what the decoder computes.
+        # Names code that is never run here.
         "auto_map",
-        # Of Qwen2's configuration; neither architecture here looks at them.
+        # From Qwen2's configuration; unused by both architectures.
         *("use_sliding_window", "max_window_layers"),
-        # Of generation, from the time when config.json held that as well.
+        # Generation settings, which older files keep here.
         *("min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty"),
         *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha"),
         *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
@@ -61,7 +60,7 @@ _WITHOUT_EFFECT = frozenset(
         *("constraints", "sequence_bias", "token_healing", "prompt_lookup_num_tokens", "generation_config"),
     }
 )
-# Keys that are supported at some values only: anything else would need code that is not here.
+# Keys of which only these values are supported.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
     "attention_bias": (False, None),
@@ -110,7 +109,7 @@ class DecoderConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> DecoderConfig:
-        """Read `folder/config.json`. Raises UserError for a missing or broken file and for what is not supported."""
+        """Read `folder/config.json`. Raises UserError if it is missing, broken or not supported."""
         path = Path(folder) / "config.json"
         return cls.from_dict(read_json(path), str(path))
 
@@ -121,21 +120,21 @@ class DecoderConfig:
         left = {**_DEFAULTS[architecture], **{k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}}
         for key, values in _ONLY_VALUE.items():
             if key in left and left.pop(key) not in values:
-                raise UserError(f"{source}: {key} = {raw[key]!r} is not supported (only {values[0]!r} is)")
+                raise UserError(f"{key} = {raw[key]!r} is not supported (only {values[0]!r} is)", where=source)
 
         hidden = _take(left, source, "hidden_size", int)
         heads = _take(left, source, "num_attention_heads", int)
         head_dim = _take_optional(left, source, "head_dim")
         if head_dim is None and hidden % heads:
-            raise UserError(f"{source}: hidden_size {hidden} is not a multiple of the {heads} attention heads")
-        # The name that transformers had for the same figure before 4.28.
+            raise UserError(f"hidden_size {hidden} is not a multiple of the {heads} attention heads", where=source)
+        # The key's name in transformers before 4.28.
         old_positions = left.pop("max_sequence_length", None)
         if old_positions is not None and "max_position_embeddings" not in raw:
             left["max_position_embeddings"] = old_positions
         positions = _take(left, source, "max_position_embeddings", int)
         theta, scaling = _rope(left, source, positions)
         if architecture == "LlamaForCausalLM":
-            left.pop("sliding_window", None)  # a Llama has none, whatever its file says
+            left.pop("sliding_window", None)  # Llama has none, whatever the file says
         config = cls(
             vocab_size=_take(left, source, "vocab_size", int),
             hidden_size=hidden,
@@ -152,87 +151,81 @@ class DecoderConfig:
             tie_embeddings=bool(left.pop("tie_word_embeddings", False)),
         )
         if left:
-            raise UserError(f"{source}: unknown key {sorted(left)[0]!r}; it may change the model, so it is not ignored")
+            cause = f"unknown key {sorted(left)[0]!r}; it may change the model, so it is not ignored"
+            raise UserError(cause, where=source)
         if config.num_heads % config.num_kv_heads:
-            raise UserError(f"{source}: {config.num_heads} heads cannot share {config.num_kv_heads} key/value heads")
+            cause = f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads"
+            raise UserError(cause, where=source)
         if config.head_dim % 2:
-            raise UserError(f"{source}: head_dim {config.head_dim} is odd; rotary embeddings need pairs")
+            raise UserError(f"head_dim {config.head_dim} is odd; rotary embeddings need pairs", where=source)
         return config
 
 
 def read_json(path: Path) -> Any:
-    """Parse a JSON file. Raises UserError that names the file when it is missing or broken."""
+    """Parse a JSON file. Raises UserError with the file's name if it is missing or broken."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist; a model folder holds config.json and *.safetensors") from None
+        raise UserError(f"{path} does not exist", "a model folder holds config.json and *.safetensors") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}); fetch the file again") from None
+        raise UserError(f"not valid JSON ({error})", "fetch the file again", path) from None
 
 
 def _architecture(raw: dict[str, Any], source: str) -> str:
-    """Which of ARCHITECTURES the file describes. `model_type` decides between them, as in transformers; without
-    `architectures` it is enough."""
+    """One of ARCHITECTURES. `model_type` decides, as in transformers, also if `architectures` is absent."""
     named, kind = raw.get("architectures") or [], raw.get("model_type")
-    if named and not any(a in ARCHITECTURES for a in named):
-        raise UserError(
-            f"{source}: architecture {', '.join(named)} is not supported; models of {' or '.join(ARCHITECTURES)} are"
-        )
+    supported = f"models of {' or '.join(ARCHITECTURES)} are"
+    if not any(a in ARCHITECTURES for a in named) and (named or kind is None):
+        cause = f"architecture {', '.join(named) or 'none'} is not supported; {supported}"
+        raise UserError(cause, where=source)
     if kind is not None and kind not in _MODEL_TYPES:
-        raise UserError(f"{source}: model_type {kind!r} is not supported; {' and '.join(_MODEL_TYPES)} are")
-    if kind is None and not named:
-        raise UserError(f"{source}: architecture none is not supported; models of {' or '.join(ARCHITECTURES)} are")
+        raise UserError(f"model_type {kind!r} is not supported; {' and '.join(_MODEL_TYPES)} are", where=source)
     return _MODEL_TYPES[kind] if kind is not None else next(a for a in named if a in ARCHITECTURES)
 
 
-def _take(left: dict[str, Any], source: str, key: str, kind: type | tuple[type, ...]) -> Any:
+def _take(left: dict[str, Any], source: str, key: str, kind: type[int] | tuple[type[int], type[float]]) -> Any:
     value = left.pop(key, None)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{source}: {key} is {value!r}; a number is needed")
+        raise UserError(f"{key} is {value!r}; a number is needed", where=source)
     if value <= 0:
-        raise UserError(f"{source}: {key} is {value!r}; it must be positive")
+        raise UserError(f"{key} is {value!r}; it must be positive", where=source)
     return value
 
 
 def _take_optional(left: dict[str, Any], source: str, key: str) -> int | None:
-    """As `_take`; None where the key is absent or null."""
-    if left.get(key) is None:
-        left.pop(key, None)
-        return None
-    return _take(left, source, key, int)
+    """Like `_take`; None if the key is absent or null."""
+    return _take(left, source, key, int) if left.get(key) is not None else left.pop(key, None)
 
 
 def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Llama3Scaling | None]:
-    """RoPE's base and scaling, from `rope_theta` + `rope_scaling` or from `rope_parameters` (today's spelling)."""
+    """RoPE's base and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters` (today's format)."""
     parameters, scaling = left.pop("rope_parameters", None) or {}, left.pop("rope_scaling", None) or {}
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
-        raise UserError(f"{source}: rope_scaling and rope_parameters must be objects")
-    scaling = dict(scaling or parameters)  # where both stand, transformers reads rope_scaling alone
+        raise UserError("rope_scaling and rope_parameters must be objects", where=source)
+    scaling = dict(scaling or parameters)  # if both are present, transformers reads rope_scaling only
     theta = left.pop("rope_theta", _ROPE_THETA)
     theta = scaling.pop("rope_theta", theta)
-    original = left.pop("original_max_position_embeddings", None)  # of scaled RoPE; there it wins over the inner key
+    original = left.pop("original_max_position_embeddings", None)  # takes precedence over the key inside
     if not isinstance(theta, (int, float)) or theta <= 0:
-        raise UserError(f"{source}: the RoPE base rope_theta is {theta!r}; a positive number is needed")
+        raise UserError(f"the RoPE base rope_theta is {theta!r}; a positive number is needed", where=source)
     if (partial := scaling.pop("partial_rotary_factor", None)) not in _ONLY_VALUE["partial_rotary_factor"]:
-        raise UserError(f"{source}: partial_rotary_factor = {partial!r} is not supported (only 1.0 is)")
+        raise UserError(f"partial_rotary_factor = {partial!r} is not supported (only 1.0 is)", where=source)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
-    if kind == "default":
-        if scaling:
-            raise UserError(f"{source}: unknown RoPE key {sorted(scaling)[0]!r}")
-        return float(theta), None
-    if kind != "llama3":
-        raise UserError(f"{source}: RoPE scaling {kind!r} is not supported (default and llama3 are)")
-    inner = scaling.pop("original_max_position_embeddings", positions)
-    try:
-        result = Llama3Scaling(
-            factor=float(scaling.pop("factor")),
-            low_freq_factor=float(scaling.pop("low_freq_factor")),
-            high_freq_factor=float(scaling.pop("high_freq_factor")),
-            original_max_positions=int(inner if original is None else original),
-        )
-    except KeyError as missing:
-        raise UserError(f"{source}: llama3 RoPE scaling lacks {missing}") from None
+    result = None
+    if kind == "llama3":
+        inner = scaling.pop("original_max_position_embeddings", positions)
+        try:
+            result = Llama3Scaling(
+                factor=float(scaling.pop("factor")),
+                low_freq_factor=float(scaling.pop("low_freq_factor")),
+                high_freq_factor=float(scaling.pop("high_freq_factor")),
+                original_max_positions=int(inner if original is None else original),
+            )
+        except KeyError as missing:
+            raise UserError(f"llama3 RoPE scaling lacks {missing}", where=source) from None
+    elif kind != "default":
+        raise UserError(f"RoPE scaling {kind!r} is not supported (default and llama3 are)", where=source)
     if scaling:
-        raise UserError(f"{source}: unknown RoPE key {sorted(scaling)[0]!r}")
+        raise UserError(f"unknown RoPE key {sorted(scaling)[0]!r}", where=source)
     return float(theta), result

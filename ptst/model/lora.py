@@ -1,14 +1,14 @@
-"""LoRA on chosen projections of a decoder, and its folder in PEFT's layout.
+"""LoRA adapters of a decoder: add, merge, save and load them, in PEFT's folder layout.
 
-`add_lora` replaces linear layers by ones that add `scale * B A x`; the base stays frozen. What `save_adapter` writes
-(`adapter_config.json`, `adapter_model.safetensors`) is loaded by `peft`, and what `peft` wrote by `load_adapter`.
+`add_lora` replaces linear layers by ones that add `scale * B A x`; the base stays frozen. `peft` loads what
+`save_adapter` writes (`adapter_config.json`, `adapter_model.safetensors`), and `load_adapter` what `peft` writes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -18,11 +18,12 @@ from ptst.model.config import read_json
 from ptst.model.decoder import Decoder
 from ptst.model.linear import LoraLinear
 from ptst.model.lora_config import LoraConfig
-from ptst.model.weights import read_safetensors, save_safetensors, write_atomically
+from ptst.model.weights import read_safetensors, save_safetensors
+from ptst.storage import write_json
 
 _PREFIX = "base_model.model.model."
 
-# What other adapter kinds put into adapter_config.json, at the one value under which it means nothing here.
+# Keys of other adapter kinds in adapter_config.json, and the only supported value of each.
 _ONLY_VALUE = {
     "bias": "none",
     "use_dora": False,
@@ -41,7 +42,8 @@ _ONLY_VALUE = {
 
 
 def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
-    """Put adapters on every layer's target projections; returns the trained parameters by name."""
+    """Add an adapter to every target projection of every layer; returns the trained parameters by name. Raises
+    UserError if a projection already has one."""
     generator = torch.Generator().manual_seed(seed)
     decoder.lora_dropout = config.dropout
     for name, module in list(decoder.named_modules()):
@@ -54,7 +56,7 @@ def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, n
 
 
 def merge_lora(decoder: Decoder) -> None:
-    """Fold every adapter into its base weight, in float32 or better, and drop it."""
+    """Merge every adapter into its base weight, in float32 or better, and remove it."""
     for name, module in list(decoder.named_modules()):
         if isinstance(module, LoraLinear):
             owner, _, leaf = name.rpartition(".")
@@ -66,7 +68,7 @@ def merge_lora(decoder: Decoder) -> None:
 
 
 def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model: str) -> None:
-    """Write the adapter in PEFT's layout, each file atomically. `base_model` is recorded as its base."""
+    """Write the adapter in PEFT's layout, each file atomically; `base_model` is recorded as its base."""
     folder = Path(folder)
     tensors = {
         _PREFIX + name.replace(".lora_A", ".lora_A.weight").replace(".lora_B", ".lora_B.weight"): p
@@ -90,61 +92,61 @@ def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model:
         "modules_to_save": None,
     }
     save_safetensors(folder / "adapter_model.safetensors", tensors)
-    write_atomically(folder / "adapter_config.json", (json.dumps(described, indent=2) + "\n").encode())
+    write_json(folder / "adapter_config.json", described)
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
     """The LoraConfig of a PEFT folder. Raises UserError for adapter kinds and options that are not supported."""
     path = Path(folder) / "adapter_config.json"
     raw = read_json(path)
+
+    def refuse(cause: str) -> NoReturn:
+        raise UserError(cause, where=path) from None
+
     if raw.get("peft_type") != "LORA":
-        raise UserError(f"{path}: peft_type {raw.get('peft_type')!r} is not supported (LORA is)")
+        refuse(f"peft_type {raw.get('peft_type')!r} is not supported (LORA is)")
     for key, value in _ONLY_VALUE.items():
         if raw.get(key, value) not in (value, None, [], {}):
-            raise UserError(f"{path}: {key} = {raw[key]!r} is not supported")
+            refuse(f"{key} = {raw[key]!r} is not supported")
     for key in ("rank_pattern", "alpha_pattern"):
         if raw.get(key):
-            raise UserError(f"{path}: {key} is not supported; every projection has the same rank and alpha here")
+            refuse(f"{key} is not supported: all projections share one rank and alpha")
     targets = raw.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
-        raise UserError(f"{path}: target_modules is {targets!r}; a list of projection names is needed")
+        refuse(f"target_modules is {targets!r}, not a list of projection names")
     try:
-        return LoraConfig(
-            int(raw["r"]),
-            float(raw["lora_alpha"]),
-            tuple(targets),
-            bool(raw.get("use_rslora", False)),
-            float(raw.get("lora_dropout", 0.0)),
-        )
+        rank, alpha, dropout = int(raw["r"]), float(raw["lora_alpha"]), float(raw.get("lora_dropout", 0.0))
     except KeyError as missing:
-        raise UserError(f"{path} lacks {missing}") from None
+        refuse(f"{missing} is missing")
+    except (TypeError, ValueError, OverflowError) as error:
+        refuse(f"r, lora_alpha or lora_dropout is not a number ({error})")
+    return LoraConfig(rank, alpha, tuple(targets), bool(raw.get("use_rslora", False)), dropout)
 
 
 def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
     """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`).
 
-    Raises UserError unless they are those of `shapes`, in name and shape.
+    Raises UserError unless names and shapes are those of `shapes`.
     """
     path = Path(folder) / "adapter_model.safetensors"
     tensors = {}
     for name, tensor in read_safetensors(path):
         key = name.removeprefix(_PREFIX).removesuffix(".weight")
+        other = "was it trained on another model?"
         if key not in shapes:
-            raise UserError(f"{path}: tensor {name!r} has no place in this model; was it trained on another model?")
+            raise UserError(f"tensor {name!r} has no place in this model", other, path)
         if shapes[key] != tuple(tensor.shape):
-            raise UserError(
-                f"{path}: {name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}; "
-                "was it trained on another model?"
-            )
+            cause = f"{name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}"
+            raise UserError(cause, other, path)
         tensors[key] = tensor
     missing = sorted(set(shapes) - set(tensors))
     if missing:
-        raise UserError(f"{path}: the adapter lacks {len(missing)} tensors, the first is {missing[0]}")
+        raise UserError(f"the adapter lacks {len(missing)} tensors, the first is {missing[0]}", where=path)
     return tensors
 
 
 def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:
-    """Attach the adapter of a PEFT folder, unmerged. Raises UserError when it does not fit the decoder."""
+    """Attach the adapter of a PEFT folder, unmerged. Raises UserError if it does not fit the decoder."""
     config = read_lora_config(Path(folder))
     parameters = add_lora(decoder, config)
     for name, tensor in adapter_tensors(folder, {n: tuple(p.shape) for n, p in parameters.items()}).items():

@@ -1,4 +1,4 @@
-"""Rank, scale and place of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685)."""
+"""Rank, scale and target projections of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """`scale` = alpha / rank, or alpha / sqrt(rank) with rslora. `dropout`: share of A's input that is zeroed in
-    training (kernels/lora_layer.py). Raises UserError for a rank below 1, a dropout outside 0 to 1, unknown targets."""
+    """`scale` = alpha / rank, or alpha / sqrt(rank) with rslora. `dropout`: probability that an input of A is zeroed in
+    training (kernels/lora_layer.py). Raises UserError for a rank below 1, a dropout outside [0, 1), and unknown
+    targets."""
 
     rank: int = 16
     alpha: float = 32.0

@@ -1,11 +1,10 @@
-"""Weights between Hugging Face folders on disk and the decoder in memory. safetensors only; nothing is unpickled.
+"""Weights of Hugging Face folders, read and written. safetensors only; nothing is unpickled.
 
-Tensors are read one at a time into place, at the wanted dtype: at no moment does a second copy of the model exist.
+Tensors are read one at a time into place, at the requested dtype: a second copy of the model never exists in memory.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,33 +14,35 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
+from ptst.storage import atomic_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def pick_dtype(name: str) -> torch.dtype:
-    """The dtype of a flag. `auto` is bfloat16 on a GPU and float32 on a CPU: without AVX-512 or AMX units torch's
-    bfloat16 products on a CPU are several times slower than its float32 ones."""
+    """The dtype of that name. `auto` is bfloat16 on a GPU and float32 on a CPU, where torch's bfloat16 products are
+    several times slower than float32 without AVX-512 or AMX."""
     if name == "auto":
         return torch.bfloat16 if torch.cuda.is_available() else torch.float32
     return DTYPES[name]
 
 
-# On disk by older tools beside the weights; the value follows from the config.
+# Stored by older tools with the weights; it follows from the config.
 _RECOMPUTED = ("rotary_emb.inv_freq",)
 
 
 def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
     """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient).
 
-    Raises UserError when the folder, a file or a tensor is missing, truncated, of another shape, or unexpected.
+    Raises UserError if the folder, a file or a tensor is missing, damaged, of another shape, or unexpected.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"there is no model folder {folder}; give --model a folder with config.json and *.safetensors")
+        remedy = ("give ", Setting("model"), " a folder with config.json and *.safetensors")
+        raise UserError(f"there is no model folder {folder}", remedy)
     config = DecoderConfig.from_folder(folder)
     with torch.device("meta"):
         decoder = Decoder(config)
@@ -52,17 +53,19 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         if key.endswith(_RECOMPUTED) or (key == "lm_head.weight" and config.tie_embeddings):
             continue
         if key not in missing:
-            raise UserError(f"{where}: tensor {name!r} has no place in this architecture, so it cannot be ignored")
+            raise UserError(f"tensor {name!r} has no place in this architecture", where=where)
         owner, _, leaf = key.rpartition(".")
         expected = getattr(modules[owner], leaf).shape
         if tensor.shape != expected:
-            raise UserError(f"{where}: {name} has shape {list(tensor.shape)}, config.json says {list(expected)}")
-        # A copy even at the same dtype: the tensor read is a view of the file's pages.
+            cause = f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}"
+            raise UserError(cause, where=where)
+        # Copied even at the same dtype: the tensor is a view of the file's pages.
         value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
         missing.discard(key)
     if missing:
-        raise UserError(f"{folder}: the weights lack {len(missing)} tensors, the first is {sorted(missing)[0]}")
+        cause = f"the weights lack {len(missing)} tensors, the first is {sorted(missing)[0]}"
+        raise UserError(cause, where=folder)
     return decoder.eval()
 
 
@@ -76,17 +79,16 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
         found = ", ".join(sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.gguf")))
-        raise UserError(
-            f"{folder} has no *.safetensors{f' (only {found})' if found else ''}; convert the weights to safetensors"
-        )
+        cause = f"{folder} has no *.safetensors{f' (only {found})' if found else ''}"
+        raise UserError(cause, "convert the weights to safetensors")
     for path in files:
         if path.parent.resolve() != folder.resolve():
-            raise UserError(f"{index} points outside of its folder: {path}")
+            raise UserError(f"{path} is outside of the model folder", where=index)
         yield from ((name, path, tensor) for name, tensor in read_safetensors(path))
 
 
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a file, lazily. Raises UserError when it is missing, truncated or not safetensors."""
+    """(name, tensor) of a file, lazily. Raises UserError if it is missing, damaged or not safetensors."""
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -94,7 +96,7 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except SafetensorError as error:
-        raise UserError(f"{path} is truncated or damaged ({error}); fetch the file again") from None
+        raise UserError(f"truncated or damaged ({error})", "fetch the file again", path) from None
 
 
 def hf_name(key: str) -> str:
@@ -102,39 +104,19 @@ def hf_name(key: str) -> str:
     return key if key.startswith("lm_head.") else f"model.{key}"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is whole or absent: temporary name, fsync, rename."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors atomically, under the names given."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    """Write tensors atomically, under the given names."""
     try:
-        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"format": "pt"})
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except SafetensorError as error:  # its message for a full disk is an I/O error in words
+        with atomic_path(path) as partial:
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, partial, {"format": "pt"})
+    except SafetensorError as error:  # how the library reports a full disk
         raise OSError(f"cannot write {path}: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
     """Write all weights as a Hugging Face folder, with the base's config, tokenizer and chat template."""
     for path in base.glob("*.json"):
-        # A base that was made here has a run.json, too, which would say that this run is finished.
+        # The base may itself be a run; its run.json would declare this run finished.
         if not path.name.endswith(".index.json") and not path.name.startswith(".") and path.name != "run.json":
             shutil.copyfile(path, out / path.name)
     for name in ("tokenizer.model", "chat_template.jinja"):

@@ -25,8 +25,8 @@ from tests.tiny import byte_tokenizer
 
 # What no batch can show, and the test that keeps it right.
 ELSEWHERE = {
-    27: ("tests/training/test_loop.py", "test_micro_batches_never_change_the_result"),
-    28: ("tests/training/test_loop.py", "test_micro_batches_never_change_the_result"),
+    27: ("tests/training/test_trainer.py", "test_micro_batches_never_change_the_result"),
+    28: ("tests/training/test_trainer.py", "test_micro_batches_never_change_the_result"),
     29: (None, "comes with training on several ranks"),
     30: ("tests/kernels/test_reference.py", "test_linear_cross_entropy"),
     31: ("tests/audit/test_drift.py", "test_a_run_that_would_be_encoded_otherwise"),
