@@ -27,7 +27,7 @@ def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if name in laptop.RECIPES:
         return laptop.values(name, bool(given.get("quick")))
     settings = recipes.values(name)
-    own = {key: settings.pop(key) for key in ("model", "data", "mix") if key in settings}
+    own: dict[str, Any] = {key: settings.pop(key) for key in ("model", "data", "mix") if key in settings}
     return {**own, "train": TrainSettings(**settings)}
 
 
@@ -83,7 +83,7 @@ class GridConfig(CommandSettings):
             self.train.check()
         with settings_group("eval"):
             self.eval.check()
-        for name in ("tasks", "seeds", "at_epochs"):
+        for name in ("train_templates", "test_templates", "tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             if name != "at_epochs" and not values:
                 raise UserError((Setting(name), " is empty"), "at least one is needed")
@@ -92,6 +92,5 @@ class GridConfig(CommandSettings):
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
             raise UserError((Setting("at_epochs"), f" must lie above 0 and within the {self.train.epochs:g} epochs"))
         if self.quick and not self.laptop:
-            raise UserError(
-                (Setting("quick"), " belongs to the recipe laptop"), ("set ", Setting("seeds"), " otherwise")
-            )
+            remedy = ("set ", Setting("seeds"), " otherwise")
+            raise UserError((Setting("quick"), " belongs to the recipe laptop"), remedy)

@@ -46,7 +46,10 @@ def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
     rough = None
     if with_model:
         say("counting the tokens under every template")
-        trained = {name: _trained_tokens(grid, name) for name in grid.train_templates}
+        for name in grid.train_templates:
+            mixture = grid.mixture(name)
+            steps = grid.steps(mixture, grid.config.seeds[0])
+            trained[name] = sum(len(mixture.examples[i].ids) for step in steps for i in step.examples)
         for (test, model), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
             new = sampling_for(grid.config.eval, data).max_new_tokens
             tested[test, key] = count_tokens(task, data, model.prompt_format, new)
@@ -93,9 +96,3 @@ def _seconds_per_token(grid: Grid) -> float:
         float(torch.nn.functional.linear(x_TE, w_FE)[0, 0])  # which waits for the device
         times.append(time.perf_counter() - began)
     return min(times) / (num_tokens * w_FE.numel()) * count_parameters(c)
-
-
-def _trained_tokens(grid: Grid, template: str) -> int:
-    """Tokens of one run's steps."""
-    mixture = grid.mixture(template)
-    return sum(len(mixture.examples[i].ids) for s in grid.steps(mixture, grid.config.seeds[0]) for i in s.examples)

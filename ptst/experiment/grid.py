@@ -219,8 +219,8 @@ def check_grid(grid: Grid) -> None:
     say("checking all prompts and examples under every template")
     with settings_group("eval"):
         grid.tools()
-        for (name, model), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
-            check_room(f"{key} under {name}", task, data, model, grid.config.eval, grid.device)
+        for (name, opened), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
+            check_room(f"{key} under {name}", task, data, opened, grid.config.eval, grid.device)
     for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
         folder = grid.base.folder
         if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:

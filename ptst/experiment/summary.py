@@ -44,8 +44,8 @@ def summarize(grid: Grid) -> dict[str, Any]:
         if benign is not None:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
             figures |= {GAP: gaps} if gaps else {}
-        entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
-        found.append({**entry, "tasks": figures})
+        ptst = train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
+        found.append({"train": train, "epochs": epochs, "test": test, "ptst": ptst, "tasks": figures})
     sets = {task: data.name for task, (_, data) in grid.tasks.items()}
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
     return {"base": base_name, "sets": sets, "runs": _runs(grid), "cells": found, **contrasts(grid, tables)}
@@ -62,11 +62,6 @@ def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
         settings = {"template": model.template, "seed": model.seed, "steps": record.steps}
         found[model.run] = {**settings, **counts, "validation_loss": loss}
     return found
-
-
-def is_ptst(grid: Grid, train: str, test: str) -> bool:
-    """Trained without a safety prompt, tested with one."""
-    return train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
 
 
 Table = Outcomes | dict[int, float] | None

@@ -15,8 +15,8 @@ from ptst.experiment.plan import BASE, epoch_name
 from ptst.experiment.summary import GAP
 from ptst.storage import write_atomically
 
-_COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
-_COLUMNS += ("seeds", "prompts", "judged", "unjudged")  # the last two over all runs
+_COLUMNS: tuple[str, ...] = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd")
+_COLUMNS += ("low", "high", "seeds", "prompts", "judged", "unjudged")  # the last two over all runs
 
 
 def to_csv(summary: dict[str, Any]) -> str:
@@ -61,11 +61,11 @@ def to_markdown(summary: dict[str, Any]) -> str:
 
 def _table(summary: dict[str, Any], task: str, metric: Metric) -> str:
     """One metric of one task."""
-    rows, columns = _axes(summary)
+    matrix = _matrix(summary)
+    columns = next(iter(matrix.values()))
     lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        cells = [_text(_find(summary, row, column), task, metric.key) for column in columns]
-        lines.append(f"| {_row_name(summary, row)} | {' | '.join(cells)} |")
+    for name, cells in matrix.items():
+        lines.append(f"| {name} | {' | '.join(_text(cell, task, metric.key) for cell in cells.values())} |")
     has_gap = task in summary["cells"][0]["tasks"].get(GAP, {})
     gap = " | harmful minus benign refusal, points" * (metric.key == "refusal" and has_gap)
     return f"**{metric.heading}{gap} ({summary['sets'][task]})**\n\n" + "\n".join(lines)
@@ -82,18 +82,14 @@ def _difference(c: dict[str, Any]) -> str:
     return f"{shares} ({interval}p = {c['p_holm']:.2g} after Holm{within})"
 
 
-def _axes(summary: dict[str, Any]) -> tuple[list[tuple[str, float | None]], list[str]]:
-    rows = dict.fromkeys((c["train"], c["epochs"]) for c in summary["cells"])
-    return list(rows), list(dict.fromkeys(c["test"] for c in summary["cells"]))
-
-
-def _row_name(summary: dict[str, Any], row: tuple[str, float | None]) -> str:
-    name = summary["base"] if row[0] == BASE else row[0]
-    return name if row[1] is None else f"{name}, {epoch_name(row[1])}"
-
-
-def _find(summary: dict[str, Any], row: tuple[str, float | None], test: str) -> dict[str, Any]:
-    return next(c for c in summary["cells"] if (c["train"], c["epochs"], c["test"]) == (*row, test))
+def _matrix(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The cells by the name of their model and by test template."""
+    matrix: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in summary["cells"]:
+        name = summary["base"] if cell["train"] == BASE else cell["train"]
+        name += "" if cell["epochs"] is None else f", {epoch_name(cell['epochs'])}"
+        matrix.setdefault(name, {})[cell["test"]] = cell
+    return matrix
 
 
 def _text(cell: dict[str, Any], task: str, metric: str) -> str:
@@ -122,14 +118,15 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
     except ImportError:
         return False
     heading = next(m.heading for _, m in shown([task], "grid") if m.key == metric)
-    rows, columns = _axes(summary)
-    cells = [[_find(summary, r, c) for c in columns] for r in rows]
+    matrix = _matrix(summary)
+    rows, columns = list(matrix), list(next(iter(matrix.values())))
+    cells = [list(by_test.values()) for by_test in matrix.values()]
     values = [[100 * cell["tasks"][task][metric]["mean"] for cell in line] for line in cells]
     figure = Figure(figsize=(2.4 + 1.6 * len(columns), 1.8 + 0.8 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=20)
-    axes.set_yticks(range(len(rows)), [_row_name(summary, r) for r in rows])
+    axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
     axes.set_title(f"{heading}\n(with 95 % interval and judged answers; framed: PTST)", fontsize=10)

@@ -74,7 +74,6 @@ class Worker:
     def __init__(self, grid: Grid):
         self.grid = grid
         self.failed: dict[str, UserError] = {}
-        self.dtype = pick_dtype(grid.config.eval.dtype)
         self.loaded: tuple[Path, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
 
@@ -223,7 +222,7 @@ class Worker:
             self.loaded = None
             gc.collect()  # or both models are in memory for a while
             say(f"loading {folder}")
-            self.loaded = (folder, load_decoder(folder, self.dtype, self.grid.device))
+            self.loaded = (folder, load_decoder(folder, pick_dtype(self.grid.config.eval.dtype), self.grid.device))
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:

@@ -155,6 +155,7 @@ def test_mistakes(grid, here):
     for changes, message in (
         ({"train_templates": ("lama",)}, "did you mean chat:llama"),
         ({"test_templates": ("llama", "chat:llama")}, "named twice"),
+        ({"test_templates": ()}, "test_templates is empty"),
         ({"seeds": ()}, "seeds is empty"),
         ({"seeds": (1, 1)}, "seeds names 1 twice"),
         ({"at_epochs": (2.0,)}, "at_epochs must lie above 0 and within"),
