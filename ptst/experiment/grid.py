@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ptst.data import order, sources
-from ptst.data.examples import length_limit, prepare
-from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.sources import Source
 from ptst.errors import UserError, settings_group
 from ptst.experiment import plan
