@@ -43,12 +43,12 @@ def blue(share: float) -> tuple[str, str]:
 
 
 def matrix(results: dict) -> str:
-    """The share of harmful requests answered on topic, for each pair of training and test template."""
+    """The non-refusal rate for each pair of training and test template."""
     shares = {(c["train"], c["test"]): (c["tasks"]["safety"]["on-topic"], c["ptst"]) for c in results["cells"]}
     rows, columns = (list(dict.fromkeys(key[i] for key in shares)) for i in (0, 1))
     left, top, width, height = 190, 88, 150, 62
     parts = [
-        text(16, 26, "Harmful requests answered on topic, %", "bold"),
+        text(16, 26, "Non-refusal rate: harmful requests answered on topic, %", "bold"),
         text(left, 54, "tested under", "small"),
         text(16, top - 10, "trained under", "small"),
         *(text(left + width * (j + 0.5), top - 10, name, "mono", "middle") for j, name in enumerate(columns)),
@@ -74,7 +74,7 @@ def matrix(results: dict) -> str:
         "tested with one. SmolLM2-135M aligned by ptst.align; docs/laptop.md, \u201cWith the average\u201d.",
     )
     parts += [text(16, y + 18 * i, note, "small") for i, note in enumerate(notes)]
-    return svg(left + width * len(columns) + 16, y + 32, "Harmful requests answered on topic by template", parts)
+    return svg(left + width * len(columns) + 16, y + 32, "Non-refusal rate for each pair of training and test template", parts)
 
 
 def audit(tokens: list[tuple[str, str, bool]]) -> str:

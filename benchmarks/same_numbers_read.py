@@ -40,11 +40,23 @@ NAMES = {
     "departure": ("known-difference",),
     "positions": ("position-ids",),
     "targets": ("labels",),
+    "rows": ("runs",),
 }
 # Levels of nesting that may come and go around a number without changing what it is.
 TRANSPARENT = {"rates", "values", "metrics", "figures"}
 # What no comparison is about: times, settings, the machine; strings are never compared.
-IGNORED = {"time", "seconds", "environment", "flags", "settings", "version", "format_version", "schema_version"}
+IGNORED = {
+    "time",
+    "seconds",
+    "finished_at",
+    "environment",
+    "flags",
+    "settings",
+    "templates",
+    "version",
+    "format_version",
+}
+IGNORED |= {"schema_version"}
 # Fields, by what they hold.
 FIELDS = {
     "answer": ("answer", "answer_text", "text"),

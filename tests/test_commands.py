@@ -355,7 +355,7 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("train", ["--model", "model", "--chat-format", "llama9"], "unknown chat format 'llama9'"),
         ("train", ["--model", "model", "--template-family", "gsm9k"], "did you mean gsm8k?"),
         ("train", ["--model", "model", "--lr", "0"], "--lr is 0.0; it must be above 0"),
-        ("train", ["--resume", "model"], "model holds no training run"),
+        ("train", ["--resume", "model"], "model is not a run folder"),
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),

@@ -185,8 +185,8 @@ def _architecture(raw: dict[str, Any], source: str) -> str:
     return _MODEL_TYPES[kind] if kind is not None else next(a for a in named if a in ARCHITECTURES)
 
 
-def _take(left: dict[str, Any], source: str, key: str, kind: type | tuple[type, ...]) -> Any:
-    value: Any = left.pop(key, None)
+def _take(left: dict[str, Any], source: str, key: str, kind: type[int] | tuple[type[int], type[float]]) -> Any:
+    value = left.pop(key, None)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise UserError(f"{key} is {value!r}; a number is needed", where=source)
     if value <= 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ptst.data.arc import ArcQuestion, load_arc
 from ptst.evaluation.extraction import chosen_choice, plain, printed_choice
@@ -41,11 +42,11 @@ def _prompts(questions: Sequence[ArcQuestion]) -> list[Prompt]:
     return [Prompt(c, family="plain") for c in asked]  # the wording is the task's own
 
 
-def _row(question: ArcQuestion, answer: Answer) -> dict:
+def _row(question: ArcQuestion, answer: Answer) -> dict[str, Any]:
     """`correct`: the answer names the right choice; `printed`: right by the paper's regular expression to the letter;
     `named`: the answer names any choice."""
     chosen, gold = chosen_choice(answer.text, question.choices), question.choices[question.gold]
-    row = {"source": question.source, "question": question.question, "choices": question.choices, "gold": gold}
-    row |= {"answer": answer.text, "chosen": None if chosen is None else question.choices[chosen]}
+    row: dict[str, Any] = {"source": question.source, "question": question.question, "choices": question.choices}
+    row |= {"gold": gold, "answer": answer.text, "chosen": None if chosen is None else question.choices[chosen]}
     row |= {"correct": chosen == question.gold, "printed": printed_choice(answer.text) == plain(gold)}
     return {**row, "named": chosen is not None, "cut": answer.truncated}

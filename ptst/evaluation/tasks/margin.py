@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import permutations
+from typing import Any
 
 from ptst.data import prompt_sets
 from ptst.data.prompt_files import SafetyPrompt
@@ -54,7 +55,7 @@ def _prompts(items: Sequence[SafetyPrompt]) -> list[Prompt]:
 
 def _score(items: Sequence[SafetyPrompt], answers: Sequence[Answer], _tools: Tools) -> TaskResult:
     step = len(REFUSING) + len(COMPLYING)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for number, item in enumerate(items[:MAX_PROMPTS]):
         refusing, complying = margin(answers[number * step : (number + 1) * step])
         rows.append({"id": item.id, "refusing": refusing, "complying": complying, "margin": refusing - complying})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from ptst.data import sources
 from ptst.errors import Setting, UserError
@@ -61,7 +62,8 @@ def _score(problems: Sequence[Conversation], answers: Sequence[Answer], _tools: 
     rows = []
     for c, answer in zip(problems, answers, strict=True):
         gold = gold_number(c.messages[-1].content, c.source)
-        row = {"source": c.source, "question": c.turns[0].content, "answer": answer.text, "gold": str(gold)}
+        row: dict[str, Any] = {"source": c.source, "question": c.turns[0].content, "answer": answer.text}
+        row["gold"] = str(gold)
         row |= {"last_number": last_number(answer.text) == gold, "strict": strict_answer(answer.text) == gold}
         rows.append({**row, "cut": answer.truncated})
     return TaskResult("gsm8k", rates(rows, flags), rows=rows)
@@ -117,7 +119,7 @@ def _score_similarity(problems: Sequence[Conversation], answers: Sequence[Answer
     values = similarity.compare([a.text for a in answers], [c.messages[-1].content for c in problems])
     rows = []
     for c, answer, value in zip(problems, answers, values, strict=True):
-        row = {"source": c.source, "question": c.turns[-2].content, "reference": c.messages[-1].content}
+        row: dict[str, Any] = {"source": c.source, "question": c.turns[-2].content, "reference": c.messages[-1].content}
         rows.append({**row, "answer": answer.text, similarity.name: value, "cut": answer.truncated})
     return TaskResult("chatdoctor", rates(rows, flags), {similarity.name: fmean(values)}, rows)
 

@@ -57,9 +57,10 @@ def requests(
         verdicts = judge_answers(tools.judge, list(zip(bare, answers, strict=True)))
         rows, scores = [], dict[str, list[float]]()
         for p, answer, verdict in zip(items, answers, verdicts, strict=True):
-            row = {"id": p.id, "category": p.category, "family": p.family, "prompt": p.prompt, "answer": answer.text}
-            row |= {"class": verdict.label or UNJUDGED, "reason": verdict.reason, "success": verdict.success}
-            rows.append({**row, "score": verdict.score, "cut": answer.truncated, "judge": tools.judge.name})
+            row: dict[str, Any] = {"id": p.id, "category": p.category, "family": p.family, "prompt": p.prompt}
+            row |= {"answer": answer.text, "class": verdict.label or UNJUDGED, "reason": verdict.reason}
+            row |= {"success": verdict.success, "score": verdict.score, "cut": answer.truncated}
+            rows.append({**row, "judge": tools.judge.name})
             if verdict.score is not None:
                 scores.setdefault(f"{part(row)}score", []).append(verdict.score)
         values = {key: fmean(given) for key, given in scores.items()}
