@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import runpy
+import subprocess
 import sys
 
 import pytest
 
+import ptst
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model
 
@@ -51,3 +53,16 @@ def test_the_python_of_the_readme_runs(model, capsys):
     assert "smollm2-135m-instruct" in code
     exec(compile(code.replace("smollm2-135m-instruct", model), "README.md", "exec"), {})
     assert capsys.readouterr().out.rstrip().endswith("info")
+
+
+def test_the_front_door_is_lazy_and_whole():
+    code = (
+        "import sys, ptst; ptst.TrainConfig, ptst.EvalConfig, ptst.Sampling, ptst.UserError, ptst.Conversation;"
+        "assert 'torch' not in sys.modules, 'torch'; [getattr(ptst, name) for name in ptst.__all__];"
+        "import ptst.open, ptst.notebook; assert all(callable(getattr(ptst, name)) for name in ptst.__all__)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=120)
+    typed = re.findall(r"^    from (\S+) import \w+ as (\w+)$", (ROOT / "ptst" / "__init__.py").read_text(), re.M)
+    assert {name: module for module, name in typed} == ptst._PLACES
+    with pytest.raises(AttributeError, match="no attribute 'opn_model'"):
+        _ = ptst.opn_model

@@ -268,7 +268,7 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     assert "one seed" in result["contrast"]["sentence"]
     rows = [json.loads(x) for x in Path("laptop/cells/untouched/chat-llama.safety.rows.jsonl").read_text().splitlines()]
     assert all(row["family"] in alignment_set.TEST_FAMILIES for row in rows)
-    trained = json.loads(Path("laptop/rows/chat-vanilla.seed0/run.json").read_text())
+    trained = json.loads(Path("laptop/runs/chat-vanilla.seed0/run.json").read_text())
     assert trained["model_folder"] == str(Path("checkpoints/aligned-model").resolve())
     assert run_grid(small)["contrast"] == result["contrast"]  # nothing left to do
 
