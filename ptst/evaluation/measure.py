@@ -16,8 +16,7 @@ from ptst.evaluation.judges import find_judge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_decodings
-from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
-from ptst.generation.memory import gigabytes
+from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype, gigabytes
 from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel

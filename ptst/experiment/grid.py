@@ -20,8 +20,7 @@ from typing import Any, ClassVar
 import torch
 
 from ptst.data import order, sources
-from ptst.data.examples import length_limit, prepare
-from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group

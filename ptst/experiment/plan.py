@@ -13,8 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.text.template_file import load_template
-from ptst.text.templates import Template, find_template
+from ptst.text.templates import Template, find_template, load_template
 
 BASE = "untouched"  # the base model's name in file names and results
 Names = Sequence[str]
