@@ -130,7 +130,7 @@ def run_chat(config: ChatConfig) -> None:
     from ptst.generation.request import Sampling
     from ptst.model.weights import pick_dtype
     from ptst.open import open_model
-    from ptst.text.template_file import load_template
+    from ptst.text.templates import load_template
 
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
     template = load_template(config.template_file) if config.template_file else config.template

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError, unknown_name
-from ptst.model.lora_config import TARGETS
+from ptst.model.config import TARGETS
 from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
@@ -144,7 +144,7 @@ class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
-        from ptst.data.mix import parse_mix
+        from ptst.data.examples import parse_mix
 
         super().check()
         if self.recipe is not None and self.recipe not in RECIPES:
