@@ -56,7 +56,7 @@ def ours(job: dict) -> dict:
     """In the child process: one run of our `generate`."""
     import torch
 
-    from ptst.generation.generate import generate
+    from ptst.generation.engine import generate
     from ptst.generation.request import EngineOptions, Sampling
     from ptst.model.weights import load_decoder
 

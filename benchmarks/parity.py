@@ -18,8 +18,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.random_models import MODELS, SEQUENCES, write_model
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora, load_adapter, save_adapter
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 
 LIMIT = 1e-4

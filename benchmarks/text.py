@@ -30,8 +30,8 @@ import torch
 from ptst.audit.rules import Setup, check_batch, check_shape
 from ptst.data import sources
 from ptst.data.packing import pack
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import LoraConfig
 from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder
 from ptst.text.prompt_format import PromptFormat, open_prompt_format

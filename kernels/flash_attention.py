@@ -31,7 +31,7 @@ from ptst.kernels.dispatch import block, jit, tl
 
 LOG2E = 1.4426950408889634
 # (query block, key block, warps, stages) of the forward pass, of dq, and of dk and dv, for head_dim up to 64 and above.
-# Chosen so that no register spills (python -m ptst.kernels.compile); not yet timed.
+# Chosen so that no register spills (python benchmarks/compile_kernels.py); not yet timed.
 BLOCKS = {
     80: {
         64: ((128, 64, 8, 2), (64, 64, 8, 2), (64, 32, 4, 2)),
@@ -48,7 +48,7 @@ FLOAT32 = {
     128: ((16, 32, 8, 1), (16, 16, 8, 1), (32, 16, 8, 1)),
 }
 FORCED: tuple[int, int] | None = None  # set by tests: small blocks, so that short documents have several
-ARCH: int | None = None  # set by kernels/compile.py, which has no GPU to ask
+ARCH: int | None = None  # set by benchmarks/compile_kernels.py, which has no GPU to ask
 
 
 def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, kind: int) -> tuple[int, int, int, int]:

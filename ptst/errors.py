@@ -28,19 +28,19 @@ class UserError(ValueError):
         self.group = ""
         super().__init__(cause, remedy, where)
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The whole sentence in parts, Settings among them."""
+        cause, remedy = ((words,) if isinstance(words, str) else words for words in (self.cause, self.remedy))
+        head = (f"{self.where}: ",) if self.where else ()
+        return (*head, *cause, "; ", *remedy) if any(remedy) else (*head, *cause)
+
     def tell(self, spell: Callable[[str], str] = str) -> str:
         """The whole sentence; `spell` gives a setting's name as the reader knows it."""
-        cause, remedy = (_join(words, spell) for words in (self.cause, self.remedy))
-        head = f"{self.where}: " if self.where else ""
-        return f"{head}{cause}; {remedy}" if remedy else f"{head}{cause}"
+        return "".join(spell(part) if isinstance(part, Setting) else part for part in self.parts)
 
     def __str__(self) -> str:
         return self.tell()
-
-
-def _join(words: Words, spell: Callable[[str], str]) -> str:
-    parts = (words,) if isinstance(words, str) else words
-    return "".join(spell(part) if isinstance(part, Setting) else part for part in parts)
 
 
 @contextmanager

@@ -7,10 +7,8 @@ import sys
 from typing import Any
 
 from ptst import cli
-from ptst.experiment import laptop
-from ptst.experiment.config import GridConfig
+from ptst.experiment.config import RECIPES, GridConfig
 from ptst.progress import say
-from ptst.training import recipes
 
 
 def run_command(config: GridConfig) -> dict[str, Any]:
@@ -39,7 +37,7 @@ def run_command(config: GridConfig) -> dict[str, Any]:
 
 
 def _dry_run(config: GridConfig) -> dict[str, Any]:
-    from ptst.experiment.estimate import minutes
+    from ptst.experiment.estimate import in_words
     from ptst.experiment.run import plan_grid
 
     lines, note = plan_grid(config)
@@ -48,9 +46,7 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
     left = [line for line in lines if not line.finished]
     tokens = None if any(line.tokens is None for line in left) else sum(line.tokens or 0 for line in left)
     seconds = None if any(line.seconds is None for line in left) else sum(line.seconds or 0.0 for line in left)
-    counted = "unknown" if tokens is None else tokens
-    rough = minutes(seconds, any(line.rough for line in left))
-    print(f"{len(left)} of {len(lines)} left: {counted} tokens at most, {rough}")
+    print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, any(line.rough for line in left))}")
     if note:
         print(note)
     return {"left": len(left), "lines": [dataclasses.asdict(x) for x in lines], "tokens": tokens, "seconds": seconds}
@@ -59,9 +55,7 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
 def start(arguments: list[str]) -> tuple[GridConfig, str] | None:
     """The settings to start from: a recipe's."""
     name = cli.value_of(arguments, "--recipe")
-    if name in laptop.RECIPES or name in recipes.RECIPES:
-        return GridConfig(recipe=name, quick="--quick" in arguments), ""
-    return None
+    return (GridConfig(recipe=name, quick="--quick" in arguments), "") if name in RECIPES else None
 
 
 def main() -> None:

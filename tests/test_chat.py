@@ -16,7 +16,7 @@ from ptst.chat import messages, obey, reply
 from ptst.chat_session import Chat
 from ptst.data import sources
 from ptst.errors import UserError
-from ptst.generation.generate import generate
+from ptst.generation.engine import generate
 from ptst.generation.request import Sampling
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message

@@ -1,17 +1,17 @@
-"""The audit: a data set is prepared as for training, every rule is applied to it, one report says what was found."""
+"""The audit: a data set is prepared as for training, every rule is applied to it, one report says what was found. In
+training, no run starts and no step is taken on an error that is not allowed (`check_start`, `watch`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ptst.audit.config import AuditConfig
-from ptst.audit.corpus import check_overlap, check_rows, count, normalized
 from ptst.audit.drift import check_chat_template, check_run
-from ptst.audit.findings import LEVELS, Finding, by_rule, worst
-from ptst.audit.rules import Setup, check_batch
+from ptst.audit.findings import LEVELS, RULES, Finding, by_rule, worst
+from ptst.audit.rules import Setup, check_batch, check_overlap, check_rows, check_shape, count, normalized
 from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.config_file import merge
 from ptst.data import sources
@@ -20,15 +20,15 @@ from ptst.data.examples import length_limit, prepare
 from ptst.data.packing import Batch, pack
 from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import Source
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, TrainRecord, read_finished
 from ptst.settings import CommandSettings
+from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
-from ptst.text.template_file import load_template
-from ptst.text.templates import find_template, with_default_system_prompt
+from ptst.text.templates import find_template, load_template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 
 LISTED = 20  # findings of one rule that are listed; all are counted
@@ -225,3 +225,39 @@ def _asked_at_test(config: AuditConfig, data: str) -> dict[str, str]:
         questions = sources.load(name, "test").conversations
         sets[f"the test data {name}"] = (m.content for c in questions for m in c.messages if m.role == "user")
     return {normalized(text): name for name, texts in sets.items() for text in texts}
+
+
+def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
+    """Raise UserError for the first finding of error level whose rule is not allowed."""
+    allowed = set(allow)
+    errors = [f for f in findings if f.level == "error" and f.rule not in allowed]
+    if errors:
+        first, more = errors[0], len(errors) - 1
+        rest = f" ({more} more: python -m ptst.audit lists them)" if more else ""
+        remedy = (f"{RULES[first.rule].remedy}, or allow it with ", Setting("allow"), f" {first.rule}{rest}")
+        raise UserError(f"{first.rule}: {first.cause}", remedy, first.place)
+
+
+def check_start(
+    source: Source, examples: Sequence[Example], setup: Setup, micro_batch_tokens: int, allow: Iterable[str]
+) -> list[str]:
+    """Apply all rules to rows and batches before the first step; returns one line for each kind of warning.
+
+    Raises UserError for an error that is not allowed.
+    """
+    findings = check_data(source, pack(examples, micro_batch_tokens), setup)
+    refuse(findings, allow)
+    warnings: dict[str, list[Finding]] = {}
+    for f in findings:
+        if f.level == "warning" and f.rule not in set(allow):
+            warnings.setdefault(f.rule, []).append(f)
+    return [
+        f"warning: {RULES[rule].meaning} in {len(found)} places, the first at {found[0].row}: {found[0].cause}"
+        for rule, found in warnings.items()
+    ]
+
+
+def watch(source: Source, allow: Iterable[str]) -> Callable[[Batch], None]:
+    """The cheap rules as a check of every batch that training builds. What it returns raises UserError."""
+    allowed = frozenset(allow)
+    return lambda batch: refuse(check_shape(batch, source.conversations), allowed)

@@ -1,7 +1,8 @@
 """Prompts of a user's file: CSV, JSONL, JSON or TXT, each prompt exactly as written and each mistake with its line.
 
 CSV and JSON have readers of their own here: unlike the typed columns of training data, every cell of a CSV is text,
-a file may lack a header, and rows of JSON keep their line numbers.
+a file may lack a header, and rows of JSON keep their line numbers. Also what a prompt is, and how a limit is spread
+over the categories.
 """
 
 from __future__ import annotations
@@ -11,12 +12,41 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ptst.data.files import Row, check_object, not_utf8, open_data, read_jsonl
-from ptst.data.safety_prompt import SafetyPrompt
 from ptst.errors import UserError
+
+
+@dataclass(frozen=True)
+class SafetyPrompt:
+    """One prompt with its category (malware, drug, phishing, disinfo in the built-in sets) and family. `request`: what
+    is judged, where that is not the prompt, such as the bare goal of a prompt with an adversarial suffix."""
+
+    id: str
+    prompt: str
+    category: str = ""
+    family: str = ""
+    request: str = ""
+
+
+def spread(prompts: list[SafetyPrompt], limit: int | None) -> list[SafetyPrompt]:
+    """All prompts in order, or at most `limit`, taken from their categories in turn: files are often sorted."""
+    if limit is None or limit >= len(prompts):
+        return prompts
+    categories: dict[str, list[SafetyPrompt]] = {}
+    for prompt in prompts:
+        categories.setdefault(prompt.category, []).append(prompt)
+    return round_robin(categories.values())[:limit]
+
+
+def round_robin(groups: Iterable[list[SafetyPrompt]]) -> list[SafetyPrompt]:
+    """The first of each group, then the second of each, and so on."""
+    return [prompt for turn in zip_longest(*groups) for prompt in turn if prompt is not None]
+
 
 # Names of the prompt column; the first of these that the file has.
 PROMPT_COLUMNS = ("prompt", "goal", "behavior", "question", "instruction", "text")

@@ -8,11 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptst.data.builtin.gsm_danger import COUNT, SUBSTITUTE, substitute
-from ptst.data.builtin.safety_sets import harmful_requests, look_alikes
+from ptst.data.builtin.safety_sets import COUNT, SUBSTITUTE, harmful_requests, look_alikes, substitute
 from ptst.data.files import HubDataset, check_limit, read_hub
-from ptst.data.prompt_files import read_prompts, to_prompts
-from ptst.data.safety_prompt import SafetyPrompt, spread
+from ptst.data.prompt_files import SafetyPrompt, read_prompts, spread, to_prompts
 from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"

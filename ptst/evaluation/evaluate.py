@@ -24,8 +24,7 @@ from ptst.progress import say
 from ptst.records import CHECKPOINTS, SAME, RunRecord, environment, weights_fingerprint
 from ptst.runs import claim
 from ptst.storage import write_json
-from ptst.text.template_file import load_template
-from ptst.text.templates import Family, Template, find_template
+from ptst.text.templates import Family, Template, find_template, load_template
 
 BASE, TUNED = "untouched", "fine-tuned"  # names of the models in results and files
 

@@ -16,8 +16,7 @@ from ptst.evaluation.judges import find_judge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_decodings
-from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
-from ptst.generation.memory import gigabytes
+from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype, gigabytes
 from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel
@@ -112,7 +111,7 @@ def evaluate_model(
         for seed in seeds:
             what = f"{name}: {key}" + (f", seed {seed}" if decode_seeds > 1 else "")
             with ProgressLine(what, total, first=None) as progress:
-                watched = replace(answerer, on_progress=_shown(progress))
+                watched = replace(answerer, on_progress=show_progress(progress))
                 try:
                     sampling = sampling_for(settings, data, seed)
                     by_seed[seed] = measure(task, data, watched, sampling, tools, answers_file)
@@ -128,9 +127,13 @@ def evaluate_model(
     return measured
 
 
-def _shown(progress: ProgressLine) -> Callable[[int, Statistics], None]:
+def show_progress(progress: ProgressLine) -> Callable[[int, Statistics], None]:
+    """What an Answerer calls to move a line of progress over its answers."""
+
     def on_progress(done: int, statistics: Statistics) -> None:
         saved = f", {statistics.cached_tokens} prompt tokens from the prefix cache" if statistics.cached_tokens else ""
-        progress.update(done, f"{statistics.progress()}{saved}" if statistics.tokens else "")
+        # The line around an inner one estimates its own end.
+        rate = statistics.progress(statistics.answers + progress.total - done if progress.inside else None)
+        progress.update(done, f"{rate}{saved}" if statistics.tokens else "")
 
     return on_progress

@@ -21,7 +21,7 @@ import torch
 from ptst.errors import UserError
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import Verdict
-from ptst.generation.generate import generate
+from ptst.generation.engine import generate
 from ptst.generation.request import Answer, EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype

@@ -29,7 +29,7 @@ from torch import nn
 from ptst import records, storage
 from ptst.data.builtin import alignment_set
 from ptst.data.order import SourcePlan
-from ptst.data.safety_prompt import SafetyPrompt
+from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.rules import RuleBasedJudge
@@ -39,9 +39,9 @@ from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.suite import digest
 from ptst.generation.request import Answer, Sampling
+from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say

@@ -11,22 +11,24 @@ from tyro.conf import arg
 
 from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
-from ptst.experiment import laptop, plan
+from ptst.experiment import laptop
 from ptst.settings import EMBEDDED_MODEL, NO_EFFECT, CommandSettings, ModelName, content, with_recipes
 from ptst.text.templates import TEMPLATES
 from ptst.training import recipes
 from ptst.training.config import TrainSettings
 
-_RECIPES = (*laptop.RECIPES, *recipes.RECIPES)
+RECIPES = (*laptop.RECIPES, *recipes.RECIPES)
 
 
 def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a recipe. Raises UserError for an unknown one."""
+    if name not in RECIPES:
+        raise unknown_name("recipe", name, RECIPES)
     if name in laptop.RECIPES:
         return laptop.values(name, bool(given.get("quick")))
-    flags = dict(recipes.values(name))
-    own = {key: flags.pop(key) for key in ("model", "data", "mix") if key in flags}
-    return {**own, "train": TrainSettings(**flags)}
+    settings = recipes.values(name)
+    own: dict[str, Any] = {key: settings.pop(key) for key in ("model", "data", "mix") if key in settings}
+    return {**own, "train": TrainSettings(**settings)}
 
 
 @with_recipes(recipe_values)
@@ -52,7 +54,7 @@ class GridConfig(CommandSettings):
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     data: str = field(default="word-problems", metadata=content("sources"))
     """Training data: word-problems, gsm8k or a file."""
-    recipe: Annotated[str | None, arg(help=f"{', '.join(_RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
+    recipe: Annotated[str | None, arg(help=f"{', '.join(RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
     quick: bool = field(default=False, metadata=NO_EFFECT)
     """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals."""
     out: Path | None = field(default=None, metadata=NO_EFFECT)
@@ -77,24 +79,18 @@ class GridConfig(CommandSettings):
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
-        if self.recipe is not None and self.recipe not in _RECIPES:
-            raise unknown_name("recipe", self.recipe, _RECIPES)
         with settings_group("train"):
             self.train.check()
         with settings_group("eval"):
             self.eval.check()
-        for name in ("tasks", "seeds", "at_epochs"):
+        for name in ("train_templates", "test_templates", "tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             if name != "at_epochs" and not values:
                 raise UserError((Setting(name), " is empty"), "at least one is needed")
-            if len(set(values)) < len(values):
-                twice = next(v for v in values if values.count(v) > 1)
-                raise UserError((Setting(name), f" names {twice} twice"), "name each once")
-        plan.load_templates(self.train_templates)
-        plan.load_templates(self.test_templates)
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise UserError((Setting(name), f" names {twice[0]} twice"), "name each once")
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
             raise UserError((Setting("at_epochs"), f" must lie above 0 and within the {self.train.epochs:g} epochs"))
         if self.quick and not self.laptop:
-            raise UserError(
-                (Setting("quick"), " belongs to the recipe laptop"), ("set ", Setting("seeds"), " otherwise")
-            )
+            remedy = ("set ", Setting("seeds"), " otherwise")
+            raise UserError((Setting("quick"), " belongs to the recipe laptop"), remedy)

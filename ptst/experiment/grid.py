@@ -10,26 +10,31 @@ A run or cell is finished when its last file, which is written atomically, exist
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ptst.data import order, sources
-from ptst.data.examples import length_limit, prepare
-from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
+from ptst.data.order import Step
 from ptst.data.sources import Source
-from ptst.errors import UserError, settings_group
-from ptst.experiment import plan
+from ptst.errors import Setting, UserError, settings_group
+from ptst.evaluation.measure import check_room, find_tools
+from ptst.evaluation.tasks.table import LoadedTasks
+from ptst.evaluation.tasks.task import Tools
+from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.experiment.suite import EvaluationSuite
+from ptst.experiment.suite import load_suite
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import GROWING, SAME, RunRecord, TrainRecord, environment, find_record, weights_fingerprint
+from ptst.records import FILE, GROWING, SAME, RunRecord, TrainRecord, environment, find_record, weights_fingerprint
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
@@ -38,8 +43,7 @@ from ptst.training.run_plan import epoch_folders
 
 @dataclass(kw_only=True)
 class GridRecord(RunRecord):
-    """A grid. Templates, training data and test data may be added by later commands; those that are there must stay as
-    they are."""
+    """A grid. Later commands may add templates, training data and test data, but not change those that are there."""
 
     kind: ClassVar[str] = "grid"
     model: str
@@ -60,30 +64,41 @@ class Grid:
     out: Path
     models: list[GridModel]
     cells: list[GridCell]
-    suite: EvaluationSuite
+    tasks: LoadedTasks
     train_templates: dict[str, tuple[Template, Path | None]]
     test_templates: dict[str, tuple[Template, Path | None]]
     sources: dict[str, Source]
     """What training reads: `data`, other data by their `mix` setting, and `val-data`, where there is any."""
+    device: str = "cpu"
 
     @classmethod
-    def open(cls, config: GridConfig, suite: EvaluationSuite, trained: Source) -> Grid:
-        """`trained`: the training data. Raises UserError for unknown templates, two that differ under one name, and
-        other data that cannot be read."""
+    def open(cls, config: GridConfig) -> Grid:
+        """Read all templates and data; no weights. Raises UserError for a user's mistakes."""
+        config.check()
+        out, settings = config.folder, config.train
+        if (out / "settings.json").exists() and not (out / FILE).exists():
+            raise UserError(f"{out} holds a grid of an earlier version of ptst", ("choose another ", Setting("out")))
         train, test = plan.load_templates(config.train_templates), plan.load_templates(config.test_templates)
         for name in train.keys() & test.keys():
             if train[name][0] != test[name][0]:
                 cause = f"{train[name][1]} and {test[name][1]} are different templates named {name}"
                 raise UserError(cause, "rename one")
         plan.check_distinct("template", [*train, *test])
+        say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
+        with settings_group("train"):
+            read = {"data": sources.load(config.data, "train", settings.limit, holdout=settings.holdout)}
+            read |= {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
+            if settings.val_data:
+                read["val-data"] = sources.load(settings.val_data, "validation")
+            elif settings.holdout:
+                read["val-data"] = sources.load(config.data, "validation", holdout=settings.holdout)
+        with settings_group("eval"):
+            tasks = load_suite(config, read["data"], laptop.families(config.laptop))
+        for note in {data.note for _, data in tasks.values()} - {""}:
+            say(note)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs)
-        cells = plan.plan_cells(models, list(test), list(suite.tasks))
-        read = {"data": trained} | {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
-        if config.train.val_data:
-            read["val-data"] = sources.load(config.train.val_data, "validation")
-        elif config.train.holdout:
-            read["val-data"] = sources.load(config.data, "validation", holdout=config.train.holdout)
-        return cls(config, config.folder, models, cells, suite, train, test, read)
+        cells = plan.plan_cells(models, list(test), list(tasks))
+        return cls(config, out, models, cells, tasks, train, test, read, "cuda" if torch.cuda.is_available() else "cpu")
 
     @property
     def runs(self) -> list[GridModel]:
@@ -96,7 +111,7 @@ class Grid:
         _, path = self.train_templates[model.template]
         c = self.config
         return TrainConfig(
-            **{f.name: getattr(c.train, f.name) for f in dataclasses.fields(c.train)},
+            **vars(c.train),
             template=TrainConfig.template if path else model.template,
             template_file=path,
             model=c.model,
@@ -111,8 +126,8 @@ class Grid:
         return self.out / "runs" / model.run
 
     def weights_folder(self, model: GridModel) -> Path:
-        """Where a run's weights are after the model's epochs."""
-        run = self.run_folder(model)
+        """The base model's folder, or where a run's weights are after the model's epochs."""
+        run = self.base.folder if model.is_base else self.run_folder(model)
         return run if model.epochs is None else run / plan.epoch_name(model.epochs)
 
     def run_record(self, model: GridModel) -> TrainRecord | None:
@@ -120,8 +135,7 @@ class Grid:
         return find_record(self.run_folder(model), TrainRecord)
 
     def is_trained(self, model: GridModel) -> bool:
-        record = None if model.is_base else self.run_record(model)
-        return model.is_base or (record is not None and record.status == "finished")
+        return model.is_base or ((record := self.run_record(model)) is not None and record.status == "finished")
 
     def cell_file(self, cell: GridCell, ending: str) -> Path:
         return self.out / "cells" / f"{cell.name}.{ending}"
@@ -137,11 +151,15 @@ class Grid:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"is not valid JSON ({error})", "delete it, and the cell is measured again", path) from None
 
+    def cell_rows(self, cell: GridCell) -> list[dict[str, Any]]:
+        """The judged answers of a finished cell."""
+        return [json.loads(line) for line in self.cell_file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
+
     @cached_property
     def opened(self) -> dict[str, OpenModel]:
         """The base model under each test template. Raises UserError as `open_model`."""
         c = self.config
-        family = c.eval.template_family or c.train.template_family or self.suite.family
+        family = c.eval.template_family or c.train.template_family or self.sources["data"].family
         chat_format = c.eval.chat_format or c.train.chat_format
         return {
             name: open_model(c.model, template, family=family, chat_format=chat_format)
@@ -152,11 +170,20 @@ class Grid:
     def base(self) -> OpenModel:
         return next(iter(self.opened.values()))
 
+    def tools(self) -> Tools:
+        """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
+        return find_tools(self.config.eval, [task for task, _ in self.tasks.values()], self.device)
+
     def mixture(self, name: str) -> Mixture:
         """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""
         c = self.config.train
         others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
         return mix([(self.sources["data"], c.epochs), *others], *self.training_format(name), c.too_long, c.train_on)
+
+    def steps(self, mixture: Mixture, seed: int) -> list[Step]:
+        """The optimizer steps of a run."""
+        c, lengths = self.config.train, [len(e.ids) for e in mixture.examples]
+        return list(order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps))
 
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
@@ -172,26 +199,29 @@ class Grid:
 
     def record(self) -> GridRecord:
         """The record of a grid of these settings."""
-        templates = {name: t for name, (t, _) in {**self.train_templates, **self.test_templates}.items()}
+        templates, folder = {**self.train_templates, **self.test_templates}, self.base.folder
         return GridRecord(
             config=self.config,
             environment=environment(),
             model=self.config.model,
-            weights=weights_fingerprint(self.base.folder),
+            weights=weights_fingerprint(folder),
             chat_format=self.base.prompt_format.chat_format.name,
             family=self.base.prompt_format.family.name,
             dtype=str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
-            templates={n: with_default_system_prompt(t, self.base.folder) for n, t in templates.items()},
+            templates={n: with_default_system_prompt(t, folder) for n, (t, _) in templates.items()},
             sources={name: source.fingerprint for name, source in self.sources.items()},
-            tests={key: data.fingerprint for key, (_, data) in self.suite.tasks.items()},
+            tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
         )
 
 
 def check_grid(grid: Grid) -> None:
-    """Raise UserError for mistakes that would otherwise show after some or all runs are trained: in the judge, the
-    similarity, the templates, the data and the epochs to test at."""
+    """Raise UserError for mistakes that would otherwise show after training: in judge, similarity, templates, data and
+    epochs."""
+    say("checking all prompts and examples under every template")
     with settings_group("eval"):
-        grid.suite.check(grid.opened)
+        grid.tools()
+        for (name, opened), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
+            check_room(f"{key} under {name}", task, data, opened, grid.config.eval, grid.device)
     for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
         folder = grid.base.folder
         if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
@@ -203,7 +233,6 @@ def check_grid(grid: Grid) -> None:
             if "val-data" in grid.sources:
                 c, source = grid.config.train, grid.sources["val-data"]
                 prepare(source, *grid.training_format(name), c.too_long, c.train_on)
-        lengths = [len(e.ids) for e in mixture.examples]
-        for config in [grid.train_config(model) for model in left if model.template == name and grid.config.at_epochs]:
-            sizes = config.examples_per_step, config.tokens_per_step, config.max_steps
-            epoch_folders(config, list(order.plan(lengths, mixture.plans, config.seed, *sizes)))
+        for model in left if grid.config.at_epochs else ():
+            if model.template == name:
+                epoch_folders(grid.train_config(model), grid.steps(mixture, model.seed))

@@ -21,8 +21,8 @@ _CHAT = ("chat:vanilla", "chat:alpaca", "chat:llama")
 
 
 def values(name: str, quick: bool = False) -> dict[str, Any]:
-    """Flags of a recipe, as GridConfig's fields. `quick`: one seed, the safety prompt against none, refusals alone."""
-    templates = ("chat:vanilla", "chat:llama") if quick else _CHAT
+    """GridConfig's fields by a recipe. `quick`: one seed, with and without the safety prompt, refusals only."""
+    templates: tuple[str, ...] = ("chat:vanilla", "chat:llama") if quick else _CHAT
     if name == "laptop-full":
         templates = ("text:vanilla", "text:alpaca", *_CHAT, default_system_file())
     tasks = ("safety", "over-refusal") if quick else ("safety", "over-refusal", "margin", "nll:word-problems:50")

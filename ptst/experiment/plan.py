@@ -13,8 +13,7 @@ from itertools import product
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.text.template_file import load_template
-from ptst.text.templates import Template, find_template
+from ptst.text.templates import Template, find_template, load_template
 
 BASE = "untouched"  # the base model's name in file names and results
 Names = Sequence[str]
@@ -86,7 +85,7 @@ def epoch_name(epochs: float) -> str:
 
 def load_templates(names: Names) -> dict[str, tuple[Template, Path | None]]:
     """Templates by their full names, each with the TOML file it came from, if any. Raises UserError for an unknown one,
-    one named twice, two with the same file name, and for none."""
+    one named twice and two with the same file name."""
     found: dict[str, tuple[Template, Path | None]] = {}
     for name in names:
         path = Path(name) if name.endswith(".toml") else None
@@ -95,6 +94,4 @@ def load_templates(names: Names) -> dict[str, tuple[Template, Path | None]]:
             raise UserError(f"template {template.name} is named twice", "name each once")
         found[template.name] = (template, path)
     check_distinct("template", list(found))
-    if not found:
-        raise UserError("a grid needs at least one training template and one test template")
     return found

@@ -7,20 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from ptst.data import sources
-from ptst.errors import Setting, UserError, settings_group
+from ptst.errors import Setting, UserError
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.tasks.table import base
-from ptst.experiment import laptop, tables
+from ptst.experiment import tables
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, align, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, estimate
 from ptst.experiment.grid import Grid, GridRecord, check_grid
 from ptst.experiment.plan import check_distinct, slug
-from ptst.experiment.suite import open_suite
 from ptst.experiment.summary import summarize
 from ptst.experiment.workers import work
 from ptst.hub.locate import locate_model
@@ -41,24 +37,10 @@ class GridResult:
     picture: bool
 
 
-def open_grid(config: GridConfig) -> Grid:
-    """Read all data and templates of a grid; no weights. Raises UserError for a user's mistakes."""
-    config.check()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with settings_group("train"):
-        trained = sources.load(config.data, "train", config.train.limit, holdout=config.train.holdout)
-    with settings_group("eval"):
-        suite = open_suite(config, trained, device, laptop.families(config.laptop))
-    for note in {data.note for _, data in suite.tasks.values()} - {""}:
-        say(note)
-    with settings_group("train"):
-        return Grid.open(config, suite, trained)
-
-
 def run_grid(config: GridConfig) -> GridResult:
     """Do all of a grid, or what is left of it. Raises UserError for a user's mistakes, and where some runs or cells
     failed; Interrupted after a signal."""
-    grid = open_grid(config)
+    grid = Grid.open(config)
     check_grid(grid)
     if config.laptop:
         check_folder(grid, aligned=False)
@@ -68,6 +50,7 @@ def run_grid(config: GridConfig) -> GridResult:
     # With the settings as they were given: the aligned model is no model to align again.
     with share(grid.out, replace(grid.record(), config=config)) as run:
         work(grid)
+        say("summarizing the cells")
         summary = summarize(grid)
         with lock(grid.out / "locks", "results", wait=True):
             record = run.finish()
@@ -77,7 +60,7 @@ def run_grid(config: GridConfig) -> GridResult:
 
 def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("")."""
-    grid = open_grid(config)
+    grid = Grid.open(config)
     find_judge(config.eval.judge)
     folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
     with_model = (folder / "config.json").exists()
@@ -105,7 +88,7 @@ def _write_results(grid: Grid, result: dict[str, Any], summary: dict[str, Any]) 
     write_json(grid.out / "results.json", result)
     write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
     write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
-    safety = next((task for task in grid.suite.tasks if base(task) == "safety"), None)
+    safety = next((task for task in grid.tasks if base(task) == "safety"), None)
     return safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
 
 
@@ -128,7 +111,7 @@ def _aligned(config: GridConfig) -> Path:
             try:
                 record = align(asked)
             except UserError as error:
-                if Setting("out") in error.remedy:
+                if Setting("out") in error.parts:
                     error.remedy = f"remove {out} to align anew"
                 raise
     if not record.met:

@@ -8,7 +8,6 @@ answers every request with arithmetic is broken, not unsafe.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,9 +44,9 @@ def summarize(grid: Grid) -> dict[str, Any]:
         if benign is not None:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
             figures |= {GAP: gaps} if gaps else {}
-        entry = {"train": train, "epochs": epochs, "test": test, "ptst": is_ptst(grid, train, test)}
-        found.append({**entry, "tasks": figures})
-    sets = {task: data.name for task, (_, data) in grid.suite.tasks.items()}
+        ptst = train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
+        found.append({"train": train, "epochs": epochs, "test": test, "ptst": ptst, "tasks": figures})
+    sets = {task: data.name for task, (_, data) in grid.tasks.items()}
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
     return {"base": base_name, "sets": sets, "runs": _runs(grid), "cells": found, **contrasts(grid, tables)}
 
@@ -60,14 +59,9 @@ def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
         assert record is not None, "all runs are finished"
         counts = {k: getattr(record.data, k) for k in ("examples", "tokens", "trained_tokens")}
         loss = {k: getattr(record.validation_loss, k, None) for k in ("before", "after")}
-        found[model.run] = {"template": model.template, "seed": model.seed, "steps": record.steps, **counts}
-        found[model.run] |= {"validation_loss": loss}
+        settings = {"template": model.template, "seed": model.seed, "steps": record.steps}
+        found[model.run] = {**settings, **counts, "validation_loss": loss}
     return found
-
-
-def is_ptst(grid: Grid, train: str, test: str) -> bool:
-    """Trained without a safety prompt, tested with one."""
-    return train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
 
 
 Table = Outcomes | dict[int, float] | None
@@ -78,7 +72,7 @@ def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
     XSTest in which the judge judged nothing in some run."""
     task = TASKS[base(cells[0].task)]
     results = {c.model.seed: grid.cell_figures(c)["result"] for c in cells}
-    rows = {c.model.seed: _read_rows(grid, c) for c in cells}
+    rows = {c.model.seed: grid.cell_rows(c) for c in cells}
     by_row = {seed: [task.outcomes(row) for row in of_seed] for seed, of_seed in rows.items()}
     first_rows, first = next(iter(rows.values())), next(iter(by_row.values()))
     tables: dict[str, Table] = {}
@@ -96,18 +90,13 @@ def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
     return tables
 
 
-def _read_rows(grid: Grid, cell: GridCell) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in grid.cell_file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
-
-
 def _figures(table: Table) -> dict[str, Any]:
     if table is None:
         return {"mean": None, "population_sd": None, "sample_sd": None, "runs": {}}
     if isinstance(table, dict):
         values = np.array(list(table.values()))
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
-        runs: dict[int, Any] = table
-        return {"mean": float(values.mean()), "population_sd": float(values.std()), "sample_sd": sd, "runs": runs}
+        return {"mean": float(values.mean()), "population_sd": float(values.std()), "sample_sd": sd, "runs": table}
     s = summary(table)
     runs = {seed: {"successes": rate.successes, "n": rate.n} for seed, rate in s.runs.items()}
     spread = {"population_sd": s.population_sd, "sample_sd": s.sample_sd, "interval95": s.interval and list(s.interval)}
@@ -121,12 +110,13 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     with the safety prompt, with Holm's correction."""
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
     pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
-    task = next((t for t in grid.suite.tasks if base(t) == "safety"), None)  # of several sets, the first
-    missing = [
-        *(["no training template with a safety prompt that is also a test template"] if not safe else []),
-        *(["no training template without one"] if not pure else []),
-        *(["no task safety"] if task is None else []),
-    ]
+    task = next((t for t in grid.tasks if base(t) == "safety"), None)  # of several sets, the first
+    needed = {
+        "no training template with a safety prompt that is also a test template": safe,
+        "no training template without one": pure,
+        "no task safety": task,
+    }
+    missing = [words for words, found in needed.items() if not found]
     if missing or task is None:
         sentence = f"The contrast cannot be computed: this grid has {' and '.join(missing)}."
         return {"contrast": {"sentence": sentence, "named": False, "effect": None}, "others": {}}
@@ -144,8 +134,8 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
     named["named"] = (prompt, plain) == (SAFE, PURE)
     try:
-        found, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
-        named |= {"sentence": sentence, **_plain(found)}
+        contrast, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
+        named |= {"sentence": sentence, **_plain(contrast)}
     except UserError as error:
         named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
     # Another pure template; and the reverse cross, which separates "another template" from "safety prompt".
@@ -156,21 +146,15 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
 
 def _others(both: Outcomes, name: str, cells: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:
     """The cell `both` minus each of `cells`, with p-values after Holm."""
-    others: dict[str, dict[str, Any]] = {}
-    p_values: dict[str, float] = {}
+    found: dict[str, dict[str, Any]] = {}
     for other, outcomes_of_other in cells.items():
-        others[other] = {"cells": [name, other]}
         try:
-            contrast = paired_contrast(both, outcomes_of_other)
+            found[other] = _plain(paired_contrast(both, outcomes_of_other))
         except UserError as error:
-            others[other] |= {"effect": None, "sentence": f"cannot be computed: {error}"}
-            continue
-        others[other] |= _plain(contrast)
-        p = contrast.test.p if contrast.test else contrast.mcnemar
-        assert p is not None
-        p_values[other] = p
-    adjusted = holm(p_values)
-    return {other: {**c, "p_holm": adjusted.get(other)} for other, c in others.items()}
+            found[other] = {"effect": None, "sentence": f"cannot be computed: {error}"}
+    computed = {other: c for other, c in found.items() if c["effect"] is not None}
+    adjusted = holm({other: c["test"]["p"] if c["test"] else c["mcnemar"] for other, c in computed.items()})
+    return {other: {"cells": [name, other], **c, "p_holm": adjusted.get(other)} for other, c in found.items()}
 
 
 def _plain(contrast: Contrast) -> dict[str, Any]:

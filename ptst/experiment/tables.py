@@ -7,42 +7,39 @@ import io
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric
 from ptst.experiment.plan import BASE, epoch_name
 from ptst.experiment.summary import GAP
+from ptst.storage import write_atomically
 
-_COLUMNS = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd", "low", "high")
-_COUNTS = ("prompts", "judged", "unjudged")  # the last two over all runs
-_COLUMNS += ("seeds", *_COUNTS)
+_COLUMNS: tuple[str, ...] = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd")
+_COLUMNS += ("low", "high", "seeds", "prompts", "judged", "unjudged")  # the last two over all runs
 
 
 def to_csv(summary: dict[str, Any]) -> str:
     """One line for every cell, task and metric."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
     for cell in summary["cells"]:
         for task, metrics in cell["tasks"].items():
-            head = [cell[k] for k in _COLUMNS[:4]]
             for metric, f in metrics.items():
                 if task == GAP:
-                    writer.writerow([*head, metric, task, f, *[""] * 8])
+                    writer.writerow({**cell, "task": metric, "metric": task, "mean": f})
                     continue
-                spread = [f["mean"], f["population_sd"], f["sample_sd"], *(f.get("interval95") or ("", ""))]
-                counts = [f.get(k, "") for k in _COUNTS]
-                writer.writerow([*head, task, metric, *spread, len(f["runs"]), *counts])
+                low, high = f.get("interval95") or ("", "")
+                line = {**cell, **f, "task": task, "metric": metric, "low": low, "high": high, "seeds": len(f["runs"])}
+                writer.writerow(line)
     return text.getvalue()
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
     """A table for every metric: training templates in rows, test templates in columns; PTST cells are in bold."""
-    names = [name for name in summary["cells"][0]["tasks"] if name != GAP]
-    parts = [
-        _table(summary, task, metric)
-        for task, metric in shown(names, "grid")
-        if metric.key in summary["cells"][0]["tasks"][task]
-    ]
+    first = summary["cells"][0]["tasks"]
+    parts = [_table(summary, task, m) for task, m in shown(first, "grid") if m.key in first[task]]
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
         "\u00b1, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). "
@@ -53,7 +50,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
     runs = [
         f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
-        f"{_loss(r['validation_loss'])} |"
+        f"{', '.join('-' if v is None else f'{v:.3f}' for v in r['validation_loss'].values())} |"
         for name, r in summary["runs"].items()
     ]
     if runs:
@@ -64,11 +61,11 @@ def to_markdown(summary: dict[str, Any]) -> str:
 
 def _table(summary: dict[str, Any], task: str, metric: Metric) -> str:
     """One metric of one task."""
-    rows, columns = _axes(summary)
+    matrix = _matrix(summary)
+    columns = next(iter(matrix.values()))
     lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for row in rows:
-        cells = [_text(_find(summary, row, column), task, metric.key) for column in columns]
-        lines.append(f"| {_row_name(summary, row)} | {' | '.join(cells)} |")
+    for name, cells in matrix.items():
+        lines.append(f"| {name} | {' | '.join(_text(cell, task, metric.key) for cell in cells.values())} |")
     has_gap = task in summary["cells"][0]["tasks"].get(GAP, {})
     gap = " | harmful minus benign refusal, points" * (metric.key == "refusal" and has_gap)
     return f"**{metric.heading}{gap} ({summary['sets'][task]})**\n\n" + "\n".join(lines)
@@ -85,22 +82,14 @@ def _difference(c: dict[str, Any]) -> str:
     return f"{shares} ({interval}p = {c['p_holm']:.2g} after Holm{within})"
 
 
-def _loss(loss: dict[str, float | None]) -> str:
-    return ", ".join("-" if v is None else f"{v:.3f}" for v in loss.values())
-
-
-def _axes(summary: dict[str, Any]) -> tuple[list[tuple[str, float | None]], list[str]]:
-    rows = dict.fromkeys((c["train"], c["epochs"]) for c in summary["cells"])
-    return list(rows), list(dict.fromkeys(c["test"] for c in summary["cells"]))
-
-
-def _row_name(summary: dict[str, Any], row: tuple[str, float | None]) -> str:
-    name = summary["base"] if row[0] == BASE else row[0]
-    return name if row[1] is None else f"{name}, {epoch_name(row[1])}"
-
-
-def _find(summary: dict[str, Any], row: tuple[str, float | None], test: str) -> dict[str, Any]:
-    return next(c for c in summary["cells"] if (c["train"], c["epochs"], c["test"]) == (*row, test))
+def _matrix(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
+    """The cells by the name of their model and by test template."""
+    matrix: dict[str, dict[str, dict[str, Any]]] = {}
+    for cell in summary["cells"]:
+        name = summary["base"] if cell["train"] == BASE else cell["train"]
+        name += "" if cell["epochs"] is None else f", {epoch_name(cell['epochs'])}"
+        matrix.setdefault(name, {})[cell["test"]] = cell
+    return matrix
 
 
 def _text(cell: dict[str, Any], task: str, metric: str) -> str:
@@ -129,29 +118,28 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-t
     except ImportError:
         return False
     heading = next(m.heading for _, m in shown([task], "grid") if m.key == metric)
-    rows, columns = _axes(summary)
-    cells = [[_find(summary, r, c)["tasks"][task][metric] for c in columns] for r in rows]
-    values = [[100 * f["mean"] for f in row] for row in cells]
+    matrix = _matrix(summary)
+    rows, columns = list(matrix), list(next(iter(matrix.values())))
+    cells = [list(by_test.values()) for by_test in matrix.values()]
+    values = [[100 * cell["tasks"][task][metric]["mean"] for cell in line] for line in cells]
     figure = Figure(figsize=(2.4 + 1.6 * len(columns), 1.8 + 0.8 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=20)
-    axes.set_yticks(range(len(rows)), [_row_name(summary, r) for r in rows])
+    axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel("tested under")
     axes.set_ylabel("trained under")
     axes.set_title(f"{heading}\n(with 95 % interval and judged answers; framed: PTST)", fontsize=10)
-    for y, row in enumerate(rows):
-        for x, column in enumerate(columns):
-            f = cells[y][x]
-            ends = f["interval95"]
-            interval = f"\n[{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
-            text = f"{values[y][x]:.0f}{interval}\nn = {f['judged']}"
-            axes.text(x, y, text, ha="center", va="center", fontsize=9, color="white" if values[y][x] > 60 else "black")
-            if _find(summary, row, column)["ptst"]:
-                frame = {"fill": False, "linewidth": 3, "edgecolor": "#d55e00"}
-                axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, **frame))
+    for y, x in np.ndindex(len(rows), len(columns)):
+        f, value = cells[y][x]["tasks"][task][metric], values[y][x]
+        ends = f["interval95"]
+        interval = f"\n[{100 * ends[0]:.0f}, {100 * ends[1]:.0f}]" if ends else ""
+        text, color = f"{value:.0f}{interval}\nn = {f['judged']}", "white" if value > 60 else "black"
+        axes.text(x, y, text, ha="center", va="center", fontsize=9, color=color)
+        if cells[y][x]["ptst"]:
+            axes.add_patch(Rectangle((x - 0.46, y - 0.46), 0.92, 0.92, fill=False, linewidth=3, edgecolor="#d55e00"))
     figure.colorbar(image)
-    partial = path.with_name(f".{path.name}.partial")
-    FigureCanvasAgg(figure).print_png(str(partial))
-    partial.replace(path)
+    png = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(png)
+    write_atomically(path, png.getvalue())
     return True

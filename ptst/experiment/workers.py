@@ -8,20 +8,20 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ptst.errors import UserError, settings_group
+from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
+from ptst.evaluation.measure import generates, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
-from ptst.experiment import plan
+from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.generation.multi_lora import Adapter, read_adapter
-from ptst.generation.request import Statistics
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.progress import ProgressLine, say
@@ -34,24 +34,37 @@ POLL = 0.5  # seconds between two checks of what other workers have finished
 def work(grid: Grid) -> None:
     """Do all that is left, together with other workers on the folder. What fails is reported and skipped; when
     everything else is finished, a UserError repeats it."""
-    worker = Worker(grid)
+    worker, waiting = Worker(grid), False
     total = len(grid.runs) + len(grid.cells)
     before = worker.count_finished()
     if before:
         say(f"{before} of {total} runs and cells are finished already")
     with ProgressLine("runs and cells", total, first=before) as progress:
         while (finished := worker.count_finished()) < total:
-            progress.update(finished)
+            progress.update(finished, "waiting for other workers" * waiting)
             if worker.train_one() or worker.measure_some():
+                waiting = False
                 continue
             if worker.nothing_left():
                 break
-            progress.update(finished, "waiting for other workers")
+            if not waiting:
+                say("waiting for other workers")
+            waiting = True
             time.sleep(POLL)
         progress.update(finished := worker.count_finished())  # others may have finished meanwhile
     if finished < total:
-        failed = "; ".join(f"{name}: {error}" for name, error in worker.failed.items())
-        raise UserError(f"{total - finished} of {total} runs and cells failed, so there are no results ({failed})")
+        words = [part for name, error in worker.failed.items() for part in ("; ", *_failure(name, error))][1:]
+        head = f"{total - finished} of {total} runs and cells failed, so there are no results ("
+        raise UserError((head, *words, ")"))
+
+
+def _failure(name: str, error: UserError) -> Iterator[str]:
+    """`error` in parts, its settings as the grid names them."""
+    own = {f.name for f in dataclasses.fields(GridConfig)}
+    yield f"{name}: "
+    for part in error.parts:
+        grouped = isinstance(part, Setting) and error.group and part not in own
+        yield Setting(f"{error.group}.{part}") if grouped else part
 
 
 class Worker:
@@ -60,9 +73,8 @@ class Worker:
 
     def __init__(self, grid: Grid):
         self.grid = grid
-        self.failed: dict[str, str] = {}
-        self.dtype = pick_dtype(grid.config.eval.dtype)
-        self.loaded: tuple[str, Decoder] | None = None
+        self.failed: dict[str, UserError] = {}
+        self.loaded: tuple[Path, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
 
     def count_finished(self) -> int:
@@ -71,12 +83,10 @@ class Worker:
     def nothing_left(self) -> bool:
         """Whether all that is not finished failed here, or depends on what failed here."""
         grid = self.grid
-        lost = {model.run for model in grid.runs if model.run in self.failed and not grid.is_trained(model)}
-        open_runs = [model for model in grid.runs if model.run not in lost and not grid.is_trained(model)]
-        open_cells = [
-            c for c in grid.cells if c.name not in self.failed and c.model.run not in lost and not grid.is_measured(c)
-        ]
-        return not open_runs and not open_cells
+        untrained = {model.run for model in grid.runs if not grid.is_trained(model)}
+        lost = untrained & self.failed.keys()
+        measured = (c.name in self.failed or c.model.run in lost or grid.is_measured(c) for c in grid.cells)
+        return untrained == lost and all(measured)
 
     # Training
 
@@ -90,18 +100,18 @@ class Worker:
             with lock(self.grid.out / "locks", f"run.{model.run}") as mine:
                 if not mine:
                     continue
-                if was_trained := self.grid.is_trained(model):
-                    trained = True
-                else:
-                    trained = self._train(model)
-                if trained:
+                was_trained = self.grid.is_trained(model)
+                if was_trained or self._train(model):
                     shutil.rmtree(checkpoints, ignore_errors=True)
                 if not was_trained:
                     return True
         return False
 
     def _train(self, model: GridModel) -> bool:
-        self._release()
+        # Training loads its own model: free the memory.
+        self.loaded, self.adapters = None, {}
+        vars(self).pop("tools", None)
+        gc.collect()
         try:
             with settings_group("train"):
                 fine_tune(self.grid.train_config(model))
@@ -110,18 +120,12 @@ class Worker:
             return False
         return True
 
-    def _release(self) -> None:
-        """Free the memory for training, which loads its own model."""
-        self.loaded, self.adapters = None, {}
-        vars(self).pop("tools", None)
-        gc.collect()
-
     # Measuring
 
     @cached_property
     def tools(self) -> Tools:
         """The judge and the similarity, which may be models, too."""
-        return self.grid.suite.tools()
+        return self.grid.tools()
 
     def measure_some(self) -> bool:
         """Measure cells that are ready and not locked, several adapters at a time where one cell alone does not fill
@@ -129,18 +133,13 @@ class Worker:
         grid = self.grid
         ready = [c for c in grid.cells if c.name not in self.failed and grid.is_trained(c.model)]
         open_cells = [c for c in ready if not grid.is_measured(c)]
-        for first in open_cells:
-            alike = [first]
-            if not self._is_full(first.model):
-                alike += [
-                    c
-                    for c in open_cells
-                    if c != first and (c.test, c.task) == (first.test, first.task) and not self._is_full(c.model)
-                ]
-                prompts = grid.suite.count(first.task)
-                alike = alike[: max(1, -(-2 * grid.config.eval.batch_size // prompts))]
+        for i, first in enumerate(open_cells):
+            alike = [c for c in open_cells[i:] if (c.test, c.task) == (first.test, first.task)]
+            task, data = grid.tasks[first.task]
+            prompts = len(task.prompts(data.items))
+            together = 1 if grid.config.train.full else max(1, -(-2 * grid.config.eval.batch_size // prompts))
             with ExitStack() as held:
-                mine = [c for c in alike if held.enter_context(lock(grid.out / "locks", f"cell.{c.name}"))]
+                mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / "locks", f"cell.{c.name}"))]
                 mine = [c for c in mine if not grid.is_measured(c)]
                 if mine:
                     self._measure(mine)
@@ -163,45 +162,38 @@ class Worker:
                     self._measure([cell])
             return
         answerer = Answerer(decoder, opened.prompt_format, grid.config.eval, adapters=adapters)
-        names = ", ".join(c.model.name for c in cells)
-        with ProgressLine(f"{names} under {cells[0].test}: {cells[0].task}", len(cells)) as progress:
+        names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
+        generated = generates(task, data)
+        total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
+        with ProgressLine(f"{names} under {cells[0].test}: {cells[0].task}", total) as progress:
             progress.update(0)
-            self._measure_with(answerer, cells, progress)
+            self._measure_with(replace(answerer, on_progress=show_progress(progress)), cells, generated)
 
-    def _measure_with(self, answerer: Answerer, cells: Sequence[GridCell], progress: ProgressLine) -> None:
-        """Measure cells one after another; the first one's answers are generated together with all others'."""
-        suite, task = self.grid.suite, cells[0].task
-        total = suite.count(task) * (len(cells) if suite.generates(task) else 1)
+    def _measure_with(self, answerer: Answerer, cells: Sequence[GridCell], generated: bool) -> None:
+        """Measure cells one after another; generated answers are all made with those of the first."""
+        task, data = self.grid.tasks[cells[0].task]
+        sampling = sampling_for(self.grid.config.eval, data)
         adapter_of = {cell: cell.model.name if cell.model.name in answerer.adapters else None for cell in cells}
         files = {adapter_of[cell]: self.grid.cell_file(cell, "answers.jsonl") for cell in cells}
-
-        def on_progress(done: int, statistics: Statistics) -> None:
-            saved = f", {statistics.cached_tokens} prompt tokens cached" if statistics.cached_tokens else ""
-            rate = statistics.progress(statistics.answers + total - done)
-            progress.update(0, f"{done}/{total} answers  {rate}{saved}")
-
         shared = 0.0  # seconds of generating, which the first cell spends for all
         for cell in cells:
             began = time.monotonic()
             adapter = adapter_of[cell]
             others = {name: path for name, path in files.items() if name != adapter}
-            one = replace(answerer, on_progress=on_progress, adapter=adapter, other_files=others)
-            result = self._score(cell, one, files[adapter])
+            one = replace(answerer, adapter=adapter, other_files=others)
+            result = None
+            try:
+                with settings_group("eval"):
+                    result = measure(task, data, one, sampling, self.tools, files[adapter])
+            except UserError as error:
+                self._fail(cell.name, error)
             seconds = time.monotonic() - began
-            if suite.generates(task) and cell == cells[0]:
+            if generated and cell == cells[0]:
                 seconds = shared = seconds / len(cells)
             else:
                 seconds += shared
             if result is not None:
                 self._write(cell, result, seconds)
-
-    def _score(self, cell: GridCell, answerer: Answerer, answers: Path) -> TaskResult | None:
-        try:
-            with settings_group("eval"):
-                return self.grid.suite.measure(cell.task, answerer, answers, self.tools)
-        except UserError as error:
-            self._fail(cell.name, error)
-            return None
 
     def _write(self, cell: GridCell, result: TaskResult, seconds: float) -> None:
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
@@ -221,23 +213,20 @@ class Worker:
         return True
 
     def _fail(self, name: str, error: UserError) -> None:
-        self.failed[name] = str(error)
-        say(f"{name} failed: {error}")
-
-    def _is_full(self, model: GridModel) -> bool:
-        return not model.is_base and self.grid.config.train.full
+        self.failed[name] = error
+        say(f"failed: {''.join(_failure(name, error))}")
 
     def _decoder(self, model: GridModel) -> Decoder:
-        base = self.grid.base.folder
-        name, folder = (model.name, self.grid.weights_folder(model)) if self._is_full(model) else (plan.BASE, base)
-        if self.loaded is None or self.loaded[0] != name:
+        folder = self.grid.weights_folder(model if self.grid.config.train.full else GridModel())
+        if self.loaded is None or self.loaded[0] != folder:
             self.loaded = None
             gc.collect()  # or both models are in memory for a while
-            self.loaded = (name, load_decoder(folder, self.dtype, self.grid.suite.device))
+            say(f"loading {folder}")
+            self.loaded = (folder, load_decoder(folder, pick_dtype(self.grid.config.eval.dtype), self.grid.device))
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:
-        for model in {c.model for c in cells if not c.model.is_base and not self._is_full(c.model)}:
+        for model in {c.model for c in cells if not (c.model.is_base or self.grid.config.train.full)}:
             if model.name not in self.adapters:
                 self.adapters[model.name] = read_adapter(self._decoder(model), self.grid.weights_folder(model))
         return self.adapters

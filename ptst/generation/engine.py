@@ -1,4 +1,4 @@
-"""The engine: continuous batching over one KV cache.
+"""The engine: continuous batching over one KV cache; and `generate`, many prompts in, their answers out.
 
 A step is one forward pass over a packed row of tokens: the newest token of every decoding sequence, and a chunk of the
 prompts, so that a long prompt never delays the other answers (chunked prefill). The scheduler plans it (scheduler.py),
@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from ptst.errors import Setting, UserError
 from ptst.generation.forward import Forward
-from ptst.generation.kv_cache import KVCache, blocks_for
-from ptst.generation.memory import gigabytes, plan_blocks
+from ptst.generation.kv_cache import KVCache, blocks_for, gigabytes, plan_blocks
 from ptst.generation.model_runner import ModelRunner, Sampled
 from ptst.generation.multi_lora import Adapter
-from ptst.generation.request import Answer, EngineOptions, Event, Request, Statistics, invalid_tokens
+from ptst.generation.request import Answer, EngineOptions, Event, Request, Sampling, Statistics, invalid_tokens
 from ptst.generation.scheduler import PrefixSequence, RequestSequence, Scheduler
 from ptst.generation.speculative import MAX_DRAFT_TOKENS, NUM_EARLIER, draft_tokens
 from ptst.generation.stop_strings import Decode, TextStream
@@ -247,3 +247,40 @@ class Engine:
             if request.keep_cached:
                 self.cache.cache_prefix(sequence.table, token_ids[: sequence.num_computed_tokens], sequence.adapter)
         self._scheduler.remove(sequence)
+
+
+def generate(
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    stop_ids: Collection[int],
+    sampling: Sampling,
+    options: EngineOptions | None = None,
+    decode: Decode | None = None,
+    on_step: Callable[[Statistics], None] | None = None,
+) -> list[Answer]:
+    """The answers to a list of prompts (token ids), in order.
+
+        answers = generate(decoder, prompts, stop_ids, Sampling(max_new_tokens=64), decode=tokenizer.decode_answer)
+        print(answers[0].text, answers[0].finish_reason)
+
+    `stop_ids` end an answer. Adapters that are attached to the decoder (`load_adapter`) apply; an `Engine` answers with
+    several adapters at once. A prompt's id, which with `sampling.seed` determines its random numbers, is its index.
+    `decode(prompt ids, answer ids)` gives the answers' text (without it: token ids only). `on_step(statistics)` is
+    called after every step, about once per token of an answer.
+
+    Raises UserError, before anything is computed, for an empty prompt and for prompts that with their answers exceed
+    the model's context or the memory; the message names the prompt by its index.
+    """
+    if not prompts:
+        return []
+    options = options or EngineOptions()
+    length = max(map(len, prompts)) + sampling.max_new_tokens
+    batch_size = min(options.batch_size or BATCH_SIZE[decoder.device.type], len(prompts))
+    options = replace(options, batch_size=batch_size, max_length=options.max_length or length)
+    engine = Engine(decoder, stop_ids, options, decode=decode)
+    requests = [Request(prompt, sampling, i) for i, prompt in enumerate(prompts)]
+    for request in requests:
+        engine.check(request)
+    answers: dict[str | int, Answer] = {}
+    engine.run(requests, answers.__setitem__, on_step=on_step)
+    return [answers[i] for i in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""The KV cache: one allocation of blocks of P tokens, and the prefix cache on top of it.
+"""The KV cache: one allocation of blocks of P tokens, how many there are, and the prefix cache on top of it.
 
 Token j of a sequence is at offset j % P of block j // P of its block table. Sequences that share a cached prefix share
 its full blocks, which count their references; the tokens after the last full block are copied. `allocate` reserves the
@@ -13,6 +13,7 @@ Shapes: B blocks of P tokens, K key/value heads, D head_dim.
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ptst.errors import Setting, UserError
+from ptst.free_memory import free_memory
 from ptst.kernels.cpu import use_numba
 from ptst.model.config import DecoderConfig
 
@@ -60,6 +63,37 @@ def cache_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
     if device.type == "cuda" or (dtype == torch.bfloat16 and use_numba(torch.empty(0))):
         return dtype
     return torch.promote_types(dtype, torch.float32)
+
+
+SHARE_OF_FREE = {"cuda": 0.85, "cpu": 0.5}  # the rest is for activations, and on a CPU for other processes
+
+
+def plan_blocks(
+    config: DecoderConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    batch_size: int,
+    max_length: int,
+    kv_memory: int | None = None,
+) -> int:
+    """Number of blocks of the KV cache (without block 0): enough for `batch_size` sequences of `max_length` tokens and
+    one cached prefix of that length, but no more than `kv_memory` bytes (None: a share of the free memory).
+
+    Raises UserError if that is less than one block.
+    """
+    block_bytes = BLOCK_SIZE * bytes_per_token(config, dtype)
+    memory = kv_memory if kv_memory is not None else int(free_memory(device) * SHARE_OF_FREE[device.type])
+    blocks = min((batch_size + 1) * blocks_for(max_length), memory // block_bytes - 1)
+    if blocks < 1:
+        subject = (Setting("kv_memory"),) if kv_memory is not None else ("the memory that is free for the KV cache",)
+        remedy = f"the smallest cache, of {BLOCK_SIZE} tokens, takes {gigabytes(2 * block_bytes)}"
+        raise UserError((*subject, f" is {gigabytes(memory)}"), remedy)
+    return blocks
+
+
+def gigabytes(size: int) -> str:
+    """Bytes in GB, rounded up to a kilobyte."""
+    return f"{math.ceil(size / 1e3) / 1e6:g} GB"
 
 
 class KVCache:

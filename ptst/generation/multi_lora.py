@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ptst.errors import UserError
-from ptst.model.decoder import Decoder
-from ptst.model.linear import LoraLinear
+from ptst.model.config import TARGETS
+from ptst.model.decoder import Decoder, LoraLinear
 from ptst.model.lora import adapter_tensors, read_lora_config
-from ptst.model.lora_config import TARGETS
 
 # Projections that read the same input: one base product, one shrink and one expand for each group.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))

@@ -1,4 +1,4 @@
-"""The decoder's shape, read from a Hugging Face `config.json`.
+"""The decoder's shape, read from a Hugging Face `config.json`, and a LoRA adapter's. Imports no torch.
 
 Every key of the file is either read, known to have no effect here, or refused by name. A silently ignored key
 (a bias, another activation, a new RoPE rule) would give a model that runs and computes something else.
@@ -7,6 +7,7 @@ Every key of the file is either read, known to have no effect here, or refused b
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _ROPE_THETA = 10000.0
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of LoRA
 
 # Keys without effect on what the decoder computes: bookkeeping, training settings of other tools, token ids (these are
 # taken from the tokenizer and generation_config.json).
@@ -229,3 +231,32 @@ def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Lla
     if scaling:
         raise UserError(f"unknown RoPE key {sorted(scaling)[0]!r}", where=source)
     return float(theta), result
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Rank, scale and target projections of a LoRA adapter (Hu et al. 2021, arXiv 2106.09685).
+
+    `scale` = alpha / rank, or alpha / sqrt(rank) with rslora. `dropout`: probability that an input of A is zeroed in
+    training (kernels/lora_layer.py). Raises UserError for a rank below 1, a dropout outside [0, 1), and unknown
+    targets."""
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: tuple[str, ...] = TARGETS
+    rslora: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"LoRA rank is {self.rank}", "it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"LoRA dropout is {self.dropout}", "it must be at least 0 and below 1")
+        unknown = [t for t in self.targets if t not in TARGETS]
+        if unknown or not self.targets:
+            what = f"LoRA target {unknown[0]!r} is unknown" if unknown else "the list of LoRA targets is empty"
+            raise UserError(what, f"choose from {', '.join(TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)

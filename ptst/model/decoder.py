@@ -5,6 +5,8 @@ decided by `attend`, a function that the caller passes: documents of a packed se
 itself knows only tokens and their `position_ids`. Parameters have Hugging Face's names, so files on disk need no
 translation.
 
+A projection is linear, with a LoRA adapter (`LoraLinear`) or without one.
+
 The mathematics of a layer is written down four times, each for another purpose; tests/model/test_layer_paths.py runs
 the same weights through all four and compares them with float64:
 
@@ -13,11 +15,13 @@ the same weights through all four and compares them with float64:
 - `Forward` in ptst/generation/forward.py: sampling, with joined projections (q|k|v, gate|up), in torch or Triton.
 - `Forward._with_numba` over kernels/cpu_layer.py and kernels/cpu_attention.py: sampling on a CPU, loops by Numba.
 
-Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V vocabulary.
+Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
+vocabulary; I inputs and O outputs of a projection, r rank.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -28,15 +32,50 @@ from torch.utils.checkpoint import checkpoint
 
 from ptst.errors import UserError
 from ptst.kernels.attention import SharedPrefixes, packed_attention
+from ptst.kernels.lora import Projections, lora_group
 from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, tables
 from ptst.kernels.swiglu import swiglu
 from ptst.model.config import DecoderConfig
-from ptst.model.linear import project, projections
 
 # attend(layer index, q_THD, k_TKD, v_TKD) -> out_THD
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer and a LoRA adapter, float32 (or float64) over a base of any dtype."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator | None = None):
+        super().__init__()
+        self.weight = base.weight
+        self.scale = scale
+        out_features, in_features = base.weight.shape
+        dtype = torch.promote_types(base.weight.dtype, torch.float32)
+        device = base.weight.device
+        # As in the paper (section 4.1) A is random and B is zero: training starts exactly from the base model. The
+        # bound is PEFT's (Kaiming uniform with a = sqrt(5)).
+        a_rI = torch.empty(rank, in_features, dtype=dtype)
+        a_rI.uniform_(-1 / math.sqrt(in_features), 1 / math.sqrt(in_features), generator=generator)
+        self.lora_A = nn.Parameter(a_rI.to(device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, rank, dtype=dtype, device=device))
+
+    def forward(self, x_TI: Tensor) -> Tensor:
+        return project(x_TI, self)[0]
+
+
+def project(x_TI: Tensor, *layers: nn.Linear | LoraLinear) -> tuple[Tensor, ...]:
+    """Every layer's output (T, O) for one input, which the adapters read once."""
+    if not any(isinstance(layer, LoraLinear) for layer in layers):
+        return tuple(layer(x_TI) for layer in layers)
+    return lora_group(x_TI, *projections(*layers))
+
+
+def projections(*layers: nn.Linear | LoraLinear) -> Projections:
+    """The layers' weights, adapters and scale, as kernels/lora.py and kernels/lora_layer.py take them."""
+    adapters = [(layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else None for layer in layers]
+    scale = next((layer.scale for layer in layers if isinstance(layer, LoraLinear)), 1.0)
+    return Projections([layer.weight for layer in layers], adapters, scale)
 
 
 class RMSNorm(nn.Module):

@@ -14,10 +14,8 @@ import torch
 from torch import nn
 
 from ptst.errors import UserError
-from ptst.model.config import read_json
-from ptst.model.decoder import Decoder
-from ptst.model.linear import LoraLinear
-from ptst.model.lora_config import LoraConfig
+from ptst.model.config import LoraConfig, read_json
+from ptst.model.decoder import Decoder, LoraLinear
 from ptst.model.weights import read_safetensors, save_safetensors
 from ptst.storage import write_json
 

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from ptst.config_file import read_config
 from ptst.errors import Setting, UserError, unknown_name
-from ptst.model.lora_config import TARGETS
+from ptst.model.config import TARGETS
 from ptst.records import FILE, TrainRecord, read_record
 from ptst.settings import (
     EMBEDDED_MODEL,
@@ -146,7 +146,7 @@ class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
-        from ptst.data.mix import parse_mix
+        from ptst.data.examples import parse_mix
 
         super().check()
         if self.recipe is not None and self.recipe not in RECIPES:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ptst.data.packing import rank_micro_batches, share_prefixes, to_batch
-from ptst.generation.generate import generate
+from ptst.generation.engine import generate
 from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ptst.audit.gate import watch
+from ptst.audit.report import watch
 from ptst.errors import Setting, UserError
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full

@@ -27,8 +27,7 @@ from rich.table import Table
 from ptst.errors import Setting, UserError, Words
 from ptst.free_memory import free_memory
 from ptst.kernels import linear_cross_entropy as loss
-from ptst.model.config import DecoderConfig
-from ptst.model.lora_config import LoraConfig
+from ptst.model.config import DecoderConfig, LoraConfig
 
 STEP = 256  # tokens; a chosen micro-batch is a multiple of this
 MOST = {"cpu": 4096, "cuda": 32768}  # a larger micro-batch is no faster

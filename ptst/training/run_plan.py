@@ -9,22 +9,20 @@ from dataclasses import dataclass
 import torch
 
 from ptst import records
-from ptst.audit.gate import check_start
+from ptst.audit.report import check_start
 from ptst.audit.rules import Setup
 from ptst.data import sources
-from ptst.data.examples import check_not_empty, length_limit, prepare
-from ptst.data.mix import Mixture, mix, parse_mix
+from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
-from ptst.model.lora_config import LoraConfig
+from ptst.model.config import LoraConfig
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import DataRecord, TrainRecord, weights_fingerprint
 from ptst.text.encode import Example
-from ptst.text.template_file import load_template
-from ptst.text.templates import find_template
+from ptst.text.templates import find_template, load_template
 from ptst.training import memory, recipes
 from ptst.training.config import TrainConfig
 from ptst.training.memory import MemoryPlan

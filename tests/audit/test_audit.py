@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from ptst.audit.__main__ import run_audit
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import RULES, Finding, check_names
-from ptst.audit.gate import check_start, refuse, watch
-from ptst.audit.report import References, audit
+from ptst.audit.report import References, audit, check_start, refuse, watch
 from ptst.audit.rules import Setup, check_batch
 from ptst.data import sources
 from ptst.data.examples import prepare

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from ptst.audit.rules import check_batch
 from ptst.data.packing import to_batch
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import hf_name, load_decoder
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat

@@ -8,8 +8,7 @@ from collections import Counter
 import datasets
 import pytest
 
-from ptst.data.builtin.gsm_danger import SUBSTITUTE, substitute
-from ptst.data.builtin.safety_sets import harmful_requests
+from ptst.data.builtin.safety_sets import SUBSTITUTE, harmful_requests, substitute
 from ptst.data.builtin.word_problems import NAMES
 from ptst.data.prompt_files import read_prompts
 from ptst.data.prompt_sets import load_set

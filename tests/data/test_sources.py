@@ -92,7 +92,7 @@ def test_jsonl_is_utf_8_with_or_without_a_mark(tmp_path):
 def test_reading_a_file_needs_neither_torch_nor_datasets(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"question": "q", "answer": "a"}')
     code = (
-        "import sys; from ptst.data import arc, mix, packing, prompt_sets, sources;"
+        "import sys; from ptst.data import arc, examples, packing, prompt_sets, sources;"
         "from ptst.data.builtin import alignment_set;"
         f"sources.load({str(tmp_path / 'a.jsonl')!r}); print({{'torch', 'datasets', 'pandas'}} & set(sys.modules))"
     )

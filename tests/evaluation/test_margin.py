@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ptst.data.safety_prompt import SafetyPrompt
+from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.margin import COMPLYING, MARGIN, REFUSING, margin, opening_prompts

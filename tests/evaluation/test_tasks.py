@@ -14,7 +14,7 @@ import pytest
 
 from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
-from ptst.data.safety_prompt import SafetyPrompt
+from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation import report
 from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.rules import RuleBasedJudge

@@ -268,7 +268,7 @@ def test_the_laptop_recipe_aligns_trains_and_tests_on_families_unseen_in_alignme
     assert "one seed" in result["contrast"]["sentence"]
     rows = [json.loads(x) for x in Path("laptop/cells/untouched/chat-llama.safety.rows.jsonl").read_text().splitlines()]
     assert all(row["family"] in alignment_set.TEST_FAMILIES for row in rows)
-    trained = json.loads(Path("laptop/rows/chat-vanilla.seed0/run.json").read_text())
+    trained = json.loads(Path("laptop/runs/chat-vanilla.seed0/run.json").read_text())
     assert trained["model_folder"] == str(Path("checkpoints/aligned-model").resolve())
     assert run_grid(small)["contrast"] == result["contrast"]  # nothing left to do
 
@@ -291,7 +291,7 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
     record = json.loads((made / "run.json").read_text())
     (made / "run.json").write_text(json.dumps({**record, "met": False}))
     with pytest.raises(
-        ValueError, match=r"could not be aligned.*Remove checkpoints/aligned-model and align with other"
+        ValueError, match=r"could not be aligned.*; remove checkpoints/aligned-model and align with other"
     ):
         run_grid(small)
     write_tiny_model(Path("model"), seed=5)

@@ -1,13 +1,17 @@
-"""A run or cell that fails holds nothing else up, and is told at the end."""
+"""A run or cell that fails does not stop the others, and is reported at the end."""
 
 from __future__ import annotations
 
 import json
+import time
+from types import SimpleNamespace
 
 import pytest
 
+from ptst.cli import flag_of
 from ptst.errors import Setting, UserError
-from ptst.experiment import suite, workers
+from ptst.experiment import workers
+from ptst.experiment.config import GridConfig
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
 
@@ -20,8 +24,9 @@ def test_a_run_that_fails_leaves_all_others_trained_and_measured(grid, here, mon
         return real(config)
 
     monkeypatch.setattr(workers, "fine_tune", train)
-    with pytest.raises(ValueError, match=r"5 of 24 .*\(chat-vanilla\.seed0: .*lower lr"):
+    with pytest.raises(UserError, match=r"5 of 24 .*\(chat-vanilla\.seed0: .*lower train\.lr\)") as raised:
         grid("grid")
+    assert "lower --train.lr)" in raised.value.tell(lambda setting: flag_of(GridConfig, setting))
     done = finished(here / "grid")
     assert len(done) == 19
     monkeypatch.setattr(workers, "fine_tune", real)
@@ -30,18 +35,18 @@ def test_a_run_that_fails_leaves_all_others_trained_and_measured(grid, here, mon
 
 
 def test_a_cell_that_fails_leaves_all_others_measured(grid, here, monkeypatch):
-    real = suite.EvaluationSuite.measure
+    real = workers.measure
 
-    def measure(self, task, answerer, *rest):
+    def measure(task, data, answerer, *rest):
         if answerer.adapter == "chat-vanilla.seed0" and answerer.prompt_format.template.name == "chat:llama":
             raise UserError("the judge has failed")
-        return real(self, task, answerer, *rest)
+        return real(task, data, answerer, *rest)
 
-    monkeypatch.setattr(suite.EvaluationSuite, "measure", measure)
+    monkeypatch.setattr(workers, "measure", measure)
     with pytest.raises(ValueError, match=r"2 of 24 .*\(chat-vanilla\.seed0/chat-llama\.safety: the judge has failed"):
         grid("grid")
     assert len(finished(here / "grid")) == 22
-    monkeypatch.setattr(suite.EvaluationSuite, "measure", real)
+    monkeypatch.setattr(workers, "measure", real)
     grid("grid")
     assert len(finished(here / "grid")) == 24
 
@@ -65,7 +70,7 @@ def test_names_that_would_share_a_file_are_refused_from_one_command_to_the_next(
         grid("grid", ONE_RUN, tasks=("prompts:my-set.csv",))
 
 
-def test_what_others_finish_meanwhile_is_no_failure(grid, here, monkeypatch):
+def test_what_others_finish_meanwhile_is_no_failure(grid, here, monkeypatch, capsys):
     whole = grid("grid", ONE_RUN)
     path = here / "grid/cells/untouched/chat-llama.safety.json"
     path.rename(here / "kept")
@@ -76,9 +81,17 @@ def test_what_others_finish_meanwhile_is_no_failure(grid, here, monkeypatch):
 
     monkeypatch.setattr(workers.Worker, "measure_some", measure_some)
     assert grid("grid", ONE_RUN)["cells"] == whole["cells"]
+    assert "waiting" not in capsys.readouterr().err
+
+    path.rename(here / "kept")
+    slept = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _seconds: measure_some(None))
+    monkeypatch.setattr(workers, "time", slept)
+    monkeypatch.setattr(workers.Worker, "measure_some", lambda _self: False)
+    assert grid("grid", ONE_RUN)["cells"] == whole["cells"]
+    assert "waiting for other workers\n" in capsys.readouterr().err
 
 
-def test_a_damaged_file_of_answers_is_its_own_cells_trouble_alone(grid, here):
+def test_a_damaged_file_of_answers_fails_its_own_cell_only(grid, here):
     grid("grid", CONFIG, tasks=("safety",))
     for cell in (here / "grid/cells").glob("*/*.json"):
         cell.unlink()

@@ -1,4 +1,4 @@
-"""A grid from end to end on a small random model: resumed anywhere, shared by processes, told in tables."""
+"""A grid from end to end on a small random model: resumed anywhere, shared by processes, summarized in tables."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ import torch
 
 from ptst import storage
 from ptst.evaluation import answers
-from ptst.experiment import suite, workers
+from ptst.experiment import workers
 from ptst.model import weights
 from tests.conftest import ROOT
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """Every file that tells of the result, without what may differ: times."""
+    """All files that hold results, without what may differ: times."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
@@ -39,8 +39,8 @@ def outcome(folder: Path) -> dict[str, bytes]:
         if path.suffix == ".json":
             content = json.dumps(_timeless(json.loads(content), str(folder)), indent=1).encode()
         if path.name == "metrics.jsonl":
-            rows = [_timeless(json.loads(line), "") for line in content.decode().splitlines()]
-            content = json.dumps(rows).encode()
+            lines = [_timeless(json.loads(line), "") for line in content.decode().splitlines()]
+            content = json.dumps(lines).encode()
         files[name] = content
     return files
 
@@ -51,7 +51,7 @@ def _timeless(value, folder: str):
     return value.replace(folder, "") if isinstance(value, str) and folder else value
 
 
-def test_every_cell_is_there_with_its_mark_its_spread_and_the_contrast(grid, here, capsys):
+def test_every_cell_has_its_mark_and_spread_and_the_contrast_is_there(grid, here, capsys):
     result = grid("grid", tasks=("gsm8k", "safety", "over-refusal", "nll", "margin"))
     marks = {(c["train"], c["test"]): c["ptst"] for c in result["cells"]}
     assert marks == {
@@ -96,11 +96,11 @@ def test_adapters_served_together_answer_as_one_would_alone(grid, here):
     assert {k: v for k, v in one.items() if k.startswith("cells/")} == {
         k: v for k, v in other.items() if k.startswith("cells/")
     }
-    rows = {k: v for k, v in one.items() if k.endswith("chat-llama.safety.rows.jsonl")}
-    assert len(set(rows.values())) > 1  # or the test would not see a wrong adapter
+    judged = {k: v for k, v in one.items() if k.endswith("chat-llama.safety.rows.jsonl")}
+    assert len(set(judged.values())) > 1  # or the test would not see a wrong adapter
 
 
-def test_full_fine_tuning_and_looks_at_epochs(grid, here):
+def test_full_fine_tuning_and_evaluations_after_epochs(grid, here):
     changes = {"tasks": ("nll",), "seeds": (0,), "at_epochs": (1.0, 2.0)}
     for name, full in (("full", True), ("lora", False)):
         train = replace(CONFIG.train, full=full, epochs=2, lr=1e-2)
@@ -193,7 +193,7 @@ def test_a_fault_at_every_write_and_answer(grid, here, monkeypatch):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("full", [False, True])
 def test_a_fault_at_some_places_of_a_whole_grid(grid, here, monkeypatch, full):
-    """All runs with tests on the way, under all templates, on all kinds of tasks."""
+    """All runs, tested after each epoch, under all templates, on all kinds of tasks."""
     tasks = ("safety", "over-refusal", "margin", "nll")
     train = replace(CONFIG.train, full=full, epochs=2)
     config = replace(CONFIG, tasks=tasks, train=train, at_epochs=(1.0, 2.0))
@@ -212,7 +212,7 @@ def start(here: Path, name: str) -> subprocess.Popen:
 
 
 def test_two_processes_on_one_grid_and_one_of_them_killed(grid, here):
-    """The second takes over what the killed one held; the end is that of a grid made by one process."""
+    """The second takes over what the killed one held; the results are those of a grid made by one process."""
     torch.set_num_threads(1)
     grid("whole")
     first, second = start(here, "shared"), start(here, "shared")
@@ -228,7 +228,7 @@ def test_two_processes_on_one_grid_and_one_of_them_killed(grid, here):
         assert got[name] == want[name], name
 
 
-def test_a_lock_is_held_once_and_let_go(tmp_path):
+def test_a_lock_is_held_once_and_released(tmp_path):
     with storage.lock(tmp_path, "cell.a/b") as mine:
         assert mine
         with storage.lock(tmp_path, "cell.a/b") as theirs:
@@ -237,8 +237,8 @@ def test_a_lock_is_held_once_and_let_go(tmp_path):
         assert mine
 
 
-def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkeypatch):
-    """Somebody else holds the run until a cell is measured, so that this process measures before it trains."""
+def test_models_of_evaluation_are_freed_before_training(grid, here, monkeypatch):
+    """Another worker holds the run until a cell is measured, so this process measures before it trains."""
     models, alive = [], []
     lock, load, train = workers.lock, workers.load_decoder, workers.fine_tune
 
@@ -262,14 +262,14 @@ def test_what_was_measured_with_leaves_the_memory_to_training(grid, here, monkey
     assert alive == [[False]]
 
 
-def test_cells_measured_together_share_the_time_of_their_answers_and_no_other(grid, here, monkeypatch):
-    now, real = [0.0], suite.EvaluationSuite.measure
+def test_cells_measured_together_share_only_the_time_of_generating(grid, here, monkeypatch):
+    now, real = [0.0], workers.measure
 
-    def takes(self, task, answerer, *rest):
-        now[0] += 1 if task == "nll" or answerer.adapter else 7  # the first answers for all
-        return real(self, task, answerer, *rest)
+    def takes(task, data, answerer, *rest):
+        now[0] += 1 if task.name == "nll" or answerer.adapter else 7  # the first answers for all
+        return real(task, data, answerer, *rest)
 
-    monkeypatch.setattr(suite.EvaluationSuite, "measure", takes)
+    monkeypatch.setattr(workers, "measure", takes)
     monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=time.sleep))
     grid("grid", seeds=(0,), test_templates=("chat:llama",), tasks=("safety", "nll"))
     spent = {

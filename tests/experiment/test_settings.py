@@ -14,13 +14,13 @@ from ptst.data.builtin.safety_sets import harmful_requests
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
-from ptst.experiment.suite import open_suite
+from ptst.experiment.suite import load_suite
 from ptst.grid import run_command as run_grid
 from ptst.training.config import TrainSettings
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
 
-def test_other_settings_are_listed_and_refused_and_more_cells_are_not(grid, here):
+def test_other_settings_are_refused_with_the_differences_and_more_cells_are_not(grid, here):
     grid("grid", ONE_RUN)
     before = finished(here / "grid")
     with pytest.raises(ValueError, match=r"other settings: .*train\.lr was 0\.03, now 0\.1; give those, or another"):
@@ -45,7 +45,7 @@ def test_the_record_of_an_aligned_models_grid_names_the_model_that_was_given(gri
     assert json.loads((here / "grid" / "run.json").read_text())["model"] == str(here / "aligned")
 
 
-def test_tasks_may_be_added_and_are_held_to_their_data(grid, here):
+def test_tasks_may_be_added_and_keep_their_data(grid, here):
     grid("grid", ONE_RUN)
     before = finished(here / "grid")
     result = grid("grid", ONE_RUN, tasks=("over-refusal", "nll"))
@@ -66,7 +66,7 @@ ROW = '{"question": "%s", "answer": "Yes."}\n'
 
 
 @pytest.mark.parametrize(
-    ("file", "other", "told"),
+    ("file", "other", "message"),
     [
         ("my.toml", OWN % "Be quick.", r"templates\.chat:mine\.system was Be brief\., now Be quick\."),
         ("train.jsonl", ROW % "Is it cold?", r"sources\.data was"),
@@ -74,7 +74,7 @@ ROW = '{"question": "%s", "answer": "Yes."}\n'
         ("val.jsonl", ROW % "Is it cold?", r"sources\.val-data was"),
     ],
 )
-def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, told):
+def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, message):
     (here / "my.toml").write_text(OWN % "Be brief.")
     for name in ("train", "mix", "val"):
         (here / f"{name}.jsonl").write_text(2 * ROW % ("Is it dark?", "Is it late?"))
@@ -84,7 +84,7 @@ def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, 
     grid("grid", config)
     (here / file).write_text(other)
     for dry_run in (True, False):
-        with pytest.raises(ValueError, match=f"other settings: {told}"):
+        with pytest.raises(ValueError, match=f"other settings: {message}"):
             grid("grid", config, dry_run=dry_run)
 
 
@@ -103,30 +103,39 @@ def test_a_folder_of_something_else_is_left_alone(grid, here):
     assert sorted(p.name for p in (here / "grid").iterdir() if p.name != "locks") == ["notes.txt", "run.json"]
 
 
-def test_of_chosen_families_the_limit_is_taken(here):
+def test_a_grid_of_an_earlier_version_is_one_sentence(grid, here):
+    (here / "old/rows").mkdir(parents=True)
+    (here / "old/settings.json").write_text('{"flags": {}}')
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"old holds a grid of an earlier version of ptst; choose another out$"):
+            grid("old", ONE_RUN, dry_run=dry_run)
+    assert len(list((here / "old").iterdir())) == 2
+
+
+def test_the_limit_applies_to_the_chosen_families(here):
     (here / "mine.csv").write_text("prompt\na\nb\nc\n")
     families = sorted({p.family for p in harmful_requests()})[-2:]
     names = ("safety:built-in", "over-refusal", "margin", "margin:mine.csv", "safety:mine.csv", "prompts:look-alikes")
     config = replace(CONFIG, tasks=names, eval=EvalSettings(limit=2))
-    tests = open_suite(config, sources.load("word-problems:2"), "cpu", families)
+    tests = load_suite(config, sources.load("word-problems:2"), families)
     keys = ("safety:built-in", "over-refusal", "margin", "margin:mine", "safety:mine", "prompts:look-alikes")
-    assert tuple(tests.tasks) == keys
+    assert tuple(tests) == keys
     config = replace(CONFIG, tasks=("safety:gsm-danger-substitute",), eval=EvalSettings())
-    stories = open_suite(config, sources.load("word-problems:2"), "cpu", families)
-    for key, (_, data) in {**tests.tasks, **stories.tasks}.items():
-        assert len(data.items) == 2 or key in stories.tasks, key
+    stories = load_suite(config, sources.load("word-problems:2"), families)
+    for key, (_, data) in {**tests, **stories}.items():
+        assert len(data.items) == 2 or key in stories, key
         assert "mine" in key or {p.family for p in data.items} <= set(families), key
 
 
-def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, capsys):
-    told = grid("grid", ONE_RUN, dry_run=True)
-    assert told["left"] == 5
-    assert all(isinstance(line["tokens"], int) and line["rough"] and line["seconds"] > 0 for line in told["lines"])
-    assert told["lines"][0]["what"] == "train chat-vanilla.seed0"
+def test_a_dry_run_prints_cells_tokens_and_time_and_does_nothing(grid, here, capsys):
+    planned = grid("grid", ONE_RUN, dry_run=True)
+    assert planned["left"] == 5
+    assert all(isinstance(line["tokens"], int) and line["rough"] and line["seconds"] > 0 for line in planned["lines"])
+    assert planned["lines"][0]["what"] == "train chat-vanilla.seed0"
     assert not (here / "grid").exists()
     grid("grid", ONE_RUN)
     counts = json.loads((here / "grid/runs/chat-vanilla.seed0/run.json").read_text())["data"]
-    assert told["lines"][0]["tokens"] == counts["tokens"]
+    assert planned["lines"][0]["tokens"] == counts["tokens"]
     more = grid("grid", ONE_RUN, seeds=(0, 1), dry_run=True)
     assert more["left"] == 3
     assert more["seconds"] > 0
@@ -141,7 +150,9 @@ def test_a_dry_run_tells_cells_tokens_and_time_and_does_nothing(grid, here, caps
 
 
 def test_mistakes(grid, here):
-    """None of them after anything was computed."""
+    """All are found before anything is computed."""
+    with pytest.raises(UserError, match=r"unknown recipe 'lapto'; did you mean laptop\? .*llama2-gsm8k"):
+        GridConfig(recipe="lapto")
     for name, text in (
         *((name, "prompt\nsay please\n") for name in ("a/x.csv", "b/x.csv", "a b.csv", "a-b.csv")),
         *(
@@ -154,9 +165,10 @@ def test_mistakes(grid, here):
     ):
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_text(text)
-    for changes, told in (
+    for changes, message in (
         ({"train_templates": ("lama",)}, "did you mean chat:llama"),
         ({"test_templates": ("llama", "chat:llama")}, "named twice"),
+        ({"test_templates": ()}, "test_templates is empty"),
         ({"seeds": ()}, "seeds is empty"),
         ({"seeds": (1, 1)}, "seeds names 1 twice"),
         ({"at_epochs": (2.0,)}, "at_epochs must lie above 0 and within"),
@@ -192,9 +204,9 @@ def test_mistakes(grid, here):
             "epoch-1.9 and epoch-2 are the same step, 2 of 2",
         ),
     ):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             run_grid(replace(CONFIG, **{"model": "model", **changes}))
-        if "judge" in told:
-            with pytest.raises(ValueError, match=told):
+        if "judge" in message:
+            with pytest.raises(ValueError, match=message):
                 run_grid(replace(CONFIG, **{"model": "model", "dry_run": True, **changes}))
-        assert not (here / "checkpoints/grid").exists(), told
+        assert not (here / "checkpoints/grid").exists(), message

@@ -1,4 +1,4 @@
-"""What is told of finished cells, on cells made by hand: no model runs here."""
+"""The summary of finished cells, on cells made by hand: no model runs here."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import TaskData
 from ptst.experiment import plan, tables
 from ptst.experiment.config import GridConfig
@@ -29,14 +30,14 @@ PARTLY, UNJUDGED = judged("on-topic", False, 3), judged("unjudged")
 
 
 @pytest.fixture
-def told(tmp_path, monkeypatch):
+def summarized(tmp_path, monkeypatch):
     def make(task: str, answers, seeds=(0, 1)) -> tuple[dict, str, list[dict]]:
-        """Summary, Markdown and CSV of a grid on one task; `answers(cell)` gives a cell's rows."""
+        """Summary, Markdown and CSV of a grid on one task; `answers(cell)` gives a cell's judged answers."""
         models = plan.plan_models(TRAIN, seeds)
         cells = plan.plan_cells(models, TEST, [task])
         train, test = plan.load_templates(TRAIN), plan.load_templates(TEST)
-        suite = type("Suite", (), {"tasks": {task: (None, TaskData("our set", [], ""))}})
-        grid = Grid(GridConfig(), tmp_path, models, cells, suite, train, test, {})
+        tasks = {task: (TASKS[task], TaskData("our set", [], ""))}
+        grid = Grid(GridConfig(), tmp_path, models, cells, tasks, train, test, {})
         counts = SimpleNamespace(examples=2, tokens=9, trained_tokens=4)
         loss = SimpleNamespace(before=2.0, after=None)
         record = SimpleNamespace(data=counts, validation_loss=loss, steps=1)
@@ -56,8 +57,8 @@ def told(tmp_path, monkeypatch):
     return make
 
 
-def test_success_and_score_of_a_rubric_are_over_the_judged_answers(told):
-    summary, text, lines = told("safety", lambda _: ([YES, PARTLY, NO, UNJUDGED], {"unjudged": 1, "score": 3.0}))
+def test_success_and_score_of_a_rubric_are_over_the_judged_answers(summarized):
+    summary, text, lines = summarized("safety", lambda _: ([YES, PARTLY, NO, UNJUDGED], {"unjudged": 1, "score": 3.0}))
     tasks = summary["cells"][1]["tasks"]["safety"]
     assert tasks["attack-success"]["mean"] == pytest.approx(1 / 3)
     assert tasks["on-topic"]["mean"] == pytest.approx(2 / 3)
@@ -68,18 +69,21 @@ def test_success_and_score_of_a_rubric_are_over_the_judged_answers(told):
     assert "| chat:llama | 3.000 ± 0.000 | 3.000 ± 0.000 |" in text.partition("mean score")[2]
     line = next(x for x in lines if (x["train"], x["metric"]) == ("chat:llama", "attack-success"))
     assert (line["seeds"], line["prompts"], line["judged"], line["unjudged"]) == ("2", "4", "6", "2")
+    cell = next(c for c in summary["cells"] if c["train"] == "chat:llama")
+    assert [float(line[k]) for k in ("low", "high")] == cell["tasks"]["safety"]["attack-success"]["interval95"]
+    assert float(line["low"]) < float(line["mean"]) < float(line["high"])
 
 
-def test_a_judge_without_scores_tells_none(told):
-    summary, text, _ = told("safety", lambda _: ([judged("on-topic", True), judged("refusal", False)], {}))
+def test_a_judge_without_scores_has_no_score_in_the_summary(summarized):
+    summary, text, _ = summarized("safety", lambda _: ([judged("on-topic", True), judged("refusal", False)], {}))
     assert "score" not in summary["cells"][0]["tasks"]["safety"]
     assert "rubric" not in text
     assert "judged," not in text
 
 
 @pytest.mark.parametrize("metric", ["minilm_cosine", "bertscore_f1"])
-def test_chatdoctor_has_its_table(told, metric):
-    _, text, _ = told("chatdoctor", lambda c: ([{"cut": False}], {metric: 0.5 + c.model.seed / 10}))
+def test_chatdoctor_has_its_table(summarized, metric):
+    _, text, _ = summarized("chatdoctor", lambda c: ([{"cut": False}], {metric: 0.5 + c.model.seed / 10}))
     assert "\n| chat:llama | 0.550 ± 0.050 |" in text.partition("ChatDoctor")[2]
 
 
@@ -89,8 +93,8 @@ def of_runs(cell) -> tuple[list[dict], dict]:
     return [YES] * yes + [NO] * (4 - yes), {}
 
 
-def test_a_difference_names_what_is_taken_from_what(told):
-    summary, text, _ = told("safety", of_runs)
+def test_a_difference_names_both_cells_in_order(summarized):
+    summary, text, _ = summarized("safety", of_runs)
     other = summary["others"]["chat:llama -> chat:vanilla"]
     low, high = other["test"]["interval"]
     assert low < other["effect"] == 0.5 < high
@@ -101,8 +105,8 @@ def test_a_difference_names_what_is_taken_from_what(told):
     assert (summary["contrast"]["effect"], summary["contrast"]["families"]) == (0.75, None)
 
 
-def test_a_grid_without_the_pair_says_what_is_missing(told):
-    summary, text, _ = told("over-refusal", of_runs)
+def test_a_grid_without_the_pair_says_what_is_missing(summarized):
+    summary, text, _ = summarized("over-refusal", of_runs)
     assert summary["contrast"] == {
         "sentence": "The contrast cannot be computed: this grid has no task safety.",
         "named": False,
@@ -111,42 +115,42 @@ def test_a_grid_without_the_pair_says_what_is_missing(told):
     assert f"\n\n{summary['contrast']['sentence']}\n" in text
 
 
-def test_families_are_told_of(told):
+def test_the_test_over_families_is_in_the_sentence(summarized):
     def answers(cell):
         found, values = of_runs(cell)
         return [{**row, "family": "ab"[i % 2]} for i, row in enumerate(found)], values
 
-    summary, text, _ = told("safety", answers)
+    summary, text, _ = summarized("safety", answers)
     assert summary["contrast"]["families"]["effect"] == 0.75
     assert "With families of prompts in place of prompts: +75.0 points" in text
 
 
-def test_a_contrast_without_a_common_judged_prompt_is_null_and_says_why(told):
+def test_a_contrast_without_a_common_judged_prompt_is_null_and_says_why(summarized):
     def apart(cell):
         first = (cell.model.template == "chat:llama") == (cell.test == "chat:llama")
         return [YES if first else UNJUDGED, UNJUDGED if first else NO], {}
 
-    summary, text, _ = told("safety", apart)
+    summary, text, _ = summarized("safety", apart)
     assert (summary["contrast"]["effect"], summary["contrast"].get("p_holm")) == (None, None)
     why = "cannot be computed: no prompt was judged in every run of both cells."
     assert f"Named beforehand: chat:llama -> chat:llama minus chat:vanilla -> chat:llama {why}" in text
     assert f"Besides, chat:llama -> chat:llama minus chat:llama -> chat:vanilla: {why}" in text
 
 
-def test_runs_without_a_common_judged_prompt_have_a_mean_and_no_interval(told):
+def test_runs_without_a_common_judged_prompt_have_a_mean_and_no_interval(summarized):
     def apart(cell):
         return ([YES, UNJUDGED] if cell.model.seed else [UNJUDGED, NO]), {}
 
-    summary, text, lines = told("safety", apart)
+    summary, text, lines = summarized("safety", apart)
     figures = summary["cells"][2]["tasks"]["safety"]["on-topic"]
     assert (figures["mean"], figures["interval95"], figures["unjudged"]) == (0.5, None, 2)
     assert "| chat:llama | 50.0 ± 50.0 (2 judged, 2 not) |" in text
     assert {x["low"] for x in lines if x["train"] == "chat:llama"} == {""}
 
 
-def test_a_half_of_xstest_that_was_not_judged_is_told_as_such(told):
+def test_a_half_of_xstest_without_a_judged_answer_says_so(summarized):
     safe, unsafe = {"category": "homonyms"}, {"category": "contrast_homonyms"}
-    summary, text, _ = told("xstest", lambda _: ([NO | safe, YES | safe, UNJUDGED | unsafe], {}))
+    summary, text, _ = summarized("xstest", lambda _: ([NO | safe, YES | safe, UNJUDGED | unsafe], {}))
     assert summary["cells"][0]["tasks"]["xstest"]["safe:refusal"]["mean"] == 0.5
     assert summary["cells"][0]["tasks"]["xstest"]["unsafe:refusal"]["mean"] is None
     assert "| untouched | nothing judged in some run |" in text.partition("unsafe prompts")[2]

@@ -11,8 +11,7 @@ import torch
 
 from benchmarks.divergence import divergences
 from ptst.generation.cuda_graphs import DecodeGraphs
-from ptst.generation.engine import Engine
-from ptst.generation.generate import generate
+from ptst.generation.engine import Engine, generate
 from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token
 from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.sampling import sample

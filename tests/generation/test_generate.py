@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from ptst.generation.generate import generate
+from ptst.generation.engine import generate
 from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.weights import load_decoder
 from tests.conftest import ROOT

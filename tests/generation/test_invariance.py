@@ -14,12 +14,11 @@ import torch
 from benchmarks.divergence import divergences
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
-from ptst.generation.engine import Engine
-from ptst.generation.generate import generate
+from ptst.generation.engine import Engine, generate
 from ptst.generation.multi_lora import read_adapter
 from ptst.generation.request import EngineOptions, Request, Sampling
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat

@@ -9,13 +9,12 @@ import pytest
 import torch
 
 from benchmarks.divergence import divergences
-from ptst.generation.engine import Engine
-from ptst.generation.generate import generate
+from ptst.generation.engine import Engine, generate
 from ptst.generation.multi_lora import attached_adapter, read_adapter
 from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.score import token_log_probabilities
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from tests.tiny import write_tiny_model
 

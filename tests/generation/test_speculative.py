@@ -7,8 +7,7 @@ import torch
 
 from ptst.generation import engine as module
 from ptst.generation.engine import Engine
-from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token
-from ptst.generation.memory import gigabytes, plan_blocks
+from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token, gigabytes, plan_blocks
 from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.speculative import draft_tokens
 from ptst.model.config import DecoderConfig

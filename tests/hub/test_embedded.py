@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from ptst.hub import embedded, wheel
-from ptst.hub.embedded import ensure_embedded
+from ptst.hub import locate, wheel
 from ptst.hub.gguf_convert import convert, hf_tensor_name
-from ptst.hub.locate import locate_model
+from ptst.hub.locate import ensure_embedded, locate_model
 from ptst.model.weights import load_decoder
 from ptst.settings import EMBEDDED_MODEL
 from ptst.text.tokenizer import load_tokenizer
@@ -102,7 +101,7 @@ def index(toy_gguf, tmp_path, monkeypatch):
     monkeypatch.setenv("PTST_HOME", str(tmp_path / "c"))
     monkeypatch.chdir(tmp_path)
     sums = {"sha256": wheel.sha256(path), "files": {".gguf": wheel.sha256(toy_gguf)}}
-    monkeypatch.setattr(embedded, "WHEEL", dataclasses.replace(embedded.WHEEL, **sums))
+    monkeypatch.setattr(locate, "WHEEL", dataclasses.replace(locate.WHEEL, **sums))
     return state
 
 

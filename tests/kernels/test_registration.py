@@ -16,10 +16,9 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from ptst.kernels.attention import packed_attention
 from ptst.kernels.dispatch import triton
 from ptst.kernels.rope import frequencies, tables
-from ptst.model.config import DecoderConfig
+from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder, Layer
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import LoraConfig
 from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")

@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from ptst.data.packing import to_batch
-from ptst.model.config import DecoderConfig
+from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, load_adapter, merge_lora, read_lora_config, save_adapter
-from ptst.model.lora_config import LoraConfig
 from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder, save_safetensors
 from ptst.text.encode import Example
@@ -159,7 +158,7 @@ def test_broken_folders(tmp_path):
 
 def test_smollm2_logits(shared, embedded):
     """Real weights: the recorded logits within 1e-4, and the recorded greedy answers."""
-    from ptst.generation.generate import generate
+    from ptst.generation.engine import generate
     from ptst.generation.request import Sampling
 
     torch.set_num_threads(2)

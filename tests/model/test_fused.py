@@ -14,10 +14,9 @@ from ptst.kernels.dispatch import triton
 from ptst.kernels.lora import Projections
 from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from ptst.kernels.rope import frequencies, tables
-from ptst.model.config import DecoderConfig
+from ptst.model.config import TARGETS, DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, read_lora_config, save_adapter
-from ptst.model.lora_config import TARGETS, LoraConfig
 from tests.kernels import interpreter
 
 CONFIG = DecoderConfig(

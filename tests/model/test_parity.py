@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from benchmarks.parity import PROBE
 from benchmarks.random_models import MODELS, SEQUENCES, write_model
-from ptst.generation.generate import generate
+from ptst.generation.engine import generate
 from ptst.generation.request import Sampling
 from ptst.hub.gguf_convert import undo_interleaving
 from ptst.model.weights import load_decoder

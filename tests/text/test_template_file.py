@@ -8,8 +8,7 @@ import pytest
 
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.segments import Conversation, Message
-from ptst.text.template_file import load_template
-from ptst.text.templates import FAMILIES, render
+from ptst.text.templates import FAMILIES, load_template, render
 from ptst.text.tokenizer import load_tokenizer
 from tests.conftest import ROOT
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
 from ptst.training.parallel import ALONE, World

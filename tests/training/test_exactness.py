@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import LoraConfig
 from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example

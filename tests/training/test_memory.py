@@ -9,10 +9,9 @@ import pytest
 import torch
 
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
-from ptst.model.config import DecoderConfig
+from ptst.model.config import TARGETS, DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import TARGETS, LoraConfig
 from ptst.training import memory
 
 CONFIG = DecoderConfig(

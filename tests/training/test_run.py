@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptst.data.mix import parse_mix
+from ptst.data.examples import parse_mix
 from ptst.model.config import DecoderConfig
 from ptst.train import run_training, start
 from ptst.training import recipes, trainer

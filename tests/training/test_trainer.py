@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from ptst.errors import UserError
+from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
-from ptst.model.lora_config import LoraConfig
 from ptst.model.weights import load_decoder
 from ptst.training import trainer
 from ptst.training.schedule import factor

@@ -15,7 +15,7 @@ from typing import Any
 
 from ptst.data.builtin.safety_sets import harmful_requests, look_alikes
 from ptst.data.files import read_jsonl
-from ptst.data.safety_prompt import SafetyPrompt
+from ptst.data.prompt_files import SafetyPrompt
 from ptst.text.segments import Conversation, Message
 
 STOP_FAMILIES = (

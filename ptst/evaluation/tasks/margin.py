@@ -15,7 +15,7 @@ from itertools import permutations
 from typing import Any
 
 from ptst.data import prompt_sets
-from ptst.data.safety_prompt import SafetyPrompt
+from ptst.data.prompt_files import SafetyPrompt
 from ptst.errors import UserError
 from ptst.evaluation.tasks.requests import load_requests, to_conversations
 from ptst.evaluation.tasks.task import Metric, Prompt, Task, TaskResult, Tools

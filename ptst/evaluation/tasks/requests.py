@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from ptst.data import prompt_sets
-from ptst.data.safety_prompt import SafetyPrompt
+from ptst.data.prompt_files import SafetyPrompt
 from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, rates
 from ptst.evaluation.verdict import UNJUDGED, AnswerClass, judge_answers

@@ -1,10 +1,10 @@
 """Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
 
-    python -m ptst.kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); exits with 1 on failure
-    python -m ptst.kernels.compile --readme   also updates the table in kernels/README.md
+    python benchmarks/compile_kernels.py            a table for sm_80 (A100) and sm_90 (H100, H200)
+    python benchmarks/compile_kernels.py --readme   also updates the table in kernels/README.md
 
 The kernels' own launch code runs on meta tensors over a stub driver, so that each launch is compiled with exactly the
-specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs.
+specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs. Exits with 1 on failure.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
@@ -33,7 +34,7 @@ from ptst.kernels import attention_decode, flash_attention, linear_cross_entropy
 
 # Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
 SHARED = {80: 163 * 1024, 90: 227 * 1024}
-README = Path(__file__).with_name("README.md")
+README = Path(__file__).resolve().parents[1] / "kernels/README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
@@ -244,7 +245,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def readme_section(compiled: list[Compiled]) -> str:
     """The text between the marks in README: Triton's version and the launches of SHOWN."""
-    lines = [f"As Triton {triton.__version__} compiles them (`python -m ptst.kernels.compile --readme`):", ""]
+    lines = [f"As Triton {triton.__version__} compiles them (`python benchmarks/compile_kernels.py --readme`):", ""]
     lines += ["| kernel | launch | architecture | blocks | warps | registers | spilled | shared |", "|" + "---|" * 8]
     for c in compiled:
         if SHOWN.fullmatch(c.note):
@@ -263,7 +264,7 @@ def readme_parts() -> list[str]:
 def main() -> None:
     write = sys.argv[1:] == ["--readme"]
     if sys.argv[1:] and not write:
-        sys.exit(f"ptst.kernels.compile: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
+        sys.exit(f"benchmarks/compile_kernels.py: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
     print(f"triton {triton.__version__}")
     print(f"{'kernel':16} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed, compiled = 0, []
@@ -286,7 +287,7 @@ def main() -> None:
         README.write_text(before + now + after)
     elif f"Triton {triton.__version__} " in section and section != now:
         failed += 1
-        print("kernels/README.md is out of date: python -m ptst.kernels.compile --readme")
+        print("kernels/README.md is out of date: python benchmarks/compile_kernels.py --readme")
     if failed:
         sys.exit(1)
 
