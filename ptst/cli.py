@@ -125,7 +125,7 @@ def value_of(arguments: list[str], flag: str) -> str | None:
 
 def _renamed(arguments: list[str]) -> list[str]:
     """Arguments with earlier spellings of flags replaced, each with a note."""
-    out = []
+    out: list[str] = []
     for argument in arguments:
         found = re.fullmatch(r"--((?:train\.|eval\.)?)([a-z_-]+)(=.*)?", argument)
         new = found and _OLD_FLAGS.get(found[2].replace("_", "-"))
