@@ -48,6 +48,10 @@ def generate(
     it, the model as it was opened answers. `decoder`: weights that are loaded already. Raises UserError for a prompt
     that the template cannot render or the context cannot hold, and for answers that failed.
     """
+    if isinstance(prompts, (str, Mapping, Conversation)):
+        raise UserError("prompts is a single row", "give a list of rows")
+    if runs is not None and len(runs) != len(prompts):
+        raise UserError(f"there are {len(runs)} runs for {len(prompts)} prompts", "give one for each, or None")
     if not prompts:
         return []
     sampling = sampling or Sampling()

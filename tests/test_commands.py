@@ -331,6 +331,7 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
         ({"tasks": ()}, "tasks is empty"),
         ({"decode_seeds": 0}, "decode_seeds is 0"),
         ({"decode_seeds": 5}, "needs temperature above 0"),
+        ({"tasks": ("nll",), "temperature": -1.0}, "temperature is -1"),  # though nothing is sampled
         ({"judge": "anchord"}, "unknown judge"),
         ({"tasks": ("chatdoctor:doctor.jsonl",), "similarity": "rouge"}, "unknown similarity"),
         ({"safety_data": "advbnch"}, "did you mean advbench"),

@@ -66,3 +66,11 @@ def test_the_front_door_is_lazy_and_whole():
     assert {name: module for module, name in typed} == ptst._PLACES
     with pytest.raises(AttributeError, match="no attribute 'opn_model'"):
         _ = ptst.opn_model
+
+
+def test_rows_and_runs_that_do_not_match_are_named(model):
+    opened = ptst.open_model(model)
+    with pytest.raises(ptst.UserError, match="give a list of rows"):
+        ptst.generate(opened, "Hello")
+    with pytest.raises(ptst.UserError, match="there are 1 runs for 2 prompts"):
+        ptst.generate(opened, ["a", "b"], runs=[None])

@@ -13,6 +13,7 @@ from ptst.errors import Setting, UserError
 from ptst.evaluation.judges import JUDGES, judge_kind
 from ptst.evaluation.similarity import SIMILARITIES
 from ptst.evaluation.tasks.table import TASKS, find_task
+from ptst.generation.request import Sampling
 from ptst.settings import (
     NO_EFFECT,
     CommandSettings,
@@ -66,6 +67,7 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
         """Raise UserError for a value out of range."""
         check_at_least(self, 1, "limit", "batch_size", "max_new_tokens")
         check_above_zero(self, "kv_memory")
+        Sampling(self.max_new_tokens or 1, self.temperature, self.top_p, self.seed, self.top_k)  # checks its values
         judge_kind(self.judge)
 
 
