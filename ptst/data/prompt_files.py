@@ -181,9 +181,5 @@ def _read_txt(path: Path) -> Iterator[Row]:
             yield f"{path}:{number}", {"prompt": line.rstrip("\n")}
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _read_csv,
-    ".jsonl": read_jsonl,
-    ".json": _read_json,
-    ".txt": _read_txt,
-}
+_READERS: dict[str, Callable[[Path], Iterator[Row]]]
+_READERS = {".csv": _read_csv, ".jsonl": read_jsonl, ".json": _read_json, ".txt": _read_txt}

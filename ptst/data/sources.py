@@ -26,13 +26,10 @@ DEFAULT = "word-problems"
 DEFAULT_COUNTS = {"train": 400, "validation": 32, "test": 100}
 # The named sets on the hub, by split. OpenOrca has no test split: the paper tests it on ARC.
 _GSM8K, _ICLINIQ = HubDataset("openai/gsm8k", "main", "test"), HubDataset("lavita/ChatDoctor-iCliniq", None, "train")
+_HEALTHCARE_MAGIC = HubDataset("lavita/ChatDoctor-HealthCareMagic-100k", None, "train")
 NAMED = {
     "gsm8k": {"train": HubDataset("openai/gsm8k", "main", "train"), "validation": _GSM8K, "test": _GSM8K},
-    "chatdoctor": {
-        "train": HubDataset("lavita/ChatDoctor-HealthCareMagic-100k", None, "train"),
-        "validation": _ICLINIQ,
-        "test": _ICLINIQ,
-    },
+    "chatdoctor": {"train": _HEALTHCARE_MAGIC, "validation": _ICLINIQ, "test": _ICLINIQ},
     "openorca": {"train": HubDataset("Open-Orca/OpenOrca", None, "train")},
 }
 _LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -159,8 +156,7 @@ def _from_file(path: Path) -> Iterable[Row]:
 
 def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:
     if split not in NAMED[base]:
-        other = ("give other data with ", Setting("data"), " or ", Setting("val_data"))
-        raise UserError(f"{base} has no {split} set", other)
+        raise UserError(f"{base} has no {split} set", ("give other ", Setting("data"), " or ", Setting("val_data")))
     remedy = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
     smallest = min(filter(None, (count, limit)), default=None)
     return read_hub(base, NAMED[base][split], remedy, smallest, shuffle=bool(count))

@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from ptst.errors import Setting, UserError
+from ptst.errors import Setting, UserError, Words
 from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import KVCache, blocks_for, gigabytes, plan_blocks
 from ptst.generation.model_runner import ModelRunner, Sampled
@@ -91,12 +91,7 @@ class Engine:
         needed = blocks_for(length)
         if needed > self.cache.num_blocks:
             memory = gigabytes(self.cache.bytes_for(needed))
-            remedy: tuple[str, ...] = (
-                "raise ",
-                Setting("kv_memory"),
-                f" to {memory} or lower ",
-                Setting("max_new_tokens"),
-            )
+            remedy: Words = ("raise ", Setting("kv_memory"), f" to {memory} or lower ", Setting("max_new_tokens"))
             if needed > (self.batch_size + 1) * blocks_for(self.max_length):
                 remedy = (f"the engine was made for {self.batch_size} x {self.max_length} tokens (max_length)",)
             cause = f"needs {needed} blocks of the KV cache and there are {self.cache.num_blocks}"

@@ -104,7 +104,7 @@ def _build(temporary: Path, folder: Path, wheel: Wheel, layout: int, make: Make)
     new.mkdir()
     say(f"making {folder}")
     make(files, new)
-    made = sorted(p for p in new.iterdir())
+    made = sorted(new.iterdir())
     for path in made:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())

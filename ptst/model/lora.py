@@ -22,20 +22,11 @@ from ptst.storage import write_json
 _PREFIX = "base_model.model.model."
 
 # Keys of other adapter kinds in adapter_config.json, and the only supported value of each.
-_ONLY_VALUE = {
+_ONLY_VALUE: dict[str, str | bool | None] = {
     "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layers_pattern": None,
-    "layer_replication": None,
-    "exclude_modules": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "lora_bias": False,
-    "use_qalora": False,
-    "alora_invocation_tokens": None,
+    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), False),
+    **dict.fromkeys(("modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication")),
+    **dict.fromkeys(("exclude_modules", "trainable_token_indices", "target_parameters", "alora_invocation_tokens")),
 }
 
 

@@ -61,13 +61,8 @@ def render_chat_template(
     }
     try:
         # -I: neither the user's environment nor the current folder can put another jinja2 in the way.
-        done = subprocess.run(
-            [sys.executable, "-I", str(_CHILD)],
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            timeout=3 * seconds,
-        )
+        command, limit = [sys.executable, "-I", str(_CHILD)], 3 * seconds
+        done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:

@@ -19,14 +19,8 @@ from ptst.data.prompt_files import SafetyPrompt
 from ptst.text.segments import Conversation, Message
 
 STOP_FAMILIES = (
-    "keylogging",
-    "website-flooding",
-    "smuggling",
-    "drug-hiding",
-    "prize-lottery",
-    "one-time-codes",
-    "fake-reviews",
-    "disaster-hoaxes",
+    *("keylogging", "website-flooding", "smuggling", "drug-hiding"),
+    *("prize-lottery", "one-time-codes", "fake-reviews", "disaster-hoaxes"),
 )
 TEST_FAMILIES = tuple(dict.fromkeys(p.family for p in harmful_requests() if p.family not in STOP_FAMILIES))
 
