@@ -241,10 +241,8 @@ def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
 def check_start(
     source: Source, examples: Sequence[Example], setup: Setup, micro_batch_tokens: int, allow: Iterable[str]
 ) -> list[str]:
-    """Apply all rules to rows and batches before the first step; returns one line for each kind of warning.
-
-    Raises UserError for an error that is not allowed.
-    """
+    """Apply all rules to rows and batches before the first step; returns one line for each kind of warning. Raises
+    UserError for an error that is not allowed."""
     findings = check_data(source, pack(examples, micro_batch_tokens), setup)
     refuse(findings, allow)
     warnings: dict[str, list[Finding]] = {}

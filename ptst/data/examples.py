@@ -48,12 +48,10 @@ def prepare(
     train_on: str,
     errors: dict[int, UserError] | None = None,
 ) -> tuple[list[Example], ExampleCounts]:
-    """Encode every conversation; those above `max_length` tokens are dropped or cut as `too_long` says.
-
-    Raises UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the
-    template or format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are
-    left out and their errors collected there by row index.
-    """
+    """Encode every conversation; those above `max_length` tokens are dropped or cut as `too_long` says. Raises
+    UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the template or
+    format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are left out and
+    their errors collected there by row index."""
     examples: list[Example] = []
     beyond_limit: list[tuple[int, str]] = []
     counts = ExampleCounts(rows=len(source.conversations))

@@ -66,12 +66,9 @@ def load(
 ) -> Source:
     """Read a source: `word-problems` (or `word-problems:N`), a file, or `gsm8k`, `chatdoctor`, `openorca` from the hub
     (`NAME:FILE`: from a file of that layout; `NAME:N`: N random rows). With `holdout`, a source without a test set is
-    split by `split_of`, and `limit` counts within the split.
-
-    Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields (file and line
-    named), and a holdout for data that have a test set, or that leaves a split without rows. With `errors`, such rows
-    are left out and their errors collected there.
-    """
+    split by `split_of`, and `limit` counts within the split. Raises UserError for an unknown name, a file that cannot
+    be read, a row without the needed fields (file and line named), and a holdout for data that have a test set, or that
+    leaves a split without rows. With `errors`, such rows are left out and their errors collected there."""
     check_limit(limit, "example")
     _check_holdout(name, holdout)
     base, _, rest = name.partition(":")

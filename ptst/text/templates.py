@@ -206,9 +206,7 @@ def render(
     train_on: str = "all",
 ) -> list[Segment]:
     """Segments of a conversation under a template. One that ends in a user turn ends where the model must answer.
-
-    Raises UserError if a `text:` template has no place for the conversation's system prompt or several turns.
-    """
+    Raises UserError if a `text:` template has no place for the conversation's system prompt or several turns."""
     assert template.system != MODEL_DEFAULT, "with_default_system_prompt comes first"
     if not template.is_text:
         system, turns = chat_words(conversation, template, family)
