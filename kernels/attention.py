@@ -155,7 +155,7 @@ def _check_prefixes(prefixes: SharedPrefixes, cu_seqlens: list[int], cu_seqlens_
     for document, ((start, size), a) in enumerate(zip(prefixes, cu_seqlens, strict=False)):
         if start < 0 or size < 0 or start + size > a:
             raise ValueError(
-                f"document {document} begins at token {a}, so tokens {start} to {start + size} do not precede it"
+                f"tokens {start} to {start + size} do not precede document {document}, which begins at {a}"
             )
 
 
@@ -170,10 +170,8 @@ def _check(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: list[int], cu_k: l
         if bounds[:1] != [0] or any(a > b for a, b in pairwise(bounds)):
             raise ValueError(f"document boundaries {bounds} must begin at 0 and never fall")
     if cu_q[-1] != q_THD.shape[0] or cu_k[-1] != k_TKD.shape[0] or len(cu_q) != len(cu_k):
-        raise ValueError(
-            f"document boundaries end at {cu_q[-1]} and {cu_k[-1]}, the tensors hold {q_THD.shape[0]} queries "
-            f"and {k_TKD.shape[0]} keys"
-        )
+        ends = f"document boundaries end at {cu_q[-1]} and {cu_k[-1]}"
+        raise ValueError(f"{ends}, the tensors hold {q_THD.shape[0]} queries and {k_TKD.shape[0]} keys")
     if window is not None and window < 1:
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     if any(q1 - q0 > k1 - k0 for q0, q1, k0, k1 in zip(cu_q, cu_q[1:], cu_k, cu_k[1:], strict=False)):

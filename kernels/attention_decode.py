@@ -154,9 +154,8 @@ def decode_attention(
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
     if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or H % K:
-        raise ValueError(
-            f"queries {tuple(q_RHD.shape)} do not fit keys {tuple(k_BPKD.shape)} and values {tuple(v_BPKD.shape)}"
-        )
+        q, k, v = (tuple(x.shape) for x in (q_RHD, k_BPKD, v_BPKD))
+        raise ValueError(f"queries {q} do not fit keys {k} and values {v}")
     rows = B if table_RN is None else table_RN.shape[0]
     if lengths_R.shape != (R,) or (rows < R if table_RN is None else rows != R):
         raise ValueError(f"{R} requests need a length and blocks each: {tuple(lengths_R.shape)} lengths, {rows} rows")

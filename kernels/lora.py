@@ -309,10 +309,8 @@ def lora_group(
         a_rI, b_Or = pair or (w_OI[:0], w_OI[:, :0])
         fits = a_rI.shape[1] == w_OI.shape[1] == x_TI.shape[1] and b_Or.shape == (w_OI.shape[0], a_rI.shape[0])
         if x_TI.dim() != 2 or not fits:
-            raise ValueError(
-                f"x {tuple(x_TI.shape)}, weight {tuple(w_OI.shape)}, A {tuple(a_rI.shape)} and B {tuple(b_Or.shape)} "
-                "do not fit"
-            )
+            x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
+            raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
     return _Group.apply(x_TI, scale, tuple(weights), *Projections(weights, adapters, scale).flat)
 
 

@@ -257,5 +257,4 @@ def check_start(
 
 def watch(source: Source, allow: Iterable[str]) -> Callable[[Batch], None]:
     """The cheap rules as a check of every batch that training builds. What it returns raises UserError."""
-    allowed = frozenset(allow)
-    return lambda batch: refuse(check_shape(batch, source.conversations), allowed)
+    return lambda batch: refuse(check_shape(batch, source.conversations), frozenset(allow))

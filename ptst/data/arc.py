@@ -59,7 +59,9 @@ def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
         texts = re.split(r"(?:^| )Answer\d+: ", form[2])[1:]
         answer = row.get("answer")
     else:
-        remedy = "give question, choices and answerKey, or answer and an instruction with Answer1, Answer2 and so on"
+        remedy = (
+            "a question of ARC has question, choices and answerKey, or answer and an instruction with Answer1, Answer2"
+        )
         raise UserError(f"the row has {', '.join(sorted(row)) or 'no fields'}", remedy, source)
     if not isinstance(question, str) or len(texts) < 2 or len(texts) != len(labels) or answer not in labels:
         cause = f"{len(texts)} choices for the labels {', '.join(map(str, labels))} and the answer {answer!r}"

@@ -58,8 +58,7 @@ def prepare(
     for row, conversation in enumerate(source.conversations):
         try:
             if not conversation.answered:
-                cause = "the conversation ends without an assistant turn to train on"
-                raise UserError(cause, where=conversation.source)
+                raise UserError("the conversation ends without an assistant turn to train on", "", conversation.source)
             example = replace(prompt_format.encode(conversation, train_on), row=row)
         except UserError as error:
             if errors is None:
@@ -137,8 +136,7 @@ class SourceCounts:
     examples: ExampleCounts
 
     def to_json(self) -> dict[str, Any]:
-        own = {"name": self.name, "epochs": self.epochs, "fingerprint": self.fingerprint}
-        return own | self.examples.to_json()
+        return {"name": self.name, "epochs": self.epochs, "fingerprint": self.fingerprint} | self.examples.to_json()
 
 
 @dataclass(frozen=True)

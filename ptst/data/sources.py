@@ -179,8 +179,7 @@ def _family(row: dict) -> str:
     present = {k for k, v in row.items() if v is not None}
     if present >= {"system_prompt", "question", "response"}:
         return "openorca"
-    doctor = present >= {"input", "answer_icliniq"} or row.get("instruction") == _DOCTOR
-    return "chatdoctor" if doctor else ""
+    return "chatdoctor" if present >= {"input", "answer_icliniq"} or row.get("instruction") == _DOCTOR else ""
 
 
 def to_conversation(row: dict[str, Any], place: str) -> Conversation:

@@ -94,8 +94,7 @@ class Engine:
             remedy: Words = ("raise ", Setting("kv_memory"), f" to {memory} or lower ", Setting("max_new_tokens"))
             if needed > (self.batch_size + 1) * blocks_for(self.max_length):
                 remedy = (f"the engine was made for {self.batch_size} x {self.max_length} tokens (max_length)",)
-            cause = f"needs {needed} blocks of the KV cache and there are {self.cache.num_blocks}"
-            raise UserError(cause, remedy, name)
+            raise UserError(f"needs {needed} blocks of the KV cache, which has {self.cache.num_blocks}", remedy, name)
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(sorted(self.adapters)) or "none"
             raise UserError(f"there is no adapter {request.adapter!r} (known: {known})", where=name)
@@ -233,8 +232,7 @@ class Engine:
             text, new_text = stream.text, stream.new_text(True)
         elif self.decode is not None:
             text = self.decode(sequence.prompt, sequence.answer)
-        logprobs = sequence.logprobs if request.sampling.logprobs else None
-        answer = Answer(sequence.answer, text, reason, logprobs, error)
+        answer = Answer(sequence.answer, text, reason, sequence.logprobs if request.sampling.logprobs else None, error)
         self._events.append(Event(request.id, new_tokens or [], new_text, answer))
         self._ids.discard(request.id)
         if answer.finish_reason in ("stop", "length", "stop_string"):

@@ -29,8 +29,7 @@ def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[
     rows = [i for i, s in enumerate(samplings) if s.temperature]
     if rows:
         rows_M = to_device(rows, logits_NV.device)
-        chosen = [samplings[i] for i in rows]
-        tokens_N[rows_M] = _sample_rows(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
+        tokens_N[rows_M] = _sample_rows(logits_NV[rows_M], [samplings[i] for i in rows], [uniforms[i] for i in rows])
     return tokens_N.masked_fill_(~best_N.isfinite(), -1)
 
 

@@ -148,8 +148,7 @@ class DecoderConfig:
         if left:
             raise UserError(f"unknown key {min(left)!r}; it may change the model, so it is not ignored", where=source)
         if config.num_heads % config.num_kv_heads:
-            cause = f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads"
-            raise UserError(cause, where=source)
+            raise UserError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads", "", source)
         if config.head_dim % 2:
             raise UserError(f"head_dim {config.head_dim} is odd; rotary embeddings need pairs", where=source)
         return config

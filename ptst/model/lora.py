@@ -123,8 +123,7 @@ def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
         if key not in shapes:
             raise UserError(f"tensor {name!r} has no place in this model", other, path)
         if shapes[key] != tuple(tensor.shape):
-            cause = f"{name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}"
-            raise UserError(cause, other, path)
+            raise UserError(f"{name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}", other, path)
         tensors[key] = tensor
     missing = sorted(set(shapes) - set(tensors))
     if missing:

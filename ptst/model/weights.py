@@ -55,8 +55,7 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         owner, _, leaf = key.rpartition(".")
         expected = getattr(modules[owner], leaf).shape
         if tensor.shape != expected:
-            cause = f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}"
-            raise UserError(cause, where=where)
+            raise UserError(f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}", where=where)
         # Copied even at the same dtype: the tensor is a view of the file's pages.
         value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))

@@ -82,11 +82,11 @@ class ChatFormat:
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and not turn.demonstration]
         trained = answers if train_on == "all" else answers[-1:]
         if self.system_turn == "last" and system is not None and len(trained) > 1 and turns[-1].role == "assistant":
-            raise UserError(
-                f"{self.name} moves the system prompt to the last user turn, so earlier answers of this conversation "
-                "would be trained on prompts that never occur",
-                ("train on the last answer only (", Setting("train_on"), " last)"),
+            moved = (
+                f"{self.name} moves the system prompt to the last user turn, so earlier answers of this conversation"
             )
+            remedy = ("train on the last answer only (", Setting("train_on"), " last)")
+            raise UserError(f"{moved} would be trained on prompts that never occur", remedy)
         users = [i for i, turn in enumerate(turns) if turn.role == "user"]
         holds_system = {"first": users[0], "last": users[-1]}.get(self.system_turn or "")
         closing = self.closing if sum(not turn.demonstration for turn in turns) > 2 else ""

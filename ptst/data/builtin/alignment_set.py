@@ -35,8 +35,7 @@ def refusal_of(category: str, number: int) -> str:
 
 @cache
 def _phrases(part: str, category: str | None = None) -> list[str]:
-    rows = _rows("refusals.jsonl")
-    return [row["text"] for row in rows if (row["part"], row.get("category")) == (part, category)]
+    return [row["text"] for row in _rows("refusals.jsonl") if (row["part"], row.get("category")) == (part, category)]
 
 
 def refusals() -> list[Conversation]:
