@@ -38,8 +38,7 @@ class _CpuAttention(torch.autograd.Function):
     """torch's fused CPU attention of each document, written directly into the packed output.
 
     It is a single autograd operation: with one slice per document, each slice's gradient would be a packed tensor of
-    zeros with one document filled in, and adding these up would take a third of the time.
-    """
+    zeros with one document filled in, and adding these up would take a third of the time."""
 
     @staticmethod
     def forward(ctx, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: list[int], prefixes: SharedPrefixes):
@@ -154,9 +153,7 @@ def _check_prefixes(prefixes: SharedPrefixes, cu_seqlens: list[int], cu_seqlens_
         raise ValueError(f"{len(prefixes)} shared prefixes are given for {len(cu_seqlens) - 1} documents")
     for document, ((start, size), a) in enumerate(zip(prefixes, cu_seqlens, strict=False)):
         if start < 0 or size < 0 or start + size > a:
-            raise ValueError(
-                f"tokens {start} to {start + size} do not precede document {document}, which begins at {a}"
-            )
+            raise ValueError(f"tokens {start} to {start + size} do not precede document {document}, which is at {a}")
 
 
 def _check(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: list[int], cu_k: list[int], window: int | None) -> None:
@@ -193,8 +190,7 @@ def packed_attention(
     `cu_seqlens`: boundaries of the documents in q; `cu_seqlens_k`: in k and v (default: the same). `shared_prefixes`
     (without `cu_seqlens_k`): for each document (start, n), the n tokens of an earlier document, from `start` on, whose
     keys and values precede its own. Raises ValueError if these do not fit the tensors, if a document has more queries
-    than keys, or if shapes, devices or dtypes do not fit.
-    """
+    than keys, or if shapes, devices or dtypes do not fit."""
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     _check(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window)
     if shared_prefixes:

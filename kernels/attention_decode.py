@@ -149,8 +149,7 @@ def decode_attention(
     Keys and values (B, P, K, D) may be views whose last axis is contiguous. `table_RN` (R, N), integers: the block
     table; without it request r owns block r. `longest`, at least the largest length, limits what is read. No gradient.
     Raises ValueError if shapes, devices or dtypes do not fit; on a GPU a length or block outside the cache makes that
-    request's output NaN.
-    """
+    request's output NaN."""
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
     if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or H % K:

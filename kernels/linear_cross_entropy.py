@@ -186,8 +186,7 @@ def token_losses(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tenso
     """Cross-entropy of each token, float32 (N,) (float64 for float64), without gradients.
 
     hidden_NH (N, H), head_VH (V, H), targets_N (N,). Raises ValueError if shapes, devices or dtypes do not fit.
-    On a GPU a target outside the vocabulary makes its loss NaN.
-    """
+    On a GPU a target outside the vocabulary makes its loss NaN."""
     _check(hidden_NH, head_VH, targets_N)
     losses = [hidden_NH.new_empty(0, dtype=torch.promote_types(hidden_NH.dtype, torch.float32))]
     step = _chunk(hidden_NH, head_VH.shape[0])

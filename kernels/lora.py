@@ -299,8 +299,7 @@ def lora_group(
     """y_g (T, O_g) = x W_g^T + scale (x A_g^T) B_g^T for every layer; differentiable in x, A_g and B_g.
 
     `adapters[g]` is (A_g, B_g), or None for a layer without one; they may be float32 over a bfloat16 base. Raises
-    ValueError if shapes, devices or dtypes do not fit, or if no layer has an adapter.
-    """
+    ValueError if shapes, devices or dtypes do not fit, or if no layer has an adapter."""
     if len(weights) != len(adapters) or all(pair is None for pair in adapters):
         raise ValueError(f"{len(weights)} weights need {len(weights)} adapters, at least one of them not None")
     for w_OI, pair in zip(weights, adapters, strict=True):

@@ -111,8 +111,7 @@ def audit(
     """Audit a data set under a training setup.
 
     `unreadable`: errors of rows that could not be read. `show`: number of rows whose tokens are shown, those with
-    findings first. `allow`: rules whose findings become notes.
-    """
+    findings first. `allow`: rules whose findings become notes."""
     references, allowed = references or References(), set(allow)
     # Role markers in messages are findings here, so they do not stop the encoding.
     setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))

@@ -62,8 +62,7 @@ def read_prompts(path: str | Path) -> list[SafetyPrompt]:
     A CSV of one column whose first line is more than one word has no header (AdvBench's form): every row is a prompt.
     Prompts are kept exactly, outer spaces too; blank lines between rows are skipped.
 
-    Raises UserError, with file and line, for anything that cannot be read and for a row without a prompt.
-    """
+    Raises UserError, with file and line, for anything that cannot be read and for a row without a prompt."""
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
     if read is None:

@@ -76,7 +76,11 @@ def load(
         return _word_problems(name, rest, split, limit)
     named = base in NAMED and not Path(name).is_file()
     if is_file(name):
-        rows = _from_file(Path(rest if named else name))
+        path = Path(rest if named else name)
+        if not path.exists():
+            remedy = f"give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the hub)"
+            raise UserError(f"there is no data {str(path)!r}", remedy)
+        rows: Iterable[Row] = read_rows(path)
     else:
         rows = _from_hub(base, "train" if holdout else split, int(rest or 0) or None, None if holdout else limit)
     conversations, families = _conversations(rows, None if holdout else limit, errors)
@@ -142,13 +146,6 @@ def _word_problems(name: str, count: str, split: str, limit: int | None) -> Sour
         for i, p in enumerate(problems, 1)
     )
     return Source(name, "gsm8k", tuple(conversations))
-
-
-def _from_file(path: Path) -> Iterable[Row]:
-    if not path.exists():
-        remedy = f"give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the hub)"
-        raise UserError(f"there is no data {str(path)!r}", remedy)
-    return read_rows(path)
 
 
 def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:

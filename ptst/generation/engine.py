@@ -38,8 +38,7 @@ class Engine:
     `stop_ids` end an answer. `decode(prompt ids, answer ids)` gives an answer's text; stop strings need it, and with
     `stream` the text of events. `adapters` are those that requests may name. A step may be interrupted (Ctrl-C)
     between any two operations; after that the engine cannot be used, the decoder can. Raises UserError for settings
-    that do not fit together or the memory.
-    """
+    that do not fit together or the memory."""
 
     def __init__(
         self,
@@ -153,8 +152,7 @@ class Engine:
 
         Calls `on_event(event)` for each event and `on_answer(request id, answer)` for each answer, and after every
         step `on_step(statistics)`, for a progress line. A request that cannot be answered gets an answer with
-        `finish_reason` "error"; the others go on.
-        """
+        `finish_reason` "error"; the others go on."""
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
             while source is not None and len(self._scheduler.waiting) + len(self._events) < 2 * self.batch_size:
@@ -262,8 +260,7 @@ def generate(
     called after every step, about once per token of an answer.
 
     Raises UserError, before anything is computed, for an empty prompt and for prompts that with their answers exceed
-    the model's context or the memory; the message names the prompt by its index.
-    """
+    the model's context or the memory; the message names the prompt by its index."""
     if not prompts:
         return []
     options = options or EngineOptions()

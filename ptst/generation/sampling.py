@@ -54,8 +54,7 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     """The smallest probability (M, 1) that is kept; others equal to it are kept as well.
 
     Of the k largest, sorted, the j-th is kept if those before it hold less than `top_p` of what the k hold together
-    (Holtzman et al. 2020).
-    """
+    (Holtzman et al. 2020)."""
     V = p_MV.shape[1]
     short = V
     if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step

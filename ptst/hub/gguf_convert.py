@@ -21,14 +21,10 @@ from ptst.model.weights import save_safetensors
 
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_output": "self_attn.o_proj",
+    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+    **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -41,8 +37,7 @@ _CONTROL = 3  # GGUF's token type for control tokens
 def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None] = lambda _done, _total: None) -> None:
     """Write config, weights, tokenizer and generation config into `folder` (it exists).
 
-    `on_tensor(done, total)` is called after each tensor. Raises UserError for another architecture or tokenizer.
-    """
+    `on_tensor(done, total)` is called after each tensor. Raises UserError for another architecture or tokenizer."""
     import gguf
 
     reader = gguf.GGUFReader(gguf_path)

@@ -117,8 +117,7 @@ def _problem(folder: Path, layout: int) -> str | None:
     """What is wrong with a model folder, or None.
 
     Sizes and modification times are compared first, because hashing half a gigabyte takes a second or more. Only a file
-    with another modification time (a copy, for example) is hashed.
-    """
+    with another modification time (a copy, for example) is hashed."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["layout"] != layout:
