@@ -133,17 +133,13 @@ def run_chat(config: ChatConfig) -> None:
     from ptst.text.templates import load_template
 
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
-    model = open_model(
-        config.model,
-        load_template(config.template_file) if config.template_file else config.template,
-        checkpoint=config.checkpoint,
-        family=config.template_family,
-        chat_format=config.chat_format,
-    )
+    template = load_template(config.template_file) if config.template_file else config.template
+    family, chat_format = config.template_family, config.chat_format
+    model = open_model(config.model, template, checkpoint=config.checkpoint, family=family, chat_format=chat_format)
     decoder = model.load(pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu")
     chat = Chat(model, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
-    template = model.prompt_format.template.name
-    say(f"{model.described}, template {template}, {model.prompt_format.described}; /help lists the commands")
+    name = model.prompt_format.template.name
+    say(f"{model.described}, template {name}, {model.prompt_format.described}; /help lists the commands")
     for line in messages(sys.stdin.isatty()):
         try:
             if not line.startswith("/"):

@@ -74,9 +74,8 @@ class Chat:
             raise UserError(context, "/reset it")
         self.sent = (self.prompt_format, conversation)
         number = len(self.turns)
-        self.engine.add(
-            Request(prompt, replace(self.sampling, max_new_tokens=max_new_tokens), number, keep_cached=True)
-        )
+        sampling = replace(self.sampling, max_new_tokens=max_new_tokens)
+        self.engine.add(Request(prompt, sampling, number, keep_cached=True))
         self.newest, self.stopped, answer = None, False, ""
         try:
             while self.newest is None and not self.stopped:
@@ -127,6 +126,4 @@ class Chat:
             with open(path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise UserError(
-                f"cannot be written ({error.strerror})", "/save FILE, for example chat.jsonl", path
-            ) from None
+            raise UserError(f"cannot be written ({error.strerror})", "/save FILE names another", path) from None

@@ -291,7 +291,7 @@ def test_the_recipe_takes_an_alignment_of_other_settings_and_none_that_failed(co
     record = json.loads((made / "run.json").read_text())
     (made / "run.json").write_text(json.dumps({**record, "met": False}))
     with pytest.raises(
-        ValueError, match=r"could not be aligned.*Remove checkpoints/aligned-model and align with other"
+        ValueError, match=r"could not be aligned.*; remove checkpoints/aligned-model and align with other"
     ):
         run_grid(small)
     write_tiny_model(Path("model"), seed=5)

@@ -69,6 +69,9 @@ def test_success_and_score_of_a_rubric_are_over_the_judged_answers(summarized):
     assert "| chat:llama | 3.000 ± 0.000 | 3.000 ± 0.000 |" in text.partition("mean score")[2]
     line = next(x for x in lines if (x["train"], x["metric"]) == ("chat:llama", "attack-success"))
     assert (line["seeds"], line["prompts"], line["judged"], line["unjudged"]) == ("2", "4", "6", "2")
+    cell = next(c for c in summary["cells"] if c["train"] == "chat:llama")
+    assert [float(line[k]) for k in ("low", "high")] == cell["tasks"]["safety"]["attack-success"]["interval95"]
+    assert float(line["low"]) < float(line["mean"]) < float(line["high"])
 
 
 def test_a_judge_without_scores_has_no_score_in_the_summary(summarized):
