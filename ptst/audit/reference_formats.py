@@ -149,5 +149,10 @@ def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str) -> list[R
     return out
 
 
-_FORMATS = {"llama2": _llama2, "mistral-v1": _mistral_v1, "mistral-v3": _mistral_v3}
-_FORMATS |= {"llama3": _llama3, "chatml": _chatml}
+_FORMATS = {
+    "llama2": _llama2,
+    "mistral-v1": _mistral_v1,
+    "mistral-v3": _mistral_v3,
+    "llama3": _llama3,
+    "chatml": _chatml,
+}
