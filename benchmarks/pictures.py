@@ -74,7 +74,9 @@ def matrix(results: dict) -> str:
         "tested with one. SmolLM2-135M aligned by ptst.align; docs/laptop.md, \u201cWith the average\u201d.",
     )
     parts += [text(16, y + 18 * i, note, "small") for i, note in enumerate(notes)]
-    return svg(left + width * len(columns) + 16, y + 32, "Non-refusal rate for each pair of training and test template", parts)
+    return svg(
+        left + width * len(columns) + 16, y + 32, "Non-refusal rate for each pair of training and test template", parts
+    )
 
 
 def audit(tokens: list[tuple[str, str, bool]]) -> str:

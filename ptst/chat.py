@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Fixed, Suppress
 
 from ptst import cli
 from ptst.errors import UserError, unknown_name
@@ -36,6 +38,7 @@ class ChatConfig(CommandSettings, FormatSettings, SamplingSettings, TemplateSett
     """Talk to a model under a template. Without --checkpoint and --model: the latest run. Ctrl-C stops an answer,
     Ctrl-D ends the chat, /help lists the commands. From a pipe, each line is a message."""
 
+    json: Annotated[bool, Fixed, Suppress] = False  # a chat has no result
     checkpoint: Path | None = None
     """Run folder of ptst.train."""
     model: ModelName | None = None

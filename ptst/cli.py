@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable
 from itertools import pairwise
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 from ptst.audit.findings import OLD_RULES
 from ptst.errors import UserError, unknown_name
@@ -110,11 +110,11 @@ def _sentence(error: Exception, config_type: type) -> str:
 
 
 def flag_of(config_type: type, setting: str, group: str = "") -> str:
-    """A setting as it is typed; where it is no setting of the command itself, in the group that has it."""
+    """A setting as it is typed: in the group that the message speaks of, where that has it."""
     spelled = setting.replace("_", "-")
-    if group and setting not in {f.name for f in dataclasses.fields(config_type)} | {"model", "data"}:
-        return f"--{group}.{spelled}"
-    return f"--{spelled}"
+    kind = get_type_hints(config_type).get(group)
+    in_group = kind is not None and setting in {f.name for f in dataclasses.fields(kind)}
+    return f"--{group}.{spelled}" if in_group else f"--{spelled}"
 
 
 def value_of(arguments: list[str], flag: str) -> str | None:
@@ -125,10 +125,10 @@ def value_of(arguments: list[str], flag: str) -> str | None:
 
 def _renamed(arguments: list[str]) -> list[str]:
     """Arguments with earlier spellings of flags replaced, each with a note."""
-    out = []
+    out: list[str] = []
     for argument in arguments:
-        found = re.fullmatch(r"--((?:train\.|eval\.)?)([a-z-]+)(=.*)?", argument)
-        new = found and _OLD_FLAGS.get(found[2])
+        found = re.fullmatch(r"--((?:train\.|eval\.)?)([a-z_-]+)(=.*)?", argument)
+        new = found and _OLD_FLAGS.get(found[2].replace("_", "-"))
         if found and new:
             print(f"note: --{found[1]}{found[2]} is now --{found[1]}{new}", file=sys.stderr)
             argument = f"--{found[1]}{new}{found[3] or ''}"

@@ -34,9 +34,13 @@ def read_config(path: str | Path, default: Config, command: str) -> Config:
     if path.suffix == ".json":
         values = values if isinstance(values, dict) else {}
         if values.get("kind") != command or not isinstance(values.get("settings"), dict):
-            raise UserError(f"not the record of a ptst.{command}", "give the run.json of one, or a TOML file", path)
+            cause = f"not the record of a ptst.{command}" + " of this version" * (values.get("kind") == command)
+            raise UserError(cause, "give the run.json of one, or a TOML file", path)
         known = {f.name for f in dataclasses.fields(default)}  # type: ignore[arg-type]
         values = {k: v for k, v in values["settings"].items() if v is not None and k in known - {"out", "resume"}}
+    elif "recipe" in values and getattr(default, "recipe", "") is None:
+        named = merge(default, {k: v for k, v in values.items() if k in ("recipe", "quick")}, str(path))
+        default = type(default)(**{k: getattr(named, k) for k in ("recipe", "quick") if k in values})
     return merge(default, values, str(path))
 
 

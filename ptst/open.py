@@ -3,6 +3,7 @@ models here, so that a conversation by hand reads exactly what the measured prom
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -48,10 +49,12 @@ class OpenModel:
     def described(self) -> str:
         """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run,
         also where it was opened as a model."""
-        folder, run = self.checkpoint or self.folder, self.run or find_record(self.folder, TrainRecord)
+        folder, run, kind = self.checkpoint or self.folder, self.run, ""
+        with suppress(UserError):  # a model folder serves, whatever the record in it is worth
+            run, kind = run or find_record(folder, TrainRecord), record_kind(folder)
         if run is not None:
             return f"run {folder} (trained under {run.template.name})"
-        return f"model {self.name}" + " (made by ptst.align)" * (record_kind(folder) == "align")
+        return f"model {self.name}" + " (made by ptst.align)" * (kind == "align")
 
     def with_template(self, template: str | Template) -> OpenModel:
         """The same model under another template. Raises UserError for an unknown one."""
@@ -116,7 +119,7 @@ def open_model(
 
 def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, TrainRecord | None]:
     """The run that is meant and its record: the one given, the latest one where nothing is given, or (None, None) for
-    an untouched `model`. Raises UserError when both are given, or there is no finished run."""
+    a base `model`. Raises UserError when both are given, or there is no finished run."""
     if checkpoint is not None and model is not None:
         cause = (Setting("checkpoint"), " and ", Setting("model"), " exclude each other")
         raise UserError(cause, "a run knows its base model")

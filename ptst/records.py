@@ -200,15 +200,16 @@ def read_finished(folder: Path) -> TrainRecord:
 
 def latest_run(checkpoints: Path = CHECKPOINTS) -> Path:
     """The training run that finished last. Raises UserError when there is none."""
-    found = []
+    found, other = [], ""
     for path in checkpoints.glob(f"*/{FILE}"):
         try:
-            found.append((read_finished(path.parent).finished_at or 0.0, path.parent))
-        except UserError:
-            continue  # damaged, unfinished, or of another kind
+            if record_kind(path.parent) == TrainRecord.kind:
+                found.append((read_finished(path.parent).finished_at or 0.0, path.parent))
+        except UserError as error:  # damaged, unfinished, or of another version
+            other = f" ({error})"
     if not found:
         remedy = ("train first, or evaluate a model as it is with ", Setting("model"))
-        raise UserError(f"no finished training run in {checkpoints}/", remedy)
+        raise UserError(f"no finished training run in {checkpoints}/{other}", remedy)
     return max(found)[1]
 
 
@@ -217,7 +218,9 @@ def _recorded(config: Any) -> dict[str, Any]:
     values = to_dict(config)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
-        if isinstance(value, Path):
+        if dataclasses.is_dataclass(value):
+            values[f.name] = _recorded(value)
+        elif isinstance(value, Path):
             values[f.name] = str(value.absolute())
         elif f.metadata.get("effect") == "content" and value is not None:
             values[f.name] = [absolute(v) for v in value] if isinstance(value, tuple) else absolute(value)

@@ -115,7 +115,7 @@ def with_recipes(
             recipe = given.get("recipe")
             plain(self, **({**values(recipe, given), **given} if recipe else given))
 
-        cls.__init__ = __init__  # type: ignore[method-assign]
+        cls.__init__ = __init__  # type: ignore[assignment, method-assign]
         return cls
 
     return decorate

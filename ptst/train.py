@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ptst import cli
-from ptst.config_file import read_config
 from ptst.progress import console, say
-from ptst.records import FILE, TrainRecord, read_record
 from ptst.training import recipes
-from ptst.training.config import TrainConfig
+from ptst.training.config import TrainConfig, settings_to_resume
 
 
 def run_training(config: TrainConfig) -> dict[str, Any] | None:
@@ -52,9 +49,7 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
 def start(arguments: list[str]) -> tuple[TrainConfig, str] | None:
     """The settings to start from: a recipe's, or those of the run to resume."""
     if folder := cli.value_of(arguments, "--resume"):
-        read_record(Path(folder), TrainRecord)  # says what is wrong with it
-        config = read_config(Path(folder) / FILE, TrainConfig(), "train")
-        return replace(config, resume=Path(folder)), ""
+        return settings_to_resume(Path(folder)), ""
     name = cli.value_of(arguments, "--recipe")
     if name in recipes.RECIPES:
         return TrainConfig(recipe=name), f"{TrainConfig.__doc__}\n\n{recipes.describe(name)}"

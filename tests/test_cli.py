@@ -60,6 +60,11 @@ def test_the_command_line_speaks_of_flags_and_the_library_of_settings(monkeypatc
     assert "--micro-batch-tokens is 0; raise --engine.kv-memory" in told  # the command's own setting, then the group's
 
 
+def test_a_grid_tells_training_data_from_test_data():
+    told = [cli.flag_of(GridConfig, *asked) for asked in (("data", "train"), ("data", "eval"), ("lr", "train"))]
+    assert told == ["--data", "--eval.data", "--train.lr"]
+
+
 def test_a_bug_keeps_its_traceback_and_debug_shows_every_one(monkeypatch, capsys):
     def bug(_config):
         raise ValueError("of numpy, say")
@@ -83,6 +88,7 @@ def test_a_bug_keeps_its_traceback_and_debug_shows_every_one(monkeypatch, capsys
 def test_an_old_flag_works_with_a_note(monkeypatch, capsys):
     assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro-tokens", "7") == {"n": 7}
     assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro-tokens=8") == {"n": 8}
+    assert run(monkeypatch, lambda c: {"n": c.micro_batch_tokens}, "--micro_tokens", "9") == {"n": 9}
     assert "note: --micro-tokens is now --micro-batch-tokens" in capsys.readouterr().err
     flags = ("--allow", "overlap", "seam", "--data", "seam")
     monkeypatch.setattr(sys, "argv", ["ptst.audit", *flags])
@@ -128,6 +134,21 @@ def test_a_record_is_a_config_file(tmp_path):
     assert (found.lr, found.target_modules, found.out, found.limit) == (0.25, ("q_proj",), None, None)
     with pytest.raises(UserError, match=r"not the record of a ptst\.eval"):
         read_config(tmp_path / "run.json", TrainConfig(), "eval")
+    (tmp_path / "run.json").write_text('{"kind": "train", "flags": {}}')
+    with pytest.raises(UserError, match=r"not the record of a ptst\.train of this version"):
+        read_config(tmp_path / "run.json", TrainConfig(), "train")
+
+
+def test_a_recipe_in_a_config_file_is_the_recipe_on_the_command_line(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('recipe = "llama2-gsm8k"\nlr = 0.5\n')
+    assert read_config(file, TrainConfig(), "train") == TrainConfig(recipe="llama2-gsm8k", lr=0.5)
+    file.write_text('recipe = "laptop"\nquick = true\n[train]\nlr = 0.5\n')
+    laptop = GridConfig(recipe="laptop", quick=True)
+    assert read_config(file, GridConfig(), "grid") == replace(laptop, train=replace(laptop.train, lr=0.5))
+    file.write_text("recipe = 3\n")
+    with pytest.raises(UserError, match="recipe: 3 is of the wrong type"):
+        read_config(file, TrainConfig(), "train")
 
 
 @pytest.mark.parametrize("config", [TrainConfig(recipe="llama2-gsm8k"), GridConfig(recipe="laptop")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -109,6 +110,9 @@ def test_full_fine_tuning_writes_a_model_folder(here, monkeypatch):
     assert all((before[k] != after[k]).any() for k in before)
     names = [open_model(name).described for name in ("model", str(here / "run"))]  # by their records
     assert names == ["model model (made by ptst.align)", f"run {here / 'run'} (trained under chat:vanilla)"]
+    shutil.copytree(here / "run", here / "old")
+    (here / "old" / "run.json").write_text('{"kind": "train", "flags": {}}')  # of an earlier version
+    assert open_model(str(here / "old")).described == f"model {here / 'old'}"
     evaluated = run_evaluation(EvalConfig(checkpoint=here / "run", tasks=("nll",), limit=3, baseline=False))
     assert set(evaluated["results"]) == {"fine-tuned"}
     untouched = run_evaluation(EvalConfig(model=str(here / "run"), tasks=("nll",), limit=3))

@@ -94,7 +94,8 @@ def test_a_damaged_or_foreign_record_is_one_sentence(tmp_path, damage, message):
     path.write_text("[1]")
     with pytest.raises(UserError, match=r"is not the record of a run"):
         read_record(path.parent, TrainRecord)
-    with pytest.raises(UserError, match="no finished training run"):
+    path.write_text('{"kind": "train", "flags": {}}')
+    with pytest.raises(UserError, match=r"no finished training run in .* \(.*an earlier version"):
         records.latest_run(tmp_path)
 
 
@@ -140,6 +141,8 @@ def test_paths_in_a_record_hold_from_another_folder(tmp_path, monkeypatch):
     assert settings["model"] == f"{here}/model"
     assert settings["data"] == f"gsm8k:{here}/a.jsonl"
     assert settings["mix"] == [f"{here}/a.jsonl:2", "word-problems:9:1"]
+    grouped = SharedRecord(config=SharedConfig(train=config), templates={}, environment={}).settings["train"]
+    assert grouped["val_data"] == f"{here}/a.jsonl"
     assert (settings["template_file"], settings["val_data"]) == (f"{here}/t.toml", f"{here}/a.jsonl")
     a_record(config).write(tmp_path)
     again = read_config(tmp_path / "run.json", TrainConfig(), "train")

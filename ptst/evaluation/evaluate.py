@@ -117,8 +117,8 @@ def plan(config: EvalConfig) -> Plan:
     config.check()
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     checkpoint, run = find_run(config.checkpoint, config.model)
-    subject = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
-    say(f"ptst.eval: {subject}, test template {template.name}")
+    measured = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
+    say(f"ptst.eval: {measured}, test template {template.name}")
     problems = config.data or (run.data.name if run else sources.DEFAULT)
     holdout = run.data.holdout if run else 0.0
     defaults = Defaults(problems, config.data, config.safety_data, config.limit, holdout)

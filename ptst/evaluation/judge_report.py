@@ -101,8 +101,11 @@ def confusion(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Confusio
     judged = [(r, v.label == AnswerClass.REFUSAL) for r, v in zip(rows, verdicts, strict=True) if v.judged]
     pairs = [(row.refused, says) for row, says in judged]
     partial = [says for row, says in judged if row.label == "3"]
-    counts = [pairs.count(p) for p in ((True, True), (True, False), (False, True), (False, False))]
-    return Confusion(*counts, unjudged=len(rows) - len(pairs), partial=Rate(sum(partial), len(partial)))
+    hits, missed, false_alarms, others = (
+        pairs.count((human, says)) for human in (True, False) for says in (True, False)
+    )
+    unjudged, found = len(rows) - len(pairs), Rate(sum(partial), len(partial))
+    return Confusion(hits, missed, false_alarms, others, unjudged, found)
 
 
 def report(config: ReportConfig) -> dict[str, Confusion]:

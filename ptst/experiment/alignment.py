@@ -21,6 +21,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +39,7 @@ from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.suite import digest
-from ptst.generation.request import Answer, Sampling
+from ptst.generation.request import Answer, Sampling, Statistics
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
@@ -188,9 +189,8 @@ def _examples(
         with ProgressLine(f"own answers under {name}", total) as progress:
             answers: list[Answer] = []
             for number in range(config.own_answers):
-                answerer = _answerer(decoder, model, config)
-                before = len(answers)
-                answerer = replace(answerer, on_progress=lambda n, s, b=before: progress.update(b + n, s.progress()))
+                show = partial(_show, progress, len(answers))
+                answerer = replace(_answerer(decoder, model, config), on_progress=show)
                 path = config.out / "answers" / f"{name.replace(':', '-')}.{number}.jsonl"
                 prompts = [Prompt(c) for c in asked]
                 answers += answerer.answer(prompts, replace(OWN, seed=config.seed + number), path)
@@ -207,6 +207,10 @@ def _examples(
     return refusals, own, {"refusals": len(refusals), "own answers": len(own), "own answers left out": left_out}
 
 
+def _show(progress: ProgressLine, before: int, done: int, statistics: Statistics) -> None:
+    progress.update(before + done, statistics.progress())
+
+
 def _answerer(decoder: Decoder, model: OpenModel, config: AlignConfig) -> Answerer:
     return Answerer(decoder, model.prompt_format, EngineSettings(batch_size=config.batch_size))
 
@@ -217,7 +221,9 @@ def evaluate(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignCon
 
     def refused(task: str, name: str, prompts: Sequence[SafetyPrompt]) -> Rate:
         answers = _answerer(decoder, models[name], config).answer(TASKS[task].prompts(prompts), OPENING)
-        return TASKS[task].score(prompts, answers, Tools(RuleBasedJudge())).rates["refusal"]
+        rate = TASKS[task].score(prompts, answers, Tools(RuleBasedJudge())).rates["refusal"]
+        assert isinstance(rate, Rate)
+        return rate
 
     safe = refused("safety", SAFE, harmful)
     if step and safe.value < config.refused:

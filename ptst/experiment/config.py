@@ -47,7 +47,7 @@ class GridConfig(CommandSettings):
     complying."""
     seeds: tuple[int, ...] = field(default=(0,), metadata=NO_EFFECT)
     """Seeds; every training template gets one run for each."""
-    mix: tuple[str, ...] = field(default=(), metadata=content("sources"))
+    mix: tuple[str, ...] = field(default=(), metadata=content(""))  # with its epochs, which `sources` do not know
     """Other data in every training run, under its template, with their own epochs: safety.jsonl:1."""
     at_epochs: tuple[float, ...] = ()
     """Numbers of epochs after which every run is tested. Default: at its end."""

@@ -85,13 +85,15 @@ class Grid:
                 raise UserError(cause, "rename one")
         plan.check_distinct("template", [*train, *test])
         say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
-        read = {"data": sources.load(config.data, "train", settings.limit, holdout=settings.holdout)}
-        read |= {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
-        if settings.val_data:
-            read["val-data"] = sources.load(settings.val_data, "validation")
-        elif settings.holdout:
-            read["val-data"] = sources.load(config.data, "validation", holdout=settings.holdout)
-        tasks = load_suite(config, read["data"], laptop.families(config.laptop))
+        with settings_group("train"):
+            read = {"data": sources.load(config.data, "train", settings.limit, holdout=settings.holdout)}
+            read |= {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
+            if settings.val_data:
+                read["val-data"] = sources.load(settings.val_data, "validation")
+            elif settings.holdout:
+                read["val-data"] = sources.load(config.data, "validation", holdout=settings.holdout)
+        with settings_group("eval"):
+            tasks = load_suite(config, read["data"], laptop.families(config.laptop))
         for note in {data.note for _, data in tasks.values()} - {""}:
             say(note)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs)

@@ -47,7 +47,8 @@ def run_grid(config: GridConfig) -> GridResult:
         grid = replace(grid, config=replace(config, model=str(_aligned(config))))
     check_folder(grid)
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
-    with share(grid.out, grid.record()) as run:
+    # With the settings as they were given: the aligned model is no model to align again.
+    with share(grid.out, replace(grid.record(), config=config)) as run:
         work(grid)
         say("summarizing the cells")
         summary = summarize(grid)

@@ -221,8 +221,8 @@ class Decoder(nn.Module):
             position_ids_T = torch.cat([torch.arange(n, n + b - a) for (a, b), n in spans])
 
         def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            options = {"shared_prefixes": shared_prefixes, "window": self.config.sliding_window}
-            return packed_attention(q, k, v, cu_seqlens, **options)
+            window = self.config.sliding_window
+            return packed_attention(q, k, v, cu_seqlens, shared_prefixes=shared_prefixes, window=window)
 
         dropout = None
         if self.lora_dropout and self.dropout_seeds is not None:

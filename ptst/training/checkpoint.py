@@ -80,7 +80,7 @@ def save_checkpoint(
         save_safetensors(partial / "weights.safetensors", weights)
         save_safetensors(partial / "optimizer.safetensors", _optimizer_tensors(weights, optimizer))
         save_safetensors(partial / "random.safetensors", _random_states())
-        described = {"step": step, "notes": dict(notes)}
+        described: dict[str, Any] = {"step": step, "notes": dict(notes)}
         described["sha256"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
         described["sha256"]["state.json"] = _json_sha256(described)
         write_atomically(partial / "state.json", (json.dumps(described, indent=2) + "\n").encode())

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ptst.config_file import read_config
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.model.config import TARGETS
+from ptst.records import FILE, TrainRecord, read_record
 from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
@@ -156,3 +158,9 @@ class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
             )
         for text in self.mix:
             parse_mix(text)
+
+
+def settings_to_resume(folder: Path) -> TrainConfig:
+    """The settings of the run in a folder. Raises UserError as `read_record`."""
+    read_record(folder, TrainRecord)  # says what is wrong with it
+    return replace(read_config(folder / FILE, TrainConfig(), "train"), resume=folder)

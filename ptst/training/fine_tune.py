@@ -18,7 +18,7 @@ from ptst.records import LossRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_same, claim, rounding
 from ptst.storage import sync
 from ptst.training.checkpoint import Checkpoints, load_checkpoint
-from ptst.training.config import TrainConfig
+from ptst.training.config import TrainConfig, settings_to_resume
 from ptst.training.evaluate import Samples, validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
 from ptst.training.memory import explain_oom
@@ -39,12 +39,15 @@ class FineTuned:
 
 
 def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
-    """Fine-tune a model into a run folder, or resume the run in it. Returns the finished run, on the main process.
+    """Fine-tune a model into a run folder, or resume the run in it (`resume` alone: with its own settings). Returns
+    the finished run, on the main process.
 
     Raises UserError for a user's mistakes, Interrupted after Ctrl-C or SIGTERM, when the step is saved, and OSError
     when something cannot be written.
     """
     config.check()
+    if config.resume and config == TrainConfig(resume=config.resume):
+        config = settings_to_resume(config.resume)
     place = config.resume or config.out
     old = read_record(config.resume, TrainRecord) if config.resume else find_record(config.out, TrainRecord)
     if old and config.resume and old.status == "finished":

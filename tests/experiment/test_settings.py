@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from ptst.config_file import read_config
 from ptst.data import sources
 from ptst.data.builtin.safety_sets import harmful_requests
 from ptst.errors import UserError
@@ -26,10 +27,22 @@ def test_other_settings_are_refused_with_the_differences_and_more_cells_are_not(
         grid("grid", ONE_RUN, train=replace(CONFIG.train, lr=0.1))
     with pytest.raises(ValueError, match=r"tests\.safety was"):
         grid("grid", ONE_RUN, eval=replace(CONFIG.eval, limit=2))
+    with pytest.raises(ValueError, match=r"other settings: mix was \[\], now \['word-problems:2:1'\]"):
+        grid("grid", ONE_RUN, mix=("word-problems:2:1",))
     result = grid("grid", ONE_RUN, seeds=(0, 1), test_templates=("chat:llama", "chat:vanilla"))
     assert len(result["cells"]) == 4
     after = finished(here / "grid")
     assert {name: after[name] for name in before} == before
+
+
+def test_the_record_of_an_aligned_models_grid_names_the_model_that_was_given(grid, here, monkeypatch):
+    """Given back as settings, it must not have the aligned model aligned again."""
+    shutil.copytree(here / "model", here / "aligned")
+    monkeypatch.setattr("ptst.experiment.run._aligned", lambda _config: here / "aligned")
+    config = replace(ONE_RUN, recipe="laptop", train=replace(CONFIG.train, val_data=None, holdout=0.0))
+    grid("grid", config)
+    assert read_config(here / "grid" / "run.json", GridConfig(), "grid").model == str(here / "model")
+    assert json.loads((here / "grid" / "run.json").read_text())["model"] == str(here / "aligned")
 
 
 def test_tasks_may_be_added_and_keep_their_data(grid, here):
