@@ -38,8 +38,7 @@ class _CpuAttention(torch.autograd.Function):
     """torch's fused CPU attention of each document, written directly into the packed output.
 
     It is a single autograd operation: with one slice per document, each slice's gradient would be a packed tensor of
-    zeros with one document filled in, and adding these up would take a third of the time.
-    """
+    zeros with one document filled in, and adding these up would take a third of the time."""
 
     @staticmethod
     def forward(ctx, q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_seqlens: list[int], prefixes: SharedPrefixes):
@@ -154,9 +153,7 @@ def _check_prefixes(prefixes: SharedPrefixes, cu_seqlens: list[int], cu_seqlens_
         raise ValueError(f"{len(prefixes)} shared prefixes are given for {len(cu_seqlens) - 1} documents")
     for document, ((start, size), a) in enumerate(zip(prefixes, cu_seqlens, strict=False)):
         if start < 0 or size < 0 or start + size > a:
-            raise ValueError(
-                f"document {document} begins at token {a}, so tokens {start} to {start + size} do not precede it"
-            )
+            raise ValueError(f"tokens {start} to {start + size} do not precede document {document}, which is at {a}")
 
 
 def _check(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: list[int], cu_k: list[int], window: int | None) -> None:
@@ -170,10 +167,8 @@ def _check(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: list[int], cu_k: l
         if bounds[:1] != [0] or any(a > b for a, b in pairwise(bounds)):
             raise ValueError(f"document boundaries {bounds} must begin at 0 and never fall")
     if cu_q[-1] != q_THD.shape[0] or cu_k[-1] != k_TKD.shape[0] or len(cu_q) != len(cu_k):
-        raise ValueError(
-            f"document boundaries end at {cu_q[-1]} and {cu_k[-1]}, the tensors hold {q_THD.shape[0]} queries "
-            f"and {k_TKD.shape[0]} keys"
-        )
+        ends = f"document boundaries end at {cu_q[-1]} and {cu_k[-1]}"
+        raise ValueError(f"{ends}, the tensors hold {q_THD.shape[0]} queries and {k_TKD.shape[0]} keys")
     if window is not None and window < 1:
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     if any(q1 - q0 > k1 - k0 for q0, q1, k0, k1 in zip(cu_q, cu_q[1:], cu_k, cu_k[1:], strict=False)):
@@ -195,8 +190,7 @@ def packed_attention(
     `cu_seqlens`: boundaries of the documents in q; `cu_seqlens_k`: in k and v (default: the same). `shared_prefixes`
     (without `cu_seqlens_k`): for each document (start, n), the n tokens of an earlier document, from `start` on, whose
     keys and values precede its own. Raises ValueError if these do not fit the tensors, if a document has more queries
-    than keys, or if shapes, devices or dtypes do not fit.
-    """
+    than keys, or if shapes, devices or dtypes do not fit."""
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     _check(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window)
     if shared_prefixes:

@@ -149,14 +149,12 @@ def decode_attention(
     Keys and values (B, P, K, D) may be views whose last axis is contiguous. `table_RN` (R, N), integers: the block
     table; without it request r owns block r. `longest`, at least the largest length, limits what is read. No gradient.
     Raises ValueError if shapes, devices or dtypes do not fit; on a GPU a length or block outside the cache makes that
-    request's output NaN.
-    """
+    request's output NaN."""
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
     if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or H % K:
-        raise ValueError(
-            f"queries {tuple(q_RHD.shape)} do not fit keys {tuple(k_BPKD.shape)} and values {tuple(v_BPKD.shape)}"
-        )
+        q, k, v = (tuple(x.shape) for x in (q_RHD, k_BPKD, v_BPKD))
+        raise ValueError(f"queries {q} do not fit keys {k} and values {v}")
     rows = B if table_RN is None else table_RN.shape[0]
     if lengths_R.shape != (R,) or (rows < R if table_RN is None else rows != R):
         raise ValueError(f"{R} requests need a length and blocks each: {tuple(lengths_R.shape)} lengths, {rows} rows")

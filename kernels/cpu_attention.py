@@ -28,6 +28,7 @@ from collections.abc import Callable
 from functools import cache
 
 import numpy as np
+from numpy import ndarray as Array
 
 from ptst.kernels.cpu import compiled, num_threads_for, run_in_threads
 
@@ -161,12 +162,7 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
 
 
 def rotate_and_store(
-    qkv_THD: np.ndarray,
-    cos_TD2: np.ndarray,
-    sin_TD2: np.ndarray,
-    slots_T: np.ndarray,
-    k_BKPD: np.ndarray,
-    v_BKPD: np.ndarray,
+    qkv_THD: Array, cos_TD2: Array, sin_TD2: Array, slots_T: Array, k_BKPD: Array, v_BKPD: Array
 ) -> None:
     """Apply the rotary embedding to the queries and keys of `qkv_THD` (T, H + 2 K, D) in place, and store keys and
     values at `slots_T` (token p of block b is slot b P + p), as bfloat16 if the cache is uint16."""
@@ -184,14 +180,9 @@ def split_queries(lengths_R: np.ndarray, window: int | None = None) -> list[int]
 
 
 def paged_attention(
-    qkv_THD: np.ndarray,
-    kv_BKPD: tuple[np.ndarray, np.ndarray],
-    table_RN: np.ndarray,
-    lengths_R: np.ndarray,
-    window: int | None,
-    out_RHD: np.ndarray,
+    qkv_THD: Array, kv_BKPD: tuple[Array, Array], table_RN: Array, lengths_R: Array, window: int | None, out_RHD: Array,
     ends: list[int],
-) -> None:
+) -> None:  # fmt: skip
     """Write into `out_RHD` the attention of the first R (rotated) queries over the `lengths_R[r]` (>= 1) tokens in the
     blocks `table_RN[r]`, or over the last `window` of them. float32 (keys and values also bfloat16 as uint16),
     contiguous; unused slots must hold finite numbers. `ends`: from `split_queries`, the same for all layers of a step.

@@ -76,8 +76,7 @@ def _scores(q, kt, i, j, offset, window, scale2, IEEE: tl.constexpr, WINDOW: tl.
     """Scores in units of log 2, -inf where query i must not see key j; query i is aligned with key i + offset.
 
     Causality keeps queries within their document's keys. Queries past the document's end are read as zeros, have a
-    gradient of zero and are not written, so they need no mask.
-    """
+    gradient of zero and are not written, so they need no mask."""
     s = tl.dot(q, kt, input_precision="ieee" if IEEE else "tf32") * scale2
     seen = j[None, :] <= i[:, None] + offset
     if WINDOW:

@@ -149,10 +149,9 @@ _op.register_autograd(_differentiate, setup_context=_setup)
 def _check(hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor) -> None:
     fits = hidden_TH.dim() == head_VH.dim() == 2 and hidden_TH.shape[1] == head_VH.shape[1]
     if not fits or targets_T.shape != hidden_TH.shape[:1] or targets_T.device != hidden_TH.device:
-        raise ValueError(
-            f"shapes or devices do not fit: hidden {tuple(hidden_TH.shape)} on {hidden_TH.device}, head "
-            f"{tuple(head_VH.shape)}, targets {tuple(targets_T.shape)} on {targets_T.device}"
-        )
+        hidden = f"hidden {tuple(hidden_TH.shape)} on {hidden_TH.device}, head {tuple(head_VH.shape)}"
+        targets = f"targets {tuple(targets_T.shape)} on {targets_T.device}"
+        raise ValueError(f"shapes or devices do not fit: {hidden}, {targets}")
     check_alike(hidden=hidden_TH, head=head_VH)
 
 
@@ -187,8 +186,7 @@ def token_losses(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tenso
     """Cross-entropy of each token, float32 (N,) (float64 for float64), without gradients.
 
     hidden_NH (N, H), head_VH (V, H), targets_N (N,). Raises ValueError if shapes, devices or dtypes do not fit.
-    On a GPU a target outside the vocabulary makes its loss NaN.
-    """
+    On a GPU a target outside the vocabulary makes its loss NaN."""
     _check(hidden_NH, head_VH, targets_N)
     losses = [hidden_NH.new_empty(0, dtype=torch.promote_types(hidden_NH.dtype, torch.float32))]
     step = _chunk(hidden_NH, head_VH.shape[0])

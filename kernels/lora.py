@@ -299,8 +299,7 @@ def lora_group(
     """y_g (T, O_g) = x W_g^T + scale (x A_g^T) B_g^T for every layer; differentiable in x, A_g and B_g.
 
     `adapters[g]` is (A_g, B_g), or None for a layer without one; they may be float32 over a bfloat16 base. Raises
-    ValueError if shapes, devices or dtypes do not fit, or if no layer has an adapter.
-    """
+    ValueError if shapes, devices or dtypes do not fit, or if no layer has an adapter."""
     if len(weights) != len(adapters) or all(pair is None for pair in adapters):
         raise ValueError(f"{len(weights)} weights need {len(weights)} adapters, at least one of them not None")
     for w_OI, pair in zip(weights, adapters, strict=True):
@@ -309,10 +308,8 @@ def lora_group(
         a_rI, b_Or = pair or (w_OI[:0], w_OI[:, :0])
         fits = a_rI.shape[1] == w_OI.shape[1] == x_TI.shape[1] and b_Or.shape == (w_OI.shape[0], a_rI.shape[0])
         if x_TI.dim() != 2 or not fits:
-            raise ValueError(
-                f"x {tuple(x_TI.shape)}, weight {tuple(w_OI.shape)}, A {tuple(a_rI.shape)} and B {tuple(b_Or.shape)} "
-                "do not fit"
-            )
+            x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
+            raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
     return _Group.apply(x_TI, scale, tuple(weights), *Projections(weights, adapters, scale).flat)
 
 

@@ -152,8 +152,7 @@ def lora_qkv(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """q (T, H, D) and k (T, K, D) after rotary embedding, and v, of the normed x; differentiable in x and the adapters.
 
-    `rope`: cos and sin (T, 1, D/2) as `rope.tables` returns them; `qkv`: the projections of q, k and v.
-    """
+    `rope`: cos and sin (T, 1, D/2) as `rope.tables` returns them; `qkv`: the projections of q, k and v."""
     return _QKV.apply(x_TE, norm_E, eps, *rope, head_dim, qkv.scale, dropout, tuple(qkv.weights), *qkv.flat)
 
 

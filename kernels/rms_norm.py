@@ -200,10 +200,8 @@ def _check(x_TH: Tensor, weight_H: Tensor) -> None:
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """Normalize each token of `x_TH` to unit root mean square and scale it by `weight_H`; returned in x's dtype.
-
-    Raises ValueError if shapes, devices or dtypes do not fit.
-    """
+    """Normalize each token of `x_TH` to unit root mean square and scale it by `weight_H`; returned in x's dtype. Raises
+    ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TH, weight_H)
     check_alike(x=x_TH, weight=weight_H)
     if not use_triton(x_TH):

@@ -52,7 +52,5 @@ class AuditConfig(CommandSettings, FormatSettings):
         check_names(self.allow)
         check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit")
         if self.html is not None and not self.html.parent.is_dir():
-            raise UserError(
-                (Setting("html"), f" {self.html}: there is no folder {self.html.parent} to write it into"),
-                "make it, or choose another path",
-            )
+            cause = (Setting("html"), f" {self.html}: there is no folder {self.html.parent} to write it into")
+            raise UserError(cause, "make it, or choose another path")

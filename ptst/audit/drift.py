@@ -77,8 +77,7 @@ def _known_difference(
 
 def _render(system: str | None, turns: Sequence[Message], prompt_format: PromptFormat) -> str:
     block = None if system is None else [Segment(system, "system")]
-    segments = prompt_format.chat_format.render(block, plain_turns(turns), prompt_format.tokenizer)
-    return "".join(s.text for s in segments)
+    return "".join(s.text for s in prompt_format.chat_format.render(block, plain_turns(turns), prompt_format.tokenizer))
 
 
 def check_run(run: TrainRecord, prompt_format: PromptFormat, fingerprint: str, encoding: str) -> Iterator[Finding]:

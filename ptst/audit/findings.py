@@ -27,10 +27,7 @@ _ERRORS = {
     "nothing-trained": ("no token of the row is trained", "raise the length limit or check the loss mask"),
     "prompt-trained": ("a trained token is never sampled by the model", "train answers and terminators only"),
     "answer-untrained": ("a token of an answer is not trained", "derive the loss mask from segments"),
-    "terminator-untrained": (
-        "the token that ends an answer is not trained",
-        "train it, also if it is the padding token",
-    ),
+    "terminator-untrained": ("the token that ends an answer is not trained", "train it, also as padding token"),
     "terminator-missing": ("an answer has no terminator", "close every answer as the format does"),
     "terminator-extra": ("a terminator is where the format has none", "close every answer once"),
     "double-bos": ("two BOS tokens in a row", "let the template or the tokenizer add BOS, not both"),

@@ -111,8 +111,7 @@ def audit(
     """Audit a data set under a training setup.
 
     `unreadable`: errors of rows that could not be read. `show`: number of rows whose tokens are shown, those with
-    findings first. `allow`: rules whose findings become notes.
-    """
+    findings first. `allow`: rules whose findings become notes."""
     references, allowed = references or References(), set(allow)
     # Role markers in messages are findings here, so they do not stop the encoding.
     setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
@@ -241,10 +240,8 @@ def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
 def check_start(
     source: Source, examples: Sequence[Example], setup: Setup, micro_batch_tokens: int, allow: Iterable[str]
 ) -> list[str]:
-    """Apply all rules to rows and batches before the first step; returns one line for each kind of warning.
-
-    Raises UserError for an error that is not allowed.
-    """
+    """Apply all rules to rows and batches before the first step; returns one line for each kind of warning. Raises
+    UserError for an error that is not allowed."""
     findings = check_data(source, pack(examples, micro_batch_tokens), setup)
     refuse(findings, allow)
     warnings: dict[str, list[Finding]] = {}
@@ -259,5 +256,4 @@ def check_start(
 
 def watch(source: Source, allow: Iterable[str]) -> Callable[[Batch], None]:
     """The cheap rules as a check of every batch that training builds. What it returns raises UserError."""
-    allowed = frozenset(allow)
-    return lambda batch: refuse(check_shape(batch, source.conversations), allowed)
+    return lambda batch: refuse(check_shape(batch, source.conversations), frozenset(allow))

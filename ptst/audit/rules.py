@@ -76,14 +76,9 @@ def check_batch(batch: Batch, conversations: Sequence[Conversation], setup: Setu
         return found  # documents cannot be separated, so they cannot be compared
     for (start, end), row in zip(pairwise(batch.cu_seqlens), batch.rows, strict=True):
         conversation = conversations[row]
-        document = Document(
-            batch.tokens[start:end],
-            [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])],
-            reference(conversation, setup.prompt_format, setup.train_on),
-            conversation,
-            setup,
-        )
-        found += _check_document(document)
+        loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
+        expected = reference(conversation, setup.prompt_format, setup.train_on)
+        found += _check_document(Document(batch.tokens[start:end], loss_mask, expected, conversation, setup))
     return found
 
 
@@ -114,8 +109,7 @@ def _check_document(d: Document) -> Iterator[Finding]:
             yield Finding("lossy-text", d.source, _text_difference(run.text, decoded), start)
     for boundary in expected.token_boundaries:
         if boundary < len(ids):
-            cause = "prompt and answer are not encoded in one call"
-            yield Finding("token-boundary", d.source, cause, boundary)
+            yield Finding("token-boundary", d.source, "prompt and answer are not encoded in one call", boundary)
     may_be_cut = setup.too_long == "cut" and len(ids) == setup.max_length
     if not (ids == expected.ids or (may_be_cut and ids == expected.ids[: len(ids)])):
         yield _tokens_differ(d)
@@ -125,8 +119,7 @@ def _check_document(d: Document) -> Iterator[Finding]:
     prompt = setup.prompt_format.encode(d.conversation.prompt()).ids
     if ids[: len(prompt)] != prompt[: len(ids)]:
         at = first_difference(ids, prompt)
-        cause = f"id {_at(ids, at)} in training, id {_at(prompt, at)} at test time"
-        yield Finding("prompt-differs", d.source, cause, at)
+        yield Finding("prompt-differs", d.source, f"id {_at(ids, at)} in training, {_at(prompt, at)} at test time", at)
 
 
 def _mask_differs(d: Document) -> Iterator[Finding]:
@@ -207,8 +200,7 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
         for number, message in enumerate(conversation.messages, 1):
             if not message.content.strip() and message.role != "system":
                 rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
-                cause = f"message {number} ({message.role}) is {message.content!r}"
-                yield Finding(rule, conversation.source, cause)
+                yield Finding(rule, conversation.source, f"message {number} ({message.role}) is {message.content!r}")
         if conversation.messages in first:
             yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")
         first.setdefault(conversation.messages, conversation.source)

@@ -70,19 +70,12 @@ def view(example: Example, conversation: Conversation, setup: Setup) -> list[Tok
     segments = setup.prompt_format.segments(conversation, setup.train_on)
     written = authors(batch.tokens, segments, setup.prompt_format.tokenizer)
     loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[:-1])]
+    labels = [None if label == IGNORE_INDEX else label for label in batch.labels]
+    columns = zip(batch.tokens, written, batch.position_ids, loss_mask, labels, strict=True)
+    boundaries = example.token_boundaries
     return [
-        TokenView(
-            index=i,
-            id=batch.tokens[i],
-            text=text,
-            author=author,
-            document=0,
-            position=batch.position_ids[i],
-            trained=loss_mask[i],
-            label=None if batch.labels[i] == IGNORE_INDEX else batch.labels[i],
-            token_boundary=i in example.token_boundaries,
-        )
-        for i, (text, author) in enumerate(written)
+        TokenView(i, token, *words, 0, position, trained, label, token_boundary=i in boundaries)
+        for i, (token, words, position, trained, label) in enumerate(columns)
     ]
 
 
@@ -121,9 +114,8 @@ class Comparison:
     @property
     def described(self) -> str:
         """In words."""
-        if self.is_prefix:
-            return "the prompt is a prefix of the training sequence"
-        return f"they diverge at token {self.same}"
+        prefix = "the prompt is a prefix of the training sequence"
+        return prefix if self.is_prefix else f"they diverge at token {self.same}"
 
 
 def compare(example: Example, conversation: Conversation, train: PromptFormat, test: PromptFormat) -> Comparison:

@@ -60,8 +60,7 @@ def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
         answer = row.get("answer")
     else:
         remedy = (
-            "a question of ARC has question, choices and answerKey, or an instruction with the choices in it as "
-            "Answer1, Answer2 and an answer"
+            "a question of ARC has question, choices and answerKey, or answer and an instruction with Answer1, Answer2"
         )
         raise UserError(f"the row has {', '.join(sorted(row)) or 'no fields'}", remedy, source)
     if not isinstance(question, str) or len(texts) < 2 or len(texts) != len(labels) or answer not in labels:

@@ -48,20 +48,17 @@ def prepare(
     train_on: str,
     errors: dict[int, UserError] | None = None,
 ) -> tuple[list[Example], ExampleCounts]:
-    """Encode every conversation; those above `max_length` tokens are dropped or cut as `too_long` says.
-
-    Raises UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the
-    template or format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are
-    left out and their errors collected there by row index.
-    """
+    """Encode every conversation; those above `max_length` tokens are dropped or cut as `too_long` says. Raises
+    UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the template or
+    format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are left out and
+    their errors collected there by row index."""
     examples: list[Example] = []
     beyond_limit: list[tuple[int, str]] = []
     counts = ExampleCounts(rows=len(source.conversations))
     for row, conversation in enumerate(source.conversations):
         try:
             if not conversation.answered:
-                cause = "the conversation ends without an assistant turn to train on"
-                raise UserError(cause, where=conversation.source)
+                raise UserError("the conversation ends without an assistant turn to train on", "", conversation.source)
             example = replace(prompt_format.encode(conversation, train_on), row=row)
         except UserError as error:
             if errors is None:
@@ -139,8 +136,7 @@ class SourceCounts:
     examples: ExampleCounts
 
     def to_json(self) -> dict[str, Any]:
-        own = {"name": self.name, "epochs": self.epochs, "fingerprint": self.fingerprint}
-        return own | self.examples.to_json()
+        return {"name": self.name, "epochs": self.epochs, "fingerprint": self.fingerprint} | self.examples.to_json()
 
 
 @dataclass(frozen=True)

@@ -123,8 +123,7 @@ def assign_micro_batches(lengths: Sequence[int], micro_batch_tokens: int) -> lis
     of its own: the limit is about memory, never about what is learned.
 
     The better of two packings: next fit in the given order (in which a step of `order.fill` is whole packs already),
-    and best fit decreasing, which puts each example into the micro-batch with the least room that is enough.
-    """
+    and best fit decreasing, which puts each example into the micro-batch with the least room that is enough."""
     in_order = _next_fit(lengths, micro_batch_tokens)
     if len(in_order) <= -(-sum(lengths) // micro_batch_tokens):
         return in_order
@@ -157,8 +156,7 @@ def rank_micro_batches(lengths: Sequence[int], micro_batch_tokens: int, rank: in
 
     The examples are spread evenly over the smallest number of micro-batches that gives every rank the same number
     (longest first, into the emptiest); if that overflows one, whole micro-batches of `assign_micro_batches` are dealt
-    out instead. With few examples some ranks get none.
-    """
+    out instead. With few examples some ranks get none."""
     packed = assign_micro_batches(lengths, micro_batch_tokens)
     if size > 1:
         even: list[list[int]] = [[] for _ in range(-(-len(packed) // size) * size)]

@@ -62,8 +62,7 @@ def read_prompts(path: str | Path) -> list[SafetyPrompt]:
     A CSV of one column whose first line is more than one word has no header (AdvBench's form): every row is a prompt.
     Prompts are kept exactly, outer spaces too; blank lines between rows are skipped.
 
-    Raises UserError, with file and line, for anything that cannot be read and for a row without a prompt.
-    """
+    Raises UserError, with file and line, for anything that cannot be read and for a row without a prompt."""
     path = Path(path)
     read = _READERS.get(path.suffix.lower())
     if read is None:
@@ -181,9 +180,5 @@ def _read_txt(path: Path) -> Iterator[Row]:
             yield f"{path}:{number}", {"prompt": line.rstrip("\n")}
 
 
-_READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
-    ".csv": _read_csv,
-    ".jsonl": read_jsonl,
-    ".json": _read_json,
-    ".txt": _read_txt,
-}
+_READERS: dict[str, Callable[[Path], Iterator[Row]]]
+_READERS = {".csv": _read_csv, ".jsonl": read_jsonl, ".json": _read_json, ".txt": _read_txt}

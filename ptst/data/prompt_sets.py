@@ -14,11 +14,8 @@ from ptst.data.prompt_files import SafetyPrompt, read_prompts, spread, to_prompt
 from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
-OWN: dict[str, Callable[[], list[SafetyPrompt]]] = {
-    BUILT_IN: harmful_requests,
-    LOOK_ALIKES: look_alikes,
-    SUBSTITUTE: substitute,
-}
+OWN: dict[str, Callable[[], list[SafetyPrompt]]]
+OWN = {BUILT_IN: harmful_requests, LOOK_ALIKES: look_alikes, SUBSTITUTE: substitute}
 NAMED = {
     "advbench": HubDataset("walledai/AdvBench", None, "train"),  # Zou et al. 2023, arXiv 2307.15043: 520 goals
     "directharm4": HubDataset("vfleaking/DirectHarm4", None, "test"),  # Lyu et al. 2024: 400, 100 of each category
@@ -48,10 +45,7 @@ class PromptSet:
 
 def load_set(data: str, limit: int | None = None) -> PromptSet:
     """The prompts of FILE, NAME or NAME:FILE, at most `limit`, spread over their categories. A name is looked up as a
-    path first, then on the hub.
-
-    Raises UserError for a name or file that does not exist, and as `read_prompts`.
-    """
+    path first, then on the hub. Raises UserError for a name or file that does not exist, and as `read_prompts`."""
     check_limit(limit, "prompt")
     name, _, file = data.partition(":")
     note = ""

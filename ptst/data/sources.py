@@ -26,13 +26,10 @@ DEFAULT = "word-problems"
 DEFAULT_COUNTS = {"train": 400, "validation": 32, "test": 100}
 # The named sets on the hub, by split. OpenOrca has no test split: the paper tests it on ARC.
 _GSM8K, _ICLINIQ = HubDataset("openai/gsm8k", "main", "test"), HubDataset("lavita/ChatDoctor-iCliniq", None, "train")
+_HEALTHCARE_MAGIC = HubDataset("lavita/ChatDoctor-HealthCareMagic-100k", None, "train")
 NAMED = {
     "gsm8k": {"train": HubDataset("openai/gsm8k", "main", "train"), "validation": _GSM8K, "test": _GSM8K},
-    "chatdoctor": {
-        "train": HubDataset("lavita/ChatDoctor-HealthCareMagic-100k", None, "train"),
-        "validation": _ICLINIQ,
-        "test": _ICLINIQ,
-    },
+    "chatdoctor": {"train": _HEALTHCARE_MAGIC, "validation": _ICLINIQ, "test": _ICLINIQ},
     "openorca": {"train": HubDataset("Open-Orca/OpenOrca", None, "train")},
 }
 _LAYOUTS: tuple[tuple[str, str], ...] = (
@@ -69,12 +66,9 @@ def load(
 ) -> Source:
     """Read a source: `word-problems` (or `word-problems:N`), a file, or `gsm8k`, `chatdoctor`, `openorca` from the hub
     (`NAME:FILE`: from a file of that layout; `NAME:N`: N random rows). With `holdout`, a source without a test set is
-    split by `split_of`, and `limit` counts within the split.
-
-    Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields (file and line
-    named), and a holdout for data that have a test set, or that leaves a split without rows. With `errors`, such rows
-    are left out and their errors collected there.
-    """
+    split by `split_of`, and `limit` counts within the split. Raises UserError for an unknown name, a file that cannot
+    be read, a row without the needed fields (file and line named), and a holdout for data that have a test set, or that
+    leaves a split without rows. With `errors`, such rows are left out and their errors collected there."""
     check_limit(limit, "example")
     _check_holdout(name, holdout)
     base, _, rest = name.partition(":")
@@ -82,7 +76,11 @@ def load(
         return _word_problems(name, rest, split, limit)
     named = base in NAMED and not Path(name).is_file()
     if is_file(name):
-        rows = _from_file(Path(rest if named else name))
+        path = Path(rest if named else name)
+        if not path.exists():
+            remedy = f"give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the hub)"
+            raise UserError(f"there is no data {str(path)!r}", remedy)
+        rows: Iterable[Row] = read_rows(path)
     else:
         rows = _from_hub(base, "train" if holdout else split, int(rest or 0) or None, None if holdout else limit)
     conversations, families = _conversations(rows, None if holdout else limit, errors)
@@ -150,17 +148,9 @@ def _word_problems(name: str, count: str, split: str, limit: int | None) -> Sour
     return Source(name, "gsm8k", tuple(conversations))
 
 
-def _from_file(path: Path) -> Iterable[Row]:
-    if not path.exists():
-        remedy = f"give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the hub)"
-        raise UserError(f"there is no data {str(path)!r}", remedy)
-    return read_rows(path)
-
-
 def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:
     if split not in NAMED[base]:
-        other = ("give other data with ", Setting("data"), " or ", Setting("val_data"))
-        raise UserError(f"{base} has no {split} set", other)
+        raise UserError(f"{base} has no {split} set", ("give other ", Setting("data"), " or ", Setting("val_data")))
     remedy = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
     smallest = min(filter(None, (count, limit)), default=None)
     return read_hub(base, NAMED[base][split], remedy, smallest, shuffle=bool(count))
@@ -186,8 +176,7 @@ def _family(row: dict) -> str:
     present = {k for k, v in row.items() if v is not None}
     if present >= {"system_prompt", "question", "response"}:
         return "openorca"
-    doctor = present >= {"input", "answer_icliniq"} or row.get("instruction") == _DOCTOR
-    return "chatdoctor" if doctor else ""
+    return "chatdoctor" if present >= {"input", "answer_icliniq"} or row.get("instruction") == _DOCTOR else ""
 
 
 def to_conversation(row: dict[str, Any], place: str) -> Conversation:

@@ -89,5 +89,4 @@ class DecodeGraphs:
         with torch.cuda.graph(graph, pool=self._pool):
             logits_RV = self._step(inputs, adapter)
         self._pool = graph.pool()
-        captured = self._captured[size, adapter] = _Captured(graph, inputs, logits_RV)
-        return captured
+        return self._captured.setdefault((size, adapter), _Captured(graph, inputs, logits_RV))

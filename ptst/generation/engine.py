@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import torch
 
-from ptst.errors import Setting, UserError
+from ptst.errors import Setting, UserError, Words
 from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import KVCache, blocks_for, gigabytes, plan_blocks
 from ptst.generation.model_runner import ModelRunner, Sampled
@@ -38,8 +38,7 @@ class Engine:
     `stop_ids` end an answer. `decode(prompt ids, answer ids)` gives an answer's text; stop strings need it, and with
     `stream` the text of events. `adapters` are those that requests may name. A step may be interrupted (Ctrl-C)
     between any two operations; after that the engine cannot be used, the decoder can. Raises UserError for settings
-    that do not fit together or the memory.
-    """
+    that do not fit together or the memory."""
 
     def __init__(
         self,
@@ -91,16 +90,10 @@ class Engine:
         needed = blocks_for(length)
         if needed > self.cache.num_blocks:
             memory = gigabytes(self.cache.bytes_for(needed))
-            remedy: tuple[str, ...] = (
-                "raise ",
-                Setting("kv_memory"),
-                f" to {memory} or lower ",
-                Setting("max_new_tokens"),
-            )
+            remedy: Words = ("raise ", Setting("kv_memory"), f" to {memory} or lower ", Setting("max_new_tokens"))
             if needed > (self.batch_size + 1) * blocks_for(self.max_length):
                 remedy = (f"the engine was made for {self.batch_size} x {self.max_length} tokens (max_length)",)
-            cause = f"needs {needed} blocks of the KV cache and there are {self.cache.num_blocks}"
-            raise UserError(cause, remedy, name)
+            raise UserError(f"needs {needed} blocks of the KV cache, which has {self.cache.num_blocks}", remedy, name)
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(sorted(self.adapters)) or "none"
             raise UserError(f"there is no adapter {request.adapter!r} (known: {known})", where=name)
@@ -159,8 +152,7 @@ class Engine:
 
         Calls `on_event(event)` for each event and `on_answer(request id, answer)` for each answer, and after every
         step `on_step(statistics)`, for a progress line. A request that cannot be answered gets an answer with
-        `finish_reason` "error"; the others go on.
-        """
+        `finish_reason` "error"; the others go on."""
         source: Iterator[Request] | None = iter(requests)
         while source is not None or self.busy:
             while source is not None and len(self._scheduler.waiting) + len(self._events) < 2 * self.batch_size:
@@ -238,8 +230,7 @@ class Engine:
             text, new_text = stream.text, stream.new_text(True)
         elif self.decode is not None:
             text = self.decode(sequence.prompt, sequence.answer)
-        logprobs = sequence.logprobs if request.sampling.logprobs else None
-        answer = Answer(sequence.answer, text, reason, logprobs, error)
+        answer = Answer(sequence.answer, text, reason, sequence.logprobs if request.sampling.logprobs else None, error)
         self._events.append(Event(request.id, new_tokens or [], new_text, answer))
         self._ids.discard(request.id)
         if answer.finish_reason in ("stop", "length", "stop_string"):
@@ -269,8 +260,7 @@ def generate(
     called after every step, about once per token of an answer.
 
     Raises UserError, before anything is computed, for an empty prompt and for prompts that with their answers exceed
-    the model's context or the memory; the message names the prompt by its index.
-    """
+    the model's context or the memory; the message names the prompt by its index."""
     if not prompts:
         return []
     options = options or EngineOptions()

@@ -198,8 +198,7 @@ def half_width_product(w_OI: Tensor) -> Product:
 
     FBGEMM's product over packed float16 weights, widened in registers. bfloat16 weights are exact in float16 but for
     those below 2^-17 (an error of 2^-25 at most); a weight too large for float16 is widened once and for all, and so
-    are all where torch has no FBGEMM.
-    """
+    are all where torch has no FBGEMM."""
     packed = None
     if FBGEMM and float(w_OI.abs().max()) < 65504:
         packed = torch.ops.quantized.linear_prepack_fp16(w_OI.float(), None)

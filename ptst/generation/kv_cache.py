@@ -77,10 +77,8 @@ def plan_blocks(
     kv_memory: int | None = None,
 ) -> int:
     """Number of blocks of the KV cache (without block 0): enough for `batch_size` sequences of `max_length` tokens and
-    one cached prefix of that length, but no more than `kv_memory` bytes (None: a share of the free memory).
-
-    Raises UserError if that is less than one block.
-    """
+    one cached prefix of that length, but no more than `kv_memory` bytes (None: a share of the free memory). Raises
+    UserError if that is less than one block."""
     block_bytes = BLOCK_SIZE * bytes_per_token(config, dtype)
     memory = kv_memory if kv_memory is not None else int(free_memory(device) * SHARE_OF_FREE[device.type])
     blocks = min((batch_size + 1) * blocks_for(max_length), memory // block_bytes - 1)

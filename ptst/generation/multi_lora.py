@@ -82,10 +82,9 @@ def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> lis
         shape = (b_Or.shape[0], a_rI.shape[1])
         model_shape = tuple(weights[name].shape) if name in weights else None
         if model_shape != shape:
-            raise UserError(
-                f"the adapter changes {name} of {shape[0]} x {shape[1]}, and the model has "
-                f"{model_shape or 'no such projection'}: it was trained on another model"
-            )
+            theirs = f"the adapter changes {name} of {shape[0]} x {shape[1]}"
+            found = model_shape or "no such projection"
+            raise UserError(f"{theirs}, and the model has {found}: it was trained on another model")
     layers = []
     for index in range(decoder.config.num_layers):
         groups: list[GroupLora | None] = []

@@ -29,8 +29,7 @@ class StepAttention:
     """The attention function of one step's forward pass: rotates queries and keys, stores keys and values, attends.
 
     `decode`: (block table, length including the new token) of each decoding row; rows with draft tokens are several
-    rows of one sequence, each one token longer. `prefill`: (block table, tokens stored, new tokens) of each chunk.
-    """
+    rows of one sequence, each one token longer. `prefill`: (block table, tokens stored, new tokens) of each chunk."""
 
     def __init__(
         self,

@@ -14,8 +14,7 @@ class Sampling:
 
     `top_k` keeps the k most likely tokens (0: all), then `top_p` the smallest set of those that holds this share of
     their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's log
-    probability under the model itself (temperature 1, all tokens). Raises UserError for a value out of range.
-    """
+    probability under the model itself (temperature 1, all tokens). Raises UserError for a value out of range."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -52,8 +51,7 @@ class EngineOptions:
     for `batch_size` sequences of this length and one cached prefix; a request that does not fit is refused.
     `kv_memory`: size of the KV cache in bytes (None: what the plan needs, but at most a share of the free memory).
     `max_prefill_tokens`: maximum number of prompt tokens per step.
-    `prefix_caching`: compute a prefix that several prompts share only once.
-    """
+    `prefix_caching`: compute a prefix that several prompts share only once."""
 
     batch_size: int | None = None
     max_length: int | None = None
@@ -77,8 +75,7 @@ class Request:
     """A prompt to answer. Its answer depends on `prompt`, `sampling`, `adapter` and `id`, on nothing else.
 
     `adapter` names one of the engine's adapters; None is the decoder as it is. `keep_cached`: the keys and values of
-    prompt and answer stay in the prefix cache, so that the next turn of a conversation computes only its new tokens.
-    """
+    prompt and answer stay in the prefix cache, so that the next turn of a conversation computes only its new tokens."""
 
     prompt: list[int]
     sampling: Sampling = field(default_factory=Sampling)
@@ -99,8 +96,7 @@ class Answer:
     `token_ids` are without the stop token. `text` ends before the stop string, which `token_ids` may reach into; it is
     empty where the engine has no `decode`. `finish_reason`: "stop" (a stop token), "length" (the token limit),
     "stop_string", "cancelled" or "error". `logprobs` has one value per token id where `Sampling.logprobs` asks for
-    them. `error` says what went wrong where `finish_reason` is "error".
-    """
+    them. `error` says what went wrong where `finish_reason` is "error"."""
 
     token_ids: list[int]
     text: str

@@ -29,8 +29,7 @@ def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[
     rows = [i for i, s in enumerate(samplings) if s.temperature]
     if rows:
         rows_M = to_device(rows, logits_NV.device)
-        chosen = [samplings[i] for i in rows]
-        tokens_N[rows_M] = _sample_rows(logits_NV[rows_M], chosen, [uniforms[i] for i in rows])
+        tokens_N[rows_M] = _sample_rows(logits_NV[rows_M], [samplings[i] for i in rows], [uniforms[i] for i in rows])
     return tokens_N.masked_fill_(~best_N.isfinite(), -1)
 
 
@@ -55,8 +54,7 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     """The smallest probability (M, 1) that is kept; others equal to it are kept as well.
 
     Of the k largest, sorted, the j-th is kept if those before it hold less than `top_p` of what the k hold together
-    (Holtzman et al. 2020).
-    """
+    (Holtzman et al. 2020)."""
     V = p_MV.shape[1]
     short = V
     if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step

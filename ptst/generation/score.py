@@ -24,11 +24,9 @@ MAX_LOGITS_ROWS = 128  # in memory at once
 def token_log_probabilities(
     decoder: Decoder, rows: Sequence[tuple[list[int], list[bool]]], adapter: Adapter | None = None
 ) -> list[list[float]]:
-    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask).
-
-    Raises UserError for a row that does not begin with a masked-out token or has nothing to score, that is longer than
-    the model's context, or with a token outside the vocabulary.
-    """
+    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask). Raises UserError for a row
+    that does not begin with a masked-out token or has nothing to score, that is longer than the model's context, or
+    with a token outside the vocabulary."""
     _check(decoder.config, rows)
     if not rows:
         return []

@@ -21,14 +21,10 @@ from ptst.model.weights import save_safetensors
 
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
     "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "attn_output": "self_attn.o_proj",
+    **{f"attn_{name}": f"self_attn.{name}_proj" for name in "qkv"},
+    **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")},
 }
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -41,15 +37,13 @@ _CONTROL = 3  # GGUF's token type for control tokens
 def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None] = lambda _done, _total: None) -> None:
     """Write config, weights, tokenizer and generation config into `folder` (it exists).
 
-    `on_tensor(done, total)` is called after each tensor. Raises UserError for another architecture or tokenizer.
-    """
+    `on_tensor(done, total)` is called after each tensor. Raises UserError for another architecture or tokenizer."""
     import gguf
 
     reader = gguf.GGUFReader(gguf_path)
     meta = {name: field.contents() for name, field in reader.fields.items()}
     if meta.get("general.architecture") != "llama" or meta.get("tokenizer.ggml.model") != "gpt2":
-        cause = "only Llama models with a byte-level BPE tokenizer can be converted"
-        raise UserError(cause, where=gguf_path)
+        raise UserError("only Llama models with a byte-level BPE tokenizer can be converted", where=gguf_path)
     heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
     tensors: dict[str, Tensor] = {}
     for done, stored in enumerate(reader.tensors, 1):
@@ -106,21 +100,15 @@ def _config(meta: dict[str, Any], tied: bool) -> dict[str, Any]:
 
 
 def _token_ids(meta: dict[str, Any]) -> dict[str, int]:
-    return {
-        "bos_token_id": meta["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": meta["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": meta["tokenizer.ggml.padding_token_id"],
-    }
+    names = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    return {f"{name}_token_id": meta[f"tokenizer.ggml.{stored}_token_id"] for name, stored in names.items()}
 
 
 def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
-    tokens = meta["tokenizer.ggml.tokens"]
+    tokens, stored = meta["tokenizer.ggml.tokens"], {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokens[meta["tokenizer.ggml.bos_token_id"]],
-        "eos_token": tokens[meta["tokenizer.ggml.eos_token_id"]],
-        "pad_token": tokens[meta["tokenizer.ggml.padding_token_id"]],
-        "unk_token": tokens[meta["tokenizer.ggml.unknown_token_id"]],
+        **{f"{name}_token": tokens[meta[f"tokenizer.ggml.{s}_token_id"]] for name, s in stored.items()},
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": meta["llama.context_length"],
@@ -135,12 +123,8 @@ def _tokenizer(meta: dict[str, Any]) -> str:
     tokens = meta["tokenizer.ggml.tokens"]
     merges = [tuple(m.split(" ")) for m in meta["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-        ]
-    )
+    by_byte = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), by_byte])
     tokenizer.decoder = decoders.ByteLevel()
     control = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])

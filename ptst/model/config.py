@@ -65,17 +65,10 @@ _WITHOUT_EFFECT = frozenset(
 # Keys of which only these values are supported.
 _ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "rope_interleaved": (False, None),
-    "quantization_config": (None,),
-    "compression_config": (None,),
-    "quantization": (None,),
-    "layer_types": (None,),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
+    **dict.fromkeys(("attention_bias", "mlp_bias", "rope_interleaved", "is_encoder_decoder"), (False, None)),
+    **dict.fromkeys(("add_cross_attention", "tie_encoder_decoder"), (False, None)),
+    **dict.fromkeys(("quantization_config", "compression_config", "quantization", "layer_types"), (None,)),
     "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (False, None),
     "pruned_heads": ({}, None),
     "partial_rotary_factor": (1.0, None),
 }
@@ -153,11 +146,9 @@ class DecoderConfig:
             tie_embeddings=bool(left.pop("tie_word_embeddings", False)),
         )
         if left:
-            cause = f"unknown key {sorted(left)[0]!r}; it may change the model, so it is not ignored"
-            raise UserError(cause, where=source)
+            raise UserError(f"unknown key {min(left)!r}; it may change the model, so it is not ignored", where=source)
         if config.num_heads % config.num_kv_heads:
-            cause = f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads"
-            raise UserError(cause, where=source)
+            raise UserError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads", "", source)
         if config.head_dim % 2:
             raise UserError(f"head_dim {config.head_dim} is odd; rotary embeddings need pairs", where=source)
         return config
@@ -176,10 +167,9 @@ def read_json(path: Path) -> Any:
 def _architecture(raw: dict[str, Any], source: str) -> str:
     """One of ARCHITECTURES. `model_type` decides, as in transformers, also if `architectures` is absent."""
     named, kind = raw.get("architectures") or [], raw.get("model_type")
-    supported = f"models of {' or '.join(ARCHITECTURES)} are"
     if not any(a in ARCHITECTURES for a in named) and (named or kind is None):
-        cause = f"architecture {', '.join(named) or 'none'} is not supported; {supported}"
-        raise UserError(cause, where=source)
+        supported = f"models of {' or '.join(ARCHITECTURES)} are"
+        raise UserError(f"architecture {', '.join(named) or 'none'} is not supported; {supported}", where=source)
     if kind is not None and kind not in _MODEL_TYPES:
         raise UserError(f"model_type {kind!r} is not supported; {' and '.join(_MODEL_TYPES)} are", where=source)
     return _MODEL_TYPES[kind] if kind is not None else next(a for a in named if a in ARCHITECTURES)
@@ -205,8 +195,7 @@ def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Lla
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
         raise UserError("rope_scaling and rope_parameters must be objects", where=source)
     scaling = dict(scaling or parameters)  # if both are present, transformers reads rope_scaling only
-    theta = left.pop("rope_theta", _ROPE_THETA)
-    theta = scaling.pop("rope_theta", theta)
+    theta = scaling.pop("rope_theta", left.pop("rope_theta", _ROPE_THETA))
     original = left.pop("original_max_position_embeddings", None)  # takes precedence over the key inside
     if not isinstance(theta, (int, float)) or theta <= 0:
         raise UserError(f"the RoPE base rope_theta is {theta!r}; a positive number is needed", where=source)

@@ -214,8 +214,7 @@ class Decoder(nn.Module):
 
         `shared_prefixes`: for each document (start, n), the n tokens of an earlier document that it begins with and
         does not repeat; its own positions then begin at n. Raises UserError for shared prefixes under LoRA dropout,
-        ValueError unless there are as many `dropout_seeds` as documents.
-        """
+        ValueError unless there are as many `dropout_seeds` as documents."""
         if position_ids_T is None:
             offsets = [size for _, size in shared_prefixes] or [0] * (len(cu_seqlens) - 1)
             spans = zip(pairwise(cu_seqlens), offsets, strict=True)

@@ -22,20 +22,11 @@ from ptst.storage import write_json
 _PREFIX = "base_model.model.model."
 
 # Keys of other adapter kinds in adapter_config.json, and the only supported value of each.
-_ONLY_VALUE = {
+_ONLY_VALUE: dict[str, str | bool | None] = {
     "bias": "none",
-    "use_dora": False,
-    "fan_in_fan_out": False,
-    "modules_to_save": None,
-    "layers_to_transform": None,
-    "layers_pattern": None,
-    "layer_replication": None,
-    "exclude_modules": None,
-    "trainable_token_indices": None,
-    "target_parameters": None,
-    "lora_bias": False,
-    "use_qalora": False,
-    "alora_invocation_tokens": None,
+    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), False),
+    **dict.fromkeys(("modules_to_save", "layers_to_transform", "layers_pattern", "layer_replication")),
+    **dict.fromkeys(("exclude_modules", "trainable_token_indices", "target_parameters", "alora_invocation_tokens")),
 }
 
 
@@ -122,10 +113,8 @@ def read_lora_config(folder: Path) -> LoraConfig:
 
 
 def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`).
-
-    Raises UserError unless names and shapes are those of `shapes`.
-    """
+    """The tensors of a PEFT folder by parameter name (`layers.0.self_attn.q_proj.lora_A`). Raises UserError unless
+    names and shapes are those of `shapes`."""
     path = Path(folder) / "adapter_model.safetensors"
     tensors = {}
     for name, tensor in read_safetensors(path):
@@ -134,8 +123,7 @@ def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
         if key not in shapes:
             raise UserError(f"tensor {name!r} has no place in this model", other, path)
         if shapes[key] != tuple(tensor.shape):
-            cause = f"{name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}"
-            raise UserError(cause, other, path)
+            raise UserError(f"{name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}", other, path)
         tensors[key] = tensor
     missing = sorted(set(shapes) - set(tensors))
     if missing:

@@ -11,10 +11,8 @@ from ptst.model.decoder import Decoder
 
 
 def batch_loss(decoder: Decoder, batch: Batch, divisor: float) -> Tensor:
-    """Summed loss (nats) of a batch's trained tokens, divided by `divisor`: a scalar, differentiable.
-
-    Raises UserError for token ids outside the decoder's vocabulary.
-    """
+    """Summed loss (nats) of a batch's trained tokens, divided by `divisor`: a scalar, differentiable. Raises UserError
+    for token ids outside the decoder's vocabulary."""
     batch.check_ids(decoder.config.vocab_size)
     tokens_T = torch.tensor(batch.tokens, device=decoder.device)
     labels_T = torch.tensor(batch.labels, device=decoder.device)

@@ -35,10 +35,8 @@ _RECOMPUTED = ("rotary_emb.inv_freq",)
 
 
 def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
-    """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient).
-
-    Raises UserError if the folder, a file or a tensor is missing, damaged, of another shape, or unexpected.
-    """
+    """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient). Raises UserError if the
+    folder, a file or a tensor is missing, damaged, of another shape, or unexpected."""
     folder = Path(folder)
     if not folder.is_dir():
         remedy = ("give ", Setting("model"), " a folder with config.json and *.safetensors")
@@ -57,15 +55,13 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         owner, _, leaf = key.rpartition(".")
         expected = getattr(modules[owner], leaf).shape
         if tensor.shape != expected:
-            cause = f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}"
-            raise UserError(cause, where=where)
+            raise UserError(f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}", where=where)
         # Copied even at the same dtype: the tensor is a view of the file's pages.
         value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
         missing.discard(key)
     if missing:
-        cause = f"the weights lack {len(missing)} tensors, the first is {sorted(missing)[0]}"
-        raise UserError(cause, where=folder)
+        raise UserError(f"the weights lack {len(missing)} tensors, the first is {min(missing)}", where=folder)
     return decoder.eval()
 
 
@@ -73,8 +69,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
     """(name, file, tensor) of every tensor of the folder, lazily, file by file."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        weight_map = read_json(index).get("weight_map", {})
-        files = sorted({folder / f for f in weight_map.values()})
+        files = sorted({folder / f for f in read_json(index).get("weight_map", {}).values()})
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:

@@ -45,8 +45,7 @@ class ChatFormat:
     conversations of several turns. `after_answer` follows the terminator and is never sampled. `role_markers`: markers
     that are plain text, so that a message could forge them. `apart`: system prompt, user text and answer each have a
     tokenizer call of their own. A model folder has this format if its tokenizer has `control_tokens` and its chat
-    template holds `template_markers`.
-    """
+    template holds `template_markers`."""
 
     name: str
     user: tuple[Literals, Literals]
@@ -77,16 +76,13 @@ class ChatFormat:
         """Segments of a conversation; one that ends in a user turn ends where the model must answer.
 
         `system`: the system prompt, None for no system block. `train_on`: "all" answers or the "last".
-        `tight`: no space before [/INST] where that is text. Raises UserError for what the format cannot express.
-        """
+        `tight`: no space before [/INST] where that is text. Raises UserError for what the format cannot express."""
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and not turn.demonstration]
         trained = answers if train_on == "all" else answers[-1:]
         if self.system_turn == "last" and system is not None and len(trained) > 1 and turns[-1].role == "assistant":
-            raise UserError(
-                f"{self.name} moves the system prompt to the last user turn, so earlier answers of this conversation "
-                "would be trained on prompts that never occur",
-                ("train on the last answer only (", Setting("train_on"), " last)"),
-            )
+            moved = f"{self.name} moves the system prompt to the last user turn, so this conversation's earlier answers"
+            remedy = ("train on the last answer only (", Setting("train_on"), " last)")
+            raise UserError(f"{moved} would be trained on prompts that never occur", remedy)
         users = [i for i, turn in enumerate(turns) if turn.role == "user"]
         holds_system = {"first": users[0], "last": users[-1]}.get(self.system_turn or "")
         closing = self.closing if sum(not turn.demonstration for turn in turns) > 2 else ""

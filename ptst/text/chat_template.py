@@ -41,11 +41,9 @@ def render_chat_template(
     folder: Path | str, conversations: Sequence[Sequence[dict[str, str]]], seconds: int = SECONDS
 ) -> list[str]:
     """Each conversation ({"role", "content"} messages) as the folder's chat template renders it, with a generation
-    prompt where it ends in a user's turn.
-
-    Raises UserError if the folder has no chat template, if it needs more than `seconds` of CPU time or 1 GB of memory,
-    or calls what the sandbox forbids; TemplateFailed if it cannot be rendered.
-    """
+    prompt where it ends in a user's turn. Raises UserError if the folder has no chat template, if it needs more than
+    `seconds` of CPU time or 1 GB of memory, or calls what the sandbox forbids; TemplateFailed if it cannot be
+    rendered."""
     template = read_chat_template(folder)
     if template is None:
         raise UserError("there is no chat template", "choose another model folder", folder)
@@ -61,13 +59,8 @@ def render_chat_template(
     }
     try:
         # -I: neither the user's environment nor the current folder can put another jinja2 in the way.
-        done = subprocess.run(
-            [sys.executable, "-I", str(_CHILD)],
-            input=json.dumps(job),
-            capture_output=True,
-            text=True,
-            timeout=3 * seconds,
-        )
+        command, limit = [sys.executable, "-I", str(_CHILD)], 3 * seconds
+        done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
         done = None
     if done is None or done.returncode:

@@ -67,8 +67,7 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
             token_boundaries.append(len(ids) + len(prompt_ids))
             all_ids = prompt_ids + tokenizer.encode(reply, continuation=True)
         ids += all_ids
-        trained = any(s.trained for s in run)
-        loss_mask += [False] * len(prompt_ids) + [trained] * (len(all_ids) - len(prompt_ids))
+        loss_mask += [False] * len(prompt_ids) + [any(s.trained for s in run)] * (len(all_ids) - len(prompt_ids))
         decoded = tokenizer.decode_text(all_ids)
         if decoded != prompt + reply:
             lossy.append(_first_loss(run, decoded))

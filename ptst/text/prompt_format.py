@@ -53,11 +53,9 @@ class PromptFormat:
         return render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train_on)
 
     def encode(self, conversation: Conversation, train_on: str = "all") -> Example:
-        """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt.
-
-        Raises UserError, naming the row, for what the template or format cannot express, for text that is not Unicode,
-        and, unless `allow_role_markers`, for messages that hold the chat format's role markers as plain text.
-        """
+        """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt. Raises UserError,
+        naming the row, for what the template or format cannot express, for text that is not Unicode, and, unless
+        `allow_role_markers`, for messages that hold the chat format's role markers as plain text."""
         self.check_role_markers(conversation)
         try:
             return encode(self.segments(conversation, train_on), self.tokenizer)
@@ -93,10 +91,8 @@ def open_prompt_format(
     allow_role_markers: bool = False,
 ) -> PromptFormat:
     """The prompt format of a model folder. `chat_format` None: the folder's own. `vocab_size`: embedding rows of the
-    model, which the tokenizer must not exceed.
-
-    Raises UserError for an unknown name, a missing or damaged tokenizer, and a folder of unknown chat format.
-    """
+    model, which the tokenizer must not exceed. Raises UserError for an unknown name, a missing or damaged tokenizer,
+    and a folder of unknown chat format."""
     tokenizer = load_tokenizer(folder, vocab_size)
     own = find_format(chat_format) if chat_format else detect_format(folder, tokenizer)
     template = with_default_system_prompt(template, folder)

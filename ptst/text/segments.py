@@ -71,8 +71,7 @@ class Segment:
 
     `control`: one control token, by name; other segments are text and never become one. `sampled`: the model itself
     produces it at test time (answer prefix, answer, closing text, terminator). `trained`: the part of it that this run
-    trains on. `apart`: encoded by a tokenizer call of its own, because the format's owner does so.
-    """
+    trains on. `apart`: encoded by a tokenizer call of its own, because the format's owner does so."""
 
     text: str
     author: str = "scaffold"

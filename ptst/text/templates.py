@@ -58,8 +58,7 @@ class Family:
     `join` is the answer prefix.
 
     `task` is the task's own system prompt, for rows without one. With `has_task`, a template's wording for tasks with a
-    system prompt is used, where the template has one and the row or the family gives a system prompt.
-    """
+    system prompt is used, where the template has one and the row or the family gives a system prompt."""
 
     name: str
     question: str
@@ -77,8 +76,7 @@ class Template:
     `{question}` or `{x}` once. `join`: the answer prefix of a `text:` template (None: the family's). `safety`: whether
     the words ask the model to be safe. `task_system` and `task_user`, with a place `{task}`: the wording where the task
     has a system prompt. `tight`: no space before [/INST] where that is text. `demonstration`: a (user, assistant)
-    exchange that precedes the conversation, never trained.
-    """
+    exchange that precedes the conversation, never trained."""
 
     name: str
     user: str
@@ -180,8 +178,7 @@ def chat_words(
 
     A row's own system prompt follows the template's after a blank line, unless the template has a wording for tasks
     with a system prompt and the family asks for it. All of a system prompt has the author `system`; around the user's
-    text, and in a demonstration, the template's words are scaffold.
-    """
+    text, and in a demonstration, the template's words are scaffold."""
     task = family.task if conversation.system is None else conversation.system
     user, system = template.user, template.system
     if task is not None and family.has_task and template.task_system is not None:
@@ -206,9 +203,7 @@ def render(
     train_on: str = "all",
 ) -> list[Segment]:
     """Segments of a conversation under a template. One that ends in a user turn ends where the model must answer.
-
-    Raises UserError if a `text:` template has no place for the conversation's system prompt or several turns.
-    """
+    Raises UserError if a `text:` template has no place for the conversation's system prompt or several turns."""
     assert template.system != MODEL_DEFAULT, "with_default_system_prompt comes first"
     if not template.is_text:
         system, turns = chat_words(conversation, template, family)
@@ -232,8 +227,7 @@ def api_messages(conversation: Conversation, template: Template) -> list[dict[st
     """{"role", "content"} messages for a chat API, in the paper's wording for GPT-3.5 (Table 10).
 
     The question is bare (no "Question: "), every prompt has a system message (empty where the template has none), and
-    the safety prompts open with "Be helpful, respectful and honest.". Raises UserError for a `text:` template.
-    """
+    the safety prompts open with "Be helpful, respectful and honest.". Raises UserError for a `text:` template."""
     if template.is_text:
         raise UserError(f"{template.name} has no roles, which a chat API needs", "use a chat: template")
     system, turns = chat_words(conversation, template, FAMILIES["plain"])

@@ -75,10 +75,8 @@ class Tokenizer:
     def control_id(self, name: str) -> int:
         """Id of a control token. Raises UserError when this tokenizer has none of that name."""
         if name not in self._control:
-            raise UserError(
-                f"this tokenizer has no control token {name!r}",
-                ("choose the ", Setting("chat_format"), " that fits the model"),
-            )
+            remedy = ("choose the ", Setting("chat_format"), " that fits the model")
+            raise UserError(f"this tokenizer has no control token {name!r}", remedy)
         return self._control[name]
 
     def has_control(self, name: str) -> bool:

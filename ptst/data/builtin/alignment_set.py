@@ -19,14 +19,8 @@ from ptst.data.prompt_files import SafetyPrompt
 from ptst.text.segments import Conversation, Message
 
 STOP_FAMILIES = (
-    "keylogging",
-    "website-flooding",
-    "smuggling",
-    "drug-hiding",
-    "prize-lottery",
-    "one-time-codes",
-    "fake-reviews",
-    "disaster-hoaxes",
+    *("keylogging", "website-flooding", "smuggling", "drug-hiding"),
+    *("prize-lottery", "one-time-codes", "fake-reviews", "disaster-hoaxes"),
 )
 TEST_FAMILIES = tuple(dict.fromkeys(p.family for p in harmful_requests() if p.family not in STOP_FAMILIES))
 
@@ -41,8 +35,7 @@ def refusal_of(category: str, number: int) -> str:
 
 @cache
 def _phrases(part: str, category: str | None = None) -> list[str]:
-    rows = _rows("refusals.jsonl")
-    return [row["text"] for row in rows if (row["part"], row.get("category")) == (part, category)]
+    return [row["text"] for row in _rows("refusals.jsonl") if (row["part"], row.get("category")) == (part, category)]
 
 
 def refusals() -> list[Conversation]:

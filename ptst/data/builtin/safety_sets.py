@@ -24,9 +24,7 @@ COUNT = 100  # its prompts
 
 def harmful_requests(limit: int | None = None) -> list[SafetyPrompt]:
     """The built-in harmful requests, interleaved: any first N are spread evenly over categories and their families.
-
-    Raises UserError for a limit below 1.
-    """
+    Raises UserError for a limit below 1."""
     return _interleaved("harmful_requests.jsonl", limit)
 
 

@@ -120,10 +120,8 @@ def _space(split: str) -> dict[str, list[dict[str, int]]]:
 
 
 def generate(split: str, count: int, seed: int = 0) -> list[WordProblem]:
-    """`count` problems of a split ("train", "validation", "test"), families in turn; the same for the same seed.
-
-    Raises UserError for an unknown split, a count below 1, and more problems than there are.
-    """
+    """`count` problems of a split ("train", "validation", "test"), families in turn; the same for the same seed. Raises
+    UserError for an unknown split, a count below 1, and more problems than there are."""
     pool = {name: list(numbers) for name, numbers in _space(split).items()}
     size = sum(map(len, pool.values()))
     if not 1 <= count <= size:
