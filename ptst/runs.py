@@ -141,6 +141,8 @@ def claim(
             else:
                 folder = new_folder(out, parent, record.kind)
             held.enter_context(exclusive_lock(folder))
+            if find_record(folder, type(record)) != (old if resumed else None):  # read before the folder was held
+                raise UserError(f"another process was at work in {folder} just now", "start again")
         remove_partial_files(folder)
         record.write(folder)
         yield Run(folder, record, resumed)

@@ -173,6 +173,22 @@ def test_a_claim_is_new_resumed_or_refused(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_another_process_did_before_the_folder_was_held_stays(tmp_path, monkeypatch, begun):
+    if begun:
+        a_record().write(tmp_path)
+    lock = runs.exclusive_lock
+
+    def late(folder):
+        a_record(status="finished").write(folder)
+        return lock(folder)
+
+    monkeypatch.setattr(runs, "exclusive_lock", late)
+    with pytest.raises(UserError, match="another process was at work"), runs.claim(tmp_path, a_record()):
+        pass
+    assert find_record(tmp_path, TrainRecord).status == "finished"
+
+
 def test_an_unfinished_run_of_the_same_settings_is_found_again(tmp_path):
     def claimed(reuse: bool, **changes: Any) -> tuple[Path, bool]:
         with runs.claim(None, a_record(TrainConfig(**changes)), tmp_path, reuse=reuse) as run:
