@@ -49,7 +49,8 @@ class OpenModel:
     def described(self) -> str:
         """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run,
         also where it was opened as a model."""
-        folder, run, kind = self.checkpoint or self.folder, self.run, ""
+        folder, run = self.checkpoint or self.folder, self.run
+        kind: str | None = None
         with suppress(UserError):  # a model folder serves, whatever the record in it is worth
             run, kind = run or find_record(folder, TrainRecord), record_kind(folder)
         if run is not None:
