@@ -66,7 +66,12 @@ MUTANTS = [
 def test_killed(mutant, tmp_path):
     _, file, before, after, chosen = mutant
     for folder in ("kernels", "tests", "ptst"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder,
+            tmp_path / folder,
+            symlinks=True,  # ptst/kernels leads to the mutant
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     path = tmp_path / "kernels" / file
     text = path.read_text()
