@@ -17,7 +17,8 @@ from ptst.generation.multi_lora import read_adapter
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open import OpenModel
+from ptst.open import OpenModel, check_base
+from ptst.records import TrainRecord, find_record
 from ptst.text.segments import Conversation, Message
 
 Row = str | Conversation | Mapping[str, Any]
@@ -46,7 +47,8 @@ def generate(
 
     `runs`: for each prompt the run folder whose adapter answers it (None: the base model), all in one batch; without
     it, the model as it was opened answers. `decoder`: weights that are loaded already. Raises UserError for a prompt
-    that the template cannot render or the context cannot hold, and for answers that failed.
+    that the template cannot render or the context cannot hold, for an adapter of another base model, and for answers
+    that failed.
     """
     if isinstance(prompts, (str, Mapping, Conversation)):
         raise UserError("prompts is a single row", "give a list of rows")
@@ -55,17 +57,21 @@ def generate(
     if not prompts:
         return []
     sampling = sampling or Sampling()
+    names = [None if run is None else str(run) for run in runs or [None] * len(prompts)]
+    adapters = {name: Path(name) for name in names if name is not None}
+    for folder in adapters.values():
+        if run := find_record(folder, TrainRecord):  # a PEFT folder has none
+            check_base(folder, run, model.folder)
     if decoder is None:
         load = model.load if runs is None else model.load_base
         decoder = load(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
     ids = [model.prompt_format.encode(_conversation(row, f"prompt {i}").prompt()).ids for i, row in enumerate(prompts)]
-    names = [None if run is None else str(run) for run in runs or [None] * len(ids)]
     engine = Engine(
         decoder,
         model.stop_ids,
         EngineOptions(min(batch_size, len(ids)), max(map(len, ids)) + sampling.max_new_tokens),
         decode=model.prompt_format.tokenizer.decode_answer,
-        adapters={name: read_adapter(decoder, Path(name)) for name in dict.fromkeys(names) if name is not None},
+        adapters={name: read_adapter(decoder, folder) for name, folder in adapters.items()},
     )
     answers: dict[str | int, Answer] = {}
     requests = [Request(p, sampling, i, name) for i, (p, name) in enumerate(zip(ids, names, strict=True))]

@@ -100,11 +100,8 @@ def open_model(
     name = run.model if run else str(model)
     recorded = Path(run.model_folder) if run else Path()
     folder = recorded if run and (recorded / "config.json").exists() else locate_model(name, CHECKPOINTS)
-    if run and not run.full and run.weights != weights_fingerprint(folder):
-        raise UserError(
-            f"the adapter in {checkpoint} was trained on other weights than {folder} holds now",
-            "put those back, or train again",
-        )
+    if checkpoint and run:
+        check_base(checkpoint, run, folder)
     config = DecoderConfig.from_folder(folder)
     family = family or (run.family.name if run else "plain")
     prompt_format = open_prompt_format(
@@ -116,6 +113,15 @@ def open_model(
         allow_role_markers=allow_role_markers,
     )
     return OpenModel(name, folder, config, prompt_format, checkpoint, run)
+
+
+def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
+    """Raise UserError for an adapter of other weights than those in `folder`."""
+    if not run.full and run.weights != weights_fingerprint(folder):
+        raise UserError(
+            f"the adapter in {checkpoint} was trained on other weights than {folder} holds now",
+            "put those back, or train again",
+        )
 
 
 def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, TrainRecord | None]:

@@ -74,3 +74,12 @@ def test_rows_and_runs_that_do_not_match_are_named(model):
         ptst.generate(opened, "Hello")
     with pytest.raises(ptst.UserError, match="there are 1 runs for 2 prompts"):
         ptst.generate(opened, ["a", "b"], runs=[None])
+
+
+def test_an_adapter_of_another_base_model_is_refused(model, tmp_path):
+    run = ptst.fine_tune(ptst.TrainConfig(model=model, max_steps=1, examples_per_step=1)).folder
+    (tmp_path / "other").mkdir()
+    write_tiny_model(tmp_path / "other", seed=1)
+    assert ptst.generate(ptst.open_model(model), ["a"], ptst.Sampling(max_new_tokens=1), runs=[run])
+    with pytest.raises(ptst.UserError, match="was trained on other weights than other holds now"):
+        ptst.generate(ptst.open_model("other"), ["a"], runs=[run])
