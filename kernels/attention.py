@@ -9,8 +9,6 @@ Shapes: T tokens, S tokens with every shared prefix copied, H query heads, K key
 head_dim.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate, pairwise

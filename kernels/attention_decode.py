@@ -14,8 +14,6 @@ Shapes: R requests, H query heads, K key/value heads, D head_dim, B blocks of P 
 at most, L keys of a request.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -6,8 +6,6 @@ machine and caches the machine code on disk. The loops compute in float32; other
 take the plain-torch paths.
 """
 
-from __future__ import annotations
-
 import hashlib
 import inspect
 import os

@@ -21,8 +21,6 @@ Shapes: T new tokens, the first R of which attend; H query heads, K key/value he
 P tokens, N blocks per query at most, L keys of a query.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache

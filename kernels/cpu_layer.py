@@ -5,8 +5,6 @@ Maths as in rms_norm.py and swiglu.py. No gradient.
 Shapes: T tokens, E hidden_size, F intermediate_size.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import cache

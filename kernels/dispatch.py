@@ -4,8 +4,6 @@
 in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported); the tests use it.
 """
 
-from __future__ import annotations
-
 import os
 
 from torch import Tensor

@@ -19,8 +19,6 @@ first and end of the document in the other tensor); "own" is q for blocks of que
 Shapes: T tokens, H query heads, K key heads, D head_dim, B blocks; in the kernels row = token, i queries, j keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 

@@ -13,8 +13,6 @@ this call may see a part.
 Shapes: T tokens, N trained tokens, n trained tokens of a chunk, H hidden_size, V vocabulary.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

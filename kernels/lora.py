@@ -14,10 +14,8 @@ Shapes: T tokens, I inputs, O outputs, r rank, R sum of the group's ranks; x (T,
 the kernels N is I or O.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -177,7 +175,7 @@ class Projections(NamedTuple):
     scale: float
 
     @classmethod
-    def from_flat(cls, weights: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: float) -> Projections:
+    def from_flat(cls, weights: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: float) -> Self:
         """From `tensors` as `flat` lists them, the form in which autograd functions take and save adapters."""
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
         return cls(weights, [None if a is None or b is None else (a, b) for a, b in pairs], scale)

@@ -15,8 +15,6 @@ LoRA dropout multiplies the input of A by a mask of zeros and 1 / (1 - p). One m
 Shapes: T tokens, E hidden_size, F intermediate_size, H query and K key heads, D head_dim; A (r, I), B (O, r).
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from itertools import pairwise

@@ -11,8 +11,6 @@ returns (norm(x + residual), x + residual), so that the sum is written once and 
 Shapes: T tokens, H hidden_size (the width that is normalized).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

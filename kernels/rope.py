@@ -10,8 +10,6 @@ Llama 3.1 divides low frequencies by `factor` and interpolates in between ("llam
 Shapes: T tokens, H heads, D head_dim (Q query heads, K key heads).
 """
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

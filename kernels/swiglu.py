@@ -5,8 +5,6 @@ Both are recomputed from g and u; neither silu(g) nor the product is kept.
 Shapes: T tokens, F intermediate_size; g and u may be the two halves of one (T, 2F) product.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """`python -m ptst.align`: align a small chat model, so that an experiment can measure how it loses its safety."""
 
-from __future__ import annotations
-
 import sys
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A conversation with a model under a template: turns, streamed answers, the tokens that were sent."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Generator
 from dataclasses import asdict, replace

@@ -4,8 +4,6 @@ Standard output carries the result alone (with `--json`, one object as its last 
 Modules that take seconds to import are imported by a command's `run`, after its command line has been parsed.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import json

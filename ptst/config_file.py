@@ -1,7 +1,5 @@
 """Settings from a TOML file, or from the record of an earlier run, and back to TOML."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import tomllib

@@ -5,8 +5,6 @@ other exception is a bug and keeps its traceback. Messages name settings as the 
 line prints them as its flags (`--max-length`, in a grid `--train.max-length`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches

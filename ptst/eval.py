@@ -1,7 +1,5 @@
 """`python -m ptst.eval`: helpfulness and safety of a model, or of a finished run and its base model."""
 
-from __future__ import annotations
-
 import time
 from typing import Any
 

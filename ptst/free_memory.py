@@ -1,7 +1,5 @@
 """How much memory a process can still allocate."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`python -m ptst.grid`: the whole matrix of training and test templates."""
 
-from __future__ import annotations
-
 import dataclasses
 import sys
 from typing import Any

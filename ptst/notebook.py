@@ -1,7 +1,5 @@
 """For notebooks and scripts: answers and audits of single conversations, in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

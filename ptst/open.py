@@ -1,8 +1,6 @@
 """The model under test: folder, shape and prompt format of a model, or of a run over its base model. Everything opens
 models here, so that a conversation by hand reads exactly what the measured prompts read, and what training read."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,7 +55,7 @@ class OpenModel:
             return f"run {folder} (trained under {run.template.name})"
         return f"model {self.name}" + " (made by ptst.align)" * (kind == "align")
 
-    def with_template(self, template: str | Template) -> OpenModel:
+    def with_template(self, template: str | Template) -> "OpenModel":
         """The same model under another template. Raises UserError for an unknown one."""
         template = find_template(template) if isinstance(template, str) else template
         template = with_default_system_prompt(template, self.folder)

@@ -1,9 +1,7 @@
 """Words on standard error: lines of progress, a progress bar on a terminal."""
 
-from __future__ import annotations
-
 import time
-from typing import ClassVar
+from typing import ClassVar, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,7 +18,7 @@ class ProgressLine:
     """A progress bar on a terminal, a line every few seconds elsewhere. One inside another is told on the outer one.
     `first`: how much was done before (None: what the first update says)."""
 
-    _outer: ClassVar[ProgressLine | None] = None
+    _outer: ClassVar["ProgressLine | None"] = None
 
     def __init__(self, what: str, total: int, every: float = 10.0, first: int | None = 0):
         self.what, self.total, self.every, self.first = what, total, every, first
@@ -40,7 +38,7 @@ class ProgressLine:
             disable=not console.is_terminal or self.inside is not None,
         )
 
-    def __enter__(self) -> ProgressLine:
+    def __enter__(self) -> Self:
         self.bar.start()
         self.task = self.bar.add_task(self.what, total=self.total, completed=self.done, note="")
         if self.inside is None:

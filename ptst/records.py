@@ -5,8 +5,6 @@ status "running" and last with "finished", so that only a whole run is ever pick
 same is declared on them (SAME, GROWING), as on the settings (`ptst.settings`: NO_EFFECT, ROUNDING, content).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -17,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from ptst import __version__
 from ptst.config_file import build
@@ -117,7 +115,7 @@ class DataRecord:
     trained_tokens: int
 
     @classmethod
-    def of(cls, counts: Mapping[str, Any]) -> DataRecord:
+    def of(cls, counts: Mapping[str, Any]) -> Self:
         """From the counts of a prepared source."""
         return cls(**{**counts, "name": absolute(counts["name"])})
 

@@ -4,8 +4,6 @@
 Two runs are the same where `differences` finds nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Iterator

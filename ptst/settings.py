@@ -3,8 +3,6 @@ and adds its own, so that a setting has the same name, type, meaning and check e
 line. Nothing here imports torch: a command line is parsed, and a typo answered, without it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Files that are whole or absent (temporary name, fsync, rename), rows added to a file, and locks between processes."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 import os

@@ -1,7 +1,5 @@
 """`python -m ptst.train`: fine-tune a chat model under a template."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Comparisons with the model folder's chat template and with a finished run's record."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What the audit can find: every rule by name, with its level, what it means and what to do."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass

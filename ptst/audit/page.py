@@ -1,7 +1,5 @@
 """The audit as one HTML page: no network, no scripts, legible in light and dark and without colour."""
 
-from __future__ import annotations
-
 from html import escape
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The rules compare the tokens that reach the loss with it. It shares only the tem
 call with the text layer: formats are plain strings here, and the loss mask follows from them.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """The audit: a data set is prepared as for training, every rule is applied to it, one report says what was found. In
 training, no run starts and no step is taken on an error that is not allowed (`check_start`, `watch`)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path

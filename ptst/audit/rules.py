@@ -1,8 +1,6 @@
 """The rules on the rows of the data (role markers, blanks, duplicates, overlap) and on what the loss function gets:
 first a batch, then each of its documents against its row. And the counts of a whole data set."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

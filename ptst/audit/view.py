@@ -1,7 +1,5 @@
 """Every token of a row as the loss gets it: id, text, author, position, label; and the prompt at test time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

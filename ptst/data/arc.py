@@ -4,8 +4,6 @@ The hub's: `question`, `choices` {text, label}, `answerKey`. And instructions th
 the correct answer to the question: ... Answer1: ... Answer format: answer1/answer2".
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Conversations to training examples: encoded, held to the length limit, everything left out counted; and several
 sources mixed in one training run, each with its own number of epochs."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from array import array

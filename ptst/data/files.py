@@ -4,8 +4,6 @@ JSONL is read here, for training data and prompt sets alike. Other training data
 (imported only where it is needed), which types their cells: a number in a CSV is no text, and NA is an empty cell.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import tempfile

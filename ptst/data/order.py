@@ -7,8 +7,6 @@ of it is shuffled together. A step is N examples, or at most N tokens in packs o
 micro-batch. The last step of an epoch takes what is left.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@ An example becomes a document of the packed sequence. `cu_seqlens` = [0, L1, L1 
 of L1, L2, ... tokens; `position_ids` count from 0 in each.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -5,8 +5,6 @@ a file may lack a header, and rows of JSON keep their line numbers. Also what a 
 over the categories.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

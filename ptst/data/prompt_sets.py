@@ -1,7 +1,5 @@
 """Sets of prompts by name: AdvBench, DirectHarm4, GSM-Danger, JailbreakBench, XSTest, the built-in ones, or a file."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

@@ -6,8 +6,6 @@ used where a row has one. Rows of ChatDoctor (the doctor's instruction, or iClin
 (system_prompt, question, response) are recognized by their layout, which sets their template family.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable

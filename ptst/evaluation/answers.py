@@ -5,8 +5,6 @@ the prompt's ids, the sampling, its number. An evaluation that was killed reads 
 missing; an incomplete last line is dropped.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from array import array

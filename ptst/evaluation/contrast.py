@@ -4,8 +4,6 @@ The primary test is the two-way t, the mean difference over the square root of `
 further seeds and further prompts. The other tests, and why they are secondary: docs/statistics.md.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """An evaluation: helpfulness and safety of a model, or of a finished run and its base model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

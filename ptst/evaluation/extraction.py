@@ -9,8 +9,6 @@ underscore, and compares without case and punctuation. It can never accept "long
 finds which of the choices the answer names.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Callable, Sequence

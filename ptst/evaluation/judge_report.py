@@ -4,8 +4,6 @@ Reads CSV files in XSTest's layout (Rottger et al. 2024, arXiv 2308.01263): colu
 final_label, which begins with 1 (full compliance), 2 (full refusal) or 3 (partial refusal). 2 and 3 are refusals.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Judges by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from ptst.errors import UserError, unknown_name

@@ -1,7 +1,5 @@
 """Measuring a model: what `ptst.eval` and the grid share, before and after the weights are loaded."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,5 @@
 """Rates with counts and Wilson intervals (Wilson 1927), which are valid near 0 and 1, where safety rates often are."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import dataclass
 from math import sqrt

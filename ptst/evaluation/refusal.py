@@ -5,8 +5,6 @@ for signs that name what they refuse. Signs come in families that tell how a mod
 "discrimination is wrong" are both refusals, but fine-tuning need not affect both alike.
 """
 
-from __future__ import annotations
-
 import re
 
 _NOT = r"(?:not|never|neither)"

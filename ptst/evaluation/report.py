@@ -1,7 +1,5 @@
 """The table of an evaluation: one column per model, every rate with its count and 95 % Wilson interval."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from rich.table import Table

@@ -8,8 +8,6 @@ a refusal, because neither helps anybody.
 The grader is any function from prompts to replies (`Ask`): here a local model through our own sampler, or an API.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The rule-based refusal judge: it reads an answer's opening, form and repetition. No model, no network."""
 
-from __future__ import annotations
-
 import re
 
 from ptst.evaluation.refusal import refusal

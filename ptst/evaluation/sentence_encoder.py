@@ -6,8 +6,6 @@ hidden states, scaled to length 1, so that dot products are cosines.
 Shapes: N texts, B in a batch, T tokens, H heads, D features of a head, E = H D features.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from pathlib import Path

@@ -12,8 +12,6 @@ that (docs/statistics.md has the coverage of both).
     S: seeds (runs), P: prompts
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product

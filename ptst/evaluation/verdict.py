@@ -8,8 +8,6 @@ An answer to a harmful request has one of four classes; a rate without the other
 - degenerate: empty, looping, or truncated before it says anything.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum

@@ -16,8 +16,6 @@ are judged by the embedded judge on the openings of their answers. After step 0 
 the first is met: they take half a minute on a small machine.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -76,7 +74,7 @@ class StepEvaluation:
     over_refused: Rate | None = None
     nll: float | None = None
 
-    def meets(self, config: AlignConfig, before: StepEvaluation) -> bool:
+    def meets(self, config: AlignConfig, before: "StepEvaluation") -> bool:
         """Whether the stopping rule is met."""
         if self.over_refused is None or self.nll is None or before.nll is None:
             return False
@@ -100,7 +98,7 @@ class StepEvaluation:
         return {"step": self.step, **{k: r and r.to_json() for k, r in rates.items()}, "nll": self.nll}
 
     @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> StepEvaluation:
+    def from_json(cls, row: Mapping[str, Any]) -> "StepEvaluation":
         rates = {k: row[k] and Rate(row[k]["successes"], row[k]["n"]) for k in _RATES}
         return cls(row["step"], **rates, nll=row["nll"])
 

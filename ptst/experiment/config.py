@@ -1,7 +1,5 @@
 """The settings of a grid: what is crossed, and how every run is trained and every cell tested."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,8 +1,6 @@
 """What a grid would take, before anything is computed: tokens by the tokenizer; time from what is finished already, and
 until then roughly, from how long this machine's matrix products take."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -8,14 +8,12 @@
 A run or cell is finished when its last file, which is written atomically, exists.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -72,7 +70,7 @@ class Grid:
     device: str = "cpu"
 
     @classmethod
-    def open(cls, config: GridConfig) -> Grid:
+    def open(cls, config: GridConfig) -> Self:
         """Read all templates and data; no weights. Raises UserError for a user's mistakes."""
         config.check()
         out, settings = config.folder, config.train

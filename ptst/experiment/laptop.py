@@ -5,8 +5,6 @@ bare. `laptop-search` is for trying others: its requests (the alignment's stoppi
 that `laptop` reports.
 """
 
-from __future__ import annotations
-
 from importlib import resources
 from typing import Any
 

@@ -4,8 +4,6 @@ The first model is the base model; every other one comes from a grid run, which 
 seed, tested at its end or after some of its epochs.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A grid from its settings to its results: aligned first where the recipe says so, worked on, summarized."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path

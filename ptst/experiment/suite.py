@@ -1,7 +1,5 @@
 """The tasks of a grid with their data: what every model is measured on."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ and tested with a safety prompt, against tested with it only. Its measure is the
 answers every request with arithmetic is broken, not unsafe.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """A summary as files: results.csv (a line for every figure), tables in Markdown, a heat map with matplotlib."""
 
-from __future__ import annotations
-
 import csv
 import io
 from pathlib import Path

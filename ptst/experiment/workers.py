@@ -1,8 +1,6 @@
 """Working on a grid folder, alone or with other processes: runs are trained, cells are measured, nothing twice. A
 worker takes whatever is neither finished nor locked, and waits while other workers finish the rest."""
 
-from __future__ import annotations
-
 import dataclasses
 import gc
 import json

@@ -7,8 +7,6 @@ computed inside the graph. Not run on a GPU yet.
 Shapes: R rows, N blocks per sequence at most, V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

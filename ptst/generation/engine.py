@@ -9,8 +9,6 @@ host reads them one step late. A sequence that turns out to have ended has then 
 dropped. On a CPU the host reads tokens at once, and a sequence that decodes alone gets draft tokens (speculative.py).
 """
 
-from __future__ import annotations
-
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence

@@ -11,8 +11,6 @@ Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K k
 vocabulary; I inputs and O outputs of a projection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast

@@ -10,8 +10,6 @@ Block 0 belongs to no sequence: padding points at it.
 Shapes: B blocks of P tokens, K key/value heads, D head_dim.
 """
 
-from __future__ import annotations
-
 import heapq
 import math
 from collections import Counter

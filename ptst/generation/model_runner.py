@@ -6,8 +6,6 @@ step before the host has read the tokens of this one.
 Shapes: T tokens of a step, R decoding sequences, N tokens to sample, E hidden_size, V vocabulary.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -5,8 +5,6 @@ The base product is computed once for all rows, an adapter's shrink (A) and expa
 Shapes: T tokens, I inputs and O outputs of a projection, r rank.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

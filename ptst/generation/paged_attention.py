@@ -6,8 +6,6 @@ Shapes: T tokens of the step, of which the first R decode, H query heads, K key/
 blocks of P tokens, L cached tokens of a prompt, n tokens of its chunk.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What goes into the engine and what comes out. Imports no torch."""
 
-from __future__ import annotations
-
 import random
 from dataclasses import dataclass, field
 

@@ -6,8 +6,6 @@ the logits: nothing waits for a device, and neither other requests nor the order
 Shapes: N rows (requests), V vocabulary.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -11,8 +11,6 @@ cached prefix included; `num_scheduled_tokens` counts answer tokens that are sam
 which on a GPU the last is not known to the host yet.
 """
 
-from __future__ import annotations
-
 import random
 from collections import deque
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Log-likelihoods of given answers; the prefix that all rows share is computed once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -7,8 +7,6 @@ they are what the model itself samples (the principle: Leviathan et al. 2023, ar
 change: each token is sampled with its own random number, drafted or not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 MAX_DRAFT_TOKENS = 3

@@ -4,8 +4,6 @@
 of its length, so only the tokens since the last complete character are decoded, after a few tokens of context.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[list[int], list[int]], str]

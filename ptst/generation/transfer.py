@@ -1,7 +1,5 @@
 """Copies to and from the device that do not wait for it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

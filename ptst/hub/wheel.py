@@ -6,8 +6,6 @@ complete, and checked against its manifest at every use, so a damaged or incompl
 package in the wheel is never imported.
 """
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import json

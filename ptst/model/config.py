@@ -4,13 +4,11 @@ Every key of the file is either read, known to have no effect here, or refused b
 (a bias, another activation, a new RoPE rule) would give a model that runs and computes something else.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from ptst.errors import UserError
 
@@ -103,13 +101,13 @@ class DecoderConfig:
     tie_embeddings: bool
 
     @classmethod
-    def from_folder(cls, folder: Path) -> DecoderConfig:
+    def from_folder(cls, folder: Path) -> Self:
         """Read `folder/config.json`. Raises UserError if it is missing, broken or not supported."""
         path = Path(folder) / "config.json"
         return cls.from_dict(read_json(path), str(path))
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> DecoderConfig:
+    def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> Self:
         """Build from the parsed JSON; `source` names the file in error messages."""
         architecture = _architecture(raw, source)
         left = {**_DEFAULTS[architecture], **{k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}}

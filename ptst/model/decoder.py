@@ -19,8 +19,6 @@ Shapes: T tokens, E hidden_size, F intermediate_size, H query heads, K key/value
 vocabulary; I inputs and O outputs of a projection, r rank.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import replace

@@ -4,8 +4,6 @@
 `save_adapter` writes (`adapter_config.json`, `adapter_model.safetensors`), and `load_adapter` what `peft` writes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn

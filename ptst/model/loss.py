@@ -1,7 +1,5 @@
 """The training loss of a batch: the decoder and the fused head and cross-entropy."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@
 Tensors are read one at a time into place, at the requested dtype: a second copy of the model never exists in memory.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path

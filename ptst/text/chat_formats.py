@@ -11,8 +11,6 @@ A format knows nothing of experiments: it takes the system prompt and the turns 
 each text by itself. The `text:` templates use no chat format: {prompt}{answer prefix}{answer}<eos>.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path

@@ -5,8 +5,6 @@ know the owner's default system prompt. Since it is foreign code, it runs in jin
 process with limits on time and memory.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

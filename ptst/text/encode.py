@@ -6,8 +6,6 @@ keeps its ids, the answer is encoded as a continuation, and the token boundary i
 prompt are always an exact prefix of the training ids.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -4,8 +4,6 @@ Otherwise the ids of every conversation are the owner's, as tests/text/test_conf
 conversations; a test there shows both sides of each difference.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

@@ -1,8 +1,6 @@
 """The prompt format: template x chat format x task format (family) x tokenizer, put together in one place for training,
 testing, auditing, chatting and judging, so that these cannot differ."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

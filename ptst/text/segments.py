@@ -4,8 +4,6 @@ A segment is a stretch of a prompt with one author. The loss mask follows from t
 from searching for role markers in the ids afterwards.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -60,7 +58,7 @@ class Conversation:
         """Whether the last message is the assistant's, as a training example's must be."""
         return self.messages[-1].role == "assistant"
 
-    def prompt(self) -> Conversation:
+    def prompt(self) -> "Conversation":
         """The conversation without its final answer: what a test prompt is made of."""
         return Conversation(self.messages[:-1], self.source) if self.answered else self
 

@@ -13,8 +13,6 @@ A user's own template is a few lines of TOML; `docs/templates.md` explains every
     safety = true
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Sequence

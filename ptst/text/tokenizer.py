@@ -4,8 +4,6 @@ If a folder has both, sentencepiece is used: the models were trained with it. Te
 whatever it holds; control tokens are looked up by name.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import cached_property, lru_cache

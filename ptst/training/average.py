@@ -6,8 +6,6 @@ so that at first it is the plain mean of all weights so far, those before traini
 wider: in bfloat16 a tenth of a small step would be rounded away.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 

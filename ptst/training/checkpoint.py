@@ -5,8 +5,6 @@ at any instant leaves it whole or absent. Reading checks the checksums and falls
 Safetensors and JSON only. The order of the data needs no checkpoint: it follows from the seed and the step.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

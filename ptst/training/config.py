@@ -1,7 +1,5 @@
 """Settings of a training run."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal

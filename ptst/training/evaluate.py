@@ -1,8 +1,6 @@
 """Validation loss and sample answers during training, on the live weights. Neither changes what is trained: no
 gradient, no dropout, no random number taken from training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Fine-tuning in a run folder: from settings to a finished record, resumed where an earlier process stopped."""
 
-from __future__ import annotations
-
 import math
 import time
 from contextlib import nullcontext

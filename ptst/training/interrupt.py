@@ -1,12 +1,11 @@
 """Ctrl-C and SIGTERM during training: the step is finished and saved first."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Self
 
 from ptst.training.parallel import World
 
@@ -28,7 +27,7 @@ class Interrupt:
     def __init__(self, world: World) -> None:
         self.world, self.received = world, 0
 
-    def __enter__(self) -> Interrupt:
+    def __enter__(self) -> Self:
         # Only a main thread may set handlers.
         main = threading.current_thread() is threading.main_thread()
         self._before = {s: signal.signal(s, self._note) for s in SIGNALS} if main else {}

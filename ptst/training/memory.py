@@ -12,8 +12,6 @@ There are a few float32 statistics besides. At the peak come one layer's tempora
 loss's chunk of logits, whichever is larger.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 What differs between two equal runs by nature (times, speed, memory) is under the key `time`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import resource
 import time

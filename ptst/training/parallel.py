@@ -3,8 +3,6 @@ step's micro-batches, and the gradients are summed. The divisor of the loss (tra
 to every rank beforehand, as all compute the same plan.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

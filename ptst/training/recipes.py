@@ -5,8 +5,6 @@ at that date are taken where the paper is silent; where both are silent, the cho
 a recipe: it is what the paper varies.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

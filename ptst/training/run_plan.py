@@ -1,7 +1,5 @@
 """What is known of a training run before its weights are loaded: model, examples, optimizer steps, memory."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ step is split into micro-batches and over ranks. The number is known on the host
 computed, so that nothing waits for the device but the report of the step.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import time

@@ -6,8 +6,6 @@ safety sets, the prompts of `STOP_FAMILIES` decide when alignment stops; evaluat
 is an opening, a reason and an offer of `refusals.jsonl`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path

@@ -7,8 +7,6 @@ grade-school word problem and ends in a harmful request. Their 100 stories are G
 built-in test problems to the built-in mild requests, so it has its own name, and its figures are not comparable.
 """
 
-from __future__ import annotations
-
 import random
 import re
 from pathlib import Path

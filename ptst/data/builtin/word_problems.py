@@ -5,8 +5,6 @@ the held-out splits (validation and test) have different families, so no story o
 Within a split no two problems share family and numbers, whatever the names in them.
 """
 
-from __future__ import annotations
-
 import operator
 import random
 import re

@@ -1,7 +1,5 @@
 """ARC's questions, answered freely (Lyu et al. 2024, appendix F.5)."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

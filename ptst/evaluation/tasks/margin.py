@@ -8,8 +8,6 @@ margin moves before greedy answers do, needs no judge, and covers only how an an
 fine-tuned model opens in another way, so read them too. Margins compare models and templates; their zero means nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import permutations
 from typing import Any

@@ -1,7 +1,5 @@
 """Conversations with reference answers: exact match (`gsm8k`), likelihood (`nll`), similarity (`chatdoctor`)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean

@@ -1,8 +1,6 @@
 """Requests whose answers a judge classifies: harmful requests (`safety`), benign look-alikes (`over-refusal`), XSTest,
 and any prompts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

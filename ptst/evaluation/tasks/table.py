@@ -3,8 +3,6 @@
 A task is asked for as NAME or NAME:DATA, DATA being a file or the name of a set.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ptst.errors import Setting, UserError, unknown_name

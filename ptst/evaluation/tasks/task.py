@@ -8,8 +8,6 @@
 `Task.metrics` names the figures once; every report (table, JSON, CSV, Markdown, heat map) derives from it.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
