@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptst.evaluation.judge_report import ReportConfig, confusion, read_labelled, report
+from benchmarks.judges import ReportConfig, confusion, read_labelled, report
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdict import AnswerClass, Verdict, judge_answers

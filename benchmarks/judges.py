@@ -1,4 +1,4 @@
-"""`python -m ptst.evaluation.judge_report --answers FILE.csv`: a refusal judge compared with human labels.
+"""`python benchmarks/judges.py --answers FILE.csv`: a refusal judge compared with human labels.
 
 Reads CSV files in XSTest's layout (Rottger et al. 2024, arXiv 2308.01263): columns prompt, completion, type and
 final_label, which begins with 1 (full compliance), 2 (full refusal) or 3 (partial refusal). 2 and 3 are refusals.
@@ -127,4 +127,4 @@ def report(config: ReportConfig) -> dict[str, Confusion]:
 
 
 if __name__ == "__main__":
-    cli.run(report, ReportConfig, "evaluation.judge_report")
+    cli.run(report, ReportConfig, "judges")
