@@ -9,26 +9,23 @@ from tyro.conf import arg
 from ptst.errors import Setting, UserError
 from ptst.settings import EMBEDDED_MODEL, NO_EFFECT, ROUNDING, CommandSettings, ModelName, check_above_zero, content
 from ptst.text.templates import FAMILIES
-from ptst.training.schedule import Schedule
+from ptst.training.schedule import StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(CommandSettings):
+class AlignConfig(CommandSettings, StepSettings):
     """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
 
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     lr: float = 7e-5
-    """Learning rate, reached after a twentieth of the steps."""
-    schedule: Schedule = "linear"
-    """Learning-rate schedule after warm-up, ending at zero after `max_steps`: constant, linear, cosine."""
+    max_steps: int = 80
+    examples_per_step: int = 16
+    micro_batch_tokens: int = field(default=4096, metadata=ROUNDING)
+    """Maximum number of tokens in a micro-batch (affects memory and speed, never the result)."""
     own_answers: int = 2
     """Number of the model's own answers to every benign question, under each template, that it is trained on."""
     own_epochs: float = 2.5
     """How often each of these is shown for every time that a refusal is shown; more of them means fewer refusals."""
-    max_steps: int = 80
-    """Maximum number of optimizer steps."""
-    examples_per_step: int = 16
-    """Examples in an optimizer step."""
     check_every: int = 5
     """Steps between two evaluations of the stopping rule."""
     refused: float = 0.85
@@ -42,8 +39,6 @@ class AlignConfig(CommandSettings):
     rank: int = 0
     """Rank of a LoRA adapter, merged at the end; 0 trains all weights."""
     template_family: Annotated[str, arg(help=f"How a question is wrapped: {', '.join(FAMILIES)}.")] = "plain"
-    micro_batch_tokens: int = field(default=4096, metadata=ROUNDING)
-    """Maximum number of tokens in a micro-batch (affects memory and speed, never the result)."""
     batch_size: int = field(default=64, metadata=NO_EFFECT)
     """Maximum number of concurrent sequences (affects speed and memory, not results)."""
     seed: int = 0
@@ -53,8 +48,8 @@ class AlignConfig(CommandSettings):
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
-        check_above_zero(self, "lr", "max_steps", "examples_per_step", "check_every", "own_answers", "own_epochs")
-        check_above_zero(self, "micro_batch_tokens", "batch_size", "nll")
+        super().check()
+        check_above_zero(self, "check_every", "own_answers", "own_epochs", "batch_size", "nll")
         for name in ("refused", "over_refused"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError((Setting(name), f" is {getattr(self, name)}"), "it is a share, from 0 to 1")

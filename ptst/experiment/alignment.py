@@ -247,15 +247,7 @@ def _trainer(
     """The trainer over refusals and own answers, each with its number of epochs, that averages the weights."""
     epochs = config.max_steps * config.examples_per_step / (len(refusals) + config.own_epochs * len(own)) + 1
     sources = [SourcePlan(len(refusals), epochs), SourcePlan(len(own), config.own_epochs * epochs)]
-    settings = TrainerConfig(
-        max_steps=config.max_steps,
-        lr=config.lr,
-        schedule=config.schedule,
-        examples_per_step=config.examples_per_step,
-        micro_batch_tokens=config.micro_batch_tokens,
-        seed=config.seed,
-    )
-    return Trainer(decoder, parameters, [*refusals, *own], settings, sources, average=config.average)
+    return Trainer(decoder, parameters, [*refusals, *own], TrainerConfig.of(config), sources, average=config.average)
 
 
 def _met(evaluations: Sequence[StepEvaluation], config: AlignConfig) -> bool:

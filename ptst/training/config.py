@@ -20,34 +20,19 @@ from ptst.settings import (
     Precision,
     TemplateSettings,
     TrainTemplate,
-    check_above_zero,
     check_at_least,
     check_share,
     content,
     with_recipes,
 )
 from ptst.training.recipes import RECIPES, values
-from ptst.training.schedule import Schedule
+from ptst.training.schedule import PassSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(FormatSettings):
+class TrainSettings(PassSettings, FormatSettings):
     """How a model is fine-tuned: what a grid takes under `train.`."""
 
-    epochs: float = 1.0
-    """Passes over the data; may be a fraction."""
-    max_steps: int | None = None
-    """Maximum number of optimizer steps."""
-    lr: float = 5e-4
-    """Peak learning rate."""
-    schedule: Schedule = "linear"
-    """Learning-rate schedule after warm-up; step multiplies the rate by 0.85 after each epoch."""
-    warmup: float = 0.05
-    """Share of the steps in which the learning rate rises from zero."""
-    weight_decay: float = 0.0
-    """AdamW's decoupled weight decay."""
-    clip: float = 1.0
-    """Maximum gradient norm; 0 for no clipping."""
     rank: int = 16
     """LoRA rank."""
     alpha: float = 32.0
@@ -58,13 +43,6 @@ class TrainSettings(FormatSettings):
     """Projections that get a LoRA adapter."""
     full: bool = False
     """Train all weights instead of a LoRA adapter."""
-    examples_per_step: int = 8
-    """Examples in an optimizer step."""
-    tokens_per_step: int | None = None
-    """Maximum number of tokens in an optimizer step, in packs of 4096, instead of a number of examples."""
-    micro_batch_tokens: int | Literal["auto"] = field(default=2048, metadata=ROUNDING)
-    """Maximum number of tokens in a micro-batch (affects memory and speed, never the result). auto: what fits into the
-    free memory."""
     activation_checkpointing: Literal["none", "block"] = field(default="none", metadata=ROUNDING)
     """block recomputes each layer in the backward pass: less memory, a third more time, the same gradients."""
     max_length: int | None = None
@@ -102,13 +80,9 @@ class TrainSettings(FormatSettings):
 
             summary_writer()  # says early that the package is missing
         check_names(self.allow)
-        check_above_zero(self, "epochs", "lr")
-        check_at_least(self, 1, "examples_per_step", "micro_batch_tokens", "save_every", "keep", "tokens_per_step")
-        check_at_least(self, 1, "max_steps", "max_length", "limit", "eval_every")
-        check_share(self, "warmup", "dropout", "holdout")
-        for name in ("clip", "weight_decay"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError((Setting(name), f" is {getattr(self, name)}"), "it must not be negative")
+        super().check()
+        check_at_least(self, 1, "save_every", "keep", "max_length", "limit", "eval_every")
+        check_share(self, "dropout", "holdout")
         if self.full and self.dropout:
             raise UserError((Setting("dropout"), " belongs to an adapter"), ("with ", Setting("full"), " it must be 0"))
 

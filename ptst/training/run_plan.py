@@ -112,8 +112,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         longest = max(lengths, default=1)
         micro_batch_tokens = memory.choose_micro_batch_tokens(shape, lora, dtype, device, block, longest)
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
-    own = {f.name for f in dataclasses.fields(TrainerConfig)} - {"micro_batch_tokens"}
-    trainer = TrainerConfig(**{k: getattr(config, k) for k in own}, micro_batch_tokens=micro_batch_tokens)
+    trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
     planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, block)
     tokens = sum(lengths[i] for step in steps for i in step.examples)

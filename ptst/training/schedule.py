@@ -1,7 +1,11 @@
-"""Learning-rate schedules, as a factor of the peak rate."""
+"""How optimizer steps are taken: the settings that every training shares, and the learning-rate schedules."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Literal
+
+from ptst.errors import Setting, UserError
+from ptst.settings import ROUNDING, check_above_zero, check_at_least, check_share
 
 Schedule = Literal["constant", "linear", "cosine", "step"]
 STEP_GAMMA = 0.85  # llama-recipes: StepLR(step_size=1 epoch, gamma=0.85)
@@ -18,3 +22,51 @@ def factor(schedule: Schedule, step: int, total: int, warmup: int, epoch: int) -
     if schedule == "cosine":
         return 0.5 * (1 + math.cos(math.pi * done))
     return STEP_GAMMA**epoch if schedule == "step" else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """One optimizer step after another."""
+
+    max_steps: int | None = None
+    """Maximum number of optimizer steps."""
+    lr: float = 5e-4
+    """Peak learning rate."""
+    schedule: Schedule = "linear"
+    """Learning-rate schedule after warm-up; step multiplies the rate by 0.85 after each epoch."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises from zero."""
+    weight_decay: float = 0.0
+    """AdamW's decoupled weight decay."""
+    clip: float = 1.0
+    """Maximum gradient norm; 0 for no clipping."""
+    examples_per_step: int = 8
+    """Examples in an optimizer step."""
+    micro_batch_tokens: int | Literal["auto"] = field(default=2048, metadata=ROUNDING)
+    """Maximum number of tokens in a micro-batch (affects memory and speed, never the result). auto: what fits into the
+    free memory."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        check_above_zero(self, "lr")
+        check_at_least(self, 1, "max_steps", "examples_per_step", "micro_batch_tokens")
+        check_share(self, "warmup")
+        for name in ("clip", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError((Setting(name), f" is {getattr(self, name)}"), "it must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassSettings(StepSettings):
+    """Passes over data."""
+
+    epochs: float = 1.0
+    """Passes over the data; may be a fraction."""
+    tokens_per_step: int | None = None
+    """Maximum number of tokens in an optimizer step, in packs of 4096, instead of a number of examples."""
+
+    def check(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        super().check()
+        check_above_zero(self, "epochs")
+        check_at_least(self, 1, "tokens_per_step")

@@ -9,11 +9,13 @@ step is split into micro-batches and over ranks. The number is known on the host
 computed, so that nothing waits for the device but the report of the step.
 """
 
+import dataclasses
 import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +29,21 @@ from ptst.model.loss import batch_loss
 from ptst.text.encode import Example
 from ptst.training.average import Average
 from ptst.training.parallel import ALONE, World, sum_over_ranks
-from ptst.training.schedule import Schedule, factor
+from ptst.training.schedule import PassSettings, StepSettings, factor
 
 
-@dataclass(frozen=True)
-class TrainerConfig:
-    """What the trainer needs to know: `lr` at its peak, `warmup` as a share of all steps, `clip` as a gradient norm (0:
-    none), sizes in examples and tokens."""
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig(PassSettings):
+    """What the trainer needs to know. `seed`: of the order of examples and of dropout."""
 
-    epochs: float = 1.0
-    max_steps: int | None = None
-    lr: float = 1e-4
-    schedule: Schedule = "linear"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    examples_per_step: int = 8
-    tokens_per_step: int | None = None
     micro_batch_tokens: int = 2048
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: StepSettings, **changes: Any) -> Self:
+        """What a command's settings say of these; `changes` win."""
+        fields = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{k: v for k, v in vars(settings).items() if k in fields} | changes)
 
     def plan(self, lengths: Sequence[int], sources: Sequence[SourcePlan] = ()) -> list[Step]:
         """All steps of a run over examples of these lengths. `sources`: where they are from, if from several."""

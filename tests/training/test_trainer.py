@@ -6,10 +6,12 @@ import pytest
 import torch
 
 from ptst.errors import UserError
+from ptst.experiment.align_config import AlignConfig
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
 from ptst.model.weights import load_decoder
 from ptst.training import trainer
+from ptst.training.config import TrainConfig
 from ptst.training.schedule import factor
 from ptst.training.trainer import Trainer, TrainerConfig, dropout_seed
 from tests.training.steps import examples
@@ -44,6 +46,13 @@ def test_it_learns_and_seeds_matter(tiny_folder):
     assert torch.equal(weights, again)
     one, two = (TrainerConfig(seed=s).plan([1] * 20) for s in (0, 1))
     assert one != two
+
+
+def test_the_trainers_defaults_are_the_commands():
+    assert TrainerConfig.of(TrainConfig()) == TrainerConfig()
+    assert TrainerConfig.of(AlignConfig(), clip=2.0) == TrainerConfig(
+        lr=7e-5, max_steps=80, examples_per_step=16, micro_batch_tokens=4096, clip=2.0
+    )
 
 
 def broken(folder, token: int) -> tuple:
