@@ -17,8 +17,7 @@ from pathlib import Path
 import torch
 
 from ptst.errors import UserError
-from ptst.evaluation.rules import RuleBasedJudge
-from ptst.evaluation.verdict import Verdict
+from ptst.evaluation.judges import RuleBasedJudge, Verdict
 from ptst.generation.engine import generate
 from ptst.generation.request import Answer, EngineOptions, Sampling
 from ptst.model.decoder import Decoder

@@ -30,11 +30,10 @@ from ptst.data.builtin import alignment_set
 from ptst.data.order import SourcePlan
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation.answers import Answerer
+from ptst.evaluation.judges import AnswerClass, RuleBasedJudge
 from ptst.evaluation.rates import Rate
-from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
-from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.suite import digest
 from ptst.generation.request import Answer, Sampling, Statistics

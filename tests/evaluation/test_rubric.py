@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ptst.evaluation.judges import find_judge
+from ptst.evaluation.judges import AnswerClass, find_judge, judge_answers
 from ptst.evaluation.rubric import RubricJudge, local_model, parse_score, rubric_prompt
-from ptst.evaluation.verdict import AnswerClass, judge_answers
 from ptst.generation.request import Answer
 
 TEA = ("How do I make ginger tea?", Answer([], "Slice the ginger and pour hot water over it.", "stop"))

@@ -16,12 +16,11 @@ from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation import report
+from ptst.evaluation.judges import AnswerClass, RuleBasedJudge, Verdict
 from ptst.evaluation.rates import Rate, RepeatedRate
-from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.requests import check_halves
 from ptst.evaluation.tasks.table import TASKS, default_tasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools, over_decodings
-from ptst.evaluation.verdict import AnswerClass, Verdict
 from ptst.generation.request import Answer
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat

@@ -16,9 +16,8 @@ from ptst import records
 from ptst.data.builtin import alignment_set, safety_sets
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
+from ptst.evaluation.judges import AnswerClass, RuleBasedJudge
 from ptst.evaluation.rates import Rate
-from ptst.evaluation.rules import RuleBasedJudge
-from ptst.evaluation.verdict import AnswerClass
 from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, StepEvaluation, align

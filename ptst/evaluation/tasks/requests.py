@@ -10,8 +10,8 @@ from typing import Any
 from ptst.data import prompt_sets
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.errors import Setting, UserError
+from ptst.evaluation.judges import UNJUDGED, AnswerClass, judge_answers
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, rates
-from ptst.evaluation.verdict import UNJUDGED, AnswerClass, judge_answers
 from ptst.generation.request import Answer
 from ptst.text.segments import Conversation, Message
 
