@@ -1,8 +1,8 @@
 """Measuring a model: what `ptst.eval` and the grid share, before and after the weights are loaded."""
 
 import json
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,10 +31,10 @@ def sampling_for(settings: EvalSettings, data: TaskData, seed: int | None = None
     return Sampling(longest, s.temperature, s.top_p, s.seed if seed is None else seed, s.top_k)
 
 
-def find_tools(settings: EvalSettings, tasks: Iterable[Task], device: str) -> Tools:
+def find_tools(settings: EvalSettings, tasks: LoadedTasks, device: str) -> Tools:
     """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
     judge = find_judge(settings.judge)
-    similar = any(task.uses_similarity for task in tasks)
+    similar = any(task.uses_similarity for task, _ in tasks.values())
     return Tools(judge, find_similarity(settings.similarity, CHECKPOINTS, device) if similar else None)
 
 
@@ -57,9 +57,8 @@ def count_tokens(task: Task, data: TaskData, prompt_format: PromptFormat, max_ne
 def check_room(what: str, task: Task, data: TaskData, model: OpenModel, settings: EvalSettings, device: str) -> None:
     """Raise UserError for a prompt that the template cannot express, or that does not fit into the context or the KV
     cache together with its answer."""
-    prompts = task.prompts(data.items)
-    lengths = [len(prompt.encode(model.prompt_format).ids) for prompt in prompts]
-    length, prompt = max(zip(lengths, prompts, strict=True), key=lambda pair: pair[0])
+    lengths = ((len(prompt.encode(model.prompt_format).ids), prompt) for prompt in task.prompts(data.items))
+    length, prompt = max(lengths, key=lambda pair: pair[0])
     new = sampling_for(settings, data).max_new_tokens if prompt.kind == "generate" else 0
     where = ": ".join(filter(None, (what, prompt.conversation.source)))
     if length + new > model.config.max_positions:
@@ -81,14 +80,6 @@ def measure(
     return replace(task.score(data.items, answers, tools), data=data.name)
 
 
-@dataclass
-class Measured:
-    """Results by task; what failed, in a sentence each."""
-
-    results: dict[str, TaskResult] = field(default_factory=dict)
-    failed: list[str] = field(default_factory=list)
-
-
 def evaluate_model(
     name: str,
     answerer: Answerer,
@@ -97,10 +88,10 @@ def evaluate_model(
     tools: Tools,
     out: Path | None = None,
     decode_seeds: int = 1,
-) -> Measured:
-    """Measure a model on all tasks; one that fails leaves the others measured. Answers and judged rows are kept in
-    `out`, from where an interrupted evaluation resumes."""
-    measured = Measured()
+) -> tuple[dict[str, TaskResult], list[str]]:
+    """Measure a model on all tasks; returns results by task, and what failed, in a sentence each. Answers and judged
+    rows are kept in `out`, from where an interrupted evaluation resumes."""
+    results, failed = dict[str, TaskResult](), list[str]()
     for key, (task, data) in tasks.items():
         answers_file = out / "answers" / f"{name}.{key}.jsonl" if out else None
         by_seed: dict[int, TaskResult] = {}
@@ -114,15 +105,15 @@ def evaluate_model(
                     sampling = sampling_for(settings, data, seed)
                     by_seed[seed] = measure(task, data, watched, sampling, tools, answers_file)
                 except UserError as error:
-                    measured.failed.append(f"{what}: {error}")
+                    failed.append(f"{what}: {error}")
                     say(f"{what} failed: {error}")
         if len(by_seed) < len(seeds):
             continue
-        result = measured.results[key] = over_decodings(by_seed) if len(seeds) > 1 else by_seed[settings.seed]
+        result = results[key] = over_decodings(by_seed) if len(seeds) > 1 else by_seed[settings.seed]
         if out:
             text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
             write_atomically(out / f"{name}.{key}.jsonl", text.encode())
-    return measured
+    return results, failed
 
 
 def show_progress(progress: ProgressLine) -> Callable[[int, Statistics], None]:

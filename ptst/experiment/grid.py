@@ -170,7 +170,7 @@ class Grid:
 
     def tools(self) -> Tools:
         """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
-        return find_tools(self.config.eval, [task for task, _ in self.tasks.values()], self.device)
+        return find_tools(self.config.eval, self.tasks, self.device)
 
     def mixture(self, name: str) -> Mixture:
         """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""

@@ -15,7 +15,7 @@ import pytest
 from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
 from ptst.data.prompt_files import SafetyPrompt
-from ptst.evaluation import report
+from ptst.evaluation.evaluate import remark, table
 from ptst.evaluation.judges import AnswerClass, RuleBasedJudge, Verdict
 from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.tasks.requests import check_halves
@@ -241,9 +241,9 @@ def test_every_figure_of_a_task_is_a_metric():
 
 def test_the_report():
     results = {"untouched": {n: TaskResult(n, {"refusal": Rate(1, 2)}, data="d") for n in TASKS}}
-    assert report.table(results, "t", "j").row_count == 3  # safety, over-refusal, prompts
-    assert report.remark({"untouched": {"s:x": TaskResult("safety", {"refusal": Rate(1, 9)})}}, "untouched") is not None
-    assert report.remark({"untouched": {"s:x": TaskResult("safety", {"refusal": Rate(2, 9)})}}, "untouched") is None
+    assert table(results, "t", "j").row_count == 3  # safety, over-refusal, prompts
+    assert remark({"untouched": {"s:x": TaskResult("safety", {"refusal": Rate(1, 9)})}}, "untouched") is not None
+    assert remark({"untouched": {"s:x": TaskResult("safety", {"refusal": Rate(2, 9)})}}, "untouched") is None
 
 
 def test_tasks_need_no_torch():
