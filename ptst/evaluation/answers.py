@@ -7,6 +7,7 @@ missing; an incomplete last line is dropped.
 
 import hashlib
 import json
+import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,22 +22,23 @@ from ptst.generation.request import Answer, EngineOptions, Request, Sampling, St
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.settings import EngineSettings
+from ptst.storage import append_jsonl
 from ptst.text.prompt_format import PromptFormat
 
 Pending = dict[str | int, tuple[str | None, int]]  # request id -> (adapter, number of the prompt)
 
 
 class AnswerFile:
-    """Answers by key. Raises UserError for a line, other than an incomplete last one, that is not an answer."""
+    """Answers by key, in memory only where there is no path. Raises UserError for a line, other than an incomplete last
+    one, that is not an answer."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path | None):
         self.path = path
         self.known: dict[str, Answer] = {}
-        raw = path.read_bytes() if path.exists() else b""
+        raw = path.read_bytes() if path and path.exists() else b""
         whole = raw[: raw.rfind(b"\n") + 1]
-        if whole != raw:
-            with open(path, "rb+") as file:
-                file.truncate(len(whole))
+        if path and whole != raw:
+            os.truncate(path, len(whole))
         # Not splitlines: an answer may contain other line separators, which JSON does not escape.
         for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
             try:
@@ -50,8 +52,8 @@ class AnswerFile:
     def add(self, key: str, answer: Answer) -> None:
         """Keep an answer; the operating system has it when this returns."""
         row = {"key": key, "token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if self.path:
+            append_jsonl(self.path, row)
         self.known[key] = answer
 
 
@@ -105,32 +107,26 @@ class Answerer:
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None) -> list[Answer]:
         ids = [p.encode(self.prompt_format).ids for p in prompts]
         keys = [_key(number, prompt, sampling) for number, prompt in enumerate(ids)]
-        paths = {self.adapter: path, **self.other_files}
-        files = {adapter: AnswerFile(file) if file is not None else None for adapter, file in paths.items()}
-        answers: dict[str | None, dict[int, Answer]] = {
-            adapter: {i: file.known[key] for i, key in enumerate(keys) if file and key in file.known}
-            for adapter, file in files.items()
-        }
+        files = {adapter: AnswerFile(file) for adapter, file in {self.adapter: path, **self.other_files}.items()}
         pending: Pending = {
             i if adapter is None else f"{adapter}:{i}": (adapter, i)
-            for adapter in paths
-            for i in range(len(ids))
-            if i not in answers[adapter]
+            for adapter, file in files.items()
+            for i, key in enumerate(keys)
+            if key not in file.known
         }
         failed: list[str] = []
 
         def on_done(name: str | int, answer: Answer) -> None:
             adapter, number = pending[name]
             if answer.error is None:
-                answers[adapter][number] = answer
-                if file := files[adapter]:
-                    file.add(keys[number], answer)
+                files[adapter].add(keys[number], answer)
+                del pending[name]
             elif adapter == self.adapter:  # other adapters' failed answers are generated again in their turn
                 failed.append(f"{prompts[number].conversation.where}{answer.error}")
             on_step(engine.statistics)
 
         def on_step(statistics: Statistics) -> None:
-            self.on_progress(sum(map(len, answers.values())), statistics)
+            self.on_progress(len(files) * len(keys) - len(pending), statistics)
 
         if pending:
             engine, requests = self._start(pending, prompts, ids, sampling)
@@ -138,7 +134,7 @@ class Answerer:
             engine.run(requests, on_done, on_step=on_step)
         if failed:
             raise UserError(f"{len(failed)} of {len(prompts)} answers failed, the first: {failed[0]}")
-        return [answers[self.adapter][i] for i in range(len(ids))]
+        return [files[self.adapter].known[key] for key in keys]
 
     def _start(
         self, pending: Pending, prompts: Sequence[Prompt], ids: Sequence[list[int]], sampling: Sampling

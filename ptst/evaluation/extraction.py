@@ -25,13 +25,11 @@ _STRICT = re.compile(r"####[ \t]*([-\u2212]?\s?\$?\s?[-\u2212]?[\d,]*\.?\d+)[ \t
 
 def last_number(text: str) -> Decimal | None:
     """The last number of a text, or None. Commas group digits ("1,080"); elsewhere they separate numbers ("3,4")."""
-    found = None
-    for found in _NUMBER.finditer(text):  # noqa: B007 (the last match is wanted)
-        pass
-    if found is None:
+    numbers = list(_NUMBER.finditer(text))
+    if not numbers:
         return None
-    value = Decimal(found.group().replace(",", ""))
-    return -value if _negative(text[: found.start()]) else value
+    value = Decimal(numbers[-1].group().replace(",", ""))
+    return -value if _negative(text[: numbers[-1].start()]) else value
 
 
 def _negative(before: str) -> bool:
@@ -51,7 +49,10 @@ def strict_answer(text: str) -> Decimal | None:
     if not found:
         return None
     cleaned = found[-1].replace("\u2212", "-").replace("$", "").replace(",", "")
-    return _decimal("".join(cleaned.split()))
+    try:
+        return Decimal("".join(cleaned.split()))
+    except InvalidOperation:
+        return None
 
 
 def gold_number(answer: str, source: str = "answer") -> Decimal:
@@ -62,13 +63,6 @@ def gold_number(answer: str, source: str = "answer") -> Decimal:
             "the reference answer does not end in '#### N', so it cannot be scored", "use other data", source
         )
     return value
-
-
-def _decimal(text: str) -> Decimal | None:
-    try:
-        return Decimal(text)
-    except InvalidOperation:
-        return None
 
 
 def printed_choice(text: str) -> str | None:

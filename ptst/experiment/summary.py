@@ -82,7 +82,7 @@ def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
         families = [str(first_rows[i].get("family") or "") for i in chosen]
         tables[name] = outcomes(prompts, by_seed, families if all(families) else None) if judged else None
     for name, value in next(iter(results.values())).items():
-        counted = (metric := task.metric(name)) is not None and metric.unit == "count"
+        counted = any(metric.key == name and metric.unit == "count" for metric in task.metrics)
         if not isinstance(value, dict) and not counted and all(name in result for result in results.values()):
             tables[name] = {seed: result[name] for seed, result in results.items()}
     return tables

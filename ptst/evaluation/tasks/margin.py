@@ -47,10 +47,6 @@ def margin(answers: Sequence[Answer], num_refusing: int = len(REFUSING)) -> tupl
     return float(refusing), float(complying)
 
 
-def _prompts(items: Sequence[SafetyPrompt]) -> list[Prompt]:
-    return opening_prompts(to_conversations(items[:MAX_PROMPTS]))
-
-
 def _score(items: Sequence[SafetyPrompt], answers: Sequence[Answer], _tools: Tools) -> TaskResult:
     step = len(REFUSING) + len(COMPLYING)
     rows: list[dict[str, Any]] = []
@@ -78,7 +74,7 @@ def _check(refusing: Sequence[str], complying: Sequence[str]) -> None:
 MARGIN = Task(
     "margin",
     load_requests("safety", prompt_sets.BUILT_IN),
-    _prompts,
+    lambda items: opening_prompts(to_conversations(items[:MAX_PROMPTS])),
     _score,
     (
         Metric("margin", "Refusal margin on harmful requests (its zero means nothing)", "nats"),

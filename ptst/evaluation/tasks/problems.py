@@ -81,10 +81,6 @@ GSM8K = Task(
 )
 
 
-def _likelihood_prompts(problems: Sequence[Conversation]) -> list[Prompt]:
-    return [Prompt(c, "loglikelihood") for c in problems]
-
-
 def _score_likelihood(problems: Sequence[Conversation], answers: Sequence[Answer], _tools: Tools) -> TaskResult:
     """Mean negative log-likelihood of the reference answers under the test template, in nats per token."""
     scored = [(-sum(answer.logprobs or ()), len(answer.token_ids)) for answer in answers]
@@ -96,7 +92,7 @@ def _score_likelihood(problems: Sequence[Conversation], answers: Sequence[Answer
 NLL = Task(
     "nll",
     load_problems,
-    _likelihood_prompts,
+    lambda problems: [Prompt(c, "loglikelihood") for c in problems],
     _score_likelihood,
     (
         Metric("nats_per_token", "Negative log-likelihood of reference answers", "nats per token"),

@@ -142,9 +142,6 @@ class Task:
     outcomes: Callable[[Mapping[str, Any]], Mapping[str, float]] = flags
     uses_similarity: bool = False
 
-    def metric(self, key: str) -> Metric | None:
-        return next((m for m in self.metrics if m.key == key), None)
-
 
 def rates(rows: Sequence[Mapping[str, Any]], outcomes: Callable[[Mapping[str, Any]], Mapping[str, float]]) -> dict:
     """Rates by metric over the judged rows."""
