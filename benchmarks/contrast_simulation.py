@@ -25,8 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from ptst.evaluation.contrast import two_way_t
-from ptst.evaluation.statistics import bootstrap_interval, sign_flip
+from ptst.evaluation.statistics import bootstrap_interval, sign_flip, two_way_t
 
 SEEDS = (3, 5, 8)
 

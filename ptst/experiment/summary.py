@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from ptst.errors import UserError
-from ptst.evaluation.contrast import Contrast, paired_contrast, ptst_contrast
 from ptst.evaluation.statistics import Cell as Outcomes
+from ptst.evaluation.statistics import Contrast, holm, paired_contrast, ptst_contrast, summary
 from ptst.evaluation.statistics import cell as outcomes
-from ptst.evaluation.statistics import holm, summary
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE, GridCell

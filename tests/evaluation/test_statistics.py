@@ -10,8 +10,18 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from benchmarks.contrast_simulation import WORLDS, simulate
-from ptst.evaluation.contrast import paired_contrast, ptst_contrast, two_way_t
-from ptst.evaluation.statistics import bootstrap_interval, cell, holm, mcnemar, sign_flip, summary, two_way_variance
+from ptst.evaluation.statistics import (
+    bootstrap_interval,
+    cell,
+    holm,
+    mcnemar,
+    paired_contrast,
+    ptst_contrast,
+    sign_flip,
+    summary,
+    two_way_t,
+    two_way_variance,
+)
 
 NAN = float("nan")
 tables = arrays(np.float64, st.tuples(st.integers(2, 6), st.integers(2, 12)), elements=st.sampled_from([-1.0, 0, 1]))
