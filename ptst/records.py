@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from ptst import __version__
 from ptst.config_file import build
@@ -95,8 +95,10 @@ Record = TypeVar("Record", bound=RunRecord)
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
-    """One source of training or validation examples: fingerprints of the conversations and of the token ids, and how
-    many rows became examples."""
+    """One source of training or validation examples: fingerprints of the conversations and of the examples
+    (`encoding`), and what became of the rows. `untrained`: without a trained token, left out. `token_boundaries`:
+    answers encoded as a continuation of their prompt. `lossy`: text that the tokenizer cannot represent, with the first
+    place."""
 
     name: str = field(metadata={"identity": "free"})
     fingerprint: str | None = None
@@ -114,10 +116,11 @@ class DataRecord:
     tokens: int
     trained_tokens: int
 
-    @classmethod
-    def of(cls, counts: Mapping[str, Any]) -> Self:
-        """From the counts of a prepared source."""
-        return cls(**{**counts, "name": absolute(counts["name"])})
+    def result(self) -> dict[str, Any]:
+        """What the result of a run has of it."""
+        names = ["name", "epochs", "fingerprint", "rows", "dropped", "cut", "untrained", "token_boundaries", "lossy"]
+        names += ["first_lossy"] * bool(self.first_lossy) + ["encoding", "examples", "tokens", "trained_tokens"]
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,8 @@ from ptst.training.config import TrainConfig
 
 def data(name: str = "word-problems", **changes: Any) -> DataRecord:
     counts = dict.fromkeys(("rows", "examples", "dropped", "cut", "untrained", "token_boundaries", "lossy"), 0)
-    return DataRecord.of({"name": name, "encoding": "ids", "tokens": 5, "trained_tokens": 3, **counts, **changes})
+    values: dict[str, Any] = {"encoding": "ids", "tokens": 5, "trained_tokens": 3, **counts, **changes}
+    return DataRecord(name=records.absolute(name), **values)
 
 
 def a_record(config: TrainConfig | None = None, **changes: Any) -> TrainRecord:

@@ -9,9 +9,9 @@ from typing import Any
 
 from ptst.audit.findings import Finding
 from ptst.audit.reference_formats import Reference, reference
-from ptst.data.examples import ExampleCounts
 from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.data.sources import Source
+from ptst.records import DataRecord
 from ptst.text.encode import Example, first_difference
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -222,7 +222,7 @@ def count(
     source: Source,
     examples: Sequence[Example],
     batches: Sequence[Batch],
-    prepared: ExampleCounts,
+    prepared: DataRecord,
     micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """Counts of what reaches training. Lengths in tokens."""
@@ -230,7 +230,7 @@ def count(
     capacity = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
     tokens = sum(lengths)
     return {
-        **{k: v for k, v in prepared.to_json().items() if k not in ("first_lossy", "encoding")},
+        **{k: v for k, v in prepared.result().items() if isinstance(v, int)},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),

@@ -11,31 +11,10 @@ from typing import Any
 from ptst.data.order import SourcePlan
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
+from ptst.records import DataRecord
 from ptst.text.encode import Example, cut
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
-
-
-@dataclass
-class ExampleCounts:
-    """What became of a source's rows. `untrained`: without a trained token, left out. `token_boundaries`: answers
-    encoded as a continuation of their prompt. `lossy`: text that the tokenizer cannot represent, with the first place.
-    `encoding`: fingerprint of the examples."""
-
-    rows: int = 0
-    dropped: int = 0
-    cut: int = 0
-    untrained: int = 0
-    token_boundaries: int = 0
-    lossy: int = 0
-    first_lossy: str = ""
-    encoding: str = ""
-    examples: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "first_lossy" or value}
 
 
 def prepare(
@@ -45,14 +24,15 @@ def prepare(
     too_long: str,
     train_on: str,
     errors: dict[int, UserError] | None = None,
-) -> tuple[list[Example], ExampleCounts]:
-    """Encode every conversation; those above `max_length` tokens are dropped or cut as `too_long` says. Raises
+) -> tuple[list[Example], DataRecord]:
+    """The examples of a source, counted; those above `max_length` tokens are dropped or cut as `too_long` says. Raises
     UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the template or
     format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are left out and
     their errors collected there by row index."""
     examples: list[Example] = []
     beyond_limit: list[tuple[int, str]] = []
-    counts = ExampleCounts(rows=len(source.conversations))
+    counts: dict[str, Any] = dict.fromkeys(("dropped", "cut", "untrained", "token_boundaries", "lossy"), 0)
+    first_lossy = ""
     for row, conversation in enumerate(source.conversations):
         try:
             if not conversation.answered:
@@ -63,10 +43,10 @@ def prepare(
                 raise
             errors[row] = error
             continue
-        counts.token_boundaries += len(example.token_boundaries)
+        counts["token_boundaries"] += len(example.token_boundaries)
         if example.lossy:
-            counts.lossy += 1
-            counts.first_lossy = counts.first_lossy or f"{conversation.where}{example.lossy[0]}"
+            counts["lossy"] += 1
+            first_lossy = first_lossy or f"{conversation.where}{example.lossy[0]}"
         length = len(example.ids)
         if length > max_length and too_long == "stop":
             beyond_limit.append((length, conversation.source))
@@ -74,23 +54,28 @@ def prepare(
                 errors[row] = UserError(f"{length} tokens exceed the limit of {max_length}", where=conversation.source)
             continue
         if length > max_length:
-            counts.cut += too_long == "cut"
-            counts.dropped += too_long != "cut"
+            counts["cut" if too_long == "cut" else "dropped"] += 1
             if too_long == "drop":
                 continue
             example = cut(example, max_length)
         # An example without a trained token (all of the answer was cut off, say) must not reach the loss.
         if not any(example.loss_mask):
-            counts.untrained += 1
+            counts["untrained"] += 1
             continue
         examples.append(example)
     if beyond_limit and errors is None:
-        raise _too_long(beyond_limit, max_length, counts.rows)
-    counts.encoding = fingerprint(examples)
-    counts.examples = len(examples)
-    counts.tokens = sum(len(example.ids) for example in examples)
-    counts.trained_tokens = sum(example.num_trained for example in examples)
-    return examples, counts
+        raise _too_long(beyond_limit, max_length, len(source.conversations))
+    record = DataRecord(
+        name=source.name,
+        encoding=fingerprint(examples),
+        rows=len(source.conversations),
+        examples=len(examples),
+        first_lossy=first_lossy,
+        tokens=sum(len(example.ids) for example in examples),
+        trained_tokens=sum(example.num_trained for example in examples),
+        **counts,
+    )
+    return examples, record
 
 
 def _too_long(beyond_limit: list[tuple[int, str]], max_length: int, num_rows: int) -> UserError:
@@ -125,27 +110,14 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 
 @dataclass(frozen=True)
-class SourceCounts:
-    """One source of a mixture: its name, epochs, data fingerprint, and what became of its rows."""
-
-    name: str
-    epochs: float
-    fingerprint: str
-    examples: ExampleCounts
-
-    def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "epochs": self.epochs, "fingerprint": self.fingerprint} | self.examples.to_json()
-
-
-@dataclass(frozen=True)
 class Mixture:
     """The examples of all sources in turn, under one template. `source` holds all their conversations, and an example's
-    `row` is an index into it. `plans` and `counts` have one entry for each source."""
+    `row` is an index into it. `plans` and `records` have one entry for each source."""
 
     source: Source
     examples: list[Example]
     plans: list[SourcePlan]
-    counts: list[SourceCounts]
+    records: list[DataRecord]
 
 
 def parse_mix(text: str) -> tuple[str, float]:
@@ -168,13 +140,13 @@ def mix(
     without an example to train on."""
     conversations: list[Conversation] = []
     examples: list[Example] = []
-    plans, counts = [], []
+    plans, records = [], []
     for source, epochs in sources:
-        own, count = prepare(source, prompt_format, max_length, too_long, train_on)
+        own, record = prepare(source, prompt_format, max_length, too_long, train_on)
         check_not_empty(own, source.name)
         examples += [replace(example, row=example.row + len(conversations)) for example in own]
         conversations += source.conversations
         plans.append(SourcePlan(len(own), epochs))
-        counts.append(SourceCounts(source.name, epochs, source.fingerprint, count))
+        records.append(replace(record, epochs=epochs, fingerprint=source.fingerprint))
     main = sources[0][0]
-    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, plans, counts)
+    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, plans, records)

@@ -180,7 +180,7 @@ class _Session:
         if losses.before is not None:
             say(f"validation loss per trained token: {losses.before:.4f} before, {losses.after:.4f} after")
         told = {k: v for k, v in asdict(losses).items() if every or not k.startswith("best")}
-        counts, *mixed = (count.to_json() for count in self.plan.mixture.counts)
+        counts, *mixed = (record.result() for record in self.plan.mixture.records)
         result: dict[str, Any] = {"run": str(self.out), "steps": steps, "validation_loss": told, **counts, "mix": mixed}
         self.save_weights(self.out)
         best = self.out / "state" / f"step-{losses.best_step or 0:08d}"

@@ -18,7 +18,7 @@ from ptst.model.config import LoraConfig
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import DataRecord, TrainRecord, weights_fingerprint
+from ptst.records import DataRecord, TrainRecord, absolute, weights_fingerprint
 from ptst.text.encode import Example
 from ptst.text.templates import find_template, load_template
 from ptst.training import memory, recipes
@@ -64,7 +64,7 @@ class RunPlan:
     def record(self, world: World) -> TrainRecord:
         """The record of the run at its beginning."""
         c, prompt_format = self.config, self.model.prompt_format
-        data, *mixed = (count.to_json() for count in self.mixture.counts)
+        data, *mixed = (dataclasses.replace(r, name=absolute(r.name)) for r in self.mixture.records)
         return TrainRecord(
             config=c,
             recipe=recipes.origins(c.recipe, vars(c)) if c.recipe else None,
@@ -74,8 +74,8 @@ class RunPlan:
             template=prompt_format.template,
             family=prompt_format.family,
             chat_format=prompt_format.chat_format.name,
-            data=DataRecord.of(data | {"holdout": c.holdout}),
-            mix=tuple(map(DataRecord.of, mixed)),
+            data=dataclasses.replace(data, holdout=c.holdout),
+            mix=tuple(mixed),
             validation=self.validation.record,
             dtype=str(self.dtype).removeprefix("torch."),
             full=c.full,
@@ -128,10 +128,9 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
     asked = [(source, config.epochs), *others]
     say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
     mixture = mix(asked, prompt_format, max_length, config.too_long, config.train_on)
-    for counts in mixture.counts:
-        c = counts.examples
+    for c in mixture.records:
         say(
-            f"{counts.name}, {counts.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
+            f"{c.name}, {c.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
             f"them trained; {c.dropped} dropped, {c.cut} cut, {c.token_boundaries} token boundaries"
         )
     holdout = 0.0 if config.val_data else config.holdout
@@ -141,9 +140,9 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
     if name is None:
         return mixture, Validation()
     held_out = sources.load(name, "validation", holdout=holdout)
-    examples, c = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
+    examples, record = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
     check_not_empty(examples, name)
-    return mixture, Validation(held_out, examples, DataRecord.of({"name": name, **c.to_json()}))
+    return mixture, Validation(held_out, examples, dataclasses.replace(record, name=absolute(name)))
 
 
 def epoch_folders(config: TrainConfig, steps: Sequence[Step]) -> dict[int, str]:
