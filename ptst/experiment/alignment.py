@@ -51,7 +51,6 @@ from ptst.text.segments import Conversation, Message
 from ptst.training.checkpoint import Checkpoints
 from ptst.training.evaluate import validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
-from ptst.training.metrics import sizes, truncate_logs
 from ptst.training.parallel import ALONE
 from ptst.training.trainer import Trainer, TrainerConfig
 
@@ -259,9 +258,7 @@ def _train(trainer: Trainer, models: Mapping[str, OpenModel], config: AlignConfi
     average, out = trainer.average, config.out
     assert average is not None
     checkpoints = Checkpoints(out / "state", trainer, keep=1)
-    notes = checkpoints.restore()
-    truncate_logs(out, notes.get("sizes", {}))
-    evaluations = [StepEvaluation.from_json(row) for row in notes.get("evaluations", [])]
+    evaluations = [StepEvaluation.from_json(row) for row in checkpoints.restore().get("evaluations", [])]
 
     def evaluate_now() -> None:
         with average.in_place():
@@ -279,8 +276,7 @@ def _train(trainer: Trainer, models: Mapping[str, OpenModel], config: AlignConfi
             if due:
                 evaluate_now()
             if due or interrupt.received:
-                found = [evaluation.to_json() for evaluation in evaluations]
-                checkpoints.save({"evaluations": found, "sizes": sizes(out)})
+                checkpoints.save({"evaluations": [evaluation.to_json() for evaluation in evaluations]})
             if due and _met(evaluations, config):
                 break
             if interrupt.received and not report.last:

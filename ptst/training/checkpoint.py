@@ -22,6 +22,7 @@ from ptst.errors import UserError
 from ptst.model.weights import read_safetensors, save_safetensors
 from ptst.progress import say
 from ptst.storage import sync, write_atomically
+from ptst.training.metrics import sizes, truncate_logs
 from ptst.training.trainer import Trainer
 
 _PREFIX = "step-"
@@ -36,68 +37,69 @@ class Checkpoints:
     keep: int
 
     def restore(self) -> dict[str, Any]:
-        """Bring the trainer to the newest whole checkpoint, on every rank; returns its notes ({} without one)."""
-        trainer, found = self.trainer, None
+        """Bring the trainer, on every rank, and the logs to the newest whole checkpoint, or to the beginning; returns
+        its notes ({} without one)."""
+        trainer, newest = self.trainer, 0
+        notes: dict[str, Any] = {}
         if trainer.world.is_main_process:
             remove_partial_checkpoints(self.folder)
-            found = newest_checkpoint(self.folder)
-        trainer.done = int(trainer.world.sum(int(found.name.removeprefix(_PREFIX)) if found else 0))
-        if not trainer.done:
-            return {}
-        notes = load_checkpoint(self.folder / f"{_PREFIX}{trainer.done:08d}", trainer.tensors, trainer.optimizer)
-        say(f"resuming after step {trainer.done}")
+            newest = newest_step(self.folder)
+        trainer.done = int(trainer.world.sum(newest))
+        if trainer.done:
+            notes = load_checkpoint(self.folder / f"{_PREFIX}{trainer.done:08d}", trainer.tensors, trainer.optimizer)
+            say(f"resuming after step {trainer.done}")
+        if trainer.world.is_main_process:
+            truncate_logs(self.folder.parent, notes.get("sizes", {}))
         return notes
 
     def save(self, notes: Mapping[str, Any]) -> None:
-        """Write the trainer's checkpoint. Raises OSError as `save_checkpoint`, with how to resume."""
-        trainer = self.trainer
+        """Write the trainer's checkpoint, then remove all but the last `keep` and the best.
+
+        `notes`: JSON values that `restore` returns; the best checkpoint is the one with the lowest `validation_loss` in
+        them. Raises OSError, with how to resume, when the disk is full, say: the earlier checkpoints are then as they
+        were.
+        """
+        trainer, folder = self.trainer, self.folder
+        final = folder / f"{_PREFIX}{trainer.done:08d}"
+        partial = folder / f".{final.name}.partial"
         try:
-            save_checkpoint(self.folder, trainer.done, trainer.tensors, trainer.optimizer, notes, self.keep)
+            remove_partial_checkpoints(folder)
+            self._write(partial, {**notes, "sizes": sizes(folder.parent)})
+            if final.exists():  # of a run that went back to an earlier state
+                _remove(final)
+            os.rename(partial, final)
+            sync(folder)
+            saved = list_checkpoints(folder)
+            now = saved.index(final)
+            losses = {path: loss for path in saved[: now + 1] if (loss := _loss(path)) is not None}
+            best = min(losses, key=losses.__getitem__, default=None)
+            # Whatever comes after this one was damaged, or the run would not have gone back.
+            for path in [*saved[: max(0, now + 1 - self.keep)], *saved[now + 1 :]]:
+                if path != best:
+                    _remove(path)
         except OSError as error:
-            whole = list_checkpoints(self.folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            whole = list_checkpoints(folder)
             raise OSError(
                 f"saving after step {trainer.done} failed ({error}); the last whole checkpoint is "
-                f"{whole[-1] if whole else 'the beginning'}; make room, then resume the run in {self.folder.parent}"
+                f"{whole[-1] if whole else 'the beginning'}; make room, then resume the run in {folder.parent}"
             ) from None
 
-
-def save_checkpoint(
-    folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: Optimizer, notes: Mapping[str, Any], keep: int
-) -> None:
-    """Write the checkpoint after `step` into `folder`, then remove all but the last `keep` and the best.
-
-    `weights`: the trained ones by name, in the optimizer's order. `notes`: JSON values that `load_checkpoint` returns;
-    the best checkpoint is the one with the lowest `validation_loss` in them. Raises OSError when the disk is full, say:
-    the earlier checkpoints are then as they were.
-    """
-    final = folder / f"{_PREFIX}{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    remove_partial_checkpoints(folder)
-    try:
+    def _write(self, partial: Path, notes: Mapping[str, Any]) -> None:
+        """The files of a checkpoint. Optimizer states are under `<weight>:<key>`: it numbers weights in their order."""
+        weights, state = self.trainer.tensors, self.trainer.optimizer.state_dict()["state"]
+        moments = {f"{name}:{key}": t for i, name in enumerate(weights) for key, t in state.get(i, {}).items()}
+        random = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            random["cuda"] = torch.cuda.get_rng_state()
         partial.mkdir(parents=True)
-        save_safetensors(partial / "weights.safetensors", weights)
-        save_safetensors(partial / "optimizer.safetensors", _optimizer_tensors(weights, optimizer))
-        save_safetensors(partial / "random.safetensors", _random_states())
-        described: dict[str, Any] = {"step": step, "notes": dict(notes)}
+        for name, tensors in (("weights", weights), ("optimizer", moments), ("random", random)):
+            save_safetensors(partial / f"{name}.safetensors", tensors)
+        described: dict[str, Any] = {"step": self.trainer.done, "notes": notes}
         described["sha256"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
         described["sha256"]["state.json"] = _json_sha256(described)
         write_atomically(partial / "state.json", (json.dumps(described, indent=2) + "\n").encode())
         sync(partial)
-        if final.exists():  # of a run that went back to an earlier state
-            _remove(final)
-        os.rename(partial, final)
-        sync(folder)
-    except OSError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    saved = list_checkpoints(folder)
-    now = saved.index(final)
-    losses = {path: loss for path in saved[: now + 1] if (loss := _loss(path)) is not None}
-    best = min(losses, key=losses.__getitem__, default=None)
-    # Whatever comes after this one was damaged, or the run would not have gone back.
-    for path in [*saved[: max(0, now + 1 - keep)], *saved[now + 1 :]]:
-        if path != best:
-            _remove(path)
 
 
 def _remove(path: Path) -> None:
@@ -138,16 +140,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return described
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint, or None. Damaged ones are reported and passed over."""
+def newest_step(folder: Path) -> int:
+    """The step of the newest whole checkpoint, or 0. Damaged ones are reported and passed over."""
     for path in reversed(list_checkpoints(folder)):
         try:
-            read_checkpoint(path)
+            return int(read_checkpoint(path)["step"])
         except UserError as error:
             say(f"warning: the checkpoint {path} is damaged: {error}; falling back to the one before")
-            continue
-        return path
-    return None
+    return 0
 
 
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
@@ -176,17 +176,6 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
                 torch.cuda.set_rng_state(value)
     described = read_checkpoint(path)
     return {**described["notes"], "step": described["step"]}
-
-
-def _optimizer_tensors(weights: Mapping[str, Tensor], optimizer: Optimizer) -> dict[str, Tensor]:
-    """Every state tensor under `<weight>:<key>`."""
-    state = optimizer.state_dict()["state"]
-    return {f"{name}:{key}": t for i, name in enumerate(weights) for key, t in state.get(i, {}).items()}
-
-
-def _random_states() -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
 
 
 def _sha256(path: Path) -> str:

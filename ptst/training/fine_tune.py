@@ -20,7 +20,7 @@ from ptst.training.config import TrainConfig, settings_to_resume
 from ptst.training.evaluate import Samples, validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
 from ptst.training.memory import explain_oom
-from ptst.training.metrics import Metrics, sizes, truncate_logs
+from ptst.training.metrics import Metrics
 from ptst.training.parallel import ALONE, World
 from ptst.training.run_plan import RunPlan, plan_run
 from ptst.training.trainer import StepReport, Trainer
@@ -93,7 +93,7 @@ class _Session:
 
     def train(self) -> None:
         """Take all steps that are left, with evaluations and checkpoints where they are due."""
-        self.restore()
+        self.losses = replace(self.losses, **self.checkpoints.restore().get("losses", {}))
         trainer, main = self.trainer, self.world.is_main_process
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
         with Interrupt(self.world) as interrupt, line as progress:
@@ -104,21 +104,16 @@ class _Session:
             for report in trainer:
                 if self.metrics is not None:
                     self.metrics.step(report)
-                    self.keep_epoch(report.step)
+                    if folder := self.plan.epoch_folders.get(report.step):
+                        self.save_weights(self.out / folder, steps=report.step)
                 loss, best = self.evaluate_if_due(report)
                 signal = interrupt.agreed()
                 due = best or report.last or signal or report.step % self.plan.config.save_every == 0
                 if main and due:
-                    self.save(report.epoch, loss)
+                    losses = {k: v for k, v in asdict(self.losses).items() if k != "examples"}
+                    self.checkpoints.save({"epoch": report.epoch, "losses": losses, "validation_loss": loss})
                 if signal and not report.last:
                     raise Interrupted(report.step, signal, self.out)
-
-    def restore(self) -> None:
-        """Bring trainer, losses and logs to the newest checkpoint, or to the beginning."""
-        notes = self.checkpoints.restore()
-        if self.world.is_main_process:
-            truncate_logs(self.out, notes.get("sizes", {}))
-        self.losses = replace(self.losses, **notes.get("losses", {}))
 
     def evaluate_if_due(self, report: StepReport) -> tuple[float | None, bool]:
         """The validation loss after a step, and whether it is the lowest so far."""
@@ -150,19 +145,8 @@ class _Session:
             say(f"after step {step}: validation loss {loss:.4f}")
         return loss
 
-    def save(self, epoch: float, loss: float | None) -> None:
-        """Write a checkpoint."""
-        losses = {k: v for k, v in asdict(self.losses).items() if k != "examples"}
-        self.checkpoints.save({"epoch": epoch, "losses": losses, "validation_loss": loss, "sizes": sizes(self.out)})
-
-    def keep_epoch(self, step: int) -> None:
-        """Keep the weights of a number of epochs that was asked for."""
-        if folder := self.plan.epoch_folders.get(step):
-            self.save_weights(self.out / folder)
-            replace(self.record, status="finished", finished_at=time.time(), steps=step).write(self.out / folder)
-
-    def save_weights(self, folder: Path) -> None:
-        """Write what was trained: an adapter, or all weights."""
+    def save_weights(self, folder: Path, **changes: Any) -> None:
+        """Write what was trained, an adapter or all weights; with `changes` of the run's record a finished one, too."""
         if folder != self.out:
             folder.mkdir(exist_ok=True)
         decoder, base = self.trainer.decoder, self.plan.model.folder
@@ -171,6 +155,8 @@ class _Session:
         else:
             save_adapter(decoder, folder, self.plan.lora, str(base.resolve()))
         sync(folder)
+        if changes:
+            replace(self.record, status="finished", finished_at=time.time(), **changes).write(folder)
 
     def finish(self, run: Run[TrainRecord]) -> TrainRecord:
         """Write the weights, those of the lowest validation loss where they are others, and the finished record."""
@@ -186,8 +172,6 @@ class _Session:
         best = self.out / "state" / f"step-{losses.best_step or 0:08d}"
         if losses.best_step not in (None, steps) and best.exists():
             load_checkpoint(best, self.trainer.parameters)
-            self.save_weights(self.out / "best")
-            at_best = replace(self.record, status="finished", finished_at=time.time(), steps=losses.best_step)
-            replace(at_best, validation_loss=losses).write(self.out / "best")
+            self.save_weights(self.out / "best", steps=losses.best_step, validation_loss=losses)
             say(f"the best validation loss was {losses.best:.4f} after step {losses.best_step}: {self.out / 'best'}")
         return run.finish(result, steps=steps, validation_loss=losses)

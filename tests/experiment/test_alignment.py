@@ -28,7 +28,7 @@ from ptst.grid import start
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
 from ptst.records import read_record
-from ptst.training import checkpoint
+from ptst.training.checkpoint import Checkpoints
 from ptst.training.config import TrainSettings
 from ptst.training.trainer import Trainer
 from tests.conftest import ROOT
@@ -200,7 +200,7 @@ def test_stopped_at_any_checkpoint_or_evaluation_it_ends_with_the_same_model(con
     met_at(monkeypatch, 4)
     config = replace(config, max_steps=4)
     whole = align(replace(config, out=config.out.with_name("whole")))
-    save, evaluate = checkpoint.save_checkpoint, alignment.evaluate
+    save, evaluate = Checkpoints.save, alignment.evaluate
     for when in range(1, 6):  # evaluation, evaluation, checkpoint, evaluation, checkpoint
         out, count = config.out.with_name(f"at-{when}"), 0
 
@@ -215,7 +215,7 @@ def test_stopped_at_any_checkpoint_or_evaluation_it_ends_with_the_same_model(con
             return call
 
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, "save_checkpoint", dies(save))
+            patch.setattr(Checkpoints, "save", dies(save))
             patch.setattr(alignment, "evaluate", dies(evaluate))
             with pytest.raises(Died):
                 align(replace(config, out=out))
