@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptst.training.average import Average
+from ptst.training.trainer import Average
 
 
 @pytest.mark.parametrize(("decay", "wanted"), [(0.9, (0 + 1 + 2 + 4) / 4), (0.0, 4.0), (0.5, 1 / 8 + 2 / 4 + 4 / 2)])
