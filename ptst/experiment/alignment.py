@@ -35,7 +35,7 @@ from ptst.evaluation.rates import Rate
 from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.experiment.align_config import AlignConfig
-from ptst.experiment.suite import digest
+from ptst.experiment.plan import digest
 from ptst.generation.request import Answer, Sampling, Statistics
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
@@ -181,12 +181,12 @@ def _examples(
     (config.out / "answers").mkdir(exist_ok=True)
     for name, model in models.items():
         refusals += [model.prompt_format.encode(c) for c in alignment_set.refusals()]
-        total = len(asked) * config.own_answers
+        total, engine = len(asked) * config.own_answers, EngineSettings(batch_size=config.batch_size)
         with ProgressLine(f"own answers under {name}", total) as progress:
             answers: list[Answer] = []
+            show = partial(_show, progress, answers)
+            answerer = Answerer(decoder, model.prompt_format, engine, show)
             for number in range(config.own_answers):
-                show = partial(_show, progress, len(answers))
-                answerer = replace(_answerer(decoder, model, config), on_progress=show)
                 path = config.out / "answers" / f"{name.replace(':', '-')}.{number}.jsonl"
                 prompts = [Prompt(c) for c in asked]
                 answers += answerer.answer(prompts, replace(OWN, seed=config.seed + number), path)
@@ -203,12 +203,8 @@ def _examples(
     return refusals, own, {"refusals": len(refusals), "own answers": len(own), "own answers left out": left_out}
 
 
-def _show(progress: ProgressLine, before: int, done: int, statistics: Statistics) -> None:
-    progress.update(before + done, statistics.progress())
-
-
-def _answerer(decoder: Decoder, model: OpenModel, config: AlignConfig) -> Answerer:
-    return Answerer(decoder, model.prompt_format, EngineSettings(batch_size=config.batch_size))
+def _show(progress: ProgressLine, before: Sequence[Answer], done: int, statistics: Statistics) -> None:
+    progress.update(len(before) + done, statistics.progress())
 
 
 def evaluate(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, step: int) -> StepEvaluation:
@@ -216,7 +212,8 @@ def evaluate(decoder: Decoder, models: Mapping[str, OpenModel], config: AlignCon
     harmful, benign = alignment_set.stopping()
 
     def refused(task: str, name: str, prompts: Sequence[SafetyPrompt]) -> Rate:
-        answers = _answerer(decoder, models[name], config).answer(TASKS[task].prompts(prompts), OPENING)
+        answerer = Answerer(decoder, models[name].prompt_format, EngineSettings(batch_size=config.batch_size))
+        answers = answerer.answer(TASKS[task].prompts(prompts), OPENING)
         rate = TASKS[task].score(prompts, answers, Tools(RuleBasedJudge())).rates["refusal"]
         assert isinstance(rate, Rate)
         return rate

@@ -28,7 +28,6 @@ from ptst.evaluation.tasks.task import Tools
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.experiment.suite import load_suite
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
@@ -91,7 +90,7 @@ class Grid:
             elif settings.holdout:
                 read["val-data"] = sources.load(config.data, "validation", holdout=settings.holdout)
         with settings_group("eval"):
-            tasks = load_suite(config, read["data"], laptop.families(config.laptop))
+            tasks = plan.load_suite(config, read["data"], laptop.families(config.laptop))
         for note in {data.note for _, data in tasks.values()} - {""}:
             say(note)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs)

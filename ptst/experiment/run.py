@@ -52,7 +52,11 @@ def run_grid(config: GridConfig) -> GridResult:
         summary = summarize(grid)
         with lock(grid.out / "locks", "results", wait=True):
             record = run.finish()
-            picture = _write_results(grid, {**record.to_json(), **summary}, summary)
+            write_json(grid.out / "results.json", {**record.to_json(), **summary})
+            write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
+            write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
+            safety = next((task for task in grid.tasks if base(task) == "safety"), None)
+            picture = safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
     return GridResult(grid.out, summary, picture)
 
 
@@ -80,14 +84,6 @@ def check_folder(grid: Grid, aligned: bool = True) -> None:
     record = merged(grid.out, record)
     check_distinct("template", list(record.templates))
     check_distinct("task", list(record.tests))
-
-
-def _write_results(grid: Grid, result: dict[str, Any], summary: dict[str, Any]) -> bool:
-    write_json(grid.out / "results.json", result)
-    write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
-    write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
-    safety = next((task for task in grid.tasks if base(task) == "safety"), None)
-    return safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
 
 
 def _aligned(config: GridConfig) -> Path:

@@ -14,7 +14,7 @@ from ptst.data.builtin.safety_sets import harmful_requests
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
-from ptst.experiment.suite import load_suite
+from ptst.experiment.plan import load_suite
 from ptst.grid import run_command as run_grid
 from ptst.training.config import TrainSettings
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
