@@ -2,7 +2,6 @@
 gradient, no dropout, no random number taken from training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +17,8 @@ from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.training.parallel import World
 
+MAX_NEW_TOKENS = 128  # of a sample answer
+
 
 @torch.no_grad()
 def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_tokens: int, world: World) -> float:
@@ -32,33 +33,26 @@ def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_t
     return world.sum(own)
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Questions that are answered at every evaluation, greedily, under the training template."""
-
-    conversations: Sequence[Conversation]
-    prompt_format: PromptFormat
-    stop_ids: frozenset[int]
-    max_new_tokens: int = 128
-
-    def answers(self, decoder: Decoder) -> list[dict[str, Any]]:
-        """One row each: where the question comes from, prompt and answer as text, whether the token limit truncated the
-        answer, and the error of one that failed."""
-        tokenizer, room = self.prompt_format.tokenizer, decoder.config.max_positions
-        prompts = [self.prompt_format.encode(c.prompt()).ids for c in self.conversations]
-        asked = [(c, p) for c, p in zip(self.conversations, prompts, strict=True) if len(p) < room]
-        if not asked:
-            return []
-        sampling = Sampling(min(self.max_new_tokens, room - max(len(p) for _, p in asked)))
-        with torch.random.fork_rng():
-            done = generate(decoder, [p for _, p in asked], self.stop_ids, sampling, EngineOptions(32))
-        return [
-            {
-                "source": c.source,
-                "prompt": tokenizer.decode(p),
-                "answer": tokenizer.decode(a.token_ids),
-                "cut": a.truncated,
-                **({"error": a.error} if a.error else {}),
-            }
-            for (c, p), a in zip(asked, done, strict=True)
-        ]
+def sample_answers(
+    decoder: Decoder, conversations: Sequence[Conversation], prompt_format: PromptFormat
+) -> list[dict[str, Any]]:
+    """Greedy answers under the training template, one row each: where the question comes from, prompt and answer as
+    text, whether the token limit truncated the answer, and the error of one that failed."""
+    tokenizer, room = prompt_format.tokenizer, decoder.config.max_positions
+    prompts = [prompt_format.encode(c.prompt()).ids for c in conversations]
+    asked = [(c, p) for c, p in zip(conversations, prompts, strict=True) if len(p) < room]
+    if not asked:
+        return []
+    sampling = Sampling(min(MAX_NEW_TOKENS, room - max(len(p) for _, p in asked)))
+    with torch.random.fork_rng():
+        done = generate(decoder, [p for _, p in asked], prompt_format.stop_ids, sampling, EngineOptions(32))
+    return [
+        {
+            "source": c.source,
+            "prompt": tokenizer.decode(p),
+            "answer": tokenizer.decode(a.token_ids),
+            "cut": a.truncated,
+            **({"error": a.error} if a.error else {}),
+        }
+        for (c, p), a in zip(asked, done, strict=True)
+    ]

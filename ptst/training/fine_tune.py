@@ -17,7 +17,7 @@ from ptst.runs import Run, check_same, claim, rounding
 from ptst.storage import sync
 from ptst.training.checkpoint import Checkpoints, load_checkpoint
 from ptst.training.config import TrainConfig, settings_to_resume
-from ptst.training.evaluate import Samples, validation_loss
+from ptst.training.evaluate import sample_answers, validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
 from ptst.training.memory import explain_oom
 from ptst.training.metrics import Metrics
@@ -139,7 +139,7 @@ class _Session:
             answers = []
             if plan.config.eval_every:
                 asked = (plan.validation.source or plan.mixture.source).conversations[:SAMPLES]
-                answers = Samples(asked, plan.model.prompt_format, plan.model.stop_ids).answers(decoder)
+                answers = sample_answers(decoder, asked, plan.model.prompt_format)
             self.metrics.evaluation(step, loss, answers, time.perf_counter() - start)
         if loss is not None and plan.config.eval_every:
             say(f"after step {step}: validation loss {loss:.4f}")

@@ -109,11 +109,8 @@ class MemoryPlan:
         return asdict(self) | {"peak": self.peak}
 
     def __str__(self) -> str:
-        return (
-            f"{gigabytes(self.peak)} with micro-batches of {self.micro_batch_tokens} tokens: weights "
-            f"{gigabytes(self.weights)}, gradients {gigabytes(self.gradients)}, optimizer {gigabytes(self.optimizer)}, "
-            f"activations {gigabytes(self.activations)}, temporaries {gigabytes(self.temporaries)}"
-        )
+        parts = ", ".join(f"{name} {gigabytes(getattr(self, name))}" for name in PURPOSES[:5])
+        return f"{gigabytes(self.peak)} with micro-batches of {self.micro_batch_tokens} tokens: {parts}"
 
     def table(self) -> Table:
         table = Table("", "", title="memory and step plan", show_header=False)
