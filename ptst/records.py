@@ -162,7 +162,7 @@ def read_record(folder: Path, kind: type[Record]) -> Record:
     path = Path(folder) / FILE
     if not path.exists():
         raise UserError(f"{folder} is not a run folder (it has no {FILE})", f"give one made by ptst.{kind.kind}")
-    values = _load(path)
+    values = read_json(path)
     if not isinstance(values, dict) or "kind" not in values:
         raise UserError("is not the record of a run", f"give a folder made by ptst.{kind.kind}", path)
     if values["kind"] != kind.kind:
@@ -180,15 +180,16 @@ def find_record(folder: Path | None, kind: type[Record]) -> Record | None:
 
 def record_kind(folder: Path) -> str | None:
     """Of which command the record in a folder is; None where there is none."""
-    values = _load(folder / FILE) if (folder / FILE).exists() else None
+    values = read_json(folder / FILE) if (folder / FILE).exists() else None
     return str(values.get("kind")) if isinstance(values, dict) else None
 
 
-def _load(path: Path) -> Any:
+def read_json(path: Path, remedy: str = "the run is damaged") -> Any:
+    """The value in a JSON file of a run. Raises UserError for a damaged one."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"is not valid JSON ({error})", "the run is damaged", path) from None
+        raise UserError(f"is not valid JSON ({error})", remedy, path) from None
 
 
 def read_finished(folder: Path) -> TrainRecord:

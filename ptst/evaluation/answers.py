@@ -77,11 +77,9 @@ class Answerer:
         Raises UserError for a prompt that the template cannot express or that does not fit, before anything is
         computed, and, after all others are kept, for answers of `adapter` that failed in the model.
         """
-        generated = [i for i, p in enumerate(prompts) if p.kind == "generate"]
-        scored = [i for i, p in enumerate(prompts) if p.kind == "loglikelihood"]
-        found = dict(zip(generated, self._generate([prompts[i] for i in generated], sampling, path), strict=True))
-        found |= zip(scored, self._score([prompts[i] for i in scored]), strict=True)
-        return [found[i] for i in range(len(prompts))]
+        generated = iter(self._generate([p for p in prompts if p.kind == "generate"], sampling, path))
+        scored = iter(self._score([p for p in prompts if p.kind == "loglikelihood"]))
+        return [next(generated if p.kind == "generate" else scored) for p in prompts]
 
     def _score(self, prompts: Sequence[Prompt]) -> list[Answer]:
         adapter = None if self.adapter is None else self.adapters[self.adapter]

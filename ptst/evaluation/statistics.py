@@ -179,16 +179,16 @@ class Contrast:
     prompts: int
     left_out: int
     """Number of prompts that were unjudged in some run of either cell."""
-    test: TwoWayT | None
-    bootstrap: Interval | None
+    test: TwoWayT | None = None
+    bootstrap: Interval | None = None
     """95 % percentile interval over seeds and prompts, for comparison: too narrow below 8 seeds."""
-    p_seeds: float | None
+    p_seeds: float | None = None
     """Paired t over seeds, for these prompts only; None also where the seeds do not differ."""
-    families: TwoWayT | None
+    families: TwoWayT | None = None
     """The test over the means of families; None for fewer than two families."""
-    p_flips: float | None
+    p_flips: float | None = None
     """Exact sign flips over seeds; None above 20 seeds."""
-    mcnemar: float | None
+    mcnemar: float | None = None
     """Exact, for a single seed."""
 
     @property
@@ -228,7 +228,7 @@ def paired_contrast(first: Cell, second: Cell) -> Contrast:
     means = float(a_SP.mean()), float(b_SP.mean())
     left_out = len(first.prompts) - prompts
     if seeds == 1:
-        return Contrast(*means, seeds, prompts, left_out, None, None, None, None, None, mcnemar(a_SP[0], b_SP[0]))
+        return Contrast(*means, seeds, prompts, left_out, mcnemar=mcnemar(a_SP[0], b_SP[0]))
     d_SP = a_SP - b_SP
     d_S = d_SP.mean(1)
     families_P = np.array(first.families)[whole_P] if first.families else np.array([])
@@ -243,7 +243,6 @@ def paired_contrast(first: Cell, second: Cell) -> Contrast:
         p_seeds=float(stats.ttest_1samp(d_S, 0).pvalue) if np.ptp(d_S) > 1e-12 else None,
         families=two_way_t(np.stack(d_SF, 1)) if len(d_SF) > 1 else None,
         p_flips=sign_flip(d_S) if seeds <= MOST_FLIPPED else None,
-        mcnemar=None,
     )
 
 

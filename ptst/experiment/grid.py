@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 
+from ptst import records
 from ptst.data import order, sources
 from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
@@ -24,14 +25,13 @@ from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.measure import check_room, find_tools
 from ptst.evaluation.tasks.table import LoadedTasks
-from ptst.evaluation.tasks.task import Tools
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import FILE, GROWING, SAME, RunRecord, TrainRecord, environment, find_record, weights_fingerprint
+from ptst.records import FILE, GROWING, SAME, RunRecord, TrainRecord, find_record, weights_fingerprint
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
@@ -142,11 +142,7 @@ class Grid:
 
     def cell_figures(self, cell: GridCell) -> dict[str, Any]:
         """Results and time of a finished cell. Raises UserError for a damaged file."""
-        path = self.cell_file(cell, "json")
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"is not valid JSON ({error})", "delete it, and the cell is measured again", path) from None
+        return records.read_json(self.cell_file(cell, "json"), "delete it, and the cell is measured again")
 
     def cell_rows(self, cell: GridCell) -> list[dict[str, Any]]:
         """The judged answers of a finished cell."""
@@ -166,10 +162,6 @@ class Grid:
     @property
     def base(self) -> OpenModel:
         return next(iter(self.opened.values()))
-
-    def tools(self) -> Tools:
-        """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
-        return find_tools(self.config.eval, self.tasks, self.device)
 
     def mixture(self, name: str) -> Mixture:
         """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""
@@ -199,7 +191,7 @@ class Grid:
         templates, folder = {**self.train_templates, **self.test_templates}, self.base.folder
         return GridRecord(
             config=self.config,
-            environment=environment(),
+            environment=records.environment(),
             model=self.config.model,
             weights=weights_fingerprint(folder),
             chat_format=self.base.prompt_format.chat_format.name,
@@ -216,7 +208,7 @@ def check_grid(grid: Grid) -> None:
     epochs."""
     say("checking all prompts and examples under every template")
     with settings_group("eval"):
-        grid.tools()
+        find_tools(grid.config.eval, grid.tasks, grid.device)
         for (name, opened), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
             check_room(f"{key} under {name}", task, data, opened, grid.config.eval, grid.device)
     for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():

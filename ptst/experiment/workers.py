@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.measure import generates, measure, sampling_for, show_progress
+from ptst.evaluation.measure import find_tools, generates, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
@@ -123,7 +123,7 @@ class Worker:
     @cached_property
     def tools(self) -> Tools:
         """The judge and the similarity, which may be models, too."""
-        return self.grid.tools()
+        return find_tools(self.grid.config.eval, self.grid.tasks, self.grid.device)
 
     def measure_some(self) -> bool:
         """Measure cells that are ready and not locked, several adapters at a time where one cell alone does not fill

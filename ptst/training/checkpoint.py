@@ -151,10 +151,8 @@ def newest_step(folder: Path) -> int:
 
 
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """Bring weights, optimizer and random numbers to a checkpoint; returns its notes, with `step`.
-
-    Raises UserError when it belongs to other weights.
-    """
+    """Bring weights, optimizer and random numbers to a checkpoint; returns its notes. Raises UserError when it
+    belongs to other weights."""
     saved = dict(read_safetensors(path / "weights.safetensors"))
     shapes = {name: w.shape for name, w in weights.items()}
     if shapes != {name: w.shape for name, w in saved.items()}:
@@ -174,8 +172,7 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
                 torch.set_rng_state(value)
             elif torch.cuda.is_available():
                 torch.cuda.set_rng_state(value)
-    described = read_checkpoint(path)
-    return {**described["notes"], "step": described["step"]}
+    return read_checkpoint(path)["notes"]
 
 
 def _sha256(path: Path) -> str:

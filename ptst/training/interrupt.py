@@ -45,7 +45,5 @@ class Interrupt:
 
     def agreed(self) -> int:
         """The signal that any rank got, or 0; the same on all ranks (all must call)."""
-        if self.world.size == 1:
-            return self.received
         counts = [int(self.world.sum(self.received == number)) for number in SIGNALS]
         return next((s for s, n in zip(SIGNALS, counts, strict=True) if n), 0)

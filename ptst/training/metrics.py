@@ -88,9 +88,8 @@ class Metrics:
         self.peak = (peak_flops() or 0.0) * trainer.world.size
         self.smooth: float | None = None
         self.began, self.first = time.monotonic(), trainer.done
-        self.writer = None
-        if tensorboard:
-            self.writer = summary_writer()(str(folder / "tensorboard"), purge_step=trainer.done + 1)
+        logs = str(folder / "tensorboard")
+        self.writer = summary_writer()(logs, purge_step=trainer.done + 1) if tensorboard else None
 
     def step(self, report: StepReport) -> None:
         """Record an optimizer step."""

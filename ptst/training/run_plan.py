@@ -91,9 +91,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     Raises UserError for a mistake in the settings, the model folder or the data.
     """
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
-    lora = None
-    if not config.full:
-        lora = LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
+    lora = None if config.full else LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
     say(f"reading {config.data}")
     source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
     with world.main_process_first():
