@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
+from torch.nn.utils.rnn import pad_sequence
 
 from ptst.errors import Setting, UserError
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
@@ -73,9 +74,7 @@ class SentenceEncoder:
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             lengths = torch.tensor([len(ids[i]) for i in rows], device=self.device)
-            tokens_BT = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-            for row, i in enumerate(rows):
-                tokens_BT[row, : len(ids[i])] = torch.tensor(ids[i])
+            tokens_BT = pad_sequence([torch.tensor(ids[i]) for i in rows], batch_first=True)
             real_BT = torch.arange(tokens_BT.shape[1], device=self.device) < lengths[:, None]
             out[rows] = self._forward(tokens_BT.to(self.device), real_BT).cpu()
         return out
