@@ -5,8 +5,6 @@ embedding pairs neighbouring elements of a head (interleaved RoPE), Hugging Face
 order of the rows of q and k is converted accordingly.
 """
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,8 @@ from torch import Tensor
 
 from ptst.errors import UserError
 from ptst.model.weights import save_safetensors
+from ptst.progress import ProgressLine
+from ptst.storage import write_json
 
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -32,10 +32,9 @@ _NAMES = {
 _CONTROL = 3  # GGUF's token type for control tokens
 
 
-def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None] = lambda _done, _total: None) -> None:
-    """Write config, weights, tokenizer and generation config into `folder` (it exists).
-
-    `on_tensor(done, total)` is called after each tensor. Raises UserError for another architecture or tokenizer."""
+def convert(gguf_path: Path, folder: Path) -> None:
+    """Write config, weights, tokenizer and generation config into `folder` (it exists). Raises UserError for another
+    architecture or tokenizer."""
     import gguf
 
     reader = gguf.GGUFReader(gguf_path)
@@ -44,16 +43,18 @@ def convert(gguf_path: Path, folder: Path, on_tensor: Callable[[int, int], None]
         raise UserError("only Llama models with a byte-level BPE tokenizer can be converted", where=gguf_path)
     heads, kv_heads = meta["llama.attention.head_count"], meta["llama.attention.head_count_kv"]
     tensors: dict[str, Tensor] = {}
-    for done, stored in enumerate(reader.tensors, 1):
-        value = torch.from_numpy(np.array(gguf.quants.dequantize(stored.data, stored.tensor_type), dtype=np.float32))
-        if ".attn_q." in stored.name or ".attn_k." in stored.name:
-            value = undo_interleaving(value, heads if ".attn_q." in stored.name else kv_heads)
-        tensors[hf_tensor_name(stored.name)] = value
-        on_tensor(done, len(reader.tensors))
+    with ProgressLine("converting", len(reader.tensors)) as progress:
+        for done, stored in enumerate(reader.tensors, 1):
+            value = np.array(gguf.quants.dequantize(stored.data, stored.tensor_type), dtype=np.float32)
+            tensor = torch.from_numpy(value)
+            if ".attn_q." in stored.name or ".attn_k." in stored.name:
+                tensor = undo_interleaving(tensor, heads if ".attn_q." in stored.name else kv_heads)
+            tensors[hf_tensor_name(stored.name)] = tensor
+            progress.update(done)
     save_safetensors(folder / "model.safetensors", tensors)
-    _write(folder / "config.json", _config(meta, tied="lm_head.weight" not in tensors))
-    _write(folder / "generation_config.json", _token_ids(meta))
-    _write(folder / "tokenizer_config.json", _tokenizer_config(meta))
+    write_json(folder / "config.json", _config(meta, tied="lm_head.weight" not in tensors))
+    write_json(folder / "generation_config.json", _token_ids(meta))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(meta))
     (folder / "tokenizer.json").write_text(_tokenizer(meta), encoding="utf-8")
 
 
@@ -127,7 +128,3 @@ def _tokenizer(meta: dict[str, Any]) -> str:
     control = [t for t, kind in zip(tokens, meta["tokenizer.ggml.token_type"], strict=True) if kind == _CONTROL]
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in control])
     return tokenizer.to_str(pretty=False)
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

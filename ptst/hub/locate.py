@@ -8,11 +8,9 @@ import os
 import re
 from pathlib import Path
 
-from rich.progress import BarColumn, Progress, TextColumn
-
 from ptst.errors import Setting, UserError
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
-from ptst.progress import console, say
+from ptst.progress import say
 from ptst.settings import EMBEDDED_MODEL
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -80,7 +78,4 @@ def ensure_embedded(checkpoints: Path = Path("checkpoints")) -> Path:
 def _make(files: dict[str, Path], new: Path) -> None:
     from ptst.hub.gguf_convert import convert
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total} tensors"))
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("converting", total=None)
-        convert(files[".gguf"], new, lambda done, total: progress.update(task, completed=done, total=total))
+    convert(files[".gguf"], new)

