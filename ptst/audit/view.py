@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.table import Table
 from rich.text import Text
@@ -44,21 +45,18 @@ def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenize
     """(text, author) of each token; a token that spans two authors belongs to the one who wrote more of it."""
     spans = [s.author for s in segments if not s.control for _ in s.text]
     out: list[tuple[str, str]] = []
-    run: list[int] = []
-    done, base = 0, 0  # characters of this run so far, and of the runs before it
-    for token in ids:
-        name = tokenizer.control_names.get(token)
-        if name is not None:
-            out.append((name, "control"))
-            run, base, done = [], base + done, 0
-            continue
-        run.append(token)
-        length = len(tokenizer.decode_text(run[-64:]))  # enough to see what this token adds
-        before = len(tokenizer.decode_text(run[-64:-1])) if len(run) > 1 else 0
-        text = tokenizer.decode_text(run[-64:])[before:length]
-        written = spans[base + done : base + done + len(text)] or spans[-1:] or ["scaffold"]
-        out.append((text, max(reversed(written), key=written.count)))
-        done += len(text)
+    done = 0  # characters
+    for name, run in groupby(ids, tokenizer.control_names.get):
+        recent: list[int] = []
+        for token in run:
+            if name is not None:
+                out.append((name, "control"))
+                continue
+            recent = [*recent[-63:], token]  # enough to see what this token adds
+            text = tokenizer.decode_text(recent)[len(tokenizer.decode_text(recent[:-1])) :]
+            written = spans[done : done + len(text)] or spans[-1:] or ["scaffold"]
+            out.append((text, max(reversed(written), key=written.count)))
+            done += len(text)
     return out
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from ptst.errors import Setting, UserError, unknown_name
+from ptst.errors import Setting, UserError
 from ptst.text.chat_template import read_chat_template
 from ptst.text.segments import Segment, Turn
 from ptst.text.tokenizer import Tokenizer
@@ -58,10 +58,6 @@ class ChatFormat:
     apart: bool = False
     control_tokens: tuple[str, ...] = ()
     template_markers: tuple[str, ...] = ()
-
-    def terminator_id(self, tokenizer: Tokenizer) -> int:
-        """Id of the token that ends an answer."""
-        return tokenizer.control_id(self.terminator or tokenizer.eos or "")
 
     def render(
         self,
@@ -184,13 +180,6 @@ CHAT_FORMATS = {
         ),
     )
 }
-
-
-def find_format(name: str) -> ChatFormat:
-    """The chat format of a name. Raises UserError with the list and the nearest name."""
-    if name not in CHAT_FORMATS:
-        raise unknown_name("chat format", name, CHAT_FORMATS)
-    return CHAT_FORMATS[name]
 
 
 def detect_format(folder: Path | str, tokenizer: Tokenizer) -> ChatFormat:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.text.tokenizer import optional_json
+from ptst.text.tokenizer import optional_json, token_name
 
 SECONDS = 20
 MEGABYTES = 1024
@@ -47,10 +47,10 @@ def render_chat_template(
         raise UserError("there is no chat template", "choose another model folder", folder)
     settings = optional_json(Path(folder) / "tokenizer_config.json")
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special = {k: v.get("content") if isinstance(v, dict) else v for k, v in settings.items() if k in names}
+    special = {k: name for k in names if (name := token_name(settings.get(k))) is not None}
     job = {
         "template": template,
-        "variables": {"bos_token": "", "eos_token": "", **{k: v for k, v in special.items() if v is not None}},
+        "variables": {"bos_token": "", "eos_token": "", **special},
         "rows": [{"messages": c, "add_generation_prompt": c[-1]["role"] == "user"} for c in map(list, conversations)],
         "seconds": seconds,
         "megabytes": MEGABYTES,

@@ -4,8 +4,8 @@ testing, auditing, chatting and judging, so that these cannot differ."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptst.errors import Setting, UserError
-from ptst.text.chat_formats import ChatFormat, detect_format, find_format
+from ptst.errors import Setting, UserError, unknown_name
+from ptst.text.chat_formats import CHAT_FORMATS, ChatFormat, detect_format
 from ptst.text.encode import Example, encode
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
@@ -27,9 +27,8 @@ class PromptFormat:
     @property
     def terminator_id(self) -> int:
         """Id of the token that ends an answer: the chat format's terminator; EOS under a `text:` template."""
-        if self.template.is_text:
-            return self.tokenizer.control_id(self.tokenizer.eos or "")
-        return self.chat_format.terminator_id(self.tokenizer)
+        own = None if self.template.is_text else self.chat_format.terminator
+        return self.tokenizer.control_id(own or self.tokenizer.eos or "")
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -92,12 +91,10 @@ def open_prompt_format(
     model, which the tokenizer must not exceed. Raises UserError for an unknown name, a missing or damaged tokenizer,
     and a folder of unknown chat format."""
     tokenizer = load_tokenizer(folder, vocab_size)
-    own = find_format(chat_format) if chat_format else detect_format(folder, tokenizer)
+    if chat_format and chat_format not in CHAT_FORMATS:
+        raise unknown_name("chat format", chat_format, CHAT_FORMATS)
+    own = CHAT_FORMATS[chat_format] if chat_format else detect_format(folder, tokenizer)
     template = with_default_system_prompt(template, folder)
-    return PromptFormat(template, find_family(family), own, tokenizer, allow_role_markers, eos_ids(folder))
-
-
-def eos_ids(folder: Path) -> frozenset[int]:
-    """The end-of-sequence ids of a folder's generation_config.json."""
-    own = optional_json(folder / "generation_config.json").get("eos_token_id", [])
-    return frozenset(own if isinstance(own, list) else [own])
+    eos = optional_json(folder / "generation_config.json").get("eos_token_id", [])
+    eos_ids = frozenset(eos if isinstance(eos, list) else [eos])
+    return PromptFormat(template, find_family(family), own, tokenizer, allow_role_markers, eos_ids)

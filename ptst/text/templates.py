@@ -158,15 +158,8 @@ def fill(words: str, family: Family, x: str, task: str = "") -> list[Segment]:
     words are split at their places, never formatted: texts may hold braces."""
     words = words.replace("{question}", family.question).replace("{cue}", family.cue)
     assert words.count("{x}") == 1, f"{words!r} needs one place for the user's text"
-    out: list[Segment] = []
-    for part in re.split(r"(\{x\}|\{task\})", words):
-        if part == "{x}":
-            out.append(Segment(x, "user"))
-        elif part == "{task}":
-            out.append(Segment(task, "system"))
-        elif part:
-            out.append(Segment(part))
-    return out
+    theirs = {"{x}": Segment(x, "user"), "{task}": Segment(task, "system")}
+    return [theirs.get(part, Segment(part)) for part in re.split(r"(\{x\}|\{task\})", words) if part]
 
 
 def chat_words(
@@ -235,14 +228,11 @@ def api_messages(conversation: Conversation, template: Template) -> list[dict[st
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
 
 
-# The paper does not say how ARC's choices are joined; a comma and a space is this project's choice.
-CHOICE_SEPARATOR = ", "
-
-
 def arc_question(question: str, choices: Sequence[str]) -> str:
-    """The user's text of an ARC question (appendix F.5), the same under every template; the family is `plain`."""
+    """The user's text of an ARC question (appendix F.5), the same under every template; the family is `plain`. The
+    paper does not say how choices are joined; a comma and a space is this project's choice."""
     return (
-        f"{question} Please select the answer from the following choices: {CHOICE_SEPARATOR.join(choices)}. "
+        f"{question} Please select the answer from the following choices: {', '.join(choices)}. "
         "For convenience, please put 'The answer is: {your_answer}' at the end of your response."
     )
 
@@ -290,9 +280,8 @@ def _template(raw: dict[str, Any]) -> Template:
     chat_only = {"system", "task_system", "task_user", "tight", "demonstration"} & set(raw)
     if name.startswith("text:") and chat_only:
         raise UserError(f"a text: template has no {sorted(chat_only)[0]}", "write all words into user")
-    demonstration = raw.get("demonstration")
-    if demonstration is None:
-        return Template(**raw)
-    if len(demonstration) != 2 or not all(isinstance(text, str) for text in demonstration):
-        raise UserError("demonstration must be two texts, the user's and the assistant's")
-    return Template(**raw | {"demonstration": tuple(demonstration)})
+    if "demonstration" in raw:
+        raw["demonstration"] = tuple(raw["demonstration"])
+        if [type(text) for text in raw["demonstration"]] != [str, str]:
+            raise UserError("demonstration must be two texts, the user's and the assistant's")
+    return Template(**raw)

@@ -7,6 +7,7 @@ whatever it holds; control tokens are looked up by name.
 import json
 from collections.abc import Callable
 from functools import cached_property, lru_cache
+from itertools import groupby
 from pathlib import Path
 
 from ptst.errors import Setting, UserError
@@ -53,16 +54,8 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Text of ids, control tokens by name; the dummy space of each run of text is dropped."""
-        out: list[str] = []
-        run: list[int] = []
-        for token in ids:
-            name = self.control_names.get(token)
-            if name is None:
-                run.append(token)
-                continue
-            out += (self.decode_text(run), name)
-            run = []
-        return "".join((*out, self.decode_text(run)))
+        runs = ((name, list(run)) for name, run in groupby(ids, self.control_names.get))
+        return "".join(self.decode_text(run) if name is None else name * len(run) for name, run in runs)
 
     def decode_answer(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
         """Text of an answer in context: decoding of all minus decoding of the prompt (its last run of text)."""
@@ -153,7 +146,7 @@ class JsonTokenizer(Tokenizer):
         self.vocab_size = self._tok.get_vocab_size(with_added_tokens=True)
         added = self._tok.get_added_tokens_decoder()
         self._control = {token.content: i for i, token in added.items() if token.special}
-        self.bos, self.eos = (_token_name(settings.get(k)) for k in ("bos_token", "eos_token"))
+        self.bos, self.eos = (token_name(settings.get(k)) for k in ("bos_token", "eos_token"))
         opening = self._tok.encode("", add_special_tokens=True).ids
         self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
         self._tok.encode_special_tokens = True
@@ -188,6 +181,7 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
     return tokenizer
 
 
-def _token_name(entry: object) -> str | None:
+def token_name(entry: object) -> str | None:
+    """The name of a control token in tokenizer_config.json: a text, or an object with its content."""
     name = entry.get("content") if isinstance(entry, dict) else entry
     return name if isinstance(name, str) else None
