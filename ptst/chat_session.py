@@ -1,19 +1,20 @@
 """A conversation with a model under a template: turns, streamed answers, the tokens that were sent."""
 
-import json
 from collections.abc import Generator
 from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 from rich.table import Table
-from rich.text import Text
 
-from ptst.audit.view import COLOURS, authors, visible
+from ptst.audit.rules import Setup
+from ptst.audit.view import table, view
 from ptst.errors import UserError
 from ptst.generation.engine import Engine
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.open import OpenModel
+from ptst.storage import append_jsonl
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 
@@ -99,16 +100,8 @@ class Chat:
     def tokens(self) -> Table:
         """The last prompt that was sent (before the first, that of a short message): tokens with their authors."""
         p, conversation = self.sent or (self.prompt_format, self.conversation("..."))
-        segments = p.segments(conversation)
-        ids = p.encode(conversation).ids
-        out = Table(title=f"{len(ids)} tokens under {p.template.name}", title_justify="left", box=None, pad_edge=False)
-        for name in ("token", "id"):
-            out.add_column(name, justify="right")
-        for name in ("text", "author"):
-            out.add_column(name, overflow="fold")
-        for i, (token, (text, author)) in enumerate(zip(ids, authors(ids, segments, p.tokenizer), strict=True)):
-            out.add_row(str(i), str(token), Text(visible(text), style=COLOURS[author]), author)
-        return out
+        tokens = view(p.encode(conversation), conversation, Setup(p))
+        return table(tokens, f"{len(tokens)} tokens under {p.template.name}", {}, columns=4)
 
     def save(self, path: str) -> None:
         """Append the conversation, with the settings of its last answer, to a JSONL file that serves as training data.
@@ -121,7 +114,6 @@ class Chat:
         settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format.name}
         row = {"messages": [asdict(m) for m in self._messages()], "settings": settings | asdict(self.sampling)}
         try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            append_jsonl(Path(path), row)
         except OSError as error:
             raise UserError(f"cannot be written ({error.strerror})", "/save FILE names another", path) from None

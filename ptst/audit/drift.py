@@ -30,23 +30,19 @@ def check_chat_template(
     except UserError as error:
         yield Finding("chat-template", "", str(error))
         return
-    seen: set[str] = set()
+    found: dict[str, Finding] = {}  # the first of each kind
     for prompt, theirs in zip(prompts, rendered, strict=True):
         ours = _render(prompt.system, prompt.turns, prompt_format)
         if ours == theirs:
             continue
-        difference = _known_difference(prompt, prompt_format, default, theirs)
-        name = difference.name if difference else "chat-template"
-        if name in seen:
-            continue
-        seen.add(name)
-        if difference:
-            cause = f"{difference.name}: {difference.owner}; here, {difference.ours}"
-            yield Finding("known-difference", prompt.source, cause)
+        if known := _known_difference(prompt, prompt_format, default, theirs):
+            cause = f"{known.name}: {known.owner}; here, {known.ours}"
+            found.setdefault(known.name, Finding("known-difference", prompt.source, cause))
         else:
             at = first_difference(ours, theirs)
             cause = f"at character {at} the format has {ours[at : at + 16]!r}, the model's own {theirs[at : at + 16]!r}"
-            yield Finding("chat-template", prompt.source, cause)
+            found.setdefault("", Finding("chat-template", prompt.source, cause))
+    yield from found.values()
 
 
 def _prompt(conversation: Conversation, prompt_format: PromptFormat) -> Conversation:

@@ -1,6 +1,5 @@
 """What the audit can find: every rule by name, with its level, what it means and what to do."""
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -102,13 +101,3 @@ def check_names(rules: Iterable[str]) -> None:
             raise UserError(f"rule {name!r} was renamed", f"it is {OLD_RULES[name]} now")
         if name not in RULES:
             raise unknown_name("audit rule", name, RULES)
-
-
-def worst(findings: Iterable[Finding]) -> str:
-    """The highest level among findings; info if there are none."""
-    return max((f.level for f in findings), key=LEVELS.index, default="info")
-
-
-def by_rule(findings: Iterable[Finding]) -> dict[str, int]:
-    """Number of findings of each rule, in order of appearance."""
-    return dict(Counter(f.rule for f in findings))

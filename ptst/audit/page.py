@@ -65,17 +65,14 @@ def page(report: Audit) -> str:
     for row, tokens in report.rows:
         spans = "".join(_token(t, rules.get((row, t.index))) for t in tokens)
         parts.append(f"<h3>{escape(row)}</h3><div class=row>{spans}</div>")
+    counts = {name: f"{n:.3f}" if isinstance(n, float) else n for name, n in report.counts.items()}
     parts += [
         _comparison(report.comparison),
         "<h2>Counts</h2><div class=wide><table>",
-        *(f"<tr><td>{escape(k.replace('_', ' '))}<td class=n>{_number(v)}" for k, v in report.counts.items()),
+        *(f"<tr><td>{name.replace('_', ' ')}<td class=n>{number}" for name, number in counts.items()),
         "</table></div>",
     ]
     return "\n".join(parts) + "\n"
-
-
-def _number(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 
 def _findings(findings: list[Finding], found: dict[str, int]) -> str:

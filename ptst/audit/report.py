@@ -1,15 +1,17 @@
 """The audit: a data set is prepared as for training, every rule is applied to it, one report says what was found. In
 training, no run starts and no step is taken on an error that is not allowed (`check_start`, `watch`)."""
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from ptst.audit.config import AuditConfig
 from ptst.audit.drift import check_chat_template, check_run
-from ptst.audit.findings import LEVELS, RULES, Finding, by_rule, worst
-from ptst.audit.rules import Setup, check_batch, check_overlap, check_rows, check_shape, count, normalized
+from ptst.audit.findings import LEVELS, RULES, Finding
+from ptst.audit.rules import Setup, check_batch, check_overlap, check_rows, check_shape, normalized, summary
 from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.config_file import merge
 from ptst.data import sources
@@ -59,24 +61,19 @@ class Audit:
 
     @property
     def verdict(self) -> str:
-        """The highest level among the findings."""
-        return worst(self.findings)
+        """The highest level among the findings; info if there are none."""
+        return max((f.level for f in self.findings), key=LEVELS.index, default="info")
 
     @property
     def found(self) -> dict[str, int]:
-        """Number of findings by rule."""
-        return by_rule(self.findings)
+        """Number of findings by rule, in order of appearance."""
+        return dict(Counter(f.rule for f in self.findings))
 
     @property
     def listed(self) -> list[Finding]:
         """The first findings of every rule, so that one rule cannot hide the others."""
-        seen = dict.fromkeys(self.found, 0)
-        out = []
-        for finding in self.findings:
-            seen[finding.rule] += 1
-            if seen[finding.rule] <= LISTED:
-                out.append(finding)
-        return out
+        numbers: defaultdict[str, count] = defaultdict(count)
+        return [f for f in self.findings if next(numbers[f.rule]) < LISTED]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -137,7 +134,7 @@ def audit(
             findings.append(Finding("other-prompt", comparison.row, cause, comparison.same))
     findings = [replace(f, allowed=f.rule in allowed) for f in findings]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
-    counts = count(source, examples, batches, prepared, micro_batch_tokens)
+    counts = summary(source, batches, prepared, micro_batch_tokens)
     counts["bad_rows"] = len(bad_rows)
     counts["duplicates"] = len(source.conversations) - counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):
@@ -241,10 +238,11 @@ def check_start(
     """Apply all rules to rows and batches before the first step; returns one line for each kind of warning. Raises
     UserError for an error that is not allowed."""
     findings = check_data(source, pack(examples, micro_batch_tokens), setup)
-    refuse(findings, allow)
+    allowed = set(allow)
+    refuse(findings, allowed)
     warnings: dict[str, list[Finding]] = {}
     for f in findings:
-        if f.level == "warning" and f.rule not in set(allow):
+        if f.level == "warning" and f.rule not in allowed:
             warnings.setdefault(f.rule, []).append(f)
     return [
         f"warning: {RULES[rule].meaning} in {len(found)} places, the first at {found[0].row}: {found[0].cause}"

@@ -12,7 +12,7 @@ from ptst.audit.reference_formats import Reference, reference
 from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.data.sources import Source
 from ptst.records import DataRecord
-from ptst.text.encode import Example, first_difference
+from ptst.text.encode import first_difference
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.tokenizer import Tokenizer
@@ -218,24 +218,19 @@ def normalized(text: str) -> str:
     return " ".join(text.lower().split()).strip(".?! ")
 
 
-def count(
-    source: Source,
-    examples: Sequence[Example],
-    batches: Sequence[Batch],
-    prepared: DataRecord,
-    micro_batch_tokens: int,
+def summary(
+    source: Source, batches: Sequence[Batch], prepared: DataRecord, micro_batch_tokens: int
 ) -> dict[str, Any]:
     """Counts of what reaches training. Lengths in tokens."""
-    lengths = [len(e.ids) for e in examples]
+    lengths = [end - start for b in batches for start, end in pairwise(b.cu_seqlens)]
     capacity = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
-    tokens = sum(lengths)
     return {
         **{k: v for k, v in prepared.result().items() if isinstance(v, int)},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),
-        "trained_share": prepared.trained_tokens / tokens if tokens else 0.0,
+        "trained_share": prepared.trained_tokens / sum(lengths) if lengths else 0.0,
         "micro_batch_tokens": micro_batch_tokens,
-        "packing_fill": tokens / capacity if capacity else 0.0,
+        "packing_fill": sum(lengths) / capacity if capacity else 0.0,
         "distinct_rows": len({c.messages for c in source.conversations}),
     }

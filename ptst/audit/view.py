@@ -1,6 +1,6 @@
 """Every token of a row as the loss gets it: id, text, author, position, label; and the prompt at test time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,6 +16,7 @@ from ptst.text.tokenizer import Tokenizer
 
 # Whitespace made visible; other characters that do not print are shown as U+....
 VISIBLE = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\x00": "\u2400"}
+COLUMNS = ("token", "id", "text", "author", "document", "position", "trained", "label", "")
 COLOURS = {"control": "magenta", "scaffold": "cyan", "system": "yellow", "user": "blue", "assistant": "green"}
 
 
@@ -75,18 +76,18 @@ def view(example: Example, conversation: Conversation, setup: Setup) -> list[Tok
     ]
 
 
-def table(tokens: Sequence[TokenView], title: str, marked: dict[int, str]) -> Table:
-    """A row as a table. Trained tokens have a star, so that the loss mask can be read without colour; `marked`: tokens
-    with findings, by rule."""
+def table(tokens: Sequence[TokenView], title: str, marked: Mapping[int, str], columns: int = len(COLUMNS)) -> Table:
+    """A row as a table of the first `columns` columns. Trained tokens have a star, so that the loss mask can be read
+    without colour; `marked`: tokens with findings, by rule."""
     out = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for name in ("token", "id", "text", "author", "document", "position", "trained", "label", ""):
+    for name in COLUMNS[:columns]:
         out.add_column(name, justify="left" if name in ("text", "author", "") else "right", overflow="fold")
     for t in tokens:
         text = Text(visible(t.text), style=("bold " if t.trained else "") + COLOURS[t.author])
         note = "; ".join(n for n in ("token-boundary" if t.token_boundary else "", marked.get(t.index, "")) if n)
-        label = "" if t.label is None else str(t.label)
-        cells = (str(t.index), str(t.id), text, t.author, str(t.document), str(t.position))
-        out.add_row(*cells, "*" if t.trained else "", label, note)
+        trained, label = "*" * t.trained, "" if t.label is None else str(t.label)
+        cells = (str(t.index), str(t.id), text, t.author, str(t.document), str(t.position), trained, label, note)
+        out.add_row(*cells[:columns])
     return out
 
 
