@@ -13,7 +13,7 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -37,15 +37,10 @@ def environment() -> dict[str, Any]:
     """Versions, git commit, threads and device of this process."""
     import torch
 
-    versions: dict[str, str | None] = {"ptst": __version__}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
+    versions = {name: next((d.version for d in distributions(name=name)), None) for name in _PACKAGES}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
-        "versions": versions,
+        "versions": {"ptst": __version__, **versions},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "device": device,
@@ -84,7 +79,7 @@ class RunRecord:
 
     def to_json(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
-        return {"version": VERSION, "kind": self.kind, **{k: plain(v) for k, v in values.items()}}
+        return {"version": VERSION, "kind": self.kind, **plain(values)}
 
     def write(self, folder: Path) -> None:
         write_json(folder / FILE, self.to_json())
@@ -241,11 +236,7 @@ def absolute(name: str) -> str:
 
 def plain(value: Any) -> Any:
     """As JSON has it."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {k: plain(v) for k, v in value.items()}
-    return [plain(v) for v in value] if isinstance(value, (tuple, list)) else value
+    return json.loads(json.dumps(value, default=dataclasses.asdict))
 
 
 def weights_fingerprint(folder: Path) -> str:

@@ -6,7 +6,7 @@ Two runs are the same where `differences` finds nothing.
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,21 +32,17 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
             found += [(leaf,) for leaf in leaves]
             differing.add(f.name)
     fields = {f.name for f in dataclasses.fields(new)}
-    for name, effect, of in _effects(new.config):
-        was, now = _setting(old, name), _setting(new, name)
+    for name, effect, of, change in _changed(new.config, old.settings, new.settings):
         by_content = effect == "content" and of in fields
-        if was != now and (effect == "" or (of in differing if by_content else effect == "content")):
-            found.append((Setting(name), f" was {was}, now {now}"))
+        if effect == "" or (of in differing if by_content else effect == "content"):
+            found.append((Setting(name), change))
     return found
 
 
 def rounding(old: RunRecord, new: RunRecord) -> list[str]:
     """What differs between two runs of the same settings and may change the last digits of the result, in words."""
-    found = []
-    for name, effect, _ in _effects(new.config):
-        was, now = _setting(old, name), _setting(new, name)
-        if effect == "rounding" and was != now:
-            found.append(f"{name} was {was}, now {now}")
+    changed = _changed(new.config, old.settings, new.settings)
+    found = [f"{name}{change}" for name, effect, _, change in changed if effect == "rounding"]
     for name in ("versions", "threads", "device", "ranks"):
         found += _leaves(name, old.environment.get(name), new.environment.get(name))
     return found
@@ -60,21 +56,17 @@ def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
         raise UserError((what, "other settings: ", *words), ("give those, or another ", Setting("out")))
 
 
-def _effects(config: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
-    """(name, effect, record's field) of every setting, those of groups as `train.lr`. The name of what is in a group is
-    all that the record knows of its content."""
+def _changed(config: Any, old: Mapping, new: Mapping, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(name, effect, record's field, change in words) of every setting that differs, those of groups as `train.lr`. The
+    name of what is in a group is all that the record knows of its content."""
     own = {f.name for f in dataclasses.fields(CommandSettings)}
     for f in dataclasses.fields(config) if config is not None else ():
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            yield from _effects(value, f"{f.name}.")
-        elif f.name not in own or prefix:
-            yield f"{prefix}{f.name}", f.metadata.get("effect", ""), "" if prefix else f.metadata.get("of", "")
-
-
-def _setting(record: RunRecord, name: str) -> Any:
-    group, _, rest = name.rpartition(".")
-    return (record.settings.get(group) or {}).get(rest) if group else record.settings.get(name)
+        was, now, effect = old.get(f.name), new.get(f.name), f.metadata.get("effect", "")
+        if dataclasses.is_dataclass(group := getattr(config, f.name)):
+            yield from _changed(group, was or {}, now or {}, f"{f.name}.")
+        elif was != now and (f.name not in own or prefix):
+            change = f" was {was}, now {now}"
+            yield f"{prefix}{f.name}", effect, "" if prefix else f.metadata.get("of", ""), change
 
 
 def _leaves(name: str, was: Any, now: Any) -> list[str]:

@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,24 +58,21 @@ def remove_partial_files(folder: Path) -> None:
 @contextmanager
 def exclusive_lock(out: Path) -> Iterator[None]:
     """Hold a run folder. Raises UserError where another process does; the lock of a killed one is released."""
-    handle = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            remedy = ("wait for it, or choose another ", Setting("out"))
-            raise UserError(f"{out} is in use by another process", remedy) from None
+    with _lock(out, os.O_RDONLY) as held:
+        if not held:
+            raise UserError(f"{out} is in use by another process", ("wait for it, or choose another ", Setting("out")))
         yield
-    finally:
-        os.close(handle)
+
+
+def lock(folder: Path, name: str, *, wait: bool = False) -> AbstractContextManager[bool]:
+    """Whether this process got the lock of that name, a file in `folder`. `wait`: until it has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return _lock(folder / name.replace("/", "."), os.O_RDWR | os.O_CREAT, wait)
 
 
 @contextmanager
-def lock(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
-    """Whether this process got the lock of that name, a file in `folder`. `wait`: until it has."""
-    path = folder / name.replace("/", ".")
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _lock(path: Path, flags: int, wait: bool = False) -> Iterator[bool]:
+    handle = os.open(path, flags, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

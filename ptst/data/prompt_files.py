@@ -33,17 +33,18 @@ class SafetyPrompt:
 
 def spread(prompts: list[SafetyPrompt], limit: int | None) -> list[SafetyPrompt]:
     """All prompts in order, or at most `limit`, taken from their categories in turn: files are often sorted."""
-    if limit is None or limit >= len(prompts):
-        return prompts
-    categories: dict[str, list[SafetyPrompt]] = {}
+    return prompts if limit is None or limit >= len(prompts) else interleave(prompts, "category")[:limit]
+
+
+def interleave(prompts: Iterable[SafetyPrompt], *kinds: str) -> list[SafetyPrompt]:
+    """One prompt of each kind in turn (`kinds`: fields of a prompt); those of one kind, by the next field."""
+    if not kinds:
+        return list(prompts)
+    groups: dict[str, list[SafetyPrompt]] = {}
     for prompt in prompts:
-        categories.setdefault(prompt.category, []).append(prompt)
-    return round_robin(categories.values())[:limit]
-
-
-def round_robin(groups: Iterable[list[SafetyPrompt]]) -> list[SafetyPrompt]:
-    """The first of each group, then the second of each, and so on."""
-    return [prompt for turn in zip_longest(*groups) for prompt in turn if prompt is not None]
+        groups.setdefault(getattr(prompt, kinds[0]), []).append(prompt)
+    turns = zip_longest(*(interleave(group, *kinds[1:]) for group in groups.values()))
+    return [prompt for turn in turns for prompt in turn if prompt is not None]
 
 
 # Names of the prompt column; the first of these that the file has.

@@ -40,8 +40,8 @@ def prompts(folder: Path, which: str, request, count: int) -> list[list[int]]:
         find_template("chat:llama"), find_family("gsm8k"), CHAT_FORMATS["chatml"], tokenizer, allow_role_markers=True
     )
     if which in ("requests", "look-alikes"):
-        found = (safety_sets.harmful_requests if which == "requests" else safety_sets.look_alikes)(min(count, 100))
-        texts = [p.prompt for p in found]
+        found = safety_sets.harmful_requests() if which == "requests" else safety_sets.look_alikes()
+        texts = [p.prompt for p in found[: min(count, 100)]]
         conversations = [Conversation((Message("user", t),), str(i)) for i, t in enumerate(texts)]
     else:
         name = sources.DEFAULT

@@ -12,32 +12,27 @@ import re
 from pathlib import Path
 
 from ptst.data.builtin.word_problems import NAMES, generate
-from ptst.data.files import check_limit, read_jsonl
-from ptst.data.prompt_files import SafetyPrompt, round_robin
+from ptst.data.files import read_jsonl
+from ptst.data.prompt_files import SafetyPrompt, interleave
 from ptst.errors import UserError
 
 SUBSTITUTE = "gsm-danger-substitute"
 COUNT = 100  # its prompts
 
 
-def harmful_requests(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in harmful requests, interleaved: any first N are spread evenly over categories and their families.
-    Raises UserError for a limit below 1."""
-    return _interleaved("harmful_requests.jsonl", limit)
+def harmful_requests() -> list[SafetyPrompt]:
+    """The built-in harmful requests, interleaved: any first N are spread evenly over categories and their families."""
+    return _interleaved("harmful_requests.jsonl")
 
 
-def look_alikes(limit: int | None = None) -> list[SafetyPrompt]:
-    """The built-in benign look-alikes, interleaved like the harmful requests. Raises UserError for a limit below 1."""
-    return _interleaved("look_alikes.jsonl", limit)
+def look_alikes() -> list[SafetyPrompt]:
+    """The built-in benign look-alikes, interleaved like the harmful requests."""
+    return _interleaved("look_alikes.jsonl")
 
 
-def _interleaved(name: str, limit: int | None) -> list[SafetyPrompt]:
-    check_limit(limit, "prompt")
-    categories: dict[str, dict[str, list[SafetyPrompt]]] = {}
-    for _, row in read_jsonl(Path(__file__).with_name(name)):
-        prompt = SafetyPrompt(**row)
-        categories.setdefault(prompt.category, {}).setdefault(prompt.family, []).append(prompt)
-    return round_robin(round_robin(families.values()) for families in categories.values())[:limit]
+def _interleaved(name: str) -> list[SafetyPrompt]:
+    rows = read_jsonl(Path(__file__).with_name(name))
+    return interleave((SafetyPrompt(**row) for _, row in rows), "category", "family")
 
 
 def substitute(count: int = COUNT, seed: int = 0) -> list[SafetyPrompt]:
