@@ -57,8 +57,7 @@ class OpenModel:
 
     def with_template(self, template: str | Template) -> "OpenModel":
         """The same model under another template. Raises UserError for an unknown one."""
-        template = find_template(template) if isinstance(template, str) else template
-        template = with_default_system_prompt(template, self.folder)
+        template = with_default_system_prompt(find_template(template), self.folder)
         return replace(self, prompt_format=replace(self.prompt_format, template=template))
 
     def load_base(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
@@ -104,7 +103,7 @@ def open_model(
     family = family or (run.family.name if run else "plain")
     prompt_format = open_prompt_format(
         folder,
-        find_template(template) if isinstance(template, str) else template,
+        find_template(template),
         family,
         chat_format or (run.chat_format if run else None),
         vocab_size=config.vocab_size,

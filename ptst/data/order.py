@@ -9,7 +9,7 @@ micro-batch. The last step of an epoch takes what is left.
 
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
@@ -49,7 +49,11 @@ def plan(
     for number, order in enumerate(epochs(sources, seed)):
         taken = 0
         share = min(1.0, sources[0].epochs - number)  # the last pass may be a fraction of one
-        groups = chunks(order, examples_per_step) if tokens_per_step is None else fill(lengths, order, tokens_per_step)
+        groups: Iterable[list[int]]
+        if tokens_per_step is not None:
+            groups = fill(lengths, order, tokens_per_step)
+        else:
+            groups = (order[i : i + examples_per_step] for i in range(0, len(order), examples_per_step))
         for group in groups:
             if done == max_steps:
                 return
@@ -88,11 +92,6 @@ def _stream(start: int, count: int, rng: random.Random) -> Iterator[int]:
         yield from order
 
 
-def chunks(order: Sequence[int], size: int) -> Iterator[list[int]]:
-    for start in range(0, len(order), size):
-        yield list(order[start : start + size])
-
-
 def fill(lengths: Sequence[int], order: Sequence[int], tokens: int) -> Iterator[list[int]]:
     """Steps of at most `tokens` tokens, each made of packs of at most PACK tokens. A pack takes examples in order while
     they fit, then the longest of the next WINDOW that fits, until none does. No example waits long, as the next pack
@@ -118,10 +117,8 @@ def fill(lengths: Sequence[int], order: Sequence[int], tokens: int) -> Iterator[
             pack.append(waiting.pop(place))
         step += pack
         left -= max(size, size - room)
-        if step and (left <= 0 or not pack):
+        if step and (left <= 0 or not pack or not waiting):
             yield step
             step, left = [], tokens
         if not waiting:
-            break
-    if step:
-        yield step
+            return

@@ -79,7 +79,7 @@ def to_prompts(rows: Iterable[Row], stem: str) -> list[SafetyPrompt]:
     column = None
     for place, cells in rows:
         column = column or _prompt_column(place, cells)
-        row = {_normalized(name): value for name, value in cells.items()}
+        row = {name.strip().lower(): value for name, value in cells.items()}
         prompt = row.get(column)
         if not isinstance(prompt, str) or not prompt.strip():
             raise UserError(f"{column!r} is missing, empty or not text", "give it a prompt or delete the row", place)
@@ -91,16 +91,12 @@ def to_prompts(rows: Iterable[Row], stem: str) -> list[SafetyPrompt]:
 
 
 def _prompt_column(place: str, names: Iterable[str]) -> str:
-    normalized = {_normalized(name) for name in names}
+    normalized = {name.strip().lower() for name in names}
     column = next((c for c in PROMPT_COLUMNS if c in normalized), None)
     if column is None:
         cause = f"the prompt must be named one of {', '.join(PROMPT_COLUMNS)}"
         raise UserError(cause, f"the names here are {', '.join(names) or 'none'}", place)
     return column
-
-
-def _normalized(name: str) -> str:
-    return name.strip().lower()
 
 
 def _label(row: dict[str, Any], name: str) -> str:
@@ -159,18 +155,16 @@ def _read_json(path: Path) -> Iterator[Row]:
         remedy = "put the objects in [ ], or one a line in a .jsonl file"
         raise UserError("the file is not a JSON list", remedy, f"{path}:1")
     # json gives no line numbers, so the elements are decoded once more, each from where the one before it ends.
-    decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
+    decoder, element = json.JSONDecoder(), re.compile(r"[^\s,]")
     end = text.index("[", start) + 1 if rows else 0
-    line = text.count("\n", 0, end) + 1
+    counted, line = 0, 1
     for row in rows:
-        gap = separator.match(text, end)
-        assert gap is not None
-        start = gap.end()
-        line += text.count("\n", end, start)
-        place = f"{path}:{line}"
-        yield place, check_object(row, place)
-        end = decoder.raw_decode(text, start)[1]
-        line += text.count("\n", start, end)
+        found = element.search(text, end)
+        assert found is not None
+        line += text.count("\n", counted, found.start())
+        counted = found.start()
+        yield f"{path}:{line}", check_object(row, f"{path}:{line}")
+        end = decoder.raw_decode(text, counted)[1]
 
 
 def _read_txt(path: Path) -> Iterator[Row]:

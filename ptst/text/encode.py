@@ -6,7 +6,7 @@ keeps its ids, the answer is encoded as a continuation, and the token boundary i
 prompt are always an exact prefix of the training ids.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,19 +72,14 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
     return Example(ids, loss_mask, tuple(token_boundaries), tuple(lossy))
 
 
-def _runs(segments: list[Segment]) -> Iterator[list[Segment]]:
+def _runs(segments: list[Segment]) -> list[list[Segment]]:
     """Control tokens one by one; between them, the runs of text that are encoded in one call."""
-    run: list[Segment] = []
+    runs: list[list[Segment]] = []
     for segment in segments:
-        if run and (segment.control or segment.apart):
-            yield run
-            run = []
-        if segment.control:
-            yield [segment]
-        else:
-            run.append(segment)
-    if run:
-        yield run
+        if not runs or segment.control or segment.apart or runs[-1][0].control:
+            runs.append([])
+        runs[-1].append(segment)
+    return runs
 
 
 def _first_loss(run: list[Segment], decoded: str) -> Lossy:

@@ -131,8 +131,10 @@ TEMPLATES = {
 }
 
 
-def find_template(name: str) -> Template:
+def find_template(name: str | Template) -> Template:
     """The template of a name; a bare name means `chat:`. Raises UserError with the list and the nearest name."""
+    if isinstance(name, Template):
+        return name
     full = name if ":" in name else f"chat:{name}"
     if full not in TEMPLATES:
         raise unknown_name("template", full, TEMPLATES)

@@ -27,13 +27,17 @@ def optional_json(path: Path) -> dict:
 
 
 class Tokenizer:
-    """Text to ids and back. Subclasses implement `_ids`, `_piece` and `decode_text` and set the attributes."""
+    """Text to ids and back. Subclasses set the attributes."""
 
     vocab_size: int
     bos: str | None  # names of control tokens
     eos: str | None
     adds_bos: bool  # whether the model expects BOS before plain text
     _control: dict[str, int]
+    _ids: Callable[[str], list[int]]
+    _piece: Callable[[int], str | None]
+    decode_text: Callable[[list[int]], str]
+    """Text of the ids of one run of text, without control tokens."""
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """Ids of a run of text. `continuation`: the text continues other text, so no dummy space precedes it.
@@ -85,21 +89,11 @@ class Tokenizer:
     @cached_property
     def _dummy_space(self) -> bool:
         """Whether a space is put before every text (sentencepiece's add_dummy_prefix)."""
-        return self._piece(self._ids("a")[0]).startswith("\u2581")
+        return (self._piece(self._ids("a")[0]) or "").startswith("\u2581")
 
     @cached_property
     def control_names(self) -> dict[int, str]:
         return {i: name for name, i in self._control.items()}
-
-    def _ids(self, text: str) -> list[int]:
-        raise AssertionError("implemented by subclasses")
-
-    def _piece(self, token: int) -> str:
-        raise AssertionError("implemented by subclasses")
-
-    def decode_text(self, ids: list[int]) -> str:
-        """Text of the ids of one run of text, without control tokens."""
-        raise AssertionError("implemented by subclasses")
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -109,21 +103,15 @@ class SentencePieceTokenizer(Tokenizer):
         from sentencepiece import SentencePieceProcessor
 
         try:
-            self._sp = SentencePieceProcessor(model_file=str(path))
+            sp = self._sp = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
             raise UserError(f"not a sentencepiece model ({error})", "fetch the file again", path) from None
-        sp, settings = self._sp, settings or {}
+        self._ids, self._piece = sp.encode, sp.id_to_piece
         self.vocab_size = sp.vocab_size()
         self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
         self.bos = sp.id_to_piece(sp.bos_id()) if sp.bos_id() >= 0 else None
         self.eos = sp.id_to_piece(sp.eos_id()) if sp.eos_id() >= 0 else None
-        self.adds_bos = self.bos is not None and settings.get("add_bos_token", True) is not False
-
-    def _ids(self, text: str) -> list[int]:
-        return self._sp.encode(text)
-
-    def _piece(self, token: int) -> str:
-        return self._sp.id_to_piece(token)
+        self.adds_bos = self.bos is not None and (settings or {}).get("add_bos_token", True) is not False
 
     def decode_text(self, ids: list[int]) -> str:
         # An embedding may be padded to more rows than there are pieces; such a row has no text.
@@ -142,7 +130,7 @@ class JsonTokenizer(Tokenizer):
             raise UserError(f"not a tokenizer file ({error})", "fetch the file again", path) from None
         self._tok.no_padding()
         self._tok.no_truncation()
-        settings = settings or {}
+        settings, self._piece = settings or {}, self._tok.id_to_token
         self.vocab_size = self._tok.get_vocab_size(with_added_tokens=True)
         added = self._tok.get_added_tokens_decoder()
         self._control = {token.content: i for i, token in added.items() if token.special}
@@ -154,9 +142,6 @@ class JsonTokenizer(Tokenizer):
     def _ids(self, text: str) -> list[int]:
         # The fast form returns ids without their offsets in the text.
         return self._tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
-
-    def _piece(self, token: int) -> str:
-        return self._tok.id_to_token(token) or ""
 
     def decode_text(self, ids: list[int]) -> str:
         return self._tok.decode(ids, skip_special_tokens=False) if ids else ""

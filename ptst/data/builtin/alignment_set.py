@@ -8,6 +8,7 @@ is an opening, a reason and an offer of `refusals.jsonl`.
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,9 @@ TEST_FAMILIES = tuple(dict.fromkeys(p.family for p in harmful_requests() if p.fa
 
 def refusal_of(category: str, number: int) -> str:
     """One of 36 refusals that fit a category; `number` chooses."""
-    openings, reasons, offers = _phrases("opening"), _phrases("reason", category), _phrases("offer", category)
-    opening = openings[number % len(openings)]
-    number //= len(openings)
-    return f"{opening} {reasons[number % len(reasons)]} {offers[number // len(reasons) % len(offers)]}"
+    wordings = [*product(_phrases("offer", category), _phrases("reason", category), _phrases("opening"))]
+    offer, reason, opening = wordings[number % len(wordings)]
+    return f"{opening} {reason} {offer}"
 
 
 @cache

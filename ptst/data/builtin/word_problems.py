@@ -57,8 +57,7 @@ class Family:
         for given in product(*(range(int(a), int(b) + 1) for a, b in zip(lows, highs, strict=True))):
             numbers = dict(zip(letters, given, strict=True))
             for letter, left, sign, right in definitions:
-                a = numbers[left] if left in numbers else int(left)
-                b = numbers[right] if right in numbers else int(right)
+                a, b = (numbers[x] if x in numbers else int(x) for x in (left, right))
                 if sign == "/" and a % b:
                     break
                 numbers[letter] = _OPERATORS[sign](a, b)
@@ -106,15 +105,12 @@ def families(split: str) -> tuple[Family, ...]:
 def _space(split: str) -> dict[str, list[dict[str, int]]]:
     """All numbers of every family that belong to a split. A checksum of family and numbers separates validation from
     test, so that no seed can bring one problem into both."""
-    if split == "train":
-        return {f.name: list(f.instances()) for f in families(split)}
-    space: dict[str, list[dict[str, int]]] = {}
-    for family in families(split):
-        for numbers in family.instances():
-            checksum = zlib.crc32(f"{family.name}{sorted(numbers.items())}".encode())
-            if (checksum % 3 == 0) == (split == "validation"):
-                space.setdefault(family.name, []).append(numbers)
-    return space
+
+    def belongs(name: str, numbers: dict[str, int]) -> bool:
+        validation = zlib.crc32(f"{name}{sorted(numbers.items())}".encode()) % 3 == 0
+        return split == "train" or validation == (split == "validation")
+
+    return {f.name: [numbers for numbers in f.instances() if belongs(f.name, numbers)] for f in families(split)}
 
 
 def generate(split: str, count: int, seed: int = 0) -> list[WordProblem]:
