@@ -21,10 +21,8 @@ def free_memory(device: str | torch.device, root: Path = Path("/")) -> int:
             limit, taken = _number(folder / most, r"^(\d+)"), _number(folder / used, r"^(\d+)")
             if limit is not None and taken is not None:  # otherwise no such file, or "max": no limit
                 # The usage includes the page cache, which can be dropped.
-                kinds = (
-                    _number(folder / "memory.stat", rf"^(?:total_)?{k}_file (\d+)") for k in ("inactive", "active")
-                )
-                limits.append(limit - taken + sum(n or 0 for n in kinds))
+                patterns = (rf"^(?:total_)?{kind}_file (\d+)" for kind in ("inactive", "active"))
+                limits.append(limit - taken + sum(_number(folder / "memory.stat", p) or 0 for p in patterns))
     return max(0, min(limits))
 
 

@@ -66,7 +66,7 @@ def generate(
     ids = [model.prompt_format.encode(_conversation(row, f"prompt {i}").prompt()).ids for i, row in enumerate(prompts)]
     engine = Engine(
         decoder,
-        model.stop_ids,
+        model.prompt_format.stop_ids,
         EngineOptions(min(batch_size, len(ids)), max(map(len, ids)) + sampling.max_new_tokens),
         decode=model.prompt_format.tokenizer.decode_answer,
         adapters={name: read_adapter(decoder, folder) for name, folder in adapters.items()},

@@ -39,11 +39,6 @@ class OpenModel:
     run: TrainRecord | None = None
 
     @property
-    def stop_ids(self) -> frozenset[int]:
-        """Ids that end an answer."""
-        return self.prompt_format.stop_ids
-
-    @property
     def described(self) -> str:
         """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run,
         also where it was opened as a model."""
@@ -115,10 +110,8 @@ def open_model(
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
     """Raise UserError for an adapter of other weights than those in `folder`."""
     if not run.full and run.weights != weights_fingerprint(folder):
-        raise UserError(
-            f"the adapter in {checkpoint} was trained on other weights than {folder} holds now",
-            "put those back, or train again",
-        )
+        cause = f"the adapter in {checkpoint} was trained on other weights than {folder} holds now"
+        raise UserError(cause, "put those back, or train again")
 
 
 def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, TrainRecord | None]:

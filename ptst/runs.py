@@ -158,9 +158,8 @@ def merged(out: Path, record: Record) -> Record:
     old = find_record(out, type(record))
     if old is None:
         if any(name != "locks" and not name.startswith(f".{FILE}.") for name in names):
-            raise UserError(
-                f"{out} is not a ptst.{record.kind} folder and not empty", ("choose another ", Setting("out"))
-            )
+            cause = f"{out} is not a ptst.{record.kind} folder and not empty"
+            raise UserError(cause, ("choose another ", Setting("out")))
         return record
     check_same(out, old, record)
     growing = [f.name for f in dataclasses.fields(record) if f.metadata.get("identity") == "growing"]

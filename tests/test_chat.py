@@ -46,7 +46,7 @@ def test_every_turn_is_answered_as_the_sampler_answers_it(model, decoder):
     ]  # fmt: skip
     for turns, said in zip(asked, (first, second), strict=True):
         prompt = model.prompt_format.encode(Conversation(tuple(turns))).ids
-        wanted = generate(decoder, [prompt], model.stop_ids, GREEDY)[0].token_ids
+        wanted = generate(decoder, [prompt], model.prompt_format.stop_ids, GREEDY)[0].token_ids
         assert said == model.prompt_format.tokenizer.decode_answer(prompt, wanted)
     assert chat.turns == [*asked[1], Message("assistant", second)]
 

@@ -11,7 +11,7 @@ from typing import Any
 from ptst.audit.config import AuditConfig
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.audit.findings import LEVELS, RULES, Finding
-from ptst.audit.rules import Setup, check_batch, check_overlap, check_rows, check_shape, normalized, summary
+from ptst.audit.rules import Setup, check_batch, check_overlap, check_rows, check_shape, normalized, tally
 from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.config_file import merge
 from ptst.data import sources
@@ -36,9 +36,8 @@ LISTED = 20  # findings of one rule that are listed; all are counted
 
 @dataclass(frozen=True)
 class References:
-    """What the data are compared with. `folder`: the model folder, for its chat template. `run`: the record of a
-    finished run. `test`: the prompt format at test time. `asked`: texts that are asked at test time (`normalized`),
-    with the name of the set that each is from."""
+    """What the data are compared with: the chat template of a model `folder`, a finished `run`, the prompt format at
+    `test` time, and the texts `asked` then (`normalized`), with the name of the set that each is from."""
 
     folder: Path | None = None
     run: TrainRecord | None = None
@@ -134,7 +133,7 @@ def audit(
             findings.append(Finding("other-prompt", comparison.row, cause, comparison.same))
     findings = [replace(f, allowed=f.rule in allowed) for f in findings]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
-    counts = summary(source, batches, prepared, micro_batch_tokens)
+    counts = tally(source, batches, prepared, micro_batch_tokens)
     counts["bad_rows"] = len(bad_rows)
     counts["duplicates"] = len(source.conversations) - counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):

@@ -52,8 +52,7 @@ def check_shape(batch: Batch, conversations: Sequence[Conversation]) -> list[Fin
         cause = f"position {batch.position_ids[wrong]} instead of {expected[wrong]}"
         found.append(finding("position-ids", cause, wrong))
     last = set(cu[1:])
-    following = [*batch.tokens[1:], IGNORE_INDEX]
-    for i, (label, after) in enumerate(zip(batch.labels, following, strict=True)):
+    for i, (label, after) in enumerate(zip(batch.labels, [*batch.tokens[1:], IGNORE_INDEX], strict=True)):
         if label != IGNORE_INDEX and (label != after or i + 1 in last):
             what = "the document's end" if i + 1 in last else f"token {after}"
             found.append(finding("labels", f"the label is {label}, but {what} follows", i))
@@ -91,16 +90,13 @@ class Document:
     def source(self) -> str:
         return self.conversation.source
 
-    @property
-    def tokenizer(self) -> Tokenizer:
-        return self.setup.prompt_format.tokenizer
-
 
 def _check_document(d: Document) -> Iterator[Finding]:
     ids, expected, setup = d.ids, d.reference, d.setup
+    tokenizer = setup.prompt_format.tokenizer
     for start, run in expected.runs:
         if start in expected.lossy:
-            decoded = d.tokenizer.decode_text(d.tokenizer.encode(run.text))
+            decoded = tokenizer.decode_text(tokenizer.encode(run.text))
             yield Finding("lossy-text", d.source, _text_difference(run.text, decoded), start)
     for boundary in expected.token_boundaries:
         if boundary < len(ids):
@@ -135,7 +131,7 @@ def _mask_differs(d: Document) -> Iterator[Finding]:
 
 def _tokens_differ(d: Document) -> Finding:
     """The first difference of a document's tokens, by its cause."""
-    ids, expected, tokenizer = d.ids, d.reference.ids, d.tokenizer
+    ids, expected, tokenizer = d.ids, d.reference.ids, d.setup.prompt_format.tokenizer
     at, names = first_difference(ids, expected), tokenizer.control_names
     got, wanted = (names.get(_at(side, at)) for side in (ids, expected))
     instead = f"{_show(ids, at, tokenizer)} instead of {_show(expected, at, tokenizer)}"
@@ -215,9 +211,7 @@ def normalized(text: str) -> str:
     return " ".join(text.lower().split()).strip(".?! ")
 
 
-def summary(
-    source: Source, batches: Sequence[Batch], prepared: DataRecord, micro_batch_tokens: int
-) -> dict[str, Any]:
+def tally(source: Source, batches: Sequence[Batch], prepared: DataRecord, micro_batch_tokens: int) -> dict[str, Any]:
     """Counts of what reaches training. Lengths in tokens."""
     lengths = [end - start for b in batches for start, end in pairwise(b.cu_seqlens)]
     capacity = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)

@@ -69,9 +69,8 @@ def view(example: Example, conversation: Conversation, setup: Setup) -> list[Tok
     loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[:-1])]
     labels = [None if label == IGNORE_INDEX else label for label in batch.labels]
     columns = zip(batch.tokens, written, batch.position_ids, loss_mask, labels, strict=True)
-    boundaries = example.token_boundaries
     return [
-        TokenView(i, token, *words, 0, position, trained, label, token_boundary=i in boundaries)
+        TokenView(i, token, *words, 0, position, trained, label, token_boundary=i in example.token_boundaries)
         for i, (token, words, position, trained, label) in enumerate(columns)
     ]
 

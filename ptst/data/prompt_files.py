@@ -31,11 +31,6 @@ class SafetyPrompt:
     request: str = ""
 
 
-def spread(prompts: list[SafetyPrompt], limit: int | None) -> list[SafetyPrompt]:
-    """All prompts in order, or at most `limit`, taken from their categories in turn: files are often sorted."""
-    return prompts if limit is None or limit >= len(prompts) else interleave(prompts, "category")[:limit]
-
-
 def interleave(prompts: Iterable[SafetyPrompt], *kinds: str) -> list[SafetyPrompt]:
     """One prompt of each kind in turn (`kinds`: fields of a prompt); those of one kind, by the next field."""
     if not kinds:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ptst.data.builtin.safety_sets import COUNT, SUBSTITUTE, harmful_requests, look_alikes, substitute
 from ptst.data.files import HubDataset, check_limit, read_hub
-from ptst.data.prompt_files import SafetyPrompt, read_prompts, spread, to_prompts
+from ptst.data.prompt_files import SafetyPrompt, interleave, read_prompts, to_prompts
 from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
@@ -66,4 +66,6 @@ def load_set(data: str, limit: int | None = None) -> PromptSet:
                 raise
             name, prompts = SUBSTITUTE, substitute()
             note = f"{error}. Instead: {SUBSTITUTE}, {COUNT} prompts of our own, not comparable with GSM-Danger's"
-    return PromptSet(name, tuple(spread(prompts, limit)), note)
+    if limit is not None and limit < len(prompts):
+        prompts = interleave(prompts, "category")[:limit]  # files are often sorted
+    return PromptSet(name, tuple(prompts), note)

@@ -130,7 +130,7 @@ def local_model(folder: Path, max_new_tokens: int = 160, batch_size: int = 16) -
             except UserError as error:
                 replies[i] = error
         sampling, options = Sampling(max_new_tokens), EngineOptions(batch_size)
-        answers = generate(decoder(), list(encoded.values()), model.stop_ids, sampling, options)
+        answers = generate(decoder(), list(encoded.values()), model.prompt_format.stop_ids, sampling, options)
         for (i, ids), answer in zip(encoded.items(), answers, strict=True):
             text = prompt_format.tokenizer.decode_answer(ids, answer.token_ids)
             replies[i] = text if answer.error is None else UserError(answer.error)

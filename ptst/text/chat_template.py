@@ -58,11 +58,10 @@ def render_chat_template(
     try:
         # -I: neither the user's environment nor the current folder can put another jinja2 in the way.
         command, limit = [sys.executable, "-I", str(_CHILD)], 3 * seconds
-        done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, timeout=limit)
-    except subprocess.TimeoutExpired:
-        done = None
-    if done is None or done.returncode:
-        raise UserError(f"the chat template did not end within {seconds} s", "it may loop for ever", folder)
+        done = subprocess.run(command, input=json.dumps(job), capture_output=True, check=True, text=True, timeout=limit)
+    except subprocess.SubprocessError:
+        cause = f"the chat template did not end within {seconds} s"
+        raise UserError(cause, "it may loop for ever", folder) from None
     answer = json.loads(done.stdout)
     if "error" in answer:
         kind = TemplateFailed if answer.get("failed") else UserError

@@ -18,9 +18,8 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from ptst.errors import Setting, UserError, unknown_name
+from ptst.errors import Setting, UserError, Words, unknown_name
 from ptst.text.chat_formats import ChatFormat, answer
 from ptst.text.chat_template import default_system_prompt
 from ptst.text.segments import Conversation, Segment, Turn
@@ -253,37 +252,34 @@ def load_template(path: Path | str) -> Template:
         raise UserError(cause, ("check the path of ", Setting("template_file")), path) from None
     except ValueError as error:  # of TOML, or of the encoding
         raise UserError(f"not valid TOML ({error})", where=path) from None
-    try:
-        return _template(raw)
-    except UserError as error:
-        raise UserError(error.cause, error.remedy, path) from None
 
+    def wrong(cause: Words, remedy: str = "") -> UserError:
+        return UserError(cause, remedy, path)
 
-def _template(raw: dict[str, Any]) -> Template:
     for key, value in raw.items():
         if key not in _TYPES:
-            raise unknown_name("key", key, _TYPES)
+            raise wrong(unknown_name("key", key, _TYPES).cause)
         if not isinstance(value, _TYPES[key]):
-            raise UserError(f"{key} must be of type {_TYPES[key].__name__}, not {type(value).__name__}")
+            raise wrong(f"{key} must be of type {_TYPES[key].__name__}, not {type(value).__name__}")
     for key in ("name", "user"):
         if key not in raw:
-            raise UserError(f"{key} is missing")
+            raise wrong(f"{key} is missing")
     name = raw["name"]
     if not name.startswith(("chat:", "text:")) or name in TEMPLATES:
-        raise UserError(f"name {name!r} must begin with chat: or text: and not be a built-in one")
+        raise wrong(f"name {name!r} must begin with chat: or text: and not be a built-in one")
     for key in ("user", "task_user"):
         words = raw.get(key)
         if words is not None and words.count("{x}") + words.count("{question}") != 1:
-            raise UserError(f"{key} must hold {{question}} or {{x}} exactly once, for the user's text")
+            raise wrong(f"{key} must hold {{question}} or {{x}} exactly once, for the user's text")
     if "task_user" in raw and "{task}" not in raw["task_user"]:
-        raise UserError("task_user must hold {task}, the place of the task's own system prompt")
+        raise wrong("task_user must hold {task}, the place of the task's own system prompt")
     if "task_system" in raw and "{task}" not in raw["task_system"] + raw.get("task_user", ""):
-        raise UserError("task_system must hold {task}, the place of the task's own system prompt")
+        raise wrong("task_system must hold {task}, the place of the task's own system prompt")
     chat_only = {"system", "task_system", "task_user", "tight", "demonstration"} & set(raw)
     if name.startswith("text:") and chat_only:
-        raise UserError(f"a text: template has no {sorted(chat_only)[0]}", "write all words into user")
+        raise wrong(f"a text: template has no {sorted(chat_only)[0]}", "write all words into user")
     if "demonstration" in raw:
         raw["demonstration"] = tuple(raw["demonstration"])
         if [type(text) for text in raw["demonstration"]] != [str, str]:
-            raise UserError("demonstration must be two texts, the user's and the assistant's")
+            raise wrong("demonstration must be two texts, the user's and the assistant's")
     return Template(**raw)

@@ -243,7 +243,7 @@ def test_own_answers_that_refuse_or_say_nothing_are_left_out_and_a_cut_one_is_no
     assert len(refusals) == 12
     assert counts == {"refusals": 12, "own answers": 8, "own answers left out": 4}
     assert seeds == [0, 1] * 2  # two of its own for every question, under each template
-    end = next(iter(subjects[alignment.BARE].stop_ids & {2}))
+    end = next(iter(subjects[alignment.BARE].prompt_format.stop_ids & {2}))
     whole, cut = own[-2:]
     assert [i for i, flag in zip(whole.ids, whole.loss_mask, strict=True) if flag][-1] == end
     assert cut.loss_mask[-1]
