@@ -4,7 +4,7 @@ import time
 from typing import ClassVar, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -26,17 +26,10 @@ class ProgressLine:
         self.done = first or 0
         self.start = time.monotonic()
         self.said = -1e9
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("ETA"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal or self.inside is not None,
-        )
+        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}")
+        times = (TimeElapsedColumn(), "ETA", TimeRemainingColumn())
+        hidden = not console.is_terminal or self.inside is not None
+        self.bar = Progress(*columns, *times, console=console, disable=hidden)
 
     def __enter__(self) -> Self:
         self.bar.start()

@@ -15,7 +15,6 @@ from ptst.errors import Setting, UserError
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces `path` on a normal exit and is removed on an error. A kill at any
     instant leaves the old file or the new one."""
-    path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial

@@ -149,8 +149,7 @@ def audit(
 def check_data(
     source: Source, batches: Iterable[Batch], setup: Setup, asked: Mapping[str, str] | None = None
 ) -> list[Finding]:
-    """All rules on the rows of a data set and on the batches made of them; the command and the gate of training share
-    it. `asked` as in `References`."""
+    """All rules on the rows and batches of a data set, for command and training alike. `asked` as in `References`."""
     findings = [*check_rows(source.conversations, setup.prompt_format)]
     findings += check_overlap(source.conversations, asked or {})
     for batch in batches:

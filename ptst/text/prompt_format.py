@@ -14,8 +14,7 @@ from ptst.text.tokenizer import Tokenizer, load_tokenizer, optional_json
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Everything that turns a conversation into ids. `eos_ids`: end-of-sequence ids that the model folder names besides
-    the format's terminator."""
+    """Everything that turns a conversation into ids. `eos_ids`: end-of-sequence ids that the model folder names."""
 
     template: Template
     family: Family
