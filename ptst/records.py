@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
 from pathlib import Path
