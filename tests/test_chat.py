@@ -21,6 +21,7 @@ from ptst.generation.request import Sampling
 from ptst.open import open_model
 from ptst.text.segments import Conversation, Message
 from tests.conftest import ROOT
+from tests.cpu_time import cpu_seconds
 from tests.tiny import write_tiny_model
 
 GREEDY = Sampling(12)
@@ -252,9 +253,11 @@ def test_ctrl_c_stops_the_answer_of_the_command(tmp_path):
     with subprocess.Popen(line, cwd=tmp_path, env=ENVIRONMENT, **pipes) as chat:
         assert "loading" in chat.stderr.readline()
         assert "/help lists" in chat.stderr.readline()
+        before = cpu_seconds(chat.pid)
         chat.stdin.write("x" * 100_000 + "\n")
         chat.stdin.flush()
-        time.sleep(2)
+        while cpu_seconds(chat.pid) < before + 1:  # the prompt is being read
+            time.sleep(0.05)
         chat.send_signal(signal.SIGINT)
         out, told = chat.communicate("hello\n", timeout=120)
     assert chat.returncode == 0, told

@@ -27,6 +27,7 @@ from ptst.train import run_training, start
 from ptst.training import checkpoint, evaluate, metrics
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
+from tests.cpu_time import cpu_seconds
 from tests.tiny import write_tiny_model
 
 CONFIG = TrainConfig(
@@ -329,12 +330,6 @@ def _in_child(config: TrainConfig) -> None:
         run_training(config)
 
 
-def _cpu_seconds(pid: int) -> float:
-    """What a process has used so far: unlike the time of day, it does not depend on what else the machine does."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 @pytest.mark.thorough
 @pytest.mark.timeout(3000)
 def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
@@ -351,7 +346,7 @@ def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
         used = 0.0
         while process.is_alive():
             try:
-                used = _cpu_seconds(process.pid)
+                used = cpu_seconds(process.pid)
             except OSError:
                 break  # it has just ended
             if used >= limit:
