@@ -185,6 +185,7 @@ def test_a_fault_at_some_writes_and_answers(grid, here, monkeypatch):
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(1800)
 def test_a_fault_at_every_write_and_answer(grid, here, monkeypatch):
     faults(grid, here, monkeypatch, lambda count: range(1, count + 1))
 
