@@ -35,7 +35,7 @@ from ptst.kernels.attention_decode import decode_attention
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.kernels.lora import lora_group
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import apply_rope, frequencies, rope, tables
+from ptst.kernels.rope import apply_rope, frequencies, tables
 from ptst.kernels.swiglu import swiglu
 
 Provider = Callable[..., object]
@@ -190,7 +190,8 @@ def elementwise() -> Iterator[Case]:
     cos, sin = tables(torch.arange(T, device=DEVICE), frequencies(D, 1e4).to(DEVICE))
 
     def rotated(q, k):
-        return rope(q, cos, sin), rope(k, cos, sin)
+        halves = [x.float().chunk(2, dim=-1) for x in (q, k)]
+        return tuple(torch.cat((a * cos - b * sin, b * cos + a * sin), -1).to(q.dtype) for a, b in halves)
 
     n = T * (Q + K) * D
     heads = [made(T, Q, D), made(T, K, D)]

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.lora import Projections, lora_ops
-from ptst.kernels.rms_norm import rms_norm_backward, rms_norm_forward, rms_norm_recompute
-from ptst.kernels.rope import rotate
-from ptst.kernels.swiglu import swiglu_backward, swiglu_forward, swiglu_recompute
+from ptst.kernels.rms_norm import rms_norm_recompute
+from ptst.kernels.swiglu import swiglu, swiglu_backward, swiglu_recompute
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ class _QKV(torch.autograd.Function):
     def forward(ctx, x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, weights, *adapters):
         ctx.ops, ctx.scale, ctx.dropout, ctx.eps = lora_ops(x_TE, merge=True), scale, dropout, eps
         layers = Projections.from_flat(weights, adapters, scale)
-        n_TE, r_T = rms_norm_forward(x_TE, norm_E, eps)
+        n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
         ys, z_TR = ctx.ops.forward(n_TE, layers, mask_TI=_mask(dropout, "qkv", n_TE, layers))
         q_THD, k_TKD, v_TKD = (y.unflatten(1, (-1, head_dim)) for y in ys)
-        q_THD, k_TKD = rotate(q_THD, k_TKD, cos, sin)
+        q_THD, k_TKD = torch.ops.ptst.rope(q_THD, k_TKD, cos, sin, False)
         ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, cos, sin, *weights, *adapters)
         return q_THD, k_TKD, v_TKD
 
@@ -76,7 +75,7 @@ class _QKV(torch.autograd.Function):
     def backward(ctx, dq_THD, dk_TKD, dv_TKD):
         x_TE, r_T, z_TR, norm_E, cos, sin, *rest = ctx.saved_tensors
         layers = Projections.from_flat(rest[:3], rest[3:], ctx.scale)
-        dq_THD, dk_TKD = rotate(dq_THD.contiguous(), dk_TKD.contiguous(), cos, sin, inverse=True)
+        dq_THD, dk_TKD = torch.ops.ptst.rope(dq_THD.contiguous(), dk_TKD.contiguous(), cos, sin, True)
         dys = [d.flatten(1) for d in (dq_THD, dk_TKD, dv_TKD.contiguous())]
         need_dx = ctx.needs_input_grad[0]
         dx_TE, grads = ctx.ops.backward(
@@ -84,7 +83,7 @@ class _QKV(torch.autograd.Function):
             _mask(ctx.dropout, "qkv", x_TE, layers),
         )  # fmt: skip
         if need_dx:
-            dx_TE = rms_norm_backward(dx_TE, None, x_TE, norm_E, r_T)
+            dx_TE = torch.ops.ptst.rms_norm_backward(dx_TE, None, x_TE, norm_E, r_T, False)[0]
         return dx_TE, *[None] * 8, *grads
 
 
@@ -94,11 +93,11 @@ class _FeedForward(torch.autograd.Function):
         ctx.ops, ctx.scale, ctx.dropout, ctx.eps = lora_ops(x_TE, merge=True), scale, dropout, eps
         gate_up = Projections.from_flat(weights[:2], adapters[:4], scale)
         down = Projections.from_flat(weights[2:], adapters[4:], scale)
-        n_TE, r_T = rms_norm_forward(x_TE, norm_E, eps)
+        n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
         mask_TE = _mask(dropout, "gate_up", n_TE, gate_up)
         (g_TF, u_TF), z_TR = ctx.ops.forward(n_TE, gate_up, mask_TI=mask_TE)
         del n_TE, mask_TE
-        h_TF = swiglu_forward(g_TF, u_TF)
+        h_TF = swiglu(g_TF, u_TF)
         (out_TE,), zd_Tr = ctx.ops.forward(h_TF, down, x_TE, _mask(dropout, "down", h_TF, down))
         ctx.save_for_backward(x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *weights, *adapters)
         return out_TE
@@ -121,7 +120,7 @@ class _FeedForward(torch.autograd.Function):
             _mask(ctx.dropout, "gate_up", x_TE, gate_up),
         )  # fmt: skip
         if need_dx:
-            dx_TE = rms_norm_backward(dx_TE, dout_TE, x_TE, norm_E, r_T)
+            dx_TE = torch.ops.ptst.rms_norm_backward(dx_TE, dout_TE, x_TE, norm_E, r_T, False)[0]
         return dx_TE, *[None] * 5, *grads, *down_grads
 
 

@@ -27,32 +27,12 @@ def _plain(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return (wide_TH * r_T1).mul_(weight_H).to(x_TH.dtype), r_T1.squeeze(1)
 
 
-def _plain_backward(
-    dy_TH: Tensor, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
-) -> tuple[Tensor, Tensor | None]:
+def _plain_backward(dy_TH: Tensor, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool) -> tuple[Tensor, Tensor]:
     r_T1, x_TH = r_T[:, None], x_TH.to(r_T.dtype)
     g_TH = dy_TH * weight_H.to(r_T.dtype)
     coefficient_T1 = torch.linalg.vecdot(g_TH, x_TH)[:, None] * r_T1.pow(3).div_(-x_TH.shape[1])
-    dw_H = (dy_TH * x_TH).mul_(r_T1).sum(0).to(weight_H.dtype) if need_dw else None
+    dw_H = (dy_TH * x_TH).mul_(r_T1).sum(0).to(weight_H.dtype) if need_dw else weight_H.new_empty(0)
     return g_TH.mul_(r_T1).addcmul_(x_TH, coefficient_T1).to(dy_TH.dtype), dw_H
-
-
-class _Reference(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-        y_TH, r_T = _plain(x_TH, weight_H, eps)
-        ctx.save_for_backward(x_TH, weight_H, r_T)
-        return y_TH
-
-    @staticmethod
-    def backward(ctx, dy_TH: Tensor):
-        x_TH, weight_H, r_T = ctx.saved_tensors
-        return *_plain_backward(dy_TH, x_TH, weight_H, r_T, ctx.needs_input_grad[1]), None
-
-
-def reference(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-    """The plain-torch path: y (T, H) in x's dtype."""
-    return _Reference.apply(x_TH, weight_H, eps)
 
 
 @jit
@@ -104,10 +84,12 @@ def _warps(H: int) -> int:
 @torch.library.custom_op("ptst::rms_norm", mutates_args=())
 def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, x + residual (empty without one), r)."""
+    if not use_triton(x_TH):
+        total_TH = x_TH.new_empty(0) if residual_TH is None else x_TH + residual_TH
+        y_TH, r_T = _plain(x_TH if residual_TH is None else total_TH, weight_H, eps)
+        return y_TH, total_TH, r_T
     T, H = x_TH.shape
-    y_TH = torch.empty((T, H), dtype=x_TH.dtype, device=x_TH.device)
-    total_TH = torch.empty_like(y_TH) if residual_TH is not None else x_TH.new_empty(0)
-    r_T = torch.empty(T, dtype=torch.float32, device=x_TH.device)
+    y_TH, total_TH, r_T = _outputs(x_TH, residual_TH, weight_H, eps)
     if T:
         _forward[(T,)](
             *(x_TH, x_TH if residual_TH is None else residual_TH, weight_H, y_TH),
@@ -118,21 +100,24 @@ def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) 
 
 
 @_op.register_fake
-def _(x_TH, residual_TH, weight_H, eps):
-    y_TH = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device)
-    total_TH = torch.empty_like(y_TH) if residual_TH is not None else x_TH.new_empty(0)
-    return y_TH, total_TH, x_TH.new_empty(x_TH.shape[0], dtype=torch.float32)
+def _outputs(x_TH, residual_TH, weight_H, eps):
+    total_TH = x_TH.new_empty(0 if residual_TH is None else x_TH.shape)
+    r_T = x_TH.new_empty(x_TH.shape[0], dtype=torch.promote_types(x_TH.dtype, torch.float32))
+    return x_TH.new_empty(x_TH.shape), total_TH, r_T
 
 
 @torch.library.custom_op("ptst::rms_norm_backward", mutates_args=())
 def _backward_op(
     dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
 ) -> tuple[Tensor, Tensor]:
-    """(dx, dw (empty unless needed)); `x` is the tensor that was normalized."""
+    """(dx plus `dtotal`, dw (empty unless needed)); `x` is the tensor that was normalized."""
+    if not use_triton(x_TH):
+        dx_TH, dw_H = _plain_backward(dy_TH, x_TH, weight_H, r_T, need_dw)
+        return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH), dw_H
     T, H = x_TH.shape
-    dx_TH = torch.empty((T, H), dtype=x_TH.dtype, device=x_TH.device)
+    dx_TH = x_TH.new_empty((T, H))
     programs = min(T, PROGRAMS)
-    parts_PH = torch.empty((programs if need_dw else 0, H), dtype=torch.float32, device=x_TH.device)
+    parts_PH = x_TH.new_empty((programs if need_dw else 0, H), dtype=torch.float32)
     if T:
         _backward[(programs,)](
             *(dy_TH, x_TH, weight_H, r_T, dy_TH if dtotal_TH is None else dtotal_TH, dx_TH),
@@ -144,8 +129,7 @@ def _backward_op(
 
 @_backward_op.register_fake
 def _(dy_TH, dtotal_TH, x_TH, weight_H, r_T, need_dw):
-    dx_TH = torch.empty(x_TH.shape, dtype=x_TH.dtype, device=x_TH.device)
-    return dx_TH, torch.empty_like(weight_H) if need_dw else weight_H.new_empty(0)
+    return x_TH.new_empty(x_TH.shape), torch.empty_like(weight_H) if need_dw else weight_H.new_empty(0)
 
 
 def _setup(ctx, inputs, output):
@@ -167,27 +151,11 @@ def _differentiate(ctx, dy_TH, dtotal_TH, _dr):
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
-def rms_norm_forward(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(y, r (T,)) without autograd, for operations with a backward pass of their own."""
-    if not use_triton(x_TH):
-        return _plain(x_TH, weight_H, eps)
-    y_TH, _, r_T = _op(x_TH, None, weight_H, eps)
-    return y_TH, r_T
-
-
 def rms_norm_recompute(x_TH: Tensor, weight_H: Tensor, eps: float, r_T: Tensor) -> Tensor:
-    """y again, from the r that `rms_norm_forward` returned."""
+    """y again, from the r that `ptst::rms_norm` returned, without autograd."""
     if use_triton(x_TH):
         return _op(x_TH, None, weight_H, eps)[0]
     return (x_TH * r_T[:, None]).mul_(weight_H).to(x_TH.dtype)
-
-
-def rms_norm_backward(dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor) -> Tensor:
-    """dx of `rms_norm_forward` with a frozen weight, plus `dtotal`."""
-    if use_triton(x_TH):
-        return torch.ops.ptst.rms_norm_backward(dy_TH, dtotal_TH, x_TH, weight_H, r_T, False)[0]
-    dx_TH = _plain_backward(dy_TH, x_TH, weight_H, r_T, False)[0]
-    return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH)
 
 
 def _check(x_TH: Tensor, weight_H: Tensor) -> None:
@@ -202,8 +170,6 @@ def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TH, weight_H)
     check_alike(x=x_TH, weight=weight_H)
-    if not use_triton(x_TH):
-        return reference(x_TH, weight_H, eps)
     return _op(x_TH, None, weight_H, eps)[0]
 
 
@@ -213,8 +179,5 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
         raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
     _check(x_TH, weight_H)
     check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
-    if not use_triton(x_TH):
-        total_TH = x_TH + residual_TH
-        return reference(total_TH, weight_H, eps), total_TH
     y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
     return y_TH, total_TH

@@ -37,8 +37,9 @@ def tables(position_ids_T: Tensor, frequencies_D2: Tensor) -> tuple[Tensor, Tens
     return angles_TD2.cos()[:, None], angles_TD2.sin()[:, None]
 
 
-def _plain(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, inverse: bool = False) -> Tensor:
-    """x rotated, by the negative angles if `inverse`, in float32 or better and in as few passes as torch allows."""
+def reference(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, inverse: bool = False) -> Tensor:
+    """The plain-torch path, without a gradient: x (T, H, D) rotated, by the negative angles if `inverse`, in float32 or
+    better and in as few passes as torch allows."""
     wide_THD = x_THD.to(torch.promote_types(x_THD.dtype, torch.float32))
     out_THD = torch.cat((cos_T1D2, cos_T1D2), -1) * wide_THD
     (a, b), (out_a, out_b) = wide_THD.chunk(2, dim=-1), out_THD.chunk(2, dim=-1)
@@ -46,32 +47,6 @@ def _plain(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, inverse: bool = Fa
     out_a.addcmul_(b, sin_T1D2.to(wide_THD.dtype), value=-sign)
     out_b.addcmul_(a, sin_T1D2.to(wide_THD.dtype), value=sign)
     return out_THD.to(x_THD.dtype)
-
-
-class _Reference(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x_THD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _plain(x_THD, cos, sin)
-
-    @staticmethod
-    def backward(ctx, dy_THD: Tensor):
-        cos, sin = ctx.saved_tensors
-        return _plain(dy_THD, cos, sin, inverse=True), None, None
-
-
-def rotate(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool = False) -> tuple[Tensor, Tensor]:
-    """q and k rotated, by the negative angles if `inverse`; without autograd, for operations with a backward pass of
-    their own."""
-    if use_triton(q_TQD, k_TKD):
-        return torch.ops.ptst.rope(q_TQD, k_TKD, cos, sin, inverse)
-    return _plain(q_TQD, cos, sin, inverse), _plain(k_TKD, cos, sin, inverse)
-
-
-def rope(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
-    """Rotate every head of `x_THD` by its token's angles; computed in float32 or better, returned in x's dtype. The
-    plain-torch path."""
-    return _Reference.apply(x_THD, cos_T1D2, sin_T1D2)
 
 
 @jit
@@ -108,10 +83,10 @@ def _rotate(
 @torch.library.custom_op("ptst::rope", mutates_args=())
 def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """q and k rotated, by the negative angles if `inverse`."""
-    T, Q, D = q_TQD.shape
-    K = k_TKD.shape[1]
-    q_out = torch.empty((T, Q, D), dtype=q_TQD.dtype, device=q_TQD.device)
-    k_out = torch.empty((T, K, D), dtype=k_TKD.dtype, device=k_TKD.device)
+    if not use_triton(q_TQD, k_TKD):
+        return reference(q_TQD, cos, sin, inverse), reference(k_TKD, cos, sin, inverse)
+    (T, Q, D), K = q_TQD.shape, k_TKD.shape[1]
+    q_out, k_out = q_TQD.new_empty(q_TQD.shape), k_TKD.new_empty(k_TKD.shape)
     if T:
         strides = (*q_TQD.stride()[:2], *k_TKD.stride()[:2])
         _rotate[(T,)](
@@ -123,7 +98,7 @@ def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -
 
 @_op.register_fake
 def _(q_TQD, k_TKD, cos, sin, inverse):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_TQD, k_TKD))
+    return q_TQD.new_empty(q_TQD.shape), k_TKD.new_empty(k_TKD.shape)
 
 
 def _setup(ctx, inputs, output):
@@ -148,6 +123,4 @@ def apply_rope(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor)
         q, k, cos, sin = (tuple(x.shape) for x in (q_TQD, k_TKD, cos_T1D2, sin_T1D2))
         raise ValueError(f"q {q}, k {k} and the tables {cos}, {sin} do not fit")
     check_alike(q=q_TQD, k=k_TKD)
-    if not use_triton(q_TQD, k_TKD):
-        return rope(q_TQD, cos_T1D2, sin_T1D2), rope(k_TKD, cos_T1D2, sin_T1D2)
     return _op(q_TQD, k_TKD, cos_T1D2.contiguous(), sin_T1D2.contiguous(), False)

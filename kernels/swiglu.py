@@ -13,20 +13,6 @@ from ptst.kernels.dispatch import check_alike, jit, tl, triton, use_triton
 BLOCK = 1024
 
 
-class _Reference(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-        ctx.save_for_backward(gate_TF, up_TF)
-        return torch.nn.functional.silu(gate_TF).mul_(up_TF)
-
-    @staticmethod
-    def backward(ctx, dh_TF: Tensor) -> tuple[Tensor, Tensor]:
-        gate_TF, up_TF = ctx.saved_tensors
-        du_TF = torch.nn.functional.silu(gate_TF).mul_(dh_TF)
-        dg_TF = torch.ops.aten.silu_backward(dh_TF * up_TF, gate_TF)
-        return dg_TF, du_TF
-
-
 @jit
 def _forward(gate, up, h, gate_stride, up_stride, F, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
@@ -52,8 +38,10 @@ def _backward(dh, gate, up, dgate, dup, gate_stride, up_stride, F, BLOCK: tl.con
 
 @torch.library.custom_op("ptst::swiglu", mutates_args=())
 def _op(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+    if not use_triton(gate_TF, up_TF):
+        return torch.nn.functional.silu(gate_TF).mul_(up_TF)
     T, F = gate_TF.shape
-    h_TF = torch.empty((T, F), dtype=gate_TF.dtype, device=gate_TF.device)
+    h_TF = gate_TF.new_empty((T, F))
     if h_TF.numel():
         grid = (T, triton.cdiv(F, BLOCK))
         _forward[grid](gate_TF, up_TF, h_TF, gate_TF.stride(0), up_TF.stride(0), F, BLOCK=BLOCK, num_warps=4)
@@ -62,11 +50,15 @@ def _op(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
 
 @_op.register_fake
 def _(gate_TF, up_TF):
-    return torch.empty(gate_TF.shape, dtype=gate_TF.dtype, device=gate_TF.device)
+    return gate_TF.new_empty(gate_TF.shape)
 
 
 @torch.library.custom_op("ptst::swiglu_backward", mutates_args=())
 def _backward_op(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor]:
+    """(dgate, dup)."""
+    if not use_triton(gate_TF, up_TF):
+        du_TF = torch.nn.functional.silu(gate_TF).mul_(dh_TF)
+        return torch.ops.aten.silu_backward(dh_TF * up_TF, gate_TF), du_TF
     T, F = gate_TF.shape
     dgate_TF, dup_TF = torch.empty_like(dh_TF), torch.empty_like(dh_TF)
     if dh_TF.numel():
@@ -85,13 +77,6 @@ _op.register_autograd(
     lambda ctx, dh_TF: torch.ops.ptst.swiglu_backward(dh_TF.contiguous(), *ctx.saved_tensors),
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
-
-
-def swiglu_forward(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-    """silu(gate) * up without autograd, for operations with a backward pass of their own."""
-    if use_triton(gate_TF, up_TF):
-        return _op(gate_TF, up_TF)
-    return torch.nn.functional.silu(gate_TF).mul_(up_TF)
 
 
 def swiglu_recompute(gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -115,4 +100,4 @@ def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     if gate_TF.dim() != 2 or gate_TF.shape != up_TF.shape:
         raise ValueError(f"gate {tuple(gate_TF.shape)} and up {tuple(up_TF.shape)} must both be (T, F)")
     check_alike(gate=gate_TF, up=up_TF)
-    return _op(gate_TF, up_TF) if use_triton(gate_TF, up_TF) else _Reference.apply(gate_TF, up_TF)
+    return _op(gate_TF, up_TF)

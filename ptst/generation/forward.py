@@ -27,7 +27,7 @@ from ptst.kernels import cpu_layer
 from ptst.kernels.cpu import use_numba
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import frequencies, tables
-from ptst.kernels.swiglu import swiglu_forward
+from ptst.kernels.swiglu import swiglu
 from ptst.model.decoder import Decoder, Layer
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
@@ -137,7 +137,7 @@ class Forward:
             qkv_THD = project(index, 0, x_TE).view(len(x_TE), -1, c.head_dim)
             attended_TE = project(index, 1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
             x_TE, total_TE = add_rms_norm(attended_TE, total_TE, mlp_norm_E, eps)
-            h_TF = swiglu_forward(*project(index, 2, x_TE).chunk(2, dim=1))
+            h_TF = swiglu(*project(index, 2, x_TE).chunk(2, dim=1))
             x_TE, total_TE = add_rms_norm(project(index, 3, h_TF), total_TE, next_norm_E, eps)
         return x_TE
 

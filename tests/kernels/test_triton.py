@@ -15,7 +15,7 @@ from torch import Tensor
 from ptst.kernels.dispatch import triton, use_triton
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import apply_rope, frequencies, rope, tables
+from ptst.kernels.rope import apply_rope, frequencies, reference, tables
 from ptst.kernels.swiglu import swiglu
 from tests.kernels import interpreter
 
@@ -124,15 +124,15 @@ def test_rope(T, Q, K, D, dtype):
 
     compare(lambda q, k: apply_rope(q, k, cos, sin), plain, [random(T, Q, D), random(T, K, D)], dtype)
     q = random(T, Q, D).to(DEVICE, torch.float32)
-    torch.testing.assert_close(apply_rope(q, q, cos, sin)[0], rope(q, cos, sin))
+    torch.testing.assert_close(apply_rope(q, q, cos, sin)[0], reference(q, cos, sin))
 
 
 def test_rope_of_slices_of_one_product():
     cos, sin = tables(torch.arange(5, device=DEVICE), frequencies(8, 1e4).to(DEVICE))
     qkv = torch.randn(5, 8, 8, device=DEVICE)
     q, k = apply_rope(qkv[:, :4], qkv[:, 4:6], cos, sin)
-    torch.testing.assert_close(q, rope(qkv[:, :4], cos, sin))
-    torch.testing.assert_close(k, rope(qkv[:, 4:6], cos, sin))
+    torch.testing.assert_close(q, reference(qkv[:, :4], cos, sin))
+    torch.testing.assert_close(k, reference(qkv[:, 4:6], cos, sin))
 
 
 def plain_cross_entropy(targets, weights, divisor):
@@ -230,8 +230,10 @@ def test_mistakes(call, says, way, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope", "linear_cross_entropy"])
-def test_operators_are_registered_in_full(name):
+@pytest.mark.parametrize("way", ["triton", "reference"])
+def test_operators_are_registered_in_full(name, way, monkeypatch):
     """Schema, fake kernel, autograd and its registration, as torch's own checker sees them."""
+    monkeypatch.setenv("PTST_KERNELS", way)
     x = torch.randn(3, 8, device=DEVICE, requires_grad=True)
     heads = torch.randn(3, 2, 4, device=DEVICE, requires_grad=True)
     cos, sin = tables(torch.arange(3, device=DEVICE), frequencies(4, 1e4).to(DEVICE))
