@@ -220,6 +220,8 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
 
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
+    for module in (lora, rms_norm, rope, swiglu):
+        module.use_triton = lambda *_: True
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
@@ -230,7 +232,6 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             r, cos = meta(T), meta(T, 1, D // 2)
             q, k = (meta(T, n, D, dtype=dtype) for n in (Q, K))
             # The operators' bodies: a call of the operator would send meta tensors to the fake kernels.
-            rms_norm.use_triton = rope.use_triton = swiglu.use_triton = lambda *_: True
             norm, norm_back = rms_norm._op._init_fn, rms_norm._backward_op._init_fn
             rotate, act, act_back = rope._op._init_fn, swiglu._op._init_fn, swiglu._backward_op._init_fn
             yield f"rms_norm {kind} H={H}", partial(norm, x, None, w, 1e-5)

@@ -14,7 +14,7 @@ Shapes: T tokens, I inputs, O outputs, r rank, R sum of the group's ranks; x (T,
 the kernels N is I or O.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -93,6 +93,8 @@ def _width(R: int, most: int) -> int:
 @torch.library.custom_op("ptst::lora_shrink", mutates_args=())
 def shrink(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
     """scale x a^T, (T, R) in x's dtype."""
+    if not use_triton(x_TN):
+        return (x_TN @ a_RN.t().to(x_TN.dtype)).mul_(scale)
     (T, N), R = x_TN.shape, a_RN.shape[0]
     z_TR = torch.empty((T, R), dtype=x_TN.dtype, device=x_TN.device)
     tokens, columns, ranks, warps, stages = SHRINK[x_TN.element_size()]
@@ -113,6 +115,9 @@ def _(x_TN, a_RN, scale):
 @torch.library.custom_op("ptst::lora_expand", mutates_args=("y_TN",))
 def expand(y_TN: Tensor, z_TR: Tensor, b_NR: Tensor, scale: float) -> None:
     """y += scale z b^T, in place."""
+    if not use_triton(y_TN):
+        y_TN.addmm_(z_TR, b_NR.t().to(y_TN.dtype), alpha=scale)
+        return
     (T, N), R = y_TN.shape, b_NR.shape[1]
     tokens, columns, ranks, warps, stages = EXPAND[y_TN.element_size()]
     if y_TN.numel():
@@ -130,7 +135,10 @@ def _(y_TN, z_TR, b_NR, scale):
 
 @torch.library.custom_op("ptst::lora_weight_gradient", mutates_args=())
 def weight_gradient(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
-    """scale e^T x, float32 (R, N), or (N, R) if `transposed`."""
+    """scale e^T x, float32 (float64 for float64) (R, N), or (N, R) if `transposed`."""
+    if not use_triton(x_TN):
+        out = x_TN.t() @ e_TR if transposed else e_TR.t() @ x_TN
+        return out.to(torch.promote_types(out.dtype, torch.float32)).mul_(scale)
     (T, R), N = e_TR.shape, x_TN.shape[1]
     tokens, columns, ranks, warps, stages = WEIGHT_GRADIENT[x_TN.element_size()]
     blocks = triton.cdiv(N, columns)
@@ -151,34 +159,28 @@ def weight_gradient(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) 
 @weight_gradient.register_fake
 def _(e_TR, x_TN, scale, transposed):
     R, N = e_TR.shape[1], x_TN.shape[1]
-    return x_TN.new_empty((N, R) if transposed else (R, N), dtype=torch.float32)
-
-
-def _plain_shrink(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
-    return (x_TN @ a_RN.t().to(x_TN.dtype)).mul_(scale)
-
-
-def _plain_expand(y_TN: Tensor, z_TR: Tensor, b_NR: Tensor, scale: float) -> None:
-    y_TN.addmm_(z_TR, b_NR.t().to(y_TN.dtype), alpha=scale)
-
-
-def _plain_weight_gradient(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
-    out = x_TN.t() @ e_TR if transposed else e_TR.t() @ x_TN
-    return out.to(torch.promote_types(out.dtype, torch.float32)).mul_(scale)
+    return x_TN.new_empty((N, R) if transposed else (R, N), dtype=torch.promote_types(x_TN.dtype, torch.float32))
 
 
 class Projections(NamedTuple):
-    """Linear layers of one input: frozen weights (O, I), an adapter for each or None, and their common scale s."""
+    """Linear layers of one input: frozen weights (O, I), an adapter for each or None, and their common scale s; and
+    their forward and backward passes, without autograd.
+
+    `merge`: in plain torch, adapters may be merged into their weights for a product; worth it for the many tokens of
+    training, and the same for every split of a batch, so that all splits agree to the last digit."""
 
     weights: Sequence[Tensor]
     adapters: Sequence[Adapter]
     scale: float
+    merge: bool = False
 
     @classmethod
-    def from_flat(cls, weights: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: float) -> Self:
+    def from_flat(
+        cls, weights: Sequence[Tensor], tensors: Sequence[Tensor | None], scale: float, merge: bool = False
+    ) -> Self:
         """From `tensors` as `flat` lists them, the form in which autograd functions take and save adapters."""
         pairs = zip(tensors[::2], tensors[1::2], strict=True)
-        return cls(weights, [None if a is None or b is None else (a, b) for a, b in pairs], scale)
+        return cls(weights, [None if a is None or b is None else (a, b) for a, b in pairs], scale, merge)
 
     @property
     def flat(self) -> list[Tensor | None]:
@@ -194,92 +196,73 @@ class Projections(NamedTuple):
         """A (R, I) of all adapters."""
         return torch.cat([pair[0] for pair in self.adapters if pair is not None])
 
-
-class LoraOps(NamedTuple):
-    """The low-rank products of one backend, and the forward and backward passes of a group made of them, without
-    autograd. `merge`: see `lora_ops`."""
-
-    shrink: Callable
-    expand: Callable
-    weight_gradient: Callable
-    merge: bool = False
-
     def merges(self, w_OI: Tensor, adapter: Adapter, mask_TI: Tensor | None) -> bool:
         """Whether a product uses W + s B A. This saves a pass over its T rows, which costs more than forming the sum if
         T is large. Only if W has the adapter's dtype: rounded to a narrower one, B A would be lost."""
-        return self.merge and adapter is not None and mask_TI is None and w_OI.dtype == adapter[0].dtype
+        fits = adapter is not None and mask_TI is None and w_OI.dtype == adapter[0].dtype
+        return self.merge and fits and not use_triton(w_OI)
 
-    def weight(self, w_OI: Tensor, adapter: Adapter, scale: float, mask_TI: Tensor | None) -> Tensor:
+    def weight(self, w_OI: Tensor, adapter: Adapter, mask_TI: Tensor | None) -> Tensor:
         """W, or W + s B A if the adapter is merged for the product."""
         if adapter is None or not self.merges(w_OI, adapter, mask_TI):
             return w_OI
         a_rI, b_Or = adapter
-        return torch.addmm(w_OI, b_Or, a_rI, alpha=scale)
+        return torch.addmm(w_OI, b_Or, a_rI, alpha=self.scale)
 
     def forward(
-        self, x_TI: Tensor, layers: Projections, base_TO: Tensor | None = None, mask_TI: Tensor | None = None
+        self, x_TI: Tensor, base_TO: Tensor | None = None, mask_TI: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
         """([y_g (T, O_g)], z (T, R)). `base` is added to y_g; `mask` multiplies the input of A."""
-        z_TR, scale = x_TI.new_empty(x_TI.shape[0], 0), layers.scale
-        if any(layers.ranks):
-            z_TR = self.shrink(x_TI if mask_TI is None else x_TI * mask_TI, layers.stacked_A, 1.0)
+        z_TR = x_TI.new_empty(x_TI.shape[0], 0)
+        if any(self.ranks):
+            z_TR = shrink(x_TI if mask_TI is None else x_TI * mask_TI, self.stacked_A, 1.0)
         ys = []
-        for w_OI, adapter, z_Tr in zip(layers.weights, layers.adapters, z_TR.split(layers.ranks, dim=1), strict=True):
-            used_OI = self.weight(w_OI, adapter, scale, mask_TI)
+        for w_OI, adapter, z_Tr in zip(self.weights, self.adapters, z_TR.split(self.ranks, dim=1), strict=True):
+            used_OI = self.weight(w_OI, adapter, mask_TI)
             y_TO = x_TI @ used_OI.t() if base_TO is None else torch.addmm(base_TO, x_TI, used_OI.t())
             if adapter is not None and not self.merges(w_OI, adapter, mask_TI):
-                self.expand(y_TO, z_Tr, adapter[1], scale)
+                expand(y_TO, z_Tr, adapter[1], self.scale)
             ys.append(y_TO)
         return ys, z_TR
 
     def backward(
-        self, dys: Sequence[Tensor], x_TI: Tensor | None, z_TR: Tensor, layers: Projections, need_dx: bool,
-        mask_TI: Tensor | None = None,
+        self, dys: Sequence[Tensor], x_TI: Tensor | None, z_TR: Tensor, need_dx: bool, mask_TI: Tensor | None = None
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         """(dx or None, [dA_1, dB_1, dA_2, ...]); `x` is read for dA only."""
         es: list[Tensor] = []
         grads: list[list[Tensor | None]] = []
-        dx_TI, zs = None, z_TR.split(layers.ranks, dim=1)
-        for dy_TO, w_OI, adapter, z_Tr in zip(dys, layers.weights, layers.adapters, zs, strict=True):
+        dx_TI, zs = None, z_TR.split(self.ranks, dim=1)
+        for dy_TO, w_OI, adapter, z_Tr in zip(dys, self.weights, self.adapters, zs, strict=True):
             if need_dx:
-                used_OI = self.weight(w_OI, adapter, layers.scale, mask_TI)
+                used_OI = self.weight(w_OI, adapter, mask_TI)
                 dx_TI = dy_TO @ used_OI if dx_TI is None else dx_TI.addmm_(dy_TO, used_OI)
             db = None
             if adapter is not None:
                 dy_TO, b_Or = dy_TO.contiguous(), adapter[1]
-                es.append(self.shrink(dy_TO, b_Or.t(), layers.scale))
-                db = self.weight_gradient(z_Tr, dy_TO, layers.scale, True).to(b_Or.dtype)
+                es.append(shrink(dy_TO, b_Or.t(), self.scale))
+                db = weight_gradient(z_Tr, dy_TO, self.scale, True).to(b_Or.dtype)
             grads.append([None, db])
         if es:
             assert x_TI is not None
             e_TR = torch.cat(es, dim=1)
-            da_RI = self.weight_gradient(e_TR, x_TI if mask_TI is None else x_TI * mask_TI, 1.0, False)
-            for grad, adapter, da_rI in zip(grads, layers.adapters, da_RI.split(layers.ranks), strict=True):
+            da_RI = weight_gradient(e_TR, x_TI if mask_TI is None else x_TI * mask_TI, 1.0, False)
+            for grad, adapter, da_rI in zip(grads, self.adapters, da_RI.split(self.ranks), strict=True):
                 grad[0] = None if adapter is None else da_rI.to(adapter[0].dtype)
-            merged = any(self.merges(w, a, mask_TI) for w, a in zip(layers.weights, layers.adapters, strict=True))
+            merged = any(self.merges(w, a, mask_TI) for w, a in zip(self.weights, self.adapters, strict=True))
             if dx_TI is not None and not merged:  # otherwise e A is in dx already
-                a_IR = layers.stacked_A.t()
+                a_IR = self.stacked_A.t()
                 if mask_TI is None:
-                    self.expand(dx_TI, e_TR, a_IR, 1.0)
+                    expand(dx_TI, e_TR, a_IR, 1.0)
                 else:
                     dx_TI.addcmul_(mask_TI, e_TR @ a_IR.t().to(e_TR.dtype))
         return dx_TI, [g for grad in grads for g in grad]
 
 
-def lora_ops(x_TI: Tensor, merge: bool = False) -> LoraOps:
-    """The backend for `x`: Triton or plain torch. `merge`: in plain torch, adapters may be merged into their weights
-    for a product; worth it for the many tokens of training, and the same for every split of a batch, so that all splits
-    agree to the last digit."""
-    if use_triton(x_TI):
-        return LoraOps(shrink, expand, weight_gradient)
-    return LoraOps(_plain_shrink, _plain_expand, _plain_weight_gradient, merge)
-
-
 class _Group(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TI: Tensor, scale: float, weights: tuple[Tensor, ...], *adapters: Tensor | None):
-        ctx.ops, ctx.scale, ctx.count = lora_ops(x_TI), scale, len(weights)
-        ys, z_TR = ctx.ops.forward(x_TI, Projections.from_flat(weights, adapters, scale))
+        ctx.scale, ctx.count = scale, len(weights)
+        ys, z_TR = Projections.from_flat(weights, adapters, scale).forward(x_TI)
         ctx.save_for_backward(x_TI, z_TR, *weights, *adapters)
         return tuple(ys)
 
@@ -287,7 +270,7 @@ class _Group(torch.autograd.Function):
     def backward(ctx, *dys: Tensor):
         x_TI, z_TR, *rest = ctx.saved_tensors
         layers = Projections.from_flat(rest[: ctx.count], rest[ctx.count :], ctx.scale)
-        dx_TI, grads = ctx.ops.backward(dys, x_TI, z_TR, layers, ctx.needs_input_grad[0])
+        dx_TI, grads = layers.backward(dys, x_TI, z_TR, ctx.needs_input_grad[0])
         return dx_TI, None, None, *grads
 
 
@@ -309,8 +292,3 @@ def lora_group(
             x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
             raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
     return _Group.apply(x_TI, scale, tuple(weights), *Projections(weights, adapters, scale).flat)
-
-
-def lora_linear(x_TI: Tensor, w_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scale: float) -> Tensor:
-    """One layer: y (T, O) = x W^T + scale (x A^T) B^T. Raises ValueError like `lora_group`."""
-    return lora_group(x_TI, [w_OI], [(a_rI, b_Or)], scale)[0]

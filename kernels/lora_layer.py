@@ -17,12 +17,13 @@ Shapes: T tokens, E hidden_size, F intermediate_size, H query and K key heads, D
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from ptst.kernels.lora import Projections, lora_ops
+from ptst.kernels.lora import Projections
 from ptst.kernels.rms_norm import rms_norm_recompute
 from ptst.kernels.swiglu import swiglu, swiglu_backward, swiglu_recompute
 
@@ -59,13 +60,16 @@ def _mask(dropout: Dropout | None, place: str, like_TI: Tensor, layers: Projecti
     return None if dropout is None or not any(layers.ranks) else dropout.mask(place, like_TI)
 
 
+_merged = partial(Projections.from_flat, merge=True)
+
+
 class _QKV(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, weights, *adapters):
-        ctx.ops, ctx.scale, ctx.dropout, ctx.eps = lora_ops(x_TE, merge=True), scale, dropout, eps
-        layers = Projections.from_flat(weights, adapters, scale)
+        ctx.scale, ctx.dropout, ctx.eps = scale, dropout, eps
+        layers = _merged(weights, adapters, scale)
         n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
-        ys, z_TR = ctx.ops.forward(n_TE, layers, mask_TI=_mask(dropout, "qkv", n_TE, layers))
+        ys, z_TR = layers.forward(n_TE, mask_TI=_mask(dropout, "qkv", n_TE, layers))
         q_THD, k_TKD, v_TKD = (y.unflatten(1, (-1, head_dim)) for y in ys)
         q_THD, k_TKD = torch.ops.ptst.rope(q_THD, k_TKD, cos, sin, False)
         ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, cos, sin, *weights, *adapters)
@@ -74,14 +78,13 @@ class _QKV(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dq_THD, dk_TKD, dv_TKD):
         x_TE, r_T, z_TR, norm_E, cos, sin, *rest = ctx.saved_tensors
-        layers = Projections.from_flat(rest[:3], rest[3:], ctx.scale)
+        layers = _merged(rest[:3], rest[3:], ctx.scale)
         dq_THD, dk_TKD = torch.ops.ptst.rope(dq_THD.contiguous(), dk_TKD.contiguous(), cos, sin, True)
         dys = [d.flatten(1) for d in (dq_THD, dk_TKD, dv_TKD.contiguous())]
         need_dx = ctx.needs_input_grad[0]
-        dx_TE, grads = ctx.ops.backward(
-            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, layers, need_dx,
-            _mask(ctx.dropout, "qkv", x_TE, layers),
-        )  # fmt: skip
+        dx_TE, grads = layers.backward(
+            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, need_dx, _mask(ctx.dropout, "qkv", x_TE, layers)
+        )
         if need_dx:
             dx_TE = torch.ops.ptst.rms_norm_backward(dx_TE, None, x_TE, norm_E, r_T, False)[0]
         return dx_TE, *[None] * 8, *grads
@@ -90,33 +93,34 @@ class _QKV(torch.autograd.Function):
 class _FeedForward(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TE, norm_E, eps, scale, dropout, weights, *adapters):
-        ctx.ops, ctx.scale, ctx.dropout, ctx.eps = lora_ops(x_TE, merge=True), scale, dropout, eps
-        gate_up = Projections.from_flat(weights[:2], adapters[:4], scale)
-        down = Projections.from_flat(weights[2:], adapters[4:], scale)
+        ctx.scale, ctx.dropout, ctx.eps = scale, dropout, eps
+        gate_up = _merged(weights[:2], adapters[:4], scale)
+        down = _merged(weights[2:], adapters[4:], scale)
         n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
         mask_TE = _mask(dropout, "gate_up", n_TE, gate_up)
-        (g_TF, u_TF), z_TR = ctx.ops.forward(n_TE, gate_up, mask_TI=mask_TE)
+        (g_TF, u_TF), z_TR = gate_up.forward(n_TE, mask_TI=mask_TE)
         del n_TE, mask_TE
         h_TF = swiglu(g_TF, u_TF)
-        (out_TE,), zd_Tr = ctx.ops.forward(h_TF, down, x_TE, _mask(dropout, "down", h_TF, down))
+        (out_TE,), zd_Tr = down.forward(h_TF, x_TE, _mask(dropout, "down", h_TF, down))
         ctx.save_for_backward(x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *weights, *adapters)
         return out_TE
 
     @staticmethod
     def backward(ctx, dout_TE):
         x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *rest = ctx.saved_tensors
-        gate_up = Projections.from_flat(rest[:2], rest[3:7], ctx.scale)
-        down = Projections.from_flat(rest[2:3], rest[7:], ctx.scale)
+        gate_up = _merged(rest[:2], rest[3:7], ctx.scale)
+        down = _merged(rest[2:3], rest[7:], ctx.scale)
         dout_TE = dout_TE.contiguous()
         h_TF, silu_TF = swiglu_recompute(g_TF, u_TF)
         mask_TF = _mask(ctx.dropout, "down", g_TF, down)
-        dh_TF, down_grads = ctx.ops.backward([dout_TE], h_TF, zd_Tr, down, True, mask_TF)
+        dh_TF, down_grads = down.backward([dout_TE], h_TF, zd_Tr, True, mask_TF)
         del h_TF, mask_TF
+        assert dh_TF is not None
         dys = swiglu_backward(dh_TF, g_TF, u_TF, silu_TF)
         del dh_TF, silu_TF
         need_dx = ctx.needs_input_grad[0]
-        dx_TE, grads = ctx.ops.backward(
-            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, gate_up, need_dx,
+        dx_TE, grads = gate_up.backward(
+            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, need_dx,
             _mask(ctx.dropout, "gate_up", x_TE, gate_up),
         )  # fmt: skip
         if need_dx:
@@ -127,9 +131,9 @@ class _FeedForward(torch.autograd.Function):
 class _Add(torch.autograd.Function):
     @staticmethod
     def forward(ctx, residual_TO, x_TI, w_OI, scale, dropout, a_rI, b_Or):
-        ctx.ops, ctx.scale, ctx.dropout = lora_ops(x_TI, merge=True), scale, dropout
-        layers = Projections.from_flat([w_OI], [a_rI, b_Or], scale)
-        (out_TO,), z_Tr = ctx.ops.forward(x_TI, layers, residual_TO, _mask(dropout, "o", x_TI, layers))
+        ctx.scale, ctx.dropout = scale, dropout
+        layers = _merged([w_OI], [a_rI, b_Or], scale)
+        (out_TO,), z_Tr = layers.forward(x_TI, residual_TO, _mask(dropout, "o", x_TI, layers))
         # x is kept for dA only.
         ctx.save_for_backward(None if a_rI is None else x_TI, z_Tr, w_OI, a_rI, b_Or)
         return out_TO
@@ -137,9 +141,9 @@ class _Add(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dout_TO):
         x_TI, z_Tr, w_OI, a_rI, b_Or = ctx.saved_tensors
-        layers = Projections.from_flat([w_OI], [a_rI, b_Or], ctx.scale)
+        layers = _merged([w_OI], [a_rI, b_Or], ctx.scale)
         mask_TI = _mask(ctx.dropout, "o", x_TI, layers)
-        dx_TI, grads = ctx.ops.backward([dout_TO], x_TI, z_Tr, layers, ctx.needs_input_grad[1], mask_TI)
+        dx_TI, grads = layers.backward([dout_TO], x_TI, z_Tr, ctx.needs_input_grad[1], mask_TI)
         return dout_TO, dx_TI, None, None, None, *grads
 
 

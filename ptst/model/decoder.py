@@ -66,7 +66,8 @@ def project(x_TI: Tensor, *layers: nn.Linear | LoraLinear) -> tuple[Tensor, ...]
     """Every layer's output (T, O) for one input, which the adapters read once."""
     if not any(isinstance(layer, LoraLinear) for layer in layers):
         return tuple(layer(x_TI) for layer in layers)
-    return lora_group(x_TI, *projections(*layers))
+    weights, adapters, scale, _ = projections(*layers)
+    return lora_group(x_TI, weights, adapters, scale)
 
 
 def projections(*layers: nn.Linear | LoraLinear) -> Projections:

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptst.kernels.dispatch import triton
-from ptst.kernels.lora import expand, lora_group, lora_linear, shrink, weight_gradient
+from ptst.kernels.lora import expand, lora_group, shrink, weight_gradient
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 
@@ -58,7 +58,7 @@ def test_a_float32_adapter_over_a_bfloat16_base():
     grads = []
     for dtype in (torch.float32, torch.bfloat16):
         leaves = [t.clone().requires_grad_() for t in (a, b)]
-        y = lora_linear(x.to(dtype), w.to(dtype), *leaves, 2.0)
+        y = lora_group(x.to(dtype), [w.to(dtype)], [tuple(leaves)], 2.0)[0]
         assert y.dtype == dtype
         y.float().square().sum().backward()
         grads.append([t.grad for t in leaves])
@@ -80,7 +80,7 @@ class _Shapes(TorchDispatchMode):
 def test_no_gradient_is_formed_that_nobody_needs(needed):
     x, w = torch.randn(5, 8, device=DEVICE, requires_grad=needed), torch.randn(6, 8, device=DEVICE)
     a, b = torch.randn(2, 8, device=DEVICE, requires_grad=True), torch.randn(6, 2, device=DEVICE, requires_grad=True)
-    y = lora_linear(x, w, a, b, 1.0)
+    y = lora_group(x, [w], [(a, b)], 1.0)[0]
     with _Shapes() as shapes:
         y.backward(torch.ones_like(y))
     assert ((5, 8) in shapes.seen) == needed  # dx
@@ -92,11 +92,11 @@ def test_mistakes():
     x, w = torch.ones(3, 8, device=DEVICE), torch.ones(6, 8, device=DEVICE)
     a, b = torch.ones(2, 8, device=DEVICE), torch.ones(6, 2, device=DEVICE)
     with pytest.raises(ValueError, match=r"A \(2, 7\)"):
-        lora_linear(x, w, a[:, :7], b, 1.0)
+        lora_group(x, [w], [(a[:, :7], b)], 1.0)
     with pytest.raises(ValueError, match="do not fit"):
-        lora_linear(x, w, a, b[:5], 1.0)
+        lora_group(x, [w], [(a, b[:5])], 1.0)
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
-        lora_linear(x, w.bfloat16(), a, b, 1.0)
+        lora_group(x, [w.bfloat16()], [(a, b)], 1.0)
     with pytest.raises(ValueError, match="at least one of them not None"):
         lora_group(x, [w], [None], 1.0)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ptst.kernels.attention import packed_attention
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
-from ptst.kernels.lora import lora_group, lora_linear
+from ptst.kernels.lora import lora_group
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, tables
 from ptst.kernels.swiglu import swiglu
@@ -160,14 +160,14 @@ def test_rms_norm():
     check(lambda x, w: rms_norm(x, w, 1e-5), long, long, [torch.randn(5, 8) * 4, torch.randn(8)])
 
 
-def test_lora_linear():
+def test_lora_group():
     weight = torch.randn(6, 5)
 
     def long(x, a, b):
         return x @ weight.to(x.dtype).t() + 0.5 * (x @ a.t()) @ b.t()
 
     def ours(x, a, b):
-        return lora_linear(x, weight, a, b, 0.5)
+        return lora_group(x, [weight], [(a, b)], 0.5)[0]
 
     check(ours, long, long, [torch.randn(7, 5), torch.randn(2, 5), torch.randn(6, 2)])
 
