@@ -84,11 +84,6 @@ def _losses(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad
     return losses_n, logits_nV
 
 
-def _chunk(hidden: Tensor, V: int) -> int:
-    """Tokens whose logits are in memory at once."""
-    return max(1, CHUNK_BYTES // (V * hidden.element_size()) if hidden.is_cuda else CHUNK_ELEMENTS // V)
-
-
 @torch.library.custom_op("ptst::linear_cross_entropy", mutates_args=())
 def _op(
     hidden_TH: Tensor,
@@ -101,12 +96,9 @@ def _op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(summed loss, dH (T, H), dE (V, H)), the gradients empty unless needed."""
     V = head_VH.shape[0]
-    dh_TH = torch.zeros_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
-    wide = torch.promote_types(hidden_TH.dtype, torch.float32)
-    de_VH = torch.zeros_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
-    # Summed in float64: the chunk size must not change the reported loss.
-    total = torch.zeros((), dtype=torch.float64, device=hidden_TH.device)
-    for trained_n in trained_N.split(_chunk(hidden_TH, V)) if len(trained_N) else ():
+    chunk = max(1, CHUNK_BYTES // (V * hidden_TH.element_size()) if hidden_TH.is_cuda else CHUNK_ELEMENTS // V)
+    total, dh_TH, de_VH = _zeros(hidden_TH, head_VH, targets_T, weights_T, trained_N, need_hidden, need_head)
+    for trained_n in trained_N.split(chunk) if len(trained_N) else ():
         h_nH, targets_n = hidden_TH[trained_n], targets_T[trained_n]
         weights_n = None if weights_T is None else weights_T[trained_n]
         losses_n, dl_nV = _losses(h_nH @ head_VH.t(), targets_n, weights_n, need_hidden or need_head)
@@ -119,11 +111,12 @@ def _op(
 
 
 @_op.register_fake
-def _(hidden_TH, head_VH, targets_T, weights_T, trained_N, need_hidden, need_head):
+def _zeros(hidden_TH, head_VH, targets_T, weights_T, trained_N, need_hidden, need_head):
     wide = torch.promote_types(hidden_TH.dtype, torch.float32)
-    dh_TH = torch.empty_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
-    de_VH = torch.empty_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
-    return hidden_TH.new_empty((), dtype=torch.float64), dh_TH, de_VH
+    dh_TH = torch.zeros_like(hidden_TH) if need_hidden else hidden_TH.new_empty(0)
+    de_VH = torch.zeros_like(head_VH, dtype=wide) if need_head else head_VH.new_empty(0, dtype=wide)
+    # Summed in float64: the chunk size must not change the reported loss.
+    return hidden_TH.new_zeros((), dtype=torch.float64), dh_TH, de_VH
 
 
 def _setup(ctx, inputs, output):
@@ -144,15 +137,6 @@ def _differentiate(ctx, dtotal, _dh, _de):
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
-def _check(hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor) -> None:
-    fits = hidden_TH.dim() == head_VH.dim() == 2 and hidden_TH.shape[1] == head_VH.shape[1]
-    if not fits or targets_T.shape != hidden_TH.shape[:1] or targets_T.device != hidden_TH.device:
-        hidden = f"hidden {tuple(hidden_TH.shape)} on {hidden_TH.device}, head {tuple(head_VH.shape)}"
-        targets = f"targets {tuple(targets_T.shape)} on {targets_T.device}"
-        raise ValueError(f"shapes or devices do not fit: {hidden}, {targets}")
-    check_alike(hidden=hidden_TH, head=head_VH)
-
-
 def linear_cross_entropy(
     hidden_TH: Tensor,
     head_VH: Tensor,
@@ -170,25 +154,16 @@ def linear_cross_entropy(
     """
     if not divisor > 0:
         raise ValueError(f"the divisor is {divisor}; it is the number of trained tokens and must be positive")
-    _check(hidden_TH, head_VH, targets_T)
+    fits = hidden_TH.dim() == head_VH.dim() == 2 and hidden_TH.shape[1] == head_VH.shape[1]
+    if not fits or targets_T.shape != hidden_TH.shape[:1] or targets_T.device != hidden_TH.device:
+        hidden = f"hidden {tuple(hidden_TH.shape)} on {hidden_TH.device}, head {tuple(head_VH.shape)}"
+        targets = f"targets {tuple(targets_T.shape)} on {targets_T.device}"
+        raise ValueError(f"shapes or devices do not fit: {hidden}, {targets}")
+    check_alike(hidden=hidden_TH, head=head_VH)
     if weights_T is not None and weights_T.shape != targets_T.shape:
         raise ValueError(f"weights {tuple(weights_T.shape)} must be one per token, {tuple(targets_T.shape)}")
     if trained_N is None:
         trained_N = (targets_T >= 0).nonzero().squeeze(1)
-    need = (torch.is_grad_enabled() and hidden_TH.requires_grad, torch.is_grad_enabled() and head_VH.requires_grad)
+    need = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_TH, head_VH)]
     total, _, _ = _op(hidden_TH, head_VH, targets_T, weights_T, trained_N, *need)
     return (total / divisor).to(torch.promote_types(hidden_TH.dtype, torch.float32))
-
-
-def token_losses(hidden_NH: Tensor, head_VH: Tensor, targets_N: Tensor) -> Tensor:
-    """Cross-entropy of each token, float32 (N,) (float64 for float64), without gradients.
-
-    hidden_NH (N, H), head_VH (V, H), targets_N (N,). Raises ValueError if shapes, devices or dtypes do not fit.
-    On a GPU a target outside the vocabulary makes its loss NaN."""
-    _check(hidden_NH, head_VH, targets_N)
-    losses = [hidden_NH.new_empty(0, dtype=torch.promote_types(hidden_NH.dtype, torch.float32))]
-    step = _chunk(hidden_NH, head_VH.shape[0])
-    with torch.no_grad():
-        for h_nH, targets_n in zip(hidden_NH.split(step), targets_N.split(step), strict=True):
-            losses.append(_losses(h_nH @ head_VH.t(), targets_n, None, False)[0])
-    return torch.cat(losses)

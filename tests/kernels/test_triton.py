@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import triton, use_triton
-from ptst.kernels.linear_cross_entropy import linear_cross_entropy, token_losses
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, reference, tables
 from ptst.kernels.swiglu import swiglu
@@ -169,17 +169,20 @@ def test_linear_cross_entropy(T, H, V, share, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_token_losses(dtype, monkeypatch):
+def test_losses_without_gradients(dtype, monkeypatch):
     """Row by row what torch says of the logits, in one chunk and in several."""
     hidden, head = (random(*s).to(DEVICE, dtype) for s in ((5, 8), (4097, 8)))
     targets = torch.randint(0, 4097, (5,), device=DEVICE)
     for chunk in (1 << 24, 2 * 4097):
         monkeypatch.setattr(linear_cross_entropy_file, "CHUNK_ELEMENTS", chunk)
-        losses = token_losses(hidden, head, targets)
+        each = [torch.where(torch.arange(5, device=DEVICE) == i, targets, -1) for i in range(5)]
+        losses = torch.stack([linear_cross_entropy(hidden, head, t, 1.0) for t in each])
+        total = linear_cross_entropy(hidden, head, targets, 1.0)
         exact = torch.nn.functional.cross_entropy((hidden @ head.t()).double(), targets, reduction="none")
         assert losses.dtype == torch.float32
         assert (losses - exact).norm() <= 1e-5 * exact.norm()
-    assert token_losses(hidden[:0], head, targets[:0]).shape == (0,)
+        assert abs(total - exact.sum()) <= 1e-5 * exact.sum()
+    assert linear_cross_entropy(hidden[:0], head, targets[:0], 1.0) == 0
 
 
 def test_large_logits_and_targets_outside_the_vocabulary():
@@ -215,9 +218,12 @@ def test_no_rows():
             "do not",
         ),
         (lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 3), torch.ones(2).long(), 1.0), r"head \(5, 3\)"),
-        (lambda: token_losses(torch.ones(2, 4), torch.ones(5, 4), torch.ones(3).long()), r"targets \(3,\)"),
         (
-            lambda: token_losses(torch.ones(2, 4), torch.ones(5, 4).half(), torch.ones(2).long()),
+            lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 4), torch.ones(3).long(), 1.0),
+            r"targets \(3,\)",
+        ),
+        (
+            lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 4).half(), torch.ones(2).long(), 1.0),
             "head is torch.float16",
         ),
     ],
