@@ -5,13 +5,12 @@ Maths as in rms_norm.py and swiglu.py. No gradient.
 Shapes: T tokens, E hidden_size, F intermediate_size.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache
 
 import numpy as np
 
-from ptst.kernels.cpu import compiled, num_threads_for, run_in_threads
+from ptst.kernels.cpu import compiled, exponential, num_threads_for, run_in_threads
 
 WORTH_A_THREAD = 1 << 16  # numbers
 
@@ -38,23 +37,16 @@ def _add_norm() -> Callable:
 
 @cache
 def _swiglu() -> Callable:
-    one, half = np.float32(1), np.float32(0.5)
-    log2e, ln2, least = np.float32(math.log2(math.e)), np.float32(math.log(2)), np.float32(-87)
-    c2, c3, c4, c5, c6 = (np.float32(1 / math.factorial(i)) for i in range(2, 7))
+    one, exp = np.float32(1), exponential(-87)
 
     def swiglu(gate_up_T2F, out_TF, start, end):
         F = out_TF.shape[1]
         for t in range(start, end):
             gate, up, out = gate_up_T2F[t, :F], gate_up_T2F[t, F:], out_TF[t]
             for f in range(F):
-                # silu(g) = g / (1 + e^-g), from e^-|g|, which cannot overflow (exp as in cpu_attention.py).
+                # silu(g) = g / (1 + e^-g), from e^-|g|, which cannot overflow.
                 g = gate[f]
-                x = -g if g > 0 else g
-                y = x if x > least else least
-                n = np.floor(y * log2e + half)
-                u = y - n * ln2
-                e = one + u * (one + u * (c2 + u * (c3 + u * (c4 + u * (c5 + u * c6)))))
-                e *= np.int32((np.int32(n) + 127) << 23).view(np.float32)
+                e = exp(-g if g > 0 else g)
                 out[f] = g * (one if g > 0 else e) / (one + e) * up[f]
 
     return compiled(swiglu)
