@@ -112,27 +112,12 @@ def _softmax() -> Callable:
     return jitable(softmax)
 
 
-def _add_values(P: int, D: int) -> Callable:
-    def add_values(w_P, v_PD, o_D):
-        for p in range(0, P, 8):
-            w0, w1, w2, w3 = w_P[p], w_P[p + 1], w_P[p + 2], w_P[p + 3]
-            w4, w5, w6, w7 = w_P[p + 4], w_P[p + 5], w_P[p + 6], w_P[p + 7]
-            v0, v1, v2, v3 = v_PD[p], v_PD[p + 1], v_PD[p + 2], v_PD[p + 3]
-            v4, v5, v6, v7 = v_PD[p + 4], v_PD[p + 5], v_PD[p + 6], v_PD[p + 7]
-            for d in range(D):
-                a = (w0 * v0[d] + w1 * v1[d]) + (w2 * v2[d] + w3 * v3[d])
-                b = (w4 * v4[d] + w5 * v5[d]) + (w6 * v6[d] + w7 * v7[d])
-                o_D[d] += a + b
-
-    return jitable(add_values)
-
-
 @cache
 def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
     if P % 8 or H % K:
         raise ValueError(f"{H} query heads, {K} key heads, blocks of {P} tokens: H / K and P / 8 must be whole numbers")
     G, zero, scale = H // K, np.float32(0), np.float32(1 / math.sqrt(D))
-    block, softmax, add_values = _block(P, D, wide), _softmax(), _add_values(P, D)
+    block, softmax = _block(P, D, wide), _softmax()
 
     def attend(qkv_THD, kv_BKPD, visible, out_RHD, start, end):
         (k_BKPD, v_BKPD), (table_RN, lengths_R, window) = kv_BKPD, visible
@@ -164,7 +149,16 @@ def _attend(H: int, K: int, D: int, P: int, wide: bool) -> Callable:
                 for k in range(K):
                     v_PD = block(v_BKPD[table_RN[r, i], k], buffer_PD)
                     for h in range(k * G, (k + 1) * G):
-                        add_values(s_HL[h, i * P : (i + 1) * P], v_PD, out_RHD[r, h])
+                        o_D, w_P = out_RHD[r, h], s_HL[h, i * P : (i + 1) * P]
+                        for p in range(0, P, 8):
+                            w0, w1, w2, w3 = w_P[p], w_P[p + 1], w_P[p + 2], w_P[p + 3]
+                            w4, w5, w6, w7 = w_P[p + 4], w_P[p + 5], w_P[p + 6], w_P[p + 7]
+                            v0, v1, v2, v3 = v_PD[p], v_PD[p + 1], v_PD[p + 2], v_PD[p + 3]
+                            v4, v5, v6, v7 = v_PD[p + 4], v_PD[p + 5], v_PD[p + 6], v_PD[p + 7]
+                            for d in range(D):
+                                a = (w0 * v0[d] + w1 * v1[d]) + (w2 * v2[d] + w3 * v3[d])
+                                b = (w4 * v4[d] + w5 * v5[d]) + (w6 * v6[d] + w7 * v7[d])
+                                o_D[d] += a + b
 
     return compiled(attend)
 
