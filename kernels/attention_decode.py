@@ -100,13 +100,12 @@ def _op(
 ) -> Tensor:
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
-    out_RHD = torch.empty((R, H, D), dtype=q_RHD.dtype, device=q_RHD.device)
+    out_RHD = q_RHD.new_empty((R, H, D))
     if not R:
         return out_RHD
     parts, lse = out_RHD, out_RHD
     if splits > 1:
-        parts = torch.empty((R, H, splits, D), dtype=torch.float32, device=q_RHD.device)
-        lse = torch.empty((R, H, splits), dtype=torch.float32, device=q_RHD.device)
+        parts, lse = (q_RHD.new_empty(s, dtype=torch.float32) for s in ((R, H, splits, D), (R, H, splits)))
     wide = max(16, block(D, 256))
     keys, warps, stages = BLOCKS[q_RHD.element_size()]
     _decode[(R, K, splits)](
@@ -124,7 +123,7 @@ def _op(
 
 @_op.register_fake
 def _(q_RHD, k_BPKD, v_BPKD, table_RN, lengths_R, window, splits):
-    return torch.empty(q_RHD.shape, dtype=q_RHD.dtype, device=q_RHD.device)
+    return q_RHD.new_empty(q_RHD.shape)
 
 
 def splits_for(requests: int, heads: int, longest: int, processors: int) -> int:

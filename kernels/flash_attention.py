@@ -224,10 +224,8 @@ def op(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: Sequence[int], cu_k: Sequence[int], window: int
 ) -> tuple[Tensor, Tensor]:
     """(out (T, H, D), log-sum-exp in base 2, float32 (H, T)). `window` 0: none."""
-    T, H, D = q_THD.shape
-    K = k_TKD.shape[1]
-    out_THD = torch.zeros((T, H, D), dtype=q_THD.dtype, device=q_THD.device)
-    lse_HT = torch.zeros((H, T), dtype=torch.float32, device=q_THD.device)
+    (T, H, D), K = q_THD.shape, k_TKD.shape[1]
+    out_THD, lse_HT = q_THD.new_zeros((T, H, D)), q_THD.new_zeros((H, T), dtype=torch.float32)
     bm, bn, warps, stages = blocks(q_THD.device, D, q_THD.dtype, 0)
     queries_B4 = table(tuple(cu_q), tuple(cu_k), bm, q_THD.device)
     if len(queries_B4):
@@ -242,9 +240,7 @@ def op(
 
 @op.register_fake
 def _(q_THD, k_TKD, v_TKD, cu_q, cu_k, window):
-    T, H, _ = q_THD.shape
-    out_THD = torch.empty(q_THD.shape, dtype=q_THD.dtype, device=q_THD.device)
-    return out_THD, q_THD.new_empty((H, T), dtype=torch.float32)
+    return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], len(q_THD)), dtype=torch.float32)
 
 
 @torch.library.custom_op("ptst::attention_backward", mutates_args=())
@@ -260,12 +256,10 @@ def backward_op(
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv)."""
-    T, H, D = q_THD.shape
-    K = k_TKD.shape[1]
+    (T, H, D), K = q_THD.shape, k_TKD.shape[1]
     device, wide = q_THD.device, max(16, block(D, 256))
-    dq_THD = torch.zeros((T, H, D), dtype=q_THD.dtype, device=device)
-    dk_TKD, dv_TKD = (torch.zeros(x.shape, dtype=x.dtype, device=device) for x in (k_TKD, v_TKD))
-    delta_HT = torch.empty((H, T), dtype=torch.float32, device=device)
+    dq_THD, dk_TKD, dv_TKD = (x.new_zeros(x.shape) for x in (q_THD, k_TKD, v_TKD))
+    delta_HT = q_THD.new_empty((H, T), dtype=torch.float32)
     if T == 0:
         return dq_THD, dk_TKD, dv_TKD
     _delta[(-(-T // 32), H)](out_THD, do_THD, delta_HT, T, H, D, BM=32, BD=wide, num_warps=4)
@@ -287,7 +281,7 @@ def backward_op(
 
 @backward_op.register_fake
 def _(do_THD, q_THD, k_TKD, v_TKD, out_THD, lse_HT, cu_q, cu_k, window):
-    return tuple(torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q_THD, k_TKD, v_TKD))
+    return tuple(x.new_empty(x.shape) for x in (q_THD, k_TKD, v_TKD))
 
 
 def _setup(ctx, inputs, output):

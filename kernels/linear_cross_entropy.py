@@ -55,27 +55,23 @@ def _softmax_gradient(
     tl.store(losses + row, loss)
 
 
-def _softmax_gradient_torch(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool):
-    wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
-    # In place throughout, and one exponential for both the sum and the gradient.
-    wide_nV.sub_(wide_nV.amax(dim=1, keepdim=True))
-    chosen_n = wide_nV.gather(1, targets_n[:, None]).squeeze(1)
-    total_n = wide_nV.exp_().sum(dim=1)
-    losses_n = total_n.log() - chosen_n
-    if grad:
-        wide_nV.div_(total_n[:, None])
-        wide_nV[torch.arange(len(targets_n), device=wide_nV.device), targets_n] -= 1
-    if weights_n is not None:
-        losses_n = losses_n * weights_n
-        wide_nV.mul_(weights_n[:, None])
-    return losses_n, wide_nV.to(logits_nV.dtype)
-
-
 def _losses(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad: bool) -> tuple[Tensor, Tensor]:
     """(losses (n,), dl (n, V) in the logits' dtype); the logits are overwritten, and dl is meaningless without
     `grad`."""
     if not use_triton(logits_nV):
-        return _softmax_gradient_torch(logits_nV, targets_n, weights_n, grad)
+        wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
+        # In place throughout, and one exponential for both the sum and the gradient.
+        wide_nV.sub_(wide_nV.amax(dim=1, keepdim=True))
+        chosen_n = wide_nV.gather(1, targets_n[:, None]).squeeze(1)
+        total_n = wide_nV.exp_().sum(dim=1)
+        losses_n = total_n.log() - chosen_n
+        if grad:
+            wide_nV.div_(total_n[:, None])
+            wide_nV[torch.arange(len(targets_n), device=wide_nV.device), targets_n] -= 1
+        if weights_n is not None:
+            losses_n = losses_n * weights_n
+            wide_nV.mul_(weights_n[:, None])
+        return losses_n, wide_nV.to(logits_nV.dtype)
     losses_n = torch.empty(len(targets_n), dtype=torch.float32, device=logits_nV.device)
     _softmax_gradient[(len(targets_n),)](
         *(logits_nV, targets_n, targets_n if weights_n is None else weights_n, losses_n, logits_nV.shape[1]),

@@ -258,20 +258,25 @@ class Projections(NamedTuple):
         return dx_TI, [g for grad in grads for g in grad]
 
 
-class _Group(torch.autograd.Function):
+class Group(torch.autograd.Function):
+    """The outputs of `Projections.forward`; `draw_mask(x, layers)` gives the same mask in both passes, or None."""
+
     @staticmethod
-    def forward(ctx, x_TI: Tensor, scale: float, weights: tuple[Tensor, ...], *adapters: Tensor | None):
-        ctx.scale, ctx.count = scale, len(weights)
-        ys, z_TR = Projections.from_flat(weights, adapters, scale).forward(x_TI)
-        ctx.save_for_backward(x_TI, z_TR, *weights, *adapters)
+    def forward(ctx, x_TI, base_TO, scale, merge, draw_mask, weights, *adapters):
+        ctx.draw_mask, ctx.count, ctx.options = draw_mask, len(weights), (scale, merge)
+        layers = Projections.from_flat(weights, adapters, scale, merge)
+        ys, z_TR = layers.forward(x_TI, base_TO, draw_mask and draw_mask(x_TI, layers))
+        # x is kept for dA only.
+        ctx.save_for_backward(x_TI if any(layers.ranks) else None, z_TR, *weights, *adapters)
         return tuple(ys)
 
     @staticmethod
     def backward(ctx, *dys: Tensor):
         x_TI, z_TR, *rest = ctx.saved_tensors
-        layers = Projections.from_flat(rest[: ctx.count], rest[ctx.count :], ctx.scale)
-        dx_TI, grads = layers.backward(dys, x_TI, z_TR, ctx.needs_input_grad[0])
-        return dx_TI, None, None, *grads
+        layers = Projections.from_flat(rest[: ctx.count], rest[ctx.count :], *ctx.options)
+        mask_TI = ctx.draw_mask and ctx.draw_mask(x_TI, layers)
+        dx_TI, grads = layers.backward(dys, x_TI, z_TR, ctx.needs_input_grad[0], mask_TI)
+        return dx_TI, dys[0] if ctx.needs_input_grad[1] else None, None, None, None, None, *grads
 
 
 def lora_group(
@@ -291,4 +296,5 @@ def lora_group(
         if x_TI.dim() != 2 or not fits:
             x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
             raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
-    return _Group.apply(x_TI, scale, tuple(weights), *Projections(weights, adapters, scale).flat)
+    flat = Projections(weights, adapters, scale).flat
+    return Group.apply(x_TI, None, scale, False, None, tuple(weights), *flat)

@@ -23,7 +23,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ptst.kernels.lora import Projections
+from ptst.kernels.lora import Group, Projections
 from ptst.kernels.rms_norm import rms_norm_recompute
 from ptst.kernels.swiglu import swiglu, swiglu_backward, swiglu_recompute
 
@@ -128,25 +128,6 @@ class _FeedForward(torch.autograd.Function):
         return dx_TE, *[None] * 5, *grads, *down_grads
 
 
-class _Add(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, residual_TO, x_TI, w_OI, scale, dropout, a_rI, b_Or):
-        ctx.scale, ctx.dropout = scale, dropout
-        layers = _merged([w_OI], [a_rI, b_Or], scale)
-        (out_TO,), z_Tr = layers.forward(x_TI, residual_TO, _mask(dropout, "o", x_TI, layers))
-        # x is kept for dA only.
-        ctx.save_for_backward(None if a_rI is None else x_TI, z_Tr, w_OI, a_rI, b_Or)
-        return out_TO
-
-    @staticmethod
-    def backward(ctx, dout_TO):
-        x_TI, z_Tr, w_OI, a_rI, b_Or = ctx.saved_tensors
-        layers = _merged([w_OI], [a_rI, b_Or], ctx.scale)
-        mask_TI = _mask(ctx.dropout, "o", x_TI, layers)
-        dx_TI, grads = layers.backward([dout_TO], x_TI, z_Tr, ctx.needs_input_grad[1], mask_TI)
-        return dout_TO, dx_TI, None, None, None, *grads
-
-
 def lora_qkv(
     x_TE: Tensor, norm_E: Tensor, eps: float, rope: tuple[Tensor, Tensor], head_dim: int, qkv: Projections,
     dropout: Dropout | None = None,
@@ -167,4 +148,5 @@ def lora_feed_forward(
 
 def lora_add(residual_TO: Tensor, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B."""
-    return _Add.apply(residual_TO, x_TI, *layer.weights, layer.scale, dropout, *layer.flat)
+    options = layer.scale, True, partial(_mask, dropout, "o")
+    return Group.apply(x_TI, residual_TO, *options, tuple(layer.weights), *layer.flat)[0]

@@ -102,7 +102,7 @@ class Forward:
         # Outside inference mode: the decoder's weights, which are replaced by views, must stay trainable.
         with torch.inference_mode(False), torch.no_grad():
             prepared = _prepare(decoder, self.dtype)
-            self.layers, self.head = prepared.layers, prepared.head
+            self.layers, self.logits = prepared.layers, prepared.head  # logits: hidden states (N, E) -> (N, V)
             # The norms after attention and after the feed-forward block of each layer; as arrays for Numba.
             after = [*(layer.attention_norm_E for layer in self.layers[1:]), self.norm_E]
             pairs = [(layer.mlp_norm_E, norm) for layer, norm in zip(self.layers, after, strict=True)]
@@ -163,10 +163,6 @@ class Forward:
             x_TE = project(index, 3, h_TF)
             cpu_layer.add_rms_norm(x_TE.numpy(), total, next_norm, eps)
         return x_TE
-
-    def logits(self, hidden_NE: Tensor) -> Tensor:
-        """(N, V)."""
-        return self.head(hidden_NE)
 
 
 def join(weights: Sequence[Tensor]) -> Tensor:

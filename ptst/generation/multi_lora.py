@@ -75,6 +75,7 @@ def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> lis
     """For every layer one GroupLora for each of GROUPS (None where the adapter has no matrices). Raises UserError for
     an adapter whose shapes do not fit the decoder."""
     weights = {n: m.weight for n, m in decoder.named_modules() if isinstance(m, (nn.Linear, LoraLinear))}
+    matrices = {}
     for name, (a_rI, b_Or) in adapter.matrices.items():
         assert name.rpartition(".")[2] in TARGETS
         shape = (b_Or.shape[0], a_rI.shape[1])
@@ -83,23 +84,16 @@ def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> lis
             theirs = f"the adapter changes {name} of {shape[0]} x {shape[1]}"
             found = model_shape or "no such projection"
             raise UserError(f"{theirs}, and the model has {found}: it was trained on another model")
+        matrices[name] = a_rI.to(decoder.device, dtype), (b_Or * adapter.scale).to(decoder.device, dtype)
     layers = []
     for index in range(decoder.config.num_layers):
         groups: list[GroupLora | None] = []
         for group in GROUPS:
             block = "self_attn" if group[0] in ("q_proj", "o_proj") else "mlp"
             names = [f"layers.{index}.{block}.{leaf}" for leaf in group]
-            if not any(name in adapter.matrices for name in names):
-                groups.append(None)
-                continue
             # A projection without matrices has rank 0.
-            a_rI = torch.cat([adapter.matrices[n][0] for n in names if n in adapter.matrices])
-            no_rank = a_rI.new_zeros
-            b_blocks = [
-                adapter.matrices[n][1] * adapter.scale if n in adapter.matrices else no_rank(len(weights[n]), 0)
-                for n in names
-            ]
-            b_Or = torch.block_diag(*b_blocks)
-            groups.append(GroupLora(a_rI.to(decoder.device, dtype), b_Or.to(decoder.device, dtype)))
+            pairs = [matrices.get(n, (weights[n][:0], weights[n][:, :0])) for n in names]
+            a_rI, b_Or = torch.cat([a for a, _ in pairs]), torch.block_diag(*(b for _, b in pairs))
+            groups.append(GroupLora(a_rI, b_Or) if len(a_rI) else None)
         layers.append(groups)
     return layers

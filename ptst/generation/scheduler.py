@@ -11,7 +11,6 @@ cached prefix included; `num_scheduled_tokens` counts answer tokens that are sam
 which on a GPU the last is not known to the host yet.
 """
 
-import random
 from collections import deque
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,7 +58,7 @@ class RequestSequence(Sequence):
 
     def __post_init__(self) -> None:
         self.max_new_tokens = self.request.sampling.max_new_tokens
-        self._random: random.Random = self.request.sampling.generator(self.request.id)
+        self._random = self.request.sampling.generator(self.request.id)
         self._uniforms: list[float] = []
 
     def uniform(self, index: int) -> float:

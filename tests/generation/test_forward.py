@@ -87,7 +87,7 @@ def test_weights_are_packed_once_for_all_engines_and_anew_when_they_have_changed
     decoder = load_decoder(write_tiny_model(tmp_path), torch.bfloat16)
     x = torch.randn(2, decoder.config.hidden_size)
     first = Forward(decoder)
-    assert Forward(decoder).head is first.head and Forward(decoder).layers is first.layers
+    assert Forward(decoder).logits is first.logits and Forward(decoder).layers is first.layers
     trained = decoder.layers[0].mlp.down_proj.weight
 
     def train(w: torch.nn.Parameter) -> None:
