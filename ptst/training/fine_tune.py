@@ -94,6 +94,7 @@ class _Session:
     def train(self) -> None:
         """Take all steps that are left, with evaluations and checkpoints where they are due."""
         self.losses = replace(self.losses, **self.checkpoints.restore().get("losses", {}))
+        self.trainer.masters.write()
         trainer, main = self.trainer, self.world.is_main_process
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
         with Interrupt(self.world) as interrupt, line as progress:

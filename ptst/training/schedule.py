@@ -8,12 +8,14 @@ from ptst.errors import Setting, UserError
 from ptst.settings import ROUNDING, check_above_zero, check_at_least, check_share
 
 Schedule = Literal["constant", "linear", "cosine", "step"]
+WeightUpdate = Literal["master", "stochastic"]
 STEP_GAMMA = 0.85  # llama-recipes: StepLR(step_size=1 epoch, gamma=0.85)
 
 
 def factor(schedule: Schedule, step: int, total: int, warmup: int, epoch: int) -> float:
     """Factor at 0-based `step` of `total`, after `warmup` steps of linear rise. `epoch` counts from 0 ("step" decays
-    by 0.85 with each). Linear and cosine reach zero one step after the last, so that no step is wasted."""
+    by 0.85 with each). Warm-up begins above zero, and linear and cosine reach zero one step after the last, so that no
+    step is wasted (transformers' warm-up takes its first step at rate zero)."""
     if step < warmup:
         return (step + 1) / (warmup + 1)
     done = (step - warmup) / max(1, total - warmup)
@@ -45,6 +47,10 @@ class StepSettings:
     micro_batch_tokens: int | Literal["auto"] = field(default=2048, metadata=ROUNDING)
     """Maximum number of tokens in a micro-batch (affects memory and speed, never the result). auto: what fits into the
     free memory."""
+
+    weight_update: WeightUpdate = "master"
+    """How bfloat16 weights are updated in full fine-tuning. master: through float32 copies. stochastic: with stochastic
+    rounding and without copies, which takes 4 bytes a weight less and adds noise. Moments are float32 in both."""
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""

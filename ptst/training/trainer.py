@@ -28,6 +28,7 @@ from ptst.errors import Setting, UserError, Words
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss
 from ptst.text.encode import Example
+from ptst.training.masters import Masters
 from ptst.training.parallel import ALONE, World, sum_over_ranks
 from ptst.training.schedule import PassSettings, StepSettings, factor
 
@@ -86,8 +87,9 @@ class Average:
     be rounded away.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], decay: float):
-        self.weights, self.decay = weights, decay
+    def __init__(self, weights: Mapping[str, Tensor], decay: float, written: Callable[[], None] = lambda: None):
+        """`written` is called after the weights have been overwritten."""
+        self.weights, self.decay, self.written = weights, decay, written
         self._average = {
             name: w.detach().to(torch.promote_types(w.dtype, torch.float32), copy=True) for name, w in weights.items()
         }
@@ -110,6 +112,7 @@ class Average:
         """Overwrite the weights with their average."""
         for name, weight in self.weights.items():
             weight.copy_(self._average[name])
+        self.written()
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -122,6 +125,7 @@ class Average:
             with torch.no_grad():
                 for name, weight in self.weights.items():
                     weight.copy_(held[name])
+            self.written()
 
 
 class Trainer:
@@ -149,8 +153,10 @@ class Trainer:
         self.decoder, self.parameters, self.examples, self.config = decoder, parameters, examples, config
         self.world = world
         self.steps = config.plan([len(e.ids) for e in examples], sources)
-        self.optimizer = AdamW(list(parameters.values()), lr=config.lr, weight_decay=config.weight_decay, fused=True)
-        self.average = None if average is None else Average(parameters, average)
+        self.masters = Masters(parameters, config.weight_update, config.seed)
+        masters = list(self.masters.weights.values())
+        self.optimizer = AdamW(masters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self.average = None if average is None else Average(self.masters.tensors, average, self.masters.write)
         self.done = 0
         """Steps taken so far; a checkpoint that is loaded sets it."""
         self.check_batch: Callable[[Batch], None] = lambda _batch: None
@@ -161,7 +167,7 @@ class Trainer:
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""
-        return self.parameters if self.average is None else self.average.tensors
+        return self.masters.tensors if self.average is None else self.average.tensors
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -173,19 +179,19 @@ class Trainer:
     def step(self) -> StepReport:
         """Take the next optimizer step."""
         start = time.perf_counter()
-        planned, number, parameters = self.steps[self.done], self.done + 1, list(self.parameters.values())
+        planned, number = self.steps[self.done], self.done + 1
         lr = self._set_learning_rate(planned)
         chosen = [self.examples[i] for i in planned.examples]
         trained = sum(sum(e.loss_mask[1:]) for e in chosen)  # nothing predicts the first token of a document
         loss, computed = self._backward(planned, chosen, trained)
-        norm = self._sum_gradients(parameters, loss)
+        norm = self._sum_gradients(loss)
         mean_loss, grad_norm = torch.stack([loss, norm.to(loss)]).tolist()  # the step's only wait for the device
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise self._not_finite(planned, f"the loss is {mean_loss} and the norm of its gradient {grad_norm}", lr)
-        self.optimizer.step()
+        self.masters.step(self.optimizer, number)
         # The fused optimizer writes without raising the version, which caches of converted weights compare.
-        torch.autograd.graph.increment_version(parameters)
+        torch.autograd.graph.increment_version(list(self.parameters.values()))
         self.optimizer.zero_grad(set_to_none=True)
         self.done = number
         if self.average is not None:
@@ -234,8 +240,9 @@ class Trainer:
         decoder.dropout_seeds = None
         return loss, computed / tokens if tokens else 1.0
 
-    def _sum_gradients(self, parameters: Sequence[nn.Parameter], loss: Tensor) -> Tensor:
+    def _sum_gradients(self, loss: Tensor) -> Tensor:
         """Sum gradients and loss over the ranks, then clip the gradients; returns their norm before clipping."""
+        parameters = list(self.masters.weights.values())
         if self.world.size > 1:
             for p in parameters:  # a rank without a micro-batch takes part all the same
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
