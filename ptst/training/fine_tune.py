@@ -63,8 +63,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
         for difference in rounding(old, record):
             say(f"note: {difference}, so the last digits may come out differently than without the interruption")
     with claim(place, record) if world.is_main_process else nullcontext() as run:
-        session = _Session(plan, record, run.folder if run else place or Path(), world)
         with explain_oom(plan.memory):
+            session = _Session(plan, record, run.folder if run else place or Path(), world)
             session.train()
         return FineTuned(run.folder, session.finish(run)) if run else None
 

@@ -26,6 +26,7 @@ from ptst.errors import Setting, UserError, Words
 from ptst.free_memory import free_memory
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig, LoraConfig
+from ptst.training.schedule import WeightUpdate
 
 STEP = 256  # tokens; a chosen micro-batch is a multiple of this
 MOST = {"cpu": 4096, "cuda": 32768}  # a larger micro-batch is no faster
@@ -79,8 +80,24 @@ def activation_bytes(
     return tokens * (c.num_layers * layer + angles + last)
 
 
+@dataclass(frozen=True)
+class Method:
+    """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda"."""
+
+    lora: LoraConfig | None
+    dtype: torch.dtype
+    device: str = "cpu"
+    activation_checkpointing: bool = False
+    weight_update: WeightUpdate = "master"
+
+    @property
+    def wide(self) -> int:
+        """Bytes of an element of gradients, moments, masters and adapters: float32 or wider."""
+        return torch.promote_types(self.dtype, torch.float32).itemsize
+
+
 _BLOCK = (Setting("activation_checkpointing"), " to block")
-PURPOSES = ("weights", "gradients", "optimizer", "activations", "temporaries", "fragments", "process")
+PURPOSES = ("weights", "masters", "gradients", "optimizer", "activations", "temporaries", "fragments", "process")
 
 
 @dataclass(frozen=True)
@@ -92,6 +109,7 @@ class MemoryPlan:
     trained: int
     micro_batch_tokens: int
     weights: int
+    masters: int
     gradients: int
     optimizer: int
     activations: int
@@ -109,7 +127,7 @@ class MemoryPlan:
         return asdict(self) | {"peak": self.peak}
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {gigabytes(getattr(self, name))}" for name in PURPOSES[:5])
+        parts = ", ".join(f"{name} {gigabytes(getattr(self, name))}" for name in PURPOSES[:6])
         return f"{gigabytes(self.peak)} with micro-batches of {self.micro_batch_tokens} tokens: {parts}"
 
     def table(self) -> Table:
@@ -129,52 +147,49 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def plan_memory(
-    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, micro_batch_tokens: int, device: str,
-    activation_checkpointing: bool = False,
-) -> MemoryPlan:  # fmt: skip
-    """The plan of a run. `lora` None: full fine-tuning; `device` "cpu" or "cuda"."""
-    size = dtype.itemsize
-    parameters = count_parameters(config)
+def plan_memory(config: DecoderConfig, method: Method, micro_batch_tokens: int) -> MemoryPlan:
+    """The plan of a run."""
+    size, lora, dtype, cpu = method.dtype.itemsize, method.lora, method.dtype, method.device == "cpu"
+    parameters, head = count_parameters(config), config.vocab_size * config.hidden_size
     trained = parameters if lora is None else count_adapter(config, lora)
-    # Adapters are float32 or wider whatever the base; AdamW's two moments have the dtype of what they belong to.
-    each = size if lora is None else torch.promote_types(dtype, torch.float32).itemsize
     layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * micro_batch_tokens
-    chunk = loss.CHUNK_BYTES if device == "cuda" else loss.CHUNK_ELEMENTS * size
-    activations = activation_bytes(config, lora, dtype, micro_batch_tokens, activation_checkpointing)
-    temporaries = max(layer, min(chunk, micro_batch_tokens * config.vocab_size * size))
+    chunk = loss.CHUNK_ELEMENTS * size if cpu else loss.CHUNK_BYTES
+    chunk = min(chunk, micro_batch_tokens * config.vocab_size * size)
+    narrow = size < method.wide
+    if lora is None:  # the head's gradient, as the loss sums it, multiplied, and in the weights' dtype
+        chunk = max(chunk + head * method.wide, head * (2 * method.wide + size * narrow))
+    activations = activation_bytes(config, lora, dtype, micro_batch_tokens, method.activation_checkpointing)
+    temporaries = max(layer, chunk)
     return MemoryPlan(
         parameters=parameters,
         trained=trained,
         micro_batch_tokens=micro_batch_tokens,
-        weights=parameters * size + (0 if lora is None else trained * each),
-        gradients=trained * each,
-        optimizer=2 * trained * each,
+        weights=parameters * size + (0 if lora is None else trained * method.wide),
+        masters=trained * method.wide if lora is None and narrow and method.weight_update == "master" else 0,
+        gradients=trained * method.wide,
+        optimizer=2 * trained * method.wide,
         activations=activations,
         temporaries=temporaries,
-        fragments=round(FRAGMENTS * (activations + temporaries)) if device == "cpu" else 0,
-        process=_resident() if device == "cpu" else 0,
+        fragments=round(FRAGMENTS * (activations + temporaries)) if cpu else 0,
+        process=_resident() if cpu else 0,
     )
 
 
-def choose_micro_batch_tokens(
-    config: DecoderConfig, lora: LoraConfig | None, dtype: torch.dtype, device: str, activation_checkpointing: bool,
-    longest: int, free: int | None = None,
-) -> int:  # fmt: skip
+def choose_micro_batch_tokens(config: DecoderConfig, method: Method, longest: int, free: int | None = None) -> int:
     """The largest micro-batch in tokens that fits the free memory, a multiple of 256 up to where larger ones are no
     faster; at least the longest example. Raises UserError where not even that fits."""
-    free = free_memory(device) if free is None else free
+    free = free_memory(method.device) if free is None else free
 
     def fits(tokens: int) -> bool:
-        plan = plan_memory(config, lora, dtype, tokens, device, activation_checkpointing)
+        plan = plan_memory(config, method, tokens)
         return plan.peak - plan.process <= SHARE * free
 
     if not fits(longest):
-        plan = plan_memory(config, lora, dtype, longest, device, activation_checkpointing)
         shorter: Words = ("lower ", Setting("max_length"))
-        remedy = shorter if activation_checkpointing else ("set ", *_BLOCK, ", or ", *shorter)
-        raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {plan}", remedy)
-    most = max(longest, MOST[device])
+        remedy = shorter if method.activation_checkpointing else ("set ", *_BLOCK, ", or ", *shorter)
+        needed = plan_memory(config, method, longest)
+        raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {needed}", remedy)
+    most = max(longest, MOST[method.device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
 
 
@@ -191,8 +206,9 @@ def explain_oom(plan: MemoryPlan) -> Iterator[None]:
     """Turn torch's out-of-memory error into a UserError with the plan and the settings to change."""
     try:
         yield
-    except RuntimeError as error:
-        if not (isinstance(error, torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)):
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
+        if not known and not any(words in str(error) for words in ("can't allocate memory", "unable to mmap")):
             raise
         remedy = ("lower ", Setting("micro_batch_tokens"), " (the result stays the same) or set ", *_BLOCK)
         raise UserError(f"out of memory: the plan was {plan}", remedy) from None

@@ -23,7 +23,7 @@ from ptst.text.encode import Example
 from ptst.text.templates import find_template, load_template
 from ptst.training import memory, recipes
 from ptst.training.config import TrainConfig
-from ptst.training.memory import MemoryPlan
+from ptst.training.memory import MemoryPlan, Method
 from ptst.training.parallel import ALONE, World
 from ptst.training.trainer import TrainerConfig
 
@@ -103,16 +103,16 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    lengths, block = [len(e.ids) for e in mixture.examples], config.activation_checkpointing == "block"
+    block = config.activation_checkpointing == "block"
+    method, lengths = Method(lora, dtype, device, block, config.weight_update), [len(e.ids) for e in mixture.examples]
     if config.micro_batch_tokens != "auto":
         micro_batch_tokens = config.micro_batch_tokens
     elif micro_batch_tokens is None:
-        longest = max(lengths, default=1)
-        micro_batch_tokens = memory.choose_micro_batch_tokens(shape, lora, dtype, device, block, longest)
+        micro_batch_tokens = memory.choose_micro_batch_tokens(shape, method, max(lengths, default=1))
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
-    planned = memory.plan_memory(shape, lora, dtype, micro_batch_tokens, device, block)
+    planned = memory.plan_memory(shape, method, micro_batch_tokens)
     tokens = sum(lengths[i] for step in steps for i in step.examples)
     planned = dataclasses.replace(planned, steps=len(steps), tokens=tokens)
     folders = epoch_folders(config, steps)

@@ -13,6 +13,7 @@ from ptst.model.config import TARGETS, DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
 from ptst.training import memory
+from ptst.training.memory import Method
 
 CONFIG = DecoderConfig(
     vocab_size=60, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -69,21 +70,23 @@ def test_counts():
 def test_llama_2_7b_fits_where_the_survey_says():
     """Published sizes: 6.74e9 parameters; r 16 on all linears is 40.0e6."""
     llama = DecoderConfig(32000, 4096, 11008, 32, 32, 32, 128, 1e-5, 1e4, None, 4096, None, False)
-    plan = memory.plan_memory(llama, LoraConfig(16, targets=TARGETS), torch.bfloat16, 4096, "cuda")
+    plan = memory.plan_memory(llama, Method(LoraConfig(16, targets=TARGETS), torch.bfloat16, "cuda"), 4096)
     assert plan.parameters == 6_738_415_616
     assert plan.trained == 39_976_960
     assert 26e9 < plan.peak < 30e9
-    full = memory.plan_memory(llama, None, torch.bfloat16, 4096, "cuda")
-    assert full.optimizer == 4 * full.parameters
-    block = memory.plan_memory(llama, LoraConfig(16), torch.bfloat16, 4096, "cuda", activation_checkpointing=True)
+    full = memory.plan_memory(llama, Method(None, torch.bfloat16, "cuda"), 4096)
+    assert (full.optimizer, full.masters, full.gradients) == tuple(n * full.parameters for n in (8, 4, 4))
+    stochastic = memory.plan_memory(llama, Method(None, torch.bfloat16, "cuda", weight_update="stochastic"), 4096)
+    assert full.peak - stochastic.peak == 4 * full.parameters
+    block = memory.plan_memory(llama, Method(LoraConfig(16), torch.bfloat16, "cuda", True), 4096)
     assert block.activations < 0.15 * plan.activations
 
 
 def test_auto_takes_the_most_that_fits():
-    ask = (CONFIG, LoraConfig(3), torch.float32, "cpu", False)
+    ask = (CONFIG, Method(LoraConfig(3), torch.float32))
 
     def need(tokens: int) -> int:
-        plan = memory.plan_memory(CONFIG, LoraConfig(3), torch.float32, tokens, "cpu")
+        plan = memory.plan_memory(*ask, tokens)
         return plan.peak - plan.process
 
     free = round(need(1000) / memory.SHARE)
@@ -97,7 +100,7 @@ def test_auto_takes_the_most_that_fits():
 
 
 def test_out_of_memory_is_told_in_one_sentence():
-    plan = memory.plan_memory(CONFIG, LoraConfig(3), torch.float32, 256, "cpu")
+    plan = memory.plan_memory(CONFIG, Method(LoraConfig(3), torch.float32), 256)
     words = r"out of memory: the plan was .* of 256 tokens: .* lower micro_batch_tokens"
     with pytest.raises(ValueError, match=words), memory.explain_oom(plan):
         torch.empty(1 << 60, dtype=torch.uint8)
