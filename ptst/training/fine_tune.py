@@ -82,7 +82,8 @@ class _Session:
             parameters = dict(decoder.requires_grad_(True).named_parameters())
         else:
             parameters = add_lora(decoder, plan.lora, config.seed)
-        say(f"training {sum(p.numel() for p in parameters.values()):,} parameters, run folder {out}")
+        update = f" with float32 masters" * bool(plan.memory.masters)
+        say(f"training {sum(p.numel() for p in parameters.values()):,} parameters{update}, run folder {out}")
         self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world)
         conversations = mixture.source.conversations
         self.trainer.name_example = lambda i: conversations[mixture.examples[i].row].source
