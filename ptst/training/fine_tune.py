@@ -82,7 +82,7 @@ class _Session:
             parameters = dict(decoder.requires_grad_(True).named_parameters())
         else:
             parameters = add_lora(decoder, plan.lora, config.seed)
-        update = f" with float32 masters" * bool(plan.memory.masters)
+        update = " with float32 masters" * bool(plan.memory.masters)
         say(f"training {sum(p.numel() for p in parameters.values()):,} parameters{update}, run folder {out}")
         self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world)
         conversations = mixture.source.conversations
