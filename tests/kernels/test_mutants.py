@@ -79,7 +79,7 @@ def test_killed(mutant, tmp_path):
     path.write_text(text.replace(before, after))
     own = sorted(ROOT.glob(f"tests/kernels/test_{file.removesuffix('.py')}*.py"))
     tests = [str(path.relative_to(ROOT)) for path in own] or ["tests/kernels/test_triton.py"]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests]
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 1, done.stdout[-2000:]
