@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ptst.errors import Setting, UserError
+from ptst.fingerprints import weights_fingerprint
 from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
@@ -20,7 +21,6 @@ from ptst.records import (
     latest_run,
     read_finished,
     record_kind,
-    weights_fingerprint,
 )
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import Template, find_template, with_default_system_prompt
@@ -109,7 +109,7 @@ def open_model(
 
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
     """Raise UserError for an adapter of other weights than those in `folder`."""
-    if not run.full and run.weights != weights_fingerprint(folder):
+    if not run.full and not weights_fingerprint(folder).matches(run.weights):
         cause = f"the adapter in {checkpoint} was trained on other weights than {folder} holds now"
         raise UserError(cause, "put those back, or train again")
 

@@ -6,7 +6,6 @@ same is declared on them (SAME, GROWING), as on the settings (`ptst.settings`: N
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import platform
@@ -27,6 +26,7 @@ VERSION = 2  # of the format; 1 had no number
 FILE = "run.json"
 CHECKPOINTS = Path("checkpoints")
 SAME = {"identity": "same"}  # two runs that differ in this field are different runs
+KNOWN = {"identity": "known"}  # the same, but earlier versions did not record it (None)
 GROWING = {"identity": "growing"}  # a dict to which later commands may add, and whose entries stay as they are
 _OLD = "evaluate it with that version, or train again"
 _PACKAGES = ("torch", "tokenizers", "sentencepiece", "safetensors", "numpy")
@@ -157,7 +157,7 @@ def read_record(folder: Path, kind: type[Record]) -> Record:
     if not path.exists():
         raise UserError(f"{folder} is not a run folder (it has no {FILE})", f"give one made by ptst.{kind.kind}")
     values = read_json(path)
-    if not isinstance(values, dict) or "kind" not in values:
+    if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
         raise UserError("is not the record of a run", f"give a folder made by ptst.{kind.kind}", path)
     if values["kind"] != kind.kind:
         raise UserError(f"is the record of ptst.{values['kind']}, not of ptst.{kind.kind}", where=path)
@@ -173,17 +173,19 @@ def find_record(folder: Path | None, kind: type[Record]) -> Record | None:
 
 
 def record_kind(folder: Path) -> str | None:
-    """Of which command the record in a folder is; None where there is none."""
+    """Of which command the record in a folder is; None where there is none. Raises UserError as `read_json`."""
     values = read_json(folder / FILE) if (folder / FILE).exists() else None
     return str(values.get("kind")) if isinstance(values, dict) else None
 
 
 def read_json(path: Path, remedy: str = "the run is damaged") -> Any:
-    """The value in a JSON file of a run. Raises UserError for a damaged one."""
+    """The value in a JSON file of a run. Raises UserError for one that is damaged or cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8, and numbers that are too long
         raise UserError(f"is not valid JSON ({error})", remedy, path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror})", "check the file", path) from None
 
 
 def read_finished(folder: Path) -> TrainRecord:
@@ -236,16 +238,3 @@ def absolute(name: str) -> str:
 def plain(value: Any) -> Any:
     """As JSON has it."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """sha256 over a model's files: names, sizes, and 4 KiB of every MiB. Cheap for any size, and weights of the same
-    shapes but other values have another one."""
-    digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("config.json")]):
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-        with open(path, "rb") as file:
-            while block := file.read(4096):
-                digest.update(block)
-                file.seek(2**20 - len(block), os.SEEK_CUR)
-    return digest.hexdigest()

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Generic
 
 from ptst.errors import Setting, UserError
+from ptst.fingerprints import Fingerprint
 from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain
-from ptst.settings import CommandSettings
+from ptst.settings import CommandSettings, to_json
 from ptst.storage import exclusive_lock, lock, remove_partial_files, sync
 
 
@@ -26,7 +27,11 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
         was, now = getattr(old, f.name), getattr(new, f.name)
         if f.metadata.get("identity") == "growing":
             was, now = ({k: v for k, v in d.items() if k in was and k in now} for d in (was, now))
+        elif f.metadata.get("identity") == "known":
+            was = now if was is None else was
         elif f.metadata.get("identity") != "same":
+            continue
+        if isinstance(now, Fingerprint) and now.matches(was):
             continue
         if leaves := _leaves(f.name, was, now):
             found += [(leaf,) for leaf in leaves]
@@ -53,20 +58,34 @@ def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
     if found := differences(old, new):
         words = [part for difference in found for part in ("; ", *difference)][1:]
         what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} ptst.{new.kind} run of "
-        raise UserError((what, "other settings: ", *words), ("give those, or another ", Setting("out")))
+        # What no setting names is the content of files.
+        named = any(isinstance(part, Setting) for part in words)
+        remedy = "give those, or another " if named else "put those back, or give another "
+        raise UserError((what, "other settings: ", *words), (remedy, Setting("out")))
 
 
 def _changed(config: Any, old: Mapping, new: Mapping, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
     """(name, effect, record's field, change in words) of every setting that differs, those of groups as `train.lr`. The
-    name of what is in a group is all that the record knows of its content."""
+    name of what is in a group is all that the record knows of its content. A setting that the old record lacks did not
+    exist then: it had today's default."""
     own = {f.name for f in dataclasses.fields(CommandSettings)}
     for f in dataclasses.fields(config) if config is not None else ():
-        was, now, effect = old.get(f.name), new.get(f.name), f.metadata.get("effect", "")
-        if dataclasses.is_dataclass(group := getattr(config, f.name)):
+        was, now = (values.get(f.name, _default(f)) for values in (old, new))
+        effect = f.metadata.get("effect", "")
+        group = getattr(config, f.name)
+        if dataclasses.is_dataclass(group) and (was is None or isinstance(was, Mapping)):
             yield from _changed(group, was or {}, now or {}, f"{f.name}.")
         elif was != now and (f.name not in own or prefix):
             change = f" was {was}, now {now}"
             yield f"{prefix}{f.name}", effect, "" if prefix else f.metadata.get("of", ""), change
+
+
+def _default(f: dataclasses.Field) -> Any:
+    """A setting's default, as a record has it."""
+    value = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+    if dataclasses.is_dataclass(value) or value is dataclasses.MISSING:
+        return None
+    return to_json(value)
 
 
 def _leaves(name: str, was: Any, now: Any) -> list[str]:

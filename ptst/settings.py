@@ -122,14 +122,15 @@ def with_recipes(
 def to_dict(config: Any) -> dict[str, Any]:
     """All settings as JSON values, paths as text; how a command was asked to print is left out."""
     own = {f.name for f in dataclasses.fields(CommandSettings)}
-    return {k: _plain(v) for k, v in dataclasses.asdict(config).items() if k not in own}
+    return {k: to_json(v) for k, v in dataclasses.asdict(config).items() if k not in own}
 
 
-def _plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
+    """A setting's value as JSON has it."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: to_json(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
+        return [to_json(v) for v in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -48,6 +48,12 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def cache_home() -> Path:
+    """The user's folder for what ptst keeps between runs: `$PTST_HOME`, by default `~/.cache/ptst`."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ptst")
+    return Path(os.environ.get("PTST_HOME") or cache).expanduser().absolute()
+
+
 def remove_partial_files(folder: Path) -> None:
     """Remove the half-written files that a kill left."""
     for path in folder.glob(".*.partial"):

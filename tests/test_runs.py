@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,6 +126,59 @@ def test_what_makes_two_runs_the_same(tmp_path, monkeypatch):
         runs.check_same(tmp_path, old, a_record(TrainConfig(lr=1.0)))
     told = caught.value.tell(lambda setting: f"--{setting}")
     assert "--lr was 0.0005" in told and "another --out" in told
+
+
+def test_a_setting_that_an_old_record_lacks_had_todays_default():
+    old = a_record()
+    del old.settings["lr"], old.settings["target_modules"]
+    assert not runs.differences(old, a_record())
+    assert words(runs.differences(old, a_record(TrainConfig(lr=1.0)))) == ["lr was 0.0005, now 1.0"]
+    shared = SharedRecord(config=SharedConfig(), templates={}, environment={})
+    del shared.settings["train"]
+    other = SharedConfig(train=TrainConfig(lr=1.0))
+    assert not runs.differences(shared, SharedRecord(config=SharedConfig(), templates={}, environment={}))
+    changed = runs.differences(shared, SharedRecord(config=other, templates={}, environment={}))
+    assert words(changed) == ["train.lr was 0.0005, now 1.0"]
+
+
+WRONG = (None, "x", 0.5, [1], {"a": 1})
+
+
+@pytest.mark.parametrize("text", ["[]", "null", '"x"', "1", "{", "", "[" * 100_000, "1" * 5000, "\x00", '{"kind": []}'])
+def test_a_file_that_is_no_record_is_one_sentence(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(UserError, match=r"run.json: is not (the record of a run|valid JSON)"):
+        read_record(tmp_path, TrainRecord)
+    with pytest.raises(UserError, match=r"is not (valid JSON|an empty folder)"), runs.claim(tmp_path, a_record()):
+        pass
+    assert (tmp_path / "run.json").read_text() == text
+
+
+@pytest.mark.parametrize("value", WRONG, ids=repr)
+def test_a_value_of_any_wrong_type_is_no_traceback(tmp_path, value):
+    """At every place of a record: it is refused, or it makes another run, or it has no effect."""
+    losses = LossRecord(before=1.0, after=2.0, examples=3)
+    train = a_record(status="finished", mix=(data(),), validation_loss=losses)
+    for record in (train, SharedRecord(config=SharedConfig(), templates={"a": "1"}, environment={"versions": {}})):
+        whole = json.dumps(record.to_json())
+        for place in places(json.loads(whole)):
+            owner = damaged = json.loads(whole)
+            for key in place[:-1]:
+                owner = owner[key]
+            owner[place[-1]] = value
+            (tmp_path / "run.json").write_text(json.dumps(damaged))
+            with suppress(UserError):
+                old = read_record(tmp_path, type(record))
+                runs.check_same(tmp_path, old, record)
+                runs.rounding(old, record)
+
+
+def places(value: Any, above: tuple = ()) -> list[tuple]:
+    found = []
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in pairs:
+        found += [(*above, key), *places(inner, (*above, key))]
+    return found
 
 
 def test_paths_in_a_record_hold_from_another_folder(tmp_path, monkeypatch):

@@ -15,10 +15,11 @@ from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.measure import check_room, evaluate_model, find_tools
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
+from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model
 from ptst.progress import say
-from ptst.records import CHECKPOINTS, SAME, RunRecord, environment, weights_fingerprint
+from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, environment
 from ptst.runs import claim
 from ptst.storage import write_json
 from ptst.text.templates import Family, Template, find_template, load_template
@@ -48,6 +49,7 @@ class EvalRecord(RunRecord):
     weights: str = field(metadata=SAME)
     run: str | None
     run_weights: str | None = field(metadata=SAME)
+    tokenizer: str | None = field(default=None, metadata=KNOWN)
     template: Template = field(metadata=SAME)
     family: Family = field(metadata=SAME)
     chat_format: str = field(metadata=SAME)
@@ -192,6 +194,7 @@ def _record(p: Plan) -> EvalRecord:
         weights=weights_fingerprint(model.folder),
         run=str(checkpoint.resolve()) if checkpoint else None,
         run_weights=weights_fingerprint(checkpoint) if checkpoint else None,
+        tokenizer=tokenizer_fingerprint(model.folder),
         template=model.prompt_format.template,
         family=model.prompt_format.family,
         chat_format=model.prompt_format.chat_format.name,

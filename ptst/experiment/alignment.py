@@ -36,6 +36,7 @@ from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.plan import digest
+from ptst.fingerprints import weights_fingerprint
 from ptst.generation.request import Answer, Sampling, Statistics
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
@@ -43,7 +44,7 @@ from ptst.model.lora import add_lora, merge_lora
 from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
-from ptst.records import SAME, RunRecord, find_record, weights_fingerprint
+from ptst.records import SAME, RunRecord, find_record
 from ptst.runs import check_same, claim
 from ptst.settings import EngineSettings
 from ptst.text.encode import Example, cut

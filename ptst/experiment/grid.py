@@ -28,10 +28,11 @@ from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
+from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import FILE, GROWING, SAME, RunRecord, TrainRecord, find_record, weights_fingerprint
+from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
@@ -48,6 +49,7 @@ class GridRecord(RunRecord):
     chat_format: str = field(metadata=SAME)
     family: str = field(metadata=SAME)
     dtype: str = field(metadata=SAME)
+    tokenizer: str | None = field(default=None, metadata=KNOWN)
     templates: dict[str, Template] = field(metadata=GROWING)
     sources: dict[str, str] = field(metadata=GROWING)
     tests: dict[str, str] = field(metadata=GROWING)
@@ -194,6 +196,7 @@ class Grid:
             environment=records.environment(),
             model=self.config.model,
             weights=weights_fingerprint(folder),
+            tokenizer=tokenizer_fingerprint(folder),
             chat_format=self.base.prompt_format.chat_format.name,
             family=self.base.prompt_format.family.name,
             dtype=str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),

@@ -17,10 +17,11 @@ from ptst.experiment.grid import Grid, GridRecord, check_grid
 from ptst.experiment.plan import check_distinct, slug
 from ptst.experiment.summary import summarize
 from ptst.experiment.workers import work
+from ptst.fingerprints import weights_fingerprint
 from ptst.hub.locate import locate_model
 from ptst.hub.wheel import model_folder
 from ptst.progress import say
-from ptst.records import CHECKPOINTS, find_record, weights_fingerprint
+from ptst.records import CHECKPOINTS, find_record
 from ptst.runs import differences, merged, share
 from ptst.settings import EMBEDDED_MODEL
 from ptst.storage import lock, write_atomically, write_json
@@ -97,7 +98,8 @@ def _aligned(config: GridConfig) -> Path:
         record = find_record(out, AlignRecord)
         asked = AlignConfig(model=config.model, out=out)
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
-        if record and (record.status, record.weights, record.data) == ("finished", weights, fingerprint()):
+        same = record is not None and weights.matches(record.weights) and record.data == fingerprint()
+        if record and same and record.status == "finished":
             if other := differences(record, replace(record, config=asked)):
                 words = "; ".join("".join(difference) for difference in other)
                 say(f"note: {out} was aligned with other settings than the recipe's: {words}")

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColu
 
 from ptst.errors import UserError, Words
 from ptst.progress import console, say
-from ptst.storage import lock
+from ptst.storage import cache_home, lock
 
 MANIFEST = ".ptst-manifest.json"
 
@@ -62,8 +62,7 @@ def model_folder(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     here = Path(checkpoints) / name
     if here.is_dir():
         return here
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ptst")
-    return Path(os.environ.get("PTST_HOME") or cache).expanduser().absolute() / name
+    return cache_home() / name
 
 
 def ensure_folder(folder: Path, wheel: Wheel, layout: int, make: Make) -> Path:

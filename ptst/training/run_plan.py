@@ -14,11 +14,12 @@ from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, pars
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
+from ptst.fingerprints import weights_fingerprint
 from ptst.model.config import LoraConfig
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import DataRecord, TrainRecord, absolute, weights_fingerprint
+from ptst.records import DataRecord, TrainRecord, absolute
 from ptst.text.encode import Example
 from ptst.text.templates import find_template, load_template
 from ptst.training import memory, recipes
