@@ -56,6 +56,11 @@ def tokenizer_fingerprint(folder: Path) -> str:
     return _fingerprint(folder, TOKENIZER)
 
 
+def combined(*parts: str | None) -> str:
+    """One fingerprint of several, in order."""
+    return f"xxh3:{xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())}"
+
+
 def sampled_fingerprint(folder: Path) -> str:
     """The fingerprint in records of format 2 before every byte was read: names, sizes, and 4 KiB of every MiB."""
     digest = hashlib.sha256()

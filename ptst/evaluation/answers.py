@@ -1,8 +1,8 @@
 """A model's answers to prompts, kept on disk as they are made.
 
-Every finished answer is a line of a JSONL file before the next step begins, under a key made of all that it depends on:
-the prompt's ids, the sampling, its number. An evaluation that was killed reads the file and generates only what is
-missing; an incomplete last line is dropped.
+Every finished answer is a line of a JSONL file before the next step begins, with all that it depends on (the model, the
+prompt's ids and number, the sampling) and a checksum. An evaluation that was killed reads the file and generates only
+what is missing. An incomplete last line is dropped; any other that does not belong is refused.
 """
 
 import hashlib
@@ -10,9 +10,10 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from ptst.errors import UserError
 from ptst.evaluation.tasks.task import Prompt
@@ -28,40 +29,94 @@ from ptst.text.prompt_format import PromptFormat
 Pending = dict[str | int, tuple[str | None, int]]  # request id -> (adapter, number of the prompt)
 
 
+_AGAIN = "delete the file to generate its answers again"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What answers depend on: the prompts' ids, the sampling, and a fingerprint of the model ("" where it has none)."""
+
+    ids: Sequence[list[int]]
+    sampling: Sampling
+    model: str = ""
+
+    @classmethod
+    def of(cls, prompts: Sequence[Prompt], prompt_format: PromptFormat, sampling: Sampling, model: str = "") -> "Asked":
+        """What is asked with those of `prompts` that are answered."""
+        return cls([p.encode(prompt_format).ids for p in prompts if p.kind == "generate"], sampling, model)
+
+    def key(self, number: int, seed: int | None = None) -> str:
+        """Of the answer to prompt `number`, drawn with this seed (None: that of the sampling)."""
+        sampling = self.sampling if seed is None else replace(self.sampling, seed=seed)
+        digest = hashlib.sha256(array("q", self.ids[number]).tobytes())
+        digest.update(repr((number, sampling)).encode())
+        return digest.hexdigest()[:32]
+
+    def check(self, row: Mapping[str, Any], where: str) -> None:
+        """Raise UserError for an answer of another model, to another prompt, or with other sampling."""
+        if row["model"] != self.model:
+            cause = f"is an answer of other weights ({row['model'] or 'none'}) than those measured now ({self.model})"
+            raise UserError(cause, f"put those back, or {_AGAIN}", where)
+        if not 0 <= row["prompt"] < len(self.ids) or row["key"] != self.key(row["prompt"], row["seed"]):
+            raise UserError("is an answer to another prompt, or drawn with other settings", _AGAIN, where)
+
+
 class AnswerFile:
     """Answers by key, in memory only where there is no path. Raises UserError for a line, other than an incomplete last
-    one, that is not an answer."""
+    one, that is not an answer to what is asked."""
 
-    def __init__(self, path: Path | None):
-        self.path = path
+    def __init__(self, path: Path | None, asked: Asked):
+        self.path, self.asked = path, asked
         self.known: dict[str, Answer] = {}
         raw = path.read_bytes() if path and path.exists() else b""
         whole = raw[: raw.rfind(b"\n") + 1]
         if path and whole != raw:
             os.truncate(path, len(whole))
         # Not splitlines: an answer may contain other line separators, which JSON does not escape.
-        for number, line in enumerate(whole.decode().split("\n")[:-1], 1):
-            try:
-                row = json.loads(line)
-                key = row.pop("key")
-                self.known[key] = Answer(**row)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                where = f"{path}:{number}"
-                raise UserError("is not a valid record", "delete the line to regenerate it", where) from None
+        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
+            row = _read_row(line, where := f"{path}:{number}")
+            asked.check(row, where)
+            self.known[row["key"]] = Answer(row["token_ids"], row["text"], row["finish_reason"])
 
-    def add(self, key: str, answer: Answer) -> None:
+    def find(self, number: int) -> Answer | None:
+        """The answer to a prompt, if there is one."""
+        return self.known.get(self.asked.key(number))
+
+    def add(self, number: int, answer: Answer) -> None:
         """Keep an answer; the operating system has it when this returns."""
-        row = {"key": key, "token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
+        asked, key = self.asked, self.asked.key(number)
+        row = {"key": key, "model": asked.model, "prompt": number, "seed": asked.sampling.seed}
+        row |= {"token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
         if self.path:
-            append_jsonl(self.path, row)
+            append_jsonl(self.path, {**row, "check": _checksum(row)})
         self.known[key] = answer
+
+
+def _read_row(line: bytes, where: str) -> dict[str, Any]:
+    """A line as it was written. Raises UserError for any other."""
+    try:
+        row = json.loads(line)
+        if row.keys() == {"key", "token_ids", "text", "finish_reason"}:
+            raise UserError("was written by an earlier version of ptst, which kept no fingerprints", _AGAIN, where)
+        if row.pop("check") == _checksum(row):
+            return row
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    raise UserError("is not a valid record", "delete the line to regenerate it", where)
+
+
+def _checksum(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class Answerer:
     """A model under a template. `on_progress(number of answers, statistics)` is called with those on disk, and after
     every decoding step. `adapter`: the one of `adapters` that answers (None: the decoder alone). `other_files`: other
-    adapters that answer the same prompts in the same batches, each into its file."""
+    adapters that answer the same prompts in the same batches, each into its file. `models`: by adapter, a
+    fingerprint of all that its answers depend on besides prompt and sampling."""
 
     decoder: Decoder
     prompt_format: PromptFormat
@@ -70,6 +125,7 @@ class Answerer:
     adapter: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     other_files: Mapping[str | None, Path] = field(default_factory=dict)
+    models: Mapping[str | None, str] = field(default_factory=dict)
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None = None) -> list[Answer]:
         """An answer for each prompt, in order; generated ones that the file at `path` has are taken from there.
@@ -104,27 +160,29 @@ class Answerer:
 
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None) -> list[Answer]:
         ids = [p.encode(self.prompt_format).ids for p in prompts]
-        keys = [_key(number, prompt, sampling) for number, prompt in enumerate(ids)]
-        files = {adapter: AnswerFile(file) for adapter, file in {self.adapter: path, **self.other_files}.items()}
+        files = {
+            adapter: AnswerFile(file, Asked(ids, sampling, self.models.get(adapter, "")))
+            for adapter, file in {self.adapter: path, **self.other_files}.items()
+        }
         pending: Pending = {
             i if adapter is None else f"{adapter}:{i}": (adapter, i)
             for adapter, file in files.items()
-            for i, key in enumerate(keys)
-            if key not in file.known
+            for i in range(len(ids))
+            if file.find(i) is None
         }
         failed: list[str] = []
 
         def on_done(name: str | int, answer: Answer) -> None:
             adapter, number = pending[name]
             if answer.error is None:
-                files[adapter].add(keys[number], answer)
+                files[adapter].add(number, answer)
                 del pending[name]
             elif adapter == self.adapter:  # other adapters' failed answers are generated again in their turn
                 failed.append(f"{prompts[number].conversation.where}{answer.error}")
             on_step(engine.statistics)
 
         def on_step(statistics: Statistics) -> None:
-            self.on_progress(len(files) * len(keys) - len(pending), statistics)
+            self.on_progress(len(files) * len(ids) - len(pending), statistics)
 
         if pending:
             engine, requests = self._start(pending, prompts, ids, sampling)
@@ -132,7 +190,8 @@ class Answerer:
             engine.run(requests, on_done, on_step=on_step)
         if failed:
             raise UserError(f"{len(failed)} of {len(prompts)} answers failed, the first: {failed[0]}")
-        return [files[self.adapter].known[key] for key in keys]
+        own = files[self.adapter]
+        return [own.known[own.asked.key(i)] for i in range(len(ids))]
 
     def _start(
         self, pending: Pending, prompts: Sequence[Prompt], ids: Sequence[list[int]], sampling: Sampling
@@ -158,9 +217,3 @@ class Answerer:
                 error.where = ": ".join(filter(None, (source, error.where)))
                 raise
         return engine, requests
-
-
-def _key(number: int, prompt: list[int], sampling: Sampling) -> str:
-    digest = hashlib.sha256(array("q", prompt).tobytes())
-    digest.update(repr((number, sampling)).encode())
-    return digest.hexdigest()[:32]

@@ -15,7 +15,7 @@ from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.measure import check_room, evaluate_model, find_tools
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
-from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model
 from ptst.progress import say
@@ -154,7 +154,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
         say(f"{'resuming the unfinished evaluation in' if run.resumed else 'answers go to'} {run.folder}")
         (run.folder / "answers").mkdir(exist_ok=True)
         try:
-            result = _measure(p, run.folder)
+            result = _measure(p, run.folder, run.record)
         except (KeyboardInterrupt, OSError, UserError):
             say(f"the answers so far are kept in {run.folder}; the same command resumes from there")
             raise
@@ -163,7 +163,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
     return result
 
 
-def _measure(p: Plan, out: Path) -> EvalResult:
+def _measure(p: Plan, out: Path, record: EvalRecord) -> EvalResult:
     """Measure the base model, unless a run is measured without it, then the run."""
     names = [BASE] if p.config.baseline or not p.model.checkpoint else []
     names += [TUNED] if p.model.checkpoint else []
@@ -175,7 +175,9 @@ def _measure(p: Plan, out: Path) -> EvalResult:
             decoder = p.model.load_base(p.dtype, p.device)
         else:
             decoder = p.model.load(p.dtype, p.device, decoder)
-        answerer = Answerer(decoder, p.model.prompt_format, p.config)
+        own = record.run_weights if name == TUNED else None
+        model = combined(record.weights, own, record.tokenizer, record.dtype)
+        answerer = Answerer(decoder, p.model.prompt_format, p.config, models={None: model})
         results[name], errors = evaluate_model(name, answerer, p.tasks, p.config, p.tools, out, p.config.decode_seeds)
         failed += errors
     if failed:

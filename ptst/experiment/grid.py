@@ -8,6 +8,7 @@
 A run or cell is finished when its last file, which is written atomically, exists.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +29,7 @@ from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
+from ptst.fingerprints import Fingerprint, tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
@@ -37,6 +38,8 @@ from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 from ptst.training.run_plan import epoch_folders
+
+_AGAIN = "remove it, and the cell is measured again"
 
 
 @dataclass(kw_only=True)
@@ -143,12 +146,30 @@ class Grid:
         return self.cell_file(cell, "json").exists()
 
     def cell_figures(self, cell: GridCell) -> dict[str, Any]:
-        """Results and time of a finished cell. Raises UserError for a damaged file."""
-        return records.read_json(self.cell_file(cell, "json"), "delete it, and the cell is measured again")
+        """Results and time of a finished cell. Raises UserError for a file that is damaged, or another cell's."""
+        path = self.cell_file(cell, "json")
+        figures = records.read_json(path, _AGAIN)
+        if not isinstance(figures, dict) or any(figures.get(k, self) != v for k, v in cell.identity.items()):
+            raise UserError("is not the file of this cell", _AGAIN, path)
+        result, spent = figures.get("result"), figures.get("time")
+        numbers = all(isinstance(v, (int, float, dict)) for v in result.values()) if isinstance(result, dict) else False
+        if not numbers or not isinstance(spent, dict) or not isinstance(spent.get("seconds"), (int, float)):
+            raise UserError("is damaged: it has no result, or no time", _AGAIN, path)
+        return figures
 
     def cell_rows(self, cell: GridCell) -> list[dict[str, Any]]:
-        """The judged answers of a finished cell."""
-        return [json.loads(line) for line in self.cell_file(cell, "rows.jsonl").read_text("utf-8").split("\n")[:-1]]
+        """The judged answers of a finished cell. Raises UserError for a file that is damaged, or another cell's."""
+        path, figures = self.cell_file(cell, "rows.jsonl"), self.cell_file(cell, "json")
+        again = f"remove {figures}, and the cell is measured again"
+        try:
+            raw = path.read_bytes()
+            rows = [json.loads(line) for line in raw.split(b"\n")[:-1]]
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"cannot be read ({error})", again, path) from None
+        checksum = self.cell_figures(cell).get("rows")  # of an earlier version: None
+        if checksum not in (None, rows_checksum(raw)) or not all(isinstance(row, dict) for row in rows):
+            raise UserError("does not hold the rows that the cell was measured with", again, path)
+        return rows
 
     @cached_property
     def opened(self) -> dict[str, OpenModel]:
@@ -164,6 +185,15 @@ class Grid:
     @property
     def base(self) -> OpenModel:
         return next(iter(self.opened.values()))
+
+    @cached_property
+    def base_weights(self) -> Fingerprint:
+        return weights_fingerprint(self.base.folder)
+
+    @cached_property
+    def base_fingerprints(self) -> tuple[str, str]:
+        """Of the base model's weights and of its tokenizer."""
+        return self.base_weights, tokenizer_fingerprint(self.base.folder)
 
     def mixture(self, name: str) -> Mixture:
         """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""
@@ -195,8 +225,8 @@ class Grid:
             config=self.config,
             environment=records.environment(),
             model=self.config.model,
-            weights=weights_fingerprint(folder),
-            tokenizer=tokenizer_fingerprint(folder),
+            weights=self.base_weights,
+            tokenizer=self.base_fingerprints[1],
             chat_format=self.base.prompt_format.chat_format.name,
             family=self.base.prompt_format.family.name,
             dtype=str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
@@ -204,6 +234,11 @@ class Grid:
             sources={name: source.fingerprint for name, source in self.sources.items()},
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
         )
+
+
+def rows_checksum(raw: bytes) -> str:
+    """Of a cell's file of judged answers."""
+    return hashlib.sha256(raw).hexdigest()
 
 
 def check_grid(grid: Grid) -> None:

@@ -8,9 +8,10 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 from ptst.data import prompt_sets
 from ptst.data.sources import Source
@@ -54,6 +55,11 @@ class GridCell:
     model: GridModel
     test: str
     task: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Which cell it is, as its file says."""
+        return {**asdict(self.model), "test": self.test, "task": self.task}
 
     @property
     def name(self) -> str:

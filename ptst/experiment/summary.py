@@ -18,6 +18,7 @@ from ptst.evaluation.statistics import cell as outcomes
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE, GridCell
+from ptst.experiment.provenance import mixed
 
 MEASURE = "the share of harmful requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
@@ -32,7 +33,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
         key = (cell.model.template or BASE, cell.model.epochs, cell.test)
         groups.setdefault(key, {}).setdefault(cell.task, []).append(cell)
     tables = {key: {task: _table(grid, cells) for task, cells in tasks.items()} for key, tasks in groups.items()}
-    found = []
+    found, with_what = [], mixed(grid)
     for (train, epochs, test), by_task in tables.items():
         figures: dict[str, Any] = {}
         for task, by_metric in by_task.items():
@@ -42,7 +43,9 @@ def summarize(grid: Grid) -> dict[str, Any]:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
             figures |= {GAP: gaps} if gaps else {}
         ptst = train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
-        found.append({"train": train, "epochs": epochs, "test": test, "ptst": ptst, "tasks": figures})
+        line = {"train": train, "epochs": epochs, "test": test, "ptst": ptst, "tasks": figures}
+        made = {with_what[cell] for cells in groups[train, epochs, test].values() for cell in cells if with_what}
+        found.append({**line, "made_with": sorted(made)} if made else line)
     sets = {task: data.name for task, (_, data) in grid.tasks.items()}
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
     return {"base": base_name, "sets": sets, "runs": _runs(grid), "cells": found, **contrasts(grid, tables)}
@@ -71,6 +74,10 @@ def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
     results = {c.model.seed: grid.cell_figures(c)["result"] for c in cells}
     rows = {c.model.seed: grid.cell_rows(c) for c in cells}
     by_row = {seed: [task.outcomes(row) for row in of_seed] for seed, of_seed in rows.items()}
+    for cell in cells:
+        if len(by_row[cell.model.seed]) != len(by_row[cells[0].model.seed]):
+            path = grid.cell_file(cell, "rows.jsonl")
+            raise UserError(f"has other rows than {cells[0].name}", f"remove {grid.cell_file(cell, 'json')}", path)
     first_rows, first = next(iter(rows.values())), next(iter(by_row.values()))
     tables: dict[str, Table] = {}
     for name in dict.fromkeys(name for outcome in first for name in outcome):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ _COLUMNS += ("low", "high", "seeds", "prompts", "judged", "unjudged")  # the las
 def to_csv(summary: dict[str, Any]) -> str:
     """One line for every cell, task and metric."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n", extrasaction="ignore")
+    columns = (*_COLUMNS, *["made_with"] * _is_mixed(summary))
+    writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for cell in summary["cells"]:
+        cell = {**cell, "made_with": "; ".join(cell.get("made_with", ()))}
         for task, metrics in cell["tasks"].items():
             for metric, f in metrics.items():
                 if task == GAP:
@@ -54,7 +57,21 @@ def to_markdown(summary: dict[str, Any]) -> str:
     if runs:
         head = "| run | steps | examples | their tokens | trained tokens | validation loss before, after |\n"
         parts.append(head + "|---" * 6 + "|\n" + "\n".join(runs))
+    if _is_mixed(summary):
+        parts.append("The cells were not all made with the same versions and device:")
+        lines = [f"| {name} | {test} | {'; '.join(cell['made_with'])} |" for name, test, cell in _cells(summary)]
+        parts.append("\n".join(["| trained under | tested under | made with |", "|---" * 3 + "|", *lines]))
     return "\n\n".join(parts) + "\n"
+
+
+def _is_mixed(summary: dict[str, Any]) -> bool:
+    return any("made_with" in cell for cell in summary["cells"])
+
+
+def _cells(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    for name, by_test in _matrix(summary).items():
+        for test, cell in by_test.items():
+            yield name, test, cell
 
 
 def _table(summary: dict[str, Any], task: str, metric: Metric) -> str:

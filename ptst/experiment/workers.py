@@ -11,14 +11,17 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ptst.errors import Setting, UserError, settings_group
-from ptst.evaluation.answers import Answerer, AnswerFile
+from ptst.evaluation.answers import Answerer, AnswerFile, Asked
 from ptst.evaluation.measure import find_tools, generates, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
-from ptst.experiment.grid import Grid
+from ptst.experiment.grid import Grid, rows_checksum
 from ptst.experiment.plan import GridCell, GridModel
+from ptst.experiment.provenance import answers_model, made_of, made_with
+from ptst.fingerprints import Fingerprint, weights_fingerprint
 from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
@@ -74,6 +77,7 @@ class Worker:
         self.failed: dict[str, UserError] = {}
         self.loaded: tuple[Path, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
+        self.weights: dict[Path, Fingerprint] = {}  # of the folders that were loaded
 
     def count_finished(self) -> int:
         return sum(map(self.grid.is_trained, self.grid.runs)) + sum(map(self.grid.is_measured, self.grid.cells))
@@ -107,7 +111,7 @@ class Worker:
 
     def _train(self, model: GridModel) -> bool:
         # Training loads its own model: free the memory.
-        self.loaded, self.adapters = None, {}
+        self.loaded, self.adapters, self.weights = None, {}, {}
         vars(self).pop("tools", None)
         gc.collect()
         try:
@@ -147,6 +151,8 @@ class Worker:
     def _measure(self, cells: Sequence[GridCell]) -> None:
         """Measure cells of one test template and one task."""
         cells = [cell for cell in cells if self._has_sound_answers(cell)]
+        for cell in cells:
+            self._weights(cell.model)
         if not cells:
             return
         grid, opened = self.grid, self.grid.opened[cells[0].test]
@@ -159,7 +165,8 @@ class Worker:
                 for cell in cells:
                     self._measure([cell])
             return
-        answerer = Answerer(decoder, opened.prompt_format, grid.config.eval, adapters=adapters)
+        models = {self._adapter(cell): answers_model(grid, self._weights(cell.model)) for cell in cells}
+        answerer = Answerer(decoder, opened.prompt_format, grid.config.eval, adapters=adapters, models=models)
         names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
         generated = generates(task, data)
         total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
@@ -171,7 +178,7 @@ class Worker:
         """Measure cells one after another; generated answers are all made with those of the first."""
         task, data = self.grid.tasks[cells[0].task]
         sampling = sampling_for(self.grid.config.eval, data)
-        adapter_of = {cell: cell.model.name if cell.model.name in answerer.adapters else None for cell in cells}
+        adapter_of = {cell: self._adapter(cell) for cell in cells}
         files = {adapter_of[cell]: self.grid.cell_file(cell, "answers.jsonl") for cell in cells}
         shared = 0.0  # seconds of generating, which the first cell spends for all
         for cell in cells:
@@ -196,15 +203,20 @@ class Worker:
     def _write(self, cell: GridCell, result: TaskResult, seconds: float) -> None:
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
         write_atomically(self.grid.cell_file(cell, "rows.jsonl"), rows.encode())
-        figures = {**dataclasses.asdict(cell.model), "test": cell.test, "task": cell.task, "result": result.to_json()}
+        figures = {**cell.identity, "result": result.to_json(), "rows": rows_checksum(rows.encode())}
+        figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
         write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds}})
 
     def _has_sound_answers(self, cell: GridCell) -> bool:
-        """Whether the answers that an earlier worker kept can be read; if not, the cell alone fails."""
-        path = self.grid.cell_file(cell, "answers.jsonl")
+        """Whether the answers that an earlier worker kept are those of this cell; if not, the cell alone fails."""
+        grid, path = self.grid, self.grid.cell_file(cell, "answers.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            AnswerFile(path)
+            if path.exists():
+                task, data = grid.tasks[cell.task]
+                model = answers_model(grid, self._weights(cell.model))
+                sampling, prompt_format = sampling_for(grid.config.eval, data), grid.opened[cell.test].prompt_format
+                AnswerFile(path, Asked.of(task.prompts(data.items), prompt_format, sampling, model))
         except UserError as error:
             self._fail(cell.name, error)
             return False
@@ -213,6 +225,21 @@ class Worker:
     def _fail(self, name: str, error: UserError) -> None:
         self.failed[name] = error
         say(f"failed: {''.join(_failure(name, error))}")
+
+    @cached_property
+    def made_with(self) -> dict[str, Any]:
+        return made_with()
+
+    def _weights(self, model: GridModel) -> Fingerprint:
+        """Of the model's folder, taken before it is loaded."""
+        folder = self.grid.weights_folder(model)
+        if folder not in self.weights:
+            self.weights[folder] = weights_fingerprint(folder)
+        return self.weights[folder]
+
+    def _adapter(self, cell: GridCell) -> str | None:
+        """The name of the adapter that answers; None where the decoder alone does."""
+        return None if cell.model.is_base or self.grid.config.train.full else cell.model.name
 
     def _decoder(self, model: GridModel) -> Decoder:
         folder = self.grid.weights_folder(model if self.grid.config.train.full else GridModel())

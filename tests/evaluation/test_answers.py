@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ptst.evaluation.answers import Answerer, AnswerFile
+from ptst.errors import UserError
+from ptst.evaluation.answers import Answerer
 from ptst.evaluation.tasks.task import Prompt
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Sampling
@@ -64,15 +66,72 @@ def test_a_torn_line_is_dropped_and_asked_for_anew(answerer, tmp_path):
         assert sorted(path.read_bytes().split(b"\n")) == sorted(raw.split(b"\n"))
     path.write_text(path.read_text().replace('"token_ids"', '"tokens"', 1))
     with pytest.raises(ValueError, match=r"answers\.jsonl:1: is not a valid record; delete the line to regenerate it"):
-        AnswerFile(path)
+        answerer.answer(QUESTIONS, SAMPLED, path)
 
 
-def test_an_answer_serves_its_own_question_alone(answerer, tmp_path):
-    """Another sampling, prompt or place in the list is another answer."""
+def test_a_file_holds_the_answers_of_several_seeds(answerer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    by_seed = {seed: answerer.answer(QUESTIONS, replace(SAMPLED, seed=seed), path) for seed in (3, 4)}
+    assert by_seed[3] != by_seed[4]
+    raw = path.read_bytes()
+    for seed, answers in by_seed.items():
+        assert answerer.answer(QUESTIONS, replace(SAMPLED, seed=seed), path) == answers
+    assert path.read_bytes() == raw
+
+
+@pytest.mark.parametrize(
+    ("questions", "sampling", "model", "message"),
+    [
+        (
+            QUESTIONS[::-1],
+            SAMPLED,
+            "a",
+            r"is an answer to another prompt, or drawn with other settings; delete the file",
+        ),
+        (QUESTIONS[:3], SAMPLED, "a", r"is an answer to another prompt"),
+        (QUESTIONS, replace(SAMPLED, temperature=0.5), "a", r"is an answer to another prompt"),
+        (QUESTIONS, SAMPLED, "b", r"is an answer of other weights \(a\) than those measured now \(b\); put those back"),
+    ],
+)
+def test_answers_that_do_not_belong_are_refused(answerer, tmp_path, questions, sampling, model, message):
+    path = tmp_path / "answers.jsonl"
+    replace(answerer, models={None: "a"}).answer(QUESTIONS, SAMPLED, path)
+    raw = path.read_bytes()
+    with pytest.raises(UserError, match=rf"answers\.jsonl:\d: {message}"):
+        replace(answerer, models={None: model}).answer(questions, sampling, path)
+    assert path.read_bytes() == raw
+
+
+BY_HAND = [
+    *("{}", "[]", "null", "1", '"x"', "", "x", "[" * 100_000, b"\xff\xfe"),
+    '{"key": "k", "model": "", "prompt": 0, "seed": 3, "token_ids": [], "text": "mine", "finish_reason": "stop"}',
+    '{"key": "k", "model": "", "prompt": 0, "seed": 3, "text": "mine", "finish_reason": "stop", "check": "0"}',
+]
+
+
+@pytest.mark.parametrize("line", BY_HAND, ids=range(len(BY_HAND)))
+def test_a_line_by_hand_is_one_sentence(answerer, tmp_path, line):
+    path = tmp_path / "answers.jsonl"
+    path.write_bytes((line if isinstance(line, bytes) else line.encode()) + b"\n")
+    with pytest.raises(UserError, match=r"answers\.jsonl:1: is not a valid record; delete the line"):
+        answerer.answer(QUESTIONS, SAMPLED, path)
+
+
+def test_an_answer_that_was_edited_is_refused(answerer, tmp_path):
     path = tmp_path / "answers.jsonl"
     answerer.answer(QUESTIONS, SAMPLED, path)
-    for sampling, questions in ((replace(SAMPLED, seed=4), QUESTIONS), (SAMPLED, QUESTIONS[::-1])):
-        assert answerer.answer(questions, sampling, path) == answerer.answer(questions, sampling)
+    first, *rest = path.read_text("utf-8").split("\n")
+    for name, value in (("text", "mine"), ("token_ids", [1]), ("model", "b"), ("prompt", 1), ("seed", 4)):
+        path.write_text("\n".join([json.dumps({**json.loads(first), name: value}), *rest]))
+        with pytest.raises(UserError, match=r"answers\.jsonl:1: is not a valid record"):
+            answerer.answer(QUESTIONS, SAMPLED, path)
+
+
+def test_answers_of_an_earlier_version_are_refused_with_what_to_do(answerer, tmp_path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"key": "k", "token_ids": [], "text": "", "finish_reason": "stop"}\n')
+    with pytest.raises(UserError, match=r":1: was written by an earlier version of ptst.*; delete the file"):
+        answerer.answer(QUESTIONS, SAMPLED, path)
 
 
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_asked(answerer, tmp_path):

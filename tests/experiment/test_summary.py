@@ -46,7 +46,7 @@ def summarized(tmp_path, monkeypatch):
             path = grid.cell_file(cell, "json")
             path.parent.mkdir(parents=True, exist_ok=True)
             found, values = answers(cell)
-            write_json(path, {"result": values})
+            write_json(path, {**cell.identity, "result": values, "time": {"seconds": 1.0}})
             lines = [json.dumps({"id": str(i), **row}) + "\n" for i, row in enumerate(found)]
             Path(grid.cell_file(cell, "rows.jsonl")).write_text("".join(lines))
         summary = summarize(grid)

@@ -1,0 +1,96 @@
+"""What the cells of a grid were made of: written into each, and compared before a cell is used again.
+
+`made_of` must be as it is now, or the figures are those of something else. `made_with` (versions, device) may differ,
+and is reported where it does.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ptst import records
+from ptst.errors import UserError
+from ptst.experiment.grid import Grid
+from ptst.experiment.plan import GridCell, GridModel
+from ptst.fingerprints import Fingerprint, combined, weights_fingerprint
+from ptst.model.weights import pick_dtype
+from ptst.records import plain
+
+_NAMES = {"weights": "the model's weights", "base": "the base model's weights", "data": "the prompts"}
+UNKNOWN = "an earlier version of ptst"
+
+
+def made_of(grid: Grid, cell: GridCell, weights: str) -> dict[str, Any]:
+    """Everything that a cell's figures depend on; `weights`: those of its model."""
+    opened, c = grid.opened[cell.test], grid.config.eval
+    return {
+        "weights": weights,
+        "base": grid.base_fingerprints[0],
+        "tokenizer": grid.base_fingerprints[1],
+        "template": plain(opened.prompt_format.template),
+        "chat_format": opened.prompt_format.chat_format.name,
+        "data": grid.tasks[cell.task][1].fingerprint,
+        "judge": c.judge,
+        "dtype": str(pick_dtype(c.dtype)).removeprefix("torch."),
+    }
+
+
+def made_with() -> dict[str, Any]:
+    """The versions and the device of this process."""
+    here = records.environment()
+    versions = {name: here["versions"].get(name) for name in ("ptst", "torch")}
+    return {**versions, **{name: here[name] for name in ("git_commit", "threads", "device")}}
+
+
+def answers_model(grid: Grid, weights: str) -> str:
+    """The fingerprint of all that a model's answers depend on besides prompt and sampling."""
+    base, tokenizer = grid.base_fingerprints
+    return combined(base, weights, tokenizer, str(pick_dtype(grid.config.eval.dtype)))
+
+
+def versions(figures: Mapping[str, Any]) -> str:
+    """With what a cell was made, in words."""
+    found = figures.get("made_with")
+    if not isinstance(found, Mapping):
+        return UNKNOWN
+    commit = f" ({str(found.get('git_commit'))[:12]})" if found.get("git_commit") else ""
+    return f"ptst {found.get('ptst')}{commit}, torch {found.get('torch')}, {found.get('device')}"
+
+
+def check_cells(grid: Grid) -> None:
+    """Raise UserError for a finished run or cell that was made of something else than the grid's: another run's
+    weights, other prompts, another template."""
+    weights: dict[GridModel, Fingerprint] = {}
+    for model in grid.runs:
+        record = grid.run_record(model)
+        if record and record.status == "finished" and not grid.base_weights.matches(record.weights):
+            cause = f"was trained on other weights ({record.weights}) than the base model has now ({grid.base_weights})"
+            raise UserError(cause, "put those back, or remove the folder to train it again", grid.run_folder(model))
+    for cell in grid.cells:
+        if not grid.is_measured(cell) or not grid.is_trained(cell.model):
+            continue
+        if cell.model not in weights:
+            weights[cell.model] = weights_fingerprint(grid.weights_folder(cell.model))
+        check_cell(grid, cell, weights[cell.model])
+
+
+def check_cell(grid: Grid, cell: GridCell, weights: str) -> None:
+    """Raise UserError for a finished cell made of something else. One of an earlier version says nothing of it."""
+    was, now = grid.cell_figures(cell).get("made_of"), made_of(grid, cell, weights)
+    if not isinstance(was, Mapping):
+        return
+    for name, value in now.items():
+        if name in was and was[name] != value:
+            path = grid.cell_file(cell, "json")
+            cause = f"was measured with other things than now: {_change(name, was[name], value)}"
+            raise UserError(cause, f"put those back, or remove {path.with_suffix('')}.* to measure it again", path)
+
+
+def _change(name: str, was: Any, now: Any) -> str:
+    shown = [f"{str(value)[:57]}..." if len(str(value)) > 60 else str(value) for value in (was, now)]
+    return f"{_NAMES.get(name, f'the {name}')} was {shown[0]}, now {shown[1]}"
+
+
+def mixed(grid: Grid) -> dict[GridCell, str]:
+    """With what each cell was made, where that is not the same for all."""
+    found = {cell: versions(grid.cell_figures(cell)) for cell in grid.cells}
+    return found if len(set(found.values())) > 1 else {}
