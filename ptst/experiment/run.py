@@ -84,7 +84,7 @@ def check_folder(grid: Grid, aligned: bool = True) -> None:
     in it. `aligned`: the model that is to be tested exists already."""
     record = grid.record()
     if not aligned and (old := find_record(grid.out, GridRecord)) is not None:
-        record = replace(record, weights=old.weights, model=old.model)
+        record = replace(record, weights=old.weights, model=old.model, tokenizer=old.tokenizer)
     record = merged(grid.out, record)
     check_distinct("template", list(record.templates))
     check_distinct("task", list(record.tests))

@@ -121,13 +121,13 @@ def test_a_folder_of_mixed_versions_says_which_cell_is_of_which(grid, here, monk
 
 DAMAGED = ("[]", "null", '"x"', "{", "", "{}", '{"result": {}}')
 EDITED = ({"result": 1}, {"time": None}, {"result": {"refusal": "x"}})
-ANOTHERS = ({"seed": 7}, {"test": "chat:vanilla"}, {"task": "nll"}, {"template": None})
+MISPLACED = ({"seed": 7}, {"test": "chat:vanilla"}, {"task": "nll"}, {"template": None})
 
 
 def test_a_damaged_cell_is_one_sentence(grid, here):
     grid("grid", SMALL)
     whole = (here / CELL).read_text()
-    for content in (*DAMAGED, *EDITED, *ANOTHERS):
+    for content in (*DAMAGED, *EDITED, *MISPLACED):
         changed = content if isinstance(content, str) else json.dumps({**json.loads(whole), **content})
         (here / CELL).write_text(changed)
         for dry_run in (True, False):
