@@ -74,7 +74,7 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if self.config is not None:
-            self.settings = _recorded(self.config)
+            self.settings = recorded(self.config)
 
     def to_json(self) -> dict[str, Any]:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "config"}
@@ -211,13 +211,13 @@ def latest_run(checkpoints: Path = CHECKPOINTS) -> Path:
     return max(found)[1]
 
 
-def _recorded(config: Any) -> dict[str, Any]:
+def recorded(config: Any) -> dict[str, Any]:
     """All settings as JSON values; those that name existing files name them absolutely."""
     values = to_dict(config)
     for f in dataclasses.fields(config):
         value = getattr(config, f.name)
         if dataclasses.is_dataclass(value):
-            values[f.name] = _recorded(value)
+            values[f.name] = recorded(value)
         elif isinstance(value, Path):
             values[f.name] = str(value.absolute())
         elif f.metadata.get("effect") == "content" and value is not None:

@@ -14,7 +14,7 @@ from typing import Any, Generic
 
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import Fingerprint
-from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain
+from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain, recorded
 from ptst.settings import CommandSettings, to_json
 from ptst.storage import exclusive_lock, lock, remove_partial_files, sync
 
@@ -42,6 +42,12 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
         if effect == "" or (of in differing if by_content else effect == "content"):
             found.append((Setting(name), change))
     return found
+
+
+def setting_changes(old: RunRecord, config: CommandSettings) -> list[tuple[str, ...]]:
+    """The settings, beyond names of content, in which a record differs from `config`, each in words for a UserError."""
+    changed = _changed(config, old.settings, recorded(config))
+    return [(Setting(name), change) for name, effect, _, change in changed if effect == ""]
 
 
 def rounding(old: RunRecord, new: RunRecord) -> list[str]:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ptst import records
-from ptst.errors import UserError
+from ptst.errors import UserError, settings_group
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.fingerprints import Fingerprint, combined, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.records import plain
+from ptst.runs import setting_changes
 
 _NAMES = {"weights": "the model's weights", "base": "the base model's weights", "data": "the prompts"}
 UNKNOWN = "an earlier version of ptst"
@@ -59,18 +60,30 @@ def versions(figures: Mapping[str, Any]) -> str:
 def check_cells(grid: Grid) -> None:
     """Raise UserError for a finished run or cell that was made of something else than the grid's: another run's
     weights, other prompts, another template."""
-    weights: dict[GridModel, Fingerprint] = {}
     for model in grid.runs:
-        record = grid.run_record(model)
-        if record and record.status == "finished" and not grid.base_weights.matches(record.weights):
-            cause = f"was trained on other weights ({record.weights}) than the base model has now ({grid.base_weights})"
-            raise UserError(cause, "put those back, or remove the folder to train it again", grid.run_folder(model))
+        check_run(grid, model)
+    weights: dict[GridModel, Fingerprint] = {}
     for cell in grid.cells:
         if not grid.is_measured(cell) or not grid.is_trained(cell.model):
             continue
         if cell.model not in weights:
             weights[cell.model] = weights_fingerprint(grid.weights_folder(cell.model))
         check_cell(grid, cell, weights[cell.model])
+
+
+def check_run(grid: Grid, model: GridModel) -> None:
+    """Raise UserError for a finished run of other base weights, or of other settings than the grid's."""
+    record = grid.run_record(model)
+    if record is None or record.status != "finished":
+        return
+    again = "remove the folder to train it again"
+    if not grid.base_weights.matches(record.weights):
+        cause = f"was trained on other weights ({record.weights}) than the base model has now ({grid.base_weights})"
+        raise UserError(cause, f"put those back, or {again}", grid.run_folder(model))
+    if changes := setting_changes(record, grid.train_config(model)):
+        with settings_group("train"):
+            words = [part for change in changes for part in ("; ", *change)][1:]
+            raise UserError(("is a run of other settings: ", *words), again, grid.run_folder(model))
 
 
 def check_cell(grid: Grid, cell: GridCell, weights: str) -> None:

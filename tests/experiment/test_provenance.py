@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ptst import records
 from ptst.errors import UserError
@@ -25,6 +26,11 @@ def edit(path, **changes) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def other_weights(run) -> None:
+    tensors = load_file(run / "adapter_model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, run / "adapter_model.safetensors")
+
+
 def test_a_cell_names_what_it_was_made_of(grid, here):
     grid("grid", SMALL)
     cell = json.loads((here / CELL).read_text())
@@ -39,9 +45,7 @@ def test_a_cell_names_what_it_was_made_of(grid, here):
 
 def test_a_cell_of_another_runs_weights_is_refused_until_it_is_removed(grid, here):
     grid("grid", SMALL)
-    grid("other", SMALL, train=replace(CONFIG.train, lr=1e-2))
-    shutil.rmtree(here / RUN)
-    shutil.copytree(here / "other/runs/chat-vanilla.seed0", here / RUN)
+    other_weights(here / RUN)
     message = r"safety\.json: was measured with other things than now: the model's weights was xxh3:.*, now xxh3:.*; "
     with pytest.raises(UserError, match=message + r"put those back, or remove .*/chat-llama\.safety\.\* to measure"):
         grid("grid", SMALL)
@@ -53,9 +57,7 @@ def test_a_cell_of_another_runs_weights_is_refused_until_it_is_removed(grid, her
 
 def test_kept_answers_of_another_runs_weights_fail_their_cell(grid, here):
     grid("grid", SMALL)
-    grid("other", SMALL, train=replace(CONFIG.train, lr=1e-2))
-    shutil.rmtree(here / RUN)
-    shutil.copytree(here / "other/runs/chat-vanilla.seed0", here / RUN)
+    other_weights(here / RUN)
     (here / CELL).unlink()
     with pytest.raises(UserError, match=r"1 of 3 .*answers\.jsonl:1: is an answer of other weights .*delete the file"):
         grid("grid", SMALL)
@@ -67,6 +69,15 @@ def test_a_run_that_is_trained_anew_to_the_same_weights_keeps_its_cells(grid, he
     shutil.rmtree(here / RUN)
     grid("grid", SMALL)
     assert finished(here / "grid").items() >= cells.items()
+
+
+def test_a_finished_run_of_another_grid_is_refused(grid, here):
+    """Also where no cell of it was measured yet."""
+    grid("other", SMALL, train=replace(CONFIG.train, lr=1e-2), seeds=(3,))
+    shutil.copytree(here / "other/runs/chat-vanilla.seed3", here / RUN)
+    shutil.copy(here / "other/run.json", here / "grid/run.json")
+    with pytest.raises(UserError, match=r"seed0: is a run of other settings: .*seed was 3, now 0.*remove the folder"):
+        grid("grid", SMALL, train=replace(CONFIG.train, lr=1e-2))
 
 
 def test_a_run_over_another_base_model_is_refused(grid, here):
