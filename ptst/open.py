@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from ptst.errors import Setting, UserError
-from ptst.fingerprints import weights_fingerprint
+from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora
 from ptst.model.weights import load_decoder
+from ptst.progress import say
 from ptst.records import (
     CHECKPOINTS,
     TrainRecord,
@@ -108,10 +109,13 @@ def open_model(
 
 
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
-    """Raise UserError for an adapter of other weights than those in `folder`."""
+    """Raise UserError for an adapter of other weights than those in `folder`; say so where the tokenizer's files are
+    others than in training."""
     if not run.full and not weights_fingerprint(folder).matches(run.weights):
         cause = f"the adapter in {checkpoint} was trained on other weights than {folder} holds now"
         raise UserError(cause, "put those back, or train again")
+    if run.tokenizer not in (None, tokenizer_fingerprint(folder)):
+        say(f"note: tokenizer, chat template or end tokens in {folder} have changed since {checkpoint} was trained")
 
 
 def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, TrainRecord | None]:

@@ -136,6 +136,7 @@ class TrainRecord(RunRecord):
     model: str
     model_folder: str
     weights: str = field(metadata=SAME)
+    tokenizer: str | None = field(default=None, metadata=KNOWN)
     template: Template = field(metadata=SAME)
     family: Family = field(metadata=SAME)
     chat_format: str = field(metadata=SAME)

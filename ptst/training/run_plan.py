@@ -14,7 +14,7 @@ from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, pars
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
-from ptst.fingerprints import weights_fingerprint
+from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.model.config import LoraConfig
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
@@ -72,6 +72,7 @@ class RunPlan:
             model=c.model,
             model_folder=str(self.model.folder.resolve()),
             weights=weights_fingerprint(self.model.folder),
+            tokenizer=tokenizer_fingerprint(self.model.folder),
             template=prompt_format.template,
             family=prompt_format.family,
             chat_format=prompt_format.chat_format.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,13 @@ def test_other_adapter_weights_are_refused(out, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "generation_config.json"])
-def test_another_tokenizer_is_refused(out, tmp_path, name):
+def test_another_tokenizer_is_refused(out, tmp_path, name, capsys):
     path = tmp_path / "model" / name
+    assert "have changed since" not in capsys.readouterr().err
     path.write_text(path.read_text() + "\n")
     with pytest.raises(UserError, match=r"run of other settings: tokenizer was xxh3:.*, now xxh3:.*; put those back"):
         evaluate(config(tmp_path))
+    assert re.search(r"note: tokenizer, .* in \S*model have\s+changed\s+since", capsys.readouterr().err)
 
 
 def test_other_base_weights_are_refused(out, tmp_path):
