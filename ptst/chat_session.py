@@ -114,6 +114,6 @@ class Chat:
         settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format.name}
         row = {"messages": [asdict(m) for m in self._messages()], "settings": settings | asdict(self.sampling)}
         try:
-            append_jsonl(Path(path), row)
+            append_jsonl(Path(path).resolve(), row)  # the user's own link may be followed
         except OSError as error:
             raise UserError(f"cannot be written ({error.strerror})", "/save FILE names another", path) from None

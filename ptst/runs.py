@@ -16,7 +16,7 @@ from ptst.errors import Setting, UserError
 from ptst.fingerprints import Fingerprint
 from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain, recorded
 from ptst.settings import CommandSettings, to_json
-from ptst.storage import exclusive_lock, lock, remove_partial_files, sync
+from ptst.storage import LOCK, LOCKS, exclusive_lock, lock, refuse_links, remove_partial_files, sync
 
 
 def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
@@ -123,7 +123,7 @@ class Run(Generic[Record]):
 
     def finish(self, result: dict[str, Any] | None = None, **changes: Any) -> Record:
         """Write the finished record, after everything else in the folder. `changes`: more fields of the record."""
-        with lock(self.folder / "locks", "record", wait=True) if self.shared else nullcontext():
+        with lock(self.folder / LOCKS, "record", wait=True) if self.shared else nullcontext():
             if self.shared:
                 self.record = merged(self.folder, self.record)
             seconds = {"seconds": time.monotonic() - self.began}
@@ -143,7 +143,7 @@ def claim(
     unfinished run of the same settings.
 
     Raises UserError, with the differences, for an unfinished run of other settings, for a folder with anything else in
-    it, and where another process holds the folder.
+    it, for a symbolic link in it, where another process holds the folder, and where locks do not work.
     """
     with ExitStack() as held:
         folder = _unfinished(parent, record, held) if out is None and reuse else None
@@ -159,6 +159,7 @@ def claim(
             if find_record(folder, type(record)) != (old if resumed else None):  # read before the folder was held
                 raise UserError(f"another process was at work in {folder} just now", "start again")
         remove_partial_files(folder)
+        refuse_links(folder)
         record.write(folder)
         yield Run(folder, record, resumed)
 
@@ -168,7 +169,7 @@ def share(out: Path, record: Record) -> Iterator[Run[Record]]:
     """As `claim`, for a folder on which several processes work at once, finished or not: the record in it gets what is
     new in the GROWING fields. Work is divided by `lock`."""
     merged(out, record)  # before anything is written there
-    with lock(out / "locks", "record", wait=True):
+    with lock(out / LOCKS, "record", wait=True):
         resumed = (out / FILE).exists()
         record = merged(out, record)
         record.write(out)
@@ -182,7 +183,7 @@ def merged(out: Path, record: Record) -> Record:
     names = [p.name for p in out.iterdir()] if out.exists() else []
     old = find_record(out, type(record))
     if old is None:
-        if any(name != "locks" and not name.startswith(f".{FILE}.") for name in names):
+        if any(name not in (LOCK, LOCKS) and not name.startswith(f".{FILE}.") for name in names):
             cause = f"{out} is not a ptst.{record.kind} folder and not empty"
             raise UserError(cause, ("choose another ", Setting("out")))
         return record
@@ -197,8 +198,9 @@ def new_folder(out: Path | None, parent: Path, kind: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         names = [f"{kind}-{stamp}", *(f"{kind}-{stamp}-{n}" for n in range(2, 100))]
         out = next(p for p in (parent / n for n in names) if not p.exists())
-    # What a kill left of the very first file is not an earlier run.
-    if out.exists() and (not out.is_dir() or any(not p.match(".*.json.*.partial") for p in out.iterdir())):
+    # A lock, and what a kill left of the very first file, are not an earlier run.
+    left = (LOCK, ".*.json.*.partial")
+    if out.exists() and (not out.is_dir() or any(not any(map(p.match, left)) for p in out.iterdir())):
         remedy = ("choose another ", Setting("out"), ", so that no earlier run is overwritten")
         raise UserError(f"{out} is not an empty folder", remedy)
     out.mkdir(parents=True, exist_ok=True)
@@ -213,7 +215,7 @@ def _unfinished(parent: Path, record: RunRecord, held: ExitStack) -> Path | None
             if old is None or old.status == "finished" or differences(old, record):
                 continue
             held.enter_context(exclusive_lock(folder))
-        except UserError:  # damaged, or another process is at work in it
+        except (UserError, OSError):  # damaged, another process's, or another user's
             continue
         return folder
     return None

@@ -1,27 +1,59 @@
-"""Files that are whole or absent (temporary name, fsync, rename), rows added to a file, and locks between processes."""
+"""Files that are whole or absent (temporary name, fsync, rename), rows added to a file, and locks between processes.
+
+Nothing is written through a symbolic link: a folder that somebody else made could hold one to a file of yours.
+"""
 
 import fcntl
 import json
 import os
+import secrets
+import socket
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ptst.errors import Setting, UserError
 
+LOCK = ".lock"  # the file in a run folder that the process at work in it has locked
+LOCKS = "locks"  # the folder of a shared folder's locks
+_WITH_LOCKS = "use a folder on a disk with working locks: a local one, or NFS or Lustre mounted with locking"
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path to write to; it replaces `path` on a normal exit and is removed on an error. A kill at any
-    instant leaves the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    instant leaves the old file or the new one. The file is as readable as any new one, whatever wrote it. Raises
+    UserError where `path` is a symbolic link."""
+    refuse_link(path)
+    partial = partial_path(path)
     try:
+        with open(partial, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode & 0o777
         yield partial
+        os.chmod(partial, mode)  # safetensors makes files that only their owner can read
         sync(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def partial_path(path: Path) -> Path:
+    """A temporary name beside `path` that no other process has, on this host or on another that shares the disk."""
+    host = socket.gethostname().replace("/", "-")[:64]
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.{secrets.token_hex(4)}.partial")
+
+
+def refuse_link(path: Path) -> None:
+    """Raise UserError where a symbolic link is in the place of something that is to be written."""
+    if path.is_symlink():
+        raise UserError(f"{path} is a symbolic link to {os.readlink(path)}, which would be overwritten", "remove it")
+
+
+def refuse_links(folder: Path) -> None:
+    """Raise UserError for a symbolic link in a run folder, or in a folder in it."""
+    for path in _children(folder):
+        refuse_link(path)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -34,7 +66,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one row to a JSONL file; `sync` makes sure that it is on the disk."""
+    """Add one row to a JSONL file; `sync` makes sure that it is on the disk. Raises UserError for a symbolic link."""
+    refuse_link(path)
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
@@ -55,35 +88,72 @@ def cache_home() -> Path:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove the half-written files that a kill left."""
-    for path in folder.glob(".*.partial"):
-        path.unlink()
+    """Remove the half-written files that a kill left in a run folder and in the folders in it (epoch-0.5, best). The
+    caller holds the folder, so that nobody is writing them."""
+    for path in _children(folder):
+        if path.match(".*.partial") and (path.is_symlink() or not path.is_dir()):
+            with suppress(OSError):  # it only takes space
+                path.unlink()
+
+
+def _children(folder: Path) -> Iterator[Path]:
+    """What is in a folder and in the folders in it, links not followed."""
+    for path in sorted(folder.iterdir()):
+        yield path
+        if path.is_dir() and not path.is_symlink():
+            yield from sorted(path.iterdir())
 
 
 @contextmanager
 def exclusive_lock(out: Path) -> Iterator[None]:
-    """Hold a run folder. Raises UserError where another process does; the lock of a killed one is released."""
-    with _lock(out, os.O_RDONLY) as held:
+    """Hold a run folder. Raises UserError where another process does, and where locks do not work there; the lock of a
+    killed process is released."""
+    with _lock(out / LOCK) as held:
         if not held:
             raise UserError(f"{out} is in use by another process", ("wait for it, or choose another ", Setting("out")))
         yield
 
 
 def lock(folder: Path, name: str, *, wait: bool = False) -> AbstractContextManager[bool]:
-    """Whether this process got the lock of that name, a file in `folder`. `wait`: until it has."""
+    """Whether this process got the lock of that name, a file in `folder`. `wait`: until it has. Raises UserError where
+    locks do not work there."""
     folder.mkdir(parents=True, exist_ok=True)
-    return _lock(folder / name.replace("/", "."), os.O_RDWR | os.O_CREAT, wait)
+    return _lock(folder / name.replace("/", "."), wait)
 
 
 @contextmanager
-def _lock(path: Path, flags: int, wait: bool = False) -> Iterator[bool]:
-    handle = os.open(path, flags, 0o644)
+def _lock(path: Path, wait: bool = False) -> Iterator[bool]:
+    """The lock of a file, opened for writing: NFS locks neither folders nor files that are only read."""
+    handle = _open(path)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        if held := _locked(handle, path, wait):
+            _check_exclusive(path)
+        yield held
     finally:
         os.close(handle)
+
+
+def _open(path: Path) -> int:
+    refuse_link(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+
+
+def _locked(handle: int, path: Path, wait: bool = False) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:  # ENOLCK, ENOSYS, EOPNOTSUPP
+        raise UserError(f"files in {path.parent} cannot be locked ({error.strerror})", _WITH_LOCKS) from None
+    return True
+
+
+def _check_exclusive(path: Path) -> None:
+    """Raise UserError where the lock that this process holds does not keep out a second one."""
+    second = _open(path)
+    try:
+        if _locked(second, path):
+            cause = f"locks in {path.parent} have no effect: two processes could write the same files"
+            raise UserError(cause, _WITH_LOCKS)
+    finally:
+        os.close(second)

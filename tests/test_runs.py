@@ -219,7 +219,7 @@ def test_a_claim_is_new_resumed_or_refused(tmp_path):
     ):
         pass
     with runs.claim(out, a_record()) as run:
-        assert run.resumed and not list(out.glob(".*"))
+        assert run.resumed and [p.name for p in out.glob(".*")] == [".lock"]
         run.finish({"steps": 3}, steps=3)
     record = records.read_finished(out)
     assert (record.status, record.steps, record.result) == ("finished", 3, {"steps": 3})
@@ -291,6 +291,9 @@ def test_a_shared_folder_grows_and_never_changes(tmp_path):
     other = SharedConfig(train=TrainConfig(lr=1.0, keep=9))
     with pytest.raises(UserError, match=r"other settings: train.lr was 0.0005, now 1.0;"):
         runs.merged(out, record(other, a="1"))
+    (tmp_path / "locked").mkdir()
+    with storage.exclusive_lock(tmp_path / "locked"):  # what a lock leaves is nobody's work
+        runs.merged(tmp_path / "locked", record())
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "notes.txt").write_text("")
     with pytest.raises(UserError, match=r"is not a ptst.shared folder and not empty"):

@@ -23,7 +23,7 @@ from ptst.generation.request import Answer, EngineOptions, Request, Sampling, St
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.settings import EngineSettings
-from ptst.storage import append_jsonl
+from ptst.storage import append_jsonl, refuse_link
 from ptst.text.prompt_format import PromptFormat
 
 Pending = dict[str | int, tuple[str | None, int]]  # request id -> (adapter, number of the prompt)
@@ -71,6 +71,7 @@ class AnswerFile:
         raw = path.read_bytes() if path and path.exists() else b""
         whole = raw[: raw.rfind(b"\n") + 1]
         if path and whole != raw:
+            refuse_link(path)
             os.truncate(path, len(whole))
         # Not splitlines: an answer may contain other line separators, which JSON does not escape.
         for number, line in enumerate(whole.split(b"\n")[:-1], 1):

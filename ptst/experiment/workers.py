@@ -26,7 +26,7 @@ from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.progress import ProgressLine, say
-from ptst.storage import lock, write_atomically, write_json
+from ptst.storage import LOCKS, lock, write_atomically, write_json
 from ptst.training.fine_tune import fine_tune
 
 POLL = 0.5  # seconds between two checks of what other workers have finished
@@ -99,7 +99,7 @@ class Worker:
             checkpoints = self.grid.run_folder(model) / "state"
             if model.run in self.failed or (self.grid.is_trained(model) and not checkpoints.exists()):
                 continue
-            with lock(self.grid.out / "locks", f"run.{model.run}") as mine:
+            with lock(self.grid.out / LOCKS, f"run.{model.run}") as mine:
                 if not mine:
                     continue
                 was_trained = self.grid.is_trained(model)
@@ -141,7 +141,7 @@ class Worker:
             prompts = len(task.prompts(data.items))
             together = 1 if grid.config.train.full else max(1, -(-2 * grid.config.eval.batch_size // prompts))
             with ExitStack() as held:
-                mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / "locks", f"cell.{c.name}"))]
+                mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / LOCKS, f"cell.{c.name}"))]
                 mine = [c for c in mine if not grid.is_measured(c)]
                 if mine:
                     self._measure(mine)
