@@ -1,16 +1,18 @@
 """Checkpoints to resume a run from: `step-00000020/` with weights, optimizer, random numbers and notes.
 
 A checkpoint is written under a temporary name, every file with its checksum noted and synced, and then renamed: a kill
-at any instant leaves it whole or absent. Reading checks the checksums and falls back to the checkpoint before.
+at any instant leaves it whole or absent. Reading checks the checksums and falls back to the checkpoint before. Which
+step it is of is what its own checksummed file says: a folder that was copied or renamed is reported and passed over.
 Safetensors and JSON only. The order of the data needs no checkpoint: it follows from the seed and the step.
 """
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,12 @@ from torch.optim import Optimizer
 from ptst.errors import UserError
 from ptst.model.weights import read_safetensors, save_safetensors
 from ptst.progress import say
-from ptst.storage import sync, write_atomically
+from ptst.storage import partial_path, refuse_link, sync, write_atomically
 from ptst.training.metrics import sizes, truncate_logs
 from ptst.training.trainer import Trainer
 
 _PREFIX = "step-"
+_NAME = re.compile(rf"{_PREFIX}([0-9]+)")
 
 
 @dataclass(frozen=True)
@@ -35,18 +38,20 @@ class Checkpoints:
     folder: Path
     trainer: Trainer
     keep: int
+    _told: set[str] = field(default_factory=set)
 
     def restore(self) -> dict[str, Any]:
         """Bring the trainer, on every rank, and the logs to the newest whole checkpoint, or to the beginning; returns
-        its notes ({} without one)."""
+        its notes ({} without one). Raises UserError where there are checkpoints and none of them is whole."""
         trainer, newest = self.trainer, 0
         notes: dict[str, Any] = {}
         if trainer.world.is_main_process:
-            remove_partial_checkpoints(self.folder)
+            refuse_link(self.folder)
+            self._remove_partial()
             newest = newest_step(self.folder)
         trainer.done = int(trainer.world.sum(newest))
         if trainer.done:
-            notes = load_checkpoint(self.folder / f"{_PREFIX}{trainer.done:08d}", trainer.tensors, trainer.optimizer)
+            notes = load_checkpoint(self.folder / folder_name(trainer.done), trainer.tensors, trainer.optimizer)
             say(f"resuming after step {trainer.done}")
         if trainer.world.is_main_process:
             truncate_logs(self.folder.parent, notes.get("sizes", {}))
@@ -57,26 +62,18 @@ class Checkpoints:
 
         `notes`: JSON values that `restore` returns; the best checkpoint is the one with the lowest `validation_loss` in
         them. Raises OSError, with how to resume, when the disk is full, say: the earlier checkpoints are then as they
-        were.
+        were. One that cannot be removed is reported, and stays.
         """
         trainer, folder = self.trainer, self.folder
-        final = folder / f"{_PREFIX}{trainer.done:08d}"
-        partial = folder / f".{final.name}.partial"
+        final = folder / folder_name(trainer.done)
+        partial = partial_path(final)
+        self._remove_partial()
         try:
-            remove_partial_checkpoints(folder)
             self._write(partial, {**notes, "sizes": sizes(folder.parent)})
-            if final.exists():  # of a run that went back to an earlier state
-                _remove(final)
+            if os.path.lexists(final):  # of a run that went back to an earlier state
+                os.rename(final, partial_path(final).with_suffix(".old"))
             os.rename(partial, final)
             sync(folder)
-            saved = list_checkpoints(folder)
-            now = saved.index(final)
-            losses = {path: loss for path in saved[: now + 1] if (loss := _loss(path)) is not None}
-            best = min(losses, key=losses.__getitem__, default=None)
-            # Whatever comes after this one was damaged, or the run would not have gone back.
-            for path in [*saved[: max(0, now + 1 - self.keep)], *saved[now + 1 :]]:
-                if path != best:
-                    _remove(path)
         except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
             whole = list_checkpoints(folder)
@@ -84,6 +81,37 @@ class Checkpoints:
                 f"saving after step {trainer.done} failed ({error}); the last whole checkpoint is "
                 f"{whole[-1] if whole else 'the beginning'}; make room, then resume the run in {folder.parent}"
             ) from None
+        self._remove_old(final)
+
+    def _remove_old(self, newest: Path) -> None:
+        """Remove all checkpoints but the last `keep` and the best. Renamed first, so that a kill leaves no half of one
+        under its name."""
+        saved = list_checkpoints(self.folder)
+        now = saved.index(newest)
+        losses = {path: loss for path in saved[: now + 1] if (loss := _loss(path)) is not None}
+        best = min(losses, key=losses.__getitem__, default=None)
+        # Whatever comes after this one was damaged, or the run would not have gone back.
+        for path in [*saved[: max(0, now + 1 - self.keep)], *saved[now + 1 :]]:
+            if path != best:
+                try:
+                    os.rename(path, partial_path(path).with_suffix(".old"))
+                except OSError as error:
+                    self._tell(error)
+        self._remove_partial()
+
+    def _remove_partial(self) -> None:
+        """Remove what a kill left half-written or half-removed, and what `_remove_old` renamed."""
+        for path in self.folder.glob(f".{_PREFIX}*"):
+            try:
+                path.unlink() if path.is_symlink() else shutil.rmtree(path)
+            except OSError as error:
+                self._tell(error)
+
+    def _tell(self, error: OSError) -> None:
+        """A warning, once: what cannot be removed takes space, and does no other harm."""
+        if not self._told:
+            say(f"warning: an old checkpoint in {self.folder} cannot be removed ({error}); it takes up disk space")
+        self._told.add(str(error))
 
     def _write(self, partial: Path, notes: Mapping[str, Any]) -> None:
         """The files of a checkpoint. Optimizer states are under `<weight>:<key>`: it numbers weights in their order."""
@@ -102,26 +130,19 @@ class Checkpoints:
         sync(partial)
 
 
-def _remove(path: Path) -> None:
-    """Rename first, so that a kill leaves no half of a checkpoint under its name."""
-    old = path.with_name(f".{path.name}.old")
-    os.rename(path, old)
-    shutil.rmtree(old)
+def folder_name(step: int) -> str:
+    return f"{_PREFIX}{step:08d}"
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints, the oldest first, whole or not."""
-    return sorted(folder.glob(f"{_PREFIX}*"))
-
-
-def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove what a kill left half-written or half-removed."""
-    for path in folder.glob(f".{_PREFIX}*"):
-        shutil.rmtree(path)
+    named = [(int(found[1]), p) for p in folder.glob(f"{_PREFIX}*") if (found := _NAME.fullmatch(p.name))]
+    return [path for step, path in sorted(named) if path.name == folder_name(step)]
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """`state.json` of a checkpoint. Raises UserError, with the reason, where a file is missing, torn or altered."""
+    """`state.json` of a checkpoint. Raises UserError, with the reason, where a file is missing, torn or altered, and
+    where the folder has the name of another step."""
     try:
         described = json.loads((path / "state.json").read_bytes())
         sums = described["sha256"]
@@ -130,6 +151,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"state.json cannot be read ({error})") from None
     if own != _json_sha256(described):
         raise UserError("state.json does not have its checksum")
+    if path.name != folder_name(described["step"]):
+        raise UserError(f"it is of step {described['step']} (a copy, or renamed)")
     for name, expected in sums.items():
         try:
             found = _sha256(path / name)
@@ -141,12 +164,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def newest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint, or 0. Damaged ones are reported and passed over."""
-    for path in reversed(list_checkpoints(folder)):
+    """The step of the newest whole checkpoint, or 0 where none was saved yet. Damaged, copied and renamed ones are
+    reported and passed over. Raises UserError where no other is left."""
+    saved = list_checkpoints(folder)
+    others = sorted(set(folder.glob(f"{_PREFIX}*")) - set(saved))
+    for path in others:
+        say(f"warning: {path} is passed over: it does not have the name of a checkpoint")
+    for path in reversed(saved):
+        refuse_link(path)
         try:
             return int(read_checkpoint(path)["step"])
         except UserError as error:
             say(f"warning: the checkpoint {path} is damaged: {error}; falling back to the one before")
+    if saved or others:
+        cause = f"none of the checkpoints in {folder} is whole, so the run cannot go on where it was"
+        raise UserError(cause, f"remove the folder {folder} to begin the run anew")
     return 0
 
 
@@ -165,7 +197,8 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
         numbers = {name: i for i, name in enumerate(weights)}
         for name, tensor in read_safetensors(path / "optimizer.safetensors"):
             owner, _, key = name.rpartition(":")
-            state.setdefault(numbers[owner], {})[key] = tensor
+            # Copied: the optimizer keeps what it gets, and a view would hold the file's pages after its removal.
+            state.setdefault(numbers[owner], {})[key] = tensor.clone()
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         for name, value in read_safetensors(path / "random.safetensors"):
             if name == "cpu":

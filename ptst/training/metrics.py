@@ -15,7 +15,7 @@ import torch
 from ptst import storage
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
-from ptst.progress import ProgressLine
+from ptst.progress import ProgressLine, say
 from ptst.training.trainer import StepReport, Trainer
 
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -57,13 +57,19 @@ def peak_memory() -> int:
 def truncate_logs(folder: Path, sizes: dict[str, int]) -> None:
     """Truncate metrics.jsonl and samples.jsonl to the sizes they had at a checkpoint (0 where it does not name them).
 
-    Raises UserError when one is shorter: it is not the file that the run wrote.
+    One that is shorter lost rows: that is said, and it goes on from its last whole row. Raises UserError where one is a
+    symbolic link.
     """
     for name in FILES:
         path, size = folder / name, sizes.get(name, 0)
+        storage.refuse_link(path)
         have = path.stat().st_size if path.exists() else 0
         if have < size:
-            raise UserError(f"{path} has {have} bytes, fewer than the {size} it had when the checkpoint was saved")
+            say(
+                f"warning: {path} has {have} bytes, fewer than the {size} it had when the checkpoint was saved: rows "
+                "of earlier steps are missing; the run goes on, and so does the log"
+            )
+            size = path.read_bytes().rfind(b"\n") + 1 if have else 0
         if have > size:
             with open(path, "rb+") as file:
                 file.truncate(size)
