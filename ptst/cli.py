@@ -9,14 +9,17 @@ import importlib
 import json
 import os
 import re
+import select
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from types import FrameType
 from typing import Any, TypeVar, get_type_hints
 
+import ptst.ctrl_c  # noqa: F401 (before the imports that take time)
 from ptst.audit.findings import OLD_RULES
 from ptst.errors import UserError, unknown_name
 from ptst.settings import CommandSettings
@@ -35,6 +38,32 @@ COMMANDS = {
 _OLD_FLAGS = {"micro-tokens": "micro-batch-tokens", "recompute": "activation-checkpointing"}
 
 
+@contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """Inside, a reader that goes away (`| head`) ends the command as it ends any other."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # or the interpreter does it at its end, with a traceback
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def _is_unread() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    poll = select.poll()
+    try:
+        poll.register(sys.stdout.fileno(), 0)
+    except OSError:  # no file (a test's, a notebook's)
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@_quiet_pipe()
 def main() -> None:
     """The console command: `ptst train ...` is `python -m ptst.train ...`."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -52,6 +81,7 @@ def main() -> None:
         _fail("ptst", str(unknown_name("command", name, COMMANDS)))
 
 
+@_quiet_pipe()
 def run(
     command: Callable[[Config], dict[str, Any] | None],
     config_type: type[Config],
@@ -61,13 +91,13 @@ def run(
     """Parse the command line into `config_type`, call `command`, return its result. A user's mistake exits with 2,
     Ctrl-C with 130; a bug keeps its traceback. `start`: from the arguments, the settings to start from and a
     description for --help (a recipe's, say)."""
-    import tyro
-
     arguments = _renamed(sys.argv[1:])
     prog = f"ptst.{name}"
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _acknowledge)
     try:
+        import tyro
+
         default, description = start(arguments) or (config_type(), "")
         if file := value_of(arguments, "--config"):
             from ptst.config_file import read_config
@@ -80,24 +110,38 @@ def run(
             print(to_toml(config), end="")
             return None
         result = command(config)
-    except (UserError, OSError) as error:
-        if "--debug" in arguments:
-            raise
-        _fail(prog, _sentence(error, config_type))
-    except ModuleNotFoundError as error:
-        if "--debug" in arguments or (error.name or "ptst").partition(".")[0] == "ptst":
-            raise
-        _fail(prog, f"the package {error.name} is not installed; the installation is incomplete: install ptst again")
-    except KeyboardInterrupt:
-        _fail(prog, "stopped", 130)
+    except (Exception, KeyboardInterrupt) as error:
+        _end(error, prog, config_type, "--debug" in arguments)
+        raise
     if config.json and result is not None:
         print(json.dumps(result, ensure_ascii=False))
     return result
 
 
+def _end(error: BaseException, prog: str, config_type: type, debug: bool) -> None:
+    """Exit with a sentence for what is no bug; returns for a bug, which keeps its traceback."""
+    if isinstance(error, KeyboardInterrupt) or (_comes_of_interrupt(error) and not debug):
+        _fail(prog, "stopped", 128 + signal.SIGINT)
+    if debug or (isinstance(error, BrokenPipeError) and _is_unread()):
+        return
+    if isinstance(error, (UserError, OSError)):
+        _fail(prog, _sentence(error, config_type))
+    if isinstance(error, ModuleNotFoundError) and (error.name or "ptst").partition(".")[0] != "ptst":
+        _fail(prog, f"the package {error.name} is not installed; the installation is incomplete: install ptst again")
+
+
+def _comes_of_interrupt(error: BaseException) -> bool:
+    """Whether Ctrl-C made an import fail, say."""
+    before: BaseException | None = error
+    while before is not None and not isinstance(before, KeyboardInterrupt):
+        before = before.__cause__ or before.__context__
+    return before is not None
+
+
 def _acknowledge(number: int, frame: FrameType | None) -> None:
     """Ctrl-C: a word at once, though cleaning up may take a moment."""
-    os.write(sys.stderr.fileno(), b"\nstopping ...\n")
+    with suppress(OSError):  # nobody may be there to read it
+        os.write(sys.stderr.fileno(), b"\nstopping ...\n")
     signal.default_int_handler(number, frame)
 
 

@@ -3,8 +3,6 @@
 import time
 from typing import Any
 
-from rich.console import Console
-
 from ptst import cli
 from ptst.evaluation.config import EvalConfig
 from ptst.progress import say
@@ -15,6 +13,8 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     began = time.monotonic()
     config.check()
     say("ptst.eval: starting")  # imports and data take seconds
+    from rich.console import Console
+
     from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate
 
     try:

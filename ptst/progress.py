@@ -1,12 +1,30 @@
 """Words on standard error: lines of progress, a progress bar on a terminal."""
 
+import os
+import sys
 import time
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+class _Words(Console):
+    """A console whose reader may go away: the words are lost then, the work goes on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError:  # the terminal was closed
+            self.on_broken_pipe()
+
+    def on_broken_pipe(self) -> None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+
+
+console = _Words(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:

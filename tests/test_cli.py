@@ -190,3 +190,76 @@ def test_help_and_a_typo_are_answered_without_torch(flags, code, told):
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == code and told in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "False"
+
+
+CONSOLE = "from ptst.cli import main; main()"
+
+
+LONG = """
+from ptst import cli
+from ptst.audit.config import AuditConfig
+cli.run(lambda c: {"a": "b" * 10**6}, AuditConfig, "audit")
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "reads", "codes"),
+    [
+        (["-c", CONSOLE, "--help"], 1, (0, 141)),  # 0: all was written before the reader went
+        (["-c", CONSOLE, "train", "--help"], 1, (0, 141)),
+        (["-m", "ptst.train", "--print-config"], 0, (141,)),
+        (["-c", LONG, "--json"], 1, (141,)),
+    ],
+)
+def test_a_closed_pipe_ends_quietly(line, reads, codes):
+    with subprocess.Popen([sys.executable, *line], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert len(process.stdout.read(reads)) == reads
+        process.stdout.close()
+        told = process.stderr.read()
+    assert told == b"" and process.returncode in codes
+
+
+def test_a_pipe_that_is_not_standard_output_is_told(monkeypatch, capsys):
+    def other(_config):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    assert fails(monkeypatch, capsys, other) == (2, "ptst.small: [Errno 32] Broken pipe")
+
+
+def test_nobody_reading_the_words_ends_nothing(tmp_path):
+    """`2>&1 | head`, or a terminal that was closed: a run goes on to its end."""
+    code = "from ptst.progress import say, ProgressLine\nimport time\nwith ProgressLine('x', 9, every=0) as line:\n"
+    code += f" for i in range(9): say('a' * 99); line.update(i)\nopen({str(tmp_path / 'end')!r}, 'w')"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    process.stderr.close()
+    assert process.wait() == 0 and (tmp_path / "end").exists()
+
+
+@pytest.mark.parametrize("where", ["ptst.settings", "tyro", "torch"])
+def test_ctrl_c_during_imports_ends_quietly(where):
+    """As it comes in the middle of an import: of a command's first modules, and of those that its run needs."""
+    script = f"""
+import signal, sys
+class Pressed:
+    def find_spec(self, name, path=None, target=None):
+        if name == {where!r}:
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Pressed())
+import ptst.eval
+ptst.eval.main()
+"""
+    flags = ["--model", "none", "--out", "none"]
+    done = subprocess.run([sys.executable, "-c", script, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 130 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith("stopped")
+
+
+def test_an_import_that_ctrl_c_made_fail_is_no_bug(monkeypatch, capsys):
+    def broken(_config):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise ImportError("numpy._core.multiarray failed to import") from None
+
+    assert fails(monkeypatch, capsys, broken) == (130, "ptst.small: stopped")
