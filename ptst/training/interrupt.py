@@ -3,7 +3,6 @@
 import os
 import signal
 import threading
-import time
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Self
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from ptst.training.parallel import World
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SAME = 1.0  # seconds in which a second signal is the first one again: torchrun passes on a Ctrl-C that all got already
 
 
 class Interrupted(Exception):
@@ -25,11 +23,11 @@ class Interrupted(Exception):
 
 
 class Interrupt:
-    """A context that takes note of the first signal, and says so at once; a later one kills as usual. Signals that were
-    ignored (nohup) still are."""
+    """A context that takes note of the first signal, and says so at once; a later one kills as usual, but for SIGHUP: a
+    terminal that is closed sends several. Signals that were ignored (nohup) still are."""
 
     def __init__(self, world: "World") -> None:
-        self.world, self.received, self._since = world, 0, 0.0
+        self.world, self.received = world, 0
 
     def __enter__(self) -> Self:
         # Only a main thread may set handlers.
@@ -42,17 +40,15 @@ class Interrupt:
     def __exit__(self, *_exc: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self._voice is not None:
-            self._voice.end()
-            self._voice = None
+        voice, self._voice = self._voice, None
+        if voice is not None:
+            voice.end()
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if not self.received:
-            self.received, self._since = number, time.monotonic()
-            _tell(b"")
-        elif time.monotonic() - self._since >= _SAME:
-            self.__exit__()
-            signal.raise_signal(number)
+        self.received = number
+        self.__exit__()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        _tell(b"")
 
     def agreed(self) -> int:
         """The signal that any rank got, or 0; the same on all ranks (all must call)."""
