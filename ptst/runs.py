@@ -63,6 +63,10 @@ def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
     """Raise UserError with the differences where two records are not of the same run."""
     if found := differences(old, new):
         words = [part for difference in found for part in ("; ", *difference)][1:]
+        if {"max_steps", "epochs"} & {d[0] for d in found}:
+            words.append(
+                " (a run is as long as it was begun: the learning rate of each step follows from their number)"
+            )
         what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} ptst.{new.kind} run of "
         # What no setting names is the content of files.
         named = any(isinstance(part, Setting) for part in words)

@@ -234,6 +234,7 @@ def test_the_last_states_and_the_best_are_kept(train, tmp_path, monkeypatch):
         ({"data": "word-problems:7"}, r"data.encoding was .*; data was word-problems:4, now word-problems:7"),
         ({"mix": ("word-problems:4:1",)}, r"mix was \[\], now"),
         ({"seed": 4, "epochs": 2.0}, r"epochs was 1.0, now 2.0.*seed was 3, now 4"),
+        ({"max_steps": 9}, r"max_steps was None, now 9 \(a run is as long as it was begun: the learning rate of each"),
     ],
 )
 def test_other_settings_are_refused_and_listed(train, tmp_path, monkeypatch, changes, message):
