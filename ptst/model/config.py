@@ -4,12 +4,12 @@ Every key of the file is either read, known to have no effect here, or refused b
 (a bias, another activation, a new RoPE rule) would give a model that runs and computes something else.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from ptst import reading
 from ptst.errors import UserError
 
 ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
@@ -27,6 +27,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _ROPE_THETA = 10000.0
+# Upper limits, far above any published model: a damaged or hostile file is refused before memory is taken.
+_LIMITS = {
+    "num_hidden_layers": 1000,
+    "vocab_size": 2**24,
+    "hidden_size": 2**18,
+    "intermediate_size": 2**21,
+    "head_dim": 2**14,
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 2**13),
+    "r": 2**14,  # a LoRA adapter's rank
+}
+_LARGEST = 2**40  # of every other number: positions, windows, the RoPE base
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of LoRA
 
 # Keys without effect on what the decoder computes: bookkeeping, training settings of other tools, token ids (these are
@@ -108,15 +119,18 @@ class DecoderConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> Self:
-        """Build from the parsed JSON; `source` names the file in error messages."""
+        """Build from the parsed JSON; `source` names the file in error messages. Raises UserError, naming the key, for
+        what is not supported, of the wrong type, not finite, or beyond the size of any model."""
+        if not isinstance(raw, dict):
+            raise UserError("not a JSON object", "fetch the file again", source)
         architecture = _architecture(raw, source)
         left = {**_DEFAULTS[architecture], **{k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}}
         for key, values in _ONLY_VALUE.items():
             if key in left and left.pop(key) not in values:
-                raise UserError(f"{key} = {raw[key]!r} is not supported (only {values[0]!r} is)", where=source)
+                raise UserError(f"{key} = {_short(raw[key])} is not supported (only {values[0]!r} is)", where=source)
 
-        hidden = _take(left, source, "hidden_size", int)
-        heads = _take(left, source, "num_attention_heads", int)
+        hidden = _take(left, source, "hidden_size")
+        heads = _take(left, source, "num_attention_heads")
         head_dim = _take_optional(left, source, "head_dim")
         if head_dim is None and hidden % heads:
             raise UserError(f"hidden_size {hidden} is not a multiple of the {heads} attention heads", where=source)
@@ -124,24 +138,24 @@ class DecoderConfig:
         old_positions = left.pop("max_sequence_length", None)
         if old_positions is not None and "max_position_embeddings" not in raw:
             left["max_position_embeddings"] = old_positions
-        positions = _take(left, source, "max_position_embeddings", int)
+        positions = _take(left, source, "max_position_embeddings")
         theta, scaling = _rope(left, source, positions)
         if architecture == "LlamaForCausalLM":
             left.pop("sliding_window", None)  # Llama has none, whatever the file says
         config = cls(
-            vocab_size=_take(left, source, "vocab_size", int),
+            vocab_size=_take(left, source, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_take(left, source, "intermediate_size", int),
-            num_layers=_take(left, source, "num_hidden_layers", int),
+            intermediate_size=_take(left, source, "intermediate_size"),
+            num_layers=_take(left, source, "num_hidden_layers"),
             num_heads=heads,
             num_kv_heads=_take_optional(left, source, "num_key_value_heads") or heads,
             head_dim=head_dim or hidden // heads,
-            rms_norm_eps=float(_take(left, source, "rms_norm_eps", (int, float))),
+            rms_norm_eps=_take_float(left, source, "rms_norm_eps"),
             rope_theta=theta,
             rope_scaling=scaling,
             max_positions=positions,
             sliding_window=_take_optional(left, source, "sliding_window"),
-            tie_embeddings=bool(left.pop("tie_word_embeddings", False)),
+            tie_embeddings=_take_bool(left, source, "tie_word_embeddings"),
         )
         if left:
             raise UserError(f"unknown key {min(left)!r}; it may change the model, so it is not ignored", where=source)
@@ -155,36 +169,65 @@ class DecoderConfig:
 def read_json(path: Path) -> Any:
     """Parse a JSON file. Raises UserError with the file's name if it is missing or broken."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return reading.read_json(Path(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist", "a model folder holds config.json and *.safetensors") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"not valid JSON ({error})", "fetch the file again", path) from None
 
 
 def _architecture(raw: dict[str, Any], source: str) -> str:
     """One of ARCHITECTURES. `model_type` decides, as in transformers, also if `architectures` is absent."""
     named, kind = raw.get("architectures") or [], raw.get("model_type")
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"architectures is {_short(named)}; a list of names is needed", where=source)
     if not any(a in ARCHITECTURES for a in named) and (named or kind is None):
         supported = f"models of {' or '.join(ARCHITECTURES)} are"
         raise UserError(f"architecture {', '.join(named) or 'none'} is not supported; {supported}", where=source)
-    if kind is not None and kind not in _MODEL_TYPES:
-        raise UserError(f"model_type {kind!r} is not supported; {' and '.join(_MODEL_TYPES)} are", where=source)
+    if kind is not None and (not isinstance(kind, str) or kind not in _MODEL_TYPES):
+        raise UserError(f"model_type {_short(kind)} is not supported; {' and '.join(_MODEL_TYPES)} are", where=source)
     return _MODEL_TYPES[kind] if kind is not None else next(a for a in named if a in ARCHITECTURES)
 
 
-def _take(left: dict[str, Any], source: str, key: str, kind: type[int] | tuple[type[int], type[float]]) -> Any:
+def _short(value: object) -> str:
+    """A value of the file, for a message."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def take_number(left: dict[str, Any], source: str, key: str, *, whole: bool = True, signed: bool = False) -> Any:
+    """Remove and return the number at `key`, int if `whole`, else float. Raises UserError for another type, a number
+    that is not finite, not positive (unless `signed`), or larger than any model's."""
     value = left.pop(key, None)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise UserError(f"{key} is {value!r}; a number is needed", where=source)
-    if value <= 0:
-        raise UserError(f"{key} is {value!r}; it must be positive", where=source)
-    return value
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        wanted = "whole number" if whole and isinstance(value, float) else "number"
+        raise UserError(f"{key} is {_short(value)}; a {wanted} is needed", where=source)
+    if not whole and not (isinstance(value, int) or math.isfinite(value)):
+        raise UserError(f"{key} is {value!r}; a finite number is needed", where=source)
+    if value <= 0 and not signed:
+        raise UserError(f"{key} is {_short(value)}; it must be positive", where=source)
+    if abs(value) > (limit := _LIMITS.get(key, _LARGEST)):
+        raise UserError(f"{key} is {_short(value)}; at most {limit} is supported", "is the file damaged?", source)
+    return value if whole else float(value)
+
+
+def _take(left: dict[str, Any], source: str, key: str) -> int:
+    return take_number(left, source, key)
+
+
+def _take_float(left: dict[str, Any], source: str, key: str) -> float:
+    return take_number(left, source, key, whole=False)
 
 
 def _take_optional(left: dict[str, Any], source: str, key: str) -> int | None:
     """Like `_take`; None if the key is absent or null."""
-    return _take(left, source, key, int) if left.get(key) is not None else left.pop(key, None)
+    return _take(left, source, key) if left.get(key) is not None else left.pop(key, None)
+
+
+def _take_bool(left: dict[str, Any], source: str, key: str) -> bool:
+    """false if the key is absent or null."""
+    value = left.pop(key, None)
+    if value is not None and not isinstance(value, bool):
+        raise UserError(f"{key} is {_short(value)}; true or false is needed", where=source)
+    return bool(value)
 
 
 def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Llama3Scaling | None]:
@@ -193,31 +236,35 @@ def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Lla
     if not isinstance(parameters, dict) or not isinstance(scaling, dict):
         raise UserError("rope_scaling and rope_parameters must be objects", where=source)
     scaling = dict(scaling or parameters)  # if both are present, transformers reads rope_scaling only
-    theta = scaling.pop("rope_theta", left.pop("rope_theta", _ROPE_THETA))
+    outer = left.pop("rope_theta", _ROPE_THETA)
+    theta = _take_float({"rope_theta": outer, **scaling}, source, "rope_theta")
+    scaling.pop("rope_theta", None)
     original = left.pop("original_max_position_embeddings", None)  # takes precedence over the key inside
-    if not isinstance(theta, (int, float)) or theta <= 0:
-        raise UserError(f"the RoPE base rope_theta is {theta!r}; a positive number is needed", where=source)
     if (partial := scaling.pop("partial_rotary_factor", None)) not in _ONLY_VALUE["partial_rotary_factor"]:
-        raise UserError(f"partial_rotary_factor = {partial!r} is not supported (only 1.0 is)", where=source)
+        raise UserError(f"partial_rotary_factor = {_short(partial)} is not supported (only 1.0 is)", where=source)
     kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
     scaling.pop("type", None)
     result = None
     if kind == "llama3":
         inner = scaling.pop("original_max_position_embeddings", positions)
-        try:
-            result = Llama3Scaling(
-                factor=float(scaling.pop("factor")),
-                low_freq_factor=float(scaling.pop("low_freq_factor")),
-                high_freq_factor=float(scaling.pop("high_freq_factor")),
-                original_max_positions=int(inner if original is None else original),
-            )
-        except KeyError as missing:
-            raise UserError(f"llama3 RoPE scaling lacks {missing}", where=source) from None
+        numbers = {"original_max_position_embeddings": inner if original is None else original}
+        for key in ("factor", "low_freq_factor", "high_freq_factor"):
+            if key not in scaling:
+                raise UserError(f"llama3 RoPE scaling lacks {key!r}", where=source)
+            numbers[key] = scaling.pop(key)
+        result = Llama3Scaling(
+            factor=_take_float(numbers, source, "factor"),
+            low_freq_factor=_take_float(numbers, source, "low_freq_factor"),
+            high_freq_factor=_take_float(numbers, source, "high_freq_factor"),
+            original_max_positions=_take(numbers, source, "original_max_position_embeddings"),
+        )
+        if result.high_freq_factor <= result.low_freq_factor:
+            raise UserError("high_freq_factor must be above low_freq_factor", where=source)
     elif kind != "default":
-        raise UserError(f"RoPE scaling {kind!r} is not supported (default and llama3 are)", where=source)
+        raise UserError(f"RoPE scaling {_short(kind)} is not supported (default and llama3 are)", where=source)
     if scaling:
         raise UserError(f"unknown RoPE key {sorted(scaling)[0]!r}", where=source)
-    return float(theta), result
+    return theta, result
 
 
 @dataclass(frozen=True)

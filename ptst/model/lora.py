@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from ptst.errors import UserError
-from ptst.model.config import LoraConfig, read_json
+from ptst.model.config import LoraConfig, read_json, take_number
 from ptst.model.decoder import Decoder, LoraLinear
-from ptst.model.weights import read_safetensors, save_safetensors
+from ptst.model.weights import check_floating, read_safetensors, save_safetensors
 from ptst.storage import write_json
 
 _PREFIX = "base_model.model.model."
@@ -83,13 +83,16 @@ def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model:
 
 
 def read_lora_config(folder: Path) -> LoraConfig:
-    """The LoraConfig of a PEFT folder. Raises UserError for adapter kinds and options that are not supported."""
+    """The LoraConfig of a PEFT folder. Raises UserError for adapter kinds and options that are not supported,
+    and, naming the key, for numbers of the wrong type, not finite or out of range."""
     path = Path(folder) / "adapter_config.json"
     raw = read_json(path)
 
     def refuse(cause: str) -> NoReturn:
         raise UserError(cause, where=path) from None
 
+    if not isinstance(raw, dict):
+        refuse("not a JSON object")
     if raw.get("peft_type") != "LORA":
         refuse(f"peft_type {raw.get('peft_type')!r} is not supported (LORA is)")
     for key, value in _ONLY_VALUE.items():
@@ -101,13 +104,12 @@ def read_lora_config(folder: Path) -> LoraConfig:
     targets = raw.get("target_modules")
     if not isinstance(targets, list) or not all(isinstance(t, str) for t in targets):
         refuse(f"target_modules is {targets!r}, not a list of projection names")
-    try:
-        rank, alpha, dropout = int(raw["r"]), float(raw["lora_alpha"]), float(raw.get("lora_dropout", 0.0))
-    except KeyError as missing:
-        refuse(f"{missing} is missing")
-    except (TypeError, ValueError, OverflowError) as error:
-        refuse(f"r, lora_alpha or lora_dropout is not a number ({error})")
-    return LoraConfig(rank, alpha, tuple(targets), bool(raw.get("use_rslora", False)), dropout)
+    if not isinstance(rslora := raw.get("use_rslora") or False, bool):
+        refuse(f"use_rslora is {rslora!r}; true or false is needed")
+    rank = take_number(raw, str(path), "r")
+    alpha = take_number(raw, str(path), "lora_alpha", whole=False, signed=True)
+    dropout = take_number({"lora_dropout": 0.0, **raw}, str(path), "lora_dropout", whole=False, signed=True)
+    return LoraConfig(rank, alpha, tuple(targets), rslora, dropout)
 
 
 def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
@@ -122,6 +124,7 @@ def adapter_tensors(folder: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict
             raise UserError(f"tensor {name!r} has no place in this model", other, path)
         if shapes[key] != tuple(tensor.shape):
             raise UserError(f"{name} has shape {list(tensor.shape)}, the model needs {list(shapes[key])}", other, path)
+        check_floating(name, tensor, path)
         tensors[key] = tensor
     missing = sorted(set(shapes) - set(tensors))
     if missing:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig, read_json
 from ptst.model.decoder import Decoder
+from ptst.reading import check_regular
 from ptst.storage import atomic_path
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -54,6 +55,7 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         expected = getattr(modules[owner], leaf).shape
         if tensor.shape != expected:
             raise UserError(f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}", where=where)
+        check_floating(name, tensor, where)
         # Copied even at the same dtype: the tensor is a view of the file's pages.
         value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
@@ -67,7 +69,7 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
     """(name, file, tensor) of every tensor of the folder, lazily, file by file."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        files = sorted({folder / f for f in read_json(index).get("weight_map", {}).values()})
+        files = sorted({folder / f for f in _weight_map(index).values()})
     else:
         files = sorted(folder.glob("*.safetensors"))
     if not files:
@@ -80,9 +82,29 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
         yield from ((name, path, tensor) for name, tensor in read_safetensors(path))
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor. Raises UserError if the index does not say so, or names files elsewhere."""
+    value = read_json(index)
+    names = value.get("weight_map") if isinstance(value, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise UserError("weight_map is not an object of file names", "fetch the file again", index)
+    for name in names.values():
+        if "\0" in name or Path(name).name != name:
+            raise UserError(f"{index.parent / name} is outside of the model folder", where=index)
+    return names
+
+
+def check_floating(name: str, tensor: Tensor, where: Path) -> None:
+    """Raise UserError for weights that are no real numbers: integers (quantized, say), truth values, complex ones."""
+    if not tensor.is_floating_point():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{name} is of type {kind}", "weights must be float32, bfloat16 or float16", where)
+
+
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a file, lazily. Raises UserError if it is missing, damaged or not safetensors."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
                 yield name, file.get_tensor(name)

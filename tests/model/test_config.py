@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from ptst.errors import UserError
 from ptst.model.config import DecoderConfig
 from tests.conftest import SHARED
 from tests.tiny import CONFIG
@@ -192,6 +193,47 @@ def test_what_is_refused_by_name(change, message):
 def test_sizes_that_decide_the_shape_have_no_default(key):
     with pytest.raises(ValueError, match=f"{key} is None; a number is needed"):
         DecoderConfig.from_dict({k: v for k, v in LLAMA.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *(({key: 0}, f"{key} is 0; it must be positive") for key in ("vocab_size", *SIZES)),
+        *(({key: 10**9}, f"{key} is 1000000000; at most") for key in ("vocab_size", *SIZES)),
+        *(({key: value}, f"{key} is {value}; a finite number is needed")
+          for key in ("rms_norm_eps", "rope_theta") for value in (float("nan"), float("inf"))),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers is 10000000; at most 1000 is supported"),
+        ({"num_hidden_layers": 2.0}, r"num_hidden_layers is 2\.0; a whole number is needed"),
+        ({"num_hidden_layers": True}, "num_hidden_layers is True; a number is needed"),
+        ({"num_key_value_heads": "x"}, "num_key_value_heads is 'x'; a number is needed"),
+        ({"num_key_value_heads": -1}, "num_key_value_heads is -1; it must be positive"),
+        ({"head_dim": -8}, "head_dim is -8; it must be positive"),
+        ({"max_position_embeddings": float("inf")}, "max_position_embeddings is inf; a whole number is needed"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps is '1e-6'; a number is needed"),
+        ({"rope_theta": True}, "rope_theta is True; a number is needed"),
+        ({"rope_scaling": {**LLAMA3, "factor": float("nan")}}, "factor is nan; a finite number is needed"),
+        ({"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor is '8'; a number is needed"),
+        ({"rope_scaling": {**LLAMA3, "high_freq_factor": 1.0}}, "high_freq_factor must be above low_freq_factor"),
+        ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": "x"}}, "embeddings is 'x'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; true or false is needed"),
+        ({"tie_word_embeddings": 0}, "tie_word_embeddings is 0; true or false is needed"),
+        ({"architectures": "LlamaForCausalLM"}, "architectures is 'LlamaForCausalLM'; a list of names is needed"),
+        ({"architectures": [{}]}, "a list of names is needed"),
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
+    ],
+)  # fmt: skip
+def test_numbers_are_finite_and_of_a_size_that_models_have(change, message):
+    with pytest.raises(UserError, match=f"^mine.json: .*{message}"):
+        DecoderConfig.from_dict({**LLAMA, **change}, "mine.json")
+
+
+def test_a_config_that_is_no_object(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"config\.json: not a JSON object"):
+        DecoderConfig.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON \(nested too deeply\)"):
+        DecoderConfig.from_folder(tmp_path)
 
 
 def test_a_window_of_no_tokens():

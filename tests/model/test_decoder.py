@@ -6,8 +6,10 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ptst.data.packing import to_batch
+from ptst.errors import UserError
 from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, load_adapter, merge_lora, read_lora_config, save_adapter
@@ -97,6 +99,68 @@ def test_adapters_that_do_not_fit(tiny_folder, tmp_path):
         LoraConfig(rank=0)
     (tmp_path / "adapter_config.json").write_text(json.dumps(described))
     assert read_lora_config(tmp_path).rank == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": "8"}, "r is '8'; a number is needed"),
+        ({"r": 10**9}, "r is 1000000000; at most 16384 is supported"),
+        ({"lora_alpha": float("nan")}, "lora_alpha is nan; a finite number is needed"),
+        ({"lora_dropout": float("inf")}, "lora_dropout is inf; a finite number is needed"),
+        ({"use_rslora": "false"}, "use_rslora is 'false'; true or false is needed"),
+    ],
+)
+def test_numbers_of_an_adapter(tmp_path, change, message):
+    described = {"peft_type": "LORA", "target_modules": ["q_proj"], "r": 2, "lora_alpha": -1.5, "lora_dropout": 0}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    assert read_lora_config(tmp_path).alpha == -1.5  # an adapter may be subtracted
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**described, **change}))
+    with pytest.raises(ValueError, match=rf"adapter_config\.json: {message}"):
+        read_lora_config(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("[]")
+    with pytest.raises(ValueError, match="not a JSON object"):
+        read_lora_config(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool, torch.complex64])
+def test_weights_that_are_no_real_numbers(tiny_folder, tmp_path, dtype):
+    write_tiny_model(tmp_path)
+    path = tmp_path / "model.safetensors"
+    weights = load_file(path)
+    name = "model.norm.weight"
+    save_file({**weights, name: weights[name].to(dtype)}, path)
+    kind = str(dtype).removeprefix("torch.")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {name} is of type {kind}; weights must be float32"):
+        load_decoder(tmp_path)
+    decoder = load_decoder(tiny_folder)
+    add_lora(decoder, LoraConfig(rank=2))
+    (tmp_path / "adapter").mkdir()
+    save_adapter(decoder, tmp_path / "adapter", LoraConfig(rank=2), "base")
+    path = tmp_path / "adapter/adapter_model.safetensors"
+    save_file({key: value.to(dtype) for key, value in load_file(path).items()}, path)
+    with pytest.raises(ValueError, match=rf"adapter_model\.safetensors: .* is of type {kind}"):
+        load_adapter(load_decoder(tiny_folder), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([], "weight_map is not an object of file names"),
+        ({}, "weight_map is not an object of file names"),
+        ({"weight_map": [1]}, "weight_map is not an object of file names"),
+        ({"weight_map": {"a": 1}}, "weight_map is not an object of file names"),
+        ({"weight_map": {"a": "../b.safetensors"}}, "is outside of the model folder"),
+        ({"weight_map": {"a": "b\0"}}, "is outside of the model folder"),
+        ({"weight_map": {"a": ""}}, "is outside of the model folder"),
+        ({"weight_map": {"a": "b\ud800"}}, "cannot be the name of a file"),
+    ],
+)
+def test_an_index_that_names_no_files(tmp_path, index, message):
+    write_tiny_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=message):
+        load_decoder(tmp_path)
 
 
 @pytest.mark.parametrize(
