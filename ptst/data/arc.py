@@ -50,7 +50,7 @@ def load_arc(name: str, path: str | None = None, limit: int | None = None) -> li
 def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
     """One row of either layout. Raises UserError, naming `source`, for any other row."""
     if isinstance(row.get("choices"), dict):
-        question, (labels, texts) = row.get("question"), (row["choices"].get(k) or [] for k in ("label", "text"))
+        question, (labels, texts) = row.get("question"), (_texts(row["choices"].get(k)) for k in ("label", "text"))
         answer = row.get("answerKey")
     elif form := _INSTRUCTION.fullmatch(str(row.get("instruction"))):
         question, labels = form[1], form[3].split("/")
@@ -65,3 +65,8 @@ def to_question(row: dict[str, Any], source: str) -> ArcQuestion:
         cause = f"{len(texts)} choices for the labels {', '.join(map(str, labels))} and the answer {answer!r}"
         raise UserError(cause, "each label needs a choice, and the answer must be one of the labels", source)
     return ArcQuestion(question, tuple(texts), labels.index(answer), source)
+
+
+def _texts(value: object) -> list[str]:
+    """The list, [] for anything else than a list of texts."""
+    return value if isinstance(value, list) and all(isinstance(v, str) for v in value) else []

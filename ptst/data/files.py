@@ -4,17 +4,32 @@ JSONL is read here, for training data and prompt sets alike. Other training data
 (imported only where it is needed), which types their cells: a number in a CSV is no text, and NA is an empty cell.
 """
 
-import json
 import logging
 import tempfile
 from collections.abc import Iterator
+from itertools import count
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptst.errors import Setting, UserError
+from ptst.reading import open_regular, parse_json
 
 Row = tuple[str, dict[str, Any]]  # place ("file:line"), cells by name
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
+MAX_LINE = 64 << 20  # bytes of a line
+# How archives begin. They are not unpacked: 50 MB of one can hold 100 GB.
+_ARCHIVES = {
+    "gzip": b"\x1f\x8b",
+    "zip": b"PK\x03\x04",
+    "bzip2": b"BZh",
+    "xz": b"\xfd7zXZ\x00",
+    "zstd": b"\x28\xb5\x2f\xfd",
+    "lz4": b"\x04\x22\x4d\x18",
+    "7z": b"7z\xbc\xaf\x27\x1c",
+    "rar": b"Rar!\x1a\x07",
+}
+_TAR = slice(257, 262), b"ustar"
 
 
 class HubDataset(NamedTuple):
@@ -30,8 +45,9 @@ def read_rows(path: Path) -> Iterator[Row]:
     kind = path.suffix.lower()
     if kind not in KINDS:
         raise UserError("unknown kind of file", f"use {', '.join(KINDS)}", path)
-    if path.stat().st_size == 0:
-        raise UserError("the file is empty", "it needs one row per example", path)
+    with open_data(path) as file:
+        if not file.peek(1):
+            raise UserError("the file is empty", "it needs one row per example", path)
     row = None
     for row in read_jsonl(path) if kind == ".jsonl" else _read_typed(path, kind.removeprefix(".")):
         yield row
@@ -41,17 +57,21 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def read_jsonl(path: Path) -> Iterator[Row]:
     """The objects of a JSONL file; blank lines are skipped. Raises UserError, with file and line, for a line that is
-    not an object in UTF-8, and for a file that cannot be opened."""
+    not an object in UTF-8, or has more than 64 MB, and for a file that cannot be opened."""
     with open_data(path) as file:
-        for number, line in enumerate(file, 1):
-            place = f"{path}:{number}"
+        for number in count(1):
+            line, place = file.readline(MAX_LINE + 1), f"{path}:{number}"
+            if not line:
+                return
+            if len(line) > MAX_LINE:
+                raise UserError(f"the line has more than {MAX_LINE >> 20} MB", "each line holds one object", place)
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(text) if text.strip() else None
+                row = parse_json(text) if text.strip() else None
             except UnicodeDecodeError:
                 raise not_utf8(place) from None
-            except json.JSONDecodeError as error:
-                cause = f"not valid JSON ({error.msg}, column {error.colno})"
+            except ValueError as error:
+                cause = f"not valid JSON ({json_mistake(error)})"
                 raise UserError(cause, "each line holds one object", place) from None
             if text.strip():
                 yield place, check_object(row, place)
@@ -64,12 +84,24 @@ def check_limit(limit: int | None, what: str) -> None:
         raise UserError(("the ", Setting("limit"), f" is {limit}"), remedy)
 
 
+def json_mistake(error: ValueError) -> str:
+    """What `parse_json` refused, without the line."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
+
+
 def open_data(path: Path) -> Any:
-    """The file, opened for bytes. Raises UserError where that fails."""
+    """The file, opened for bytes. Raises UserError where that fails, for a pipe or device, and for an archive, whatever
+    its name."""
     try:
-        return open(path, "rb")
+        file: Any = open_regular(path)
+        head = file.peek(512)
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror})", "check the path", path) from None
+    kind = next((kind for kind, magic in _ARCHIVES.items() if head.startswith(magic)), None)
+    if kind or head[_TAR[0]] == _TAR[1]:
+        file.close()
+        raise UserError(f"the file is an archive ({kind or 'tar'})", "unpack it first", path)
+    return file
 
 
 def not_utf8(place: str) -> UserError:
@@ -108,13 +140,20 @@ def _read_typed(path: Path, kind: str) -> Iterator[Row]:
     import datasets
 
     datasets.disable_progress_bars()
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # the errors below say the same, once
     read = getattr(datasets.Dataset, f"from_{kind}")
-    # The library writes an Arrow copy; in a temporary folder it leaves nothing behind and is never stale.
+    # The library writes an Arrow copy; in a temporary folder it leaves nothing behind and is never stale. It takes the
+    # path for a pattern ([1], ?, ::), so it gets one without signs, which leads to the file.
     with tempfile.TemporaryDirectory() as cache:
+        plain = Path(cache) / f"rows.{kind}"
+        plain.symlink_to(path.absolute())
         try:
-            rows = read(str(path), cache_dir=cache, keep_in_memory=True).to_list()
+            rows = read(str(plain), cache_dir=cache, keep_in_memory=True).to_list()
+        except RecursionError:
+            raise UserError(f"the file cannot be read as {kind}: nested too deeply", where=path) from None
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
+            lines = str(error.__cause__ or error).splitlines()
+            reason = lines[0] if lines else type(error.__cause__ or error).__name__
             raise UserError(f"the file cannot be read as {kind}: {reason}", where=path) from None
     # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
     for number, row in enumerate(rows, 2 if kind == "csv" else 1):

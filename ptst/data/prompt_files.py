@@ -15,8 +15,9 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from ptst.data.files import Row, check_object, not_utf8, open_data, read_jsonl
+from ptst.data.files import Row, check_object, json_mistake, not_utf8, open_data, read_jsonl
 from ptst.errors import UserError
+from ptst.reading import MAX_BYTES, parse_json
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,9 @@ def _label(row: dict[str, Any], name: str) -> str:
 
 def _read_utf8(path: Path) -> str:
     with open_data(path) as file:
-        data = file.read()
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise UserError(f"the file has more than {MAX_BYTES >> 20} MB", "divide it", path)
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -139,10 +142,10 @@ def _read_csv(path: Path) -> Iterator[Row]:
 def _read_json(path: Path) -> Iterator[Row]:
     text = _read_utf8(path)
     try:
-        rows = json.loads(text) if text.strip() else []
-    except json.JSONDecodeError as error:
-        cause = f"not valid JSON ({error.msg}, column {error.colno})"
-        raise UserError(cause, "the file holds one list", f"{path}:{error.lineno}") from None
+        rows = parse_json(text) if text.strip() else []
+    except ValueError as error:
+        cause = f"not valid JSON ({json_mistake(error)})"
+        raise UserError(cause, "the file holds one list", f"{path}:{getattr(error, 'lineno', 1)}") from None
     start = 0
     if isinstance(rows, dict) and isinstance(rows.get("jailbreaks"), list):  # JailbreakBench's published artifacts
         rows, start = rows["jailbreaks"], text.index('"jailbreaks"')

@@ -95,7 +95,7 @@ def is_file(name: str) -> bool:
     base, _, rest = name.partition(":")
     if base == DEFAULT:
         return False
-    return base not in NAMED or Path(name).is_file() or bool(rest and not rest.isdigit())
+    return base not in NAMED or Path(name).is_file() or bool(rest and not rest.isdecimal())
 
 
 def has_test_part(name: str, holdout: float = 0.0) -> bool:
@@ -136,7 +136,7 @@ def _serialized(conversation: Conversation) -> bytes:
 
 
 def _word_problems(name: str, count: str, split: str, limit: int | None) -> Source:
-    if count and not count.isdigit():
+    if count and not count.isdecimal():
         raise UserError(f"data {name!r} needs the number of problems after the colon", f"as in {DEFAULT}:800")
     problems = generate(split, limit or int(count or DEFAULT_COUNTS[split]))
     conversations = (

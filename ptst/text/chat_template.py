@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptst.errors import UserError
+from ptst.reading import read_text
 from ptst.text.tokenizer import optional_json, token_name
 
 SECONDS = 20
@@ -21,10 +22,13 @@ _CHILD = Path(__file__).with_name("_jinja_child.py")
 
 def read_chat_template(folder: Path | str) -> str | None:
     """The text of a folder's chat template: `chat_template.jinja`, or the entry of tokenizer_config.json (of several
-    named ones, the default). None where there is none."""
+    named ones, the default). None where there is none. Raises UserError for a file that is not text."""
     folder = Path(folder)
     if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            return read_text(folder / "chat_template.jinja")
+        except UnicodeDecodeError:
+            raise UserError("not UTF-8 text", "fetch the file again", folder / "chat_template.jinja") from None
     entry = optional_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(entry, list):
         entry = next((e.get("template") for e in entry if isinstance(e, dict) and e.get("name") == "default"), None)

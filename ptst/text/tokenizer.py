@@ -4,26 +4,24 @@ If a folder has both, sentencepiece is used: the models were trained with it. Te
 whatever it holds; control tokens are looked up by name.
 """
 
-import json
+import math
 from collections.abc import Callable
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 
 from ptst.errors import Setting, UserError
+from ptst.reading import check_regular, parse_json, read_object, read_text
+
+MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
 
 
 def optional_json(path: Path) -> dict:
     """The JSON object in a file of a model folder, {} where there is no file. Raises UserError for a broken one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except FileNotFoundError:
         return {}
-    except ValueError as error:  # of json, or of the encoding
-        raise UserError(f"not valid JSON ({error})", "fetch the file again", path) from None
-    if not isinstance(value, dict):
-        raise UserError("not a JSON object", "fetch the file again", path)
-    return value
 
 
 class Tokenizer:
@@ -102,6 +100,7 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, path: Path, settings: dict | None = None):
         from sentencepiece import SentencePieceProcessor
 
+        check_regular(path)
         try:
             sp = self._sp = SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
@@ -124,10 +123,13 @@ class JsonTokenizer(Tokenizer):
     def __init__(self, path: Path, settings: dict | None = None):
         import tokenizers
 
+        self.path = path
+        check_growth(path)
         try:
             self._tok = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception for every kind of damage
-            raise UserError(f"not a tokenizer file ({error})", "fetch the file again", path) from None
+            opening = self._tok.encode("", add_special_tokens=True).ids
+        except BaseException as error:
+            raise self._explain(error, "not a tokenizer file") from None
         self._tok.no_padding()
         self._tok.no_truncation()
         settings, self._piece = settings or {}, self._tok.id_to_token
@@ -135,16 +137,64 @@ class JsonTokenizer(Tokenizer):
         added = self._tok.get_added_tokens_decoder()
         self._control = {token.content: i for i, token in added.items() if token.special}
         self.bos, self.eos = (token_name(settings.get(k)) for k in ("bos_token", "eos_token"))
-        opening = self._tok.encode("", add_special_tokens=True).ids
         self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
         self._tok.encode_special_tokens = True
 
     def _ids(self, text: str) -> list[int]:
         # The fast form returns ids without their offsets in the text.
-        return self._tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        try:
+            return self._tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        except BaseException as error:
+            raise self._explain(error, "the tokenizer fails on a text") from None
 
     def decode_text(self, ids: list[int]) -> str:
-        return self._tok.decode(ids, skip_special_tokens=False) if ids else ""
+        try:
+            return self._tok.decode(ids, skip_special_tokens=False) if ids else ""
+        except BaseException as error:
+            raise self._explain(error, "the tokenizer fails on ids") from None
+
+    def _explain(self, error: BaseException, cause: str) -> BaseException:
+        """The UserError for an error of the library: it raises bare Exception for every kind of damage, and a panic of
+        Rust (by a regular expression that backtracks for ever, say), which is no Exception."""
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            return error  # Ctrl-C
+        return UserError(f"{cause} ({error})", "fetch the file again", self.path)
+
+
+def check_growth(path: Path) -> None:
+    """Raise UserError for a tokenizer.json whose replacements make texts more than 64 times as long: three rules can
+    fill any memory."""
+    check_regular(path)
+    try:
+        text = read_text(path)
+        if '"Replace"' not in text and '"Prepend"' not in text:
+            return
+        whole = parse_json(text)
+        parts = [whole.get("normalizer"), whole.get("decoder")] if isinstance(whole, dict) else []
+        factor = max(map(_growth, parts), default=1.0)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not a tokenizer file ({error})", "fetch the file again", path) from None
+    if factor > MAX_GROWTH:
+        raise UserError("its replacements make texts more than 64 times as long", "fetch the file again", path)
+
+
+def _growth(rule: object) -> float:
+    """How many times longer a rule of a tokenizer.json can make a text; 1 for what the library will refuse."""
+    if not isinstance(rule, dict):
+        return 1.0
+    factor = 1.0
+    for inner in (rules for key in ("normalizers", "decoders") if isinstance(rules := rule.get(key), list)):
+        factor *= math.prod(map(_growth, inner))
+    if isinstance(content := rule.get("content"), str):
+        pattern = rule.get("pattern")
+        found = pattern.get("String") if isinstance(pattern, dict) else None
+        # A regular expression may match between characters.
+        factor *= max(1.0, len(content) / len(found)) if isinstance(found, str) and found else 1.0 + len(content)
+    if isinstance(prefix := rule.get("prepend"), str):
+        factor *= 1.0 + len(prefix)
+    return min(factor, 1e300)
 
 
 def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tokenizer:

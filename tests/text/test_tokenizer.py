@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
@@ -13,6 +14,7 @@ from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import SHARED, mistral_tokenizer
 from tests.text import owners
+from tests.tiny import CONTROL, byte_tokenizer
 
 
 @pytest.fixture(scope="module", params=["mistral-v1", "mistral-v3", "llama2"])
@@ -74,3 +76,54 @@ def test_a_row_beyond_the_vocabulary_is_no_text(both):
         ids = tokenizer.encode("Question: ")
         beyond = [ids[0], tokenizer.vocab_size, *ids[1:], tokenizer.vocab_size + 60]
         assert tokenizer.decode(beyond) == tokenizer.decode(ids)
+
+
+def tokenizer_file(folder, **changes):
+    """A small tokenizer.json with some of its parts replaced, and its settings."""
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps({**json.loads(byte_tokenizer().to_str()), **changes}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": CONTROL[0]}))
+    return path
+
+
+def replace(pattern, content):
+    return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", [{"String": "a"}, {"Regex": "a"}, {"Regex": ""}])
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_rules_that_fill_any_memory(tmp_path, part, kind):
+    """A thousandfold three times; a few characters more are what published files have."""
+    rules = [replace(kind, "a" * 1000)] * 3
+    inner = f"{part}s"
+    path = tokenizer_file(tmp_path, **{part: {"type": "Sequence", inner: rules}})
+    with pytest.raises(UserError, match=f"{path.name}: its replacements make texts more than 64 times as long"):
+        load_tokenizer(tmp_path)
+    usual = [{"type": "Prepend", "prepend": "\u2581"}, replace({"String": " "}, "\u2581")]
+    tokenizer_file(tmp_path, normalizer={"type": "Sequence", "normalizers": usual})
+    assert load_tokenizer(tmp_path).encode("a b")
+
+
+def test_a_regular_expression_that_backtracks_for_ever(tmp_path):
+    """The library panics: no Exception of Python's."""
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    levels = [split, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    tokenizer_file(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": levels})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("xxy")) == "xxy"
+    with pytest.raises(UserError, match=r"tokenizer\.json: the tokenizer fails on a text"):
+        tokenizer.encode("x" * 40)
+
+
+def test_ctrl_c_in_the_library_is_not_its_fault(tmp_path, monkeypatch):
+    tokenizer_file(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+
+    class Interrupted:
+        def encode_batch_fast(self, *_args, **_kwargs):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tokenizer, "_tok", Interrupted())
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer.encode("abc")
