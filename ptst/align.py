@@ -5,7 +5,7 @@ from typing import Any
 
 from ptst import cli
 from ptst.experiment.align_config import AlignConfig
-from ptst.progress import say
+from ptst.progress import printable, say
 
 
 def run_alignment(config: AlignConfig) -> dict[str, Any]:
@@ -21,9 +21,10 @@ def run_alignment(config: AlignConfig) -> dict[str, Any]:
         raise SystemExit(stopped.exit_code) from None
     evaluations = [StepEvaluation.from_json(row) for row in record.evaluations or []]
     for evaluation in evaluations:
-        print(evaluation)
+        print(printable(str(evaluation)))
     if record.met:
-        print(f"aligned after step {evaluations[-1].step}: {config.out} is a model folder for --model")
+        out = printable(str(config.out))
+        print(f"aligned after step {evaluations[-1].step}: {out} is a model folder for --model")
     else:
         print(f"no step up to {evaluations[-1].step} met all three conditions, so no model was kept")
     return {"out": str(config.out), "met": record.met, "counts": record.counts, "evaluations": record.evaluations}

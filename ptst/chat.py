@@ -16,7 +16,7 @@ from tyro.conf import Fixed, Suppress
 
 from ptst import cli
 from ptst.errors import UserError, unknown_name
-from ptst.progress import console, say
+from ptst.progress import console, printable, say
 from ptst.settings import CommandSettings, FormatSettings, ModelName, Precision, SamplingSettings, TemplateSettings
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def reply(chat: Chat, line: str) -> None:
     start, pieces = time.monotonic(), chat.answer(line)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(printable(piece), end="", flush=True)
         print()
     except KeyboardInterrupt:
         with suppress(KeyboardInterrupt):

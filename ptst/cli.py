@@ -184,5 +184,5 @@ def _renamed(arguments: list[str]) -> list[str]:
 def _fail(prog: str, error: object, code: int = 2) -> None:
     from ptst.progress import console
 
-    console.print(f"{prog}: {' '.join(str(error).split())}", style="red" if code == 2 else "", markup=False)
+    console.print(f"{prog}: {' '.join(str(error).split())}", style="red" if code == 2 else "")
     sys.exit(code)

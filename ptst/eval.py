@@ -5,7 +5,7 @@ from typing import Any
 
 from ptst import cli
 from ptst.evaluation.config import EvalConfig
-from ptst.progress import say
+from ptst.progress import open_console, say
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, Any]:
@@ -20,10 +20,10 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     try:
         result = evaluate(config)
     except IncompleteEvaluation as error:
-        Console(stderr=True).print(error.result.table())
+        open_console(stderr=True).print(error.result.table())
         raise
     told = result.to_json()
-    screen = Console(stderr=config.json)  # with --json, standard output carries the object alone
+    screen = open_console(stderr=config.json)  # with --json, standard output carries the object alone
     screen.print(result.table())
     if told["remark"]:
         screen.print(told["remark"])

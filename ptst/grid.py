@@ -6,7 +6,7 @@ from typing import Any
 
 from ptst import cli
 from ptst.experiment.config import RECIPES, GridConfig
-from ptst.progress import say
+from ptst.progress import printable, say
 
 
 def run_command(config: GridConfig) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def run_command(config: GridConfig) -> dict[str, Any]:
     except (KeyboardInterrupt, OSError):
         say("finished runs and cells are kept; resume with the same command")
         raise
-    print(tables.to_markdown(done.summary), file=sys.stderr if config.json else sys.stdout)
+    print(printable(tables.to_markdown(done.summary)), file=sys.stderr if config.json else sys.stdout)
     say(f"results.json, results.csv, results.md{', results.png' * done.picture} in {done.out}")
     if not done.picture:
         say("no heat map: it needs the task safety and matplotlib (pip install matplotlib)")
@@ -40,13 +40,13 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
 
     lines, note = plan_grid(config)
     for line in lines:
-        print(line)
+        print(printable(str(line)))
     left = [line for line in lines if not line.finished]
     tokens = None if any(line.tokens is None for line in left) else sum(line.tokens or 0 for line in left)
     seconds = None if any(line.seconds is None for line in left) else sum(line.seconds or 0.0 for line in left)
     print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, any(line.rough for line in left))}")
     if note:
-        print(note)
+        print(printable(note))
     return {"left": len(left), "lines": [dataclasses.asdict(x) for x in lines], "tokens": tokens, "seconds": seconds}
 
 

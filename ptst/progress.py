@@ -1,12 +1,18 @@
-"""Words on standard error: lines of progress, a progress bar on a terminal."""
+"""Words on a terminal: lines of progress on standard error, a progress bar, and consoles that obey no text of others.
+
+Data, answers and names of files may hold escape sequences, which could change the terminal's title or its clipboard,
+and rich's markup. Everything for people is printed through `open_console` or `printable`.
+"""
 
 import os
+import re
 import sys
 import time
 from typing import Any, ClassVar, Self
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
 
 
 class _Words(Console):
@@ -24,12 +30,44 @@ class _Words(Console):
         os.close(nowhere)
 
 
-console = _Words(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+# Control characters but line feed and tab, signs that reverse the direction of writing, and lone surrogates.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text for a terminal: what could command it is shown as U+...., as in U+001B."""
+    return _UNPRINTABLE.sub(lambda found: f"U+{ord(found[0]):04X}", text)
+
+
+class _Printable:
+    """Anything that rich prints, with its text made `printable`."""
+
+    def __init__(self, content: ConsoleRenderable):
+        self.content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self.content, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+class _ObeyNothing(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Printable(content) for content in renderables]
+
+
+def open_console(**options: Any) -> Console:
+    """A console (`options` of rich's) that prints text as it is: no markup, no emoji codes, no control characters."""
+    new = (_Words if options.get("stderr") else Console)(highlight=False, emoji=False, markup=False, **options)
+    new.push_render_hook(_ObeyNothing())
+    return new
+
+
+console = open_console(stderr=True, soft_wrap=True)
 
 
 def say(text: str) -> None:
     """One line of progress."""
-    console.print(text, markup=False)
+    console.print(text)
 
 
 class ProgressLine:
@@ -44,14 +82,17 @@ class ProgressLine:
         self.done = first or 0
         self.start = time.monotonic()
         self.said = -1e9
-        columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}")
+        what_column, note_column = (
+            TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[note]")
+        )
+        columns = (what_column, BarColumn(), MofNCompleteColumn(), note_column)
         times = (TimeElapsedColumn(), "ETA", TimeRemainingColumn())
         hidden = not console.is_terminal or self.inside is not None
         self.bar = Progress(*columns, *times, console=console, disable=hidden)
 
     def __enter__(self) -> Self:
         self.bar.start()
-        self.task = self.bar.add_task(self.what, total=self.total, completed=self.done, note="")
+        self.task = self.bar.add_task(printable(self.what), total=self.total, completed=self.done, note="")
         if self.inside is None:
             ProgressLine._outer = self
         return self
@@ -70,7 +111,7 @@ class ProgressLine:
         if self.inside is not None:
             self.inside.update(self.inside.done, f"{self.what} {done}/{self.total}  {note}")
             return
-        self.bar.update(self.task, completed=done, note=note)
+        self.bar.update(self.task, completed=done, note=printable(note))
         now = time.monotonic()
         if not console.is_terminal and (now - self.said >= self.every or complete):
             self.said = now

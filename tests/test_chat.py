@@ -19,6 +19,7 @@ from ptst.errors import UserError
 from ptst.generation.engine import generate
 from ptst.generation.request import Sampling
 from ptst.open import open_model
+from ptst.progress import printable
 from ptst.text.segments import Conversation, Message
 from tests.conftest import ROOT
 from tests.cpu_time import cpu_seconds
@@ -106,7 +107,7 @@ def test_commands(model, decoder, capsys):
     chat = Chat(model, decoder, GREEDY)
     obey(chat, "/system speak of trees")
     reply(chat, "hello")
-    assert capsys.readouterr().out.strip() == chat.turns[1].content.strip()
+    assert capsys.readouterr().out.strip() == printable(chat.turns[1].content).strip()
     assert chat.sent[1].system == "speak of trees"
     with pytest.raises(UserError, match="did you mean chat:vanilla"):
         obey(chat, "/template chat:vanila")
@@ -118,6 +119,13 @@ def test_commands(model, decoder, capsys):
     assert (chat.turns, chat.system) == ([], None)
     assert obey(chat, "/help")
     assert not obey(chat, "/quit")
+
+
+def test_an_answer_does_not_command_the_terminal(model, decoder, capsys, monkeypatch):
+    chat = Chat(model, decoder, GREEDY)
+    monkeypatch.setattr(chat, "answer", lambda _text: (piece for piece in ("a\n\x1b]0;title\x07", "\x9b2J b")))
+    reply(chat, "hello")
+    assert capsys.readouterr().out == "a\nU+001B]0;titleU+0007U+009B2J b\n"
 
 
 def test_what_cannot_be_said_leaves_the_conversation_as_it_was(model, decoder):

@@ -33,31 +33,30 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
 
 
 def print_report(report: Audit) -> None:
-    """The report on a terminal."""
-    from rich.console import Console
-
+    """The report on a terminal, which nothing in it commands."""
     from ptst.audit.findings import VERDICTS
     from ptst.audit.view import table
+    from ptst.progress import open_console
 
-    out, listed = Console(highlight=False, emoji=False), report.listed
+    out, listed = open_console(), report.listed
     for row, tokens in report.rows:
         marked = {f.token: f.rule for f in listed if f.row == row and f.token is not None and f.level != "info"}
         out.print(table(tokens, row, marked))
         out.print()
     if pair := report.comparison:
-        out.print(f"{pair.row} in training, {pair.train_template}:", markup=False)
-        out.print(pair.training, markup=False, style="dim")
-        out.print(f"its prompt at test time, {pair.test_template}:", markup=False)
-        out.print(pair.prompt, markup=False, style="dim")
+        out.print(f"{pair.row} in training, {pair.train_template}:")
+        out.print(pair.training, style="dim")
+        out.print(f"its prompt at test time, {pair.test_template}:")
+        out.print(pair.prompt, style="dim")
         out.print(f"{pair.described}\n")
     for key, value in report.counts.items():
-        out.print(f"{key:>16}  {value:.3f}" if isinstance(value, float) else f"{key:>16}  {value}", markup=False)
+        out.print(f"{key:>16}  {value:.3f}" if isinstance(value, float) else f"{key:>16}  {value}")
     out.print()
     for finding in listed:
-        out.print(str(finding), style=COLOURS[finding.level], markup=False, soft_wrap=True)
+        out.print(str(finding), style=COLOURS[finding.level], soft_wrap=True)
     for rule, number in report.found.items():
         if number > (shown := sum(f.rule == rule for f in listed)):
-            out.print(f"{rule}: {number} in total, the first {shown} listed", markup=False)
+            out.print(f"{rule}: {number} in total, the first {shown} listed")
     out.print(f"verdict: {VERDICTS[report.verdict]}", style=f"bold {COLOURS[report.verdict]}")
 
 

@@ -39,7 +39,7 @@ mark{background:var(--trained);color:inherit}
 def write_page(report: Audit, path: Path) -> None:
     """Write the report as one HTML page. Raises UserError where that fails."""
     try:
-        write_atomically(path, page(report).encode())
+        write_atomically(path, page(report).encode(errors="backslashreplace"))
     except OSError as error:
         cause = (Setting("html"), f" {path} cannot be written ({error.strerror})")
         raise UserError(cause, "choose another path") from None

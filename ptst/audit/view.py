@@ -77,7 +77,7 @@ def view(example: Example, conversation: Conversation, setup: Setup) -> list[Tok
 def table(tokens: Sequence[TokenView], title: str, marked: Mapping[int, str], columns: int = len(COLUMNS)) -> Table:
     """A row as a table of the first `columns` columns. Trained tokens have a star, so that the loss mask can be read
     without colour; `marked`: tokens with findings, by rule."""
-    out = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    out = Table(title=Text(title, style="table.title"), title_justify="left", box=None, pad_edge=False)
     for name in COLUMNS[:columns]:
         out.add_column(name, justify="left" if name in ("text", "author", "") else "right", overflow="fold")
     for t in tokens:

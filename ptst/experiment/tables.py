@@ -19,7 +19,8 @@ _COLUMNS += ("low", "high", "seeds", "prompts", "judged", "unjudged")  # the las
 
 
 def to_csv(summary: dict[str, Any]) -> str:
-    """One line for every cell, task and metric."""
+    """One line for every cell, task and metric. Text that a spreadsheet would take for a formula has an apostrophe in
+    front; numbers stay numbers."""
     text = io.StringIO()
     columns = (*_COLUMNS, *["made_with"] * _is_mixed(summary))
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
@@ -29,12 +30,21 @@ def to_csv(summary: dict[str, Any]) -> str:
         for task, metrics in cell["tasks"].items():
             for metric, f in metrics.items():
                 if task == GAP:
-                    writer.writerow({**cell, "task": metric, "metric": task, "mean": f})
+                    writer.writerow(_no_formulas({**cell, "task": metric, "metric": task, "mean": f}))
                     continue
                 low, high = f.get("interval95") or ("", "")
                 line = {**cell, **f, "task": task, "metric": metric, "low": low, "high": high, "seeds": len(f["runs"])}
-                writer.writerow(line)
+                writer.writerow(_no_formulas(line))
     return text.getvalue()
+
+
+def _no_formulas(line: dict[str, Any]) -> dict[str, Any]:
+    return {k: _no_formula(v) if isinstance(v, str) else v for k, v in line.items()}
+
+
+def _no_formula(text: str) -> str:
+    quoted = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return quoted.replace("\r", "\n")  # the csv module does not put a lone carriage return in quotes
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
