@@ -5,10 +5,12 @@ import json
 import tomllib
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ptst.errors import UserError, unknown_name
+from ptst.reading import parse_json
 from ptst.settings import CommandSettings
 
 Config = TypeVar("Config")
@@ -24,10 +26,10 @@ def read_config(path: str | Path, default: Config, command: str) -> Config:
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        values = parse_json(text) if path.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", "check the path of --config", path) from None
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML or JSON, or of the encoding
         raise UserError(f"not valid {'JSON' if path.suffix == '.json' else 'TOML'} ({error})", where=path) from None
     if path.suffix == ".json":
         values = values if isinstance(values, dict) else {}
@@ -102,7 +104,8 @@ def _typed(value: Any, kind: Any, where: str) -> Any:
     elif kind is Path and isinstance(value, str):
         return Path(value)
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):  # a whole number of 309 digits or more
+            return float(value)
     elif isinstance(kind, type) and type(value) is kind:
         return value
     wanted = f"one of {', '.join(map(str, arguments))}" if origin is Literal else _name(kind)

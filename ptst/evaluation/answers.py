@@ -22,6 +22,7 @@ from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling, Statistics
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
+from ptst.reading import check_regular, parse_json
 from ptst.settings import EngineSettings
 from ptst.storage import append_jsonl, refuse_link
 from ptst.text.prompt_format import PromptFormat
@@ -68,7 +69,10 @@ class AnswerFile:
     def __init__(self, path: Path | None, asked: Asked):
         self.path, self.asked = path, asked
         self.known: dict[str, Answer] = {}
-        raw = path.read_bytes() if path and path.exists() else b""
+        raw = b""
+        if path and path.exists():
+            check_regular(path)
+            raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
         if path and whole != raw:
             refuse_link(path)
@@ -96,7 +100,7 @@ class AnswerFile:
 def _read_row(line: bytes, where: str) -> dict[str, Any]:
     """A line as it was written. Raises UserError for any other."""
     try:
-        row = json.loads(line)
+        row = parse_json(line.decode())
         if row.keys() == {"key", "token_ids", "text", "finish_reason"}:
             raise UserError("was written by an earlier version of ptst, which kept no fingerprints", _AGAIN, where)
         if row.pop("check") == _checksum(row):

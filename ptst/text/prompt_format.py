@@ -95,5 +95,5 @@ def open_prompt_format(
     own = CHAT_FORMATS[chat_format] if chat_format else detect_format(folder, tokenizer)
     template = with_default_system_prompt(template, folder)
     eos = optional_json(folder / "generation_config.json").get("eos_token_id", [])
-    eos_ids = frozenset(eos if isinstance(eos, list) else [eos])
+    eos_ids = frozenset(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int))
     return PromptFormat(template, find_family(family), own, tokenizer, allow_role_markers, eos_ids)

@@ -250,7 +250,7 @@ def load_template(path: Path | str) -> Template:
     except OSError as error:
         cause = f"the template file cannot be read ({error.strerror})"
         raise UserError(cause, ("check the path of ", Setting("template_file")), path) from None
-    except ValueError as error:  # of TOML, or of the encoding
+    except (ValueError, RecursionError) as error:  # of TOML, or of the encoding
         raise UserError(f"not valid TOML ({error})", where=path) from None
 
     def wrong(cause: Words, remedy: str = "") -> UserError:

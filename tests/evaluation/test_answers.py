@@ -168,3 +168,21 @@ def test_given_answers_are_scored_in_place(answerer):
     assert len(answers[2].token_ids) < len(answers[1].token_ids), "an opening has no terminator"
     with pytest.raises(ValueError, match="set:1: there is no reference answer to score"):
         answerer.answer([replace(QUESTIONS[0], kind="loglikelihood")], SAMPLED)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        (b'"token_ids": [', b'"token_ids": ["x", '),
+        (b'"token_ids": [', b'"token_ids": [true, '),
+        (b'"text": "', b'"text": "\xff'),
+        (b'"text": "', b'"text": 3, "error": "'),
+        (b'"text": "', b'"logprobs": ' + b"[" * 5000 + b', "text": "'),
+    ],
+)
+def test_a_line_that_no_model_wrote_is_named(answerer, tmp_path, damage):
+    path = tmp_path / "answers.jsonl"
+    answerer.answer(QUESTIONS[:1], SAMPLED, path)
+    path.write_bytes(path.read_bytes().replace(*damage))
+    with pytest.raises(ValueError, match=r"answers\.jsonl:1: is not a valid record"):
+        AnswerFile(path)
