@@ -5,6 +5,7 @@ A file that the reader accepts is changed: bytes of it, or a value in its JSON.
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -168,6 +171,12 @@ TOML = b'data = "x.jsonl"\nlr = 1e-4\nseed = 3\nepochs = 2\ntarget_modules = ["q
 TEMPLATE = b'name = "chat:mine"\nsystem = "s"\nuser = "{question}"\ndemonstration = ["a", "b"]\nsafety = true\n'
 
 
+def parquet() -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS[:1] * 3), file)
+    return file.getvalue()
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
     """A model folder with an adapter in it."""
@@ -207,6 +216,7 @@ def readers(model: Path) -> dict[str, Reader]:
         "row": Reader("row.jsonl", json.dumps(ROWS[1]).encode(), lambda path: load(str(path)), True),
         "csv": Reader("a.csv", b'question,answer\nq,"a, b"\n', lambda path: load(str(path)), share=0.1),
         "json": Reader("a.json", json.dumps(ROWS[:1]).encode(), lambda path: load(str(path)), True, 0.1),
+        "parquet": Reader("a.parquet", parquet(), lambda path: load(str(path)), share=0.1),
         "arc": Reader("arc.jsonl", json.dumps(ARC).encode(), lambda path: load_arc("arc-easy", str(path)), True),
         "prompts csv": Reader("p.csv", b'prompt,category\n"How, so?",c\n', read_prompts),
         "prompts json": Reader("p.json", json.dumps(PROMPTS).encode(), read_prompts, True),
@@ -222,7 +232,7 @@ def readers(model: Path) -> dict[str, Reader]:
 
 NAMES = (
     *("config", "index", "weights", "tokenizer", "tokenizer settings", "eos", "chat template", "adapter"),
-    *("adapter weights", "jsonl", "row", "csv", "json", "arc", "prompts csv", "prompts json", "prompts txt"),
+    *("adapter weights", "jsonl", "row", "csv", "json", "parquet", "arc", "prompts csv", "prompts json", "prompts txt"),
     *("template", "settings", "settings of a run", "run", "answers", "answer"),
 )
 

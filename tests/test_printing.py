@@ -104,6 +104,15 @@ def test_a_users_mistake_with_a_name_of_its_own(monkeypatch, capsys, terminal):
     assert "[/red][bold]:smile: is no file" in terminal.getvalue()
 
 
+def test_json_with_a_name_that_is_not_utf_8(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["ptst", "--json"])
+    before = signal.getsignal(signal.SIGINT)
+    cli.run(lambda _config: {"name": "\u00e9\udcff"}, CommandSettings, "train")
+    signal.signal(signal.SIGINT, before)
+    out = capsys.readouterr().out
+    assert out.encode() == b'{"name": "\xc3\xa9\\udcff"}\n' and json.loads(out)["name"] == "\u00e9\udcff"
+
+
 def test_cells_of_a_csv_are_no_formulas():
     figures = {"mean": -0.5, "runs": [1], "interval95": [-1.0, 2.0]}
     names = ("=1+1", "+a", "-a", "@a", "\ta", "\ra")
