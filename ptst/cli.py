@@ -114,7 +114,7 @@ def run(
         _end(error, prog, config_type, "--debug" in arguments)
         raise
     if config.json and result is not None:
-        # A name of a file may hold bytes that are not UTF-8; as \\udc.. they are JSON.
+        # A name of a file may hold bytes that are not UTF-8; as \udc.. they are JSON.
         print(json.dumps(result, ensure_ascii=False).encode(errors="backslashreplace").decode())
     return result
 

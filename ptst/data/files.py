@@ -149,8 +149,6 @@ def _read_typed(path: Path, kind: str) -> Iterator[Row]:
         plain.symlink_to(path.absolute())
         try:
             rows = read(str(plain), cache_dir=cache, keep_in_memory=True).to_list()
-        except RecursionError:
-            raise UserError(f"the file cannot be read as {kind}: nested too deeply", where=path) from None
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             lines = str(error.__cause__ or error).splitlines()
             reason = lines[0] if lines else type(error.__cause__ or error).__name__

@@ -35,6 +35,8 @@ def test_layouts(row, tmp_path):
         ({"question": "q", "answer": "a"}, r"d:7: the row has answer, question; a question of ARC has"),
         ({**HUB_ROW, "answerKey": "4"}, r"d:7: 3 choices for the labels 1, 2, 3 and the answer '4'"),
         ({**HUB_ROW, "choices": {"text": ["ice"], "label": ["1"]}, "answerKey": "1"}, r"d:7: 1 choices"),
+        ({**HUB_ROW, "choices": {"text": 3, "label": ["1"]}}, r"d:7: 0 choices"),
+        ({**HUB_ROW, "choices": {"text": ["ice", [2]], "label": [1, 2]}, "answerKey": 1}, r"d:7: 0 choices"),
         ({**INSTRUCTION_ROW, "answer": "answer9"}, r"d:7: 3 choices .* the answer 'answer9'"),
         ({**INSTRUCTION_ROW, "instruction": TEXT.replace("/answer3", "")}, r"d:7: 3 choices for the labels"),
         ({**INSTRUCTION_ROW, "instruction": "Which is hot?"}, r"d:7: the row has"),
