@@ -7,11 +7,21 @@ from ptst import cli
 from ptst.progress import console, say
 from ptst.training import recipes
 from ptst.training.config import TrainConfig, settings_to_resume
+from ptst.training.launch import Launch, read_launch
 
 
 def run_training(config: TrainConfig) -> dict[str, Any] | None:
     """Fine-tune with words of progress; returns what `--json` prints, on the main process. Raises UserError for a
     user's mistakes, and SystemExit with 130 or 143 after Ctrl-C or SIGTERM, when the run is saved."""
+    launch = read_launch()
+    console.quiet = launch.rank > 0  # one rank speaks for all
+    try:
+        return _run(config, launch)
+    finally:
+        console.quiet = False  # every rank prints its own error
+
+
+def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     say(f"ptst.train: {config.model}, template {config.template_file or config.template}, data {config.data}")
     from ptst.data import sources
     from ptst.training import parallel
@@ -20,7 +30,6 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
     from ptst.training.run_plan import plan_run
 
     with parallel.world() as world:
-        console.quiet = not world.is_main_process
         try:
             if config.dry_run:
                 config.check()
@@ -29,11 +38,8 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
                 return plan.described() if world.is_main_process else None
             done = fine_tune(config, world)
         except Interrupted as stopped:
-            start = f"torchrun --nproc-per-node {world.size}" if world.size > 1 else "python"
-            say(f"{stopped}; resume with: {start} -m ptst.train --resume {stopped.out}")
+            say(f"{stopped}; resume with: {launch.again(f'-m ptst.train --resume {stopped.out}')}")
             raise SystemExit(stopped.exit_code) from None
-        finally:
-            console.quiet = False  # every rank prints its own error
     if done is None:
         return None
     seconds = (done.record.time or {}).get("seconds", 0.0)

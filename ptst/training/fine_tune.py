@@ -15,6 +15,7 @@ from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_same, claim, rounding
 from ptst.storage import sync
+from ptst.training import agreement
 from ptst.training.checkpoint import Checkpoints, load_checkpoint
 from ptst.training.config import TrainConfig, settings_to_resume
 from ptst.training.evaluate import sample_answers, validation_loss
@@ -47,6 +48,7 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     if config.resume and config == TrainConfig(resume=config.resume):
         config = settings_to_resume(config.resume)
     place = config.resume or config.out
+    agreement.check_start(config, place, world)
     old = read_record(config.resume, TrainRecord) if config.resume else find_record(config.out, TrainRecord)
     if old and config.resume and old.status == "finished":
         say(f"{config.resume} has finished already; there is nothing to resume")
@@ -56,6 +58,7 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     plan = plan_run(config, world, old.micro_batch_tokens if old else None)
     plan.check()
     record = plan.record(world)
+    agreement.check_data(record, world)
     world.barrier()  # all have seen whether there is a run to resume before the main process begins one
     if old and place:
         check_same(place, old, record)
@@ -97,6 +100,7 @@ class _Session:
         self.losses = replace(self.losses, **self.checkpoints.restore().get("losses", {}))
         self.trainer.masters.write()
         trainer, main = self.trainer, self.world.is_main_process
+        agreement.check_weights(trainer.steps, trainer.tensors, self.world)
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
         with Interrupt(self.world) as interrupt, line as progress:
             if progress is not None:

@@ -1,19 +1,24 @@
-"""Several ranks under `torchrun`, as plain data parallelism: every rank holds the whole model, computes its share of a
+"""Several ranks, as under `torchrun`: plain data parallelism: every rank holds the whole model, computes its share of a
 step's micro-batches, and the gradients are summed. The divisor of the loss (trained tokens of the whole step) is known
 to every rank beforehand, as all compute the same plan.
 """
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ptst.errors import UserError
+from ptst.training.heartbeat import Heartbeat, own_connection
+from ptst.training.launch import Launch, read_launch
+
 BUCKET = 2**25  # elements summed at once
+TO_COME = timedelta(minutes=2)  # from the first rank to the last
 
 
 @dataclass(frozen=True)
@@ -30,11 +35,27 @@ class World:
 
     def sum(self, value: float) -> float:
         """A number summed over the ranks (all must call)."""
+        return self._reduce(value, dist.ReduceOp.SUM)
+
+    def min(self, value: float) -> float:
+        """The smallest number of the ranks (all must call)."""
+        return self._reduce(value, dist.ReduceOp.MIN)
+
+    def _reduce(self, value: float, how: Any) -> float:
         if self.size == 1:
             return value
-        total = torch.tensor(value, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
-        dist.all_reduce(total)
+        total = torch.tensor(value, dtype=torch.float64, device=_on())
+        dist.all_reduce(total, how)
         return float(total)
+
+    def gather(self, data: bytes) -> list[bytes]:
+        """The bytes of every rank, as many on each (all must call)."""
+        if self.size == 1:
+            return [data]
+        own = torch.tensor(list(data), dtype=torch.uint8, device=_on())
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        dist.all_gather(parts, own)
+        return [bytes(part.tolist()) for part in parts]
 
     def barrier(self) -> None:
         if self.size > 1:
@@ -54,20 +75,77 @@ class World:
 ALONE = World()
 
 
+def _on() -> str:
+    """Where the backend wants its tensors."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @contextmanager
 def world() -> Iterator[World]:
-    """The ranks that `torchrun` started, over nccl on GPUs and gloo on CPUs; without it, this process alone."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    """The ranks that a launcher started, over nccl on GPUs and gloo on CPUs; without one, this process alone.
+
+    Raises UserError for a launcher that does not tell how ranks find each other, for ranks that do not come, and, in
+    place of the broken connection that follows, where another rank has failed.
+    """
+    launch = read_launch()
+    if not launch.several:
         yield ALONE
         return
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Rank 0 may be sampling answers while the others wait.
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(hours=1))
+        torch.cuda.set_device(_device(launch))
+    heartbeat = _join(launch)
+    told = "stopped"  # by a signal, unless it ends otherwise
     try:
-        yield World(dist.get_rank(), dist.get_world_size())
+        yield World(launch.rank, launch.size)
+        told = ""
+    except SystemExit:
+        told = ""
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, RuntimeError) and _broken(error):
+            raise UserError(told := heartbeat.why()) from None
+        raise
     finally:
+        heartbeat.stop(told)
         dist.destroy_process_group()
+
+
+def _join(launch: Launch) -> Heartbeat:
+    """Become a member of the group. Raises UserError where not all ranks come."""
+    try:
+        meeting = dist.rendezvous("env://", launch.rank, launch.size, timeout=TO_COME)
+        store, _, _ = next(iter(meeting))
+        heartbeat = Heartbeat(own_connection(store), launch.rank, launch.size)
+        heartbeat.start(TO_COME.total_seconds())
+        # Rank 0 may be sampling answers while the others wait.
+        dist.init_process_group(
+            "nccl" if torch.cuda.is_available() else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=launch.rank,
+            world_size=launch.size,
+            timeout=timedelta(hours=1),
+        )
+    except dist.DistError as error:
+        cause = f"rank {launch.rank} of {launch.size} did not meet the others ({str(error).splitlines()[0]})"
+        raise UserError(cause, "see what the other ranks say, and check MASTER_ADDR and MASTER_PORT") from None
+    return heartbeat
+
+
+def _device(launch: Launch) -> int:
+    """The GPU of this rank. Raises UserError where the launcher does not tell the rank on this node."""
+    count = torch.cuda.device_count()
+    local = 0 if launch.local_rank is None and count == 1 else launch.local_rank
+    if local is None:
+        raise UserError(f"LOCAL_RANK is not set, and there are {count} GPUs", "set it to the rank on this node")
+    if local >= count:
+        raise UserError(f"this is process {local + 1} on a node with {count} GPUs", "start one process for each GPU")
+    return local
+
+
+def _broken(error: RuntimeError) -> bool:
+    """Whether an error is that of a collective operation whose peer has gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def sum_over_ranks(tensors: Iterable[Tensor], world: World) -> None:

@@ -111,6 +111,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         micro_batch_tokens = config.micro_batch_tokens
     elif micro_batch_tokens is None:
         micro_batch_tokens = memory.choose_micro_batch_tokens(shape, method, max(lengths, default=1))
+        micro_batch_tokens = int(world.min(micro_batch_tokens))  # of what the ranks would choose
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -77,6 +78,10 @@ def ranks_train(rank: int, size: int, port: int, config: TrainConfig, signalled:
     with pytest.raises(SystemExit) as stopped:
         run_training(config)
     assert stopped.value.code == 143
+
+
+# What ranks import, once; where another test has started the server, they import it themselves.
+multiprocessing.set_forkserver_preload(["ptst.training.fine_tune", "tests.training.test_ranks"])
 
 
 def start(function, size: int, *args) -> None:

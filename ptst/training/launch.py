@@ -1,0 +1,87 @@
+"""How this process was started: alone, or as one of several ranks by torchrun, Slurm, MPI or anything that sets RANK,
+WORLD_SIZE, MASTER_ADDR and MASTER_PORT. Told by environment variables, without torch."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ptst.errors import UserError
+
+# Names by launcher: rank, number of ranks, rank on this node.
+_LAUNCHERS = {
+    "a launcher": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "srun": ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+}
+_REMEDY = (
+    "launch with torchrun --nproc-per-node N -m ptst.train ..., or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
+    "MASTER_PORT for every rank"
+)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A rank among `size`. `local_rank` None: not told. `nodes`: None where the launcher does not tell it either."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int | None = None
+    nodes: int | None = 1
+    torchrun: bool = False
+    address: str = ""
+
+    @property
+    def several(self) -> bool:
+        """Whether there is a group of ranks to join; torchrun's may be of one."""
+        return self.size > 1 or self.torchrun
+
+    def again(self, arguments: str) -> str:
+        """The command that starts ranks like these anew, with other arguments after `python`."""
+        if not self.several:
+            return f"python {arguments}"
+        if not self.torchrun:
+            return f"python {arguments} (on {self.size} ranks, by the launcher that started these)"
+        if not self.nodes or self.nodes == 1:
+            return f"torchrun --nproc-per-node {self.size} {arguments}"
+        meet = f"--rdzv-backend c10d --rdzv-endpoint {self.address}:29500"
+        each = f"--nnodes {self.nodes} --nproc-per-node {self.size // self.nodes}"
+        return f"torchrun {each} {meet} {arguments} (on every node)"
+
+
+def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
+    """What the environment tells. Raises UserError where it shows several processes, but not how they find each other:
+    each would train on its own."""
+    found = next((launcher for launcher in _LAUNCHERS.items() if _size(environ, launcher[1]) > 1), None)
+    torchrun = "TORCHELASTIC_RUN_ID" in environ
+    if torchrun:
+        found = "torchrun", _LAUNCHERS["a launcher"]
+    if found is None:
+        return Launch()
+    name, (rank, size, local) = found
+    missing = [key for key in (rank, "MASTER_ADDR", "MASTER_PORT") if not environ.get(key)]
+    if missing:
+        cause = f"this is one of {environ[size]} processes of {name} ({size}), but {' and '.join(missing)} is not set"
+        raise UserError(cause, _REMEDY)
+    local_rank, nodes = environ.get(local, ""), environ.get("GROUP_WORLD_SIZE", "")
+    return Launch(
+        _number(environ, rank),
+        _size(environ, (rank, size, local)),
+        int(local_rank) if local_rank.isdecimal() else None,
+        int(nodes) if nodes.isdecimal() else None,
+        torchrun,
+        environ["MASTER_ADDR"],
+    )
+
+
+def _size(environ: Mapping[str, str], names: tuple[str, str, str]) -> int:
+    """The number of ranks by one launcher's names; 1 where it does not tell."""
+    if names[1] == "SLURM_NTASKS" and "SLURM_PROCID" not in environ:
+        return 1  # the shell of an allocation, or a script outside of srun
+    return _number(environ, names[1]) if environ.get(names[1]) else 1
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    if not environ[name].isdecimal():
+        raise UserError(f"{name} is {environ[name]!r} in the environment, not a number", _REMEDY)
+    return int(environ[name])
