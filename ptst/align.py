@@ -12,8 +12,11 @@ def run_alignment(config: AlignConfig) -> dict[str, Any]:
     """Align with words of progress; returns what `--json` prints. SystemExit with 130 or 143 after a signal."""
     say(f"ptst.align: {config.model}")
     from ptst.experiment.alignment import StepEvaluation, align
+    from ptst.threads import choose_threads
     from ptst.training.interrupt import Interrupted
 
+    config.check()
+    choose_threads(config.threads, config.out)
     try:
         record = align(config)
     except Interrupted as stopped:

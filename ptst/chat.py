@@ -17,7 +17,16 @@ from tyro.conf import Fixed, Suppress
 from ptst import cli
 from ptst.errors import UserError, unknown_name
 from ptst.progress import console, printable, say
-from ptst.settings import CommandSettings, FormatSettings, ModelName, Precision, SamplingSettings, TemplateSettings
+from ptst.settings import (
+    CommandSettings,
+    FormatSettings,
+    ModelName,
+    Precision,
+    SamplingSettings,
+    TemplateSettings,
+    ThreadSettings,
+    check_at_least,
+)
 
 if TYPE_CHECKING:
     from ptst.chat_session import Chat
@@ -34,7 +43,7 @@ COMMANDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig(CommandSettings, FormatSettings, SamplingSettings, TemplateSettings):
+class ChatConfig(CommandSettings, ThreadSettings, FormatSettings, SamplingSettings, TemplateSettings):
     """Talk to a model under a template. Without --checkpoint and --model: the latest run. Ctrl-C stops an answer,
     Ctrl-D ends the chat, /help lists the commands. From a pipe, each line is a message."""
 
@@ -126,6 +135,7 @@ def reply(chat: Chat, line: str) -> None:
 
 def run_chat(config: ChatConfig) -> None:
     """Read messages and answer them until the input ends. Raises UserError for a user's mistakes in the settings."""
+    check_at_least(config, 1, "threads")
     say(f"ptst.chat: loading {config.checkpoint or config.model or 'the latest run'}")
     import torch
 
@@ -134,7 +144,9 @@ def run_chat(config: ChatConfig) -> None:
     from ptst.model.weights import pick_dtype
     from ptst.open import open_model
     from ptst.text.templates import load_template
+    from ptst.threads import choose_threads
 
+    choose_threads(config.threads)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
     template = load_template(config.template_file) if config.template_file else config.template
     family, chat_format = config.template_family, config.chat_format

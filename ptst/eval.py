@@ -16,7 +16,9 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     from rich.console import Console
 
     from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate
+    from ptst.threads import choose_threads
 
+    choose_threads(config.threads)
     try:
         result = evaluate(config)
     except IncompleteEvaluation as error:

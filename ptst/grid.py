@@ -15,10 +15,13 @@ def run_command(config: GridConfig) -> dict[str, Any]:
     say(f"ptst.grid: {config.model}, data {config.data}")
     from ptst.experiment import tables
     from ptst.experiment.run import run_grid
+    from ptst.threads import choose_threads
     from ptst.training.interrupt import Interrupted
 
     if config.dry_run:
         return _dry_run(config)
+    config.check()
+    choose_threads(config.threads, config.folder)
     try:
         done = run_grid(config)
     except Interrupted as stopped:

@@ -122,6 +122,7 @@ class Run(Generic[Record]):
     folder: Path
     record: Record
     resumed: bool = False
+    before: Record | None = None  # of the process that began what is resumed
     shared: bool = False
     began: float = field(default_factory=time.monotonic)
 
@@ -164,8 +165,9 @@ def claim(
                 raise UserError(f"another process was at work in {folder} just now", "start again")
         remove_partial_files(folder)
         refuse_links(folder)
+        before = find_record(folder, type(record)) if resumed else None
         record.write(folder)
-        yield Run(folder, record, resumed)
+        yield Run(folder, record, resumed, before)
 
 
 @contextmanager

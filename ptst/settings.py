@@ -53,6 +53,15 @@ class CommandSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ThreadSettings:
+    """What computing on a CPU may take."""
+
+    threads: int | None = field(default=None, metadata=NO_EFFECT)  # a record's environment has the number
+    """CPU threads to compute with; the last digits of results depend on it. Default: OMP_NUM_THREADS, that of the run
+    to resume, or what is fastest just now (measured)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TemplateSettings:
     """Which template; each command has its own default."""
 

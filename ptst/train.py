@@ -24,15 +24,17 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
 def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     say(f"ptst.train: {config.model}, template {config.template_file or config.template}, data {config.data}")
     from ptst.data import sources
+    from ptst.threads import choose_threads
     from ptst.training import parallel
     from ptst.training.fine_tune import fine_tune
     from ptst.training.interrupt import Interrupted
     from ptst.training.run_plan import plan_run
 
+    config.check()
+    choose_threads(config.threads, config.resume or config.out)
     with parallel.world() as world:
         try:
             if config.dry_run:
-                config.check()
                 plan = plan_run(config, world).memory
                 console.print(plan.table())
                 return plan.described() if world.is_main_process else None

@@ -11,6 +11,8 @@ import torch
 from ptst.hub.wheel import model_folder
 from ptst.settings import EMBEDDED_MODEL
 
+# One thread for each test and what it starts, and no measuring of how many are fastest.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Without a GPU, Triton's kernels run in its interpreter; that is decided when Triton is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")

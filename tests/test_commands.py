@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 def command(here: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
     line = [sys.executable, "-m", f"ptst.{name}", *flags]
     return subprocess.run(line, cwd=here, capture_output=True, text=True, env=environment, timeout=240)
 

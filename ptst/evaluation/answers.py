@@ -26,6 +26,7 @@ from ptst.reading import check_regular, parse_json
 from ptst.settings import EngineSettings
 from ptst.storage import append_jsonl, refuse_link
 from ptst.text.prompt_format import PromptFormat
+from ptst.threads import SlowDown
 
 Pending = dict[str | int, tuple[str | None, int]]  # request id -> (adapter, number of the prompt)
 
@@ -186,7 +187,14 @@ class Answerer:
                 failed.append(f"{prompts[number].conversation.where}{answer.error}")
             on_step(engine.statistics)
 
+        slow_down, before = SlowDown(), Statistics()
+
         def on_step(statistics: Statistics) -> None:
+            nonlocal before
+            tokens = statistics.tokens + statistics.prompt_tokens - before.tokens - before.prompt_tokens
+            if self.decoder.device.type == "cpu" and statistics.steps > before.steps:
+                slow_down.step(tokens, statistics.seconds - before.seconds)
+            before = replace(statistics)
             self.on_progress(len(files) * len(ids) - len(pending), statistics)
 
         if pending:

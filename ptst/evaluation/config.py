@@ -21,6 +21,7 @@ from ptst.settings import (
     Precision,
     SamplingSettings,
     TemplateSettings,
+    ThreadSettings,
     check_above_zero,
     check_at_least,
     content,
@@ -70,7 +71,7 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(CommandSettings, EvalSettings, TemplateSettings):
+class EvalConfig(CommandSettings, ThreadSettings, EvalSettings, TemplateSettings):
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
@@ -88,7 +89,7 @@ class EvalConfig(CommandSettings, EvalSettings, TemplateSettings):
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         super().check()
-        check_at_least(self, 1, "decode_seeds")
+        check_at_least(self, 1, "decode_seeds", "threads")
         if self.tasks is not None and not self.tasks:
             raise UserError((Setting("tasks"), " is empty"), "name at least one task, or leave it out")
         for spec in self.tasks or ():

@@ -23,6 +23,7 @@ from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, environment
 from ptst.runs import claim
 from ptst.storage import write_json
 from ptst.text.templates import Family, Template, find_template, load_template
+from ptst.threads import resume_threads
 
 BASE, TUNED = "untouched", "fine-tuned"  # names of the models in results and files
 LITTLE_SAFETY = 0.20
@@ -152,6 +153,10 @@ def evaluate(config: EvalConfig) -> EvalResult:
     checkpoint = p.model.checkpoint
     with claim(config.out, _record(p), checkpoint / "eval" if checkpoint else CHECKPOINTS, reuse=True) as run:
         say(f"{'resuming the unfinished evaluation in' if run.resumed else 'answers go to'} {run.folder}")
+        if run.before is not None:
+            resume_threads(config.threads, run.before.environment)
+            run.record.environment["threads"] = torch.get_num_threads()
+            run.record.write(run.folder)
         (run.folder / "answers").mkdir(exist_ok=True)
         try:
             result = _measure(p, run.folder, run.record)

@@ -7,13 +7,23 @@ from typing import Annotated
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError
-from ptst.settings import EMBEDDED_MODEL, NO_EFFECT, ROUNDING, CommandSettings, ModelName, check_above_zero, content
+from ptst.settings import (
+    EMBEDDED_MODEL,
+    NO_EFFECT,
+    ROUNDING,
+    CommandSettings,
+    ModelName,
+    ThreadSettings,
+    check_above_zero,
+    check_at_least,
+    content,
+)
 from ptst.text.templates import FAMILIES
 from ptst.training.schedule import StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(CommandSettings, StepSettings):
+class AlignConfig(CommandSettings, ThreadSettings, StepSettings):
     """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
 
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
@@ -50,6 +60,7 @@ class AlignConfig(CommandSettings, StepSettings):
         """Raise UserError for a value that makes no sense."""
         super().check()
         check_above_zero(self, "check_every", "own_answers", "own_epochs", "batch_size", "nll")
+        check_at_least(self, 1, "threads")
         for name in ("refused", "over_refused"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError((Setting(name), f" is {getattr(self, name)}"), "it is a share, from 0 to 1")

@@ -10,7 +10,16 @@ from tyro.conf import arg
 from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment import laptop
-from ptst.settings import EMBEDDED_MODEL, NO_EFFECT, CommandSettings, ModelName, content, with_recipes
+from ptst.settings import (
+    EMBEDDED_MODEL,
+    NO_EFFECT,
+    CommandSettings,
+    ModelName,
+    ThreadSettings,
+    check_at_least,
+    content,
+    with_recipes,
+)
 from ptst.text.templates import TEMPLATES
 from ptst.training import recipes
 from ptst.training.config import TrainSettings
@@ -31,7 +40,7 @@ def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @with_recipes(recipe_values)
 @dataclass(frozen=True, kw_only=True)
-class GridConfig(CommandSettings):
+class GridConfig(CommandSettings, ThreadSettings):
     """Fine-tune under each training template, test under each test template: the whole matrix, with intervals."""
 
     train_templates: Annotated[
@@ -81,6 +90,7 @@ class GridConfig(CommandSettings):
             self.train.check()
         with settings_group("eval"):
             self.eval.check()
+        check_at_least(self, 1, "threads")
         for name in ("train_templates", "test_templates", "tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             if name != "at_epochs" and not values:

@@ -121,6 +121,7 @@ class Grid:
             mix=c.mix,
             at_epochs=c.at_epochs,
             seed=model.seed,
+            threads=c.threads,
             out=self.run_folder(model),
         )
 

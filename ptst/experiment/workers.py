@@ -27,6 +27,7 @@ from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.progress import ProgressLine, say
 from ptst.storage import LOCKS, lock, write_atomically, write_json
+from ptst.threads import threads_restored
 from ptst.training.fine_tune import fine_tune
 
 POLL = 0.5  # seconds between two checks of what other workers have finished
@@ -115,7 +116,7 @@ class Worker:
         vars(self).pop("tools", None)
         gc.collect()
         try:
-            with settings_group("train"):
+            with settings_group("train"), threads_restored():  # a run that is resumed keeps its number
                 fine_tune(self.grid.train_config(model))
         except UserError as error:
             self._fail(model.run, error)

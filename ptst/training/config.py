@@ -19,6 +19,7 @@ from ptst.settings import (
     ModelName,
     Precision,
     TemplateSettings,
+    ThreadSettings,
     TrainTemplate,
     check_at_least,
     check_share,
@@ -94,7 +95,7 @@ _RECIPE_HELP = (
 
 @with_recipes(lambda name, _given: values(name))
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
+class TrainConfig(CommandSettings, ThreadSettings, TrainSettings, TemplateSettings):
     """Fine-tune a chat model under a prompt template; ptst.eval reads the run folder."""
 
     recipe: Annotated[str | None, arg(help=_RECIPE_HELP)] = None
@@ -121,6 +122,7 @@ class TrainConfig(CommandSettings, TrainSettings, TemplateSettings):
         from ptst.data.examples import parse_mix
 
         super().check()
+        check_at_least(self, 1, "threads")
         if self.recipe is not None and self.recipe not in RECIPES:
             raise unknown_name("recipe", self.recipe, RECIPES)
         if self.out and self.resume and self.out != self.resume:

@@ -15,6 +15,7 @@ from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_same, claim, rounding
 from ptst.storage import sync
+from ptst.threads import resume_threads
 from ptst.training import agreement
 from ptst.training.checkpoint import Checkpoints, load_checkpoint
 from ptst.training.config import TrainConfig, settings_to_resume
@@ -55,6 +56,7 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
         return FineTuned(config.resume, old) if world.is_main_process else None
     if old and old.status == "finished":
         old = None  # `claim` refuses the folder
+    resume_threads(config.threads, old.environment if old else None)
     plan = plan_run(config, world, old.micro_batch_tokens if old else None)
     plan.check()
     record = plan.record(world)

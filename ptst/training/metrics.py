@@ -16,6 +16,7 @@ from ptst import storage
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.progress import ProgressLine, say
+from ptst.threads import SlowDown
 from ptst.training.trainer import StepReport, Trainer
 
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -93,6 +94,7 @@ class Metrics:
         self.full = all(p.requires_grad for p in trainer.decoder.parameters())
         self.peak = (peak_flops() or 0.0) * trainer.world.size
         self.smooth: float | None = None
+        self.slow_down = SlowDown()
         self.began, self.first = time.monotonic(), trainer.done
         logs = str(folder / "tensorboard")
         self.writer = summary_writer()(logs, purge_step=trainer.done + 1) if tensorboard else None
@@ -100,6 +102,8 @@ class Metrics:
     def step(self, report: StepReport) -> None:
         """Record an optimizer step."""
         seconds = report.seconds
+        if self.trainer.decoder.device.type == "cpu":
+            self.slow_down.step(round(report.computed * report.tokens), seconds)
         lengths = [len(self.trainer.examples[i].ids) for i in report.group]
         flops = model_flops(self.trainer.decoder.config, lengths, report.trained_tokens, self.full, report.computed)
         times: dict[str, Any] = {
