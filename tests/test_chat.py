@@ -229,7 +229,7 @@ def test_ctrl_c_drops_the_line_and_not_the_chat(capsys):
 
 
 COMMAND = [sys.executable, "-m", "ptst.chat", "--model", "model"]
-ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+ENVIRONMENT = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
 
 
 def test_the_command(tmp_path):

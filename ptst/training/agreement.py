@@ -108,6 +108,6 @@ def _check_folder(folder: Path | None, world: World) -> None:
             here.unlink(missing_ok=True)
     if blind:
         verb = "does" if len(blind) == 1 else "do"
-        cause = f"{named(blind)} {verb} not see the run folder of rank 0, {places[0] if places else folder}"
+        cause = f"{named(blind)} {verb} not see the run folder of rank 0 (it is {folder and places[0]} for this rank)"
         remedy = ("give all ranks the same ", Setting("out"), " by its absolute path, on a file system that they share")
         raise UserError(cause, remedy)

@@ -201,6 +201,8 @@ def test_the_micro_batch_is_the_smallest_that_a_rank_would_choose(tiny_folder, t
     assert told(tmp_path, {"run": Train(config, free={0: 10**10, 1: 20 * 10**6})})["run"] == ["done", "done"]
     size = json.loads((tmp_path / "two" / "run.json").read_text())["micro_batch_tokens"]
     assert size < 4096
+    assert (tmp_path / "1.stderr").read_text() == ""  # rank 0 alone has words
+    assert (tmp_path / "0.stderr").read_text().count("ptst.train: ") == 1
     run_training(replace(config, micro_batch_tokens=size, out=tmp_path / "one"))
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("one", "two"))
     assert all(torch.allclose(one[k], two[k], atol=2e-5) for k in one)
