@@ -17,6 +17,7 @@ from ptst.threads import SlowDown, choose_threads, fastest
 from ptst.train import run_training
 from ptst.training import metrics
 from ptst.training.config import TrainConfig
+from ptst.training.fine_tune import fine_tune
 
 CONFIG = TrainConfig(data="word-problems:4", val_data="word-problems:2", examples_per_step=2, rank=2)
 
@@ -105,7 +106,7 @@ def test_a_run_keeps_the_number_that_it_began_with(tiny_folder, tmp_path, two_co
     run_training(replace(config, threads=1, out=tmp_path / "whole"))
     with monkeypatch.context() as patch:
         stop_after(3, patch)
-        for name in ("asked", "resumed"):
+        for name in ("asked", "resumed", "library"):
             with pytest.raises(KeyboardInterrupt):
                 run_training(replace(config, threads=1, out=tmp_path / name))
     monkeypatch.setattr(threads, "fastest", lambda _most: pytest.fail("it is known"))
@@ -113,6 +114,9 @@ def test_a_run_keeps_the_number_that_it_began_with(tiny_folder, tmp_path, two_co
     capfd.readouterr()
     run_training(replace(config, out=tmp_path / "resumed"))
     assert "threads" not in capfd.readouterr().err
+    assert torch.get_num_threads() == 1
+    torch.set_num_threads(2)
+    fine_tune(replace(config, out=tmp_path / "library"))  # as a grid does
     assert torch.get_num_threads() == 1
     weights = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "resumed")]
     assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
