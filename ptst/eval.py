@@ -13,7 +13,6 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     began = time.monotonic()
     config.check()
     say("ptst.eval: starting")  # imports and data take seconds
-    from rich.console import Console
 
     from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate
     from ptst.threads import choose_threads

@@ -185,4 +185,4 @@ def test_a_line_that_no_model_wrote_is_named(answerer, tmp_path, damage):
     answerer.answer(QUESTIONS[:1], SAMPLED, path)
     path.write_bytes(path.read_bytes().replace(*damage))
     with pytest.raises(ValueError, match=r"answers\.jsonl:1: is not a valid record"):
-        AnswerFile(path)
+        answerer.answer(QUESTIONS[:1], SAMPLED, path)
