@@ -12,7 +12,7 @@ from ptst.training.launch import Launch, read_launch
 
 def run_training(config: TrainConfig) -> dict[str, Any] | None:
     """Fine-tune with words of progress; returns what `--json` prints, on the main process. Raises UserError for a
-    user's mistakes, and SystemExit with 130 or 143 after Ctrl-C or SIGTERM, when the run is saved."""
+    user's mistakes, and SystemExit with 130, 143 or 129 after a signal, when the run is saved."""
     launch = read_launch()
     console.quiet = launch.rank > 0  # one rank speaks for all
     try:
