@@ -40,7 +40,7 @@ from ptst.training.config import TrainConfig
 from tests.test_runs import a_record
 from tests.tiny import CONFIG, write_tiny_model
 
-SECONDS = 10
+SECONDS = 60
 TEXTS = ("Hello  world\n\n", "\u00e9\U0001f600<|im_end|>", "a" * 200)
 BYTES = (
     *(b"NaN", b"-1", b"0", b"1e999", b"null", b"true", b"[]", b"{}", b'""', b"\xff", b"\x00", b'"', b"\n", b"\r", b","),

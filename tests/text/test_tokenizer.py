@@ -97,7 +97,7 @@ def test_end_tokens_that_are_no_ids(tiny_folder, tmp_path):
     assert open_prompt_format(tmp_path, find_template("chat:plain"), "plain").eos_ids == {2}
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", [{"String": "a"}, {"Regex": "a"}, {"Regex": ""}])
 @pytest.mark.parametrize("part", ["normalizer", "decoder"])
 def test_rules_that_fill_any_memory(tmp_path, part, kind):
