@@ -16,7 +16,16 @@ from ptst.errors import Setting, UserError
 from ptst.fingerprints import Fingerprint
 from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain, recorded
 from ptst.settings import CommandSettings, to_json
-from ptst.storage import LOCK, LOCKS, exclusive_lock, lock, refuse_links, remove_partial_files, sync
+from ptst.storage import (
+    LOCK,
+    LOCKS,
+    exclusive_lock,
+    lock,
+    refuse_links,
+    remove_partial_files,
+    remove_partial_files_of,
+    sync,
+)
 
 
 def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
@@ -178,6 +187,7 @@ def share(out: Path, record: Record) -> Iterator[Run[Record]]:
     with lock(out / LOCKS, "record", wait=True):
         resumed = (out / FILE).exists()
         record = merged(out, record)
+        remove_partial_files_of(out / FILE)
         record.write(out)
     yield Run(out, record, resumed, shared=True)
 

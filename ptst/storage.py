@@ -4,6 +4,7 @@ Nothing is written through a symbolic link: a folder that somebody else made cou
 """
 
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -94,6 +95,13 @@ def remove_partial_files(folder: Path) -> None:
         if path.match(".*.partial") and (path.is_symlink() or not path.is_dir()):
             with suppress(OSError):  # it only takes space
                 path.unlink()
+
+
+def remove_partial_files_of(*paths: Path) -> None:
+    """The same for single files in a folder on which several processes work. The caller holds the lock of these."""
+    for path in paths:
+        for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+            partial.unlink(missing_ok=True)
 
 
 def _children(folder: Path) -> Iterator[Path]:

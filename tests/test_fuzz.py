@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -27,7 +28,8 @@ from ptst.data.arc import load_arc
 from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import load
 from ptst.errors import UserError
-from ptst.evaluation.answers import AnswerFile
+from ptst.evaluation.answers import AnswerFile, Asked
+from ptst.generation.request import Answer, Sampling
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, load_adapter, read_lora_config, save_adapter
@@ -166,9 +168,16 @@ ROWS = [{"question": "q", "answer": "a"}, {"messages": [{"role": "user", "conten
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 PROMPTS = [{"id": 1, "prompt": "How?", "goal": "g", "category": "c"}, {"prompt": "Why?", "family": "f"}]
 ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
-ANSWER = {"key": "k", "token_ids": [1, 2], "text": "t", "finish_reason": "stop"}
+ASKED = Asked([[1, 2]], Sampling(4))
 TOML = b'data = "x.jsonl"\nlr = 1e-4\nseed = 3\nepochs = 2\ntarget_modules = ["q_proj"]\n'
 TEMPLATE = b'name = "chat:mine"\nsystem = "s"\nuser = "{question}"\ndemonstration = ["a", "b"]\nsafety = true\n'
+
+
+def answer() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "answers.jsonl")
+        AnswerFile(path, ASKED).add(0, Answer([1, 2], "t", "stop"))
+        return path.read_bytes()
 
 
 def parquet() -> bytes:
@@ -225,8 +234,8 @@ def readers(model: Path) -> dict[str, Reader]:
         "settings": Reader("c.toml", TOML, lambda path: read_config(path, TrainConfig(), "train")),
         "settings of a run": Reader("c.json", record, lambda path: read_config(path, TrainConfig(), "train"), True),
         "run": Reader("run.json", record, folder(partial(read_record, kind=TrainRecord)), True),
-        "answers": Reader("answers.jsonl", json.dumps(ANSWER).encode() + b"\n", AnswerFile),
-        "answer": Reader("answer.jsonl", json.dumps(ANSWER).encode(), AnswerFile, True),
+        "answers": Reader("answers.jsonl", answer(), lambda path: AnswerFile(path, ASKED)),
+        "answer": Reader("answer.jsonl", answer().rstrip(), lambda path: AnswerFile(path, ASKED), True),
     }
 
 

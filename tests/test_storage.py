@@ -15,10 +15,12 @@ import torch
 
 from ptst import runs, storage
 from ptst.errors import UserError
-from ptst.evaluation.answers import AnswerFile
-from ptst.generation.request import Answer
+from ptst.evaluation.answers import AnswerFile, Asked
+from ptst.generation.request import Answer, Sampling
 from ptst.model.weights import save_safetensors
 from tests.test_runs import a_record
+
+ASKED = Asked([[1, 2]], Sampling(4))
 
 
 def mode(path: Path) -> int:
@@ -89,14 +91,14 @@ def test_nothing_is_written_through_a_link(tmp_path):
         lambda: storage.write_json(link, {}),
         lambda: save_safetensors(link, {"w": torch.zeros(1)}),
         lambda: storage.lock(tmp_path, "link").__enter__(),
-        lambda: AnswerFile(link),
+        lambda: AnswerFile(link, ASKED),
     )
     for write in writes:
         with pytest.raises(UserError, match="is a symbolic link"):
             write()
     assert link.is_symlink() and (tmp_path / "mine").read_text() == "a\nb"
-    AnswerFile(tmp_path / "answers.jsonl").add("k", Answer([1], "a", "stop"))
-    assert AnswerFile(tmp_path / "answers.jsonl").known
+    AnswerFile(tmp_path / "answers.jsonl", ASKED).add(0, Answer([1], "a", "stop"))
+    assert AnswerFile(tmp_path / "answers.jsonl", ASKED).known
 
 
 def test_a_lock_is_a_file_open_for_writing(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from ptst.progress import say
 from ptst.records import CHECKPOINTS, find_record
 from ptst.runs import differences, merged, share
 from ptst.settings import EMBEDDED_MODEL
-from ptst.storage import LOCKS, lock, write_atomically, write_json
+from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def run_grid(config: GridConfig) -> GridResult:
         say("summarizing the cells")
         summary = summarize(grid)
         with lock(grid.out / LOCKS, "results", wait=True):
+            remove_partial_files_of(*(grid.out / f"results.{end}" for end in ("json", "csv", "md", "png")))
             record = run.finish()
             write_json(grid.out / "results.json", {**record.to_json(), **summary})
             write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())

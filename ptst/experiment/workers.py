@@ -26,7 +26,7 @@ from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.progress import ProgressLine, say
-from ptst.storage import LOCKS, lock, write_atomically, write_json
+from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
 from ptst.threads import threads_restored
 from ptst.training.fine_tune import fine_tune
 
@@ -144,6 +144,7 @@ class Worker:
             with ExitStack() as held:
                 mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / LOCKS, f"cell.{c.name}"))]
                 mine = [c for c in mine if not grid.is_measured(c)]
+                remove_partial_files_of(*(grid.cell_file(c, end) for c in mine for end in ("json", "rows.jsonl")))
                 if mine:
                     self._measure(mine)
                     return True
