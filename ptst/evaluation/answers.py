@@ -59,7 +59,7 @@ class Asked:
         if row["model"] != self.model:
             cause = f"is an answer of other weights ({row['model'] or 'none'}) than those measured now ({self.model})"
             raise UserError(cause, f"put those back, or {_AGAIN}", where)
-        if not 0 <= row["prompt"] < len(self.ids) or row["key"] != self.key(row["prompt"], row["seed"]):
+        if not 0 <= row["index"] < len(self.ids) or row["key"] != self.key(row["index"], row["seed"]):
             raise UserError("is an answer to another prompt, or drawn with other settings", _AGAIN, where)
 
 
@@ -91,7 +91,7 @@ class AnswerFile:
     def add(self, number: int, answer: Answer) -> None:
         """Keep an answer; the operating system has it when this returns."""
         asked, key = self.asked, self.asked.key(number)
-        row = {"key": key, "model": asked.model, "prompt": number, "seed": asked.sampling.seed}
+        row = {"key": key, "model": asked.model, "index": number, "seed": asked.sampling.seed}
         row |= {"token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
         if self.path:
             append_jsonl(self.path, {**row, "check": _checksum(row)})

@@ -104,8 +104,8 @@ def test_answers_that_do_not_belong_are_refused(answerer, tmp_path, questions, s
 
 BY_HAND = [
     *("{}", "[]", "null", "1", '"x"', "", "x", "[" * 100_000, b"\xff\xfe"),
-    '{"key": "k", "model": "", "prompt": 0, "seed": 3, "token_ids": [], "text": "mine", "finish_reason": "stop"}',
-    '{"key": "k", "model": "", "prompt": 0, "seed": 3, "text": "mine", "finish_reason": "stop", "check": "0"}',
+    '{"key": "k", "model": "", "index": 0, "seed": 3, "token_ids": [], "text": "mine", "finish_reason": "stop"}',
+    '{"key": "k", "model": "", "index": 0, "seed": 3, "text": "mine", "finish_reason": "stop", "check": "0"}',
 ]
 
 
@@ -121,7 +121,7 @@ def test_an_answer_that_was_edited_is_refused(answerer, tmp_path):
     path = tmp_path / "answers.jsonl"
     answerer.answer(QUESTIONS, SAMPLED, path)
     first, *rest = path.read_text("utf-8").split("\n")
-    for name, value in (("text", "mine"), ("token_ids", [1]), ("model", "b"), ("prompt", 1), ("seed", 4)):
+    for name, value in (("text", "mine"), ("token_ids", [1]), ("model", "b"), ("index", 1), ("seed", 4)):
         path.write_text("\n".join([json.dumps({**json.loads(first), name: value}), *rest]))
         with pytest.raises(UserError, match=r"answers\.jsonl:1: is not a valid record"):
             answerer.answer(QUESTIONS, SAMPLED, path)
