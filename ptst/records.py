@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from ptst import __version__
 from ptst.config_file import build
 from ptst.errors import Setting, UserError
+from ptst.reading import parse_json, read_text
 from ptst.settings import CommandSettings, to_dict
 from ptst.storage import write_json
 from ptst.text.templates import Family, Template
@@ -182,8 +183,10 @@ def record_kind(folder: Path) -> str | None:
 def read_json(path: Path, remedy: str = "the run is damaged") -> Any:
     """The value in a JSON file of a run. Raises UserError for one that is damaged or cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # also of bytes that are no UTF-8, and numbers that are too long
+        return parse_json(read_text(path))
+    except UserError:
+        raise
+    except ValueError as error:  # also of bytes that are no UTF-8
         raise UserError(f"is not valid JSON ({error})", remedy, path) from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", "check the file", path) from None

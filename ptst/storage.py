@@ -63,7 +63,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode(errors="backslashreplace"))  # a file's name may be no UTF-8: JSON's own escape
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:

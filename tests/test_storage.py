@@ -144,3 +144,9 @@ def test_a_disk_that_ignores_locks_is_refused(tmp_path, monkeypatch):
     monkeypatch.undo()
     with runs.claim(tmp_path / "run", a_record()) as run:  # what the refusal left is no earlier run
         assert not run.resumed
+
+
+def test_names_that_are_not_utf8_survive_json(tmp_path):
+    name = os.fsdecode(b"data-\xff.jsonl")
+    storage.write_json(tmp_path / "a.json", {"data": name})
+    assert json.loads((tmp_path / "a.json").read_bytes()) == {"data": name}
