@@ -257,7 +257,6 @@ def _train(trainer: Trainer, models: Mapping[str, OpenModel], config: AlignConfi
     assert average is not None
     checkpoints = Checkpoints(out / "state", trainer, keep=1)
     evaluations = [StepEvaluation.from_json(row) for row in checkpoints.restore().get("evaluations", [])]
-    trainer.masters.write()
 
     def evaluate_now() -> None:
         with average.in_place():

@@ -52,6 +52,7 @@ class Checkpoints:
         trainer.done = int(trainer.world.sum(newest))
         if trainer.done:
             notes = load_checkpoint(self.folder / folder_name(trainer.done), trainer.tensors, trainer.optimizer)
+            trainer.masters.write()
             say(f"resuming after step {trainer.done}")
         if trainer.world.is_main_process:
             truncate_logs(self.folder.parent, notes.get("sizes", {}))

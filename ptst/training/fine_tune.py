@@ -42,7 +42,7 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     """Fine-tune a model into a run folder, or resume the run in it (`resume` alone: with its own settings). Returns
     the finished run, on the main process.
 
-    Raises UserError for a user's mistakes, Interrupted after Ctrl-C or SIGTERM, when the step is saved, and OSError
+    Raises UserError for a user's mistakes, Interrupted after a signal, when the step is saved, and OSError
     when something cannot be written.
     """
     config.check()
@@ -100,7 +100,6 @@ class _Session:
     def train(self) -> None:
         """Take all steps that are left, with evaluations and checkpoints where they are due."""
         self.losses = replace(self.losses, **self.checkpoints.restore().get("losses", {}))
-        self.trainer.masters.write()
         trainer, main = self.trainer, self.world.is_main_process
         agreement.check_weights(trainer.steps, trainer.tensors, self.world)
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()

@@ -7,6 +7,7 @@ import torch
 from torch.optim import AdamW
 
 from ptst.model.weights import load_decoder
+from ptst.training.checkpoint import Checkpoints
 from ptst.training.masters import round_stochastically
 from ptst.training.trainer import Trainer, TrainerConfig
 from tests.training.steps import examples
@@ -38,7 +39,10 @@ def test_bfloat16_weights_go_where_float32_ones_go(tiny_folder):
 
     def progress(trainer: Trainer) -> float:
         """How far the weights went along float32's way, 1 being as far."""
-        return float(moved(trainer, flat(trainer)) @ way / (way @ way))
+        own = moved(trainer, flat(trainer))
+        share = float(own @ way / (way @ way))
+        print(f"{share:.3f} of float32's way, {float((own == 0).float().mean()):.3f} of the weights did not move")
+        return share
 
     assert progress(trainer_of(tiny_folder, torch.bfloat16)) == pytest.approx(1, abs=0.03)
     stochastic = trainer_of(tiny_folder, torch.bfloat16, replace(CONFIG, weight_update="stochastic"))
@@ -87,3 +91,18 @@ def test_stochastic_rounding_is_right_on_average():
     rounded = torch.stack([round_stochastically(x, generator) for _ in range(4000)]).double()
     assert ((rounded.mean(0) - x).abs() <= 4 * rounded.std(0) / 4000**0.5).all()
     assert [set(column.tolist()) for column in rounded.T[:2]] == [{1.0, 1 + 2**-7}, {-1.0, -(1 + 2**-7)}]
+
+
+@pytest.mark.parametrize("update", ["master", "stochastic"])
+def test_a_resumed_trainer_ends_with_the_same_bits(tiny_folder, tmp_path, update):
+    config = replace(CONFIG, max_steps=4, weight_update=update)
+    whole = trainer_of(tiny_folder, torch.bfloat16, config)
+    whole.step(), whole.step()
+    Checkpoints(tmp_path / "state", whole, 1).save({})
+    resumed = trainer_of(tiny_folder, torch.bfloat16, config)
+    Checkpoints(tmp_path / "state", resumed, 1).restore()
+    assert torch.equal(flat(resumed), flat(whole)), "the weights are there before the next step"
+    for trainer in (whole, resumed):
+        assert [report.step for report in trainer] == [3, 4]
+    assert torch.equal(flat(resumed), flat(whole))
+    assert all(map(torch.equal, resumed.masters.tensors.values(), whole.masters.tensors.values()))
