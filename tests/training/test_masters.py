@@ -69,20 +69,20 @@ def test_moments_and_sums_of_gradients_are_float32(tiny_folder, update):
 
 
 def test_the_gradient_does_not_depend_on_micro_batches(tiny_folder):
-    """Its sum over 64 rows in bfloat16 would be off by per cents."""
-    config = replace(CONFIG, max_steps=1, examples_per_step=64, epochs=1.0)
+    """Summed in float32 over 256 rows it differs by 0.3 %; in bfloat16 it would by 2 %."""
+    config = replace(CONFIG, max_steps=1, examples_per_step=256, epochs=1.0)
 
     def gradient(micro: int) -> torch.Tensor:
         decoder = load_decoder(tiny_folder, torch.bfloat16)
         parameters = dict(decoder.requires_grad_(True).named_parameters())
-        trainer = Trainer(decoder, parameters, examples(64), replace(config, micro_batch_tokens=micro))
+        trainer = Trainer(decoder, parameters, examples(256), replace(config, micro_batch_tokens=micro))
         found = []
         trainer.masters.step = lambda *_: found.extend(w.grad.flatten() for w in trainer.masters.weights.values())
         trainer.step()
         return torch.cat(found)
 
-    whole, split = gradient(4096), gradient(1)
-    assert (whole - split).norm() < 0.01 * whole.norm()
+    whole, split = gradient(8192), gradient(1)
+    assert (whole - split).norm() < 0.006 * whole.norm()
 
 
 def test_stochastic_rounding_is_right_on_average():
