@@ -117,12 +117,12 @@ def other_values(draw: st.DrawFn, whole: bytes) -> bytes:
     """A value or two of a JSON file replaced, or a key removed."""
     value = json.loads(whole)
     for _ in range(draw(st.integers(1, 2))):
-        *path, last = draw(st.sampled_from(list(places(value))[1:] or [("x",)]))
+        *path, last = draw(st.sampled_from(list(places(value))[1:] or [("x",)]))  # ("x",): all keys are gone
         owner = value
         for key in path:
             owner = owner[key]
         if isinstance(owner, dict) and draw(st.booleans()) and draw(st.booleans()):
-            del owner[last]
+            owner.pop(last, None)
         elif isinstance(owner, (dict, list)):
             owner[last] = deepcopy(draw(st.sampled_from(VALUES)))
     return json.dumps(value).encode()
