@@ -6,9 +6,9 @@ of L1, L2, ... tokens; `position_ids` count from 0 in each.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heappop, heappush, nlargest
 from itertools import accumulate, pairwise, takewhile
 
 from ptst.errors import UserError
@@ -166,3 +166,18 @@ def rank_micro_batches(lengths: Sequence[int], micro_batch_tokens: int, rank: in
         if max(filled)[0] <= max(micro_batch_tokens, *lengths):
             packed = [group for group in even if group]
     return packed[rank::size]
+
+
+def largest_micro_batch(examples: Sequence[Example], steps: Iterable[Sequence[int]], micro_batch_tokens: int) -> int:
+    """Tokens that the largest micro-batch of any step computes, shared prefixes counted once. `steps`: indices of each
+    step's examples. Of all micro-batches those with the most tokens are looked at, as sharing is found by comparing
+    tokens."""
+    lengths = [len(example.ids) for example in examples]
+    groups = (
+        [step[i] for i in group]
+        for step in steps
+        for group in assign_micro_batches([lengths[i] for i in step], micro_batch_tokens)
+    )
+    largest = nlargest(16, groups, key=lambda group: sum(lengths[i] for i in group))
+    batches = (share_prefixes(to_batch([examples[i] for i in group])) for group in largest)
+    return max((len(batch.tokens) for batch in batches), default=0)

@@ -31,6 +31,10 @@ from ptst.training.schedule import WeightUpdate
 STEP = 256  # tokens; a chosen micro-batch is a multiple of this
 MOST = {"cpu": 4096, "cuda": 32768}  # a larger micro-batch is no faster
 SHARE = 0.9  # of the free memory is planned with
+# What training and the sampler load into the process after the plan: code, compiled loops, buffers of libraries.
+# Measured with torch 2.13 on models of 29 to 135 million parameters, 110 to 130 MB each.
+LIBRARIES = 115_000_000
+SAMPLER = 125_000_000
 # Of activations and temporaries: what a CPU's allocator holds beyond the tensors, since freed blocks of one micro-batch
 # do not fit the next. Measured on SmolLM2-135M: 10 to 40 % over micro-batches of 1,024 and 2,048 tokens.
 FRAGMENTS = 0.3
@@ -82,13 +86,15 @@ def activation_bytes(
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda"."""
+    """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda"; `samples`:
+    sample answers are generated on the way."""
 
     lora: LoraConfig | None
     dtype: torch.dtype
     device: str = "cpu"
     activation_checkpointing: bool = False
     weight_update: WeightUpdate = "master"
+    samples: bool = False
 
     @property
     def wide(self) -> int:
@@ -97,17 +103,29 @@ class Method:
 
 
 _BLOCK = (Setting("activation_checkpointing"), " to block")
-PURPOSES = ("weights", "masters", "gradients", "optimizer", "activations", "temporaries", "fragments", "process")
+PURPOSES = (
+    "weights",
+    "masters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "temporaries",
+    "fragments",
+    "libraries",
+    "process",
+)
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by purpose, and the counts they follow from. `process`, what is held before the run begins, and `fragments`
-    are zero on a GPU, whose peak is that of allocated memory."""
+    """Bytes by purpose, and the counts they follow from: tokens that a micro-batch may have, and that the largest one
+    computes. `process`, what is held before the run begins, `libraries` and `fragments` are zero on a GPU, whose peak is that of
+    allocated memory."""
 
     parameters: int
     trained: int
     micro_batch_tokens: int
+    largest_micro_batch: int
     weights: int
     masters: int
     gradients: int
@@ -115,6 +133,7 @@ class MemoryPlan:
     activations: int
     temporaries: int
     fragments: int
+    libraries: int
     process: int
     steps: int | None = None
     tokens: int | None = None
@@ -133,7 +152,8 @@ class MemoryPlan:
     def table(self) -> Table:
         table = Table("", "", title="memory and step plan", show_header=False)
         counts = {"parameters": self.parameters, "of them trained": self.trained, "optimizer steps": self.steps}
-        counts |= {"tokens": self.tokens, "tokens in a micro-batch": self.micro_batch_tokens}
+        counts |= {"tokens": self.tokens, "tokens in a micro-batch, at most": self.micro_batch_tokens}
+        counts |= {"in the largest micro-batch": self.largest_micro_batch}
         for name, value in counts.items():
             if value is not None:
                 table.add_row(name, f"{value:,}")
@@ -147,23 +167,27 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def plan_memory(config: DecoderConfig, method: Method, micro_batch_tokens: int) -> MemoryPlan:
-    """The plan of a run."""
+def plan_memory(
+    config: DecoderConfig, method: Method, micro_batch_tokens: int, largest: int | None = None
+) -> MemoryPlan:
+    """The plan of a run. `largest`: tokens that its largest micro-batch computes, if fewer than the limit."""
+    tokens = largest or micro_batch_tokens
     size, lora, dtype, cpu = method.dtype.itemsize, method.lora, method.dtype, method.device == "cpu"
     parameters, head = count_parameters(config), config.vocab_size * config.hidden_size
     trained = parameters if lora is None else count_adapter(config, lora)
-    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * micro_batch_tokens
+    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * tokens
     chunk = loss.CHUNK_ELEMENTS * size if cpu else loss.CHUNK_BYTES
-    chunk = min(chunk, micro_batch_tokens * config.vocab_size * size)
+    chunk = min(chunk, tokens * config.vocab_size * size)
     narrow = size < method.wide
     if lora is None:  # the head's gradient, as the loss sums it, multiplied, and in the weights' dtype
         chunk = max(chunk + head * method.wide, head * (2 * method.wide + size * narrow))
-    activations = activation_bytes(config, lora, dtype, micro_batch_tokens, method.activation_checkpointing)
+    activations = activation_bytes(config, lora, dtype, tokens, method.activation_checkpointing)
     temporaries = max(layer, chunk)
     return MemoryPlan(
         parameters=parameters,
         trained=trained,
         micro_batch_tokens=micro_batch_tokens,
+        largest_micro_batch=tokens,
         weights=parameters * size + (0 if lora is None else trained * method.wide),
         masters=trained * method.wide if lora is None and narrow and method.weight_update == "master" else 0,
         gradients=trained * method.wide,
@@ -171,6 +195,7 @@ def plan_memory(config: DecoderConfig, method: Method, micro_batch_tokens: int) 
         activations=activations,
         temporaries=temporaries,
         fragments=round(FRAGMENTS * (activations + temporaries)) if cpu else 0,
+        libraries=LIBRARIES + SAMPLER * method.samples if cpu else 0,
         process=_resident() if cpu else 0,
     )
 

@@ -12,6 +12,7 @@ from ptst.audit.rules import Setup
 from ptst.data import sources
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
+from ptst.data.packing import largest_micro_batch
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
@@ -106,7 +107,8 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     mixture, validation = _read(config, source, model, max_length)
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
     block = config.activation_checkpointing == "block"
-    method, lengths = Method(lora, dtype, device, block, config.weight_update), [len(e.ids) for e in mixture.examples]
+    method = Method(lora, dtype, device, block, config.weight_update, samples=bool(config.eval_every))
+    lengths = [len(e.ids) for e in mixture.examples]
     if config.micro_batch_tokens != "auto":
         micro_batch_tokens = config.micro_batch_tokens
     elif micro_batch_tokens is None:
@@ -115,7 +117,8 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
-    planned = memory.plan_memory(shape, method, micro_batch_tokens)
+    largest = largest_micro_batch(mixture.examples, (step.examples for step in steps), micro_batch_tokens)
+    planned = memory.plan_memory(shape, method, micro_batch_tokens, largest)
     tokens = sum(lengths[i] for step in steps for i in step.examples)
     planned = dataclasses.replace(planned, steps=len(steps), tokens=tokens)
     folders = epoch_folders(config, steps)

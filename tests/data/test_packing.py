@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.data.packing import MIN_SHARED_PREFIX, Batch, share_prefixes, to_batch
+from ptst.data.packing import MIN_SHARED_PREFIX, Batch, largest_micro_batch, share_prefixes, to_batch
 from ptst.text.encode import Example
 
 GOOD = Batch([5, 6, 7], [0, 1, 0], [0, 2, 3], [6, -1, -1], [0, 1])
@@ -80,3 +80,12 @@ def test_documents_that_share_too_little():
     moved = replace(alike, position_ids=[*range(LEAST + 2), *range(1, LEAST + 3)])
     for batch in (to_batch(short), to_batch(early), moved):
         assert share_prefixes(batch) is batch
+
+
+def test_the_largest_micro_batch_is_counted_as_it_is_computed():
+    alone = Example([1] * (LEAST + 9), [False] * (LEAST + 8) + [True], 3)
+    examples = [document(1, 2), document(3, 4, 5), document(6, 7), alone]
+    steps = [[0, 1, 2], [3]]
+    assert largest_micro_batch(examples, steps, 10 * LEAST) == len(alone.ids)  # more than a prefix and seven ids
+    assert largest_micro_batch(examples, steps[:1], 10 * LEAST) == LEAST + 7
+    assert largest_micro_batch(examples, steps[:1], LEAST) == LEAST + 3  # each example alone

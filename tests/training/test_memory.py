@@ -8,12 +8,14 @@ import sys
 import pytest
 import torch
 
+from benchmarks import memory_plan
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.model.config import TARGETS, DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
 from ptst.training import memory
 from ptst.training.memory import Method
+from tests.tiny import write_tiny_model
 
 CONFIG = DecoderConfig(
     vocab_size=60, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
@@ -126,3 +128,12 @@ def test_dry_run_runs_nothing(tiny_folder, tmp_path, monkeypatch, capsys):
     assert plan["peak"] == sum(plan[p] for p in memory.PURPOSES)
     assert "expected peak" in told.err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("flags", [memory_plan.MANY, [*memory_plan.MANY, "--full", *memory_plan.VALIDATION]])
+def test_the_planned_peak_is_the_measured_one(tmp_path, flags):
+    """benchmarks/memory_plan.py has more sizes and methods."""
+    folder = write_tiny_model(tmp_path, hidden_size=256, intermediate_size=704, vocab_size=60_000)
+    found = memory_plan.measure(folder, [*flags, "--limit", "100", "--too-long", "drop"], tmp_path / "run")
+    assert found["ratio"] == pytest.approx(1, abs=memory_plan.TOLERANCE)
