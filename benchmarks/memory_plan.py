@@ -33,8 +33,8 @@ SIZES = {  # the first has a vocabulary that outweighs its layers
 }
 HEADS = {"num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 64}
 # bfloat16 is slow on a CPU without AVX-512 or AMX: fewer tokens.
-FEW = "--micro-batch-tokens 256 --examples-per-step 4 --max-steps 2".split()
-MANY = "--micro-batch-tokens 1024 --examples-per-step 24 --max-steps 3".split()
+FEW = ["--micro-batch-tokens", "256", "--examples-per-step", "4", "--max-steps", "2"]
+MANY = ["--micro-batch-tokens", "1024", "--examples-per-step", "24", "--max-steps", "3"]
 BFLOAT16 = [*FEW, "--full", "--dtype", "bfloat16"]
 METHODS = {
     "lora": MANY,

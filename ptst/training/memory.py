@@ -86,8 +86,8 @@ def activation_bytes(
 
 @dataclass(frozen=True)
 class Method:
-    """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda"; `samples`:
-    sample answers are generated on the way."""
+    """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda";
+    `samples`: sample answers are generated on the way."""
 
     lora: LoraConfig | None
     dtype: torch.dtype
@@ -119,8 +119,8 @@ PURPOSES = (
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by purpose, and the counts they follow from: tokens that a micro-batch may have, and that the largest one
-    computes. `process`, what is held before the run begins, `libraries` and `fragments` are zero on a GPU, whose peak is that of
-    allocated memory."""
+    computes. `process`, what is held before the run begins, `libraries` and `fragments` are zero on a GPU, whose
+    peak is that of allocated memory."""
 
     parameters: int
     trained: int
