@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptst.errors import UserError
+from ptst.model.adapter_files import adapter_matrices, read_lora_config
 from ptst.model.config import TARGETS
 from ptst.model.decoder import Decoder, LoraLinear
-from ptst.model.lora import adapter_tensors, read_lora_config
+from ptst.model.lora import target_weights
 
 # Projections that read the same input: one base product, one shrink and one expand for each group.
 GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
@@ -23,7 +24,8 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 
 @dataclass(frozen=True)
 class Adapter:
-    """Matrices A (r, I) and B (O, r) by the name of the projection (`layers.0.self_attn.q_proj`), and alpha / r."""
+    """Matrices A (r, I) and B (O, r) by the name of the projection (`layers.0.self_attn.q_proj`), and the factor
+    of B A (alpha / r)."""
 
     matrices: Mapping[str, tuple[Tensor, Tensor]]
     scale: float
@@ -32,19 +34,9 @@ class Adapter:
 def read_adapter(decoder: Decoder, folder: Path) -> Adapter:
     """The adapter of a PEFT folder, for this decoder, which does not change. Raises UserError for an adapter of another
     base model, for kinds and options that are not supported, and for a damaged file."""
-    folder = Path(folder)
     config = read_lora_config(folder)
-    weights = {
-        name: module.weight
-        for name, module in decoder.named_modules()
-        if isinstance(module, (nn.Linear, LoraLinear)) and name.rpartition(".")[2] in config.targets
-    }
-    shapes = {}
-    for name, w_OI in weights.items():
-        shapes[f"{name}.lora_A"] = (config.rank, w_OI.shape[1])
-        shapes[f"{name}.lora_B"] = (w_OI.shape[0], config.rank)
-    tensors = adapter_tensors(folder, shapes)
-    return Adapter({n: (tensors[f"{n}.lora_A"], tensors[f"{n}.lora_B"]) for n in weights}, config.scale)
+    shapes = {name: tuple(w.shape) for name, w in target_weights(decoder).items()}
+    return Adapter(adapter_matrices(folder, config, shapes), config.scale)
 
 
 def attached_adapter(decoder: Decoder) -> Adapter | None:
@@ -74,7 +66,7 @@ class GroupLora:
 def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> list[list[GroupLora | None]]:
     """For every layer one GroupLora for each of GROUPS (None where the adapter has no matrices). Raises UserError for
     an adapter whose shapes do not fit the decoder."""
-    weights = {n: m.weight for n, m in decoder.named_modules() if isinstance(m, (nn.Linear, LoraLinear))}
+    weights = target_weights(decoder)
     matrices = {}
     for name, (a_rI, b_Or) in adapter.matrices.items():
         assert name.rpartition(".")[2] in TARGETS

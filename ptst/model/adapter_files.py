@@ -1,0 +1,269 @@
+"""Adapter folders in PEFT's layout, whoever wrote them: which projections have matrices, of which rank and scale.
+
+Every key of adapter_config.json is used, is known to have no effect on answers, or is refused by name unless it is
+off: an option that is ignored in silence (DoRA's magnitudes, PiSSA's changed base) would give another model than the
+one that was trained. Names and patterns match as in peft, and the tensors must be exactly those that they name.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptst.errors import UserError
+from ptst.model.config import TARGETS, read_json, take_number
+from ptst.model.weights import check_floating, read_safetensors
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MERGE = "merge it into its base with peft's merge_and_unload, and give the folder of the merged model"
+_OTHER = "was it trained on another model?"
+_LONGEST = 10_000  # characters of a pattern
+
+_USED = {
+    *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules"),
+    *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "base_model_name_or_path"),
+}
+# Bookkeeping, and settings of training or of options that are off.
+_WITHOUT_EFFECT = {
+    *("auto_mapping", "revision", "inference_mode", "peft_version", "megatron_core", "qalora_group_size"),
+    *("ensure_weight_tying", "runtime_config", "merge_weights"),
+    *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"),  # of ms-swift
+}
+# Keys that are on with these values and yet plain LoRA. All others, also those of later versions, must be off: null,
+# false or empty.
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "bias": ("none",),
+    "task_type": ("CAUSAL_LM",),
+    "init_lora_weights": (True, "gaussian", "Gaussian"),  # the base stays as it is
+}
+
+# A tensor's name as peft writes it, and as trainers do that save around it: with the adapter's name, without the
+# prefix of the wrapper, or from the model without its head.
+_TENSOR = re.compile(
+    r"(?:base_model\.model\.)?(?:model\.)?(layers\.\d+\.(?:self_attn|mlp)\.\w+\.lora_[AB])(?:\.(?!bias$)[\w-]+)?"
+    r"(?:\.weight)?"
+)
+_WRAPPER = re.compile(r"(?:^module|\b_fsdp_wrapped_module|\b_checkpoint_wrapped_module|\b_orig_mod)\.")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """What adapter_config.json says. `targets`, `exclude`: a regular expression, or names and ends of names; `layers`:
+    indices that names (not whole paths) are restricted to. `base`: the base model as the trainer named it."""
+
+    path: Path
+    rank: int
+    alpha: float
+    targets: str | tuple[str, ...]
+    rslora: bool = False
+    dropout: float = 0.0
+    exclude: str | tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layers_patterns: tuple[str, ...] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base: str | None = None
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A. 1 where patterns give projections factors of their own, which B then carries."""
+        return 1.0 if self.rank_pattern or self.alpha_pattern else self._scale(self.rank, self.alpha)
+
+    def _scale(self, rank: int, alpha: float) -> float:
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def places(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
+        """Rank and scale of every projection among `names` (`layers.0.self_attn.q_proj`) that has an adapter. Raises
+        UserError where there is none, and for an adapter of the embedding or the head."""
+        found = {}
+        try:
+            for key in ("model.embed_tokens", "lm_head"):
+                if self.selects(key):
+                    cause = f"target_modules names {key}: only projections of layers are supported"
+                    raise UserError(cause, _MERGE, self.path)
+            for name in names:
+                if self.selects(key := f"model.{name}"):
+                    rank = _first(self.rank_pattern, key, self.rank)
+                    found[name] = rank, self._scale(rank, _first(self.alpha_pattern, key, self.alpha))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(f"has a pattern that is no regular expression ({error})", where=self.path) from None
+        if not found:
+            cause = f"target_modules = {_short(self.targets)} names no projection of this model"
+            raise UserError(cause, f"choose from {', '.join(TARGETS)}", self.path)
+        return found
+
+    def without_place(self, names: Iterable[str]) -> list[str]:
+        """The entries of `targets` that name nothing in this model, which peft passes over."""
+        keys = [f"model.{name}" for name in names]
+        targets = () if isinstance(self.targets, str) else self.targets
+        return [t for t in targets if not any(key == t or key.endswith(f".{t}") for key in keys)]
+
+    def selects(self, key: str) -> bool:
+        """Whether a module of the Hugging Face model has an adapter, by peft's rules."""
+        if _named(self.exclude, key):
+            return False
+        if self.targets == "all-linear":
+            return key.rpartition(".")[2] in TARGETS
+        if not _named(self.targets, key):
+            return False
+        if not self.layers or key in self.targets:
+            return True
+        patterns = self.layers_patterns or ("[^.]*",)
+        matches = (re.match(rf".*?\.{pattern}\.(\d+)\.", key) for pattern in patterns)
+        first = next((m for m in matches if m), None)
+        return first is not None and int(first[1]) in self.layers
+
+
+def _named(names: str | tuple[str, ...], key: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, key) is not None
+    return key in names or any(key.endswith(f".{name}") for name in names)
+
+
+def _first(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The value of the first pattern that matches the whole key or its end."""
+    return next((v for pattern, v in patterns.items() if re.match(rf"(.*\.)?({pattern})$", key)), default)
+
+
+def _short(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+
+
+def read_lora_config(folder: Path) -> AdapterConfig:
+    """The configuration of an adapter folder. Raises UserError, naming the key, for what is no plain LoRA, and for
+    values of the wrong type, not finite or out of range."""
+    path = Path(folder) / CONFIG
+    if not path.exists():
+        remedy = f"give the folder that holds {CONFIG} and {WEIGHTS}"
+        raise UserError(f"{folder} is not an adapter folder (it has no {CONFIG})", remedy)
+    raw = read_json(path)
+    if not isinstance(raw, dict):
+        raise UserError("not a JSON object", where=path)
+    if raw.get("peft_type") != "LORA":
+        raise UserError(f"peft_type {_short(raw.get('peft_type'))} is not supported (LORA is)", where=path)
+    for key, value in raw.items():
+        plain = _PLAIN.get(key, ())
+        known = value.lower() if isinstance(value, str) and key == "init_lora_weights" else value
+        if (
+            key not in _USED | _WITHOUT_EFFECT
+            and value
+            and not any(type(v) is type(known) and v == known for v in plain)
+        ):
+            raise UserError(f"{key} = {_short(value)} is not supported", _MERGE, path)
+    take = _Taker(raw, path)
+    return AdapterConfig(
+        path=path,
+        rank=take_number(dict(raw), str(path), "r"),
+        alpha=take_number(dict(raw), str(path), "lora_alpha", whole=False, signed=True),
+        dropout=take.dropout(),
+        rslora=take.flag("use_rslora"),
+        targets=take.names("target_modules", needed=True),
+        exclude=take.names("exclude_modules"),
+        layers=take.layers(),
+        layers_patterns=take.layers_patterns(),
+        rank_pattern=take.pattern("rank_pattern", whole=True),
+        alpha_pattern=take.pattern("alpha_pattern", whole=False),
+        base=raw["base_model_name_or_path"] if isinstance(raw.get("base_model_name_or_path"), str) else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Taker:
+    """The values of adapter_config.json, checked. Each method raises UserError, naming the key."""
+
+    raw: Mapping[str, Any]
+    path: Path
+
+    def wrong(self, key: str, wanted: str) -> UserError:
+        return UserError(f"{key} is {_short(self.raw.get(key))}; {wanted} is needed", where=self.path)
+
+    def flag(self, key: str) -> bool:
+        value = self.raw.get(key) or False
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def dropout(self) -> float:
+        rate = take_number({"lora_dropout": 0.0, **self.raw}, str(self.path), "lora_dropout", whole=False, signed=True)
+        if not 0 <= rate < 1:
+            raise UserError(f"lora_dropout is {rate}", "it must be at least 0 and below 1", self.path)
+        return rate
+
+    def names(self, key: str, needed: bool = False) -> str | tuple[str, ...]:
+        """A regular expression, or names."""
+        value = self.raw.get(key)
+        if isinstance(value, str) and value and len(value) <= _LONGEST:
+            return "all-linear" if key == "target_modules" and value.lower() == "all-linear" else value
+        if isinstance(value, list) and all(isinstance(t, str) for t in value) and (value or not needed):
+            return tuple(value)
+        if value or needed:
+            raise self.wrong(key, "a list of names of projections, a regular expression or all-linear")
+        return ()
+
+    def layers(self) -> tuple[int, ...]:
+        key = "layers_to_transform"
+        value = self.raw.get(key)
+        values = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(v) is int for v in values):
+            raise self.wrong(key, "a list of the indices of layers")
+        if values and isinstance(self.raw.get("target_modules"), str):
+            raise UserError(f"{key} cannot restrict a regular expression or all-linear", "peft refuses it", self.path)
+        return tuple(values)
+
+    def layers_patterns(self) -> tuple[str, ...]:
+        key = "layers_pattern"
+        value = self.raw.get(key)
+        values = value if isinstance(value, list) else [value] if value else []
+        if not all(isinstance(v, str) and len(v) <= _LONGEST for v in values):
+            raise self.wrong(key, "the name of a list of layers")
+        if values and self.raw.get("layers_to_transform") is None:
+            raise UserError(f"{key} needs layers_to_transform", "peft refuses one without the other", self.path)
+        return tuple(values)
+
+    def pattern(self, key: str, whole: bool) -> dict[str, Any]:
+        value = self.raw.get(key) or {}
+        if not isinstance(value, dict) or any(len(name) > _LONGEST for name in value):
+            raise self.wrong(key, "an object of names and numbers")
+        where = f"{self.path}: {key}"
+        return {name: take_number(dict(value), where, name, whole=whole, signed=not whole) for name in value}
+
+
+def adapter_matrices(
+    folder: Path, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A (r, I) and B (O, r) by the name of the projection, float32 or better; their factor is `config.scale`. `shapes`:
+    (O, I) of all projections. Raises UserError unless the tensors are exactly those that the configuration names."""
+    path = Path(folder) / WEIGHTS
+    if not path.exists() and path.with_suffix(".bin").exists():
+        cause = f"{folder} has its tensors in adapter_model.bin, which is pickled and is not loaded"
+        raise UserError(cause, f"load it with peft and save it again, as {WEIGHTS}")
+    places, wanted = config.places(shapes), dict[str, tuple[int, int]]()
+    for name, (rank, _) in places.items():
+        rows, columns = shapes[name]
+        wanted |= {f"{name}.lora_A": (rank, columns), f"{name}.lora_B": (rows, rank)}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in read_safetensors(path):
+        found = _TENSOR.fullmatch(_WRAPPER.sub("", name))
+        if found is None or (key := found[1]) not in wanted:
+            remedy = _OTHER if ".lora_A" in name or ".lora_B" in name else f"it is no A or B of a projection: {_MERGE}"
+            raise UserError(f"tensor {name!r} has no place in this model", remedy, path)
+        if wanted[key] != tuple(tensor.shape):
+            raise UserError(f"{name} has shape {list(tensor.shape)}, the model needs {list(wanted[key])}", _OTHER, path)
+        if key in tensors:
+            raise UserError(f"{key} is there twice, also as {name!r}", "save one adapter alone", path)
+        check_floating(name, tensor, path)
+        tensors[key] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise UserError(f"the adapter lacks {len(missing)} tensors, the first is {missing[0]}", where=path)
+    matrices = {}
+    for name, (_, scale) in places.items():
+        b_Or = tensors[f"{name}.lora_B"]
+        # One factor for all projections, or the sampler's and the decoder's products of a group would need several.
+        matrices[name] = tensors[f"{name}.lora_A"], b_Or if scale == config.scale else b_Or * (scale / config.scale)
+    return matrices
