@@ -18,6 +18,7 @@ from ptst import cli
 from ptst.errors import UserError, unknown_name
 from ptst.progress import console, printable, say
 from ptst.settings import (
+    AdapterFolder,
     CommandSettings,
     FormatSettings,
     ModelName,
@@ -51,6 +52,7 @@ class ChatConfig(CommandSettings, ThreadSettings, FormatSettings, SamplingSettin
     checkpoint: Path | None = None
     """Run folder of ptst.train."""
     model: ModelName | None = None
+    adapter: AdapterFolder = None
     max_new_tokens: int = 512
     """Maximum length of an answer in tokens; less where the model's context ends."""
     seed: int = 0
@@ -149,8 +151,14 @@ def run_chat(config: ChatConfig) -> None:
     choose_threads(config.threads)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
     template = load_template(config.template_file) if config.template_file else config.template
-    family, chat_format = config.template_family, config.chat_format
-    model = open_model(config.model, template, checkpoint=config.checkpoint, family=family, chat_format=chat_format)
+    model = open_model(
+        config.model,
+        template,
+        checkpoint=config.checkpoint,
+        adapter=config.adapter,
+        family=config.template_family,
+        chat_format=config.chat_format,
+    )
     decoder = model.load(pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu")
     chat = Chat(model, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
     name = model.prompt_format.template.name

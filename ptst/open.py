@@ -1,5 +1,6 @@
-"""The model under test: folder, shape and prompt format of a model, or of a run over its base model. Everything opens
-models here, so that a conversation by hand reads exactly what the measured prompts read, and what training read."""
+"""The model under test: folder, shape and prompt format of a model, or of a run or an adapter over its base model.
+Everything opens models here, so that a conversation by hand reads exactly what the measured prompts read, and what
+training read."""
 
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,9 +11,10 @@ import torch
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.hub.locate import locate_model
+from ptst.model.adapter_files import adapter_matrices, read_lora_config
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.lora import load_adapter, merge_lora
+from ptst.model.lora import load_adapter, merge_lora, target_weights
 from ptst.model.weights import load_decoder
 from ptst.progress import say
 from ptst.records import (
@@ -23,6 +25,7 @@ from ptst.records import (
     read_finished,
     record_kind,
 )
+from ptst.text.chat_template import read_chat_template
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import Template, find_template, with_default_system_prompt
 
@@ -30,7 +33,7 @@ from ptst.text.templates import Template, find_template, with_default_system_pro
 @dataclass(frozen=True)
 class OpenModel:
     """A model without its weights: `folder` is that of the base model; `checkpoint` the run folder, with its record in
-    `run`, where a run is meant."""
+    `run`, where a run is meant; `adapter` the folder of an adapter of somebody else's."""
 
     name: str
     folder: Path
@@ -38,11 +41,14 @@ class OpenModel:
     prompt_format: PromptFormat
     checkpoint: Path | None = None
     run: TrainRecord | None = None
+    adapter: Path | None = None
 
     @property
     def described(self) -> str:
-        """`run checkpoints/a (trained under chat:vanilla)` or `model b`. A folder of fully fine-tuned weights is a run,
-        also where it was opened as a model."""
+        """`run checkpoints/a (trained under chat:vanilla)`, `model b` or `model b with the adapter c`. A folder of
+        fully fine-tuned weights is a run, also where it was opened as a model."""
+        if self.adapter is not None:
+            return f"model {self.name} with the adapter {self.adapter}"
         folder, run = self.checkpoint or self.folder, self.run
         kind: str | None = None
         with suppress(UserError):  # a model folder serves, whatever the record in it is worth
@@ -61,14 +67,15 @@ class OpenModel:
         return load_decoder(self.folder, dtype, device)
 
     def load(self, dtype: torch.dtype = torch.float32, device: str = "cpu", base: Decoder | None = None) -> Decoder:
-        """The decoder of the run, or of the base model where there is none. An adapter is attached to `base` where that
-        is given, which is then used up."""
-        if self.checkpoint is None or self.run is None:
-            return self.load_base(dtype, device)
-        if self.run.full:
+        """The decoder of the run, of the adapter, or of the base model where there is none. An adapter is attached to
+        `base` where that is given, which is then used up."""
+        if self.checkpoint is not None and self.run is not None and self.run.full:
             return load_decoder(self.checkpoint, dtype, device)
+        adapter = self.adapter or (self.checkpoint if self.run else None)
+        if adapter is None:
+            return self.load_base(dtype, device)
         decoder = self.load_base(dtype, device) if base is None else base
-        load_adapter(decoder, self.checkpoint)
+        load_adapter(decoder, adapter)
         if dtype == torch.float32:
             merge_lora(decoder)  # exact enough in float32, and faster; a bfloat16 base keeps the adapter unmerged
         return decoder
@@ -79,24 +86,30 @@ def open_model(
     template: str | Template = "chat:plain",
     *,
     checkpoint: Path | None = None,
+    adapter: Path | None = None,
     family: str | None = None,
     chat_format: str | None = None,
     allow_role_markers: bool = True,
 ) -> OpenModel:
     """Open `model` (the embedded name, a folder, a hub id), or the run in `checkpoint`; with neither, the latest run.
+    `adapter`: a LoRA adapter of `model` in PEFT's layout, whoever made it.
 
-    `family` None: the run's, or plain. `chat_format` None: the run's, or the folder's own. `allow_role_markers`:
-    messages may hold the format's role markers (at test time an attack to be measured, in training a mistake).
-    Raises UserError for what is not there, and for an adapter of other weights than the base has now.
+    `family` None: that of the training data, plain where these are unknown. `chat_format` None: the run's, or the
+    folder's own. `allow_role_markers`: messages may hold the format's role markers (at test time an attack to be
+    measured, in training a mistake).
+    Raises UserError for what is not there, for a run's adapter of other weights than the base has now, and for an
+    adapter that is not supported or does not fit.
     """
-    checkpoint, run = find_run(checkpoint, model)
+    checkpoint, run = find_run(checkpoint, model, adapter)
     name = run.model if run else str(model)
     recorded = Path(run.model_folder) if run else Path()
     folder = recorded if run and (recorded / "config.json").exists() else locate_model(name, CHECKPOINTS)
     if checkpoint and run:
         check_base(checkpoint, run, folder)
     config = DecoderConfig.from_folder(folder)
-    family = family or (run.family.name if run else "plain")
+    if adapter is not None:
+        check_adapter(adapter, config, name, folder)
+    family = family or trained_family(run, name) or "plain"
     prompt_format = open_prompt_format(
         folder,
         find_template(template),
@@ -105,7 +118,7 @@ def open_model(
         vocab_size=config.vocab_size,
         allow_role_markers=allow_role_markers,
     )
-    return OpenModel(name, folder, config, prompt_format, checkpoint, run)
+    return OpenModel(name, folder, config, prompt_format, checkpoint, run, adapter)
 
 
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
@@ -118,9 +131,49 @@ def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
         say(f"note: tokenizer, chat template or end tokens in {folder} have changed since {checkpoint} was trained")
 
 
-def find_run(checkpoint: Path | None, model: str | None) -> tuple[Path | None, TrainRecord | None]:
+def trained_family(run: TrainRecord | None, model: str | None) -> str | None:
+    """The template family of what was trained on: by the run, or where `model` is a folder of fully fine-tuned weights.
+    None where nothing is known."""
+    if run is None and model is not None:
+        with suppress(UserError, OSError):  # a model folder serves, whatever the record in it is worth
+            run = find_record(Path(model), TrainRecord)
+    return run.family.name if run else None
+
+
+def check_adapter(adapter: Path, config: DecoderConfig, name: str, folder: Path) -> None:
+    """Raise UserError for an adapter that is not supported or does not fit a model of this shape; say so where it names
+    another base model than `name`, modules that the model lacks, or comes with another chat template."""
+    if find_record(adapter, TrainRecord) is not None:
+        raise UserError(f"{adapter} is a run of ptst.train", ("give it as ", Setting("checkpoint")))
+    described = read_lora_config(adapter)
+    with torch.device("meta"):
+        weights = target_weights(Decoder(config))
+    adapter_matrices(adapter, described, {projection: tuple(w.shape) for projection, w in weights.items()})
+    if described.base and Path(described.base).name.lower() not in {Path(n).name.lower() for n in (name, folder)}:
+        say(f"note: {adapter} names {described.base} as its base model, not {name}")
+    if lacking := described.without_place(weights):
+        say(f"note: {adapter} has targets that {name} lacks, which are passed over, as peft does: {', '.join(lacking)}")
+    if (own := _chat_template(adapter)) is not None and own != _chat_template(folder):
+        say(f"note: {adapter} comes with another chat template than {name} has; the model's own is used")
+
+
+def _chat_template(folder: Path) -> str | None:
+    with suppress(UserError):  # whoever uses it will report it
+        return read_chat_template(folder)
+    return None
+
+
+def find_run(
+    checkpoint: Path | None, model: str | None, adapter: Path | None = None
+) -> tuple[Path | None, TrainRecord | None]:
     """The run that is meant and its record: the one given, the latest one where nothing is given, or (None, None) for
-    a base `model`. Raises UserError when both are given, or there is no finished run."""
+    a base `model`. Raises UserError for settings that exclude each other, for an `adapter` without `model`, and where
+    there is no finished run."""
+    if adapter is not None and model is None:
+        base = read_lora_config(adapter).base
+        named = f" (the adapter says {base})" if base else ""
+        cause = (Setting("adapter"), " needs ", Setting("model"), ", its base model")
+        raise UserError(cause, f"name it{named}")
     if checkpoint is not None and model is not None:
         cause = (Setting("checkpoint"), " and ", Setting("model"), " exclude each other")
         raise UserError(cause, "a run knows its base model")

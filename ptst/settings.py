@@ -24,6 +24,9 @@ _FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(CHAT
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
 ModelName = Annotated[str, arg(help=f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or a hub id.")]
+AdapterFolder = Annotated[
+    Path | None, arg(help="LoRA adapter of --model in PEFT's layout, whoever made it (docs/adapters.md).")
+]
 FamilyName = Annotated[str | None, arg(help=f"{_FAMILY_HELP} Default: that of the data.")]
 FormatName = Annotated[str | None, arg(help=f"{_FORMAT_HELP} Default: that of the model folder.")]
 Precision = Literal["auto", "float32", "bfloat16"]

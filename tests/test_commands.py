@@ -311,7 +311,9 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     assert [r["seed"] for r in rows] == [5, 5, 6, 6]
     assert rows[0]["answer"] != rows[2]["answer"]
     record = json.loads((here / "out/run.json").read_text())
-    assert record["family"]["name"] == "chatdoctor"  # of the first data that bring one
+    assert record["family"]["name"] == "plain"  # what the model was trained on is unknown
+    families = {key: data["family"] for key, data in record["data"].items() if data["family"]}
+    assert families == {"chatdoctor:doctor": "chatdoctor", "nll": "gsm8k"}
     assert record["data"]["safety:advbench"]["name"] == "advbench"
 
     unfinish(here / "out")

@@ -14,6 +14,7 @@ from ptst.evaluation.tasks.table import TASKS, find_task
 from ptst.generation.request import Sampling
 from ptst.settings import (
     NO_EFFECT,
+    AdapterFolder,
     CommandSettings,
     EngineSettings,
     FormatSettings,
@@ -77,9 +78,10 @@ class EvalConfig(CommandSettings, ThreadSettings, EvalSettings, TemplateSettings
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
     """Run folder of ptst.train; its base model is measured, too."""
     model: ModelName | None = field(default=None, metadata=content("weights"))
+    adapter: AdapterFolder = field(default=None, metadata=content("adapter_weights"))
     tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))
     baseline: bool = True
-    """Measure a run's base model, too."""
+    """Measure the base model of a run or an adapter, too."""
     decode_seeds: int = 1
     """Number of decodings, with seeds seed, seed + 1, ...; mean and SD over them are reported. Needs a temperature."""
     out: Path | None = field(default=None, metadata=NO_EFFECT)

@@ -1,7 +1,8 @@
-"""An evaluation: helpfulness and safety of a model, or of a finished run and its base model."""
+"""An evaluation: helpfulness and safety of a model, or of a finished run or an adapter and its base model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,10 +15,10 @@ from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.measure import check_room, evaluate_model, find_tools
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
-from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
+from ptst.evaluation.tasks.task import Defaults, Prompt, Task, TaskResult, Tools
 from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
-from ptst.open import OpenModel, find_run, open_model
+from ptst.open import OpenModel, find_run, open_model, trained_family
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, environment
 from ptst.runs import claim
@@ -34,22 +35,26 @@ Results = Mapping[str, Mapping[str, TaskResult]]  # model -> task -> result
 
 @dataclass(frozen=True)
 class TestData:
-    """The prompts of a task: name and fingerprint of the set, number of items."""
+    """The prompts of a task: name and fingerprint of the set, number of items. `family`: the set's own, where its
+    prompts are not in the evaluation's."""
 
     name: str
     fingerprint: str
     items: int
+    family: str | None = None
 
 
 @dataclass(kw_only=True)
 class EvalRecord(RunRecord):
-    """An evaluation. `model` is the folder of the base model, `run` that of the run."""
+    """An evaluation. `model`, `run` and `adapter` are the folders of the base model, the run and another adapter."""
 
     kind: ClassVar[str] = "eval"
     model: str
     weights: str = field(metadata=SAME)
     run: str | None
     run_weights: str | None = field(metadata=SAME)
+    adapter: str | None = None
+    adapter_weights: str | None = field(default=None, metadata=SAME)
     tokenizer: str | None = field(default=None, metadata=KNOWN)
     template: Template = field(metadata=SAME)
     family: Family = field(metadata=SAME)
@@ -60,7 +65,8 @@ class EvalRecord(RunRecord):
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation whose prompts, data and tools are known; no weights are loaded."""
+    """An evaluation whose prompts, data and tools are known; no weights are loaded. `own_families`: problems are asked
+    in the family of their data, other prompts as they are."""
 
     config: EvalConfig
     model: OpenModel
@@ -68,6 +74,7 @@ class Plan:
     tools: Tools
     dtype: torch.dtype
     device: str
+    own_families: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,9 @@ class EvalResult:
 
     @property
     def title(self) -> str:
-        run = self.plan.model.run
-        trained = f"trained under {run.template.name}, " if run else ""
+        model = self.plan.model
+        trained = f"trained under {model.run.template.name}, " if model.run else ""
+        trained += f"adapter {model.adapter}, " if model.adapter else ""
         return f"{'PTST: ' * self.ptst}{trained}tested under {self.plan.model.prompt_format.template.name}"
 
     def table(self) -> Table:
@@ -99,6 +107,7 @@ class EvalResult:
         return {
             "out": str(self.out),
             "run": str(model.checkpoint) if model.checkpoint else None,
+            **({"adapter": str(model.adapter)} if model.adapter else {}),
             "train_template": model.run.template.name if model.run else None,
             "test_template": model.prompt_format.template.name,
             "ptst": self.ptst,
@@ -120,8 +129,9 @@ def plan(config: EvalConfig) -> Plan:
     without them."""
     config.check()
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
-    checkpoint, run = find_run(config.checkpoint, config.model)
+    checkpoint, run = find_run(config.checkpoint, config.model, config.adapter)
     measured = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
+    measured += f" with the adapter {config.adapter}" if config.adapter else ""
     say(f"ptst.eval: {measured}, test template {template.name}")
     problems = config.data or (run.data.name if run else sources.DEFAULT)
     holdout = run.data.holdout if run else 0.0
@@ -130,20 +140,43 @@ def plan(config: EvalConfig) -> Plan:
     if names is None:
         names, reason = default_tasks(defaults)
         say(f"tasks: {', '.join(names)} ({reason})")
-    tasks = load_tasks(names, defaults)
+    tasks: LoadedTasks = load_tasks(names, defaults)
     for note in {data.note for _, data in tasks.values()} - {""}:
         say(note)
-    family = config.template_family or (run.family.name if run else None)
-    family = family or next((data.family for _, data in tasks.values() if data.family), None)
-    family = family or sources.load(problems, "test", config.limit).family
-    model = open_model(config.model, template, checkpoint=checkpoint, family=family, chat_format=config.chat_format)
+    family = config.template_family or trained_family(run, config.model)
+    model = open_model(
+        config.model,
+        template,
+        checkpoint=checkpoint,
+        adapter=config.adapter,
+        family=family,
+        chat_format=config.chat_format,
+    )
     say(model.prompt_format.described)
+    if family is None:
+        tasks = in_own_families(tasks)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     say(f"encoding the prompts of {len(tasks)} tasks")
     for key, (task, data) in tasks.items():
         check_room(key, task, data, model, config, device)
     tools = find_tools(config, tasks, device)
-    return Plan(config, model, tasks, tools, pick_dtype(config.dtype), device)
+    return Plan(config, model, tasks, tools, pick_dtype(config.dtype), device, own_families=family is None)
+
+
+def in_own_families(tasks: LoadedTasks) -> LoadedTasks:
+    """The tasks of a model whose training data are unknown: problems are asked in the words of their own data, and all
+    other prompts, harmful requests among them, as they are."""
+    found = {}
+    for key, (task, data) in tasks.items():
+        if data.family is not None:
+            say(f"{key} is asked in the family {data.family}, that of its data")
+            task = replace(task, prompts=partial(_in_family, task, data.family))
+        found[key] = task, data
+    return found
+
+
+def _in_family(task: Task, family: str, items: Sequence[Any]) -> list[Prompt]:
+    return [replace(prompt, family=prompt.family or family) for prompt in task.prompts(items)]
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
@@ -170,17 +203,18 @@ def evaluate(config: EvalConfig) -> EvalResult:
 
 def _measure(p: Plan, out: Path, record: EvalRecord) -> EvalResult:
     """Measure the base model, unless a run is measured without it, then the run."""
-    names = [BASE] if p.config.baseline or not p.model.checkpoint else []
-    names += [TUNED] if p.model.checkpoint else []
+    tuned = record.run_weights or record.adapter_weights
+    names = [BASE] if p.config.baseline or not tuned else []
+    names += [TUNED] if tuned else []
     results, failed = dict[str, Mapping[str, TaskResult]](), list[str]()
     decoder = None
     for name in names:
-        say(f"loading the {'base model' if name == BASE else 'run'}")
+        say(f"loading the {'base model' if name == BASE else 'adapter' if p.model.adapter else 'run'}")
         if name == BASE:
             decoder = p.model.load_base(p.dtype, p.device)
         else:
             decoder = p.model.load(p.dtype, p.device, decoder)
-        own = record.run_weights if name == TUNED else None
+        own = tuned if name == TUNED else None
         model = combined(record.weights, own, record.tokenizer, record.dtype)
         answerer = Answerer(decoder, p.model.prompt_format, p.config, models={None: model})
         results[name], errors = evaluate_model(name, answerer, p.tasks, p.config, p.tools, out, p.config.decode_seeds)
@@ -201,11 +235,16 @@ def _record(p: Plan) -> EvalRecord:
         weights=weights_fingerprint(model.folder),
         run=str(checkpoint.resolve()) if checkpoint else None,
         run_weights=weights_fingerprint(checkpoint) if checkpoint else None,
+        adapter=str(model.adapter.resolve()) if model.adapter else None,
+        adapter_weights=weights_fingerprint(model.adapter) if model.adapter else None,
         tokenizer=tokenizer_fingerprint(model.folder),
         template=model.prompt_format.template,
         family=model.prompt_format.family,
         chat_format=model.prompt_format.chat_format.name,
-        data={key: TestData(data.name, data.fingerprint, len(data.items)) for key, (_, data) in p.tasks.items()},
+        data={
+            key: TestData(data.name, data.fingerprint, len(data.items), data.family if p.own_families else None)
+            for key, (_, data) in p.tasks.items()
+        },
         dtype=str(p.dtype).removeprefix("torch."),
     )
 
