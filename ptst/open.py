@@ -108,6 +108,8 @@ def open_model(
         check_base(checkpoint, run, folder)
     config = DecoderConfig.from_folder(folder)
     if adapter is not None:
+        if find_record(adapter, TrainRecord) is not None:
+            raise UserError(f"{adapter} is a run of ptst.train", ("give it as ", Setting("checkpoint")))
         check_adapter(adapter, config, name, folder)
     family = family or trained_family(run, name) or "plain"
     prompt_format = open_prompt_format(
@@ -143,8 +145,6 @@ def trained_family(run: TrainRecord | None, model: str | None) -> str | None:
 def check_adapter(adapter: Path, config: DecoderConfig, name: str, folder: Path) -> None:
     """Raise UserError for an adapter that is not supported or does not fit a model of this shape; say so where it names
     another base model than `name`, modules that the model lacks, or comes with another chat template."""
-    if find_record(adapter, TrainRecord) is not None:
-        raise UserError(f"{adapter} is a run of ptst.train", ("give it as ", Setting("checkpoint")))
     described = read_lora_config(adapter)
     with torch.device("meta"):
         weights = target_weights(Decoder(config))

@@ -35,6 +35,7 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
     for f in dataclasses.fields(new):
         was, now = getattr(old, f.name), getattr(new, f.name)
         if f.metadata.get("identity") == "growing":
+            was, now = was or {}, now or {}
             was, now = ({k: v for k, v in d.items() if k in was and k in now} for d in (was, now))
         elif f.metadata.get("identity") == "known":
             was = now if was is None else was
@@ -205,7 +206,8 @@ def merged(out: Path, record: Record) -> Record:
         return record
     check_same(out, old, record)
     growing = [f.name for f in dataclasses.fields(record) if f.metadata.get("identity") == "growing"]
-    return dataclasses.replace(record, **{name: getattr(old, name) | getattr(record, name) for name in growing})
+    both: dict[str, Any] = {name: (getattr(old, name) or {}) | (getattr(record, name) or {}) for name in growing}
+    return dataclasses.replace(record, **both)
 
 
 def new_folder(out: Path | None, parent: Path, kind: str) -> Path:

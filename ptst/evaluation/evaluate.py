@@ -1,8 +1,7 @@
 """An evaluation: helpfulness and safety of a model, or of a finished run or an adapter and its base model."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +12,9 @@ from ptst.data import prompt_sets, sources
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig
-from ptst.evaluation.measure import check_room, evaluate_model, find_tools
+from ptst.evaluation.measure import check_room, evaluate_model, find_tools, in_own_families
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
-from ptst.evaluation.tasks.task import Defaults, Prompt, Task, TaskResult, Tools
+from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
 from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model, trained_family
@@ -161,22 +160,6 @@ def plan(config: EvalConfig) -> Plan:
         check_room(key, task, data, model, config, device)
     tools = find_tools(config, tasks, device)
     return Plan(config, model, tasks, tools, pick_dtype(config.dtype), device, own_families=family is None)
-
-
-def in_own_families(tasks: LoadedTasks) -> LoadedTasks:
-    """The tasks of a model whose training data are unknown: problems are asked in the words of their own data, and all
-    other prompts, harmful requests among them, as they are."""
-    found = {}
-    for key, (task, data) in tasks.items():
-        if data.family is not None:
-            say(f"{key} is asked in the family {data.family}, that of its data")
-            task = replace(task, prompts=partial(_in_family, task, data.family))
-        found[key] = task, data
-    return found
-
-
-def _in_family(task: Task, family: str, items: Sequence[Any]) -> list[Prompt]:
-    return [replace(prompt, family=prompt.family or family) for prompt in task.prompts(items)]
 
 
 def evaluate(config: EvalConfig) -> EvalResult:

@@ -1,9 +1,11 @@
 """Measuring a model: what `ptst.eval` and the grid share, before and after the weights are loaded."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -13,7 +15,7 @@ from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.table import LoadedTasks
-from ptst.evaluation.tasks.task import Task, TaskData, TaskResult, Tools, over_decodings
+from ptst.evaluation.tasks.task import Prompt, Task, TaskData, TaskResult, Tools, over_decodings
 from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype, gigabytes
 from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype
@@ -36,6 +38,22 @@ def find_tools(settings: EvalSettings, tasks: LoadedTasks, device: str) -> Tools
     judge = find_judge(settings.judge)
     similar = any(task.uses_similarity for task, _ in tasks.values())
     return Tools(judge, find_similarity(settings.similarity, CHECKPOINTS, device) if similar else None)
+
+
+def in_own_families(tasks: LoadedTasks) -> LoadedTasks:
+    """The tasks of a model whose training data are unknown: problems are asked in the words of their own data, and all
+    other prompts, harmful requests among them, as they are."""
+    found = {}
+    for key, (task, data) in tasks.items():
+        if data.family is not None:
+            say(f"{key} is asked in the family {data.family}, that of its data")
+            task = replace(task, prompts=partial(_in_family, task, data.family))
+        found[key] = task, data
+    return found
+
+
+def _in_family(task: Task, family: str, items: Sequence[Any]) -> list[Prompt]:
+    return [replace(prompt, family=prompt.family or family) for prompt in task.prompts(items)]
 
 
 def generates(task: Task, data: TaskData) -> bool:

@@ -61,6 +61,9 @@ class GridConfig(CommandSettings, ThreadSettings):
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     data: str = field(default="word-problems", metadata=content("sources"))
     """Training data: word-problems, gsm8k or a file."""
+    tuned: tuple[str, ...] = field(default=(), metadata=NO_EFFECT)
+    """Models that were fine-tuned elsewhere, tested as the grid's own: NAME=FOLDER. FOLDER holds an adapter of the base
+    model in PEFT's layout, or a whole model (docs/adapters.md)."""
     recipe: Annotated[str | None, arg(help=f"{', '.join(RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
     quick: bool = field(default=False, metadata=NO_EFFECT)
     """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals."""
@@ -93,7 +96,8 @@ class GridConfig(CommandSettings, ThreadSettings):
         check_at_least(self, 1, "threads")
         for name in ("train_templates", "test_templates", "tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
-            if name != "at_epochs" and not values:
+            optional = name == "at_epochs" or (name == "train_templates" and self.tuned)
+            if not optional and not values:
                 raise UserError((Setting(name), " is empty"), "at least one is needed")
             if twice := [value for value in values if values.count(value) > 1]:
                 raise UserError((Setting(name), f" names {twice[0]} twice"), "name each once")

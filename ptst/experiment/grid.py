@@ -24,11 +24,12 @@ from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group
-from ptst.evaluation.measure import check_room, find_tools
+from ptst.evaluation.measure import check_room, find_tools, in_own_families
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
+from ptst.experiment.tuned import TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
@@ -56,6 +57,7 @@ class GridRecord(RunRecord):
     templates: dict[str, Template] = field(metadata=GROWING)
     sources: dict[str, str] = field(metadata=GROWING)
     tests: dict[str, str] = field(metadata=GROWING)
+    tuned: dict[str, str] | None = field(default=None, metadata=GROWING)
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Grid:
     sources: dict[str, Source]
     """What training reads: `data`, other data by their `mix` setting, and `val-data`, where there is any."""
     device: str = "cpu"
+    tuned: dict[str, TunedModel] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: GridConfig) -> Self:
@@ -98,14 +101,18 @@ class Grid:
             tasks = plan.load_suite(config, read["data"], laptop.families(config.laptop))
         for note in {data.note for _, data in tasks.values()} - {""}:
             say(note)
-        models = plan.plan_models(list(train), config.seeds, config.at_epochs)
+        if not train and _family(config) is None:
+            tasks = in_own_families(tasks)
+        tuned = read_tuned(config.tuned)
+        models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned)
         cells = plan.plan_cells(models, list(test), list(tasks))
-        return cls(config, out, models, cells, tasks, train, test, read, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return cls(config, out, models, cells, tasks, train, test, read, device, tuned)
 
     @property
     def runs(self) -> list[GridModel]:
         """One model of every grid run."""
-        return list({model.run: model for model in self.models if not model.is_base}.values())
+        return list({model.run: model for model in self.models if model.template is not None}.values())
 
     def train_config(self, model: GridModel) -> TrainConfig:
         """The settings with which `ptst.train` makes a run."""
@@ -129,16 +136,26 @@ class Grid:
         return self.out / "runs" / model.run
 
     def weights_folder(self, model: GridModel) -> Path:
-        """The base model's folder, or where a run's weights are after the model's epochs."""
+        """The base model's folder, or where a run's weights are after the model's epochs, or those of another model."""
+        if model.tuned is not None:
+            return self.tuned[model.tuned].folder
         run = self.base.folder if model.is_base else self.run_folder(model)
         return run if model.epochs is None else run / plan.epoch_name(model.epochs)
+
+    def is_adapter(self, model: GridModel) -> bool:
+        """Whether a model is an adapter over the base model."""
+        if model.tuned is not None:
+            return not self.tuned[model.tuned].full
+        return not model.is_base and not self.config.train.full
 
     def run_record(self, model: GridModel) -> TrainRecord | None:
         """The record of a run; None where it has not begun."""
         return find_record(self.run_folder(model), TrainRecord)
 
     def is_trained(self, model: GridModel) -> bool:
-        return model.is_base or ((record := self.run_record(model)) is not None and record.status == "finished")
+        return model.template is None or (
+            (record := self.run_record(model)) is not None and record.status == "finished"
+        )
 
     def cell_file(self, cell: GridCell, ending: str) -> Path:
         return self.out / "cells" / f"{cell.name}.{ending}"
@@ -176,7 +193,8 @@ class Grid:
     def opened(self) -> dict[str, OpenModel]:
         """The base model under each test template. Raises UserError as `open_model`."""
         c = self.config
-        family = c.eval.template_family or c.train.template_family or self.sources["data"].family
+        # Without any training, what the models were trained on is unknown.
+        family = _family(c) or (self.sources["data"].family if self.train_templates else None)
         chat_format = c.eval.chat_format or c.train.chat_format
         return {
             name: open_model(c.model, template, family=family, chat_format=chat_format)
@@ -234,7 +252,13 @@ class Grid:
             templates={n: with_default_system_prompt(t, folder) for n, (t, _) in templates.items()},
             sources={name: source.fingerprint for name, source in self.sources.items()},
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
+            tuned=fingerprints(self.tuned),
         )
+
+
+def _family(config: GridConfig) -> str | None:
+    """The template family that the settings name."""
+    return config.eval.template_family or config.train.template_family
 
 
 def rows_checksum(raw: bytes) -> str:
@@ -254,6 +278,8 @@ def check_grid(grid: Grid) -> None:
         folder = grid.base.folder
         if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
             say(f"note: {folder} has no default system prompt, so {name} is the same as without one")
+    for tuned in grid.tuned.values():
+        tuned.check(grid.base)
     left = [model for model in grid.runs if not grid.is_trained(model)]
     for name in dict.fromkeys(model.template for model in left if model.template is not None):
         with settings_group("train"):

@@ -1,13 +1,13 @@
 """What a grid consists of: models, tasks with their data, and cells (a model under a test template, on a task).
 
-The first model is the base model; every other one comes from a grid run, which is one training: training template x
-seed, tested at its end or after some of its epochs.
+The first model is the base model; then come those of grid runs, each of which is one training (training template x
+seed), tested at its end or after some of its epochs; and last those that were fine-tuned elsewhere.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -28,19 +28,28 @@ _OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBST
 
 @dataclass(frozen=True)
 class GridModel:
-    """The base model (`template` None), or a grid run after `epochs` of its epochs (None: all of them)."""
+    """A grid run after `epochs` of its epochs (None: all of them); without `template` the model named `tuned`, or the
+    base model."""
 
     template: str | None = None
     seed: int = 0
     epochs: float | None = None
+    tuned: str | None = None
 
     @property
     def is_base(self) -> bool:
-        return self.template is None
+        return self.template is None and self.tuned is None
+
+    @property
+    def trained(self) -> str:
+        """The training template, or the name of a model that was fine-tuned elsewhere."""
+        return self.template or self.tuned or BASE
 
     @property
     def run(self) -> str:
         """Name of the grid run, and of its folder."""
+        if self.tuned is not None:
+            return f"tuned.{self.tuned}"
         return BASE if self.template is None else f"{slug(self.template)}.seed{self.seed}"
 
     @property
@@ -59,16 +68,20 @@ class GridCell:
     @property
     def identity(self) -> dict[str, Any]:
         """Which cell it is, as its file says."""
-        return {**asdict(self.model), "test": self.test, "task": self.task}
+        model = {key: value for key, value in asdict(self.model).items() if key != "tuned" or value is not None}
+        return {**model, "test": self.test, "task": self.task}
 
     @property
     def name(self) -> str:
         return f"{self.model.name}/{slug(self.test)}.{slug(self.task)}"
 
 
-def plan_models(train_templates: Names, seeds: Sequence[int], at_epochs: Sequence[float] = ()) -> list[GridModel]:
-    """The base model, then every grid run after each of its epochs to be tested, in the order given."""
-    return [GridModel(), *(GridModel(*m) for m in product(train_templates, seeds, at_epochs or (None,)))]
+def plan_models(
+    train_templates: Names, seeds: Sequence[int], at_epochs: Sequence[float] = (), tuned: Iterable[str] = ()
+) -> list[GridModel]:
+    """The base model, every grid run after each of its epochs to be tested, and the others, in the order given."""
+    runs = [GridModel(*m) for m in product(train_templates, seeds, at_epochs or (None,))]
+    return [GridModel(), *runs, *(GridModel(tuned=name) for name in tuned)]
 
 
 def plan_cells(models: Sequence[GridModel], test_templates: Names, tasks: Names) -> list[GridCell]:

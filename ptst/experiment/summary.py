@@ -19,6 +19,7 @@ from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE, GridCell
 from ptst.experiment.provenance import mixed
+from ptst.text.templates import Template
 
 MEASURE = "the share of harmful requests answered on topic without refusing"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
@@ -30,7 +31,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
     """Everything of results.json but the record. All runs and cells must be finished."""
     groups: dict[Key, dict[str, list[GridCell]]] = {}
     for cell in grid.cells:
-        key = (cell.model.template or BASE, cell.model.epochs, cell.test)
+        key = (cell.model.trained, cell.model.epochs, cell.test)
         groups.setdefault(key, {}).setdefault(cell.task, []).append(cell)
     tables = {key: {task: _table(grid, cells) for task, cells in tasks.items()} for key, tasks in groups.items()}
     found, with_what = [], mixed(grid)
@@ -42,13 +43,24 @@ def summarize(grid: Grid) -> dict[str, Any]:
         if benign is not None:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
             figures |= {GAP: gaps} if gaps else {}
-        ptst = train != BASE and not grid.train_templates[train][0].safety and grid.test_templates[test][0].safety
+        trained = _trained_under(grid, train)
+        ptst = trained is not None and not trained.safety and grid.test_templates[test][0].safety
         line = {"train": train, "epochs": epochs, "test": test, "ptst": ptst, "tasks": figures}
         made = {with_what[cell] for cells in groups[train, epochs, test].values() for cell in cells if with_what}
         found.append({**line, "made_with": sorted(made)} if made else line)
     sets = {task: data.name for task, (_, data) in grid.tasks.items()}
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
-    return {"base": base_name, "sets": sets, "runs": _runs(grid), "cells": found, **contrasts(grid, tables)}
+    tuned = {name: model.to_json() for name, model in grid.tuned.items()}
+    told = {"base": base_name, "sets": sets, "runs": _runs(grid), **({"tuned": tuned} if tuned else {})}
+    return {**told, "cells": found, **contrasts(grid, tables)}
+
+
+def _trained_under(grid: Grid, name: str) -> Template | None:
+    """The training template of a run; None of the base model, and of a model of which it is unknown."""
+    if name in grid.tuned:
+        run = grid.tuned[name].run
+        return run.template if run else None
+    return None if name == BASE else grid.train_templates[name][0]
 
 
 def _runs(grid: Grid) -> dict[str, dict[str, Any]]:

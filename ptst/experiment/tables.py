@@ -22,11 +22,13 @@ def to_csv(summary: dict[str, Any]) -> str:
     """One line for every cell, task and metric. Text that a spreadsheet would take for a formula has an apostrophe in
     front; numbers stay numbers."""
     text = io.StringIO()
-    columns = (*_COLUMNS, *["made_with"] * _is_mixed(summary))
+    tuned = summary.get("tuned", {})
+    columns = (*_COLUMNS, *["weights"] * bool(tuned), *["made_with"] * _is_mixed(summary))
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for cell in summary["cells"]:
         cell = {**cell, "made_with": "; ".join(cell.get("made_with", ()))}
+        cell["weights"] = tuned.get(cell["train"], {}).get("weights")  # of a model that was fine-tuned elsewhere
         for task, metrics in cell["tasks"].items():
             for metric, f in metrics.items():
                 if task == GAP:
@@ -67,6 +69,10 @@ def to_markdown(summary: dict[str, Any]) -> str:
     if runs:
         head = "| run | steps | examples | their tokens | trained tokens | validation loss before, after |\n"
         parts.append(head + "|---" * 6 + "|\n" + "\n".join(runs))
+    if tuned := summary.get("tuned"):
+        rows = [f"| {name} | {t['kind']} | {t['folder']} | {t['weights']} |" for name, t in tuned.items()]
+        head = "| tuned elsewhere | kind | folder | fingerprint of its weights |\n"
+        parts.append(head + "|---" * 4 + "|\n" + "\n".join(rows))
     if _is_mixed(summary):
         parts.append("The cells were not all made with the same versions and device:")
         lines = [f"| {name} | {test} | {'; '.join(cell['made_with'])} |" for name, test, cell in _cells(summary)]

@@ -137,10 +137,14 @@ class Worker:
         ready = [c for c in grid.cells if c.name not in self.failed and grid.is_trained(c.model)]
         open_cells = [c for c in ready if not grid.is_measured(c)]
         for i, first in enumerate(open_cells):
-            alike = [c for c in open_cells[i:] if (c.test, c.task) == (first.test, first.task)]
+            # The first, and adapters over the same weights.
+            folder = self._decoder_folder(first.model)
+            others = [c for c in open_cells[i + 1 :] if (c.test, c.task) == (first.test, first.task)]
+            over = (c for c in others if grid.is_adapter(c.model) and self._decoder_folder(c.model) == folder)
+            alike = [first, *over]
             task, data = grid.tasks[first.task]
             prompts = len(task.prompts(data.items))
-            together = 1 if grid.config.train.full else max(1, -(-2 * grid.config.eval.batch_size // prompts))
+            together = max(1, -(-2 * grid.config.eval.batch_size // prompts))
             with ExitStack() as held:
                 mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / LOCKS, f"cell.{c.name}"))]
                 mine = [c for c in mine if not grid.is_measured(c)]
@@ -241,10 +245,14 @@ class Worker:
 
     def _adapter(self, cell: GridCell) -> str | None:
         """The name of the adapter that answers; None where the decoder alone does."""
-        return None if cell.model.is_base or self.grid.config.train.full else cell.model.name
+        return cell.model.name if self.grid.is_adapter(cell.model) else None
+
+    def _decoder_folder(self, model: GridModel) -> Path:
+        """The folder of all weights: the base model's under an adapter."""
+        return self.grid.weights_folder(GridModel() if self.grid.is_adapter(model) else model)
 
     def _decoder(self, model: GridModel) -> Decoder:
-        folder = self.grid.weights_folder(model if self.grid.config.train.full else GridModel())
+        folder = self._decoder_folder(model)
         if self.loaded is None or self.loaded[0] != folder:
             self.loaded = None
             gc.collect()  # or both models are in memory for a while
@@ -253,7 +261,7 @@ class Worker:
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:
-        for model in {c.model for c in cells if not (c.model.is_base or self.grid.config.train.full)}:
+        for model in {c.model for c in cells if self.grid.is_adapter(c.model)}:
             if model.name not in self.adapters:
                 self.adapters[model.name] = read_adapter(self._decoder(model), self.grid.weights_folder(model))
         return self.adapters
