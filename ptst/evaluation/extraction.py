@@ -2,7 +2,8 @@ r"""Extraction of answers from text: GSM8K's number by two rules, ARC's choice b
 
 The paper's rule takes the last number of the text (Lyu et al. 2024, appendix F, after lm-evaluation-harness). Its
 regular expression drops minus signs, keeps a sentence's full stop and treats "1,080" and "1080" as different; ours
-compares numbers. The strict rule requires GSM8K's own form, `#### 18`.
+takes the last number, too, and compares the values that are meant (numbers.py). The strict rule requires GSM8K's own
+form, `#### 18`.
 
 For ARC the paper takes the text after "The answer is:" up to the first character that is not a letter, digit, space or
 underscore, and compares without case and punctuation. It can never accept "long-term" or "1.5 m", so a second rule
@@ -12,47 +13,31 @@ finds which of the choices the answer names.
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 
 from ptst.errors import UserError
+from ptst.evaluation.numbers import last_number as last_number
+from ptst.evaluation.numbers import only_number
 
-_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)|\d+(?:\.\d+)?|\.\d+")
-_MINUS = ("-", "\u2212")
 _ARC_PRINTED = re.compile(r"The answer is: ?[^\w\s]?([a-zA-Z0-9_ ]*)[^\w\s]?")
 _ARC_ANSWER = re.compile(r"the answer is[*_]*[ \t]*:[*_]*\s*", re.IGNORECASE)
-_STRICT = re.compile(r"####[ \t]*([-\u2212]?\s?\$?\s?[-\u2212]?[\d,]*\.?\d+)[ \t]*\.?[ \t]*(?=\n|$)")
-
-
-def last_number(text: str) -> Decimal | None:
-    """The last number of a text, or None. Commas group digits ("1,080"); elsewhere they separate numbers ("3,4")."""
-    numbers = list(_NUMBER.finditer(text))
-    if not numbers:
-        return None
-    value = Decimal(numbers[-1].group().replace(",", ""))
-    return -value if _negative(text[: numbers[-1].start()]) else value
-
-
-def _negative(before: str) -> bool:
-    """Whether the text before a number ends in a sign: in "10-5" and "10 - 5" the minus is a subtraction."""
-    before = before.rstrip("$\u20ac\u00a3*_")
-    if not before.endswith(_MINUS):
-        return False
-    before = before[:-1]
-    left = before.rstrip()
-    attached = before[-1:].isalnum()
-    return not (attached or left[-1:].isdigit() or left.endswith((")", "]")))
+_STRICT = re.compile(r"####[ \t]*((?:(?!####)[^\n])*)(?=\n|$)")
+_GSM8K = re.compile(r"([-\u2212]?\s?\$?\s?[-\u2212]?[\d,]*\.?\d+)[ \t]*\.?[ \t]*")
 
 
 def strict_answer(text: str) -> Decimal | None:
     """The number after the last `####`, alone on the rest of its line, or None."""
-    found = _STRICT.findall(text)
-    if not found:
-        return None
-    cleaned = found[-1].replace("\u2212", "-").replace("$", "").replace(",", "")
-    try:
-        return Decimal("".join(cleaned.split()))
-    except InvalidOperation:
-        return None
+    found = [value for rest in _STRICT.findall(text) if (value := _strict(rest)) is not None]
+    return found[-1] if found else None
+
+
+def _strict(text: str) -> Decimal | None:
+    if own := _GSM8K.fullmatch(text):  # commas as they come
+        cleaned = own[1].replace("\u2212", "-").replace("$", "").replace(",", "")
+        with suppress(InvalidOperation):
+            return Decimal("".join(cleaned.split()))
+    return only_number(text)
 
 
 def gold_number(answer: str, source: str = "answer") -> Decimal:
