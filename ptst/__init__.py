@@ -3,6 +3,7 @@
 The library's front door. Each name is imported when it is first used, so that `import ptst` costs nothing:
 
     open_model(model, template)             a model with its prompt format: .prompt_format.encode(conversation), .load()
+                                            (`adapter=FOLDER`: with anybody's LoRA adapter over it)
     audit_conversation(model, row)          every token of one training example, its author, whether it is in the loss
     audit_data(AuditConfig(...))            what `ptst audit` does
     fine_tune(TrainConfig(...))             what `ptst train` does; returns the run's folder and record

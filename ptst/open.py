@@ -11,7 +11,7 @@ import torch
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.hub.locate import locate_model
-from ptst.model.adapter_files import adapter_matrices, read_lora_config
+from ptst.model.adapter_files import CONFIG, adapter_matrices, read_lora_config
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora, target_weights
@@ -19,6 +19,7 @@ from ptst.model.weights import load_decoder
 from ptst.progress import say
 from ptst.records import (
     CHECKPOINTS,
+    FILE,
     TrainRecord,
     find_record,
     latest_run,
@@ -177,6 +178,10 @@ def find_run(
     if checkpoint is not None and model is not None:
         cause = (Setting("checkpoint"), " and ", Setting("model"), " exclude each other")
         raise UserError(cause, "a run knows its base model")
+    for setting, folder in (("checkpoint", checkpoint), ("model", model and Path(model))):
+        if folder and (folder / CONFIG).exists() and not any((folder / n).exists() for n in (FILE, "config.json")):
+            remedy = ("give it as ", Setting("adapter"), ", and its base model as ", Setting("model"))
+            raise UserError((Setting(setting), f" {folder} is an adapter"), remedy)
     if model is not None:
         return None, None
     checkpoint = checkpoint or latest_run(CHECKPOINTS)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import evaluate
+from ptst.experiment.run import plan_grid
 from ptst.fingerprints import weights_fingerprint
 from tests.experiment.conftest import ONE_RUN, finished
 from tests.model.peft_cases import config_of, write_adapter
@@ -85,6 +86,8 @@ def test_without_any_training(grid, here, others):
     result = grid("grid", SMALL, train_templates=(), tuned=others)
     assert [c["train"] for c in result["cells"]] == ["untouched", "plain", "other.one", "whole"]
     assert not (here / "grid/runs").exists()
+    lines, _ = plan_grid(replace(SMALL, model="model", out=here / "dry", train_templates=(), tuned=others))
+    assert lines[-1].what.startswith("test tuned.whole/chat-llama.nll") and len(lines) == 8
     assert json.loads((here / "grid/run.json").read_text())["family"] == "plain"
 
 
