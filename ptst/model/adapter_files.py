@@ -114,9 +114,9 @@ class AdapterConfig:
         if not self.layers or key in self.targets:
             return True
         patterns = self.layers_patterns or ("[^.]*",)
-        matches = (re.match(rf".*?\.{pattern}\.(\d+)\.", key) for pattern in patterns)
+        matches = (re.match(rf".*?\.{pattern}\.(?P<index>\d+)\.", key) for pattern in patterns)
         first = next((m for m in matches if m), None)
-        return first is not None and int(first[1]) in self.layers
+        return first is not None and int(first["index"]) in self.layers
 
 
 def _named(names: str | tuple[str, ...], key: str) -> bool:

@@ -210,6 +210,12 @@ def test_options_that_are_off_are_no_reason_to_refuse(decoder, tmp_path):
         assert len(read_adapter(decoder, folder).matrices) == 4
 
 
+def test_a_pattern_of_layers_may_have_groups(decoder, tmp_path):
+    config = config_of("one layer") | {"layers_pattern": "(layers|h)"}
+    folder = write_adapter(tmp_path, config, {"layers.0.self_attn.q_proj": 2})
+    assert list(read_adapter(decoder, folder).matrices) == ["layers.0.self_attn.q_proj"]
+
+
 def test_names_that_a_model_lacks(decoder, tmp_path):
     config = read_lora_config(write_adapter(tmp_path, config_of("names that a model lacks"), {}))
     assert config.without_place(target_weights(decoder)) == ["c_attn", "w1", "query_key_value"]
