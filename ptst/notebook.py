@@ -15,7 +15,7 @@ from ptst.generation.multi_lora import read_adapter
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open import OpenModel, check_base
+from ptst.open import OpenModel, check_adapter, check_base
 from ptst.records import TrainRecord, find_record
 from ptst.text.segments import Conversation, Message
 
@@ -43,10 +43,10 @@ def generate(
 ) -> list[Answer]:
     """Answer every prompt under the model's template; a final answer in a row is left out.
 
-    `runs`: for each prompt the run folder whose adapter answers it (None: the base model), all in one batch; without
-    it, the model as it was opened answers. `decoder`: weights that are loaded already. Raises UserError for a prompt
-    that the template cannot render or the context cannot hold, for an adapter of another base model, and for answers
-    that failed.
+    `runs`: for each prompt the folder of the run, or of anybody's adapter, that answers it (None: the base model), all
+    in one batch; without it, the model as it was opened answers. `decoder`: weights that are loaded already. Raises
+    UserError for a prompt that the template cannot render or the context cannot hold, for an adapter of another base
+    model, and for answers that failed.
     """
     if isinstance(prompts, (str, Mapping, Conversation)):
         raise UserError("prompts is a single row", "give a list of rows")
@@ -58,8 +58,10 @@ def generate(
     names = [None if run is None else str(run) for run in runs or [None] * len(prompts)]
     adapters = {name: Path(name) for name in names if name is not None}
     for folder in adapters.values():
-        if run := find_record(folder, TrainRecord):  # a PEFT folder has none
+        if run := find_record(folder, TrainRecord):
             check_base(folder, run, model.folder)
+        else:
+            check_adapter(folder, model.config, model.name, model.folder)
     if decoder is None:
         load = model.load if runs is None else model.load_base
         decoder = load(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")

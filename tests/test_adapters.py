@@ -70,7 +70,9 @@ def test_by_command_as_by_python(here, monkeypatch, capsys):
     sampling = Sampling(4)
     assert [a.text for a in ptst.generate(opened, questions, sampling)] == rows["fine-tuned"]
     base = open_model("model", "chat:llama")
+    capsys.readouterr()
     several = ptst.generate(base, questions, sampling, runs=["adapter"] * len(questions))
+    assert "note: adapter names /home/a/Some-Model as its base model" in capsys.readouterr().err
     assert [a.text for a in several] == rows["fine-tuned"]
     # An evaluation that was stopped does not go on with another adapter.
     unfinish(here / "out")
