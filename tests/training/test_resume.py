@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
-import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -28,7 +25,6 @@ from ptst.train import run_training, start
 from ptst.training import checkpoint, evaluate, metrics
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
-from tests.cpu_time import cpu_seconds
 from tests.tiny import write_tiny_model
 
 CONFIG = TrainConfig(
@@ -350,49 +346,3 @@ def test_a_real_sigkill(train, tiny_folder, tmp_path):
     train("run", **settings)
     train("whole", **settings)
     assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
-
-
-def _in_child(config: TrainConfig) -> None:
-    torch.set_num_threads(1)
-    evaluate.generate = quick
-    with open(os.devnull, "w") as sys.stderr:
-        run_training(config)
-
-
-@pytest.mark.thorough
-@pytest.mark.timeout(3000)
-def test_two_hundred_sigkills_at_random_instants(tiny_folder, tmp_path):
-    """Processes forked from one that has everything imported; a run is killed again and again until it gets through."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["ptst.train", "tests.training.test_resume", "torch._dynamo", "numpy.random"])
-    rng = random.Random(0)
-    config = replace(CONFIG, model=str(tiny_folder), data="word-problems:12", eval_every=2, save_every=1, keep=2)
-
-    def attempt(out: Path, limit: float = math.inf) -> tuple[bool, float]:
-        """(whether it was killed, CPU seconds it took), the kill coming after `limit` CPU seconds."""
-        process = context.Process(target=_in_child, args=(replace(config, out=out),))
-        process.start()
-        used = 0.0
-        while process.is_alive():
-            try:
-                used = cpu_seconds(process.pid)
-            except OSError:
-                break  # it has just ended
-            if used >= limit:
-                process.kill()
-            time.sleep(0.001)
-        process.join()
-        assert process.exitcode in (0, -signal.SIGKILL)
-        return process.exitcode != 0, used
-
-    attempt(tmp_path / "first")  # imports what is imported late
-    takes = attempt(tmp_path / "whole")[1]
-    wanted = outcome(tmp_path / "whole")
-    kills, runs = 0, 0
-    while kills < 200:
-        run = tmp_path / f"run-{runs}"
-        while not finished(run):
-            kills += attempt(run, rng.uniform(0, takes) if kills < 200 else math.inf)[0]
-        assert outcome(run) == wanted
-        runs += 1
-        print(f"{kills} kills, {runs} runs to their end; one alone takes {takes:.2f} s", flush=True)
