@@ -5,6 +5,8 @@ Two runs are the same where `differences` finds nothing.
 """
 
 import dataclasses
+import os
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -196,18 +198,56 @@ def share(out: Path, record: Record) -> Iterator[Run[Record]]:
 def merged(out: Path, record: Record) -> Record:
     """`record` with what the one in `out` has in the GROWING fields. Raises UserError where that is of other settings,
     and where the folder holds something else."""
-    # Listed before the record is read: another process may write that first of all in between.
-    names = [p.name for p in out.iterdir()] if out.exists() else []
-    old = find_record(out, type(record))
-    if old is None:
-        if any(name not in (LOCK, LOCKS) and not name.startswith(f".{FILE}.") for name in names):
-            cause = f"{out} is not a ptst.{record.kind} folder and not empty"
-            raise UserError(cause, ("choose another ", Setting("out")))
+    if (old := find_shared(out, type(record))) is None:
         return record
     check_same(out, old, record)
     growing = [f.name for f in dataclasses.fields(record) if f.metadata.get("identity") == "growing"]
     both: dict[str, Any] = {name: (getattr(old, name) or {}) | (getattr(record, name) or {}) for name in growing}
     return dataclasses.replace(record, **both)
+
+
+def find_shared(out: Path, record: type[Record]) -> Record | None:
+    """The record in a shared folder, if there is one. Raises UserError where the folder holds something else."""
+    # Listed before the record is read: another process may write that first of all in between.
+    names = [p.name for p in out.iterdir()] if out.exists() else []
+    old = find_record(out, record)
+    if old is None and any(name not in (LOCK, LOCKS) and not name.startswith(f".{FILE}.") for name in names):
+        cause = f"{out} is not a ptst.{record.kind} folder and not empty"
+        raise UserError(cause, ("choose another ", Setting("out")))
+    return old
+
+
+def check_out(out: Path | None, record: type[RunRecord], parent: Path = CHECKPOINTS, *, again: bool = False) -> None:
+    """Before a command reads anything: raise UserError where nothing can be written in `out` (None: in `parent`), and
+    where `out` has something else in it than an unfinished run of this kind, or with `again` any such run."""
+    check_writable(out or parent)
+    if out is not None:
+        old = find_record(out, record)
+        if old is None or (old.status == "finished" and not again):
+            _check_empty(out)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where no file can be written in a folder, or above where it is to be. It is tried, with a file
+    that has no name."""
+    above = (folder, *folder.absolute().parents)
+    there = next(path for path in above if os.path.lexists(path))
+    remedy, result = ("choose another ", Setting("out")), f", so {folder} cannot be made" * (there != folder)
+    if not there.is_dir():
+        raise UserError(f"{there} is not a folder{result}", remedy)
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written in {there} ({error.strerror}){result}", remedy) from None
+
+
+def _check_empty(out: Path) -> None:
+    # A lock, and what a kill left of the very first file, are not an earlier run.
+    left = (LOCK, ".*.json.*.partial")
+    if out.exists() and (not out.is_dir() or any(not any(map(p.match, left)) for p in out.iterdir())):
+        remedy = ("choose another ", Setting("out"), ", so that no earlier run is overwritten")
+        raise UserError(f"{out} is not an empty folder", remedy)
 
 
 def new_folder(out: Path | None, parent: Path, kind: str) -> Path:
@@ -216,11 +256,7 @@ def new_folder(out: Path | None, parent: Path, kind: str) -> Path:
         stamp = time.strftime("%Y%m%d-%H%M%S")
         names = [f"{kind}-{stamp}", *(f"{kind}-{stamp}-{n}" for n in range(2, 100))]
         out = next(p for p in (parent / n for n in names) if not p.exists())
-    # A lock, and what a kill left of the very first file, are not an earlier run.
-    left = (LOCK, ".*.json.*.partial")
-    if out.exists() and (not out.is_dir() or any(not any(map(p.match, left)) for p in out.iterdir())):
-        remedy = ("choose another ", Setting("out"), ", so that no earlier run is overwritten")
-        raise UserError(f"{out} is not an empty folder", remedy)
+    _check_empty(out)
     out.mkdir(parents=True, exist_ok=True)
     return out
 

@@ -20,7 +20,7 @@ from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model, trained_family
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, environment
-from ptst.runs import claim
+from ptst.runs import check_out, claim
 from ptst.storage import write_json
 from ptst.text.templates import Family, Template, find_template, load_template
 from ptst.threads import resume_threads
@@ -129,6 +129,7 @@ def plan(config: EvalConfig) -> Plan:
     config.check()
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     checkpoint, run = find_run(config.checkpoint, config.model, config.adapter)
+    check_out(config.out, EvalRecord, checkpoint / "eval" if checkpoint else CHECKPOINTS)
     measured = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
     measured += f" with the adapter {config.adapter}" if config.adapter else ""
     say(f"ptst.eval: {measured}, test template {template.name}")

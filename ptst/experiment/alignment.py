@@ -45,7 +45,7 @@ from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.records import SAME, RunRecord, find_record
-from ptst.runs import check_same, claim
+from ptst.runs import check_out, check_same, claim
 from ptst.settings import EngineSettings
 from ptst.text.encode import Example, cut
 from ptst.text.segments import Conversation, Message
@@ -125,7 +125,9 @@ def align(config: AlignConfig) -> AlignRecord:
     Raises UserError for a user's mistakes and for a folder in other use, Interrupted after a signal.
     """
     config.check()
-    out, old = config.out, find_record(config.out, AlignRecord)
+    out = config.out
+    check_out(out, AlignRecord, again=True)
+    old = find_record(out, AlignRecord)
     models = {name: open_model(config.model, name, family=config.template_family) for name in (SAFE, BARE)}
     base = models[SAFE].folder
     record = AlignRecord(

@@ -35,6 +35,7 @@ from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
+from ptst.runs import find_shared
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
@@ -83,6 +84,7 @@ class Grid:
         out, settings = config.folder, config.train
         if (out / "settings.json").exists() and not (out / FILE).exists():
             raise UserError(f"{out} holds a grid of an earlier version of ptst", ("choose another ", Setting("out")))
+        find_shared(out, GridRecord)
         train, test = plan.load_templates(config.train_templates), plan.load_templates(config.test_templates)
         for name in train.keys() & test.keys():
             if train[name][0] != test[name][0]:

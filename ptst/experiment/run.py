@@ -23,7 +23,7 @@ from ptst.hub.locate import locate_model
 from ptst.hub.wheel import model_folder
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, find_record
-from ptst.runs import differences, merged, share
+from ptst.runs import check_writable, differences, merged, share
 from ptst.settings import EMBEDDED_MODEL
 from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
 
@@ -40,12 +40,14 @@ class GridResult:
 def run_grid(config: GridConfig) -> GridResult:
     """Do all of a grid, or what is left of it. Raises UserError for a user's mistakes, and where some runs or cells
     failed; Interrupted after a signal."""
+    config.check()
+    check_writable(config.folder)
     grid = Grid.open(config)
+    check_folder(grid, aligned=not config.laptop)
     check_grid(grid)
     if config.laptop:
-        check_folder(grid, aligned=False)
         grid = replace(grid, config=replace(config, model=str(_aligned(config))))
-    check_folder(grid)
+        check_folder(grid)
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
     # With the settings as they were given: the aligned model is no model to align again.
     with share(grid.out, replace(grid.record(), config=config)) as run:

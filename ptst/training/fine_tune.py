@@ -13,7 +13,7 @@ from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainRecord, find_record, read_record
-from ptst.runs import Run, check_same, claim, rounding
+from ptst.runs import Run, check_out, check_same, claim, rounding
 from ptst.storage import sync
 from ptst.threads import resume_threads
 from ptst.training import agreement
@@ -54,8 +54,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     if old and config.resume and old.status == "finished":
         say(f"{config.resume} has finished already; there is nothing to resume")
         return FineTuned(config.resume, old) if world.is_main_process else None
-    if old and old.status == "finished":
-        old = None  # `claim` refuses the folder
+    if world.is_main_process:
+        check_out(place, TrainRecord)
     resume_threads(config.threads, old.environment if old else None)
     plan = plan_run(config, world, old.micro_batch_tokens if old else None)
     plan.check()
