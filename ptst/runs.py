@@ -56,6 +56,15 @@ def differences(old: RunRecord, new: RunRecord) -> list[tuple[str, ...]]:
     return found
 
 
+def check_finished(folder: Path, old: RunRecord, config: CommandSettings) -> None:
+    """Raise UserError where a finished run is to be resumed with other settings, so that it cannot go on."""
+    changed = _changed(config, old.settings, recorded(config))
+    if found := [(Setting(name), change) for name, effect, _, change in changed if effect in ("", "content")]:
+        what = f"{folder} has finished, with other settings: "
+        remedy = ("leave those out, or train anew, in another ", Setting("out"))
+        raise UserError((what, *_listed(found)), remedy)
+
+
 def setting_changes(old: RunRecord, config: CommandSettings) -> list[tuple[str, ...]]:
     """The settings, beyond names of content, in which a record differs from `config`, each in words for a UserError."""
     changed = _changed(config, old.settings, recorded(config))
@@ -74,16 +83,20 @@ def rounding(old: RunRecord, new: RunRecord) -> list[str]:
 def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
     """Raise UserError with the differences where two records are not of the same run."""
     if found := differences(old, new):
-        words = [part for difference in found for part in ("; ", *difference)][1:]
-        if {"max_steps", "epochs"} & {d[0] for d in found}:
-            words.append(
-                " (a run is as long as it was begun: the learning rate of each step follows from their number)"
-            )
+        words = _listed(found)
         what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} ptst.{new.kind} run of "
         # What no setting names is the content of files.
         named = any(isinstance(part, Setting) for part in words)
         remedy = "give those, or another " if named else "put those back, or give another "
         raise UserError((what, "other settings: ", *words), (remedy, Setting("out")))
+
+
+def _listed(found: list[tuple[str, ...]]) -> list[str]:
+    """Differences in one sentence; with the reason, where the length of a run is among them."""
+    words = [part for difference in found for part in ("; ", *difference)][1:]
+    if {"max_steps", "epochs"} & {difference[0] for difference in found}:
+        words.append(" (a run is as long as it was begun: the learning rate of each step follows from their number)")
+    return words
 
 
 def _changed(config: Any, old: Mapping, new: Mapping, prefix: str = "") -> Iterator[tuple[str, str, str, str]]:

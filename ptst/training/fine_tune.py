@@ -13,7 +13,7 @@ from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainRecord, find_record, read_record
-from ptst.runs import Run, check_out, check_same, claim, rounding
+from ptst.runs import Run, check_finished, check_out, check_same, claim, rounding
 from ptst.storage import sync
 from ptst.threads import resume_threads
 from ptst.training import agreement
@@ -52,6 +52,7 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     agreement.check_start(config, place, world)
     old = read_record(config.resume, TrainRecord) if config.resume else find_record(config.out, TrainRecord)
     if old and config.resume and old.status == "finished":
+        check_finished(config.resume, old, config)
         say(f"{config.resume} has finished already; there is nothing to resume")
         return FineTuned(config.resume, old) if world.is_main_process else None
     if world.is_main_process:

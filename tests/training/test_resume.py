@@ -262,6 +262,24 @@ def test_a_finished_run_is_not_run_over(train, tmp_path, capsys):
         run_training(TrainConfig(resume=tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "message"),
+    [
+        ("--epochs", "2", r"epochs was 1.0, now 2.0 \(a run is as long as it was begun: the learning rate of each step"),
+        ("--max-steps", "9", r"max_steps was None, now 9 \(a run is as long"),
+        ("--data", "word-problems:5", r"data was word-problems:4, now word-problems:5"),
+    ],
+)
+def test_a_finished_run_does_not_go_on_with_other_settings_and_says_why(train, tmp_path, flag, value, message):
+    train("run")
+    resumed = start(["--resume", str(tmp_path / "run")])[0]
+    run_training(replace(resumed, keep=5))  # what has no effect on a run may change
+    name = flag.removeprefix("--").replace("-", "_")
+    changed = replace(resumed, **{name: type(getattr(resumed, name) or 0)(value)})
+    with pytest.raises(UserError, match=rf"run has finished, with other settings: {message}.*; leave those out, or"):
+        run_training(changed)
+
+
 @pytest.mark.parametrize("damage", ["cut", "gone"])
 def test_logs_that_are_shorter_than_the_checkpoint_says(train, tmp_path, monkeypatch, capsys, damage):
     """They are only logs: the weights are the same, and the run ends."""
