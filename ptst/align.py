@@ -6,6 +6,7 @@ from typing import Any
 from ptst import cli
 from ptst.experiment.align_config import AlignConfig
 from ptst.progress import printable, say
+from ptst.training.launch import refuse_several
 
 
 def run_alignment(config: AlignConfig) -> dict[str, Any]:
@@ -16,6 +17,7 @@ def run_alignment(config: AlignConfig) -> dict[str, Any]:
     from ptst.training.interrupt import Interrupted
 
     config.check()
+    refuse_several("ptst.align")
     choose_threads(config.threads, config.out)
     try:
         record = align(config)

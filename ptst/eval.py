@@ -6,12 +6,14 @@ from typing import Any
 from ptst import cli
 from ptst.evaluation.config import EvalConfig
 from ptst.progress import open_console, say
+from ptst.training.launch import refuse_several
 
 
 def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     """Evaluate and print the table; returns what `--json` prints. Raises UserError for a user's mistakes."""
     began = time.monotonic()
     config.check()
+    refuse_several("ptst.eval")
     say("ptst.eval: starting")  # imports and data take seconds
 
     from ptst.evaluation.evaluate import IncompleteEvaluation, evaluate

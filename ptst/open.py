@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ptst.config_file import read_config
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.hub.locate import locate_model
@@ -24,11 +25,14 @@ from ptst.records import (
     find_record,
     latest_run,
     read_finished,
+    read_record,
     record_kind,
 )
 from ptst.text.chat_template import read_chat_template
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import Template, find_template, with_default_system_prompt
+from ptst.training.checkpoint import list_checkpoints, load_weights
+from ptst.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,19 @@ class OpenModel:
             return f"run {folder} (trained under {run.template.name})"
         return f"model {self.name}" + " (made by ptst.align)" * (kind == "align")
 
+    @property
+    def is_state(self) -> bool:
+        """Whether the weights are those of a step from which training can be resumed."""
+        return self.checkpoint is not None and run_folder(self.checkpoint) != self.checkpoint
+
+    @property
+    def step(self) -> int | None:
+        """The optimizer step after which the weights were as they are; None for a base model."""
+        if self.is_state:
+            assert self.checkpoint is not None
+            return int(self.checkpoint.name.removeprefix("step-"))
+        return self.run.steps if self.run else None
+
     def with_template(self, template: str | Template) -> "OpenModel":
         """The same model under another template. Raises UserError for an unknown one."""
         template = with_default_system_prompt(find_template(template), self.folder)
@@ -69,14 +86,20 @@ class OpenModel:
 
     def load(self, dtype: torch.dtype = torch.float32, device: str = "cpu", base: Decoder | None = None) -> Decoder:
         """The decoder of the run, of the adapter, or of the base model where there is none. An adapter is attached to
-        `base` where that is given, which is then used up."""
-        if self.checkpoint is not None and self.run is not None and self.run.full:
+        `base` where that is given, which is then used up. Raises UserError for files that are damaged or do not fit."""
+        if self.checkpoint is not None and self.run is not None and self.run.full and not self.is_state:
             return load_decoder(self.checkpoint, dtype, device)
         adapter = self.adapter or (self.checkpoint if self.run else None)
         if adapter is None:
             return self.load_base(dtype, device)
         decoder = self.load_base(dtype, device) if base is None else base
-        load_adapter(decoder, adapter)
+        if self.checkpoint is not None and self.is_state:
+            c = read_config(run_folder(self.checkpoint) / FILE, TrainConfig(), "train")
+            load_weights(decoder, self.checkpoint, c.lora)
+        else:
+            load_adapter(decoder, adapter)
+        if self.run is not None and self.run.full:
+            return decoder
         if dtype == torch.float32:
             merge_lora(decoder)  # exact enough in float32, and faster; a bfloat16 base keeps the adapter unmerged
         return decoder
@@ -169,7 +192,7 @@ def find_run(
 ) -> tuple[Path | None, TrainRecord | None]:
     """The run that is meant and its record: the one given, the latest one where nothing is given, or (None, None) for
     a base `model`. Raises UserError for settings that exclude each other, for an `adapter` without `model`, and where
-    there is no finished run."""
+    there is no finished run. `checkpoint` is the folder of a finished run, or RUN/state/step-00000050 of any run."""
     if adapter is not None and model is None:
         base = read_lora_config(adapter).base
         named = f" (the adapter says {base})" if base else ""
@@ -185,4 +208,17 @@ def find_run(
     if model is not None:
         return None, None
     checkpoint = checkpoint or latest_run(CHECKPOINTS)
+    if (run := run_folder(checkpoint)) != checkpoint:
+        return checkpoint, read_record(run, TrainRecord)
+    saved = list_checkpoints(run / "state")
+    if saved and read_record(run, TrainRecord).status != "finished":
+        remedy = ("resume it first, or take its last checkpoint: ", Setting("checkpoint"), f" {saved[-1]}")
+        raise UserError(f"{run} is not a finished training run", remedy)
     return checkpoint, read_finished(checkpoint)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of: RUN for RUN/state/step-00000050, else the checkpoint itself."""
+    whole = checkpoint if len(checkpoint.parts) > 2 else checkpoint.absolute()
+    in_state = whole.parent.name == "state" and (whole / "state.json").exists()
+    return whole.parent.parent if in_state else checkpoint

@@ -8,7 +8,7 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,7 @@ def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
         raise UserError((what, "other settings: ", *words), (remedy, Setting("out")))
 
 
-def _listed(found: list[tuple[str, ...]]) -> list[str]:
+def _listed(found: Sequence[tuple[str, ...]]) -> list[str]:
     """Differences in one sentence; with the reason, where the length of a run is among them."""
     words = [part for difference in found for part in ("; ", *difference)][1:]
     if {"max_steps", "epochs"} & {difference[0] for difference in found}:

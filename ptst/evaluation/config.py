@@ -76,7 +76,7 @@ class EvalConfig(CommandSettings, ThreadSettings, EvalSettings, TemplateSettings
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
-    """Run folder of ptst.train; its base model is measured, too."""
+    """Run folder of ptst.train, or a step of it (RUN/state/step-00000050); its base model is measured, too."""
     model: ModelName | None = field(default=None, metadata=content("weights"))
     adapter: AdapterFolder = field(default=None, metadata=content("adapter_weights"))
     tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))

@@ -17,7 +17,7 @@ from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, 
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
 from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.model.weights import pick_dtype
-from ptst.open import OpenModel, find_run, open_model, trained_family
+from ptst.open import OpenModel, find_run, open_model, run_folder, trained_family
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, environment
 from ptst.runs import check_out, claim
@@ -45,13 +45,15 @@ class TestData:
 
 @dataclass(kw_only=True)
 class EvalRecord(RunRecord):
-    """An evaluation. `model`, `run` and `adapter` are the folders of the base model, the run and another adapter."""
+    """An evaluation. `model`, `run` and `adapter` are the folders of the base model, the run and another adapter,
+    `step` the last optimizer step of the run's weights."""
 
     kind: ClassVar[str] = "eval"
     model: str
     weights: str = field(metadata=SAME)
     run: str | None
     run_weights: str | None = field(metadata=SAME)
+    step: int | None = field(default=None, metadata=KNOWN)
     adapter: str | None = None
     adapter_weights: str | None = field(default=None, metadata=SAME)
     tokenizer: str | None = field(default=None, metadata=KNOWN)
@@ -93,7 +95,8 @@ class EvalResult:
     @property
     def title(self) -> str:
         model = self.plan.model
-        trained = f"trained under {model.run.template.name}, " if model.run else ""
+        until = f" until step {model.step}" * model.is_state
+        trained = f"trained under {model.run.template.name}{until}, " if model.run else ""
         trained += f"adapter {model.adapter}, " if model.adapter else ""
         return f"{'PTST: ' * self.ptst}{trained}tested under {self.plan.model.prompt_format.template.name}"
 
@@ -106,6 +109,7 @@ class EvalResult:
         return {
             "out": str(self.out),
             "run": str(model.checkpoint) if model.checkpoint else None,
+            "step": model.step,
             **({"adapter": str(model.adapter)} if model.adapter else {}),
             "train_template": model.run.template.name if model.run else None,
             "test_template": model.prompt_format.template.name,
@@ -129,7 +133,7 @@ def plan(config: EvalConfig) -> Plan:
     config.check()
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     checkpoint, run = find_run(config.checkpoint, config.model, config.adapter)
-    check_out(config.out, EvalRecord, checkpoint / "eval" if checkpoint else CHECKPOINTS)
+    check_out(config.out, EvalRecord, _default_parent(checkpoint))
     measured = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
     measured += f" with the adapter {config.adapter}" if config.adapter else ""
     say(f"ptst.eval: {measured}, test template {template.name}")
@@ -168,7 +172,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
     are in the folder `out` of the result. Raises UserError for a user's mistakes, and IncompleteEvaluation."""
     p = plan(config)
     checkpoint = p.model.checkpoint
-    with claim(config.out, _record(p), checkpoint / "eval" if checkpoint else CHECKPOINTS, reuse=True) as run:
+    with claim(config.out, _record(p), _default_parent(checkpoint), reuse=True) as run:
         say(f"{'resuming the unfinished evaluation in' if run.resumed else 'answers go to'} {run.folder}")
         if run.before is not None:
             resume_threads(config.threads, run.before.environment)
@@ -183,6 +187,11 @@ def evaluate(config: EvalConfig) -> EvalResult:
         write_json(run.folder / "results.json", result.to_json())
         run.finish()
     return result
+
+
+def _default_parent(checkpoint: Path | None) -> Path:
+    """Where the folder of an evaluation is made if it is not named."""
+    return run_folder(checkpoint) / "eval" if checkpoint else CHECKPOINTS
 
 
 def _measure(p: Plan, out: Path, record: EvalRecord) -> EvalResult:
@@ -219,6 +228,7 @@ def _record(p: Plan) -> EvalRecord:
         weights=weights_fingerprint(model.folder),
         run=str(checkpoint.resolve()) if checkpoint else None,
         run_weights=weights_fingerprint(checkpoint) if checkpoint else None,
+        step=model.step,
         adapter=str(model.adapter.resolve()) if model.adapter else None,
         adapter_weights=weights_fingerprint(model.adapter) if model.adapter else None,
         tokenizer=tokenizer_fingerprint(model.folder),

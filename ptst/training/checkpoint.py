@@ -21,6 +21,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ptst.errors import UserError
+from ptst.model.config import LoraConfig
+from ptst.model.decoder import Decoder
+from ptst.model.lora import add_lora
 from ptst.model.weights import read_safetensors, save_safetensors
 from ptst.progress import say
 from ptst.storage import partial_path, refuse_link, sync, write_atomically
@@ -207,6 +210,17 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
             elif torch.cuda.is_available():
                 torch.cuda.set_rng_state(value)
     return read_checkpoint(path)["notes"]
+
+
+def load_weights(decoder: Decoder, path: Path, lora: LoraConfig | None) -> None:
+    """Give a base model the weights of a checkpoint, frozen: an adapter, or with `lora` None all of them. Raises
+    UserError for a checkpoint that is damaged or of another model."""
+    weights = dict(decoder.named_parameters()) if lora is None else add_lora(decoder, lora)
+    try:
+        load_checkpoint(path, weights)
+    except UserError as error:
+        raise UserError(f"the checkpoint {path} cannot be used: {error}") from None
+    decoder.requires_grad_(False)
 
 
 def _sha256(path: Path) -> str:

@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from ptst.config_file import read_config
 from ptst.errors import Setting, UserError, unknown_name
-from ptst.model.config import TARGETS
+from ptst.model.config import TARGETS, LoraConfig
 from ptst.records import FILE, TrainRecord, read_record
 from ptst.settings import (
     EMBEDDED_MODEL,
@@ -71,6 +71,11 @@ class TrainSettings(PassSettings, FormatSettings):
     """Data type of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     tensorboard: bool = field(default=False, metadata=NO_EFFECT)
     """Write the metrics for TensorBoard, too (pip install tensorboard)."""
+
+    @property
+    def lora(self) -> LoraConfig | None:
+        """The adapter that is trained; None for all weights."""
+        return None if self.full else LoraConfig(self.rank, self.alpha, self.target_modules, dropout=self.dropout)
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""

@@ -14,6 +14,7 @@ _LAUNCHERS = {
     "mpirun": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
     "mpiexec": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
 }
+PATIENCE = 600  # seconds for a step and its checkpoint after a signal; torchrun's own 30 are too few for a large model
 _REMEDY = (
     "launch with torchrun --nproc-per-node N -m ptst.train ..., or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and "
     "MASTER_PORT for every rank"
@@ -42,11 +43,12 @@ class Launch:
             return f"python {arguments}"
         if not self.torchrun:
             return f"python {arguments} (on {self.size} ranks, by the launcher that started these)"
+        torchrun = f"torchrun --shutdown-timeout {PATIENCE}"
         if not self.nodes or self.nodes == 1:
-            return f"torchrun --nproc-per-node {self.size} {arguments}"
+            return f"{torchrun} --nproc-per-node {self.size} {arguments}"
         meet = f"--rdzv-backend c10d --rdzv-endpoint {self.address}:29500"
         each = f"--nnodes {self.nodes} --nproc-per-node {self.size // self.nodes}"
-        return f"torchrun {each} {meet} {arguments} (on every node)"
+        return f"{torchrun} {each} {meet} {arguments} (on every node)"
 
 
 def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
@@ -72,6 +74,17 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
         torchrun,
         environ["MASTER_ADDR"],
     )
+
+
+def refuse_several(command: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raise UserError where a launcher has started several processes of a command that computes in one: each would do
+    all of the work, in the same folder."""
+    for name, names in _LAUNCHERS.items():
+        if (size := _size(environ, names)) > 1:
+            cause = f"{command} computes in one process, and {name} has started {size} ({names[1]})"
+            raise UserError(
+                cause, "start one, without a launcher; several processes can share the cells of a ptst.grid"
+            )
 
 
 def _size(environ: Mapping[str, str], names: tuple[str, str, str]) -> int:

@@ -94,7 +94,6 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     Raises UserError for a mistake in the settings, the model folder or the data.
     """
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
-    lora = None if config.full else LoraConfig(config.rank, config.alpha, config.target_modules, dropout=config.dropout)
     say(f"reading {config.data}")
     source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
     with world.main_process_first():
@@ -102,7 +101,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         model = open_model(
             config.model, template, family=family, chat_format=config.chat_format, allow_role_markers=allow
         )
-    shape = model.config
+    shape, lora = model.config, config.lora
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
     dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"

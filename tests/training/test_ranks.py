@@ -18,7 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ptst.align import run_alignment
 from ptst.errors import UserError
+from ptst.eval import run_evaluation
+from ptst.evaluation.config import EvalConfig
+from ptst.experiment.align_config import AlignConfig
 from ptst.train import run_training
 from ptst.training import agreement, heartbeat, memory, parallel
 from ptst.training.config import TrainConfig
@@ -74,17 +78,39 @@ def test_a_launcher_that_tells_too_little_is_refused(environ, told, monkeypatch,
     ("launch", "command"),
     [
         (Launch(), "python -m ptst.train"),
-        (Launch(1, 8, 1, 1, True), "torchrun --nproc-per-node 8 -m ptst.train"),
+        (Launch(1, 8, 1, 1, True), "torchrun --shutdown-timeout 600 --nproc-per-node 8 -m ptst.train"),
         (
             Launch(1, 8, 1, 2, True, "node1"),
-            "torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint node1:29500 -m ptst.train "
-            "(on every node)",
+            "torchrun --shutdown-timeout 600 --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d "
+            "--rdzv-endpoint node1:29500 -m ptst.train (on every node)",
         ),
         (Launch(1, 8), "python -m ptst.train (on 8 ranks, by the launcher that started these)"),
     ],
 )
 def test_the_command_that_resumes_names_the_launcher(launch, command):
     assert launch.again("-m ptst.train") == command
+
+
+@pytest.mark.parametrize(
+    ("environ", "launcher"),
+    [
+        (TORCHRUN, r"a launcher has started 2 \(WORLD_SIZE\)"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, r"srun has started 4 \(SLURM_NTASKS\)"),
+        ({"SLURM_NTASKS": "4"}, ""),
+        ({**TORCHRUN, "WORLD_SIZE": "1"}, ""),
+    ],
+)
+def test_a_command_of_one_process_does_not_run_once_for_each_rank(environ, launcher, monkeypatch, tmp_path):
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    for command, config in (
+        (run_evaluation, EvalConfig(model="nowhere", out=tmp_path / "out")),
+        (run_alignment, AlignConfig(model="nowhere", out=tmp_path / "out")),
+    ):
+        wanted = f"computes in one process, and {launcher}; start one" if launcher else "there is no model folder"
+        with pytest.raises(UserError, match=wanted):
+            command(config)
+    assert not (tmp_path / "out").exists()
 
 
 def ranks(rank: int, size: int, _port: int, out: Path, ports: dict[str, int], works: dict[str, Callable]) -> None:

@@ -265,7 +265,11 @@ def test_a_finished_run_is_not_run_over(train, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flag", "value", "message"),
     [
-        ("--epochs", "2", r"epochs was 1.0, now 2.0 \(a run is as long as it was begun: the learning rate of each step"),
+        (
+            "--epochs",
+            "2",
+            r"epochs was 1.0, now 2.0 \(a run is as long as it was begun: the learning rate of each step",
+        ),
         ("--max-steps", "9", r"max_steps was None, now 9 \(a run is as long"),
         ("--data", "word-problems:5", r"data was word-problems:4, now word-problems:5"),
     ],
