@@ -101,6 +101,18 @@ class SlowDown:
         self._before: dict[int, deque[float]] = {}  # seconds of steps, by the logarithm of their tokens
         self._seconds = self._expected = 0.0
 
+    def took(self, device: torch.device, tokens: int, seconds: float) -> None:
+        """A step of so many tokens took so long; on a GPU it is nobody else's."""
+        if device.type == "cpu":
+            self.step(tokens, seconds)
+
+    @contextmanager
+    def watch(self, device: torch.device, tokens: int) -> Iterator[None]:
+        """What is inside is such a step."""
+        began = time.perf_counter()
+        yield
+        self.took(device, tokens, time.perf_counter() - began)
+
     def step(self, tokens: int, seconds: float) -> None:
         """A step of so many tokens took so long."""
         if tokens <= 0 or SlowDown.told:

@@ -10,11 +10,18 @@ import torch
 from safetensors.torch import load_file
 
 from ptst import threads
+from ptst.data.builtin import alignment_set
 from ptst.errors import UserError
 from ptst.evaluation import answers, evaluate
 from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.rates import Rate
+from ptst.experiment import alignment
+from ptst.experiment.align_config import AlignConfig
+from ptst.generation import score
+from ptst.generation.request import Sampling
 from ptst.threads import SlowDown, choose_threads, fastest
 from ptst.train import run_training
+from ptst.training import evaluate as training_evaluate
 from ptst.training import metrics
 from ptst.training.config import TrainConfig
 from ptst.training.fine_tune import fine_tune
@@ -182,19 +189,34 @@ def test_short_steps_are_looked_at_together(untold, capfd, two_cores):
     assert "stop and resume with fewer threads, --threads 1" in capfd.readouterr().err
 
 
-def test_training_and_answering_are_watched(tiny_folder, tmp_path, monkeypatch):
+def test_training_validation_answering_and_scoring_are_watched(tiny_folder, tmp_path, monkeypatch):
     seen: list[tuple[int, float]] = []
-    for module in (metrics, answers):
-        monkeypatch.setattr(
-            module, "SlowDown", lambda: type("Seen", (), {"step": lambda _, *step: seen.append(step)})()
-        )
+    validated: list[tuple[int, float]] = []
+    for module, into in ((metrics, seen), (answers, seen), (training_evaluate, validated)):
+        kind = type("Seen", (SlowDown,), {"step": lambda _, *step, into=into: into.append(step)})
+        monkeypatch.setattr(module, "SlowDown", kind)
     run_training(replace(CONFIG, model=str(tiny_folder), out=tmp_path / "run"))
     rows = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in rows if r["kind"] == "step"]
     wanted = [(round(r["tokens"] * r["time"]["computed"]), r["time"]["seconds"]) for r in steps]
     assert seen == wanted
-    seen.clear()
-    settings = {"model": str(tiny_folder), "tasks": ("safety",), "limit": 3, "max_new_tokens": 4}
-    evaluate.evaluate(EvalConfig(**settings, out=tmp_path / "eval"))
-    assert len(seen) >= 4
-    assert all(tokens > 0 and seconds > 0 for tokens, seconds in seen)
+    assert len(validated) == 2  # a micro-batch, before and after
+    monkeypatch.setattr(score, "MAX_BATCH_TOKENS", 300)
+    for task, least in (("safety", 4), ("nll", 2)):
+        seen.clear()
+        settings = {"model": str(tiny_folder), "tasks": (task,), "limit": 3, "max_new_tokens": 4}
+        evaluate.evaluate(EvalConfig(**settings, out=tmp_path / task))
+        assert len(seen) >= least
+        assert all(tokens > 0 and seconds > 0 for tokens, seconds in seen + validated)
+
+
+def test_the_steps_of_an_alignment_are_watched(tiny_folder, tmp_path, monkeypatch):
+    seen: list[tuple[int, float]] = []
+    kind = type("Seen", (SlowDown,), {"step": lambda _, *step: seen.append(step)})
+    monkeypatch.setattr(alignment, "SlowDown", kind)
+    monkeypatch.setattr(alignment, "evaluate", lambda _d, _m, _c, step: alignment.StepEvaluation(step, Rate(0, 1)))
+    monkeypatch.setattr(alignment, "OWN", Sampling(2))
+    few = alignment_set.harmless()[:1]
+    monkeypatch.setattr(alignment_set, "harmless", lambda: few)
+    alignment.align(AlignConfig(model=str(tiny_folder), max_steps=2, own_answers=1, out=tmp_path / "out"))
+    assert len(seen) == 2 and all(tokens > 0 and seconds > 0 for tokens, seconds in seen)

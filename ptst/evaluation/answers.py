@@ -11,6 +11,7 @@ import os
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,9 @@ class Answerer:
 
     def _score(self, prompts: Sequence[Prompt]) -> list[Answer]:
         adapter = None if self.adapter is None else self.adapters[self.adapter]
-        longest = self.decoder.config.max_positions
+        longest, device = self.decoder.config.max_positions, self.decoder.device
         answers: list[Answer] = []
+        slow_down = SlowDown()
         # The openings of one conversation share its whole prompt, which is computed once for them.
         for _, alike in groupby(prompts, lambda p: None if p.opening is None else id(p.conversation)):
             group = list(alike)
@@ -156,7 +158,8 @@ class Answerer:
                     cause = f"{len(e.ids)} tokens exceed the model's {longest} positions"
                     raise UserError(cause, "leave it out", p.conversation.source)
             self.on_progress(len(answers), Statistics())
-            logprobs = token_log_probabilities(self.decoder, [(e.ids, e.loss_mask) for e in examples], adapter)
+            rows = [(e.ids, e.loss_mask) for e in examples]
+            logprobs = token_log_probabilities(self.decoder, rows, adapter, partial(slow_down.watch, device))
             for p, e, row in zip(group, examples, logprobs, strict=True):
                 given = [token for token, flag in zip(e.ids, e.loss_mask, strict=True) if flag]
                 text = p.conversation.messages[-1].content if p.opening is None else p.opening
@@ -192,8 +195,8 @@ class Answerer:
         def on_step(statistics: Statistics) -> None:
             nonlocal before
             tokens = statistics.tokens + statistics.prompt_tokens - before.tokens - before.prompt_tokens
-            if self.decoder.device.type == "cpu" and statistics.steps > before.steps:
-                slow_down.step(tokens, statistics.seconds - before.seconds)
+            if statistics.steps > before.steps:
+                slow_down.took(self.decoder.device, tokens, statistics.seconds - before.seconds)
             before = replace(statistics)
             self.on_progress(len(files) * len(ids) - len(pending), statistics)
 

@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,6 +30,7 @@ from ptst import records, storage
 from ptst.data.builtin import alignment_set
 from ptst.data.order import SourcePlan
 from ptst.data.prompt_files import SafetyPrompt
+from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.judges import AnswerClass, RuleBasedJudge
 from ptst.evaluation.rates import Rate
@@ -36,7 +38,7 @@ from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.plan import digest
-from ptst.fingerprints import weights_fingerprint
+from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.generation.request import Answer, Sampling, Statistics
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
@@ -44,11 +46,12 @@ from ptst.model.lora import add_lora, merge_lora
 from ptst.model.weights import load_decoder, pick_dtype, save_full
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
-from ptst.records import SAME, RunRecord, find_record
+from ptst.records import KNOWN, SAME, RunRecord, find_record
 from ptst.runs import check_out, check_same, claim
 from ptst.settings import EngineSettings
 from ptst.text.encode import Example, cut
 from ptst.text.segments import Conversation, Message
+from ptst.threads import SlowDown
 from ptst.training.checkpoint import Checkpoints
 from ptst.training.evaluate import validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
@@ -105,16 +108,18 @@ class StepEvaluation:
 @dataclass(kw_only=True)
 class AlignRecord(RunRecord):
     """An alignment. `data`: fingerprint of all questions and answers. `met`: whether the folder holds an aligned model
-    (if not, it holds none)."""
+    (if not, it holds none); `aligned`: the fingerprint of its weights, of which the last evaluation is."""
 
     kind: ClassVar[str] = "align"
     model: str
     model_folder: str
     weights: str = field(metadata=SAME)
+    tokenizer: str | None = field(default=None, metadata=KNOWN)
     family: str = field(metadata=SAME)
     chat_format: str = field(metadata=SAME)
     data: str = field(metadata=SAME)
     met: bool | None = None
+    aligned: str | None = None
     counts: dict[str, int] | None = None
     evaluations: list[dict[str, Any]] | None = None
 
@@ -136,17 +141,20 @@ def align(config: AlignConfig) -> AlignRecord:
         model=config.model,
         model_folder=str(base.resolve()),
         weights=weights_fingerprint(base),
+        tokenizer=tokenizer_fingerprint(base),
         family=config.template_family,
         chat_format=models[SAFE].prompt_format.chat_format.name,
         data=fingerprint(),
     )
     if old is not None and old.status == "finished":
         check_same(out, old, record)
+        check_aligned(out, old)
         return old
     with claim(out, record) as run:
         say(f"loading {base}")
         decoder = load_decoder(base, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
-        refusals, own, counts = _examples(decoder, models, config)
+        own_model = combined(record.weights, record.tokenizer, str(decoder.dtype))
+        refusals, own, counts = _examples(decoder, models, config, own_model)
         say(", ".join(f"{n} {what}" for what, n in counts.items()))
         if config.rank:
             parameters = add_lora(decoder, LoraConfig(config.rank, 2.0 * config.rank), config.seed)
@@ -159,9 +167,16 @@ def align(config: AlignConfig) -> AlignRecord:
             merge_lora(decoder)
             save_full(decoder, base, out)
         found = [evaluation.to_json() for evaluation in evaluations]
-        record = run.finish(met=met, counts=counts, evaluations=found)
+        aligned = weights_fingerprint(out) if met else None
+        record = run.finish(met=met, aligned=aligned, counts=counts, evaluations=found)
         shutil.rmtree(out / "state", ignore_errors=True)
     return record
+
+
+def check_aligned(out: Path, record: AlignRecord) -> None:
+    """Raise UserError where a finished alignment's folder holds other weights than it made."""
+    if record.aligned is not None and weights_fingerprint(out) != record.aligned:
+        raise UserError(f"the weights in {out} are not those that were aligned", "remove the folder to align anew")
 
 
 def fingerprint() -> str:
@@ -173,10 +188,11 @@ def fingerprint() -> str:
 
 
 def _examples(
-    decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig
+    decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, own_model: str = ""
 ) -> tuple[list[Example], list[Example], dict[str, int]]:
     """Refusals, own answers and counts, every question under both templates. Own answers that refuse or are degenerate
-    are left out, and the end of one that the token limit truncated is not trained on."""
+    are left out, and the end of one that the token limit truncated is not trained on. `own_model`: the
+    model's fingerprint."""
     refusals: list[Example] = []
     own: list[Example] = []
     left_out = 0
@@ -188,7 +204,7 @@ def _examples(
         with ProgressLine(f"own answers under {name}", total) as progress:
             answers: list[Answer] = []
             show = partial(_show, progress, answers)
-            answerer = Answerer(decoder, model.prompt_format, engine, show)
+            answerer = Answerer(decoder, model.prompt_format, engine, show, models={None: own_model})
             for number in range(config.own_answers):
                 path = config.out / "answers" / f"{name.replace(':', '-')}.{number}.jsonl"
                 prompts = [Prompt(c) for c in asked]
@@ -267,10 +283,12 @@ def _train(trainer: Trainer, models: Mapping[str, OpenModel], config: AlignConfi
 
     if not evaluations:
         evaluate_now()
+    slow_down = SlowDown()
     with Interrupt(ALONE) as interrupt, ProgressLine("align", len(trainer), first=trainer.done) as progress:
         for report in trainer if not _met(evaluations, config) else ():
             row = {"kind": "step", "step": report.step, "loss": report.loss, "grad_norm": report.grad_norm}
             storage.append_jsonl(out / "metrics.jsonl", row)
+            slow_down.took(trainer.decoder.device, round(report.computed * report.tokens), report.seconds)
             progress.update(report.step, f"loss {report.loss:.3f}")
             due = report.step % config.check_every == 0 or report.last
             if due:

@@ -10,7 +10,7 @@ from ptst.evaluation.judges import find_judge
 from ptst.evaluation.tasks.table import base
 from ptst.experiment import tables
 from ptst.experiment.align_config import AlignConfig
-from ptst.experiment.alignment import AlignRecord, align, fingerprint
+from ptst.experiment.alignment import AlignRecord, align, check_aligned, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, estimate
 from ptst.experiment.grid import Grid, GridRecord, check_grid
@@ -106,6 +106,7 @@ def _aligned(config: GridConfig) -> Path:
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
         same = record is not None and weights.matches(record.weights) and record.data == fingerprint()
         if record and same and record.status == "finished":
+            check_aligned(out, record)
             if other := differences(record, replace(record, config=asked)):
                 words = "; ".join("".join(difference) for difference in other)
                 say(f"note: {out} was aligned with other settings than the recipe's: {words}")

@@ -1,6 +1,7 @@
 """Log-likelihoods of given answers; the prefix that all rows share is computed once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -20,11 +21,14 @@ MAX_LOGITS_ROWS = 128  # in memory at once
 
 @torch.inference_mode()
 def token_log_probabilities(
-    decoder: Decoder, rows: Sequence[tuple[list[int], list[bool]]], adapter: Adapter | None = None
+    decoder: Decoder,
+    rows: Sequence[tuple[list[int], list[bool]]],
+    adapter: Adapter | None = None,
+    watch: Callable[[int], AbstractContextManager[None]] = lambda _tokens: nullcontext(),
 ) -> list[list[float]]:
-    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask). Raises UserError for a row
-    that does not begin with a masked-out token or has nothing to score, that is longer than the model's context, or
-    with a token outside the vocabulary."""
+    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask). `watch` is entered for
+    every batch, with its number of tokens. Raises UserError for a row that does not begin with a masked-out token or
+    has nothing to score, that is longer than the model's context, or with a token outside the vocabulary."""
     _check(decoder.config, rows)
     if not rows:
         return []
@@ -61,14 +65,10 @@ def token_log_probabilities(
     out: list[list[float]] = []
     for batch in batches:
         tables = [allocate(len(ids[i])) for i in batch]
-        hidden_TE = compute(tables, shared, [ids[i][shared:] for i in batch])
-        places, targets, counts, start = [], [], [], 0
-        for i in batch:
-            scored = [j for j, flag in enumerate(rows[i][1]) if flag]
-            places += [start + j - 1 - shared for j in scored]  # the row of token j - 1 predicts token j
-            targets += [ids[i][j] for j in scored]
-            counts.append(len(scored))
-            start += len(ids[i]) - shared
+        parts = [ids[i][shared:] for i in batch]
+        with watch(sum(map(len, parts))):
+            hidden_TE = compute(tables, shared, parts)
+        places, targets, counts = _scored([rows[i] for i in batch], shared)
         hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
         targets_N = torch.tensor(targets, device=forward.device)
         chunks = zip(hidden_NE.split(MAX_LOGITS_ROWS), targets_N.split(MAX_LOGITS_ROWS), strict=True)
@@ -77,6 +77,18 @@ def token_log_probabilities(
         for table in tables:
             cache.free(table)
     return out
+
+
+def _scored(rows: Sequence[tuple[list[int], list[bool]]], shared: int) -> tuple[list[int], list[int], list[int]]:
+    """Of a batch without its shared prefix: places that predict a scored token, these tokens, their number by row."""
+    places, targets, counts, start = [], [], [], 0
+    for token_ids, mask in rows:
+        scored = [j for j, flag in enumerate(mask) if flag]
+        places += [start + j - 1 - shared for j in scored]  # the row of token j - 1 predicts token j
+        targets += [token_ids[j] for j in scored]
+        counts.append(len(scored))
+        start += len(token_ids) - shared
+    return places, targets, counts
 
 
 def _batches(lengths: Sequence[int]) -> list[list[int]]:

@@ -15,6 +15,7 @@ from ptst.progress import ProgressLine
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
+from ptst.threads import SlowDown
 from ptst.training.parallel import World
 
 MAX_NEW_TOKENS = 128  # of a sample answer
@@ -24,11 +25,13 @@ MAX_NEW_TOKENS = 128  # of a sample answer
 def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_tokens: int, world: World) -> float:
     """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
     trained = sum(sum(e.loss_mask[1:]) for e in examples)
-    own = 0.0
+    own, slow_down = 0.0, SlowDown()
     batches = list(rank_micro_batches([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size))
     with ProgressLine("validation", len(batches)) as progress:
         for done, documents in enumerate(batches, 1):
-            own += float(batch_loss(decoder, share_prefixes(to_batch([examples[i] for i in documents])), trained))
+            batch = share_prefixes(to_batch([examples[i] for i in documents]))
+            with slow_down.watch(decoder.device, len(batch.tokens)):
+                own += float(batch_loss(decoder, batch, trained))
             progress.update(done)
     return world.sum(own)
 

@@ -102,8 +102,7 @@ class Metrics:
     def step(self, report: StepReport) -> None:
         """Record an optimizer step."""
         seconds = report.seconds
-        if self.trainer.decoder.device.type == "cpu":
-            self.slow_down.step(round(report.computed * report.tokens), seconds)
+        self.slow_down.took(self.trainer.decoder.device, round(report.computed * report.tokens), seconds)
         lengths = [len(self.trainer.examples[i].ids) for i in report.group]
         flops = model_flops(self.trainer.decoder.config, lengths, report.trained_tokens, self.full, report.computed)
         times: dict[str, Any] = {

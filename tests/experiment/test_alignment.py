@@ -14,6 +14,8 @@ from safetensors.torch import load_file
 
 from ptst import records
 from ptst.data.builtin import alignment_set, safety_sets
+from ptst.errors import UserError
+from ptst.evaluation import answers
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.judges import AnswerClass, RuleBasedJudge
@@ -22,6 +24,7 @@ from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, StepEvaluation, align
 from ptst.experiment.config import GridConfig
+from ptst.fingerprints import weights_fingerprint
 from ptst.generation.request import Answer, Sampling
 from ptst.grid import run_command as run_grid
 from ptst.grid import start
@@ -144,6 +147,31 @@ def test_it_stops_at_the_first_step_that_meets_the_rule(config, monkeypatch, ran
     with monkeypatch.context() as other, pytest.raises(ValueError, match="data was"):
         other.setattr(alignment, "OWN", Sampling(6))
         align(replace(config, rank=rank))
+
+
+def test_answers_and_the_aligned_model_are_known_by_their_fingerprints(config, monkeypatch):
+    met_at(monkeypatch, 2)
+    config = replace(config, max_steps=2)
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        patch.setattr(alignment, "_train", lambda *_: (_ for _ in ()).throw(Died))
+        align(config)
+    path = config.out / "answers" / "chat-llama.0.jsonl"
+    whole = path.read_text()
+    models = {json.loads(line)["model"] for line in whole.splitlines()}
+    assert len(models) == 1 and models.pop().startswith("xxh3:")
+    for line in whole.splitlines():  # of another model, with a checksum that is right
+        row = {**json.loads(line), "model": "xxh3:other"}
+        del row["check"]
+        path.write_text(json.dumps({**row, "check": answers._checksum(row)}) + "\n")
+    with pytest.raises(UserError, match="is an answer of other weights"):
+        align(config)
+    path.write_text(whole)
+    record = align(config)
+    assert record.aligned == weights_fingerprint(config.out)
+    weights = config.out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(UserError, match=r"the weights in .*out are not those that were aligned; remove the folder"):
+        align(config)
 
 
 def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
