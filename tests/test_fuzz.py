@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ from tests.test_runs import a_record
 from tests.tiny import CONFIG, write_tiny_model
 
 SECONDS = 60
+# Changes of each kind of file that is read fast: some 3 minutes in all for the thorough tests, 10 for the exhaustive.
+EXAMPLES = int(os.environ.get("PTST_FUZZ_EXAMPLES", "500"))
+MANY = [pytest.param(EXAMPLES, marks=pytest.mark.thorough), pytest.param(3 * EXAMPLES, marks=pytest.mark.exhaustive)]
 TEXTS = ("Hello  world\n\n", "\u00e9\U0001f600<|im_end|>", "a" * 200)
 BYTES = (
     *(b"NaN", b"-1", b"0", b"1e999", b"null", b"true", b"[]", b"{}", b'""', b"\xff", b"\x00", b'"', b"\n", b"\r", b","),
@@ -285,10 +289,11 @@ def test_changed_files(model, tmp_path, name):
     attack(readers(model)[name], model, tmp_path, 25)
 
 
-@pytest.mark.thorough
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("examples", MANY)
 @pytest.mark.parametrize("name", NAMES)
-def test_changed_files_in_many_ways(model, tmp_path, name):
-    attack(readers(model)[name], model, tmp_path, 300)
+def test_changed_files_in_many_ways(model, tmp_path, name, examples):
+    attack(readers(model)[name], model, tmp_path, examples)
 
 
 @pytest.mark.parametrize("name", NAMES)
