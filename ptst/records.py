@@ -129,6 +129,16 @@ class LossRecord:
     best_step: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainedRecord:
+    """What the steps of a run were taken on, all sources together: examples as often as they were seen, their tokens,
+    and those of them that count in the loss."""
+
+    examples: int
+    tokens: int
+    trained_tokens: int
+
+
 @dataclass(kw_only=True)
 class TrainRecord(RunRecord):
     """A training run. `model` is as it was named, `model_folder` where its weights were."""
@@ -149,6 +159,7 @@ class TrainRecord(RunRecord):
     micro_batch_tokens: int
     recipe: dict[str, Any] | None = None
     steps: int | None = None
+    trained: TrainedRecord | None = None
     validation_loss: LossRecord | None = None
 
 

@@ -61,13 +61,13 @@ def to_markdown(summary: dict[str, Any]) -> str:
     contrast = summary["contrast"]
     parts.append(f"{'Named beforehand: ' if contrast['named'] else ''}{contrast['sentence']}")
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
-    runs = [
-        f"| {name} | {r['steps']} | {r['examples']} | {r['tokens']} | {r['trained_tokens']} | "
-        f"{', '.join('-' if v is None else f'{v:.3f}' for v in r['validation_loss'].values())} |"
-        for name, r in summary["runs"].items()
-    ]
+    runs = []
+    for name, r in summary["runs"].items():
+        counts = [r[key] for key in ("steps", "examples", "tokens", "trained_tokens")]
+        cells = [*counts, ", ".join("-" if v is None else f"{v:.3f}" for v in r["validation_loss"].values())]
+        runs.append(f"| {name} | {' | '.join('-' if cell is None else str(cell) for cell in cells)} |")
     if runs:
-        head = "| run | steps | examples | their tokens | trained tokens | validation loss before, after |\n"
+        head = "| run | steps | examples seen | their tokens | in the loss | validation loss before, after |\n"
         parts.append(head + "|---" * 6 + "|\n" + "\n".join(runs))
     if tuned := summary.get("tuned"):
         rows = [f"| {name} | {t['kind']} | {t['folder']} | {t['weights']} |" for name, t in tuned.items()]

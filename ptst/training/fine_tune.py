@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from ptst.errors import Setting, UserError
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
-from ptst.records import LossRecord, TrainRecord, find_record, read_record
+from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_finished, check_out, check_same, claim, rounding
 from ptst.storage import sync
 from ptst.threads import resume_threads
@@ -164,22 +165,36 @@ class _Session:
             save_adapter(decoder, folder, self.plan.lora, str(base.resolve()))
         sync(folder)
         if changes:
-            replace(self.record, status="finished", finished_at=time.time(), **changes).write(folder)
+            changes |= {"trained": self.trained(changes["steps"]), "finished_at": time.time()}
+            replace(self.record, status="finished", **changes).write(folder)
+
+    def trained(self, steps: int) -> TrainedRecord:
+        """What the first steps were taken on."""
+        trainer = self.trainer
+        seen = Counter(i for step in trainer.steps[:steps] for i in step.examples)
+        examples = [(trainer.examples[i], times) for i, times in seen.items()]
+        return TrainedRecord(
+            examples=seen.total(),
+            tokens=sum(times * len(e.ids) for e, times in examples),
+            trained_tokens=sum(times * sum(e.loss_mask[1:]) for e, times in examples),
+        )
 
     def finish(self, run: Run[TrainRecord]) -> TrainRecord:
         """Write the weights, those of the lowest validation loss where they are others, and the finished record."""
-        losses, every, steps = self.losses, self.plan.config.eval_every, len(self.trainer)
+        losses, every, steps = self.losses, self.plan.config.eval_every, self.trainer.done
         if not every:
             losses = replace(losses, best=None, best_step=None)
         if losses.before is not None:
             say(f"validation loss per trained token: {losses.before:.4f} before, {losses.after:.4f} after")
         told = {k: v for k, v in asdict(losses).items() if every or not k.startswith("best")}
         counts, *mixed = (record.result() for record in self.plan.mixture.records)
-        result: dict[str, Any] = {"run": str(self.out), "steps": steps, "validation_loss": told, **counts, "mix": mixed}
+        trained = self.trained(steps)
+        result: dict[str, Any] = {"run": str(self.out), "steps": steps, "trained": asdict(trained)}
+        result |= {"validation_loss": told, **counts, "mix": mixed}
         self.save_weights(self.out)
         best = self.out / "state" / f"step-{losses.best_step or 0:08d}"
         if losses.best_step not in (None, steps) and best.exists():
             load_checkpoint(best, self.trainer.parameters)
             self.save_weights(self.out / "best", steps=losses.best_step, validation_loss=losses)
             say(f"the best validation loss was {losses.best:.4f} after step {losses.best_step}: {self.out / 'best'}")
-        return run.finish(result, steps=steps, validation_loss=losses)
+        return run.finish(result, steps=steps, trained=trained, validation_loss=losses)

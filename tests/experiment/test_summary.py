@@ -40,7 +40,7 @@ def summarized(tmp_path, monkeypatch):
         grid = Grid(GridConfig(), tmp_path, models, cells, tasks, train, test, {})
         counts = SimpleNamespace(examples=2, tokens=9, trained_tokens=4)
         loss = SimpleNamespace(before=2.0, after=None)
-        record = SimpleNamespace(data=counts, validation_loss=loss, steps=1)
+        record = SimpleNamespace(trained=counts, validation_loss=loss, steps=1)
         monkeypatch.setattr(Grid, "run_record", lambda _self, _model: record)
         for cell in cells:
             path = grid.cell_file(cell, "json")

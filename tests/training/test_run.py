@@ -62,6 +62,24 @@ def test_the_step_row(tiny_folder, tmp_path):
     assert row["time"]["mfu"] is None or torch.cuda.is_available()
 
 
+def taken(run) -> dict[str, int]:
+    """What the steps of a run were taken on, by its own log."""
+    steps = [r for r in read(run, "metrics.jsonl") if r["kind"] == "step"]
+    return {key: sum(r[key] for r in steps) for key in ("examples", "tokens", "trained_tokens")}
+
+
+def test_what_is_recorded_as_trained_is_what_was_trained(tiny_folder, tmp_path):
+    """Not what the data hold: of passes that are cut short, and of several."""
+    config = replace(CONFIG, model=str(tiny_folder), at_epochs=(1.0,))
+    for name, changes in (("cut", {"epochs": 3.0, "max_steps": 4}), ("passes", {"epochs": 2.0})):
+        result = run_training(replace(config, **changes, out=tmp_path / name))
+        assert result["trained"] == taken(tmp_path / name)
+        assert result["trained"]["tokens"] != result["tokens"]
+        kept = json.loads((tmp_path / name / "epoch-1" / "run.json").read_text())
+        assert kept["trained"]["tokens"] == result["tokens"]
+        assert kept["trained"]["trained_tokens"] == result["trained_tokens"]
+
+
 def test_mixed_data_are_trained_and_counted(tiny_folder, tmp_path, monkeypatch, capsys):
     path = tmp_path / "safety.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in SAFETY))
@@ -73,6 +91,8 @@ def test_mixed_data_are_trained_and_counted(tiny_folder, tmp_path, monkeypatch, 
     assert seen == dict.fromkeys(range(6), 2) | dict.fromkeys(range(6, 11), 1)
     assert result["steps"] == 9  # 8 or 9 examples in each of two epochs, two a step
     record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["trained"] == result["trained"] == taken(tmp_path / "run")
+    assert record["trained"]["examples"] == 17
     assert [(m["name"], m["epochs"], m["examples"], m["rows"]) for m in record["mix"]] == [(str(path), 1.0, 5, 5)]
     assert record["data"]["examples"] == 6
     assert f"{path}, 1 epochs: 5 examples" in " ".join(capsys.readouterr().err.split())
