@@ -44,7 +44,7 @@ from tests.test_runs import a_record
 from tests.tiny import CONFIG, write_tiny_model
 
 SECONDS = 60
-# Changes of each kind of file that is read fast: some 3 minutes in all for the thorough tests, 10 for the exhaustive.
+# Changes of each kind of file that is read fast: some 3 minutes in all for the thorough tests, 10 for the exhaustive tests.
 EXAMPLES = int(os.environ.get("PTST_FUZZ_EXAMPLES", "500"))
 MANY = [pytest.param(EXAMPLES, marks=pytest.mark.thorough), pytest.param(3 * EXAMPLES, marks=pytest.mark.exhaustive)]
 TEXTS = ("Hello  world\n\n", "\u00e9\U0001f600<|im_end|>", "a" * 200)
