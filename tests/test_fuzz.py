@@ -44,8 +44,8 @@ from tests.test_runs import a_record
 from tests.tiny import CONFIG, write_tiny_model
 
 SECONDS = 60
-# Changes of each kind of file that is read fast: some 3 minutes in all for the thorough tests, 10 for the exhaustive tests.
-EXAMPLES = int(os.environ.get("PTST_FUZZ_EXAMPLES", "500"))
+# Changes of a file that is read fast: 3 to 4 CPU minutes in all for the thorough tests, 10 for the exhaustive ones.
+EXAMPLES = int(os.environ.get("PTST_FUZZ_EXAMPLES", "2700"))
 MANY = [pytest.param(EXAMPLES, marks=pytest.mark.thorough), pytest.param(3 * EXAMPLES, marks=pytest.mark.exhaustive)]
 TEXTS = ("Hello  world\n\n", "\u00e9\U0001f600<|im_end|>", "a" * 200)
 BYTES = (
