@@ -212,8 +212,8 @@ def find_run(
         return checkpoint, read_record(run, TrainRecord)
     saved = list_checkpoints(run / "state")
     if saved and read_record(run, TrainRecord).status != "finished":
-        remedy = ("resume it first, or take its last checkpoint: ", Setting("checkpoint"), f" {saved[-1]}")
-        raise UserError(f"{run} is not a finished training run", remedy)
+        offer = ("resume it first, or take its last checkpoint: ", Setting("checkpoint"), f" {saved[-1]}")
+        raise UserError(f"{run} is not a finished training run", offer)
     return checkpoint, read_finished(checkpoint)
 
 
