@@ -29,31 +29,37 @@ class Run:
 
 @dataclass(frozen=True)
 class Reference:
-    """Ids and loss mask that a row must have; the index of each run's first id; token boundaries; lossy runs."""
+    """Ids and loss mask that a row must have; the index of each run's first id; token boundaries; lossy runs with what
+    they decode to."""
 
     ids: list[int]
     loss_mask: list[bool]
     runs: list[tuple[int, Run]]
     token_boundaries: list[int]
-    lossy: list[int]
+    lossy: dict[int, str]
 
 
 def reference(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Reference:
     """What a training row must be. Raises UserError as the tokenizer does."""
-    tokenizer, out = prompt_format.tokenizer, Reference([], [], [], [], [])
-    for run in _runs(conversation, prompt_format, train_on):
+    tokenizer, out = prompt_format.tokenizer, Reference([], [], [], [], {})
+    runs, after = [*_runs(conversation, prompt_format, train_on)], None
+    for number, run in enumerate(runs):
+        behind = runs[number + 1].prompt if number + 1 < len(runs) and runs[number + 1].control else None
+        if not run.control and not run.text.strip() and (after in tokenizer.rstrip or behind in tokenizer.lstrip):
+            continue  # the control token swallows it
         start = len(out.ids)
         out.runs.append((start, run))
         if run.control:
+            after = run.prompt
             ids, num_prompt = [tokenizer.control_id(run.prompt)], 0 if run.trained else 1
         else:
-            prompt, ids = tokenizer.encode(run.prompt), tokenizer.encode(run.text)
+            prompt, ids = (tokenizer.encode(text, after=after) for text in (run.prompt, run.text))
             num_prompt = len(prompt)
             if ids[:num_prompt] != prompt:
                 out.token_boundaries.append(start + num_prompt)
                 ids = prompt + tokenizer.encode(run.answer, continuation=True)
-            if tokenizer.decode_text(ids) != run.text:
-                out.lossy.append(start)
+            if (decoded := tokenizer.decode_text(ids, after)) != run.text:
+                out.lossy[start] = decoded
         out.ids.extend(ids)
         out.loss_mask.extend([False] * num_prompt + [run.trained] * (len(ids) - num_prompt))
     return out

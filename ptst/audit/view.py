@@ -46,14 +46,16 @@ def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenize
     spans = [s.author for s in segments if not s.control for _ in s.text]
     out: list[tuple[str, str]] = []
     done = 0  # characters
+    after: str | None = None
     for name, run in groupby(ids, tokenizer.control_names.get):
         recent: list[int] = []
+        before, after = after, name
         for token in run:
             if name is not None:
                 out.append((name, "control"))
                 continue
             recent = [*recent[-63:], token]  # enough to see what this token adds
-            text = tokenizer.decode_text(recent)[len(tokenizer.decode_text(recent[:-1])) :]
+            text = tokenizer.decode_text(recent, before)[len(tokenizer.decode_text(recent[:-1], before)) :]
             written = spans[done : done + len(text)] or spans[-1:] or ["scaffold"]
             out.append((text, max(reversed(written), key=written.count)))
             done += len(text)

@@ -50,26 +50,43 @@ def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
     loss_mask: list[bool] = []
     token_boundaries: list[int] = []
     lossy: list[Lossy] = []
+    after: str | None = None  # the control token before
     for run in _runs(segments):
         if run[0].control:
-            ids.append(tokenizer.control_id(run[0].text))
+            after = run[0].text
+            ids.append(tokenizer.control_id(after))
             loss_mask.append(run[0].trained)
             continue
         sampled = [s.sampled for s in run]
         assert sampled == sorted(sampled), "within a run of text, what the model samples comes last"
         prompt = "".join(s.text for s in run if not s.sampled)
         reply = "".join(s.text for s in run if s.sampled)
-        prompt_ids = tokenizer.encode(prompt)
-        all_ids = tokenizer.encode(prompt + reply) if reply else prompt_ids
+        prompt_ids = tokenizer.encode(prompt, after=after)
+        all_ids = tokenizer.encode(prompt + reply, after=after) if reply else prompt_ids
         if all_ids[: len(prompt_ids)] != prompt_ids:
             token_boundaries.append(len(ids) + len(prompt_ids))
             all_ids = prompt_ids + tokenizer.encode(reply, continuation=True)
         ids += all_ids
         loss_mask += [False] * len(prompt_ids) + [any(s.trained for s in run)] * (len(all_ids) - len(prompt_ids))
-        decoded = tokenizer.decode_text(all_ids)
+        decoded = tokenizer.decode_text(all_ids, after)
         if decoded != prompt + reply:
             lossy.append(_first_loss(run, decoded))
     return Example(ids, loss_mask, tuple(token_boundaries), tuple(lossy))
+
+
+def without_swallowed(segments: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
+    """The segments without the scaffold's whitespace that a control token beside it swallows (`rstrip`, `lstrip`): the
+    model has never seen it. The whitespace of messages is kept."""
+    if not (tokenizer.rstrip or tokenizer.lstrip):
+        return segments
+    out = []
+    for before, segment, behind in zip([None, *segments], segments, [*segments[1:], None], strict=False):
+        text = segment.text
+        if not segment.control and segment.author == "scaffold":
+            text = text.lstrip() if before and before.control and before.text in tokenizer.rstrip else text
+            text = text.rstrip() if behind and behind.control and behind.text in tokenizer.lstrip else text
+        out.append(replace(segment, text=text))
+    return out
 
 
 def _runs(segments: list[Segment]) -> list[list[Segment]]:

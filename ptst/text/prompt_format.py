@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.text.chat_formats import CHAT_FORMATS, ChatFormat, detect_format
-from ptst.text.encode import Example, encode
+from ptst.text.encode import Example, encode, without_swallowed
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
 from ptst.text.tokenizer import Tokenizer, load_tokenizer, optional_json
@@ -46,7 +46,8 @@ class PromptFormat:
 
     def segments(self, conversation: Conversation, train_on: str = "all") -> list[Segment]:
         """The conversation's segments (`templates.render`). Raises UserError for what template or format lack."""
-        return render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train_on)
+        segments = render(conversation, self.template, self.family, self.chat_format, self.tokenizer, train_on)
+        return without_swallowed(segments, self.tokenizer)
 
     def encode(self, conversation: Conversation, train_on: str = "all") -> Example:
         """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt. Raises UserError,
@@ -94,6 +95,15 @@ def open_prompt_format(
         raise unknown_name("chat format", chat_format, CHAT_FORMATS)
     own = CHAT_FORMATS[chat_format] if chat_format else detect_format(folder, tokenizer)
     template = with_default_system_prompt(template, folder)
-    eos = optional_json(folder / "generation_config.json").get("eos_token_id", [])
-    eos_ids = frozenset(i for i in (eos if isinstance(eos, list) else [eos]) if isinstance(i, int))
+    eos_ids = end_of_sequence_ids(folder, tokenizer)
     return PromptFormat(template, find_family(family), own, tokenizer, allow_role_markers, eos_ids)
+
+
+def end_of_sequence_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids that end an answer by generation_config.json, config.json or the tokenizer: any of the three may be the
+    only one to say so."""
+    found = {tokenizer.control_id(tokenizer.eos)} if tokenizer.eos else set()
+    for name in ("generation_config.json", "config.json"):
+        named = optional_json(folder / name).get("eos_token_id")
+        found |= {i for i in (named if isinstance(named, list) else [named]) if type(i) is int and i >= 0}
+    return frozenset(found)

@@ -1,0 +1,121 @@
+"""What both kinds of tokenizers share: text to ids and back, with control tokens looked up by name alone."""
+
+from collections.abc import Callable, Iterable
+from copy import copy
+from functools import cached_property, lru_cache
+from itertools import groupby
+from typing import Self
+
+from ptst.errors import Setting, UserError
+from ptst.text.added_tokens import AddedToken
+
+
+class Tokenizer:
+    """Text to ids and back. Subclasses set the attributes.
+
+    sentencepiece puts a dummy space before every text. After a control token, that is the rule for those of the model
+    itself (`own`); after one that was added later, for folders whose tokenizer does so (`spaced`)."""
+
+    vocab_size: int
+    bos: str | None  # names of control tokens
+    eos: str | None
+    adds_bos: bool  # whether the model expects BOS before plain text
+    own: frozenset[str] = frozenset()
+    spaced: bool = True
+    lstrip: frozenset[str] = frozenset()  # control tokens that swallow the whitespace before them
+    rstrip: frozenset[str] = frozenset()  # after them
+    _control: dict[str, int]
+    _ids: Callable[[str], list[int]]
+    """Ids of a text, with its dummy space where there is one."""
+    _continued: Callable[[str], list[int]]
+    """Ids of a text without the dummy space."""
+    _dummy_space: bool
+    _decode: Callable[[list[int]], str]
+    """Text of the ids of one run of text, without its dummy space."""
+
+    def encode(self, text: str, *, continuation: bool = False, after: str | None = None) -> list[int]:
+        """Ids of a run of text; none of them is a control token's. `continuation`: the text continues other text, so no
+        dummy space precedes it; `after`: the control token before it. Raises UserError for text that is not Unicode
+        (lone surrogates)."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            surrogate = f"a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}"
+            raise UserError(f"the text holds {surrogate}, which is not valid Unicode", "remove it") from None
+        if not text:
+            return []
+        continuation = self._dummy_space and (continuation or self._glued(after))
+        # Templates and role names recur in every row.
+        return list(self._remembered(text, continuation)) if len(text) < 4096 else self._encode(text, continuation)
+
+    def _encode(self, text: str, continuation: bool) -> list[int]:
+        return self._continued(text) if continuation else self._ids(text)
+
+    @cached_property
+    def _remembered(self) -> Callable[[str, bool], tuple[int, ...]]:
+        return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
+
+    def _glued(self, after: str | None) -> bool:
+        """Whether text after this control token has no dummy space."""
+        return after is not None and not self.spaced and after not in self.own
+
+    def decode_text(self, ids: list[int], after: str | None = None) -> str:
+        """Text of the ids of one run of text, without its dummy space; `after`: the control token before it."""
+        if not (self._dummy_space and self._glued(after)):
+            return self._decode(ids)
+        return self._decode([*self._ids("a"), *ids])[1:]
+
+    def decode(self, ids: list[int], after: str | None = None) -> str:
+        """Text of ids, control tokens by name; the dummy space of each run of text is dropped."""
+        out: list[str] = []
+        for name, run in groupby(ids, self.control_names.get):
+            run_ids = list(run)
+            out.append(self.decode_text(run_ids, after) if name is None else name * len(run_ids))
+            after = name
+        return "".join(out)
+
+    def decode_answer(self, prompt_ids: list[int], answer_ids: list[int]) -> str:
+        """Text of an answer in context: decoding of all minus decoding of the prompt (its last run of text)."""
+        start = max((i + 1 for i, t in enumerate(prompt_ids) if t in self.control_names), default=0)
+        after = self.control_names[prompt_ids[start - 1]] if start else None
+        tail = prompt_ids[start:]
+        return self.decode(tail + answer_ids, after)[len(self.decode(tail, after)) :]
+
+    def control_id(self, name: str) -> int:
+        """Id of a control token. Raises UserError when this tokenizer has none of that name."""
+        if name not in self._control:
+            remedy = ("choose the ", Setting("chat_format"), " that fits the model")
+            raise UserError(f"this tokenizer has no control token {name!r}", remedy)
+        return self._control[name]
+
+    def has_control(self, name: str) -> bool:
+        """Whether this tokenizer has a control token of that name, whatever its file's flags say."""
+        return name in self._control
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The id of every token by its name, control tokens included."""
+        raise NotImplementedError
+
+    @cached_property
+    def control_names(self) -> dict[int, str]:
+        return {i: name for name, i in self._control.items()}
+
+    def limited(self, rows: int) -> Self:
+        """The same tokenizer without the control tokens for which an embedding of so many rows has none."""
+        new = copy(self)
+        new._control = {name: i for name, i in self._control.items() if i < rows}
+        new.__dict__.pop("control_names", None)
+        return new
+
+    def like_transformers(self) -> Self:
+        """The same tokenizer with the dummy space after control tokens where `transformers` puts it when it reads a
+        rendered chat template. The formats' owners put it after all of their own."""
+        new = copy(self)
+        new.own = frozenset()
+        return new
+
+    def _take_flags(self, tokens: Iterable[AddedToken]) -> None:
+        control = {t.name: t for t in tokens if t.name in self._control}.values()
+        self.lstrip = frozenset(t.name for t in control if t.lstrip)
+        self.rstrip = frozenset(t.name for t in control if t.rstrip)

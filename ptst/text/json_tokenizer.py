@@ -1,0 +1,248 @@
+"""`tokenizer.json`, read by the library `tokenizers`: Llama 3, Qwen, SmolLM2 and most of today's folders.
+
+The library can leave special tokens in a text alone, but not the other added tokens, among which are the role markers
+of many fine-tunes. The file is therefore loaded with every marker flagged special. A control token that a text would
+reach by merges, or as a piece of the vocabulary, is taken apart again.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from ptst.errors import UserError
+from ptst.reading import parse_json, read_text
+from ptst.text.added_tokens import AddedToken, TokenSettings
+from ptst.text.base_tokenizer import Tokenizer
+
+MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
+_AGAIN = "fetch the file again"
+_REPLACEMENT = "\ufffd"
+
+
+class JsonTokenizer(Tokenizer):
+    """`tokenizer.json` with what the settings add to it. Raises UserError for a damaged file, and for settings that
+    contradict it."""
+
+    def __init__(self, path: Path, settings: TokenSettings | dict | None = None):
+        settings = settings if isinstance(settings, TokenSettings) else TokenSettings.of(settings or {})
+        self.path = path
+        text, rules = read_rules(path)
+        flagged = flag_markers(rules, settings)
+        self._tok = self._load(json.dumps(rules) if flagged else text)
+        try:
+            opening = self._tok.encode("", add_special_tokens=True).ids
+        except BaseException as error:
+            raise self._explain(error, "not a tokenizer file") from None
+        model = rules["model"]
+        self._take_tokens(settings)
+        self.own = frozenset(self._control.keys() & _vocabulary(model) - flagged)
+        self.vocab_size = max(self._tok.get_vocab_size(), *(token.id + 1 for token in settings.added), 0)
+        self.bos, self.eos = settings.bos, settings.eos
+        self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
+        self._prefixed = _remove_prefix(rules)
+        self.spaced = not self._prefixed or self._is_spaced()
+        unknown = model.get("unk_id", self._tok.token_to_id(model["unk_token"]) if model.get("unk_token") else None)
+        self._kept_out = frozenset(self._control.values()) - {unknown}
+        self._bytes = {i: b for b in range(256) if (i := self._tok.token_to_id(f"<0x{b:02X}>")) is not None}
+        if not (model.get("byte_fallback") and len(self._bytes) == 256):
+            self._bytes = {}
+        self._tok.encode_special_tokens = True
+
+    def _load(self, text: str):
+        import tokenizers
+
+        try:
+            tok = tokenizers.Tokenizer.from_str(text)
+        except BaseException as error:
+            raise self._explain(error, "not a tokenizer file") from None
+        tok.no_padding()
+        tok.no_truncation()
+        return tok
+
+    def _take_tokens(self, settings: TokenSettings) -> None:
+        """Find the control tokens, and add what the settings have besides."""
+        import tokenizers
+
+        in_file = [
+            AddedToken(t.content, i, t.special, t.lstrip, t.rstrip)
+            for i, t in self._tok.get_added_tokens_decoder().items()
+        ]
+        self._control = {t.name: t.id for t in in_file if t.special}
+        named = {name: i for name in settings.special if (i := self._tok.token_to_id(name)) is not None}
+        self._control |= {name: i for name, i in named.items() if name not in {t.name for t in in_file}}
+        for token in settings.added:
+            found, other = self._tok.token_to_id(token.name), self._tok.id_to_token(token.id)
+            if found is None and other is None and not settings.is_control(token.name, token.special):
+                flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
+                self._tok.add_tokens([tokenizers.AddedToken(token.name, normalized=token.normalized, **flags)])
+                found, other = self._tok.token_to_id(token.name), self._tok.id_to_token(token.id)
+            if found not in (None, token.id) or other not in (None, token.name):
+                cause = f"the files beside it give {token.name!r} the id {token.id}"
+                here = f"here {token.name!r} is {found}" if found is not None else f"here that is {other!r}"
+                raise UserError(f"{cause}, {here}", "fetch the tokenizer's files again", self.path)
+            if settings.is_control(token.name, token.special):
+                self._control[token.name] = token.id
+        self._take_flags((*in_file, *settings.added))
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        return self._tok.get_vocab() | self._control
+
+    def _is_spaced(self) -> bool:
+        """Whether the library puts a dummy space after a control token that was added to the vocabulary."""
+        name = min(self._control, key=lambda name: name in self.own)
+        ids = self._tok.encode(f"{name}a", add_special_tokens=False).ids
+        return ids[1:] == self._tok.encode("a", add_special_tokens=False).ids
+
+    def _ids(self, text: str) -> list[int]:
+        return self._encode_with(self._tok, text)
+
+    def _continued(self, text: str) -> list[int]:
+        return self._encode_with(self._bare, text)
+
+    @cached_property
+    def _bare(self):
+        """The tokenizer without the rules that put a space before a text."""
+        rules = json.loads(self._tok.to_str())
+        _remove_prefix(rules)
+        bare = self._load(json.dumps(rules))
+        bare.encode_special_tokens = True
+        return bare
+
+    @cached_property
+    def _dummy_space(self) -> bool:
+        """Whether a space is put before every text."""
+        return self._prefixed and self._ids("a") != self._continued("a")
+
+    def _encode_with(self, tok, text: str) -> list[int]:
+        # The fast form returns ids without their offsets in the text.
+        try:
+            ids = tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            if self._kept_out.isdisjoint(ids):
+                return ids
+            found = tok.encode(text, add_special_tokens=False)
+        except BaseException as error:
+            raise self._explain(error, "the tokenizer fails on a text") from None
+        spans = (span for i, span in zip(found.ids, found.offsets, strict=True) if i in self._kept_out)
+        cuts = [(start + end) // 2 for start, end in spans if end - start > 1]
+        if not cuts:
+            name = next(self.control_names[i] for i in found.ids if i in self._kept_out)
+            raise UserError(f"text becomes its control token {name!r}", "use another tokenizer", self.path)
+        first, *rest = (text[start:end] for start, end in pairwise((0, *cuts, len(text))))
+        return [*self._encode_with(tok, first), *(i for part in rest for i in self._continued(part))]
+
+    def _decode(self, ids: list[int]) -> str:
+        try:
+            text = self._tok.decode(ids, skip_special_tokens=False) if ids else ""
+            if self._bytes and _REPLACEMENT in text:  # one wrong byte would spoil all bytes around it
+                text = self._tok.decode([*self._with_whole_characters(ids)], skip_special_tokens=False)
+            return text
+        except BaseException as error:
+            raise self._explain(error, "the tokenizer fails on ids") from None
+
+    def _with_whole_characters(self, ids: list[int]) -> Iterator[int]:
+        """The ids with every byte that belongs to no character replaced by those of U+FFFD, as sentencepiece reads
+        them."""
+        ids_of = {b: i for i, b in self._bytes.items()}
+        for is_byte, run in groupby(ids, self._bytes.__contains__):
+            if not is_byte:
+                yield from run
+                continue
+            found = bytes(self._bytes[i] for i in run).decode("utf-8", "surrogateescape")
+            whole = (_REPLACEMENT if "\udc80" <= c <= "\udcff" else c for c in found)
+            yield from (ids_of[b] for b in "".join(whole).encode())
+
+    def _explain(self, error: BaseException, cause: str) -> BaseException:
+        """The UserError for an error of the library: it raises bare Exception for every kind of damage, and a panic of
+        Rust (by a regular expression that backtracks for ever, say), which is no Exception."""
+        if isinstance(error, UserError) or (
+            not isinstance(error, Exception) and type(error).__name__ != "PanicException"
+        ):
+            return error  # Ctrl-C
+        return UserError(f"{cause} ({error})", _AGAIN, self.path)
+
+
+def read_rules(path: Path) -> tuple[str, dict[str, Any]]:
+    """Text and content of a tokenizer.json. Raises UserError for what is none, for replacements that make texts more
+    than 64 times as long (three rules can fill any memory), and for merges that are left out at random."""
+    try:
+        text = read_text(path)
+        rules = parse_json(text)
+        parts = [rules.get("normalizer"), rules.get("decoder")] if isinstance(rules, dict) else []
+        factor = max(map(_growth, parts), default=1.0)
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"not a tokenizer file ({error})", _AGAIN, path) from None
+    if not isinstance(rules, dict) or not isinstance(rules.get("model"), dict):
+        raise UserError("not a tokenizer file (it has no model)", _AGAIN, path)
+    if factor > MAX_GROWTH:
+        raise UserError("its replacements make texts more than 64 times as long", _AGAIN, path)
+    if rules["model"].get("dropout"):
+        raise UserError("its dropout leaves out merges at random", "set it to null", path)
+    return text, rules
+
+
+def _growth(rule: object) -> float:
+    """How many times longer a rule of a tokenizer.json can make a text; 1 for what the library will refuse."""
+    if not isinstance(rule, dict):
+        return 1.0
+    factor = 1.0
+    for inner in (rules for key in ("normalizers", "decoders") if isinstance(rules := rule.get(key), list)):
+        factor *= math.prod(map(_growth, inner))
+    if isinstance(content := rule.get("content"), str):
+        pattern = rule.get("pattern")
+        found = pattern.get("String") if isinstance(pattern, dict) else None
+        # A regular expression may match between characters.
+        factor *= max(1.0, len(content) / len(found)) if isinstance(found, str) and found else 1.0 + len(content)
+    if isinstance(prefix := rule.get("prepend"), str):
+        factor *= 1.0 + len(prefix)
+    return min(factor, 1e300)
+
+
+def flag_markers(rules: dict[str, Any], settings: TokenSettings) -> frozenset[str]:
+    """Flag the added tokens that are control tokens as special; returns the names of those that were not."""
+    tokens = rules.get("added_tokens")
+    flagged = set()
+    for entry in tokens if isinstance(tokens, list) else ():
+        name = entry.get("content") if isinstance(entry, dict) else None
+        if isinstance(name, str) and entry.get("special") is False and settings.is_control(name):
+            entry["special"] = True
+            flagged.add(name)
+    return frozenset(flagged)
+
+
+def _vocabulary(model: dict[str, Any]) -> frozenset[str]:
+    """The tokens of the model itself, without those added to it."""
+    vocab = model.get("vocab")
+    if isinstance(vocab, dict):
+        return frozenset(vocab)
+    return frozenset(entry[0] for entry in vocab or ())
+
+
+def _remove_prefix(rules: dict[str, Any]) -> bool:
+    """Take out the rules that put a space before a text; whether there were any."""
+    found = False
+
+    def cleaned(rule: Any) -> Any:
+        nonlocal found
+        if not isinstance(rule, dict):
+            return rule
+        for key in ("normalizers", "pretokenizers"):
+            if isinstance(rule.get(key), list):
+                rule[key] = [new for inner in rule[key] if (new := cleaned(inner)) is not None]
+        if rule.get("type") == "Prepend":
+            found = True
+            return None
+        for key, none in (("add_prefix_space", False), ("prepend_scheme", "never")):
+            if rule.get(key) not in (None, none):
+                rule[key], found = none, True
+        return rule
+
+    for part in ("normalizer", "pre_tokenizer"):
+        rules[part] = cleaned(rules.get(part))
+    return found
