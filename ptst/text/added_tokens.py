@@ -67,8 +67,8 @@ class AddedToken:
 @dataclass(frozen=True)
 class TokenSettings:
     """What a folder's small files say. `special`: names that have a role; `unused`: those of padding and of unknown
-    text, which no prompt holds. `adds_bos`: whether plain text gets a BOS token; `legacy`: whether text after an added
-    token begins with sentencepiece's dummy space (None: not said)."""
+    text, which no prompt holds. `adds_bos`: whether plain text gets a BOS token; `spaced`: whether text after an added
+    token begins with sentencepiece's dummy space. None: not said."""
 
     added: tuple[AddedToken, ...] = ()
     special: frozenset[str] = frozenset()
@@ -76,7 +76,7 @@ class TokenSettings:
     bos: str | None = None
     eos: str | None = None
     adds_bos: bool | None = None
-    legacy: bool | None = None
+    spaced: bool | None = None
 
     @classmethod
     def of(cls, config: dict[str, Any], where: object = "tokenizer_config.json") -> "TokenSettings":
@@ -88,7 +88,9 @@ class TokenSettings:
         listed = (config[key] for key in _LISTS if isinstance(config.get(key), (list, dict)))
         more = chain.from_iterable(entry.values() if isinstance(entry, dict) else entry for entry in listed)
         bos, eos = names["bos_token"], names["eos_token"]
-        flags = (config.get(key) for key in ("add_bos_token", "legacy"))
+        # `transformers` reads Llama's class by its key `legacy`, whatever a tokenizer.json says of spaces.
+        llama = config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
+        flags = (config.get("add_bos_token"), config.get("legacy", False if llama else None))
         return cls(
             tuple(AddedToken.of(number, entry, where) for number, entry in decoder.items()),
             frozenset(name for name in (*names.values(), *map(token_name, more)) if name),

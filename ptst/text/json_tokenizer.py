@@ -44,12 +44,16 @@ class JsonTokenizer(Tokenizer):
         self.bos, self.eos = settings.bos, settings.eos
         self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
         self._prefixed = _remove_prefix(rules)
-        self.spaced = not self._prefixed or self._is_spaced()
-        unknown = model.get("unk_id", self._tok.token_to_id(model["unk_token"]) if model.get("unk_token") else None)
-        self._kept_out = frozenset(self._control.values()) - {unknown}
+        self.spaced = not self._prefixed or (self._is_spaced() if settings.spaced is None else settings.spaced)
         self._bytes = {i: b for b in range(256) if (i := self._tok.token_to_id(f"<0x{b:02X}>")) is not None}
         if not (model.get("byte_fallback") and len(self._bytes) == 256):
             self._bytes = {}
+        unknown = model.get("unk_token") if model.get("unk_id") is None else self._tok.id_to_token(model["unk_id"])
+        self._unknown = self._tok.token_to_id(unknown) if unknown else None
+        self._kept_out = frozenset(self._control.values()) - {self._unknown}
+        # Tokens that text may become, but not by spelling them.
+        self._spelt = (*([unknown] if unknown else ()), *(["<0x"] if self._bytes else ()))
+        self._literal = {} if self._prefixed else self._find_literal()
         self._tok.encode_special_tokens = True
 
     def _load(self, text: str):
@@ -98,6 +102,11 @@ class JsonTokenizer(Tokenizer):
         ids = self._tok.encode(f"{name}a", add_special_tokens=False).ids
         return ids[1:] == self._tok.encode("a", add_special_tokens=False).ids
 
+    def _find_literal(self) -> dict[int, str]:
+        """Added tokens that are text and do not decode to it: a byte-level decoder takes letters for bytes."""
+        added = {i: t.content for i, t in self._tok.get_added_tokens_decoder().items() if t.content not in self._control}
+        return {i: name for i, name in added.items() if self._tok.decode([i], skip_special_tokens=False) != name}
+
     def _ids(self, text: str) -> list[int]:
         return self._encode_with(self._tok, text)
 
@@ -122,21 +131,30 @@ class JsonTokenizer(Tokenizer):
         # The fast form returns ids without their offsets in the text.
         try:
             ids = tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
-            if self._kept_out.isdisjoint(ids):
+            spelt = any(name in text for name in self._spelt)
+            if self._kept_out.isdisjoint(ids) and not spelt:
                 return ids
             found = tok.encode(text, add_special_tokens=False)
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on a text") from None
-        spans = (span for i, span in zip(found.ids, found.offsets, strict=True) if i in self._kept_out)
-        cuts = [(start + end) // 2 for start, end in spans if end - start > 1]
+        cuts = []
+        for i, (start, end) in zip(found.ids, found.offsets, strict=True):
+            fallback = i in self._bytes or i == self._unknown
+            if i in self._kept_out or (fallback and text[start:end].strip().startswith(self._spelt)):
+                if end - start < 2:
+                    cause = f"a text becomes its control token {self._tok.id_to_token(i)!r}"
+                    raise UserError(cause, "use another tokenizer", self.path)
+                cuts.append((start + end) // 2)
         if not cuts:
-            name = next(self.control_names[i] for i in found.ids if i in self._kept_out)
-            raise UserError(f"text becomes its control token {name!r}", "use another tokenizer", self.path)
+            return ids
         first, *rest = (text[start:end] for start, end in pairwise((0, *cuts, len(text))))
         return [*self._encode_with(tok, first), *(i for part in rest for i in self._continued(part))]
 
     def _decode(self, ids: list[int]) -> str:
         try:
+            if not self._literal.keys().isdisjoint(ids):
+                runs = groupby(ids, self._literal.get)
+                return "".join(self._decode([*run]) if name is None else name * len([*run]) for name, run in runs)
             text = self._tok.decode(ids, skip_special_tokens=False) if ids else ""
             if self._bytes and _REPLACEMENT in text:  # one wrong byte would spoil all bytes around it
                 text = self._tok.decode([*self._with_whole_characters(ids)], skip_special_tokens=False)

@@ -38,7 +38,7 @@ class SentencePieceTokenizer(Tokenizer):
         for token in settings.added:
             self._add(token.name, token.id, token.name in added, path)
         self._take_flags(settings.added)
-        self.own, self.spaced = frozenset(own), settings.legacy is not False
+        self.own, self.spaced = frozenset(own), settings.spaced is True
         self._ids = sp.encode
         self.vocab_size = max(sp.vocab_size(), *(token.id + 1 for token in settings.added), 0)
         bos, eos = (sp.id_to_piece(i) if i >= 0 else None for i in (sp.bos_id(), sp.eos_id()))
@@ -84,6 +84,8 @@ def _load(data: bytes, path: Path):
     from sentencepiece import SentencePieceProcessor
 
     try:
+        if not data:  # which the library accepts
+            raise RuntimeError("the file is empty")
         return SentencePieceProcessor(model_proto=data)
     except (OSError, RuntimeError) as error:
         raise UserError(f"not a sentencepiece model ({error})", "fetch the file again", path) from None

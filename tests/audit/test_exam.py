@@ -40,7 +40,7 @@ def tokenizers(tmp_path_factory):
     byte_tokenizer().save(str(path))
     settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     ours, raw = JsonTokenizer(path, settings), JsonTokenizer(path, settings)
-    raw._tok.encode_special_tokens = False
+    raw._tok.encode_special_tokens, raw._kept_out = False, frozenset()
     return ours, raw
 
 

@@ -132,7 +132,7 @@ def byte_level(pattern: str = LLAMA3, ignore_merges: bool = True, specials=("<|e
 
 def flags(number: int, name: str, special: bool = True, **more: bool) -> dict:
     """An added token of a tokenizer.json."""
-    common = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": not special}
+    common = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     return {"id": number, "content": name, **common, "special": special, **more}
 
 

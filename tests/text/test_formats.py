@@ -119,7 +119,7 @@ def test_tokenizer_mistakes(tiny_folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="not a tokenizer file"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.model").write_bytes(b"nothing")
+    (tmp_path / "tokenizer.json").rename(tmp_path / "tokenizer.model")
     with pytest.raises(ValueError, match="not a sentencepiece model"):
         load_tokenizer(tmp_path)
 

@@ -112,6 +112,25 @@ def test_rules_that_fill_any_memory(tmp_path, part, kind):
     assert load_tokenizer(tmp_path).encode("a b")
 
 
+@pytest.mark.parametrize("word", ["Replace", "Prepend"])
+def test_rules_that_are_spelt_with_escapes(tmp_path, word):
+    rule = replace({"String": "a"}, "a" * 1000) if word == "Replace" else {"type": "Prepend", "prepend": "a" * 1000}
+    path = tokenizer_file(tmp_path, normalizer={"type": "Sequence", "normalizers": [rule] * 3})
+    path.write_text(path.read_text().replace(f'"{word}"', f'"\\u{ord(word[0]):04x}{word[1:]}"'))
+    assert f'"{word}"' not in path.read_text()
+    with pytest.raises(UserError, match="make texts more than 64 times as long"):
+        load_tokenizer(tmp_path)
+
+
+def test_merges_that_are_left_out_at_random(tmp_path):
+    path = tokenizer_file(tmp_path)
+    rules = json.loads(path.read_text())
+    rules["model"]["dropout"] = 0.1
+    path.write_text(json.dumps(rules))
+    with pytest.raises(UserError, match=r"its dropout leaves out merges at random; set it to null"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_regular_expression_that_backtracks_for_ever(tmp_path):
     """The library panics: no Exception of Python's."""
     split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
