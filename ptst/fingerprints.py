@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -18,11 +18,12 @@ import xxhash
 
 from ptst.progress import say
 from ptst.storage import cache_home, write_atomically
+from ptst.weight_files import ADAPTER, INDEX, find_weight_files
 
 CACHE = "fingerprints.json"
-WEIGHTS = ("*.safetensors", "config.json", "adapter_config.json", "model.safetensors.index.json")
+WEIGHTS = (*ADAPTER, INDEX, "config.json")  # besides the files that the weights are read from
 TOKENIZER: tuple[str, ...] = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
-TOKENIZER += ("added_tokens.json", "chat_template.jinja", "generation_config.json")
+TOKENIZER += ("added_tokens.json", "*.jinja", "additional_chat_templates/*.jinja", "generation_config.json")
 _SEGMENT = 2**28  # bytes that one thread reads; part of the format
 _BUFFER = 2**18
 _KEPT_FROM = 2**20  # smaller files are read every time
@@ -45,15 +46,17 @@ class Fingerprint(str):
 
 
 def weights_fingerprint(folder: Path) -> Fingerprint:
-    """Every byte of a folder's weights, adapter and shape. Raises OSError for a file that cannot be read."""
-    found = Fingerprint(_fingerprint(folder, WEIGHTS))
+    """Every byte of a folder's weights, adapter and shape: the files that are read. Raises OSError for one that cannot
+    be, and UserError as `find_weight_files`."""
+    found = Fingerprint(_fingerprint([*find_weight_files(folder), *_existing(folder, WEIGHTS)]))
     found.folder = folder
     return found
 
 
 def tokenizer_fingerprint(folder: Path) -> str:
-    """Every byte of what encodes prompts, decodes answers and ends them."""
-    return _fingerprint(folder, TOKENIZER)
+    """Every byte of what encodes prompts, decodes answers and ends them. End tokens may stand in config.json, too,
+    which is in the fingerprint of the weights."""
+    return _fingerprint(_existing(folder, TOKENIZER))
 
 
 def combined(*parts: str | None) -> str:
@@ -73,8 +76,12 @@ def sampled_fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _fingerprint(folder: Path, patterns: Iterable[str]) -> str:
-    paths = sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+def _existing(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    return [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
+
+
+def _fingerprint(files: Sequence[Path]) -> str:
+    paths = sorted(set(files))
     digest = xxhash.xxh3_128()
     for path, found in zip(paths, _digests(paths), strict=True):
         digest.update(f"{path.name} {found}\n".encode())

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from functools import cache
 from typing import Any, ClassVar, Self
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
@@ -68,6 +69,12 @@ console = open_console(stderr=True, soft_wrap=True)
 def say(text: str) -> None:
     """One line of progress."""
     console.print(text)
+
+
+@cache
+def say_once(text: str) -> None:
+    """The same, once however often it is said."""
+    say(text)
 
 
 class ProgressLine:

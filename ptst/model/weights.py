@@ -13,10 +13,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ptst.errors import Setting, UserError
-from ptst.model.config import DecoderConfig, read_json
+from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
+from ptst.progress import say_once
 from ptst.reading import check_regular
 from ptst.storage import atomic_path
+from ptst.weight_files import SETTINGS, SINGLE, other_files, weight_files
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -29,6 +31,7 @@ def pick_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+_TWICE = "remove the file or the tensor that is not the model's"
 # Stored by older tools with the weights; it follows from the config.
 _RECOMPUTED = ("rotary_emb.inv_freq",)
 
@@ -45,9 +48,18 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         decoder = Decoder(config)
     missing = set(decoder.state_dict())
     modules = dict(decoder.named_modules())
+    seen: dict[str, Path] = {}
+    head: tuple[Path, Tensor] | None = None  # one that should be the embedding
     for name, where, tensor in _tensors(folder):
         key = name.removeprefix("model.")
-        if key.endswith(_RECOMPUTED) or (key == "lm_head.weight" and config.tie_embeddings):
+        if key.endswith(_RECOMPUTED):
+            continue
+        if key in seen:
+            others = seen[key].name if seen[key] != where else "the same file"
+            raise UserError(f"tensor {name!r} comes twice, here and in {others}", _TWICE, where)
+        seen[key] = where
+        if key == "lm_head.weight" and config.tie_embeddings:
+            head = where, tensor
             continue
         if key not in missing:
             raise UserError(f"tensor {name!r} has no place in this architecture", where=where)
@@ -62,36 +74,28 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         missing.discard(key)
     if missing:
         raise UserError(f"the weights lack {len(missing)} tensors, the first is {min(missing)}", where=folder)
+    if head is not None and not _same(head[1], decoder.embed_tokens.weight):
+        cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
+        remedy = "set tie_word_embeddings to false to use it, or remove the tensor"
+        raise UserError(cause, remedy, head[0])
     return decoder.eval()
+
+
+def _same(tensor: Tensor, loaded: Tensor) -> bool:
+    """Whether a tensor of a file has the values of a loaded one, compared in parts to save memory."""
+    if tensor.shape != loaded.shape:
+        return False
+    pairs = zip(tensor.split(4096), loaded.split(4096), strict=True)
+    return all(torch.equal(part.to(loaded.dtype), other.cpu()) for part, other in pairs)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
     """(name, file, tensor) of every tensor of the folder, lazily, file by file."""
-    index = folder / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted({folder / f for f in _weight_map(index).values()})
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        found = ", ".join(sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.gguf")))
-        cause = f"{folder} has no *.safetensors{f' (only {found})' if found else ''}"
-        raise UserError(cause, "convert the weights to safetensors")
+    files = weight_files(folder)
+    if others := other_files(folder, files):
+        say_once(f"note: {folder}: not read, as no part of the model: {', '.join(others)}")
     for path in files:
-        if path.parent.resolve() != folder.resolve():
-            raise UserError(f"{path} is outside of the model folder", where=index)
         yield from ((name, path, tensor) for name, tensor in read_safetensors(path))
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor. Raises UserError if the index does not say so, or names files elsewhere."""
-    value = read_json(index)
-    names = value.get("weight_map") if isinstance(value, dict) else None
-    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-        raise UserError("weight_map is not an object of file names", "fetch the file again", index)
-    for name in names.values():
-        if "\0" in name or Path(name).name != name:
-            raise UserError(f"{index.parent / name} is outside of the model folder", where=index)
-    return names
 
 
 def check_floating(name: str, tensor: Tensor, where: Path) -> None:
@@ -129,12 +133,11 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
-    """Write all weights as a Hugging Face folder, with the base's config, tokenizer and chat template."""
-    for path in base.glob("*.json"):
-        # The base may itself be a run; its run.json would declare this run finished.
-        if not path.name.endswith(".index.json") and not path.name.startswith(".") and path.name != "run.json":
-            shutil.copyfile(path, out / path.name)
-    for name in ("tokenizer.model", "chat_template.jinja"):
-        if (base / name).exists():
-            shutil.copyfile(base / name, out / name)
-    save_safetensors(out / "model.safetensors", {hf_name(k): v for k, v in decoder.state_dict().items()})
+    """Write all weights as a Hugging Face folder, with the base's config, tokenizer and chat templates."""
+    for path in (path for pattern in SETTINGS for path in base.glob(pattern)):
+        # The base may itself be a run, or hold an adapter; their records would declare this folder to be one.
+        if not path.name.endswith(".index.json") and path.name not in ("run.json", "adapter_config.json"):
+            copied = out / path.relative_to(base)
+            copied.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copied)
+    save_safetensors(out / SINGLE, {hf_name(k): v for k, v in decoder.state_dict().items()})

@@ -5,11 +5,10 @@ Where both are there and agree, sentencepiece is used: the models were trained w
 a control token, whatever it holds; control tokens are looked up by name.
 """
 
-from functools import cache
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.progress import say
+from ptst.progress import say_once
 from ptst.text.added_tokens import AddedToken, TokenSettings, optional_json, token_name
 from ptst.text.base_tokenizer import Tokenizer
 from ptst.text.json_tokenizer import JsonTokenizer
@@ -53,7 +52,7 @@ def _open(folder: Path, settings: TokenSettings) -> Tokenizer:
         pieces.spaced = by_rules.spaced
     if difference is None:
         return pieces
-    _note(f"{folder}: tokenizer.json is used; tokenizer.model beside it differs: {difference}")
+    say_once(f"note: {folder}: tokenizer.json is used; tokenizer.model beside it differs: {difference}")
     return by_rules
 
 
@@ -85,11 +84,6 @@ def _within(tokenizer: Tokenizer, rows: int, folder: Path) -> Tokenizer:
         sizes = f"{max(beyond.values()) + 1} tokens and the model only {rows} embedding rows"
         raise UserError(f"the tokenizer has {sizes}", "use the tokenizer that belongs to the model", folder)
     first = ", ".join(sorted(beyond, key=beyond.__getitem__)[:5])
-    _note(f"{folder}: without an embedding row, and therefore left out: {first}" + " ..." * (len(beyond) > 5))
+    say_once(f"note: {folder}: without an embedding row, and therefore left out: {first}" + " ..." * (len(beyond) > 5))
     return tokenizer.limited(rows)
 
-
-@cache
-def _note(text: str) -> None:
-    """Say it once, however often the folder is opened."""
-    say(f"note: {text}")

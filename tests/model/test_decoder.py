@@ -216,7 +216,7 @@ def test_broken_folders(tmp_path):
         load_decoder(tmp_path)
     path.unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"has no \*.safetensors \(only pytorch_model.bin\)"):
+    with pytest.raises(ValueError, match=r"has no model\.safetensors \(only pytorch_model.bin\)"):
         load_decoder(tmp_path)
 
 

@@ -1,0 +1,130 @@
+"""Which files are the weights of a folder: never chosen in silence, and the same for reading and fingerprints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ptst.errors import UserError
+from ptst.fingerprints import weights_fingerprint
+from ptst.model.weights import load_decoder, save_full
+from tests.tiny import CONFIG, write_tiny_model
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_tiny_model(tmp_path)
+
+
+def in_shards(folder, count=2, index=True, name="model-{:05d}-of-{:05d}.safetensors"):
+    """The same weights in several files."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    files = {key: name.format(i * count // len(names) + 1, count) for i, key in enumerate(names)}
+    for file in set(files.values()):
+        save_file({key: weights[key] for key in names if files[key] == file}, folder / file)
+    if index:
+        (folder / INDEX).write_text(json.dumps({"weight_map": files}))
+    return weights
+
+
+def same(one, other):
+    return all(torch.equal(a, other.state_dict()[name]) for name, a in one.state_dict().items())
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_shards_are_read_with_and_without_an_index(folder, index):
+    one = load_decoder(folder)
+    in_shards(folder, 3, index)
+    assert same(one, load_decoder(folder))
+    (folder / "model-00002-of-00003.safetensors").unlink()
+    with pytest.raises(UserError, match="which .* names, is missing" if index else "2 of 3 files of weights are there"):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize("name", ["adapter_model", "consolidated", "consolidated.00", "optimizer", "model.fp16"])
+def test_files_that_are_no_weights_are_left_out_and_told(folder, capsys, name):
+    one, before = load_decoder(folder), weights_fingerprint(folder)
+    save_file({"model.norm.weight": torch.zeros(32), "exp_avg": torch.ones(3)}, folder / f"{name}.safetensors")
+    assert same(one, load_decoder(folder))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"not read, as no part of the model: {name}.safetensors" in said
+    assert (weights_fingerprint(folder) == before) is (name != "adapter_model")
+
+
+def test_two_sets_of_weights(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    in_shards(folder)
+    (folder / "model.safetensors").write_bytes(whole)
+    for read in (load_decoder, weights_fingerprint):
+        with pytest.raises(UserError, match=r"there are two sets of weights: model\.safetensors, and the files of"):
+            read(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    load_decoder(folder)
+    (folder / INDEX).unlink()
+    (folder / "model.safetensors").unlink()
+    (folder / "model-00003-of-00003.safetensors").write_bytes(whole)
+    with pytest.raises(UserError, match="two sets of weights: of 2 and of 3 files"):
+        load_decoder(folder)
+
+
+def test_an_index_decides_among_shards(folder, capsys):
+    one = load_decoder(folder)
+    in_shards(folder)
+    save_file({"model.norm.weight": torch.zeros(32)}, folder / "model-00003-of-00003.safetensors")
+    assert same(one, load_decoder(folder))
+    assert "not read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["model.norm.weight", "norm.weight"])
+def test_a_tensor_that_comes_twice(folder, name):
+    in_shards(folder)
+    second = folder / "model-00002-of-00002.safetensors"
+    first = folder / "model-00001-of-00002.safetensors"
+    save_file({**load_file(first), name: torch.zeros(32)}, first)
+    assert "model.norm.weight" in load_file(second)
+    with pytest.raises(UserError, match=r"00002\.safetensors: tensor .* comes twice, here and in model-00001-of-00002"):
+        load_decoder(folder)
+
+
+def test_a_head_that_is_not_the_embedding(folder):
+    assert CONFIG["tie_word_embeddings"]
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    one, head = load_decoder(folder), weights["model.embed_tokens.weight"].clone()
+    save_file({**weights, "lm_head.weight": head}, path)
+    assert same(one, load_decoder(folder)) and same(load_decoder(folder, torch.bfloat16), one.to(torch.bfloat16))
+    head[-1, -1] += 1
+    for other in (head, head[:9]):
+        save_file({**weights, "lm_head.weight": other.contiguous()}, path)
+        with pytest.raises(UserError, match=r"lm_head\.weight has other values; set tie_word_embeddings to false"):
+            load_decoder(folder)
+    save_file({**weights, "lm_head.weight": head}, path)
+    (folder / "config.json").write_text(json.dumps({**CONFIG, "tie_word_embeddings": False}))
+    assert torch.equal(load_decoder(folder).lm_head.weight, head)
+
+
+def test_a_full_copy_takes_every_file_that_makes_prompts(folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("chat_template.jinja", "tool_use.jinja", "tokenizer.model", "special_tokens_map.json", "merges.txt"):
+        (folder / name).write_text("{}")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates/rag.jinja").write_text("rag")
+    for name in ("run.json", "adapter_config.json", INDEX, ".config.json.host.1.x.partial"):
+        (folder / name).write_text("{}")
+    in_shards(folder)
+    save_full(load_decoder(folder), folder, out)
+    copied = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert copied == {
+        *("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"),
+        *("chat_template.jinja", "tool_use.jinja", "tokenizer.model", "special_tokens_map.json", "merges.txt"),
+        "additional_chat_templates/rag.jinja",
+    }
+    assert same(load_decoder(folder), load_decoder(out))
