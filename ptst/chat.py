@@ -23,6 +23,7 @@ from ptst.settings import (
     FormatSettings,
     ModelName,
     Precision,
+    RevisionSettings,
     SamplingSettings,
     TemplateSettings,
     ThreadSettings,
@@ -44,7 +45,7 @@ COMMANDS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatConfig(CommandSettings, ThreadSettings, FormatSettings, SamplingSettings, TemplateSettings):
+class ChatConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSettings, SamplingSettings, TemplateSettings):
     """Talk to a model under a template. Without --checkpoint and --model: the latest run. Ctrl-C stops an answer,
     Ctrl-D ends the chat, /help lists the commands. From a pipe, each line is a message."""
 

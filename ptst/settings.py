@@ -19,11 +19,12 @@ from ptst.text.templates import FAMILIES, TEMPLATES
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
 _FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
+_MODEL_HELP = f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or a hub id (org/name, org/name@revision)."
 _FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}."
 
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
-ModelName = Annotated[str, arg(help=f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or a hub id.")]
+ModelName = Annotated[str, arg(help=_MODEL_HELP)]
 AdapterFolder = Annotated[
     Path | None, arg(help="LoRA adapter of --model in PEFT's layout, whoever made it (docs/adapters.md).")
 ]
@@ -53,6 +54,19 @@ class CommandSettings:
     """Show the traceback of every error."""
     json: bool = False
     """Print the result as one JSON object on standard output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RevisionSettings:
+    """Which state of a model on the hub: a part of its name, so that a record of the name has it."""
+
+    revision: str | None = None
+    """Branch, tag or commit of a hub model: short for --model org/name@revision."""
+
+    def __post_init__(self) -> None:
+        if self.revision is not None:
+            object.__setattr__(self, "model", f"{getattr(self, 'model', None) or ''}@{self.revision}")
+            object.__setattr__(self, "revision", None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError
-from ptst.settings import CommandSettings, FormatSettings, ModelName, TestTemplate, TrainTemplate, check_at_least
+from ptst.settings import CommandSettings, FormatSettings, ModelName, RevisionSettings, TestTemplate, TrainTemplate, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuditConfig(CommandSettings, FormatSettings):
+class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Check what reaches the loss, before or after training. With --checkpoint, the run's settings are the defaults."""
 
     template: TrainTemplate | None = None

@@ -20,6 +20,7 @@ from ptst.settings import (
     FormatSettings,
     ModelName,
     Precision,
+    RevisionSettings,
     SamplingSettings,
     TemplateSettings,
     ThreadSettings,
@@ -72,7 +73,7 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(CommandSettings, ThreadSettings, EvalSettings, TemplateSettings):
+class EvalConfig(CommandSettings, RevisionSettings, ThreadSettings, EvalSettings, TemplateSettings):
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))

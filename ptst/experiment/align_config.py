@@ -13,6 +13,7 @@ from ptst.settings import (
     ROUNDING,
     CommandSettings,
     ModelName,
+    RevisionSettings,
     ThreadSettings,
     check_above_zero,
     check_at_least,
@@ -23,7 +24,7 @@ from ptst.training.schedule import StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(CommandSettings, ThreadSettings, StepSettings):
+class AlignConfig(CommandSettings, RevisionSettings, ThreadSettings, StepSettings):
     """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
 
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))

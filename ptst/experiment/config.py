@@ -15,6 +15,7 @@ from ptst.settings import (
     NO_EFFECT,
     CommandSettings,
     ModelName,
+    RevisionSettings,
     ThreadSettings,
     check_at_least,
     content,
@@ -40,7 +41,7 @@ def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @with_recipes(recipe_values)
 @dataclass(frozen=True, kw_only=True)
-class GridConfig(CommandSettings, ThreadSettings):
+class GridConfig(CommandSettings, RevisionSettings, ThreadSettings):
     """Fine-tune under each training template, test under each test template: the whole matrix, with intervals."""
 
     train_templates: Annotated[

@@ -12,14 +12,17 @@ from ptst.errors import Setting, UserError
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
 from ptst.progress import say
 from ptst.settings import EMBEDDED_MODEL
+from ptst.weight_files import SETTINGS
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_FILES = ("*.json", "*.safetensors", "tokenizer.model", "chat_template.jinja")  # never pickled weights
+_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
+_FILES = (*SETTINGS, "*.safetensors")  # never pickled weights
+_OTHERS = ("*/*.json", "*/*.safetensors", "consolidated*", "optimizer*")  # other tools' copies of the weights
 
 
 def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
-    """Return a model's folder; an existing folder takes precedence over a hub id of the same name. Raises UserError if
-    there is no such folder, if it holds no model, or if the hub cannot provide it."""
+    """Return a model's folder; an existing folder takes precedence over a hub id of the same name (`org/name`, or
+    `org/name@revision`: a branch, tag or commit). Raises UserError if there is no such folder, if it holds no model, or
+    if the hub cannot provide it."""
     if name == EMBEDDED_MODEL:
         return ensure_embedded(checkpoints)
     path = Path(name).expanduser()
@@ -30,22 +33,26 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     if path.exists():
         remedy = ("give ", Setting("model"), " the folder that holds config.json and *.safetensors")
         raise UserError(f"{path} is a file", remedy)
-    if not _HUB_ID.fullmatch(name):
-        remedy = ("give ", Setting("model"), f" a folder, a hub id (org/name) or {EMBEDDED_MODEL}")
+    found = _HUB_ID.fullmatch(name)
+    if found is None:
+        remedy = ("give ", Setting("model"), f" a folder, a hub id (org/name, org/name@revision) or {EMBEDDED_MODEL}")
         raise UserError(f"there is no model folder {name}", remedy)
-    return _from_hub(name)
+    return _from_hub(*found.groups())
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     # Read when the library is imported: without a network it then fails soon.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    say(f"looking for {name} on the hub and in its local cache")
+    say(f"looking for {name}{f' at {revision}' if revision else ''} on the hub and in its local cache")
+    patterns = {"allow_patterns": list(_FILES), "ignore_patterns": list(_OTHERS)}
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+    except RevisionNotFoundError:
+        reason = f"has no revision {revision}"
     except GatedRepoError:
         reason = "is gated: ask for access on its page and log in with `hf auth login`"
     except RepositoryNotFoundError:

@@ -18,6 +18,7 @@ from ptst.settings import (
     FormatSettings,
     ModelName,
     Precision,
+    RevisionSettings,
     TemplateSettings,
     ThreadSettings,
     TrainTemplate,
@@ -100,7 +101,7 @@ _RECIPE_HELP = (
 
 @with_recipes(lambda name, _given: values(name))
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CommandSettings, ThreadSettings, TrainSettings, TemplateSettings):
+class TrainConfig(CommandSettings, RevisionSettings, ThreadSettings, TrainSettings, TemplateSettings):
     """Fine-tune a chat model under a prompt template; ptst.eval reads the run folder."""
 
     recipe: Annotated[str | None, arg(help=_RECIPE_HELP)] = None

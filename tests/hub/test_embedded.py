@@ -238,13 +238,24 @@ def test_what_is_fetched_from_the_hub(tmp_path, monkeypatch):
     from huggingface_hub.utils import filter_repo_objects
 
     asked = {}
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda _name, **given: asked.update(given) or tmp_path)
-    assert locate_model("org/name") == tmp_path
+
+    def download(name, revision, **given):
+        asked.update(given)
+        names.append((name, revision))
+        return tmp_path
+
+    names = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert locate_model("org/name") == locate_model("org/name@v1.0") == locate_model("org/name@refs/pr/7") == tmp_path
+    assert names == [("org/name", None), ("org/name", "v1.0"), ("org/name", "refs/pr/7")]
     wanted = [
         *("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model"),
         *("chat_template.jinja", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+        *("added_tokens.json", "special_tokens_map.json", "adapter_model.safetensors", "merges.txt"),
+        "additional_chat_templates/tool_use.jinja",
     ]
-    others = ["pytorch_model.bin", "README.md", "modeling_other.py", "model.gguf"]
+    others = ["pytorch_model.bin", "README.md", "modeling_other.py", "model.gguf", "original/params.json"]
+    others += ["consolidated.safetensors", "original/consolidated.00.safetensors", "onnx/model.safetensors"]
     assert list(filter_repo_objects(wanted + others, **asked)) == wanted
 
 
@@ -257,3 +268,30 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ValueError, match=r"org/name could not be fetched from the hub .*smollm2-135m-instruct"):
         locate_model("org/name")
+
+
+def test_a_revision_is_part_of_the_models_name():
+    """So that a record of the name has it, and a run is opened again at the same revision."""
+    from ptst.evaluation.config import EvalConfig
+    from ptst.settings import to_dict
+    from ptst.training.config import TrainConfig
+
+    config = TrainConfig(model="org/name", revision="2f0c1a4")
+    assert (config.model, config.revision) == ("org/name@2f0c1a4", None)
+    assert dataclasses.replace(config, seed=1) == TrainConfig(model="org/name@2f0c1a4", seed=1)
+    assert to_dict(config)["model"] == "org/name@2f0c1a4"
+    for name in (TrainConfig(revision="v1").model, EvalConfig(revision="v1").model):
+        with pytest.raises(ValueError, match="there is no model folder .*@v1"):
+            locate_model(name)
+
+
+def test_a_revision_that_is_not_there(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import RevisionNotFoundError
+
+    def download(*_args, **_kwargs):
+        raise RevisionNotFoundError.__new__(RevisionNotFoundError)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(ValueError, match="org/name has no revision v9"):
+        locate_model("org/name@v9")
