@@ -6,6 +6,7 @@ weights of the model. Two sets of weights in one folder are an error: nobody can
 """
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from ptst.errors import UserError
@@ -39,10 +40,10 @@ def find_weight_files(folder: Path) -> list[Path]:
         if not files:
             raise UserError("weight_map names no file", "fetch the file again", index)
         for path in files:
-            try:
+            with suppress(FileNotFoundError):
                 check_regular(path)
-            except FileNotFoundError:
-                raise UserError(f"{path.name}, which {INDEX} names, is missing", "fetch the model again", folder) from None
+                continue
+            raise UserError(f"{path.name}, which {INDEX} names, is missing", "fetch the model again", folder)
         if single.exists() and single not in files:
             cause = f"there are two sets of weights: {SINGLE}, and the files of {INDEX}"
             raise UserError(cause, "remove the one that is not the model's", folder)

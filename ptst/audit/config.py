@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ptst.errors import Setting, UserError
-from ptst.settings import CommandSettings, FormatSettings, ModelName, RevisionSettings, TestTemplate, TrainTemplate, check_at_least
+from ptst.settings import (
+    CommandSettings,
+    FormatSettings,
+    ModelName,
+    RevisionSettings,
+    TestTemplate,
+    TrainTemplate,
+    check_at_least,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,9 +48,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     say(f"looking for {name}{f' at {revision}' if revision else ''} on the hub and in its local cache")
-    patterns = {"allow_patterns": list(_FILES), "ignore_patterns": list(_OTHERS)}
+    files, others = list(_FILES), list(_OTHERS)
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, **patterns))
+        download = huggingface_hub.snapshot_download
+        return Path(download(name, revision=revision, allow_patterns=files, ignore_patterns=others))
     except RevisionNotFoundError:
         reason = f"has no revision {revision}"
     except GatedRepoError:

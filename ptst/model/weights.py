@@ -76,8 +76,7 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
         raise UserError(f"the weights lack {len(missing)} tensors, the first is {min(missing)}", where=folder)
     if head is not None and not _same(head[1], decoder.embed_tokens.weight):
         cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
-        remedy = "set tie_word_embeddings to false to use it, or remove the tensor"
-        raise UserError(cause, remedy, head[0])
+        raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head[0])
     return decoder.eval()
 
 

@@ -29,7 +29,6 @@ class Tokenizer:
     """Ids of a text, with its dummy space where there is one."""
     _continued: Callable[[str], list[int]]
     """Ids of a text without the dummy space."""
-    _dummy_space: bool
     _decode: Callable[[list[int]], str]
     """Text of the ids of one run of text, without its dummy space."""
 
@@ -54,6 +53,11 @@ class Tokenizer:
     @cached_property
     def _remembered(self) -> Callable[[str, bool], tuple[int, ...]]:
         return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
+
+    @property
+    def _dummy_space(self) -> bool:
+        """Whether a space is put before every text."""
+        raise NotImplementedError
 
     def _glued(self, after: str | None) -> bool:
         """Whether text after this control token has no dummy space."""

@@ -7,10 +7,11 @@ reach by merges, or as a piece of the vocabulary, is taken apart again.
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from ptst.errors import UserError
@@ -19,6 +20,11 @@ from ptst.text.added_tokens import AddedToken, TokenSettings
 from ptst.text.base_tokenizer import Tokenizer
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
+SECONDS = 30  # that an unknown regular expression may take over one text
+# Regular expressions of published folders, which take no longer than reading does: Llama 3, Qwen 2 and 3.
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+KNOWN = (f"{_CONTRACTIONS}\\p{{N}}{{1,3}}{_REST}", f"{_CONTRACTIONS}\\p{{N}}{_REST}")
 _AGAIN = "fetch the file again"
 _REPLACEMENT = "\ufffd"
 
@@ -53,6 +59,8 @@ class JsonTokenizer(Tokenizer):
         self._kept_out = frozenset(self._control.values()) - {self._unknown}
         # Tokens that text may become, but not by spelling them.
         self._spelt = (*([unknown] if unknown else ()), *(["<0x"] if self._bytes else ()))
+        patterns = [*_patterns(rules.get("normalizer")), *_patterns(rules.get("pre_tokenizer"))]
+        self._limit = None if all(pattern in KNOWN for pattern in patterns) else SECONDS
         self._literal = {} if self._prefixed else self._find_literal()
         self._tok.encode_special_tokens = True
 
@@ -104,8 +112,9 @@ class JsonTokenizer(Tokenizer):
 
     def _find_literal(self) -> dict[int, str]:
         """Added tokens that are text and do not decode to it: a byte-level decoder takes letters for bytes."""
-        added = {i: t.content for i, t in self._tok.get_added_tokens_decoder().items() if t.content not in self._control}
-        return {i: name for i, name in added.items() if self._tok.decode([i], skip_special_tokens=False) != name}
+        added = {i: token.content for i, token in self._tok.get_added_tokens_decoder().items()}
+        text = {i: name for i, name in added.items() if name not in self._control}
+        return {i: name for i, name in text.items() if self._tok.decode([i], skip_special_tokens=False) != name}
 
     def _ids(self, text: str) -> list[int]:
         return self._encode_with(self._tok, text)
@@ -124,17 +133,19 @@ class JsonTokenizer(Tokenizer):
 
     @cached_property
     def _dummy_space(self) -> bool:
-        """Whether a space is put before every text."""
         return self._prefixed and self._ids("a") != self._continued("a")
 
     def _encode_with(self, tok, text: str) -> list[int]:
         # The fast form returns ids without their offsets in the text.
         try:
-            ids = tok.encode_batch_fast([text], add_special_tokens=False)[0].ids
+            ids = within(self._limit, lambda: tok.encode_batch_fast([text], add_special_tokens=False)[0].ids)
             spelt = any(name in text for name in self._spelt)
             if self._kept_out.isdisjoint(ids) and not spelt:
                 return ids
             found = tok.encode(text, add_special_tokens=False)
+        except TimeoutError:
+            cause = f"its regular expressions take more than {self._limit} s over a text of {len(text)} characters"
+            raise UserError(cause, "leave the text out, or use the model's own tokenizer.json", self.path) from None
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on a text") from None
         cuts = []
@@ -182,6 +193,40 @@ class JsonTokenizer(Tokenizer):
         ):
             return error  # Ctrl-C
         return UserError(f"{cause} ({error})", _AGAIN, self.path)
+
+
+def within(seconds: float | None, work: Callable[[], Any]) -> Any:
+    """What `work` returns or raises. Raises TimeoutError after so many seconds: a thread cannot be stopped, so that it
+    goes on in the background, but Ctrl-C and the end of the program do not wait for it."""
+    if seconds is None:
+        return work()
+    done: list[tuple[Any, BaseException | None]] = []
+
+    def run() -> None:
+        try:
+            done.append((work(), None))
+        except BaseException as error:
+            done.append((None, error))
+
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if not done:
+        raise TimeoutError
+    value, error = done[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _patterns(rule: Any) -> Iterator[str]:
+    """Every regular expression in a part of a tokenizer.json."""
+    if isinstance(rule, dict):
+        if isinstance(pattern := rule.get("Regex"), str):
+            yield pattern
+        rule = list(rule.values())
+    for inner in rule if isinstance(rule, list) else ():
+        yield from _patterns(inner)
 
 
 def read_rules(path: Path) -> tuple[str, dict[str, Any]]:

@@ -70,8 +70,7 @@ class SentencePieceTokenizer(Tokenizer):
         return ids[len(newline) :]
 
     @cached_property
-    def _dummy_space(self) -> bool:
-        """Whether a space is put before every text (sentencepiece's add_dummy_prefix)."""
+    def _dummy_space(self) -> bool:  # sentencepiece's add_dummy_prefix
         return self._sp.id_to_piece(self._ids("a")[0]).startswith("\u2581")
 
     def _decode(self, ids: list[int]) -> str:

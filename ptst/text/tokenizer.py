@@ -86,4 +86,3 @@ def _within(tokenizer: Tokenizer, rows: int, folder: Path) -> Tokenizer:
     first = ", ".join(sorted(beyond, key=beyond.__getitem__)[:5])
     say_once(f"note: {folder}: without an embedding row, and therefore left out: {first}" + " ..." * (len(beyond) > 5))
     return tokenizer.limited(rows)
-

@@ -80,7 +80,8 @@ SCRIPTS = {
 def tokenizers(tmp_path_factory):
     root, model = tmp_path_factory.mktemp("tokenizers"), made.sentencepiece_model()
     folders = {f"json, {s}": {"rules": made.converted(model, s)} for s in ("prepend", "first")}
-    folders |= {"sentencepiece": {"model": model}, "unigram": {"rules": made.unigram(made.sentencepiece_model("unigram"))}}
+    folders["sentencepiece"] = {"model": model}
+    folders["unigram"] = {"rules": made.unigram(made.sentencepiece_model("unigram"))}
     folders["byte-level"] = {"rules": made.byte_level(), "tokenizer_config": {"eos_token": "<|endoftext|>"}}
     return {name: load_tokenizer(made.write(root / name, **files)) for name, files in folders.items()}
 

@@ -281,7 +281,7 @@ def test_a_revision_is_part_of_the_models_name():
     assert dataclasses.replace(config, seed=1) == TrainConfig(model="org/name@2f0c1a4", seed=1)
     assert to_dict(config)["model"] == "org/name@2f0c1a4"
     for name in (TrainConfig(revision="v1").model, EvalConfig(revision="v1").model):
-        with pytest.raises(ValueError, match="there is no model folder .*@v1"):
+        with pytest.raises(ValueError, match=r"there is no model folder .*@v1"):
             locate_model(name)
 
 

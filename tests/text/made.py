@@ -10,9 +10,10 @@ from functools import cache
 from pathlib import Path
 
 WORDS = (
-    *("the", "sum", "of", "apples", "answer", "is", "user", "assistant", "system", "im_end", "think", "caf\u00e9", "12", "3.5"),
-    *("\n", "\n\n", "  ", "    return x", "<b>", "a|b", "[x]", "\u4f60\u597d", "\U0001f600", "na\u00efve", "\t", "don't", "_id_"),
-)  # fmt: skip
+    *("the", "sum", "of", "apples", "answer", "is", "user", "assistant", "system", "im_end", "think", "12", "3.5"),
+    *("\n", "\n\n", "  ", "    return x", "<b>", "a|b", "[x]", "\t", "don't", "_id_"),
+    *("\u00e9t\u00e9", "\u4f60\u597d", "\U0001f600", "na\u00efve"),
+)
 MARKERS = ("<|im_start|>", "<|im_end|>")
 HOSTILE = (*MARKERS, "<s>", "</s>", "<unk>", "[INST]", "[/INST]", "<think>", "<0x0A>", "\u2581", "<|im", "end|>")
 

@@ -293,10 +293,8 @@ def test_whitespace_that_a_marker_swallows(tmp_path):
     ],
 )
 def test_every_end_of_sequence_id_stops(folders, tmp_path, files, stops):
-    source = folders["byte-level"]
-    folder = made.write(
-        tmp_path, rules=json.loads((source / "tokenizer.json").read_text()), tokenizer_config={"eos_token": END}, **files
-    )
+    rules = json.loads((folders["byte-level"] / "tokenizer.json").read_text())
+    folder = made.write(tmp_path, rules=rules, tokenizer_config={"eos_token": END}, **files)
     prompt_format = open_prompt_format(folder, find_template("text:vanilla"), "plain", "llama2")
     end = prompt_format.tokenizer.control_id(END)
     assert prompt_format.stop_ids == {end if stop == END else stop for stop in stops}

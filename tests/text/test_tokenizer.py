@@ -7,13 +7,14 @@ import json
 import pytest
 
 from ptst.errors import UserError
+from ptst.text import json_tokenizer
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.segments import Conversation
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import SHARED, mistral_tokenizer
-from tests.text import owners
+from tests.text import made, owners
 from tests.tiny import CONTROL, byte_tokenizer
 
 
@@ -140,6 +141,25 @@ def test_a_regular_expression_that_backtracks_for_ever(tmp_path):
     assert tokenizer.decode(tokenizer.encode("xxy")) == "xxy"
     with pytest.raises(UserError, match=r"tokenizer\.json: the tokenizer fails on a text"):
         tokenizer.encode("x" * 40)
+
+
+def test_a_regular_expression_that_is_slow(tmp_path, monkeypatch):
+    """Its time grows with the square of the text's length, which the library does not end."""
+    split = {"type": "Split", "pattern": {"Regex": "a+b"}, "behavior": "Isolated", "invert": False}
+    levels = [split, {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}]
+    tokenizer_file(tmp_path, pre_tokenizer={"type": "Sequence", "pretokenizers": levels})
+    monkeypatch.setattr(json_tokenizer, "SECONDS", 0.2)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.decode(tokenizer.encode("aab")) == "aab"
+    with pytest.raises(UserError, match=r"take more than 0\.2 s over a text of 12000 characters"):
+        tokenizer.encode("a" * 12000)
+
+
+def test_known_regular_expressions_need_no_watch(tmp_path):
+    for pattern in (made.LLAMA3, made.LLAMA3.replace("{1,3}", "")):
+        rules = made.byte_level(pattern)
+        folder = made.write(tmp_path, rules=rules, tokenizer_config={"eos_token": "<|endoftext|>"})
+        assert load_tokenizer(folder)._limit is None
 
 
 def test_ctrl_c_in_the_library_is_not_its_fault(tmp_path, monkeypatch):
