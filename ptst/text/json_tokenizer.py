@@ -7,7 +7,7 @@ reach by merges, or as a piece of the vocabulary, is taken apart again.
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -45,7 +45,7 @@ class JsonTokenizer(Tokenizer):
             raise self._explain(error, "not a tokenizer file") from None
         model = rules["model"]
         self._take_tokens(settings)
-        self.own = frozenset(self._control.keys() & _vocabulary(model) - flagged)
+        self.own = frozenset((self._control.keys() - flagged) & _vocabulary(model))
         self.vocab_size = max(self._tok.get_vocab_size(), *(token.id + 1 for token in settings.added), 0)
         self.bos, self.eos = settings.bos, settings.eos
         self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
@@ -279,12 +279,10 @@ def flag_markers(rules: dict[str, Any], settings: TokenSettings) -> frozenset[st
     return frozenset(flagged)
 
 
-def _vocabulary(model: dict[str, Any]) -> frozenset[str]:
+def _vocabulary(model: dict[str, Any]) -> Set[str]:
     """The tokens of the model itself, without those added to it."""
     vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        return frozenset(vocab)
-    return frozenset(entry[0] for entry in vocab or ())
+    return vocab.keys() if isinstance(vocab, dict) else {entry[0] for entry in vocab or ()}
 
 
 def _remove_prefix(rules: dict[str, Any]) -> bool:

@@ -14,6 +14,7 @@ from ptst.text.added_tokens import TokenSettings
 from ptst.text.base_tokenizer import Tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # sentencepiece_model.proto, ModelProto.SentencePiece.Type
+_USER_DEFINED_TYPE = bytes([3 << 3, _USER_DEFINED])
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -25,20 +26,22 @@ class SentencePieceTokenizer(Tokenizer):
         with open_regular(path) as file:
             data = file.read()
         sp = self._sp = _load(data, path)
-        own = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
+        self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
+        own = frozenset(self._control)
         added = {token.name for token in settings.added if settings.is_control(token.name, token.special)}
-        named = settings.special | added
+        named = {name for name in (settings.special | added) - own if not sp.is_unknown(sp.piece_to_id(name))}
 
         def is_control(name: str, kind: int) -> bool:
             return (kind == _NORMAL and name in named) or (kind == _USER_DEFINED and settings.is_control(name))
 
-        if b"\x18\x04" in data or not named <= own.keys():
+        # A piece ends with its type; reading all takes longer than looking for that.
+        if any(_USER_DEFINED_TYPE + tag in data for tag in (b"\x0a", b"\x12")) or named:
             sp = self._sp = _load(retyped(data, is_control), path)
-        self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
+            self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
         for token in settings.added:
             self._add(token.name, token.id, token.name in added, path)
         self._take_flags(settings.added)
-        self.own, self.spaced = frozenset(own), settings.spaced is True
+        self.own, self.spaced = own, settings.spaced is True
         self._ids = sp.encode
         self.vocab_size = max(sp.vocab_size(), *(token.id + 1 for token in settings.added), 0)
         bos, eos = (sp.id_to_piece(i) if i >= 0 else None for i in (sp.bos_id(), sp.eos_id()))
