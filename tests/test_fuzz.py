@@ -39,8 +39,10 @@ from ptst.records import TrainRecord, plain, read_record
 from ptst.text.chat_template import read_chat_template
 from ptst.text.prompt_format import open_prompt_format
 from ptst.text.templates import find_template, load_template
+from ptst.text.tokenizer import SentencePieceTokenizer
 from ptst.training.config import TrainConfig
 from tests.test_runs import a_record
+from tests.text.made import MARKERS, sentencepiece_model
 from tests.tiny import CONFIG, write_tiny_model
 
 SECONDS = 60
@@ -168,6 +170,13 @@ def use_adapter(folder: Path) -> None:
     load_adapter(Decoder(DecoderConfig.from_dict(CONFIG)), folder)
 
 
+def use_pieces(path: Path) -> None:
+    tokenizer = SentencePieceTokenizer(path)
+    for text in TEXTS:
+        tokenizer.decode(tokenizer.encode(text))
+
+
+ROLES = b'{"pad_token": {"content": "<a>"}, "additional_special_tokens": ["<b>"]}'
 ROWS = [{"question": "q", "answer": "a"}, {"messages": [{"role": "user", "content": "u"}], "system": "s"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 PROMPTS = [{"id": 1, "prompt": "How?", "goal": "g", "category": "c"}, {"prompt": "Why?", "family": "f"}]
@@ -219,6 +228,9 @@ def readers(model: Path) -> dict[str, Reader]:
         "tokenizer settings": Reader(
             "tokenizer_config.json", whole("tokenizer_config.json"), folder(use_format), True, 0.2
         ),
+        "pieces": Reader("tokenizer.model", sentencepiece_model(user_defined=MARKERS), use_pieces, share=0.5),
+        "added tokens": Reader("added_tokens.json", b'{"<a>": 270, "<b>": 271}', folder(use_format), True, 0.2),
+        "roles": Reader("special_tokens_map.json", ROLES, folder(use_format), True, 0.2),
         "eos": Reader("generation_config.json", whole("generation_config.json"), folder(use_format), True, 0.1),
         "chat template": Reader("chat_template.jinja", b"{{ messages }}", folder(read_chat_template)),
         "adapter": Reader("adapter_config.json", whole("adapter/adapter_config.json"), folder(read_lora_config), True),
@@ -245,6 +257,7 @@ def readers(model: Path) -> dict[str, Reader]:
 
 NAMES = (
     *("config", "index", "weights", "tokenizer", "tokenizer settings", "eos", "chat template", "adapter"),
+    *("pieces", "added tokens", "roles"),
     *("adapter weights", "jsonl", "row", "csv", "json", "parquet", "arc", "prompts csv", "prompts json", "prompts txt"),
     *("template", "settings", "settings of a run", "run", "answers", "answer"),
 )

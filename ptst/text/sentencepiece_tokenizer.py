@@ -4,6 +4,7 @@ Its library never turns text into a control piece, but it does match user-define
 are such pieces. The model is therefore loaded with those retyped as control pieces; all else stays as it is.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,11 @@ class SentencePieceTokenizer(Tokenizer):
 
         # A piece ends with its type; reading all takes longer than looking for that.
         if any(_USER_DEFINED_TYPE + tag in data for tag in (b"\x0a", b"\x12")) or named:
-            sp = self._sp = _load(retyped(data, is_control), path)
+            try:
+                data = retyped(data, is_control)
+            except (IndexError, KeyError):  # a field that the library passes over
+                raise UserError("not a sentencepiece model", "fetch the file again", path) from None
+            sp = self._sp = _load(data, path)
             self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
         for token in settings.added:
             self._add(token.name, token.id, token.name in added, path)
@@ -88,9 +93,14 @@ def _load(data: bytes, path: Path):
     try:
         if not data:  # which the library accepts
             raise RuntimeError("the file is empty")
-        return SentencePieceProcessor(model_proto=data)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"not a sentencepiece model ({error})", "fetch the file again", path) from None
+        sp = SentencePieceProcessor(model_proto=data)
+        sp.id_to_piece([*range(sp.vocab_size())])  # raises UnicodeDecodeError for a name that is no text
+        return sp
+    except (OSError, RuntimeError, UnicodeDecodeError):
+        cause, remedy = "not a sentencepiece model", "fetch the file again"
+        if re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", data):
+            cause, remedy = f"{cause} but a tiktoken file", "put the model's tokenizer.json into the folder"
+        raise UserError(cause, remedy, path) from None
 
 
 def retyped(data: bytes, is_control: Callable[[str, int], bool]) -> bytes:

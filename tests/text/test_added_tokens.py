@@ -188,14 +188,24 @@ def test_a_token_for_padding_is_no_reason_to_leave_sentencepiece(tmp_path):
     assert isinstance(load_tokenizer(folder), SentencePieceTokenizer)
 
 
-@pytest.mark.parametrize("content", [b"YQ== 0\nYg== 1\n", b"", b"\x0a\xff"])
-def test_a_tokenizer_model_of_another_kind(tmp_path, capsys, content):
+TIKTOKEN = "not a sentencepiece model but a tiktoken file; put the model's tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"YQ== 0\nYg== 1\n", TIKTOKEN),
+        (b"", "not a sentencepiece model; fetch"),
+        (b"\x0a\xff", "not a sentencepiece model"),
+    ],
+)
+def test_a_tokenizer_model_of_another_kind(tmp_path, capsys, content, message):
     folder = made.write(tmp_path, rules=made.byte_level(), tokenizer_config={"eos_token": "<|endoftext|>"})
     (folder / "tokenizer.model").write_bytes(content)
     assert isinstance(load_tokenizer(folder), JsonTokenizer)
     assert "not a sentencepiece model" in capsys.readouterr().err
     (folder / "tokenizer.json").unlink()
-    with pytest.raises(UserError, match=r"tokenizer\.model: not a sentencepiece model"):
+    with pytest.raises(UserError, match=rf"tokenizer\.model: {message}"):
         load_tokenizer(folder)
 
 
