@@ -117,6 +117,11 @@ class TokenSettings:
         """Whether a token of this name, flagged `special` or not, is a control token."""
         return special or name in self.special or is_marker(name)
 
+    def borrows(self, name: str) -> bool:
+        """Whether a token of the vocabulary that has a role is a piece of text, which some fine-tunes pad with (`!`):
+        it stays text."""
+        return not is_marker(name) and name not in (self.bos, self.eos)
+
 
 def _merged(tokens: Iterable[AddedToken], folder: Path) -> tuple[AddedToken, ...]:
     """Each token once, as it was named last, in order of ids."""

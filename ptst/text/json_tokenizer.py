@@ -45,7 +45,9 @@ class JsonTokenizer(Tokenizer):
             raise self._explain(error, "not a tokenizer file") from None
         model = rules["model"]
         self._take_tokens(settings)
-        self.own = frozenset((self._control.keys() - flagged) & _vocabulary(model))
+        inside = self._control.keys() & _vocabulary(model)
+        self._control = {n: i for n, i in self._control.items() if not (n in inside and settings.borrows(n))}
+        self.own = frozenset(self._control.keys() & inside - flagged)
         self.vocab_size = max(self._tok.get_vocab_size(), *(token.id + 1 for token in settings.added), 0)
         self.bos, self.eos = settings.bos, settings.eos
         self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening

@@ -30,7 +30,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
         own = frozenset(self._control)
         added = {token.name for token in settings.added if settings.is_control(token.name, token.special)}
-        named = {name for name in (settings.special | added) - own if not sp.is_unknown(sp.piece_to_id(name))}
+        named = {name for name in (settings.special | added) - own if not settings.borrows(name)}
+        named = {name for name in named if not sp.is_unknown(sp.piece_to_id(name))}
 
         def is_control(name: str, kind: int) -> bool:
             return (kind == _NORMAL and name in named) or (kind == _USER_DEFINED and settings.is_control(name))

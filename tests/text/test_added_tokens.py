@@ -232,6 +232,25 @@ def test_padding_without_an_embedding_row(tmp_path, capsys):
         load_tokenizer(older, size)  # its end-of-sequence token has none
 
 
+@pytest.mark.parametrize("by", ["pad_token", "added_tokens"])
+def test_a_piece_of_text_that_serves_as_padding_stays_text(tmp_path, by):
+    rules = made.byte_level()
+    plain = load_tokenizer(made.write(tmp_path / "a", rules=rules, tokenizer_config={"eos_token": "<|endoftext|>"}))
+    if by == "added_tokens":
+        rules["added_tokens"].append(made.flags(rules["model"]["vocab"]["!"], "!"))
+    config = {"eos_token": "<|endoftext|>", "pad_token": "!"}
+    tokenizer = load_tokenizer(made.write(tmp_path / "b", rules=rules, tokenizer_config=config))
+    for text in ("hi!", "!", "a! b !!"):
+        assert tokenizer.encode(text) == plain.encode(text)
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+    model = made.sentencepiece_model()
+    config = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "e"}
+    tokenizer = load_tokenizer(made.write(tmp_path / "c", model=model, tokenizer_config=config))
+    assert tokenizer.encode("the apples e") == SentencePieceTokenizer(tmp_path / "c/tokenizer.model").encode(
+        "the apples e"
+    )
+
+
 def test_text_that_sentencepiece_cannot_read(tmp_path):
     model = made.sentencepiece_model()
     folder = made.write(tmp_path, model=model, added_tokens={"hundredweight": size_of(model)})
