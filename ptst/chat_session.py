@@ -113,7 +113,10 @@ class Chat:
         settings = {"model": model.name, "checkpoint": str(model.checkpoint) if model.checkpoint else None}
         settings |= {"adapter": str(model.adapter)} if model.adapter else {}
         settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format.name}
-        row = {"messages": [asdict(m) for m in self._messages()], "settings": settings | asdict(self.sampling)}
+        row = {
+            "messages": Conversation(tuple(self._messages())).to_json(),
+            "settings": settings | asdict(self.sampling),
+        }
         try:
             append_jsonl(Path(path).resolve(), row)  # the user's own link may be followed
         except OSError as error:

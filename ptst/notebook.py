@@ -8,7 +8,8 @@ import torch
 
 from ptst.audit.report import Audit, References, audit
 from ptst.audit.rules import Setup
-from ptst.data.sources import Source, to_conversation
+from ptst.data.layouts import to_conversation
+from ptst.data.sources import Source
 from ptst.errors import UserError
 from ptst.generation.engine import Engine
 from ptst.generation.multi_lora import read_adapter

@@ -1,7 +1,6 @@
 """Comparisons with the model folder's chat template and with a finished run's record."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from ptst.audit.findings import Finding
@@ -26,7 +25,7 @@ def check_chat_template(
     prompts = [_prompt(c, prompt_format) for c in conversations[:SAMPLE]]
     try:
         default = default_system_prompt(folder)
-        rendered = render_chat_template(folder, [[asdict(m) for m in prompt.messages] for prompt in prompts])
+        rendered = render_chat_template(folder, [prompt.to_json() for prompt in prompts])
     except UserError as error:
         yield Finding("chat-template", "", str(error))
         return

@@ -92,11 +92,12 @@ def _runs(conversation: Conversation, prompt_format: PromptFormat, train_on: str
     template, t = prompt_format.template, prompt_format.tokenizer
     system, texts = template_words(conversation, prompt_format)
     asked, answers = texts[::2], texts[1::2]
-    trained = [train_on == "all" or i + 1 == len(answers) for i in range(len(answers))]
+    wanted = [m.trained for m in conversation.turns if m.role == "assistant"]
+    trained = [wanted[i] and (train_on == "all" or i + 1 == len(answers)) for i in range(len(answers))]
     if template.is_text:
         prefix = prompt_format.family.join if template.join is None else template.join
         bos = [control(t.bos)] if t.adds_bos else []
-        return [*bos, Run(asked[0], prefix + answers[0], trained=True), control(t.eos, True)]
+        return [*bos, Run(asked[0], prefix + answers[0], trained=trained[0]), control(t.eos, trained[0])]
     closings = [" " if len(answers) > 1 else ""] * len(answers)
     if template.demonstration:
         asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]

@@ -11,7 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ptst.data.files import HubDataset, Row, read_hub, read_rows
+from ptst.data.files import Row
+from ptst.data.readers import read_rows
+from ptst.data.typed import HubDataset, read_hub
 from ptst.errors import UserError
 
 HUB = {
@@ -39,7 +41,7 @@ def load_arc(name: str, path: str | None = None, limit: int | None = None) -> li
     """Questions of `arc-easy` or `arc-challenge`: from a file, or from the hub's test split. Raises UserError for a
     file or hub that cannot be read and for a row of neither layout."""
     if path is None:
-        rows: Iterable[Row] = read_hub(name, HUB[name], f"give its file instead, as in {name}:FILE", limit)
+        rows: Iterable[Row] = read_hub(name, HUB[name], f"give its file instead, as in {name}:FILE", limit).rows
     elif Path(path).is_file():
         rows = islice(read_rows(Path(path)), limit)
     else:

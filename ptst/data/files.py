@@ -1,23 +1,20 @@
-"""Rows of data files and of data sets on the hub, each with its place.
+"""Data files opened and read by lines, also those packed by gzip; archives and decompression bombs are refused."""
 
-JSONL is read here, for training data and prompt sets alike. Other training data are read by the `datasets` library
-(imported only where it is needed), which types their cells: a number in a CSV is no text, and NA is an empty cell.
-"""
-
-import logging
-import tempfile
+import gzip
+import io
+import zlib
 from collections.abc import Iterator
-from itertools import count
-from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ptst.errors import Setting, UserError
-from ptst.reading import open_regular, parse_json
+from ptst.reading import open_regular
 
 Row = tuple[str, dict[str, Any]]  # place ("file:line"), cells by name
-KINDS = (".jsonl", ".json", ".csv", ".parquet")
 MAX_LINE = 64 << 20  # bytes of a line
+# gzip makes text 3 to 20 times smaller, and 1,000 times what was packed to fill a memory. Beyond FREE bytes, more than
+# MAX_RATIO times is refused.
+FREE, MAX_RATIO = 64 << 20, 100
 # How archives begin. They are not unpacked: 50 MB of one can hold 100 GB.
 _ARCHIVES = {
     "gzip": b"\x1f\x8b",
@@ -32,49 +29,26 @@ _ARCHIVES = {
 _TAR = slice(257, 262), b"ustar"
 
 
-class HubDataset(NamedTuple):
-    """A data set on the hub. `config` None: its only configuration."""
-
-    repository: str
-    config: str | None
-    split: str
+def kind_of(path: Path | str) -> str:
+    """The kind of a file by its name, `.csv` of a.CSV and of a.csv.gz."""
+    path = Path(path)
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file in order. Raises UserError, with file and line, for one that is empty or cannot be read."""
-    kind = path.suffix.lower()
-    if kind not in KINDS:
-        raise UserError("unknown kind of file", f"use {', '.join(KINDS)}", path)
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a UTF-8 file with their numbers and ends. Raises UserError, with the line, for one that is not
+    UTF-8 or has more than 64 MB, and as `open_data`."""
     with open_data(path) as file:
-        if not file.peek(1):
-            raise UserError("the file is empty", "it needs one row per example", path)
-    row = None
-    for row in read_jsonl(path) if kind == ".jsonl" else _read_typed(path, kind.removeprefix(".")):
-        yield row
-    if row is None:
-        raise UserError("the file has no rows", where=path)
-
-
-def read_jsonl(path: Path) -> Iterator[Row]:
-    """The objects of a JSONL file; blank lines are skipped. Raises UserError, with file and line, for a line that is
-    not an object in UTF-8, or has more than 64 MB, and for a file that cannot be opened."""
-    with open_data(path) as file:
-        for number in count(1):
-            line, place = file.readline(MAX_LINE + 1), f"{path}:{number}"
-            if not line:
-                return
+        number = 0
+        while line := file.readline(MAX_LINE + 1):
+            number += 1
             if len(line) > MAX_LINE:
-                raise UserError(f"the line has more than {MAX_LINE >> 20} MB", "each line holds one object", place)
+                remedy = "each line holds one row"
+                raise UserError(f"the line has more than {MAX_LINE >> 20} MB", remedy, f"{path}:{number}")
             try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = parse_json(text) if text.strip() else None
+                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
-                raise not_utf8(place) from None
-            except ValueError as error:
-                cause = f"not valid JSON ({json_mistake(error)})"
-                raise UserError(cause, "each line holds one object", place) from None
-            if text.strip():
-                yield place, check_object(row, place)
+                raise not_utf8(f"{path}:{number}") from None
 
 
 def check_limit(limit: int | None, what: str) -> None:
@@ -84,16 +58,13 @@ def check_limit(limit: int | None, what: str) -> None:
         raise UserError(("the ", Setting("limit"), f" is {limit}"), remedy)
 
 
-def json_mistake(error: ValueError) -> str:
-    """What `parse_json` refused, without the line."""
-    return f"{error.msg}, column {error.colno}" if isinstance(error, JSONDecodeError) else str(error)
-
-
 def open_data(path: Path) -> Any:
-    """The file, opened for bytes. Raises UserError where that fails, for a pipe or device, and for an archive, whatever
-    its name."""
+    """The file, opened for bytes; that of a .gz file, unpacked as it is read. Raises UserError where that fails, for a
+    pipe or device, and for an archive, whatever its name."""
     try:
         file: Any = open_regular(path)
+        if path.suffix.lower() == ".gz":
+            file = _open_gzip(file, path)
         head = file.peek(512)
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror})", "check the path", path) from None
@@ -102,6 +73,41 @@ def open_data(path: Path) -> Any:
         file.close()
         raise UserError(f"the file is an archive ({kind or 'tar'})", "unpack it first", path)
     return file
+
+
+def _open_gzip(packed: Any, path: Path) -> io.BufferedReader:
+    head = packed.peek(2)
+    if head and not head.startswith(_ARCHIVES["gzip"]):
+        packed.close()
+        raise UserError("the file is not packed by gzip", "take .gz off its name, or pack it", path)
+    return io.BufferedReader(_Unpacked(packed, path))
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file. Reading raises UserError for a damaged one, and for one that grows like a bomb."""
+
+    def __init__(self, packed: Any, path: Path):
+        self._packed, self._path, self._size = packed, path, 0
+        self._file = gzip.GzipFile(fileobj=packed)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"the file is damaged ({error})", "fetch or pack it again", self._path) from None
+        self._size += len(data)
+        if self._size > max(FREE, MAX_RATIO * self._packed.tell()):
+            cause = f"the file unpacks to more than {MAX_RATIO} times its size"
+            raise UserError(cause, "unpack it first, if you trust it", self._path)
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        self._packed.close()
+        super().close()
 
 
 def not_utf8(place: str) -> UserError:
@@ -113,46 +119,3 @@ def check_object(row: Any, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise UserError("the row is not an object", 'write it in braces, as in {"prompt": "..."}', place)
     return row
-
-
-def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = None, shuffle: bool = False) -> list[Row]:
-    """The first `limit` rows of a data set on the hub (None: all); with `shuffle`, random ones, the same every time.
-    Raises UserError with `remedy` if the hub cannot be reached or has no rows."""
-    import datasets
-
-    # The library retries five times with a warning each; the error below says the same once.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        rows = datasets.load_dataset(dataset.repository, dataset.config, split=dataset.split)
-    except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-        cause = f"{name} could not be fetched from the hub as {dataset.repository} ({reason.rstrip('.')})"
-        raise UserError(cause, remedy) from None
-    if shuffle:
-        rows = rows.shuffle(seed=0)
-    rows = rows.select(range(min(limit, len(rows)))) if limit else rows
-    if not len(rows):
-        raise UserError(f"{name} on the hub ({dataset.repository}, {dataset.split}) has no rows", remedy)
-    return [(f"{name}/{dataset.split}:{i}", row) for i, row in enumerate(rows, 1)]
-
-
-def _read_typed(path: Path, kind: str) -> Iterator[Row]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # the errors below say the same, once
-    read = getattr(datasets.Dataset, f"from_{kind}")
-    # The library writes an Arrow copy; in a temporary folder it leaves nothing behind and is never stale. It takes the
-    # path for a pattern ([1], ?, ::), so it gets one without signs, which leads to the file.
-    with tempfile.TemporaryDirectory() as cache:
-        plain = Path(cache) / f"rows.{kind}"
-        plain.symlink_to(path.absolute())
-        try:
-            rows = read(str(plain), cache_dir=cache, keep_in_memory=True).to_list()
-        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            lines = str(error.__cause__ or error).splitlines()
-            reason = lines[0] if lines else type(error.__cause__ or error).__name__
-            raise UserError(f"the file cannot be read as {kind}: {reason}", where=path) from None
-    # A CSV's header is line 1; Parquet has no lines, so its rows are counted.
-    for number, row in enumerate(rows, 2 if kind == "csv" else 1):
-        yield f"{path}:{number}", row

@@ -2,13 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ptst.data.builtin.safety_sets import COUNT, SUBSTITUTE, harmful_requests, look_alikes, substitute
-from ptst.data.files import HubDataset, check_limit, read_hub
+from ptst.data.columns import ColumnRules
+from ptst.data.files import check_limit, kind_of
 from ptst.data.prompt_files import SafetyPrompt, interleave, read_prompts, to_prompts
+from ptst.data.sources import hub_dataset, is_hub_id
+from ptst.data.typed import HubDataset, read_hub
 from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
@@ -26,11 +30,13 @@ SETS = (BUILT_IN, LOOK_ALIKES, *NAMED, SUBSTITUTE)
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Prompts under the name that reports give them; `note` is what the user must know about them."""
+    """Prompts under the name that reports give them; `note` is what the user must know about them, `unused` the number
+    of rows by column that was not read."""
 
     name: str
     prompts: tuple[SafetyPrompt, ...]
     note: str = ""
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -39,26 +45,33 @@ class PromptSet:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def load_set(data: str, limit: int | None = None) -> PromptSet:
-    """The prompts of FILE, NAME or NAME:FILE, at most `limit`, spread over their categories. A name is looked up as a
-    path first, then on the hub. Raises UserError for a name or file that does not exist, and as `read_prompts`."""
+def load_set(data: str, limit: int | None = None, rules: ColumnRules | None = None) -> PromptSet:
+    """The prompts of FILE, NAME, NAME:FILE or a data set of the hub (org/name[/config][:split][@revision]), at most
+    `limit`, spread over their categories. A name is looked up as a path first, then on the hub. `rules`: the user's,
+    for columns. Raises UserError for a name or file that does not exist, and as `read_prompts`."""
     check_limit(limit, "prompt")
     name, _, file = data.partition(":")
-    note = ""
-    if Path(data).is_file() or (name not in SETS and Path(data).suffix):
-        name, prompts = Path(data).stem, read_prompts(data)
+    note, unused = "", Counter[str]()
+    if Path(data).is_file() or (name not in SETS and is_hub_id(data) is None and Path(data).suffix):
+        path = Path(data)
+        name, prompts = path.name.removesuffix(".gz").removesuffix(kind_of(path)), read_prompts(data, rules, unused)
+    elif is_hub_id(data):
+        remedy = "check name, configuration, split and revision, as in org/name:test@2f0c1a4, or give a file"
+        found = read_hub(data, hub_dataset(data, "test"), remedy)
+        name, prompts = data, to_prompts(found.rows, data, rules, unused)
     elif name not in SETS:
-        raise UserError(unknown_name("prompt set", name, SETS).cause, "or give a CSV, JSONL, JSON or TXT file")
+        cause = unknown_name("prompt set", name, SETS).cause
+        raise UserError(cause, "or give a CSV, TSV, JSONL, JSON or TXT file, or org/name (from the hub)")
     elif file and name in OWN:
         raise UserError(f"prompts {data!r}: {name} is built in and takes no file")
     elif name in OWN:
         prompts = OWN[name]()
     elif file:
-        prompts = read_prompts(file)
+        prompts = read_prompts(file, rules, unused)
     else:
         try:
             remedy = f"give its file, as in {name}:FILE, or use the {BUILT_IN} prompts"
-            prompts = to_prompts(read_hub(name, NAMED[name], remedy), name)
+            prompts = to_prompts(read_hub(name, NAMED[name], remedy).rows, name, rules, unused)
         except UserError as error:
             if name != "gsm-danger":
                 raise
@@ -66,4 +79,4 @@ def load_set(data: str, limit: int | None = None) -> PromptSet:
             note = f"{error}. Instead: {SUBSTITUTE}, {COUNT} prompts of our own, not comparable with GSM-Danger's"
     if limit is not None and limit < len(prompts):
         prompts = interleave(prompts, "category")[:limit]  # files are often sorted
-    return PromptSet(name, tuple(prompts), note)
+    return PromptSet(name, tuple(prompts), note, unused)

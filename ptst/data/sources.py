@@ -1,21 +1,26 @@
-"""Data sources to conversations: the built-in word problems, GSM8K, ChatDoctor, OpenOrca, and any JSONL, JSON, CSV or
-Parquet file.
+"""Data sources to conversations: the built-in word problems, GSM8K, ChatDoctor, OpenOrca, any data set on the hub, and
+files.
 
-Rows may be question/answer, instruction/input/output, prompt/response, or messages; `system` or `system_prompt` is
-used where a row has one. Rows of ChatDoctor (the doctor's instruction, or iCliniq's columns) and OpenOrca
-(system_prompt, question, response) are recognized by their layout, which sets their template family.
+Rows may have any layout of `ptst.data.layouts`. Those of ChatDoctor (the doctor's instruction, or iCliniq's columns)
+and OpenOrca (system_prompt, question, response) are recognized by it, which sets their template family.
 """
 
+import gc
 import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
-from itertools import islice
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 from ptst.data.builtin.word_problems import generate
-from ptst.data.files import HubDataset, Row, check_limit, read_hub, read_rows
+from ptst.data.columns import ColumnRules
+from ptst.data.files import Row, check_limit, kind_of
+from ptst.data.layouts import family_of, to_conversation
+from ptst.data.readers import KINDS, read_rows
+from ptst.data.typed import HubDataset, HubRows, read_hub
 from ptst.errors import Setting, UserError
 from ptst.text.segments import Conversation, Message
 
@@ -30,21 +35,27 @@ NAMED = {
     "chatdoctor": {"train": _HEALTHCARE_MAGIC, "validation": _ICLINIQ, "test": _ICLINIQ},
     "openorca": {"train": HubDataset("Open-Orca/OpenOrca", None, "train")},
 }
-_LAYOUTS: tuple[tuple[str, str], ...] = (
-    *(("question", "answer"), ("instruction", "output"), ("instruction", "response"), ("prompt", "response")),
-    *(("prompt", "completion"), ("question", "response"), ("input", "answer_icliniq")),
+# org/name, with a configuration, a split and a revision: org/name/main:train@2f0c1a4.
+_HUB_ID = re.compile(
+    r"(?P<repository>\w[\w.-]*/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
 )
-# ChatDoctor's own instruction is left out: the paper has its own wording, the family's system prompt.
-_DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
 
 
 @dataclass(frozen=True)
 class Source:
-    """Conversations with the template family they were written for. `name` is what the user asked for."""
+    """Conversations with the template family they were written for. `name` is what the user asked for. `unused`: number
+    of rows by column that was not read. `revision`: commit of a data set on the hub, where it is known."""
 
     name: str
     family: str
     conversations: tuple[Conversation, ...]
+    unused: Mapping[str, int] = field(default_factory=dict)
+    revision: str = ""
+
+    @property
+    def note(self) -> str:
+        """What was not read, in words; "" where that is nothing."""
+        return unused_columns(self.unused)
 
     @property
     def fingerprint(self) -> str:
@@ -55,53 +66,81 @@ class Source:
         return digest.hexdigest()
 
 
+def unused_columns(unused: Mapping[str, int]) -> str:
+    """The columns that were not read, in words; "" where there are none."""
+    listed = ", ".join(f"{name} ({number} rows)" for name, number in unused.items())
+    return f"columns that are not used: {listed}" if listed else ""
+
+
 def load(
     name: str,
     split: str = "train",
     limit: int | None = None,
     errors: list[UserError] | None = None,
     holdout: float = 0.0,
+    rules: ColumnRules | None = None,
 ) -> Source:
-    """Read a source: `word-problems` (or `word-problems:N`), a file, or `gsm8k`, `chatdoctor`, `openorca` from the hub
-    (`NAME:FILE`: from a file of that layout; `NAME:N`: N random rows). With `holdout`, a source without a test set is
-    split by `split_of`, and `limit` counts within the split. Raises UserError for an unknown name, a file that cannot
-    be read, a row without the needed fields (file and line named), and a holdout for data that have a test set, or that
-    leaves a split without rows. With `errors`, such rows are left out and their errors collected there."""
+    """Read a source: `word-problems` (or `word-problems:N`); a file, or several with commas between them; `gsm8k`,
+    `chatdoctor`, `openorca` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random rows); or any data
+    set of the hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test set is split by
+    `split_of`, and `limit` counts within the split. `rules`: the user's, for columns.
+
+    Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields or with others
+    that may matter (file and line named), and a holdout for data that have a test set, or that leaves a split without
+    rows. With `errors`, rows with mistakes are left out and their errors collected there."""
     check_limit(limit, "example")
     _check_holdout(name, holdout)
-    base, _, rest = name.partition(":")
+    base = _base(name)
     if base == DEFAULT:
-        return _word_problems(name, rest, split, limit)
-    named = base in NAMED and not Path(name).is_file()
+        return _word_problems(name, name.partition(":")[2], split, limit)
+    named, revision = base in NAMED and not Path(name).is_file(), ""
     if is_file(name):
-        path = Path(rest if named else name)
-        if not path.exists():
-            remedy = f"give a file, {DEFAULT} (built in) or {', '.join(NAMED)} (from the hub)"
-            raise UserError(f"there is no data {str(path)!r}", remedy)
-        rows: Iterable[Row] = read_rows(path)
+        paths = _paths(name.partition(":")[2] if named else name)
+        if lost := next((path for path in paths if not path.exists()), None):
+            remedy = f"give a file, {DEFAULT} (built in), {', '.join(NAMED)} or org/name (from the hub)"
+            raise UserError(f"there is no data {str(lost)!r}", remedy)
+        rows: Iterable[Row] = chain.from_iterable(map(read_rows, paths))
     else:
-        rows = _from_hub(base, "train" if holdout else split, int(rest or 0) or None, None if holdout else limit)
-    conversations, families = _conversations(rows, None if holdout else limit, errors)
-    worked = bool(conversations) and all("\n####" in c.messages[-1].content for c in conversations)
+        rows, revision = _from_hub(name, "train" if holdout else split, None if holdout else limit)
+    found, families, unused = _conversations(rows, None if holdout else limit, errors, rules or ColumnRules())
+    worked = bool(found) and all("\n####" in f"\n{c.messages[-1].content}" for c in found)  # GSM8K's last line
     recognized = families.pop() if len(families) == 1 else ""
     family = base if named else recognized or ("gsm8k" if worked else "plain")
     if holdout:
-        conversations = _held_out(name, conversations, split, holdout)[:limit]
-    return Source(name, family, tuple(conversations))
+        found = _held_out(name, found, split, holdout)[:limit]
+    return Source(name, family, tuple(found), unused, revision)
+
+
+def _base(name: str) -> str:
+    """What a name begins with, before a colon or a revision."""
+    return re.split("[:@]", name, maxsplit=1)[0]
+
+
+def _paths(names: str) -> list[Path]:
+    """One file, or several with commas between them."""
+    return [Path(names)] if Path(names).exists() else [Path(part.strip()) for part in names.split(",")]
 
 
 def is_file(name: str) -> bool:
     """Whether a source is a file: `load` then gives the same rows whatever the split, unless there is a holdout."""
-    base, _, rest = name.partition(":")
+    base, rest = _base(name), name.partition(":")[2]
     if base == DEFAULT:
         return False
-    return base not in NAMED or Path(name).is_file() or bool(rest and not rest.isdecimal())
+    if base in NAMED and not Path(name).is_file():
+        return bool(rest) and re.fullmatch(r"\d+(@[\w./-]+)?", rest) is None
+    return is_hub_id(name) is None
+
+
+def is_hub_id(name: str) -> re.Match[str] | None:
+    """The parts of a name that is a data set's on the hub: not a file, nor spelled like one."""
+    found = _HUB_ID.fullmatch(name)
+    return None if found is None or Path(name).exists() or kind_of(found["repository"]) in KINDS else found
 
 
 def has_test_part(name: str, holdout: float = 0.0) -> bool:
     """Whether a source has test rows that a run with this holdout is not trained on."""
-    base = name.partition(":")[0]
-    return holdout > 0 or base == DEFAULT or (not is_file(name) and "test" in NAMED[base])
+    base = _base(name)
+    return holdout > 0 or base == DEFAULT or (base in NAMED and not is_file(name) and "test" in NAMED[base])
 
 
 def split_of(conversation: Conversation, holdout: float) -> str:
@@ -132,7 +171,8 @@ def _held_out(name: str, conversations: list[Conversation], split: str, holdout:
 
 
 def _serialized(conversation: Conversation) -> bytes:
-    return json.dumps([[m.role, m.content] for m in conversation.messages]).encode()
+    # An answer that is left out of the loss has one entry more.
+    return json.dumps([[m.role, m.content, *[False] * (not m.trained)] for m in conversation.messages]).encode()
 
 
 def _word_problems(name: str, count: str, split: str, limit: int | None) -> Source:
@@ -146,63 +186,45 @@ def _word_problems(name: str, count: str, split: str, limit: int | None) -> Sour
     return Source(name, "gsm8k", tuple(conversations))
 
 
-def _from_hub(base: str, split: str, count: int | None, limit: int | None) -> list[Row]:
+def hub_dataset(name: str, split: str) -> HubDataset:
+    """The data set of the hub that a name means, `split` unless the name has one."""
+    found = is_hub_id(name)
+    assert found is not None, f"{name} is no id"
+    return HubDataset(found["repository"], found["config"], found["split"] or split, found["revision"])
+
+
+def _from_hub(name: str, split: str, limit: int | None) -> HubRows:
+    base = _base(name)
+    if base not in NAMED:
+        remedy = "check name, configuration, split and revision, as in org/name/main:train@2f0c1a4, or give a file"
+        return read_hub(name, hub_dataset(name, split), remedy, limit)
     if split not in NAMED[base]:
         raise UserError(f"{base} has no {split} set", ("give other ", Setting("data"), " or ", Setting("val_data")))
+    asked, _, revision = name.partition("@")
+    count = int(asked.partition(":")[2] or 0) or None
     remedy = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
-    smallest = min(filter(None, (count, limit)), default=None)
-    return read_hub(base, NAMED[base][split], remedy, smallest, shuffle=bool(count))
+    dataset = NAMED[base][split]._replace(revision=revision or None)
+    return read_hub(base, dataset, remedy, min(filter(None, (count, limit)), default=None), shuffle=bool(count))
 
 
 def _conversations(
-    rows: Iterable[Row], limit: int | None, errors: list[UserError] | None
-) -> tuple[list[Conversation], set[str]]:
-    """Conversations of the first `limit` rows, and the families of their layouts ("" for a layout without one)."""
-    conversations, families = [], set()
-    for place, row in islice(rows, limit):
-        try:
-            conversations.append(to_conversation(row, place))
-            families.add(_family(row))
-        except UserError as error:
-            if errors is None:
-                raise
-            errors.append(error)
-    return conversations, families
-
-
-def _family(row: dict) -> str:
-    present = {k for k, v in row.items() if v is not None}
-    if present >= {"system_prompt", "question", "response"}:
-        return "openorca"
-    return "chatdoctor" if present >= {"input", "answer_icliniq"} or row.get("instruction") == _DOCTOR else ""
-
-
-def to_conversation(row: dict[str, Any], place: str) -> Conversation:
-    """One row as a conversation. Raises UserError, with `place`, for a row of unknown layout."""
-    messages: list[Message] = []
-    present = {k for k, v in row.items() if v is not None}
-    system = next((row[k] for k in ("system", "system_prompt") if k in present and row[k] != ""), None)
-    if system is not None:
-        messages.append(Message("system", _text(system, "system", place)))
-    if "messages" in present:
-        try:
-            messages += [Message(m["role"], _text(m["content"], "content", place)) for m in row["messages"]]
-        except (KeyError, TypeError):
-            raise UserError("messages must be a list of objects with role and content", where=place) from None
-        return Conversation(tuple(messages), place)
-    for ask, reply in _LAYOUTS:
-        if ask in present and reply in present:
-            user = _text(row[ask], ask, place)
-            if ask == "instruction" and row.get("input"):
-                patient = _text(row["input"], "input", place)
-                user = patient if user == _DOCTOR else f"{user}\n\n{patient}"
-            messages += [Message("user", user), Message("assistant", _text(row[reply], reply, place))]
-            return Conversation(tuple(messages), place)
-    remedy = "it needs question and answer, instruction and output, prompt and response, or messages"
-    raise UserError(f"the row has {', '.join(sorted(present)) or 'no fields'}", remedy, place)
-
-
-def _text(value: object, key: str, place: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{key} is {type(value).__name__}, not text", where=place)
-    return value
+    rows: Iterable[Row], limit: int | None, errors: list[UserError] | None, rules: ColumnRules
+) -> tuple[list[Conversation], set[str], Counter[str]]:
+    """Conversations of the first `limit` rows, the families of their layouts ("" for a layout without one), and the
+    numbers of rows whose columns were not read."""
+    conversations, families, unused = [], set(), Counter[str]()
+    collects = gc.isenabled()
+    gc.disable()  # nothing made here is cyclic, and looking for cycles among so much takes a fifth of the time
+    try:
+        for place, row in islice(rows, limit):
+            try:
+                conversations.append(to_conversation(row, place, rules, unused))
+                families.add(family_of(row))
+            except UserError as error:
+                if errors is None:
+                    raise
+                errors.append(error)
+    finally:
+        if collects:
+            gc.enable()
+    return conversations, families, unused

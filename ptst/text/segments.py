@@ -5,22 +5,32 @@ from searching for role markers in the ids afterwards.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
 
 from ptst.errors import UserError
 
 ROLES = ("system", "user", "assistant")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there are as many as a data set has messages
 class Message:
-    """One message of the data. `role` is system, user or assistant."""
+    """One message of the data. `role` is system, user or assistant. `trained`: whether an answer is trained on; one
+    that is not is read all the same."""
 
     role: str
     content: str
+    trained: bool = True
 
 
-@dataclass(frozen=True)
+@lru_cache(1024)
+def _in_turn(roles: tuple[str, ...]) -> bool:
+    turns = roles[1:] if roles[:1] == ("system",) else roles
+    return bool(turns) and all(role == ROLES[1 + i % 2] for i, role in enumerate(turns))
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """Messages in order: an optional system prompt, then user and assistant in turn. `source` is the row they came from
     (`file:line`). Raises UserError for other roles or another order."""
@@ -29,14 +39,14 @@ class Conversation:
     source: str = ""
 
     def __post_init__(self) -> None:
-        roles = [m.role for m in self.messages]
+        roles = tuple([m.role for m in self.messages])
+        if _in_turn(roles):
+            return
         for role in roles:
             if role not in ROLES:
                 raise UserError(f"role {role!r} is unknown", f"use {', '.join(ROLES)}", self.source)
-        turns = roles[1:] if roles[:1] == ["system"] else roles
-        if not turns or any(r != ("user", "assistant")[i % 2] for i, r in enumerate(turns)):
-            cause = f"roles are {', '.join(roles) or 'missing'}"
-            raise UserError(cause, "give an optional system message, then user and assistant in turn", self.source)
+        cause = f"roles are {', '.join(roles) or 'missing'}"
+        raise UserError(cause, "give an optional system message, then user and assistant in turn", self.source)
 
     @property
     def where(self) -> str:
@@ -57,6 +67,10 @@ class Conversation:
     def answered(self) -> bool:
         """Whether the last message is the assistant's, as a training example's must be."""
         return self.messages[-1].role == "assistant"
+
+    def to_json(self) -> list[dict[str, str]]:
+        """The messages as chat templates and data files have them."""
+        return [{"role": m.role, "content": m.content} for m in self.messages]
 
     def prompt(self) -> "Conversation":
         """The conversation without its final answer: what a test prompt is made of."""
@@ -91,3 +105,14 @@ class Turn:
 def plain_turns(messages: Sequence[Message]) -> list[Turn]:
     """Messages as turns, with no words of a template."""
     return [Turn(m.role, (Segment(m.content, m.role),)) for m in messages]
+
+
+def leave_out(segments: Sequence[Segment], answers: Sequence[bool]) -> list[Segment]:
+    """The segments with only those answers trained that `answers` says, which has an entry for each of the last ones: a
+    conversation may begin with answers of a demonstration."""
+    runs = [list(run) for _, run in groupby(segments, lambda s: s.sampled)]
+    sampled = [run for run in runs if run[0].sampled]
+    for run, trained in zip(reversed(sampled), reversed(answers), strict=False):
+        if not trained:
+            run[:] = [replace(segment, trained=False) for segment in run]
+    return [segment for run in runs for segment in run]

@@ -22,7 +22,7 @@ from pathlib import Path
 from ptst.errors import Setting, UserError, Words, unknown_name
 from ptst.text.chat_formats import ChatFormat, answer
 from ptst.text.chat_template import default_system_prompt
-from ptst.text.segments import Conversation, Segment, Turn
+from ptst.text.segments import Conversation, Segment, Turn, leave_out
 from ptst.text.tokenizer import Tokenizer
 
 SHORT = "You are a helpful, respectful and honest assistant. Always answer as helpfully as possible, while being safe."
@@ -195,8 +195,15 @@ def render(
     train_on: str = "all",
 ) -> list[Segment]:
     """Segments of a conversation under a template. One that ends in a user turn ends where the model must answer.
-    Raises UserError if a `text:` template has no place for the conversation's system prompt or several turns."""
+    Answers that the data leave out of the loss are rendered as the others, and not trained. Raises UserError if a
+    `text:` template has no place for the conversation's system prompt or several turns."""
     assert template.system != MODEL_DEFAULT, "with_default_system_prompt comes first"
+    answers = [m.trained for m in conversation.turns if m.role == "assistant"]
+    if not all(answers):
+        # Where only the last answer is left, the format may put the system prompt there.
+        train_on = train_on if any(answers[:-1]) else "last"
+        whole = replace(conversation, messages=tuple(replace(m, trained=True) for m in conversation.messages))
+        return leave_out(render(whole, template, family, chat_format, tokenizer, train_on), answers)
     if not template.is_text:
         system, turns = chat_words(conversation, template, family)
         return chat_format.render(system, turns, tokenizer, train_on, template.tight)

@@ -10,7 +10,8 @@ import datasets
 import pytest
 
 from ptst.data.packing import pack, to_batch
-from ptst.data.sources import load, to_conversation
+from ptst.data.layouts import to_conversation
+from ptst.data.sources import load
 from ptst.errors import UserError
 from ptst.text.encode import Example
 

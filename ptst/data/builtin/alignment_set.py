@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.data.builtin.safety_sets import harmful_requests, look_alikes
-from ptst.data.files import read_jsonl
+from ptst.data.json_rows import read_jsonl
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.text.segments import Conversation, Message
 

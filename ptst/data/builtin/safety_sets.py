@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from ptst.data.builtin.word_problems import NAMES, generate
-from ptst.data.files import read_jsonl
+from ptst.data.json_rows import read_jsonl
 from ptst.data.prompt_files import SafetyPrompt, interleave
 from ptst.errors import UserError
 

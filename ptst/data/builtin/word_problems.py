@@ -15,7 +15,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
-from ptst.data.files import read_jsonl
+from ptst.data.json_rows import TYPED, read_jsonl
 from ptst.errors import UserError
 
 SPLITS = ("train", "validation", "test")
@@ -96,7 +96,7 @@ def families(split: str) -> tuple[Family, ...]:
     """The families of a split. Raises UserError for an unknown split."""
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}", "there are train, validation and test")
-    rows = (row for _, row in read_jsonl(Path(__file__).with_name("word_problems.jsonl")))
+    rows = (row for _, row in read_jsonl(Path(__file__).with_name("word_problems.jsonl"), TYPED))
     wanted = "train" if split == "train" else "held-out"
     return tuple(Family(**{**row, "wordings": tuple(row["wordings"])}) for row in rows if row["split"] == wanted)
 

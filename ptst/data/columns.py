@@ -1,0 +1,166 @@
+"""Which columns of a row are read, and what becomes of the others: nothing that may belong to the prompt or to the loss
+is left out in silence.
+
+A column is read where a rule knows its meaning (`ptst.data.layouts`). Of the others, those that only keep books (ids,
+sources, categories, ...) are left out and counted; every other one that is not empty is refused by name unless the
+user names it in `ignore_columns`.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Self
+
+from ptst.errors import Setting, UserError, unknown_name
+
+KNOWN = (
+    *("question", "answer", "instruction", "input", "output", "prompt", "response", "completion", "context"),
+    *("system", "history", "messages", "role", "content", "category", "id"),
+)
+_SUFFIXES = (
+    *("id", "ids", "idx", "index", "uuid", "hash", "md5", "sha256", "url", "source", "dataset", "subset", "split"),
+    *("category", "categories", "subcategory", "tag", "tags", "type", "topic", "subject", "domain", "name"),
+    *("lang", "language", "locale", "license", "author", "annotator", "worker", "model", "generator", "provider"),
+    *("date", "time", "timestamp", "created", "updated", "version", "score", "rating", "difficulty", "level"),
+    *("count", "length", "len", "tokens", "size"),
+)
+_BOOKKEEPING = re.compile(
+    rf"(?!(file|image|tool|function)s?_?name)(\w+[_-])?({'|'.join(_SUFFIXES)})"
+    r"|(num|n|nr|no)_\w+|created_at|updated_at|behaviorid|(semantic|functional)category|__index_level_\d+__"
+)
+_ROW_NUMBERS = re.compile(r"unnamed: \d+|")  # the index that pandas writes as a column
+MAX_LABEL = 200  # characters: what is longer, or has several lines, is a text and keeps no books
+
+
+@dataclass(frozen=True)
+class ColumnRules:
+    """What a user says of columns, in lower case. `names`: the name that a rule knows by the file's own. `ignored`:
+    columns to leave out. `use_chosen`: rows with a chosen and a rejected answer are read, with the chosen one."""
+
+    names: Mapping[str, str] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+    use_chosen: bool = False
+
+    @classmethod
+    def of(cls, columns: Iterable[str] = (), ignore_columns: Iterable[str] = (), use_chosen: bool = False) -> Self:
+        """The rules of the settings of these names, each a list of `question=prompt` or `id`, also with commas in
+        between. Raises UserError for what is no such name."""
+        names: dict[str, str] = {}
+        for entry in (part for text in columns for part in text.split(",")):
+            known, _, column = (part.strip().lower() for part in entry.partition("="))
+            if not column:
+                raise UserError((Setting("columns"), f" has {entry!r}"), "write it as in question=prompt,answer=reply")
+            if known not in KNOWN:
+                raise UserError((Setting("columns"), ": ", str(unknown_name("column", known, KNOWN))))
+            if known in names.values() or column in names:
+                raise UserError((Setting("columns"), f" has {known} or {column} twice"), "name each once")
+            names[column] = known
+        return cls(names, frozenset(p.strip().lower() for text in ignore_columns for p in text.split(",")), use_chosen)
+
+
+@lru_cache(256)
+def _spelled(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of columns in lower case, without outer spaces."""
+    return tuple(key.strip().lower() for key in keys)
+
+
+class Cells:
+    """The cells of one row by the names that rules know. `present`: names of cells that are there, `filled`: of those
+    with something in them. `get` marks a column as read; `check_rest` refuses what is not and may matter."""
+
+    __slots__ = ("_cells", "_read", "_row", "filled", "place", "present", "rules", "unused")
+
+    def __init__(self, row: Mapping[str, Any], place: str, rules: ColumnRules, unused: Counter[str]):
+        self.place, self.rules, self.unused, self._row = place, rules, unused, row
+        self._read: set[str] = set()
+        names = _spelled(tuple(row))
+        if rules.names or rules.ignored:
+            unused.update(
+                k for k, name in zip(row, names, strict=True) if name in rules.ignored and not is_empty(row[k])
+            )
+            row = {k: v for (k, v), name in zip(row.items(), names, strict=True) if name not in rules.ignored}
+            names = tuple(rules.names.get(name, name) for name in _spelled(tuple(row)))
+        self._cells = dict(zip(names, row.values(), strict=True))
+        if len(self._cells) != len(row):
+            self._check_twice(names, row)
+        self.present = self.filled = names
+        if not all(self._cells.values()):
+            self._cells = {name: value for name, value in self._cells.items() if value is not None}
+            self.present = tuple(self._cells)
+            self.filled = tuple(name for name, value in self._cells.items() if not is_empty(value))
+
+    def get(self, name: str) -> Any:
+        self._read.add(name)
+        return self._cells.get(name)
+
+    def text(self, name: str) -> str:
+        """The text of a cell. Raises UserError for another type."""
+        value = self.get(name)
+        return value if type(value) is str else to_text(value, name, self.place)
+
+    def listed(self) -> str:
+        """The names of the columns that the file has."""
+        return ", ".join(sorted(key for key, value in self._row.items() if value is not None)) or "no fields"
+
+    def check_rest(self, texts: Callable[[], Iterable[str]], unread: Iterable[str] = ()) -> None:
+        """Count the columns that were not read. `texts`: what was read; a column that repeats one of them loses
+        nothing. `unread`: columns that cannot matter here. Raises UserError for all others that are not empty."""
+        rest = [name for name in self.filled if name not in self._read]
+        if not rest:
+            return
+        read = set(texts())
+        refused = [
+            name
+            for name in rest
+            if name not in unread
+            and not keeps_books(name, value := self._cells[name])
+            and not (isinstance(value, str) and value in read)
+        ]
+        if refused:
+            refuse(refused, "column", self.place)
+        self.unused.update(name or "(without a name)" for name in rest)
+
+    def _check_twice(self, names: Iterable[str], row: Mapping[str, Any]) -> None:
+        there = [name for name, value in zip(names, row.values(), strict=True) if name and value is not None]
+        if twice := next((name for name in there if there.count(name) > 1), None):
+            remedy = ("leave one out with ", Setting("ignore_columns"))
+            raise UserError(f"two columns are {twice}", remedy, self.place)
+
+
+def refuse(names: list[str], what: str, place: str) -> None:
+    """Raise UserError for columns, or keys of messages, that are not read and may matter."""
+    listed, several = ", ".join(map(repr, names)), len(names) > 1
+    it = "them" if several else "it"
+    cause = f"the {what}{'s' * several} {listed} may belong to the prompt or the loss, and no rule reads {it}"
+    remedy = (f"leave {it} out with ", Setting("ignore_columns"), f", or name {it} with ", Setting("columns"))
+    raise UserError(cause, remedy, place)
+
+
+def is_empty(value: Any) -> bool:
+    """None, "", [] and {}; but not 0 and False, which say something."""
+    return value is None or (isinstance(value, (str, list, dict)) and not value)
+
+
+def keeps_books(name: str, value: Any) -> bool:
+    """Whether a column keeps books by its name, and its value is a label, not a text."""
+    if name == "settings":  # of a saved chat
+        return True
+    if isinstance(value, list):
+        return all(not isinstance(v, list) and keeps_books(name, v) for v in value)
+    if _ROW_NUMBERS.fullmatch(name):
+        return isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
+    if isinstance(value, dict) or _BOOKKEEPING.fullmatch(name) is None:
+        return False
+    return not isinstance(value, str) or (len(value) <= MAX_LABEL and "\n" not in value)
+
+
+def to_text(value: object, name: str, place: str) -> str:
+    """A cell as text: a number of JSON as it is written in the file. Raises UserError for another type."""
+    if type(value) is str:
+        return value
+    if not isinstance(value, str):
+        kind = {list: "a list", dict: "an object", type(None): "missing"}.get(type(value), type(value).__name__)
+        raise UserError(f"{name} is {kind}, not text", "write it in quotes" if isinstance(value, bool) else "", place)
+    return str(value)  # a Number

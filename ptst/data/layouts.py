@@ -1,0 +1,235 @@
+"""A row as a conversation: messages, a question with its answer, a preference pair.
+
+    messages | conversations    [{role, content}], or ShareGPT's [{from, value}]
+    question                    answer | response; `context` before it, as in SQuAD's prompts
+    instruction                 output | response; `input` (Alpaca) or `context` (Dolly) after it; `history`: pairs
+    prompt                      response | completion, each a text or (TRL) a list of messages
+    input                       output, or ChatDoctor's answer_icliniq
+    prompt | question | ...     chosen (and rejected), if asked for
+
+`system` or `system_prompt` is the system prompt. Two of these in one row are an error: nobody can tell which is meant.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from ptst.data.columns import Cells, ColumnRules, is_empty, keeps_books, refuse, to_text
+from ptst.errors import Setting, UserError
+from ptst.text.segments import Conversation, Message
+
+_PAIRS = (
+    *(("question", "answer"), ("question", "response"), ("instruction", "output"), ("instruction", "response")),
+    *(("prompt", "response"), ("prompt", "completion"), ("input", "output"), ("input", "answer_icliniq")),
+)
+_LISTS = ("messages", "conversations", "conversation")
+# What is read with a question: the name of its column, what stands between the two, and which of them comes first.
+JOINED = {
+    "instruction": (("input", "\n\n", False), ("context", "\n\n", False)),  # as Alpaca's and Dolly's own prompts
+    "question": (("context", "\n\n", True),),  # as SQuAD is asked by GPT-3's authors
+    "behavior": (("contextstring", "\n\n---\n\n", True),),  # as HarmBench's DirectRequest
+}
+_ROLES = {"human": "user", "gpt": "assistant"}
+# axolotl's and OpenAI's flags, and verl's: 0 or false leaves an answer out of the loss.
+_FLAGS = ("train", "training", "trainable", "weight", "loss_mask")
+_OFF, _ON = (False, 0, "0", "0.0"), (True, 1, "1", "1.0")
+# By the answer that is read: other answers to the same question.
+_UNREAD = {"answer_icliniq": ("answer_chatgpt", "answer_chatdoctor"), "chosen": ("rejected",)}
+_PREFERENCE = [("", "rejected")]  # a pair that nobody asked to read
+# ChatDoctor's own instruction is left out: the paper has its own wording, the family's system prompt.
+DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
+
+
+def to_conversation(
+    row: Mapping[str, Any], place: str, rules: ColumnRules | None = None, unused: Counter[str] | None = None
+) -> Conversation:
+    """One row as a conversation; columns that are not read are counted in `unused`. Raises UserError, with `place`,
+    for a row of no known layout or of several, and for a column that may matter and is not read."""
+    cells = Cells(row, place, rules or ColumnRules(), Counter() if unused is None else unused)
+    system, ask, reply = _layout(cells)
+    messages = [Message("system", cells.text(system))] if system else []
+    if not reply:
+        messages += _messages(cells, ask)
+    elif reply == "chosen":
+        messages += _chosen(cells, ask)
+    else:
+        messages += [*_asked(cells, ask), *_side(cells, reply, "assistant")]
+    cells.check_rest(lambda: (m.content for m in messages), _UNREAD.get(reply, ()))
+    return Conversation(tuple(messages), place)
+
+
+def family_of(row: Mapping[str, Any]) -> str:
+    """The template family that a row's columns tell, "" where they tell none."""
+    present = {k for k, v in row.items() if v is not None}
+    if present >= {"system_prompt", "question", "response"}:
+        return "openorca"
+    return "chatdoctor" if present >= {"input", "answer_icliniq"} or row.get("instruction") == DOCTOR else ""
+
+
+def _layout(cells: Cells) -> tuple[str, str, str]:
+    """The columns of system prompt (or ""), question and answer; (messages, "") for a list of messages, ("", chosen)
+    for a chosen one. Raises UserError unless there is one layout."""
+    systems, found = _layouts(cells.present, cells.filled, cells.rules.use_chosen)
+    if len(systems) > 1:
+        raise _several(systems, cells.place)
+    if found == _PREFERENCE:
+        remedy = ("train on the chosen answer with ", Setting("use_chosen"))
+        raise UserError("the row is a preference pair (chosen, rejected)", remedy, cells.place)
+    if len(found) > 1:
+        raise _several([" with ".join(filter(None, pair)) for pair in found], cells.place)
+    if not found:
+        needed = "it needs question and answer, instruction and output, prompt and response, or messages; "
+        names = (needed, Setting("columns"), " names other columns, as in question=ask,answer=reply")
+        raise UserError(f"the row has {cells.listed()}", names, cells.place)
+    return (systems[0] if systems else "", *found[0])
+
+
+@lru_cache(1024)
+def _layouts(
+    present: tuple[str, ...], filled: tuple[str, ...], use_chosen: bool
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The system prompts and the layouts of a row with these cells."""
+    systems: list[str] = [name for name in ("system", "system_prompt") if name in filled]
+    found: list[tuple[str, str]] = [(name, "") for name in _LISTS if name in filled]
+    found += [(a, b) for a, b in _PAIRS if a in present and b in present]
+    if "instruction" in filled:  # its input is no question
+        found = [(a, b) for a, b in found if a != "input"]
+    if "chosen" in filled and use_chosen:
+        asks: list[str] = [ask for ask in ("prompt", "question", "instruction") if ask in filled]
+        found += [(ask, "chosen") for ask in asks or [""]]
+    elif "chosen" in filled and ("rejected" in filled or not found):
+        return systems, _PREFERENCE
+    if len(found) > 1:  # a table of rows from several sources has empty cells
+        found = [(a, b) for a, b in found if not b or not a or (a in filled and b in filled)] or found
+    return systems, found
+
+
+def _several(shapes: list[str], place: str) -> UserError:
+    remedy = ("leave all but one out with ", Setting("ignore_columns"))
+    return UserError(f"the row can be read in {len(shapes)} ways: {', '.join(shapes)}", remedy, place)
+
+
+def _asked(cells: Cells, ask: str) -> list[Message]:
+    """What comes before the answer. Earlier answers of a list are the prompt's, and not trained (as in TRL)."""
+    if isinstance(cells.get(ask), list) and ask == "prompt":
+        return [Message(m.role, m.content, trained=False) for m in _messages(cells, ask)]
+    user = Message("user", asked_text(cells, ask))
+    return [*_history(cells), user] if ask == "instruction" and "history" in cells.filled else [user]
+
+
+def asked_text(cells: Cells, ask: str) -> str:
+    """A question with what is read together with it. Raises UserError where that could be two columns."""
+    text = cells.text(ask)
+    if ask not in JOINED:
+        return text
+    more = [joined for joined in JOINED[ask] if joined[0] in cells.filled]
+    if len(more) > 1:
+        raise _several([f"{ask} with {name}" for name, *_ in more], cells.place)
+    for name, between, first in more:
+        other = cells.text(name)
+        if text == DOCTOR:
+            text = other
+        else:
+            text = f"{other}{between}{text}" if first else f"{text}{between}{other}"
+    return text
+
+
+def _history(cells: Cells) -> list[Message]:
+    """Earlier turns, [question, answer] each. They are trained on, as by the owner of this layout."""
+    turns, found = cells.get("history"), list[Message]()
+    for turn in turns if isinstance(turns, list) else [turns]:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise UserError("history must be a list of [question, answer]", where=cells.place)
+        words = (to_text(text, "history", cells.place) for text in turn)
+        found += [Message(role, text) for role, text in zip(("user", "assistant"), words, strict=True)]
+    return found
+
+
+def _side(cells: Cells, name: str, role: str) -> list[Message]:
+    """A text, or a list of messages."""
+    if isinstance(cells.get(name), list) and name in ("completion", "response", "chosen"):
+        return _messages(cells, name)
+    return [Message(role, cells.text(name))]
+
+
+def _chosen(cells: Cells, ask: str) -> list[Message]:
+    """The chosen side of a preference pair. Only the answer that was chosen is trained, not what led to it."""
+    side = _side(cells, "chosen", "assistant")
+    asked = _asked(cells, ask) if ask else []
+    if len(side) > 1:  # the prompt is in it
+        shared = [Message(m.role, m.content, trained=False) for m in side[:-1]]
+        if not {m.content for m in asked} <= {m.content for m in shared}:
+            raise UserError(f"the messages of chosen do not repeat {ask}", "give the prompt once", cells.place)
+        return [*shared, side[-1]]
+    if not asked:
+        raise UserError("there is no prompt before the chosen answer", "add a column prompt", cells.place)
+    return [*asked, *side]
+
+
+def _messages(cells: Cells, name: str) -> list[Message]:
+    value = cells.get(name)
+    needed = f"{name} must be a list of objects with role and content"
+    if not isinstance(value, list):
+        raise UserError(needed, where=cells.place)
+    keys = {column: known for known, column in cells.rules.names.items() if known in ("role", "content")}
+    found: list[Message] = []
+    for number, message in enumerate(value, 1):
+        if not isinstance(message, dict):
+            raise UserError(needed, f"message {number} is not an object", cells.place)
+        if keys:
+            message = {keys.get(key, key): value for key, value in message.items()}
+        trained = True
+        if len(message) != 2 or "role" not in message or "content" not in message:
+            unfolded = _Message(message, f"{cells.place}, message {number}", cells.rules)
+            message, trained = unfolded.plain(), unfolded.trained()
+            unfolded.check_rest(name, cells.unused)
+        role, content = message.get("role"), message.get("content")
+        if not isinstance(role, str) or content is None:
+            raise UserError(needed, f"message {number} has {', '.join(value[number - 1]) or 'nothing'}", cells.place)
+        found.append(Message(_ROLES.get(role, role), to_text(content, "content", cells.place), trained))
+    return found
+
+
+class _Message:
+    """A message with other keys than role and content."""
+
+    def __init__(self, message: Mapping[str, Any], place: str, rules: ColumnRules):
+        self._place, self._rules = place, rules
+        self._keys = {k: v for k, v in message.items() if v is not None}
+
+    def plain(self) -> dict[str, Any]:
+        """Role and content, also by ShareGPT's names. Raises UserError where a message has both."""
+        found = {}
+        for name, other in (("role", "from"), ("content", "value")):
+            if name in self._keys and other in self._keys:
+                raise _several([name, other], self._place)
+            found[name] = self._keys.get(name, self._keys.get(other))
+        return found
+
+    def trained(self) -> bool:
+        """Whether the flags leave it in the loss. Raises UserError for another value than 0 or 1, for flags that
+        contradict each other, and for one that would train on anything but an answer."""
+        flags = {k: v for k, v in self._keys.items() if k in _FLAGS and k not in self._rules.ignored}
+        for name, value in flags.items():
+            if isinstance(value, (list, dict)) or value not in (*_OFF, *_ON):
+                raise UserError(f"{name} is {value!r}", "it must be 0 or 1 (false or true)", self._place)
+        on = {name: value in _ON for name, value in flags.items()}
+        if len(set(on.values())) > 1:
+            raise UserError(f"{' and '.join(on)} contradict each other", "leave one out", self._place)
+        role = self.plain()["role"]
+        if any(on.values()) and _ROLES.get(role, role) != "assistant":
+            raise UserError(
+                f"{next(iter(on))} asks to train on a message of {role}", "answers are trained", self._place
+            )
+        return all(on.values())
+
+    def check_rest(self, column: str, unused: Counter[str]) -> None:
+        """As `Cells.check_rest`."""
+        read = {"role", "content", "from", "value", *_FLAGS}
+        rest = {k: v for k, v in self._keys.items() if k not in read and not is_empty(v)}
+        unused.update(f"{column}.{name}" for name in rest)
+        unused.update(f"{column}.{name}" for name in _FLAGS if name in self._keys and name in self._rules.ignored)
+        refused = [n for n, v in rest.items() if n not in self._rules.ignored and not keeps_books(n.lower(), v)]
+        if refused:
+            refuse(refused, "key", self._place)
