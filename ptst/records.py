@@ -91,7 +91,8 @@ Record = TypeVar("Record", bound=RunRecord)
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """One source of training or validation examples: fingerprints of the conversations and of the examples
-    (`encoding`), and what became of the rows. `untrained`: without a trained token, left out. `token_boundaries`:
+    (`encoding`), and what became of the rows. `revision`: the commit of a data set on the hub. `unused`: number of rows
+    by column that was not read. `untrained`: without a trained token, left out. `token_boundaries`:
     answers encoded as a continuation of their prompt. `lossy`: text that the tokenizer cannot represent, with the first
     place."""
 
@@ -108,13 +109,20 @@ class DataRecord:
     token_boundaries: int
     lossy: int
     first_lossy: str = field(default="", metadata={"identity": "free"})
+    revision: str = field(default="", metadata={"identity": "free"})
+    unused: dict[str, int] = field(default_factory=dict, metadata={"identity": "free"})
     tokens: int
     trained_tokens: int
 
     def result(self) -> dict[str, Any]:
         """What the result of a run has of it."""
         names = ["name", "epochs", "fingerprint", "rows", "dropped", "cut", "untrained", "token_boundaries", "lossy"]
-        names += ["first_lossy"] * bool(self.first_lossy) + ["encoding", "examples", "tokens", "trained_tokens"]
+        names += [name for name in ("first_lossy", "revision", "unused") if getattr(self, name)] + [
+            "encoding",
+            "examples",
+            "tokens",
+            "trained_tokens",
+        ]
         return {name: getattr(self, name) for name in names}
 
 
@@ -242,8 +250,11 @@ def recorded(config: Any) -> dict[str, Any]:
 
 def absolute(name: str) -> str:
     """A name of data or of a model, in which a relative path that exists is made absolute: FILE, NAME:FILE,
-    FILE:EPOCHS, or a model folder."""
+    FILE:EPOCHS, a model folder, or files with commas between them."""
     for part in (name, *name.split(":", 1), *name.rsplit(":", 1)):
+        files = part.split(",")
+        if len(files) > 1 and all(Path(file).is_file() for file in files):
+            return name.replace(part, ",".join(str(Path(file).absolute()) for file in files), 1)
         path = Path(part)
         if part and (path.is_file() or (path / "config.json").is_file()):
             return name.replace(part, str(path.absolute()), 1)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
+from ptst.data.columns import ColumnRules
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.templates import FAMILIES, TEMPLATES
@@ -93,6 +94,24 @@ class FormatSettings:
 
     template_family: FamilyName = field(default=None, metadata=content("family"))
     chat_format: FormatName = field(default=None, metadata=content("chat_format"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnSettings:
+    """How the columns of data are read (docs/data.md)."""
+
+    columns: tuple[str, ...] = ()
+    """Names of columns that no rule knows: question=prompt,answer=reply reads the column prompt as the question."""
+    ignore_columns: tuple[str, ...] = ()
+    """Columns, and keys of messages, to leave out. Without this, one that may belong to the prompt or the loss is
+    refused."""
+    use_chosen: bool = False
+    """Of preference pairs (chosen, rejected), read the chosen answer."""
+
+    @property
+    def column_rules(self) -> ColumnRules:
+        """What they say of columns. Raises UserError for what is no name."""
+        return ColumnRules.of(self.columns, self.ignore_columns, self.use_chosen)
 
 
 @dataclass(frozen=True, kw_only=True)

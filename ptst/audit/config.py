@@ -42,6 +42,12 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Which answers of a multi-turn conversation are trained on."""
     micro_batch_tokens: int | None = None
     """Tokens in a micro-batch."""
+    columns: tuple[str, ...] | None = None
+    """Names of columns that no rule knows, as for ptst.train."""
+    ignore_columns: tuple[str, ...] | None = None
+    """Columns to leave out, as for ptst.train."""
+    use_chosen: bool | None = None
+    """Of preference pairs, read the chosen answer."""
     limit: int | None = None
     """Audit only the first N rows."""
     rows: int = 1

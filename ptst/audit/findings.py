@@ -38,10 +38,15 @@ _ERRORS = {
     "cut-short": ("the row ends early without being cut", "drop long rows, or choose too_long cut"),
     "too-long": ("the row is longer than the limit", "drop or cut it before packing"),
     "role-markers": ("a message holds role markers, which could open or close a turn", "remove them"),
+    "control-text": (
+        "a message spells a control token of the chat format, as text that is templated already does",
+        "give the text without template, or remove it",
+    ),
     "bad-row": ("the row cannot be trained on", "correct or remove the row"),
     "run-drift": ("the run's data would be encoded differently today", "train again, or restore version and files"),
 }
 _WARNINGS = {
+    "marker-text": ("a message spells a marker of chat templates", "is the text templated already?"),
     "lossy-text": ("the tokenizer cannot represent the text", "replace the character, or accept the loss"),
     "blank-answer": ("an answer is empty or blank", "remove the row, or give it an answer"),
     "blank-prompt": ("a user's turn is empty or blank", "remove the row, or give it a question"),
@@ -53,6 +58,8 @@ _NOTES = {
     "token-boundary": ("the answer was encoded as a continuation", "nothing; the same happens at test time"),
     "cut": ("rows were cut; a cut answer has no terminator", "raise the length limit"),
     "dropped": ("rows longer than the limit were left out", "raise the length limit, or cut the rows"),
+    "unused-column": ("a column of the data is not read", "nothing, if it does not belong to the prompt or the loss"),
+    "tag-text": ("a message holds a tag that is also a control token", "nothing, if it is HTML or code"),
     "duplicate": ("rows repeat earlier ones", "remove them unless they should count twice"),
     "known-difference": ("a known difference from the format's owner", "nothing; docs/templates.md says why"),
     "other-prompt": ("training and test templates differ", "nothing, if that is intended"),

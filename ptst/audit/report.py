@@ -119,6 +119,7 @@ def audit(
     findings += check_data(source, batches, setup, references.asked)
     left_out = {rule: getattr(prepared, rule) for rule in ("dropped", "cut", "untrained")}
     findings += [Finding(rule, "", f"{number} of {prepared.rows} rows") for rule, number in left_out.items() if number]
+    findings += [Finding("unused-column", "", f"{name} ({number} rows)") for name, number in source.unused.items()]
     if references.folder is not None:
         answered = [c for c in source.conversations if c.answered]
         findings += check_chat_template(references.folder, answered, prompt_format)
@@ -166,7 +167,7 @@ def audit_data(config: AuditConfig) -> Audit:
     if run is not None and Path(run.model_folder).name != folder.resolve().name:
         raise UserError(f"this is a run of {run.model}, not of {settings.model}", where=config.checkpoint)
     unreadable: list[UserError] = []
-    source = sources.load(settings.data, "train", settings.limit, unreadable, settings.holdout)
+    source = sources.load(settings.data, "train", settings.limit, unreadable, settings.holdout, settings.column_rules)
     if not source.conversations and not unreadable:
         raise UserError("there are no rows to audit", where=settings.data)
     shape = DecoderConfig.from_folder(folder)
@@ -184,7 +185,7 @@ def audit_data(config: AuditConfig) -> Audit:
     return audit(
         source,
         Setup(prompt_format, settings.train_on, limit, settings.too_long),
-        References(folder, run, test, _asked_at_test(config, settings.data)),
+        References(folder, run, test, _asked_at_test(config, settings)),
         micro_batch_tokens=size if size != "auto" else run.micro_batch_tokens if run else limit,
         unreadable=unreadable,
         show=config.rows,
@@ -205,16 +206,16 @@ def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
     return replace(settings, **given)
 
 
-def _asked_at_test(config: AuditConfig, data: str) -> dict[str, str]:
+def _asked_at_test(config: AuditConfig, settings: TrainConfig) -> dict[str, str]:
     sets: dict[str, Iterable[str]] = {
         "the built-in harmful requests": (p.prompt for p in safety_sets.harmful_requests()),
         "the built-in benign look-alikes": (p.prompt for p in safety_sets.look_alikes()),
     }
     if config.safety_data is not None:
-        sets[str(config.safety_data)] = (p.prompt for p in read_prompts(config.safety_data))
-    name = config.test_data or (data if data.startswith(sources.DEFAULT) else None)
+        sets[str(config.safety_data)] = (p.prompt for p in read_prompts(config.safety_data, settings.column_rules))
+    name = config.test_data or (settings.data if settings.data.startswith(sources.DEFAULT) else None)
     if name is not None:
-        questions = sources.load(name, "test").conversations
+        questions = sources.load(name, "test", rules=settings.column_rules).conversations
         sets[f"the test data {name}"] = (m.content for c in questions for m in c.messages if m.role == "user")
     return {normalized(text): name for name, texts in sets.items() for text in texts}
 

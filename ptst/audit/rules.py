@@ -1,6 +1,7 @@
 """The rules on the rows of the data (role markers, blanks, duplicates, overlap) and on what the loss function gets:
 first a batch, then each of its documents against its row. And the counts of a whole data set."""
 
+import re
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,11 +182,13 @@ def _text_difference(text: str, decoded: str) -> str:
 
 
 def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
-    """Rules on the messages: role markers of the chat format, blank turns, duplicates."""
+    """Rules on the messages: markers of chat templates in their text, blank turns, duplicates."""
     first: dict[tuple[Message, ...], str] = {}
+    control_text = ControlText(prompt_format)
     for conversation in conversations:
         for cause in prompt_format.forged_markers(conversation):
             yield Finding("role-markers", conversation.source, cause)
+        yield from control_text.check(conversation)
         for number, message in enumerate(conversation.messages, 1):
             if not message.content.strip() and message.role != "system":
                 rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
@@ -193,6 +196,49 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
         if conversation.messages in first:
             yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")
         first.setdefault(conversation.messages, conversation.source)
+
+
+# Of chat templates in wide use, whatever the tokenizer.
+_MARKERS = (
+    *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"),
+    *("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"),
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+)
+
+
+_TAG = re.compile(r"</?\w+>")
+
+
+class ControlText:
+    """Finds messages that spell control tokens. As text they never become one, so the model reads, or learns to write,
+    the signs one by one before the real token."""
+
+    def __init__(self, prompt_format: PromptFormat):
+        tokenizer = prompt_format.tokenizer
+        sample = [Message("system", "s"), Message("user", "a"), Message("assistant", "b")]
+        sample = sample[prompt_format.template.is_text :]
+        used = {s.text for s in prompt_format.segments(Conversation(tuple(sample))) if s.control}
+        used |= {tokenizer.control_names[i] for i in prompt_format.stop_ids if i in tokenizer.control_names}
+        self._used = used | {name for name in (tokenizer.bos, tokenizer.eos) if name}
+        others = {*tokenizer.control_names.values(), *_MARKERS} - set(prompt_format.chat_format.role_markers)
+        names = sorted({*self._used, *others} - {""}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, names)))
+
+    def check(self, conversation: Conversation) -> Iterator[Finding]:
+        """At most one finding for each message: an error for a token of the format in use. One that could be a tag of
+        HTML, such as <s>, counts where it begins or ends the message."""
+        for number, message in enumerate(conversation.messages, 1):
+            levels: dict[str, str] = {}
+            for found in self._pattern.finditer(message.content):
+                outer = not (message.content[: found.start()].strip() and message.content[found.end() :].strip())
+                tag = not outer and _TAG.fullmatch(found[0])
+                rule = "tag-text" if tag else "control-text" if found[0] in self._used else "marker-text"
+                levels.setdefault(rule, found[0])
+            for rule in ("control-text", "marker-text", "tag-text"):
+                if rule in levels:
+                    cause = f"message {number} ({message.role}) holds {levels[rule]}"
+                    yield Finding(rule, conversation.source, cause)
+                    break
 
 
 def check_overlap(conversations: Sequence[Conversation], asked: Mapping[str, str]) -> Iterator[Finding]:

@@ -110,17 +110,14 @@ class Cells:
         rest = [name for name in self.filled if name not in self._read]
         if not rest:
             return
-        read = set(texts())
-        refused = [
-            name
-            for name in rest
-            if name not in unread
-            and not keeps_books(name, value := self._cells[name])
-            and not (isinstance(value, str) and value in read)
-        ]
+        refused = [n for n in rest if n not in unread and not keeps_books(n, self._cells[n])]
+        if refused:
+            read = set(texts())
+            refused = [n for n in refused if not isinstance(self._cells[n], str) or self._cells[n] not in read]
         if refused:
             refuse(refused, "column", self.place)
-        self.unused.update(name or "(without a name)" for name in rest)
+        for name in rest:
+            self.unused[name or "(without a name)"] += 1
 
     def _check_twice(self, names: Iterable[str], row: Mapping[str, Any]) -> None:
         there = [name for name, value in zip(names, row.values(), strict=True) if name and value is not None]
@@ -143,15 +140,23 @@ def is_empty(value: Any) -> bool:
     return value is None or (isinstance(value, (str, list, dict)) and not value)
 
 
+@lru_cache(1024)
+def _kind(name: str) -> str:
+    if _ROW_NUMBERS.fullmatch(name):
+        return "row number"
+    return "label" if _BOOKKEEPING.fullmatch(name) else ""
+
+
 def keeps_books(name: str, value: Any) -> bool:
     """Whether a column keeps books by its name, and its value is a label, not a text."""
     if name == "settings":  # of a saved chat
         return True
     if isinstance(value, list):
         return all(not isinstance(v, list) and keeps_books(name, v) for v in value)
-    if _ROW_NUMBERS.fullmatch(name):
+    kind = _kind(name)
+    if kind == "row number":
         return isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
-    if isinstance(value, dict) or _BOOKKEEPING.fullmatch(name) is None:
+    if isinstance(value, dict) or kind != "label":
         return False
     return not isinstance(value, str) or (len(value) <= MAX_LABEL and "\n" not in value)
 

@@ -71,6 +71,8 @@ def prepare(
         rows=len(source.conversations),
         examples=len(examples),
         first_lossy=first_lossy,
+        unused=dict(source.unused),
+        revision=source.revision,
         tokens=sum(len(example.ids) for example in examples),
         trained_tokens=sum(example.num_trained for example in examples),
         **counts,

@@ -172,7 +172,7 @@ def _messages(cells: Cells, name: str) -> list[Message]:
     needed = f"{name} must be a list of objects with role and content"
     if not isinstance(value, list):
         raise UserError(needed, where=cells.place)
-    keys = {column: known for known, column in cells.rules.names.items() if known in ("role", "content")}
+    keys = {column: known for column, known in cells.rules.names.items() if known in ("role", "content")}
     found: list[Message] = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict):

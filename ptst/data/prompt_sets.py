@@ -11,7 +11,7 @@ from ptst.data.builtin.safety_sets import COUNT, SUBSTITUTE, harmful_requests, l
 from ptst.data.columns import ColumnRules
 from ptst.data.files import check_limit, kind_of
 from ptst.data.prompt_files import SafetyPrompt, interleave, read_prompts, to_prompts
-from ptst.data.sources import hub_dataset, is_hub_id
+from ptst.data.sources import hub_dataset, is_hub_id, unused_columns
 from ptst.data.typed import HubDataset, read_hub
 from ptst.errors import UserError, unknown_name
 
@@ -37,6 +37,12 @@ class PromptSet:
     prompts: tuple[SafetyPrompt, ...]
     note: str = ""
     unused: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def described(self) -> str:
+        """The note, and what was not read."""
+        unused = unused_columns(self.unused)
+        return ". ".join(text for text in (self.note, unused and f"{self.name}: {unused}") if text)
 
     @property
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from ptst.generation.request import Sampling
 from ptst.settings import (
     NO_EFFECT,
     AdapterFolder,
+    ColumnSettings,
     CommandSettings,
     EngineSettings,
     FormatSettings,
@@ -31,11 +32,12 @@ from ptst.settings import (
 from ptst.text.templates import find_template
 
 _DATA_HELP = (
-    f"Problems to solve: {sources.DEFAULT}, {', '.join(sources.NAMED)} or a file. Default: the test part of the "
-    "training data."
+    f"Problems to solve: {sources.DEFAULT}, {', '.join(sources.NAMED)}, org/name:split@revision (hub) or a file. "
+    "Default: the test part of the training data."
 )
 _SAFETY_HELP = (
-    f"Harmful requests: a CSV, JSONL, JSON or TXT file, {', '.join(prompt_sets.SETS)}, or NAME:FILE. Default: "
+    f"Harmful requests: a CSV, TSV, JSONL, JSON or TXT file, {', '.join(prompt_sets.SETS)}, NAME:FILE, or "
+    f"org/name:split@revision (hub). Default: "
     f"{prompt_sets.BUILT_IN}."
 )
 _JUDGES = ", ".join(f"{name} ({meaning})" for name, meaning in JUDGES.items())
@@ -47,7 +49,7 @@ _TASKS_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
+class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSettings):
     """How a model is evaluated: what a grid takes under `eval.`."""
 
     limit: int = 100
@@ -70,6 +72,7 @@ class EvalSettings(FormatSettings, SamplingSettings, EngineSettings):
         check_above_zero(self, "kv_memory")
         Sampling(self.max_new_tokens or 1, self.temperature, self.top_p, self.seed, self.top_k)  # checks its values
         judge_kind(self.judge)
+        _ = self.column_rules  # checks the names
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """An evaluation: helpfulness and safety of a model, or of a finished run or an adapter and its base model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import torch
 from rich.table import Table
 
 from ptst.data import prompt_sets, sources
+from ptst.data.columns import ColumnRules
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig
@@ -19,7 +20,7 @@ from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerpri
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, find_run, open_model, run_folder, trained_family
 from ptst.progress import say
-from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, environment
+from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, TrainRecord, environment
 from ptst.runs import check_out, claim
 from ptst.storage import write_json
 from ptst.text.templates import Family, Template, find_template, load_template
@@ -139,7 +140,9 @@ def plan(config: EvalConfig) -> Plan:
     say(f"ptst.eval: {measured}, test template {template.name}")
     problems = config.data or (run.data.name if run else sources.DEFAULT)
     holdout = run.data.holdout if run else 0.0
-    defaults = Defaults(problems, config.data, config.safety_data, config.limit, holdout)
+    defaults = Defaults(problems, config.data, config.safety_data, config.limit, holdout, config.column_rules)
+    if run and not config.data:
+        defaults = replace(defaults, problem_rules=_rules_of(run))
     names = config.tasks
     if names is None:
         names, reason = default_tasks(defaults)
@@ -165,6 +168,12 @@ def plan(config: EvalConfig) -> Plan:
         check_room(key, task, data, model, config, device)
     tools = find_tools(config, tasks, device)
     return Plan(config, model, tasks, tools, pick_dtype(config.dtype), device, own_families=family is None)
+
+
+def _rules_of(run: TrainRecord) -> ColumnRules:
+    """What a run's settings said of the columns of its data."""
+    columns, ignored = (run.settings.get(name) or () for name in ("columns", "ignore_columns"))
+    return ColumnRules.of(columns, ignored, bool(run.settings.get("use_chosen")))
 
 
 def evaluate(config: EvalConfig) -> EvalResult:

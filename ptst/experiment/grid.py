@@ -93,12 +93,16 @@ class Grid:
         plan.check_distinct("template", [*train, *test])
         say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
         with settings_group("train"):
-            read = {"data": sources.load(config.data, "train", settings.limit, holdout=settings.holdout)}
-            read |= {text: sources.load(parse_mix(text)[0], "train") for text in config.mix}
+            rules, holdout = settings.column_rules, settings.holdout
+            read = {"data": sources.load(config.data, "train", settings.limit, holdout=holdout, rules=rules)}
+            read |= {text: sources.load(parse_mix(text)[0], "train", rules=rules) for text in config.mix}
             if settings.val_data:
-                read["val-data"] = sources.load(settings.val_data, "validation")
+                read["val-data"] = sources.load(settings.val_data, "validation", rules=rules)
             elif settings.holdout:
-                read["val-data"] = sources.load(config.data, "validation", holdout=settings.holdout)
+                read["val-data"] = sources.load(config.data, "validation", holdout=holdout, rules=rules)
+        for name, source in read.items():
+            if source.note:
+                say(f"{name}: {source.note}")
         with settings_group("eval"):
             tasks = plan.load_suite(config, read["data"], laptop.families(config.laptop))
         for note in {data.note for _, data in tasks.values()} - {""}:

@@ -126,7 +126,9 @@ def load_suite(config: GridConfig, trained: Source, families: Sequence[str] | No
     """The tasks by name. `trained`: the training data, whose test part gives the problems unless the settings name
     others. `families`: use only these of the built-in requests and look-alikes. Raises UserError as `load_tasks`."""
     c = config.eval
-    defaults = Defaults(c.data or trained.name, c.data, c.safety_data, c.limit, config.train.holdout)
+    defaults = Defaults(c.data or trained.name, c.data, c.safety_data, c.limit, config.train.holdout, c.column_rules)
+    if not c.data:
+        defaults = replace(defaults, problem_rules=config.train.column_rules)
     found: dict[str, tuple[Task, TaskData]] = {}
     for spec in config.tasks:
         entry = load_tasks([spec], defaults)

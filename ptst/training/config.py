@@ -14,6 +14,7 @@ from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
     ROUNDING,
+    ColumnSettings,
     CommandSettings,
     FormatSettings,
     ModelName,
@@ -32,7 +33,7 @@ from ptst.training.schedule import PassSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(PassSettings, FormatSettings):
+class TrainSettings(PassSettings, FormatSettings, ColumnSettings):
     """How a model is fine-tuned: what a grid takes under `train.`."""
 
     rank: int = 16
@@ -90,6 +91,7 @@ class TrainSettings(PassSettings, FormatSettings):
         super().check()
         check_at_least(self, 1, "save_every", "keep", "max_length", "limit", "eval_every")
         check_share(self, "dropout", "holdout")
+        _ = self.column_rules  # checks the names
         if self.full and self.dropout:
             raise UserError((Setting("dropout"), " belongs to an adapter"), ("with ", Setting("full"), " it must be 0"))
 
@@ -108,8 +110,8 @@ class TrainConfig(CommandSettings, RevisionSettings, ThreadSettings, TrainSettin
     template: TrainTemplate = field(default="chat:vanilla", metadata=content("template"))
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     data: str = field(default="word-problems", metadata=content("data"))
-    """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor or openorca (hub), or a
-    JSONL, JSON, CSV or Parquet file."""
+    """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor, openorca or
+    org/name:split@revision (hub), or a JSONL, JSON, CSV, TSV or Parquet file; several with commas (docs/data.md)."""
     mix: tuple[str, ...] = field(default=(), metadata=content("mix"))
     """Other data under the same template, each with its own epochs, spread over the run: safety.jsonl:1."""
     at_epochs: tuple[float, ...] = ()

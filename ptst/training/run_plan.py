@@ -95,7 +95,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     """
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     say(f"reading {config.data}")
-    source = sources.load(config.data, "train", config.limit, holdout=config.holdout)
+    source = sources.load(config.data, "train", config.limit, holdout=config.holdout, rules=config.column_rules)
     with world.main_process_first():
         family, allow = config.template_family or source.family, "role-markers" in config.allow
         model = open_model(
@@ -127,9 +127,14 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
 def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int) -> tuple[Mixture, Validation]:
     """Encode training and validation data, and say what became of them."""
     prompt_format = model.prompt_format
-    others = [(sources.load(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
+    others = [
+        (sources.load(name, "train", rules=config.column_rules), epochs) for name, epochs in map(parse_mix, config.mix)
+    ]
     asked = [(source, config.epochs), *others]
     say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
+    for read, _ in asked:
+        if read.note:
+            say(f"{read.name}: {read.note}")
     mixture = mix(asked, prompt_format, max_length, config.too_long, config.train_on)
     for c in mixture.records:
         say(
@@ -142,9 +147,11 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
         name = sources.DEFAULT
     if name is None:
         return mixture, Validation()
-    held_out = sources.load(name, "validation", holdout=holdout)
+    held_out = sources.load(name, "validation", holdout=holdout, rules=config.column_rules)
     examples, record = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
     check_not_empty(examples, name)
+    if held_out.note:
+        say(f"{name}: {held_out.note}")
     return mixture, Validation(held_out, examples, dataclasses.replace(record, name=absolute(name)))
 
 

@@ -9,8 +9,8 @@ import sys
 import datasets
 import pytest
 
-from ptst.data.packing import pack, to_batch
 from ptst.data.layouts import to_conversation
+from ptst.data.packing import pack, to_batch
 from ptst.data.sources import load
 from ptst.errors import UserError
 from ptst.text.encode import Example

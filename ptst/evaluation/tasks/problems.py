@@ -21,7 +21,13 @@ def has_test_part(defaults: Defaults) -> bool:
 def load_source(data: str | None, defaults: Defaults, limit: int | None) -> sources.Source:
     """The test part of `data`, or of the default problems."""
     own = data or defaults.data
-    return sources.load(own or defaults.problems, "test", limit, holdout=0.0 if own else defaults.holdout)
+    rules = defaults.rules if own else defaults.problem_rules or defaults.rules
+    name, holdout = own or defaults.problems, 0.0 if own else defaults.holdout
+    return sources.load(name, "test", limit, holdout=holdout, rules=rules)
+
+
+def _note(source: sources.Source) -> str:
+    return f"{source.name}: {source.note}" if source.note else ""
 
 
 def _check_answered(source: sources.Source) -> None:
@@ -41,7 +47,7 @@ def load_problems(data: str | None, defaults: Defaults) -> TaskData:
     source = load_source(data, defaults, min(limits, default=None))
     _check_answered(source)
     new = 96 if source.name.startswith(sources.DEFAULT) else 400
-    return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, new, source.family)
+    return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, new, source.family, _note(source))
 
 
 def _load_worked(data: str | None, defaults: Defaults) -> TaskData:
@@ -102,9 +108,10 @@ NLL = Task(
 
 
 def _load_chatdoctor(data: str | None, defaults: Defaults) -> TaskData:
-    source = sources.load(data or defaults.data or "chatdoctor", "test", defaults.limit)
+    source = sources.load(data or defaults.data or "chatdoctor", "test", defaults.limit, rules=defaults.rules)
     _check_answered(source)
-    return TaskData(Path(source.name).stem, source.conversations, source.fingerprint, 256, "chatdoctor")
+    name = Path(source.name).stem
+    return TaskData(name, source.conversations, source.fingerprint, 256, "chatdoctor", _note(source))
 
 
 def _score_similarity(problems: Sequence[Conversation], answers: Sequence[Answer], tools: Tools) -> TaskResult:

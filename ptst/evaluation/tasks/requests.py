@@ -29,10 +29,10 @@ def load_requests(name: str, standard: str | None) -> Callable[[str | None, Defa
             raise UserError(f"the task {name} needs its prompts", f"say {name}:FILE, a CSV, JSONL, JSON or TXT file")
         if name in prompt_sets.NAMED and Path(data).is_file():
             data = f"{name}:{data}"
-        found = prompt_sets.load_set(data, defaults.limit)
+        found = prompt_sets.load_set(data, defaults.limit, defaults.rules)
         if name == "xstest":
             check_halves(found.prompts)
-        return TaskData(found.name, found.prompts, found.fingerprint, NEW_TOKENS, note=found.note)
+        return TaskData(found.name, found.prompts, found.fingerprint, NEW_TOKENS, note=found.described)
 
     return load
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ptst.data.columns import ColumnRules
 from ptst.errors import UserError
 from ptst.evaluation.judges import Judge
 from ptst.evaluation.rates import Rate, RepeatedRate
@@ -78,13 +79,16 @@ class Metric:
 @dataclass(frozen=True)
 class Defaults:
     """Data of tasks that name none: `problems` (training data, of which the test part is used), `data` and
-    `safety_data` (settings). `holdout`: share of a training file that was held out. `limit`: prompts per task."""
+    `safety_data` (settings). `holdout`: share of a training file that was held out. `limit`: prompts per task.
+    `rules`: the settings' for columns; `problem_rules`: those of training, for its data (None: `rules`)."""
 
     problems: str
     data: str | None = None
     safety_data: str | None = None
     limit: int | None = None
     holdout: float = 0.0
+    rules: ColumnRules = field(default_factory=ColumnRules)
+    problem_rules: ColumnRules | None = None
 
 
 @dataclass(frozen=True)
