@@ -117,12 +117,8 @@ class DataRecord:
     def result(self) -> dict[str, Any]:
         """What the result of a run has of it."""
         names = ["name", "epochs", "fingerprint", "rows", "dropped", "cut", "untrained", "token_boundaries", "lossy"]
-        names += [name for name in ("first_lossy", "revision", "unused") if getattr(self, name)] + [
-            "encoding",
-            "examples",
-            "tokens",
-            "trained_tokens",
-        ]
+        names += [name for name in ("first_lossy", "revision", "unused") if getattr(self, name)]
+        names += ["encoding", "examples", "tokens", "trained_tokens"]
         return {name: getattr(self, name) for name in names}
 
 

@@ -127,9 +127,8 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
 def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int) -> tuple[Mixture, Validation]:
     """Encode training and validation data, and say what became of them."""
     prompt_format = model.prompt_format
-    others = [
-        (sources.load(name, "train", rules=config.column_rules), epochs) for name, epochs in map(parse_mix, config.mix)
-    ]
+    rules, mixed = config.column_rules, map(parse_mix, config.mix)
+    others = [(sources.load(name, "train", rules=rules), epochs) for name, epochs in mixed]
     asked = [(source, config.epochs), *others]
     say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
     for read, _ in asked:
@@ -147,7 +146,7 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
         name = sources.DEFAULT
     if name is None:
         return mixture, Validation()
-    held_out = sources.load(name, "validation", holdout=holdout, rules=config.column_rules)
+    held_out = sources.load(name, "validation", holdout=holdout, rules=rules)
     examples, record = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
     check_not_empty(examples, name)
     if held_out.note:
