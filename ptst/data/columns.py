@@ -102,7 +102,8 @@ class Cells:
 
     def listed(self) -> str:
         """The names of the columns that the file has."""
-        return ", ".join(sorted(key for key, value in self._row.items() if value is not None)) or "no fields"
+        names = ", ".join(sorted(key for key, value in self._row.items() if value is not None)) or "no fields"
+        return names.encode(errors="backslashreplace").decode()  # JSON can spell what is no character
 
     def check_rest(self, texts: Callable[[], Iterable[str]], unread: Iterable[str] = ()) -> None:
         """Count the columns that were not read. `texts`: what was read; a column that repeats one of them loses

@@ -113,9 +113,13 @@ def _several(shapes: list[str], place: str) -> UserError:
 def _asked(cells: Cells, ask: str) -> list[Message]:
     """What comes before the answer. Earlier answers of a list are the prompt's, and not trained (as in TRL)."""
     if isinstance(cells.get(ask), list) and ask == "prompt":
-        return [Message(m.role, m.content, trained=False) for m in _messages(cells, ask)]
+        return _untrained(_messages(cells, ask))
     user = Message("user", asked_text(cells, ask))
     return [*_history(cells), user] if ask == "instruction" and "history" in cells.filled else [user]
+
+
+def _untrained(messages: list[Message]) -> list[Message]:
+    return [Message(m.role, m.content, trained=m.role != "assistant") for m in messages]
 
 
 def asked_text(cells: Cells, ask: str) -> str:
@@ -158,7 +162,7 @@ def _chosen(cells: Cells, ask: str) -> list[Message]:
     side = _side(cells, "chosen", "assistant")
     asked = _asked(cells, ask) if ask else []
     if len(side) > 1:  # the prompt is in it
-        shared = [Message(m.role, m.content, trained=False) for m in side[:-1]]
+        shared = _untrained(side[:-1])
         if not {m.content for m in asked} <= {m.content for m in shared}:
             raise UserError(f"the messages of chosen do not repeat {ask}", "give the prompt once", cells.place)
         return [*shared, side[-1]]
@@ -218,11 +222,11 @@ class _Message:
         if len(set(on.values())) > 1:
             raise UserError(f"{' and '.join(on)} contradict each other", "leave one out", self._place)
         role = self.plain()["role"]
-        if any(on.values()) and _ROLES.get(role, role) != "assistant":
-            raise UserError(
-                f"{next(iter(on))} asks to train on a message of {role}", "answers are trained", self._place
-            )
-        return all(on.values())
+        answers = isinstance(role, str) and _ROLES.get(role, role) == "assistant"
+        if any(on.values()) and not answers:
+            cause = f"{next(iter(on))} asks to train on a message of {role}"
+            raise UserError(cause, "only answers are trained", self._place)
+        return all(on.values()) or not answers
 
     def check_rest(self, column: str, unused: Counter[str]) -> None:
         """As `Cells.check_rest`."""
