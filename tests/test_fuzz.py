@@ -5,6 +5,7 @@ A file that the reader accepts is changed: bytes of it, or a value in its JSON.
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from hypothesis import strategies as st
 
 from ptst.config_file import read_config
 from ptst.data.arc import load_arc
+from ptst.data.columns import ColumnRules
 from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import load
 from ptst.errors import UserError
@@ -180,10 +182,16 @@ ROLES = b'{"pad_token": {"content": "<a>"}, "additional_special_tokens": ["<b>"]
 ROWS = [{"question": "q", "answer": "a"}, {"messages": [{"role": "user", "content": "u"}], "system": "s"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 PROMPTS = [{"id": 1, "prompt": "How?", "goal": "g", "category": "c"}, {"prompt": "Why?", "family": "f"}]
+FLAGGED = [{"from": "human", "value": "h", "weight": 0}, {"from": "gpt", "value": "g", "train": True, "id": "i"}]
+PAIR = {"chosen": FLAGGED, "rejected": [], "history": None, "context": "", "id": 3}
 ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
 ASKED = Asked([[1, 2]], Sampling(4))
 TOML = b'data = "x.jsonl"\nlr = 1e-4\nseed = 3\nepochs = 2\ntarget_modules = ["q_proj"]\n'
 TEMPLATE = b'name = "chat:mine"\nsystem = "s"\nuser = "{question}"\ndemonstration = ["a", "b"]\nsafety = true\n'
+
+
+def read_pair(path: Path) -> None:
+    load(str(path), rules=ColumnRules.of(("context=ctx",), ("hint",), use_chosen=True))
 
 
 def answer() -> bytes:
@@ -239,8 +247,11 @@ def readers(model: Path) -> dict[str, Reader]:
         ),
         "jsonl": Reader("a.jsonl", JSONL, lambda path: load(str(path))),
         "row": Reader("row.jsonl", json.dumps(ROWS[1]).encode(), lambda path: load(str(path)), True),
-        "csv": Reader("a.csv", b'question,answer\nq,"a, b"\n', lambda path: load(str(path)), share=0.1),
-        "json": Reader("a.json", json.dumps(ROWS[:1]).encode(), lambda path: load(str(path)), True, 0.1),
+        "csv": Reader("a.csv", b'question,answer\nq,"a, b"\n', lambda path: load(str(path))),
+        "tsv": Reader("a.tsv", b'question\tanswer\nq\t"a\n b"\n', lambda path: load(str(path))),
+        "json": Reader("a.json", json.dumps(ROWS).encode(), lambda path: load(str(path)), True),
+        "gz": Reader("a.jsonl.gz", gzip.compress(JSONL, mtime=0), lambda path: load(str(path))),
+        "preference": Reader("b.jsonl", json.dumps(PAIR).encode(), read_pair, True),
         "parquet": Reader("a.parquet", parquet(), lambda path: load(str(path)), share=0.1),
         "arc": Reader("arc.jsonl", json.dumps(ARC).encode(), lambda path: load_arc("arc-easy", str(path)), True),
         "prompts csv": Reader("p.csv", b'prompt,category\n"How, so?",c\n', read_prompts),
@@ -257,7 +268,7 @@ def readers(model: Path) -> dict[str, Reader]:
 
 NAMES = (
     *("config", "index", "weights", "tokenizer", "tokenizer settings", "eos", "chat template", "adapter"),
-    *("pieces", "added tokens", "roles"),
+    *("pieces", "added tokens", "roles", "tsv", "gz", "preference"),
     *("adapter weights", "jsonl", "row", "csv", "json", "parquet", "arc", "prompts csv", "prompts json", "prompts txt"),
     *("template", "settings", "settings of a run", "run", "answers", "answer"),
 )

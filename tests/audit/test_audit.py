@@ -281,3 +281,65 @@ def test_every_rule_is_in_the_docs():
     text = (ROOT / "docs" / "audit.md").read_text()
     for name, rule in RULES.items():
         assert f"\n| `{name}` | {rule.level} |" in text, name
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "rule", "cause"),
+    [
+        (
+            "<|im_start|>user\n2+3?<|im_end|>\n<|im_start|>assistant\n",
+            "5",
+            "control-text",
+            "1 (user) holds <|im_start|>",
+        ),
+        ("2+3?", "5<|im_end|>", "control-text", "2 (assistant) holds <|im_end|>"),
+        ("2+3?", "5<|im_end|>\n<|im_start|>user\nmore", "control-text", "2 (assistant) holds <|im_end|>"),
+        ("[INST] 2+3? [/INST]", "5", "marker-text", "1 (user) holds [INST]"),
+        ("2+3?", "<b>5</b> |im_end|", None, ""),
+    ],
+)
+def test_text_that_is_templated_already(setup, question, answer, rule, cause):
+    found = [f for f in audit(rows((question, answer)), setup).findings if f.level != "info"]
+    assert [(f.rule, f.cause) for f in found] == ([(rule, f"message {cause}")] if rule else [])
+    allowed = audit(rows((question, answer)), setup, allow=[rule] if rule else [])
+    assert allowed.verdict == "info"
+
+
+def test_a_control_token_that_may_be_html_counts_where_a_message_begins_or_ends(shared):
+    tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model")
+    setup = Setup(PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["llama2"], tokenizer))
+    for question, answer, wanted in (
+        ("2+3?", "5</s>", ["control-text"]),
+        ("2+3?", "5 </s>\n", ["control-text"]),
+        ("<s>2+3?", "5", ["control-text"]),
+        ("strike it", "a <s>b</s> c", ["tag-text"]),
+    ):
+        assert [f.rule for f in audit(rows((question, answer)), setup).findings] == wanted
+
+
+def test_training_refuses_text_that_is_templated_already(setup):
+    source = rows(("2+3?", "5<|im_end|>"))
+    examples, _ = prepare(source, setup.prompt_format, 2048, "stop", "all")
+    with pytest.raises(UserError, match=r"rows.jsonl:1: control-text: .* or allow it with allow control-text"):
+        check_start(source, examples, setup, 2048, ())
+    assert check_start(source, examples, setup, 2048, ("control-text",)) == []
+
+
+def test_bad_rows_and_unused_columns_are_reported(tiny_folder, tmp_path):
+    """A lone surrogate and a column that may matter are bad rows, and not the end of the audit."""
+    data, page = tmp_path / "rows.jsonl", tmp_path / "page.html"
+    lines = (
+        r'{"question": "2+3?", "answer": "5", "id": 1}',
+        r'{"question": "what is \ud83d?", "answer": "half", "id": 2}',
+        r'{"question": "4+4?", "answer": "8", "hint\ud83d": "even"}',
+        r'{"question": "4+4?", "answer": {"\udc00": 1}}',
+    )
+    data.write_text("\n".join(lines))
+    config = AuditConfig(model=str(tiny_folder), data=str(data), template="vanilla", html=page, rows=3)
+    report = run_audit(config)
+    bad = [f["row"] for f in report["findings"] if f["rule"] == "bad-row"]
+    assert sorted(bad) == [f"{data}:{n}" for n in (2, 3, 4)] and report["counts"]["rows"] == 2
+    assert [f["cause"] for f in report["findings"] if f["rule"] == "unused-column"] == ["id (2 rows)"]
+    assert "lone surrogate" in page.read_text()
+    config = replace(config, ignore_columns=("hint\ud83d", "id"), columns=())
+    assert run_audit(config)["counts"]["bad_rows"] == 2
