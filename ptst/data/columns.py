@@ -82,7 +82,7 @@ class Cells:
             )
             row = {k: v for (k, v), name in zip(row.items(), names, strict=True) if name not in rules.ignored}
             names = tuple(rules.names.get(name, name) for name in _spelled(tuple(row)))
-        self._cells = dict(zip(names, row.values(), strict=True))
+        self._cells: Mapping[str, Any] = row if names == tuple(row) else dict(zip(names, row.values(), strict=True))
         if len(self._cells) != len(row):
             self._check_twice(names, row)
         self.present = self.filled = names
@@ -108,17 +108,21 @@ class Cells:
     def check_rest(self, texts: Callable[[], Iterable[str]], unread: Iterable[str] = ()) -> None:
         """Count the columns that were not read. `texts`: what was read; a column that repeats one of them loses
         nothing. `unread`: columns that cannot matter here. Raises UserError for all others that are not empty."""
-        rest = [name for name in self.filled if name not in self._read]
-        if not rest:
+        if self._read.issuperset(self.filled):
             return
-        refused = [n for n in rest if n not in unread and not keeps_books(n, self._cells[n])]
+        refused: list[str] = []
+        for name in self.filled:
+            if name in self._read:
+                continue
+            if name not in unread and not keeps_books(name, self._cells[name]):
+                refused.append(name)
+            label = name or "(without a name)"
+            self.unused[label] = self.unused.get(label, 0) + 1
         if refused:
             read = set(texts())
             refused = [n for n in refused if not isinstance(self._cells[n], str) or self._cells[n] not in read]
         if refused:
             refuse(refused, "column", self.place)
-        for name in rest:
-            self.unused[name or "(without a name)"] += 1
 
     def _check_twice(self, names: Iterable[str], row: Mapping[str, Any]) -> None:
         there = [name for name, value in zip(names, row.values(), strict=True) if name and value is not None]

@@ -19,9 +19,11 @@ from ptst.data.columns import Cells, ColumnRules, is_empty, keeps_books, refuse,
 from ptst.errors import Setting, UserError
 from ptst.text.segments import Conversation, Message
 
-_PAIRS = (
-    *(("question", "answer"), ("question", "response"), ("instruction", "output"), ("instruction", "response")),
-    *(("prompt", "response"), ("prompt", "completion"), ("input", "output"), ("input", "answer_icliniq")),
+_PAIRS = dict.fromkeys(
+    [
+        *(("question", "answer"), ("question", "response"), ("instruction", "output"), ("instruction", "response")),
+        *(("prompt", "response"), ("prompt", "completion"), ("input", "output"), ("input", "answer_icliniq")),
+    ]
 )
 _LISTS = ("messages", "conversations", "conversation")
 # What is read with a question: the name of its column, what stands between the two, and which of them comes first.
@@ -36,6 +38,7 @@ _FLAGS = ("train", "training", "trainable", "weight", "loss_mask")
 _OFF, _ON = (False, 0, "0", "0.0"), (True, 1, "1", "1.0")
 # By the answer that is read: other answers to the same question.
 _UNREAD = {"answer_icliniq": ("answer_chatgpt", "answer_chatdoctor"), "chosen": ("rejected",)}
+_ICLINIQ, _OPENORCA = ("answer_icliniq", "input"), ("system_prompt", "question", "response")
 _PREFERENCE = [("", "rejected")]  # a pair that nobody asked to read
 # ChatDoctor's own instruction is left out: the paper has its own wording, the family's system prompt.
 DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
@@ -46,6 +49,10 @@ def to_conversation(
 ) -> Conversation:
     """One row as a conversation; columns that are not read are counted in `unused`. Raises UserError, with `place`,
     for a row of no known layout or of several, and for a column that may matter and is not read."""
+    if tuple(row) in _PAIRS and (rules is None or not (rules.names or rules.ignored)):  # as most rows
+        user, answer = row.values()
+        if type(user) is str and type(answer) is str and user:
+            return Conversation((Message("user", user), Message("assistant", answer)), place)
     cells = Cells(row, place, rules or ColumnRules(), Counter() if unused is None else unused)
     system, ask, reply = _layout(cells)
     messages = [Message("system", cells.text(system))] if system else []
@@ -61,10 +68,9 @@ def to_conversation(
 
 def family_of(row: Mapping[str, Any]) -> str:
     """The template family that a row's columns tell, "" where they tell none."""
-    present = {k for k, v in row.items() if v is not None}
-    if present >= {"system_prompt", "question", "response"}:
-        return "openorca"
-    return "chatdoctor" if present >= {"input", "answer_icliniq"} or row.get("instruction") == DOCTOR else ""
+    if row.get("instruction") == DOCTOR or all(row.get(name) is not None for name in _ICLINIQ):
+        return "chatdoctor"
+    return "openorca" if all(row.get(name) is not None for name in _OPENORCA) else ""
 
 
 def _layout(cells: Cells) -> tuple[str, str, str]:
@@ -172,17 +178,15 @@ def _chosen(cells: Cells, ask: str) -> list[Message]:
 
 
 def _messages(cells: Cells, name: str) -> list[Message]:
-    value = cells.get(name)
-    needed = f"{name} must be a list of objects with role and content"
+    value, renamed = cells.get(name), cells.rules.names
     if not isinstance(value, list):
-        raise UserError(needed, where=cells.place)
-    keys = {column: known for column, known in cells.rules.names.items() if known in ("role", "content")}
+        raise _no_messages(name, "", cells.place)
     found: list[Message] = []
     for number, message in enumerate(value, 1):
         if not isinstance(message, dict):
-            raise UserError(needed, f"message {number} is not an object", cells.place)
-        if keys:
-            message = {keys.get(key, key): value for key, value in message.items()}
+            raise _no_messages(name, f"message {number} is not an object", cells.place)
+        if renamed:
+            message = {renamed.get(key, key): value for key, value in message.items()}
         trained = True
         if len(message) != 2 or "role" not in message or "content" not in message:
             unfolded = _Message(message, f"{cells.place}, message {number}", cells.rules)
@@ -190,9 +194,15 @@ def _messages(cells: Cells, name: str) -> list[Message]:
             unfolded.check_rest(name, cells.unused)
         role, content = message.get("role"), message.get("content")
         if not isinstance(role, str) or content is None:
-            raise UserError(needed, f"message {number} has {', '.join(value[number - 1]) or 'nothing'}", cells.place)
-        found.append(Message(_ROLES.get(role, role), to_text(content, "content", cells.place), trained))
+            has = ", ".join(value[number - 1]) or "nothing"
+            raise _no_messages(name, f"message {number} has {has}", cells.place)
+        text = content if type(content) is str else to_text(content, "content", cells.place)
+        found.append(Message(_ROLES.get(role, role), text, trained))
     return found
+
+
+def _no_messages(name: str, remedy: str, place: str) -> UserError:
+    return UserError(f"{name} must be a list of objects with role and content", remedy, place)
 
 
 class _Message:
