@@ -138,7 +138,7 @@ def test_columns_can_be_named():
         read({**QA, "prompt": "p"}, columns=("question=prompt",))
     for columns, message in (
         (("question",), "columns has 'question'; write it as in question=prompt,answer=reply"),
-        (("qestion=a",), "columns: unknown column 'qestion'; did you mean question"),
+        (("quest=a",), "columns: unknown column 'quest'; did you mean question"),
         (("question=a,question=b",), "columns has question or b twice"),
     ):
         with pytest.raises(UserError, match=message):
