@@ -59,7 +59,7 @@ _NOTES = {
     "cut": ("rows were cut; a cut answer has no terminator", "raise the length limit"),
     "dropped": ("rows longer than the limit were left out", "raise the length limit, or cut the rows"),
     "unused-column": ("a column of the data is not read", "nothing, if it does not belong to the prompt or the loss"),
-    "tag-text": ("a message holds a tag that is also a control token", "nothing, if it is HTML or code"),
+    "tag-text": ("a message holds a tag or a foreign marker in its text", "nothing, if it is meant as text"),
     "duplicate": ("rows repeat earlier ones", "remove them unless they should count twice"),
     "known-difference": ("a known difference from the format's owner", "nothing; docs/templates.md says why"),
     "other-prompt": ("training and test templates differ", "nothing, if that is intended"),

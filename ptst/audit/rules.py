@@ -220,18 +220,19 @@ class ControlText:
         used = {s.text for s in prompt_format.segments(Conversation(tuple(sample))) if s.control}
         used |= {tokenizer.control_names[i] for i in prompt_format.stop_ids if i in tokenizer.control_names}
         self._used = used | {name for name in (tokenizer.bos, tokenizer.eos) if name}
-        others = {*tokenizer.control_names.values(), *_MARKERS} - set(prompt_format.chat_format.role_markers)
-        names = sorted({*self._used, *others} - {""}, key=len, reverse=True)
+        self._own = self._used | set(tokenizer.control_names.values())
+        # Role markers that are text have a rule of their own.
+        names = sorted({*self._own, *_MARKERS} - {"", *prompt_format.chat_format.role_markers}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names)))
 
     def check(self, conversation: Conversation) -> Iterator[Finding]:
-        """At most one finding for each message: an error for a token of the format in use. One that could be a tag of
-        HTML, such as <s>, counts where it begins or ends the message."""
+        """At most one finding for each message: an error for a token of the format in use. What could be a tag of HTML,
+        such as <s>, and markers that are not this tokenizer's, count where they begin or end the message."""
         for number, message in enumerate(conversation.messages, 1):
             levels: dict[str, str] = {}
             for found in self._pattern.finditer(message.content):
                 outer = not (message.content[: found.start()].strip() and message.content[found.end() :].strip())
-                tag = not outer and _TAG.fullmatch(found[0])
+                tag = not outer and (_TAG.fullmatch(found[0]) or found[0] not in self._own)
                 rule = "tag-text" if tag else "control-text" if found[0] in self._used else "marker-text"
                 levels.setdefault(rule, found[0])
             for rule in ("control-text", "marker-text", "tag-text"):

@@ -110,19 +110,20 @@ class Cells:
         nothing. `unread`: columns that cannot matter here. Raises UserError for all others that are not empty."""
         if self._read.issuperset(self.filled):
             return
-        refused: list[str] = []
+        rest, refused = list[str](), list[str]()
         for name in self.filled:
-            if name in self._read:
-                continue
-            if name not in unread and not keeps_books(name, self._cells[name]):
-                refused.append(name)
-            label = name or "(without a name)"
-            self.unused[label] = self.unused.get(label, 0) + 1
+            if name not in self._read:
+                rest.append(name)
+                if name not in unread and not keeps_books(name, self._cells[name]):
+                    refused.append(name)
         if refused:
             read = set(texts())
             refused = [n for n in refused if not isinstance(self._cells[n], str) or self._cells[n] not in read]
         if refused:
             refuse(refused, "column", self.place)
+        for name in rest:
+            label = name or "(without a name)"
+            self.unused[label] = self.unused.get(label, 0) + 1
 
     def _check_twice(self, names: Iterable[str], row: Mapping[str, Any]) -> None:
         there = [name for name, value in zip(names, row.values(), strict=True) if name and value is not None]
