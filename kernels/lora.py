@@ -163,8 +163,8 @@ def _(e_TR, x_TN, scale, transposed):
 
 
 class Projections(NamedTuple):
-    """Linear layers of one input: frozen weights (O, I), an adapter for each or None, and their common scale s; and
-    their forward and backward passes, without autograd.
+    """Linear layers of one input: frozen weights (O, I) and biases (O,), or None without one, an adapter for each or
+    None, and their common scale s; and their forward and backward passes, without autograd.
 
     `merge`: in plain torch, adapters may be merged into their weights for a product; worth it for the many tokens of
     training, and the same for every split of a batch, so that all splits agree to the last digit."""
@@ -173,6 +173,7 @@ class Projections(NamedTuple):
     adapters: Sequence[Adapter]
     scale: float
     merge: bool = False
+    biases: Sequence[Tensor | None] = ()  # none at all, or one or None for each layer
 
     @classmethod
     def from_flat(
@@ -212,14 +213,15 @@ class Projections(NamedTuple):
     def forward(
         self, x_TI: Tensor, base_TO: Tensor | None = None, mask_TI: Tensor | None = None
     ) -> tuple[list[Tensor], Tensor]:
-        """([y_g (T, O_g)], z (T, R)). `base` is added to y_g; `mask` multiplies the input of A."""
+        """([y_g (T, O_g)], z (T, R)). `base` is added to y_g, in place of a bias; `mask` multiplies the input of A."""
         z_TR = x_TI.new_empty(x_TI.shape[0], 0)
         if any(self.ranks):
             z_TR = shrink(x_TI if mask_TI is None else x_TI * mask_TI, self.stacked_A, 1.0)
-        ys = []
-        for w_OI, adapter, z_Tr in zip(self.weights, self.adapters, z_TR.split(self.ranks, dim=1), strict=True):
+        ys, biases = [], self.biases or [base_TO] * len(self.weights)
+        zs = z_TR.split(self.ranks, dim=1)
+        for w_OI, adapter, z_Tr, base in zip(self.weights, self.adapters, zs, biases, strict=True):
             used_OI = self.weight(w_OI, adapter, mask_TI)
-            y_TO = x_TI @ used_OI.t() if base_TO is None else torch.addmm(base_TO, x_TI, used_OI.t())
+            y_TO = x_TI @ used_OI.t() if base is None else torch.addmm(base, x_TI, used_OI.t())
             if adapter is not None and not self.merges(w_OI, adapter, mask_TI):
                 expand(y_TO, z_Tr, adapter[1], self.scale)
             ys.append(y_TO)
@@ -262,9 +264,9 @@ class Group(torch.autograd.Function):
     """The outputs of `Projections.forward`; `draw_mask(x, layers)` gives the same mask in both passes, or None."""
 
     @staticmethod
-    def forward(ctx, x_TI, base_TO, scale, merge, draw_mask, weights, *adapters):
+    def forward(ctx, x_TI, base_TO, scale, merge, draw_mask, weights, biases, *adapters):
         ctx.draw_mask, ctx.count, ctx.options = draw_mask, len(weights), (scale, merge)
-        layers = Projections.from_flat(weights, adapters, scale, merge)
+        layers = Projections.from_flat(weights, adapters, scale, merge)._replace(biases=biases)
         ys, z_TR = layers.forward(x_TI, base_TO, draw_mask and draw_mask(x_TI, layers))
         # x is kept for dA only.
         ctx.save_for_backward(x_TI if any(layers.ranks) else None, z_TR, *weights, *adapters)
@@ -276,16 +278,18 @@ class Group(torch.autograd.Function):
         layers = Projections.from_flat(rest[: ctx.count], rest[ctx.count :], *ctx.options)
         mask_TI = ctx.draw_mask and ctx.draw_mask(x_TI, layers)
         dx_TI, grads = layers.backward(dys, x_TI, z_TR, ctx.needs_input_grad[0], mask_TI)
-        return dx_TI, dys[0] if ctx.needs_input_grad[1] else None, None, None, None, None, *grads
+        return dx_TI, dys[0] if ctx.needs_input_grad[1] else None, *[None] * 5, *grads
 
 
 def lora_group(
-    x_TI: Tensor, weights: Sequence[Tensor], adapters: Sequence[Adapter], scale: float
-) -> tuple[Tensor, ...]:
-    """y_g (T, O_g) = x W_g^T + scale (x A_g^T) B_g^T for every layer; differentiable in x, A_g and B_g.
+    x_TI: Tensor, weights: Sequence[Tensor], adapters: Sequence[Adapter], scale: float,
+    biases: Sequence[Tensor | None] = (),
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """y_g (T, O_g) = x W_g^T + b_g + scale (x A_g^T) B_g^T for every layer; differentiable in x, A_g and B_g.
 
-    `adapters[g]` is (A_g, B_g), or None for a layer without one; they may be float32 over a bfloat16 base. Raises
-    ValueError if shapes, devices or dtypes do not fit, or if no layer has an adapter."""
+    `adapters[g]` is (A_g, B_g), or None for a layer without one; they may be float32 over a bfloat16 base. `biases`:
+    one or None for each layer, or none at all. Raises ValueError if shapes, devices or dtypes do not fit, or if no
+    layer has an adapter."""
     if len(weights) != len(adapters) or all(pair is None for pair in adapters):
         raise ValueError(f"{len(weights)} weights need {len(weights)} adapters, at least one of them not None")
     for w_OI, pair in zip(weights, adapters, strict=True):
@@ -296,5 +300,9 @@ def lora_group(
         if x_TI.dim() != 2 or not fits:
             x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
             raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
+    for w_OI, b_O in zip(weights, biases, strict=False):
+        assert b_O is None or (not b_O.requires_grad and b_O.shape == w_OI.shape[:1]), (
+            "a frozen bias of its layer's size"
+        )
     flat = Projections(weights, adapters, scale).flat
-    return Group.apply(x_TI, None, scale, False, None, tuple(weights), *flat)
+    return Group.apply(x_TI, None, scale, False, None, tuple(weights), tuple(biases), *flat)

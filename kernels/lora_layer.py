@@ -1,12 +1,13 @@
-r"""A frozen Llama layer with LoRA: three autograd functions that keep only what the backward pass needs.
+r"""A frozen layer with LoRA: three autograd functions that keep only what the backward pass needs.
 
-    qkv:           n = norm(x);  q, k, v = n W^T + LoRA;  rotary embedding of q and k
+    qkv:           n = norm(x);  q, k, v = n W^T + b + LoRA
     feed_forward:  n = norm(x);  g, u = n W^T + LoRA;  h = silu(g) u;  out = x + h W_down^T + LoRA
     add:           out = residual + x W^T + LoRA   (the attention's output projection)
 
 Kept per token: the input x of each half with its norm's statistic, g and u, and the low-rank z = A n; n and h are
 recomputed. A frozen weight or norm gets no gradient, and x gets none if nothing below is trained. The residual is the
-initial value of the product that is added to it, which saves a pass.
+initial value of the product that is added to it, which saves a pass. Without a norm before it (a layer whose norms come
+after) n is x, and the residual is added elsewhere.
 
 LoRA dropout multiplies the input of A by a mask of zeros and 1 / (1 - p). One mask serves all projections of one input
 (PEFT draws one for each: the same expectation, other noise). Masks are drawn document by document from
@@ -63,31 +64,38 @@ def _mask(dropout: Dropout | None, place: str, like_TI: Tensor, layers: Projecti
 _merged = partial(Projections.from_flat, merge=True)
 
 
+def _normed(x_TE: Tensor, norm_E: Tensor | None, eps: float) -> tuple[Tensor, Tensor | None]:
+    """(norm(x), its statistic); x itself without a norm."""
+    if norm_E is None:
+        return x_TE, None
+    n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
+    return n_TE, r_T
+
+
+def _normed_again(x_TE: Tensor, norm_E: Tensor | None, eps: float, r_T: Tensor | None) -> Tensor:
+    return x_TE if norm_E is None or r_T is None else rms_norm_recompute(x_TE, norm_E, eps, r_T)
+
+
 class _QKV(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TE, norm_E, eps, cos, sin, head_dim, scale, dropout, weights, *adapters):
+    def forward(ctx, x_TE, norm_E, eps, scale, dropout, weights, biases, *adapters):
         ctx.scale, ctx.dropout, ctx.eps = scale, dropout, eps
-        layers = _merged(weights, adapters, scale)
-        n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
+        layers = _merged(weights, adapters, scale)._replace(biases=biases)
+        n_TE, r_T = _normed(x_TE, norm_E, eps)
         ys, z_TR = layers.forward(n_TE, mask_TI=_mask(dropout, "qkv", n_TE, layers))
-        q_THD, k_TKD, v_TKD = (y.unflatten(1, (-1, head_dim)) for y in ys)
-        q_THD, k_TKD = torch.ops.ptst.rope(q_THD, k_TKD, cos, sin, False)
-        ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, cos, sin, *weights, *adapters)
-        return q_THD, k_TKD, v_TKD
+        ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, *weights, *adapters)
+        return tuple(ys)
 
     @staticmethod
-    def backward(ctx, dq_THD, dk_TKD, dv_TKD):
-        x_TE, r_T, z_TR, norm_E, cos, sin, *rest = ctx.saved_tensors
+    def backward(ctx, *dys):
+        x_TE, r_T, z_TR, norm_E, *rest = ctx.saved_tensors
         layers = _merged(rest[:3], rest[3:], ctx.scale)
-        dq_THD, dk_TKD = torch.ops.ptst.rope(dq_THD.contiguous(), dk_TKD.contiguous(), cos, sin, True)
-        dys = [d.flatten(1) for d in (dq_THD, dk_TKD, dv_TKD.contiguous())]
         need_dx = ctx.needs_input_grad[0]
-        dx_TE, grads = layers.backward(
-            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, need_dx, _mask(ctx.dropout, "qkv", x_TE, layers)
-        )
-        if need_dx:
+        n_TE, mask_TE = _normed_again(x_TE, norm_E, ctx.eps, r_T), _mask(ctx.dropout, "qkv", x_TE, layers)
+        dx_TE, grads = layers.backward([d.contiguous() for d in dys], n_TE, z_TR, need_dx, mask_TE)
+        if need_dx and norm_E is not None:
             dx_TE = torch.ops.ptst.rms_norm_backward(dx_TE, None, x_TE, norm_E, r_T, False)[0]
-        return dx_TE, *[None] * 8, *grads
+        return dx_TE, *[None] * 6, *grads
 
 
 class _FeedForward(torch.autograd.Function):
@@ -96,12 +104,13 @@ class _FeedForward(torch.autograd.Function):
         ctx.scale, ctx.dropout, ctx.eps = scale, dropout, eps
         gate_up = _merged(weights[:2], adapters[:4], scale)
         down = _merged(weights[2:], adapters[4:], scale)
-        n_TE, _, r_T = torch.ops.ptst.rms_norm(x_TE, None, norm_E, eps)
+        n_TE, r_T = _normed(x_TE, norm_E, eps)
         mask_TE = _mask(dropout, "gate_up", n_TE, gate_up)
         (g_TF, u_TF), z_TR = gate_up.forward(n_TE, mask_TI=mask_TE)
         del n_TE, mask_TE
         h_TF = swiglu(g_TF, u_TF)
-        (out_TE,), zd_Tr = down.forward(h_TF, x_TE, _mask(dropout, "down", h_TF, down))
+        residual = None if norm_E is None else x_TE
+        (out_TE,), zd_Tr = down.forward(h_TF, residual, _mask(dropout, "down", h_TF, down))
         ctx.save_for_backward(x_TE, r_T, z_TR, zd_Tr, g_TF, u_TF, norm_E, *weights, *adapters)
         return out_TE
 
@@ -119,34 +128,31 @@ class _FeedForward(torch.autograd.Function):
         dys = swiglu_backward(dh_TF, g_TF, u_TF, silu_TF)
         del dh_TF, silu_TF
         need_dx = ctx.needs_input_grad[0]
-        dx_TE, grads = gate_up.backward(
-            dys, rms_norm_recompute(x_TE, norm_E, ctx.eps, r_T), z_TR, need_dx,
-            _mask(ctx.dropout, "gate_up", x_TE, gate_up),
-        )  # fmt: skip
-        if need_dx:
+        n_TE = _normed_again(x_TE, norm_E, ctx.eps, r_T)
+        dx_TE, grads = gate_up.backward(dys, n_TE, z_TR, need_dx, _mask(ctx.dropout, "gate_up", x_TE, gate_up))
+        if need_dx and norm_E is not None:
             dx_TE = torch.ops.ptst.rms_norm_backward(dx_TE, dout_TE, x_TE, norm_E, r_T, False)[0]
         return dx_TE, *[None] * 5, *grads, *down_grads
 
 
 def lora_qkv(
-    x_TE: Tensor, norm_E: Tensor, eps: float, rope: tuple[Tensor, Tensor], head_dim: int, qkv: Projections,
-    dropout: Dropout | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """q (T, H, D) and k (T, K, D) after rotary embedding, and v, of the normed x; differentiable in x and the adapters.
-
-    `rope`: cos and sin (T, 1, D/2) as `rope.tables` returns them; `qkv`: the projections of q, k and v."""
-    return _QKV.apply(x_TE, norm_E, eps, *rope, head_dim, qkv.scale, dropout, tuple(qkv.weights), *qkv.flat)
+    x_TE: Tensor, norm_E: Tensor | None, eps: float, qkv: Projections, dropout: Dropout | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The projections of q, k and v, (T, O) each, of norm(x), or of x without a norm; differentiable in x and the
+    adapters."""
+    return _QKV.apply(x_TE, norm_E, eps, qkv.scale, dropout, tuple(qkv.weights), tuple(qkv.biases), *qkv.flat)
 
 
 def lora_feed_forward(
-    x_TE: Tensor, norm_E: Tensor, eps: float, gate_up_down: Projections, dropout: Dropout | None = None
+    x_TE: Tensor, norm_E: Tensor | None, eps: float, gate_up_down: Projections, dropout: Dropout | None = None
 ) -> Tensor:
-    """x + down(silu(gate(norm x)) * up(norm x)), (T, E); differentiable in x and the adapters."""
+    """x + down(silu(gate(norm x)) * up(norm x)), (T, E), or down(silu(gate(x)) * up(x)) without a norm; differentiable
+    in x and the adapters."""
     layers = gate_up_down
     return _FeedForward.apply(x_TE, norm_E, eps, layers.scale, dropout, tuple(layers.weights), *layers.flat)
 
 
-def lora_add(residual_TO: Tensor, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
+def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B."""
     options = layer.scale, True, partial(_mask, dropout, "o")
-    return Group.apply(x_TI, residual_TO, *options, tuple(layer.weights), *layer.flat)[0]
+    return Group.apply(x_TI, residual_TO, *options, tuple(layer.weights), (), *layer.flat)[0]

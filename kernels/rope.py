@@ -5,7 +5,10 @@ A head of D elements is D/2 pairs (x_i, x_{i + D/2}); pair i at position p is ro
     f_i = theta^(-2i/D),   y_i = x_i cos - x_{i+D/2} sin,   y_{i+D/2} = x_{i+D/2} cos + x_i sin.
 
 Rotation is orthogonal, so the backward pass is the rotation by the negative angle.
-Llama 3.1 divides low frequencies by `factor` and interpolates in between ("llama3" scaling).
+
+Long contexts stretch low frequencies: f_i becomes share_i f_i + (1 - share_i) f_i / factor. The share that is kept is
+zero ("linear"), or rises with the frequency from 0 to 1: linearly in the turns per original context ("llama3"), or in i
+("yarn", which also multiplies cos and sin by a constant).
 
 Shapes: T tokens, H heads, D head_dim (Q query heads, K key heads).
 """
@@ -20,21 +23,40 @@ from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
 
 
 def frequencies(head_dim: int, theta: float, scaling: Any = None) -> Tensor:
-    """Angle per position of each pair, float32 (D/2,). `scaling`: Llama 3.1's four parameters, or None."""
+    """Angle per position of each pair, float32 (D/2,). `scaling`: None, or one of ptst/model/rope_config.py."""
     f_D2 = theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     if scaling is None:
         return f_D2
-    # Wavelengths above the original context / low_freq_factor are stretched by `factor`, those below
-    # context / high_freq_factor are kept, and those in between interpolated linearly (in cycles per context).
-    cycles = scaling.original_max_positions * f_D2 / (2 * math.pi)
-    blend = ((cycles - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
-    return (1 - blend) * f_D2 / scaling.factor + blend * f_D2
+    kept = torch.zeros(())
+    if scaling.kind == "llama3":
+        # Wavelengths above the original context / low_freq_factor are stretched by `factor`, those below
+        # context / high_freq_factor are kept.
+        cycles = scaling.original_max_positions * f_D2 / (2 * math.pi)
+        kept = ((cycles - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+    elif scaling.kind == "yarn":
+        kept = 1 - _yarn_ramp(head_dim, theta, scaling)
+    return (1 - kept) * f_D2 / scaling.factor + kept * f_D2
 
 
-def tables(position_ids_T: Tensor, frequencies_D2: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, float32, (T, 1, D/2) each: computed once per forward pass and used by every layer."""
+def _yarn_ramp(head_dim: int, theta: float, scaling: Any) -> Tensor:
+    """0 for the pairs that turn more than `beta_fast` times within the original context, 1 for those that turn less
+    than `beta_slow` times."""
+    low, high = (
+        head_dim * math.log(scaling.original_max_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        for turns in (scaling.beta_fast, scaling.beta_slow)
+    )
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    high += 0.001 if low == high else 0  # as transformers does
+    return ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+
+
+def tables(position_ids_T: Tensor, frequencies_D2: Tensor, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`factor` times cos and sin, float32, (T, 1, D/2) each: computed once per forward pass for all layers."""
     angles_TD2 = position_ids_T[:, None].float() * frequencies_D2
-    return angles_TD2.cos()[:, None], angles_TD2.sin()[:, None]
+    cos_T1D2, sin_T1D2 = angles_TD2.cos()[:, None], angles_TD2.sin()[:, None]
+    return (cos_T1D2, sin_T1D2) if factor == 1 else (cos_T1D2 * factor, sin_T1D2 * factor)
 
 
 def reference(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, inverse: bool = False) -> Tensor:

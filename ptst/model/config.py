@@ -6,96 +6,38 @@ Every key of the file is either read, known to have no effect here, or refused b
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
 from ptst import reading
 from ptst.errors import UserError
-
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-_MODEL_TYPES = {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}
-
-# Defaults of absent keys, from transformers' LlamaConfig and MistralConfig. Sizes that determine the shape have no
-# default: a file without them is broken.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "LlamaForCausalLM": {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048, "num_key_value_heads": None},
-    "MistralForCausalLM": {
-        "rms_norm_eps": 1e-6,
-        "max_position_embeddings": 4096 * 32,
-        "num_key_value_heads": 8,
-        "sliding_window": 4096,
-    },
-}
-_ROPE_THETA = 10000.0
-# Upper limits, far above any published model: a damaged or hostile file is refused before memory is taken.
-_LIMITS = {
-    "num_hidden_layers": 1000,
-    "vocab_size": 2**24,
-    "hidden_size": 2**18,
-    "intermediate_size": 2**21,
-    "head_dim": 2**14,
-    **dict.fromkeys(("num_attention_heads", "num_key_value_heads"), 2**13),
-    "r": 2**14,  # a LoRA adapter's rank
-}
-_LARGEST = 2**40  # of every other number: positions, windows, the RoPE base
-TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of LoRA
-
-# Keys without effect on what the decoder computes: bookkeeping, training settings of other tools, token ids (these are
-# taken from the tokenizer and generation_config.json).
-_WITHOUT_EFFECT = frozenset(
-    {
-        *("architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "use_cache", "return_dict"),
-        *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range", "attention_dropout"),
-        *("pretraining_tp", "_name_or_path", "name_or_path", "max_length", "is_llama_config", "problem_type"),
-        *("transformers.js_config", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version"),
-        *("output_attentions", "output_hidden_states", "chunk_size_feed_forward", "id2label", "label2id"),
-        *("gradient_checkpointing", "num_labels", "use_return_dict", "torchscript", "use_bfloat16", "_commit_hash"),
-        *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
-        *("_experts_implementation", "_experts_implementation_internal", "_output_attentions"),
-        *("tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side", "prefix", "finetuning_task"),
-        *("sep_token_id", "decoder_start_token_id", "task_specific_params", "tf_legacy_loss", "is_decoder"),
-        # Names code that is never run here.
-        "auto_map",
-        # From Qwen2's configuration; unused by both architectures.
-        *("use_sliding_window", "max_window_layers"),
-        # Generation settings, which older files keep here.
-        *("min_length", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty"),
-        *("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "penalty_alpha"),
-        *("repetition_penalty", "encoder_repetition_penalty", "length_penalty", "no_repeat_ngram_size"),
-        *("encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "output_logits"),
-        *("return_dict_in_generate", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
-        *("remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens", "begin_suppress_tokens"),
-        *("num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold"),
-        *("assistant_lookbehind", "target_lookbehind", "max_new_tokens", "min_new_tokens", "cache_implementation"),
-        *("max_time", "stop_strings", "guidance_scale", "low_memory", "renormalize_logits", "force_words_ids"),
-        *("constraints", "sequence_bias", "token_healing", "prompt_lookup_num_tokens", "generation_config"),
-    }
+from ptst.model.architectures import (
+    ARCHITECTURES,
+    MODEL_TYPES,
+    ONLY_VALUE,
+    OTHER_KINDS,
+    WITHOUT_EFFECT,
+    Architecture,
+    QkNorm,
 )
-# Keys of which only these values are supported.
-_ONLY_VALUE: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    **dict.fromkeys(("attention_bias", "mlp_bias", "rope_interleaved", "is_encoder_decoder"), (False, None)),
-    **dict.fromkeys(("add_cross_attention", "tie_encoder_decoder"), (False, None)),
-    **dict.fromkeys(("quantization_config", "compression_config", "quantization", "layer_types"), (None,)),
-    "cross_attention_hidden_size": (None,),
-    "pruned_heads": ({}, None),
-    "partial_rotary_factor": (1.0, None),
-}
+from ptst.model.config_values import shown, take, take_bool, take_float, take_number, take_optional
+from ptst.model.rope_config import Rope, Scaling, take_ropes
+from ptst.progress import say
 
-
-@dataclass(frozen=True)
-class Llama3Scaling:
-    """Llama 3.1's stretching of the slow RoPE frequencies (`rope_type: llama3`)."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_positions: int
+__all__ = ["TARGETS", "DecoderConfig", "LoraConfig", "Rope", "read_json", "take_number"]
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")  # of LoRA
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Shape of a Llama/Mistral decoder. Sizes are in elements, `sliding_window` in tokens (None: no window)."""
+    """Shape of a decoder. Sizes are in elements, `sliding_window` in tokens (None: no window).
+
+    The switches, by default as in Llama: `qkv_bias`: biases on q, k and v. `qk_norm`: RMSNorm of queries and keys
+    before the rotary embedding, each "head" by itself or the whole "projection". `post_norm`: the norms are applied to
+    what attention and feed-forward block return instead of what they read. `full_attention`: layers without the
+    window. `no_rope`: layers without rotary embedding. `sliding_rope`: the rotary embedding of the layers with the
+    window, if it is another one."""
 
     vocab_size: int
     hidden_size: int
@@ -106,16 +48,38 @@ class DecoderConfig:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: Llama3Scaling | None
+    rope_scaling: Scaling | None
     max_positions: int
     sliding_window: int | None
     tie_embeddings: bool
+    qkv_bias: bool = False
+    qk_norm: QkNorm | None = None
+    post_norm: bool = False
+    full_attention: tuple[int, ...] = ()
+    no_rope: tuple[int, ...] = ()
+    sliding_rope: Rope | None = None
+
+    def window(self, layer: int) -> int | None:
+        """The sliding window of a layer in tokens; None: it has none."""
+        return None if layer in self.full_attention else self.sliding_window
+
+    def rope(self, layer: int) -> Rope | None:
+        """The rotary embedding of a layer; None: it has none."""
+        if layer in self.no_rope:
+            return None
+        if self.sliding_rope is not None and self.window(layer) is not None:
+            return self.sliding_rope
+        return Rope(self.rope_theta, self.rope_scaling)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         """Read `folder/config.json`. Raises UserError if it is missing, broken or not supported."""
         path = Path(folder) / "config.json"
-        return cls.from_dict(read_json(path), str(path))
+        raw = read_json(path)
+        config = cls.from_dict(raw, str(path))
+        if raw.get("auto_map"):
+            _note_auto_map(str(path))
+        return config
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], source: str = "config.json") -> Self:
@@ -124,45 +88,45 @@ class DecoderConfig:
         if not isinstance(raw, dict):
             raise UserError("not a JSON object", "fetch the file again", source)
         architecture = _architecture(raw, source)
-        left = {**_DEFAULTS[architecture], **{k: v for k, v in raw.items() if k not in _WITHOUT_EFFECT}}
-        for key, values in _ONLY_VALUE.items():
-            if key in left and left.pop(key) not in values:
-                raise UserError(f"{key} = {_short(raw[key])} is not supported (only {values[0]!r} is)", where=source)
-
-        hidden = _take(left, source, "hidden_size")
-        heads = _take(left, source, "num_attention_heads")
-        head_dim = _take_optional(left, source, "head_dim")
-        if head_dim is None and hidden % heads:
-            raise UserError(f"hidden_size {hidden} is not a multiple of the {heads} attention heads", where=source)
+        left = {**architecture.defaults, **{k: v for k, v in raw.items() if k not in WITHOUT_EFFECT}}
+        _refuse_values(left, source, architecture)
+        hidden = take(left, source, "hidden_size")
+        heads = take(left, source, "num_attention_heads")
+        layers = take(left, source, "num_hidden_layers")
+        head_dim = _head_dim(left, source, architecture, hidden, heads)
         # The key's name in transformers before 4.28.
         old_positions = left.pop("max_sequence_length", None)
         if old_positions is not None and "max_position_embeddings" not in raw:
             left["max_position_embeddings"] = old_positions
-        positions = _take(left, source, "max_position_embeddings")
-        theta, scaling = _rope(left, source, positions)
-        if architecture == "LlamaForCausalLM":
-            left.pop("sliding_window", None)  # Llama has none, whatever the file says
+        positions = take(left, source, "max_position_embeddings")
+        rope, sliding_rope = take_ropes(left, source, architecture, positions)
+        no_rope = _no_rope(left, source, layers) if architecture.windows == "no rope" else ()
+        window, full_attention = _windows(left, source, architecture, layers, no_rope)
         config = cls(
-            vocab_size=_take(left, source, "vocab_size"),
+            vocab_size=take(left, source, "vocab_size"),
             hidden_size=hidden,
-            intermediate_size=_take(left, source, "intermediate_size"),
-            num_layers=_take(left, source, "num_hidden_layers"),
+            intermediate_size=take(left, source, "intermediate_size"),
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=_take_optional(left, source, "num_key_value_heads") or heads,
-            head_dim=head_dim or hidden // heads,
-            rms_norm_eps=_take_float(left, source, "rms_norm_eps"),
-            rope_theta=theta,
-            rope_scaling=scaling,
+            num_kv_heads=take_optional(left, source, "num_key_value_heads") or heads,
+            head_dim=head_dim,
+            rms_norm_eps=take_float(left, source, "rms_norm_eps"),
+            rope_theta=rope.theta,
+            rope_scaling=rope.scaling,
             max_positions=positions,
-            sliding_window=_take_optional(left, source, "sliding_window"),
-            tie_embeddings=_take_bool(left, source, "tie_word_embeddings"),
+            sliding_window=window,
+            tie_embeddings=take_bool(left, source, "tie_word_embeddings"),
+            qkv_bias=architecture.qkv_bias,
+            qk_norm=architecture.qk_norm,
+            post_norm=architecture.post_norm,
+            full_attention=full_attention,
+            no_rope=no_rope,
+            sliding_rope=None if sliding_rope == rope else sliding_rope,
         )
         if left:
             raise UserError(f"unknown key {min(left)!r}; it may change the model, so it is not ignored", where=source)
         if config.num_heads % config.num_kv_heads:
             raise UserError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads", "", source)
-        if config.head_dim % 2:
-            raise UserError(f"head_dim {config.head_dim} is odd; rotary embeddings need pairs", where=source)
         return config
 
 
@@ -174,97 +138,95 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} does not exist", "a model folder holds config.json and *.safetensors") from None
 
 
-def _architecture(raw: dict[str, Any], source: str) -> str:
-    """One of ARCHITECTURES. `model_type` decides, as in transformers, also if `architectures` is absent."""
+@cache  # once in a process: a folder's config is read several times
+def _note_auto_map(path: str) -> None:
+    say(f"note: {path} names code of its own (auto_map), which is never run: the named architecture is computed")
+
+
+def _architecture(raw: dict[str, Any], source: str) -> Architecture:
+    """`model_type` decides, as in transformers, also if `architectures` is absent. Raises UserError for others."""
     named, kind = raw.get("architectures") or [], raw.get("model_type")
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise UserError(f"architectures is {_short(named)}; a list of names is needed", where=source)
-    if not any(a in ARCHITECTURES for a in named) and (named or kind is None):
-        supported = f"models of {' or '.join(ARCHITECTURES)} are"
-        raise UserError(f"architecture {', '.join(named) or 'none'} is not supported; {supported}", where=source)
-    if kind is not None and (not isinstance(kind, str) or kind not in _MODEL_TYPES):
-        raise UserError(f"model_type {_short(kind)} is not supported; {' and '.join(_MODEL_TYPES)} are", where=source)
-    return _MODEL_TYPES[kind] if kind is not None else next(a for a in named if a in ARCHITECTURES)
+        raise UserError(f"architectures is {shown(named)}; a list of names is needed", where=source)
+    what = next((f": this is {what}" for what, keys in OTHER_KINDS.items() if any(raw.get(k) for k in keys)), "")
+    if not any(a in MODEL_TYPES for a in named) and (named or kind is None):
+        cause = f"architecture {', '.join(named) or 'none'} is not supported{what}"
+        raise UserError(cause, f"use a model of {' or '.join(MODEL_TYPES)}", source)
+    if kind is not None and (not isinstance(kind, str) or kind not in ARCHITECTURES):
+        cause = f"model_type {shown(kind)} is not supported{what}"
+        raise UserError(cause, f"use a model of {' or '.join(ARCHITECTURES)}", source)
+    kind = kind or MODEL_TYPES[next(a for a in named if a in MODEL_TYPES)]
+    # As transformers reads it: a Mistral whose layers have types is a Ministral.
+    return ARCHITECTURES["ministral" if kind == "mistral" and "layer_types" in raw else kind]
 
 
-def _short(value: object) -> str:
-    """A value of the file, for a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def _refuse_values(left: dict[str, Any], source: str, architecture: Architecture) -> None:
+    """Remove the keys of ONLY_VALUE. Raises UserError for another value than those supported."""
+    for key, values in ONLY_VALUE.items():
+        if key == "attention_bias" and architecture.qkv_bias:
+            values = (True, None)
+        if key in left and (value := left.pop(key)) not in values:
+            remedy = "use the folder of the unquantized model" if key.startswith("quant") else ""
+            raise UserError(f"{key} = {shown(value)} is not supported (only {values[0]!r} is)", remedy, source)
 
 
-def take_number(left: dict[str, Any], source: str, key: str, *, whole: bool = True, signed: bool = False) -> Any:
-    """Remove and return the number at `key`, int if `whole`, else float. Raises UserError for another type, a number
-    that is not finite, not positive (unless `signed`), or larger than any model's."""
-    value = left.pop(key, None)
-    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
-        wanted = "whole number" if whole and isinstance(value, float) else "number"
-        raise UserError(f"{key} is {_short(value)}; a {wanted} is needed", where=source)
-    if not whole and not (isinstance(value, int) or math.isfinite(value)):
-        raise UserError(f"{key} is {value!r}; a finite number is needed", where=source)
-    if value <= 0 and not signed:
-        raise UserError(f"{key} is {_short(value)}; it must be positive", where=source)
-    if abs(value) > (limit := _LIMITS.get(key, _LARGEST)):
-        raise UserError(f"{key} is {_short(value)}; at most {limit} is supported", "is the file damaged?", source)
-    return value if whole else float(value)
+def _head_dim(left: dict[str, Any], source: str, architecture: Architecture, hidden: int, heads: int) -> int:
+    null_is_absent = "head_dim" not in architecture.defaults
+    head_dim = (take_optional if null_is_absent else take)(left, source, "head_dim")
+    if head_dim is None and hidden % heads:
+        raise UserError(f"hidden_size {hidden} is not a multiple of the {heads} attention heads", where=source)
+    head_dim = head_dim or hidden // heads
+    if head_dim % 2:
+        raise UserError(f"head_dim {head_dim} is odd; rotary embeddings need pairs", where=source)
+    return head_dim
 
 
-def _take(left: dict[str, Any], source: str, key: str) -> int:
-    return take_number(left, source, key)
-
-
-def _take_float(left: dict[str, Any], source: str, key: str) -> float:
-    return take_number(left, source, key, whole=False)
-
-
-def _take_optional(left: dict[str, Any], source: str, key: str) -> int | None:
-    """Like `_take`; None if the key is absent or null."""
-    return _take(left, source, key) if left.get(key) is not None else left.pop(key, None)
-
-
-def _take_bool(left: dict[str, Any], source: str, key: str) -> bool:
-    """false if the key is absent or null."""
-    value = left.pop(key, None)
-    if value is not None and not isinstance(value, bool):
-        raise UserError(f"{key} is {_short(value)}; true or false is needed", where=source)
-    return bool(value)
-
-
-def _rope(left: dict[str, Any], source: str, positions: int) -> tuple[float, Llama3Scaling | None]:
-    """RoPE's base and scaling, from `rope_theta` and `rope_scaling`, or from `rope_parameters` (today's format)."""
-    parameters, scaling = left.pop("rope_parameters", None) or {}, left.pop("rope_scaling", None) or {}
-    if not isinstance(parameters, dict) or not isinstance(scaling, dict):
-        raise UserError("rope_scaling and rope_parameters must be objects", where=source)
-    scaling = dict(scaling or parameters)  # if both are present, transformers reads rope_scaling only
-    outer = left.pop("rope_theta", _ROPE_THETA)
-    theta = _take_float({"rope_theta": outer, **scaling}, source, "rope_theta")
-    scaling.pop("rope_theta", None)
-    original = left.pop("original_max_position_embeddings", None)  # takes precedence over the key inside
-    if (partial := scaling.pop("partial_rotary_factor", None)) not in _ONLY_VALUE["partial_rotary_factor"]:
-        raise UserError(f"partial_rotary_factor = {_short(partial)} is not supported (only 1.0 is)", where=source)
-    kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-    scaling.pop("type", None)
-    result = None
-    if kind == "llama3":
-        inner = scaling.pop("original_max_position_embeddings", positions)
-        numbers = {"original_max_position_embeddings": inner if original is None else original}
-        for key in ("factor", "low_freq_factor", "high_freq_factor"):
-            if key not in scaling:
-                raise UserError(f"llama3 RoPE scaling lacks {key!r}", where=source)
-            numbers[key] = scaling.pop(key)
-        result = Llama3Scaling(
-            factor=_take_float(numbers, source, "factor"),
-            low_freq_factor=_take_float(numbers, source, "low_freq_factor"),
-            high_freq_factor=_take_float(numbers, source, "high_freq_factor"),
-            original_max_positions=_take(numbers, source, "original_max_position_embeddings"),
+def _no_rope(left: dict[str, Any], source: str, layers: int) -> tuple[int, ...]:
+    """The layers without rotary embedding: those of a 0 in `no_rope_layers`, else one in `no_rope_layer_interval`."""
+    interval, rotated = take(left, source, "no_rope_layer_interval"), left.pop("no_rope_layers", None)
+    if rotated is None:
+        return tuple(range(interval - 1, layers, interval))
+    if not isinstance(rotated, list) or len(rotated) < layers or any(r not in (0, 1) for r in rotated):
+        raise UserError(
+            f"no_rope_layers is {shown(rotated)}; a 0 or 1 for each of {layers} layers is needed", "", source
         )
-        if result.high_freq_factor <= result.low_freq_factor:
-            raise UserError("high_freq_factor must be above low_freq_factor", where=source)
-    elif kind != "default":
-        raise UserError(f"RoPE scaling {_short(kind)} is not supported (default and llama3 are)", where=source)
-    if scaling:
-        raise UserError(f"unknown RoPE key {sorted(scaling)[0]!r}", where=source)
-    return theta, result
+    return tuple(i for i in range(layers) if not rotated[i])
+
+
+def _windows(
+    left: dict[str, Any], source: str, architecture: Architecture, layers: int, no_rope: tuple[int, ...]
+) -> tuple[int | None, tuple[int, ...]]:
+    """(the sliding window, the layers without it)."""
+    kind, asked = architecture.windows, take_bool(left, source, "use_sliding_window")
+    window, types, begin = (left.pop(key, None) for key in ("sliding_window", "layer_types", "max_window_layers"))
+    if kind is None or (kind in ("from", "no rope") and not asked):
+        window = None  # whatever the file says
+    window = take_optional({"sliding_window": window}, source, "sliding_window")
+    if types is not None:
+        slides = _slides(types, source, layers)
+    elif kind == "from" and window is not None:
+        first = take_number({"max_window_layers": begin}, source, "max_window_layers", signed=True)
+        slides = [i >= first for i in range(layers)]
+    elif kind == "no rope":
+        slides = [window is not None and i in no_rope for i in range(layers)]
+    elif kind == "every fourth not":
+        slides = [(i + 1) % 4 != 0 for i in range(layers)]
+    else:
+        slides = [window is not None] * layers
+    if window is None and any(slides):
+        raise UserError("layers have sliding_attention, and sliding_window does not say how long it is", where=source)
+    return (window, tuple(i for i, slid in enumerate(slides) if not slid)) if any(slides) else (None, ())
+
+
+def _slides(types: Any, source: str, layers: int) -> list[bool]:
+    """Which layers have a window, from `layer_types`."""
+    if not isinstance(types, list) or len(types) != layers:
+        raise UserError(f"layer_types is {shown(types)}; a list of {layers} names is needed", where=source)
+    supported = ("full_attention", "sliding_attention")
+    for name in types:
+        if name not in supported:
+            raise UserError(f"layer_types has {shown(name)}; only {' and '.join(supported)} are supported", "", source)
+    return [name == "sliding_attention" for name in types]
 
 
 @dataclass(frozen=True)

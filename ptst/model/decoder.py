@@ -1,11 +1,12 @@
-"""The Llama/Mistral decoder: one forward pass for training, prefill and decoding.
+"""The decoder: one forward pass for training, prefill and decoding, and for every family of models.
 
 Documents are packed into one sequence, without a batch axis and without padding. Which tokens a token attends to is
 decided by `attend`, a function that the caller passes: documents of a packed sequence, or a KV cache. The decoder
 itself knows only tokens and their `position_ids`. Parameters have Hugging Face's names, so files on disk need no
 translation.
 
-A projection is linear, with a LoRA adapter (`LoraLinear`) or without one.
+A projection is linear, with a LoRA adapter (`LoraLinear`) or without one. Families differ in switches of DecoderConfig:
+biases, norms of queries and keys, norms after a block instead of before it, windows and rotary embeddings by layer.
 
 The mathematics of a layer is written down four times, each for another purpose; tests/model/test_layer_paths.py runs
 the same weights through all four and compares them with float64:
@@ -22,6 +23,7 @@ vocabulary; I inputs and O outputs of a projection, r rank.
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -46,7 +48,7 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator | None = None):
         super().__init__()
-        self.weight = base.weight
+        self.weight, self.bias = base.weight, base.bias
         self.scale = scale
         out_features, in_features = base.weight.shape
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
@@ -66,22 +68,48 @@ def project(x_TI: Tensor, *layers: nn.Linear | LoraLinear) -> tuple[Tensor, ...]
     """Every layer's output (T, O) for one input, which the adapters read once."""
     if not any(isinstance(layer, LoraLinear) for layer in layers):
         return tuple(layer(x_TI) for layer in layers)
-    weights, adapters, scale, _ = projections(*layers)
-    return lora_group(x_TI, weights, adapters, scale)
+    weights, adapters, scale, _, biases = projections(*layers)
+    return lora_group(x_TI, weights, adapters, scale, biases)
 
 
 def projections(*layers: nn.Linear | LoraLinear) -> Projections:
-    """The layers' weights, adapters and scale, as kernels/lora.py and kernels/lora_layer.py take them."""
+    """The layers' weights, biases, adapters and scale, as kernels/lora.py and kernels/lora_layer.py take them."""
     adapters = [(layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else None for layer in layers]
     scale = next((layer.scale for layer in layers if isinstance(layer, LoraLinear)), 1.0)
-    return Projections([layer.weight for layer in layers], adapters, scale)
+    biases = [layer.bias for layer in layers]
+    return Projections(
+        [layer.weight for layer in layers], adapters, scale, biases=[] if biases == [None] * len(biases) else biases
+    )
+
+
+class Ropes:
+    """The rotary embedding of each layer; what layers have in common is computed once per forward pass."""
+
+    def __init__(self, config: DecoderConfig, device: torch.device):
+        ropes = [config.rope(layer) for layer in range(config.num_layers)]
+        kinds = list(dict.fromkeys(ropes))
+        self.kind_of_layer = [kinds.index(rope) for rope in ropes]
+        self.device = device
+        # Without a rotary embedding all frequencies are zero: a rotation by no angle changes nothing.
+        self._frequencies = [
+            (torch.zeros(config.head_dim // 2) if r is None else frequencies(config.head_dim, r.theta, r.scaling)).to(
+                device
+            )
+            for r in kinds
+        ]
+        self._factors = [getattr(r and r.scaling, "attention_factor", 1.0) for r in kinds]
+
+    def tables(self, position_ids_T: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """cos and sin, (T, 1, D/2) each, of each kind in `kind_of_layer`."""
+        kinds = zip(self._frequencies, self._factors, strict=True)
+        return [tables(position_ids_T, frequencies_D2, factor) for frequencies_D2, factor in kinds]
 
 
 class RMSNorm(nn.Module):
     def __init__(self, size: int, eps: float):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.size, self.eps = size, eps
 
     def forward(self, x_TE: Tensor) -> Tensor:
         return rms_norm(x_TE, self.weight, self.eps)
@@ -95,17 +123,29 @@ class Attention(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         c = config
-        self.head_dim = c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_kv_heads * c.head_dim, bias=False)
-        self.o_proj = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
+        self.head_dim, q, kv = c.head_dim, c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, q, bias=c.qkv_bias)
+        self.k_proj = nn.Linear(c.hidden_size, kv, bias=c.qkv_bias)
+        self.v_proj = nn.Linear(c.hidden_size, kv, bias=c.qkv_bias)
+        self.o_proj = nn.Linear(q, c.hidden_size, bias=False)
+        self.q_norm = self.k_norm = None
+        if c.qk_norm is not None:
+            sizes = (c.head_dim, c.head_dim) if c.qk_norm == "head" else (q, kv)
+            self.q_norm, self.k_norm = (RMSNorm(size, c.rms_norm_eps) for size in sizes)
 
     def forward(self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        projected = project(x_TE, self.q_proj, self.k_proj, self.v_proj)
-        q_THD, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.head_dim)) for x in projected)
-        q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos, sin)
-        return self.o_proj(attend(layer, q_THD, k_TKD, v_TKD).flatten(1))
+        heads = self.heads(project(x_TE, self.q_proj, self.k_proj, self.v_proj), cos, sin)
+        return self.o_proj(attend(layer, *heads).flatten(1))
+
+    def heads(self, qkv: tuple[Tensor, ...], cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values by head, ready for attention, from the projections (T, O)."""
+        q_TO, k_TO, v_TO = qkv
+        if self.q_norm is not None and self.k_norm is not None:
+            q_TO, k_TO = (
+                norm(x.reshape(-1, norm.size)).view(x.shape) for norm, x in ((self.q_norm, q_TO), (self.k_norm, k_TO))
+            )
+        q_THD, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.head_dim)) for x in (q_TO, k_TO, v_TO))
+        return *apply_rope(q_THD, k_TKD, cos, sin), v_TKD
 
 
 class FeedForward(nn.Module):
@@ -122,16 +162,23 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_norm, norm = config.post_norm, partial(RMSNorm, config.hidden_size, config.rms_norm_eps)
+        if not self.post_norm:
+            self.input_layernorm = norm()
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = norm()
         self.mlp = FeedForward(config)
+        if self.post_norm:
+            self.post_feedforward_layernorm = norm()
 
     def forward(
         self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None = None
     ) -> Tensor:
         if dropout is not None or (torch.is_grad_enabled() and self._frozen_base):
             return self._lora_forward(x_TE, layer, cos, sin, attend, dropout)
+        if self.post_norm:
+            x_TE = x_TE + self.post_attention_layernorm(self.self_attn(x_TE, layer, cos, sin, attend))
+            return x_TE + self.post_feedforward_layernorm(self.mlp(x_TE))
         attended_TE = self.self_attn(self.input_layernorm(x_TE), layer, cos, sin, attend)
         normed_TE, x_TE = self.post_attention_layernorm.add(attended_TE, x_TE)
         return x_TE + self.mlp(normed_TE)
@@ -145,12 +192,19 @@ class Layer(nn.Module):
         self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None
     ) -> Tensor:
         """The same function with less kept for the backward pass; only adapters and x get gradients."""
-        attn, mlp, norm1, norm2 = self.self_attn, self.mlp, self.input_layernorm, self.post_attention_layernorm
-        qkv = projections(attn.q_proj, attn.k_proj, attn.v_proj)
-        heads = lora_qkv(x_TE, norm1.weight, norm1.eps, (cos, sin), attn.head_dim, qkv, dropout)
-        x_TE = lora_add(x_TE, attend(layer, *heads).flatten(1), projections(attn.o_proj), dropout)
+        attn, mlp, eps = self.self_attn, self.mlp, self.post_attention_layernorm.eps
+        qkv, o = projections(attn.q_proj, attn.k_proj, attn.v_proj), projections(attn.o_proj)
         gate_up_down = projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        return lora_feed_forward(x_TE, norm2.weight, norm2.eps, gate_up_down, dropout)
+
+        def attended(norm_E: Tensor | None) -> Tensor:
+            heads = attn.heads(lora_qkv(x_TE, norm_E, eps, qkv, dropout), cos, sin)
+            return attend(layer, *heads).flatten(1)
+
+        if self.post_norm:
+            x_TE = x_TE + self.post_attention_layernorm(lora_add(None, attended(None), o, dropout))
+            return x_TE + self.post_feedforward_layernorm(lora_feed_forward(x_TE, None, eps, gate_up_down, dropout))
+        x_TE = lora_add(x_TE, attended(self.input_layernorm.weight), o, dropout)
+        return lora_feed_forward(x_TE, self.post_attention_layernorm.weight, eps, gate_up_down, dropout)
 
 
 class Decoder(nn.Module):
@@ -169,7 +223,7 @@ class Decoder(nn.Module):
         # One per document of the next micro-batch; None: no dropout, as in evaluation.
         self.dropout_seeds: list[int] | None = None
         self.activation_checkpointing = False  # backward recomputes each layer instead of keeping its activations
-        self._frequencies: Tensor | None = None  # made on the tokens' device at the first call
+        self._ropes: Ropes | None = None  # made on the tokens' device at the first call
 
     @property
     def head_VE(self) -> Tensor:
@@ -188,13 +242,12 @@ class Decoder(nn.Module):
         self, tokens_T: Tensor, position_ids_T: Tensor, attend: Attend, dropout: Dropout | None = None
     ) -> Tensor:
         """Hidden states after the final norm, (T, E)."""
-        c = self.config
-        if self._frequencies is None or self._frequencies.device != tokens_T.device:
-            self._frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(tokens_T.device)
-        cos, sin = tables(position_ids_T, self._frequencies)
+        if self._ropes is None or self._ropes.device != tokens_T.device:
+            self._ropes = Ropes(self.config, tokens_T.device)
+        ropes, kinds = self._ropes.tables(position_ids_T), self._ropes.kind_of_layer
         x_TE = self.embed_tokens(tokens_T)
         for index, layer in enumerate(self.layers):
-            inputs = (x_TE, index, cos, sin, attend, dropout and replace(dropout, layer=index))
+            inputs = (x_TE, index, *ropes[kinds[index]], attend, dropout and replace(dropout, layer=index))
             if self.activation_checkpointing and torch.is_grad_enabled():
                 # Dropout has its own seeds, so there is no random state to restore.
                 x_TE = checkpoint(layer, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -219,8 +272,8 @@ class Decoder(nn.Module):
             spans = zip(pairwise(cu_seqlens), offsets, strict=True)
             position_ids_T = torch.cat([torch.arange(n, n + b - a) for (a, b), n in spans])
 
-        def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            window = self.config.sliding_window
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            window = self.config.window(layer)
             return packed_attention(q, k, v, cu_seqlens, shared_prefixes=shared_prefixes, window=window)
 
         dropout = None

@@ -40,7 +40,7 @@ def merge_lora(decoder: Decoder) -> None:
             linear = nn.Linear(1, 1, bias=False, device="meta")
             delta = module.scale * (module.lora_B.detach() @ module.lora_A.detach())
             merged = (module.weight.to(delta.dtype) + delta).to(module.weight.dtype)
-            linear.weight = nn.Parameter(merged, requires_grad=False)
+            linear.weight, linear.bias = nn.Parameter(merged, requires_grad=False), module.bias
             setattr(decoder.get_submodule(owner), leaf, linear)
 
 

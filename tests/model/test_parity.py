@@ -1,5 +1,6 @@
-"""The decoder against recorded figures: Hugging Face's logits (benchmarks/parity.py --record), and the greedy text of a
-small real model."""
+"""The decoder against recorded figures: Hugging Face's logits and gradients of all weights on small random models of
+each family (benchmarks/parity.py --record; live where transformers is installed), and the greedy text of a small real
+model."""
 
 from __future__ import annotations
 
@@ -12,14 +13,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.parity import PROBE
+from benchmarks.parity import (
+    LIMIT,
+    PROBE,
+    difference_of_gradients,
+    difference_of_logits,
+    gradients,
+    probe_of_gradient,
+)
 from benchmarks.random_models import MODELS, SEQUENCES, write_model
 from ptst.generation.engine import generate
 from ptst.generation.request import Sampling
 from ptst.hub.gguf_convert import undo_interleaving
 from ptst.model.weights import load_decoder
 
-FIGURES = json.loads((Path(__file__).parent / "figures.json").read_text())
+FIGURES, GRADIENTS = (json.loads(Path(__file__).with_name(f"{x}.json").read_text()) for x in ("figures", "gradients"))
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
@@ -36,6 +44,24 @@ def test_random_models(name, tmp_path):
             # The probe sums 101 logits, each of them within 1e-4.
             assert (logits.double() @ PROBE - torch.tensor(figures["probe"])).abs().max() <= 1e-3
         assert last.std() > 0.1
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_gradients_of_random_models(name, tmp_path):
+    """Of every weight, within 1e-4 of its norm."""
+    ours = gradients(write_model(name, tmp_path))
+    assert ours.keys() == GRADIENTS[name].keys()
+    for weight, figures in GRADIENTS[name].items():
+        for value, wanted in zip(probe_of_gradient(weight, ours[weight]), figures, strict=True):
+            assert abs(value - wanted) <= LIMIT * figures[0], weight
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_random_models_live(name, tmp_path):
+    pytest.importorskip("transformers", reason="the recorded figures are compared where it is not installed")
+    folder = write_model(name, tmp_path)
+    assert max(difference_of_logits(folder, s) for s in SEQUENCES) <= LIMIT
+    assert difference_of_gradients(folder) <= LIMIT
 
 
 def llama2c_folder(path: Path, folder: Path) -> Path:
