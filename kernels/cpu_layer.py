@@ -1,8 +1,9 @@
-"""RMSNorm with its residual sum, and SwiGLU, for sampling on a CPU: one pass each instead of torch's four and two.
+"""RMSNorm with its residual sum or of parts of a row, and SwiGLU, for sampling on a CPU: one pass each instead of
+torch's four and two.
 
 Maths as in rms_norm.py and swiglu.py. No gradient.
 
-Shapes: T tokens, E hidden_size, F intermediate_size.
+Shapes: T tokens, E hidden_size, F intermediate_size; a row of O numbers in parts of N.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,46 @@ def _add_norm() -> Callable:
 
 
 @cache
+def _norm_parts() -> Callable:
+    zero, one = np.float32(0), np.float32(1)
+
+    def norm_parts(x_TO, weight_N, eps):
+        T, O = x_TO.shape
+        N = len(weight_N)
+        for t in range(T):
+            for start in range(0, O, N):
+                x = x_TO[t, start : start + N]
+                squares = zero
+                for n in range(N):
+                    squares += x[n] * x[n]
+                scale = one / np.sqrt(squares / np.float32(N) + eps)
+                for n in range(N):
+                    x[n] *= scale * weight_N[n]
+
+    return compiled(norm_parts)
+
+
+@cache
+def _norm_add() -> Callable:
+    zero, one = np.float32(0), np.float32(1)
+
+    def norm_add(x_TE, total_TE, weight_E, eps):
+        T, E = x_TE.shape
+        for t in range(T):
+            x, total = x_TE[t], total_TE[t]
+            squares = zero
+            for e in range(E):
+                squares += x[e] * x[e]
+            scale = one / np.sqrt(squares / np.float32(E) + eps)
+            for e in range(E):
+                y = total[e] + x[e] * scale * weight_E[e]
+                total[e] = y
+                x[e] = y
+
+    return compiled(norm_add)
+
+
+@cache
 def _swiglu() -> Callable:
     one, exp = np.float32(1), exponential(-87)
 
@@ -55,6 +96,16 @@ def _swiglu() -> Callable:
 def add_rms_norm(x_TE: np.ndarray, total_TE: np.ndarray, weight_E: np.ndarray, eps: np.float32) -> None:
     """In place: total += x, then x = norm(total). float32, contiguous."""
     _add_norm()(x_TE, total_TE, weight_E, eps)
+
+
+def norm_add(x_TE: np.ndarray, total_TE: np.ndarray, weight_E: np.ndarray, eps: np.float32) -> None:
+    """In place: total += norm(x), then x = total. float32, contiguous."""
+    _norm_add()(x_TE, total_TE, weight_E, eps)
+
+
+def norm_parts(x_TO: np.ndarray, weight_N: np.ndarray, eps: np.float32) -> None:
+    """In place: each N numbers of a row (N divides O) are normalized by themselves. float32, rows contiguous."""
+    _norm_parts()(x_TO, weight_N, eps)
 
 
 def swiglu(gate_up_T2F: np.ndarray, out_TF: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptst.generation.kv_cache import cache_dtype
 from ptst.generation.multi_lora import GROUPS, Adapter, GroupLora, attached_adapter, group_adapter
@@ -26,9 +26,8 @@ from ptst.generation.paged_attention import StepAttention
 from ptst.kernels import cpu_layer
 from ptst.kernels.cpu import use_numba
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
-from ptst.kernels.rope import frequencies, tables
 from ptst.kernels.swiglu import swiglu
-from ptst.model.decoder import Decoder, Layer
+from ptst.model.decoder import Decoder, Layer, RMSNorm, Ropes
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 
@@ -39,9 +38,11 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
+    """`norms`: before attention and feed-forward block, or after each; `qk_norms`: of queries and keys."""
+
     products: list[Product]  # one for each of GROUPS
-    attention_norm_E: Tensor
-    mlp_norm_E: Tensor
+    norms: list[Tensor]
+    qk_norms: list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def _prepare(decoder: Decoder, dtype: torch.dtype) -> _Prepared:
     joined = []
     for layer in layers:
         projections = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
-        joined.append([join([cast(Tensor, projections[leaf].weight) for leaf in group]) for group in GROUPS])
+        joined.append([_join_group([cast(nn.Linear, projections[leaf]) for leaf in group], dtype) for group in GROUPS])
     weights = [p for name, p in decoder.named_parameters() if ".lora_" not in name]
     made_of = None
     if decoder.dtype != dtype and not any(w.requires_grad or w.is_inference() for w in weights):
@@ -72,17 +73,30 @@ def _prepare(decoder: Decoder, dtype: torch.dtype) -> _Prepared:
     if packed is None or packed.made_of != made_of:
         packed = None
         out = []
-        for layer, group_weights in zip(layers, joined, strict=True):
-            norms = [n.weight.detach().to(dtype) for n in (layer.input_layernorm, layer.post_attention_layernorm)]
-            out.append(_Layer([_product(w, dtype) for w in group_weights], *norms))
-        packed = _Prepared(made_of, out, _product(decoder.head_VE.detach(), dtype))
+        for layer, groups in zip(layers, joined, strict=True):
+            after = layer.post_attention_layernorm
+            norms = (after, layer.post_feedforward_layernorm) if layer.post_norm else (layer.input_layernorm, after)
+            qk_norms = layer.self_attn.q_norm, layer.self_attn.k_norm
+            products = [_product(w_OI, b_O, dtype) for w_OI, b_O in groups]
+            out.append(_Layer(products, _norm_weights(norms, dtype), _norm_weights(qk_norms, dtype)))
+        packed = _Prepared(made_of, out, _product(decoder.head_VE.detach(), None, dtype))
     if made_of is not None:
         _PACKED[decoder] = packed
     return packed
 
 
-def _product(w_OI: Tensor, dtype: torch.dtype) -> Product:
-    return half_width_product(w_OI) if w_OI.dtype != dtype else lambda x_TI: linear(x_TI, w_OI)
+def _norm_weights(norms: Sequence[RMSNorm | None], dtype: torch.dtype) -> list[Tensor]:
+    return [norm.weight.detach().to(dtype) for norm in norms if norm is not None]
+
+
+def _join_group(layers: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """One weight and one bias (None without) of several projections, with adapters or without."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return join([layer.weight for layer in layers]), join(biases).to(dtype) if biases else None
+
+
+def _product(w_OI: Tensor, b_O: Tensor | None, dtype: torch.dtype) -> Product:
+    return half_width_product(w_OI, b_O) if w_OI.dtype != dtype else lambda x_TI: linear(x_TI, w_OI, b_O)
 
 
 class Forward:
@@ -98,14 +112,15 @@ class Forward:
         self.norm_E = decoder.norm.weight.detach().to(self.dtype)
         self.numba = use_numba(torch.empty(0, dtype=self.dtype, device=self.device))
         self.cache_dtype = cache_dtype(decoder.dtype, self.device)
-        self.frequencies = frequencies(c.head_dim, c.rope_theta, c.rope_scaling).to(self.device)
+        self.ropes = Ropes(c, self.device)
         # Outside inference mode: the decoder's weights, which are replaced by views, must stay trainable.
         with torch.inference_mode(False), torch.no_grad():
             prepared = _prepare(decoder, self.dtype)
             self.layers, self.logits = prepared.layers, prepared.head  # logits: hidden states (N, E) -> (N, V)
             # The norms after attention and after the feed-forward block of each layer; as arrays for Numba.
-            after = [*(layer.attention_norm_E for layer in self.layers[1:]), self.norm_E]
-            pairs = [(layer.mlp_norm_E, norm) for layer, norm in zip(self.layers, after, strict=True)]
+            norms = [norm for layer in self.layers for norm in layer.norms]
+            norms = norms if c.post_norm else [*norms[1:], self.norm_E]
+            pairs = list(zip(norms[::2], norms[1::2], strict=True))
             self.norms: list[tuple[Any, Any]] = [(a.numpy(), b.numpy()) for a, b in pairs] if self.numba else pairs
             self.adapters: dict[str | None, list[list[GroupLora | None]]] = {}
             if (attached := attached_adapter(decoder)) is not None:
@@ -118,10 +133,10 @@ class Forward:
     ) -> Tensor:
         """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values."""
         c, eps = self.config, self.config.rms_norm_eps
-        cos_T1D2, sin_T1D2 = tables(positions_T, self.frequencies)
+        ropes = self.ropes.tables(positions_T)
         adapters = [(self.adapters[name], rows) for name, rows in adapter_rows if name in self.adapters]
         total_TE = self.embedding_VE[tokens_T].to(self.dtype)  # the residual stream
-        x_TE = rms_norm(total_TE, self.layers[0].attention_norm_E, eps)
+        x_TE = total_TE if c.post_norm else rms_norm(total_TE, self.layers[0].norms[0], eps)
 
         def project(index: int, group: int, x_TI: Tensor) -> Tensor:
             y_TO = self.layers[index].products[group](x_TI)
@@ -131,20 +146,40 @@ class Forward:
                     lora.add_to(y_TO, x_TI, rows)
             return y_TO
 
+        def add(y_TE: Tensor, total_TE: Tensor, norm_E: Tensor) -> tuple[Tensor, Tensor]:
+            """(what the next block reads, the residual stream) after a block that returned y."""
+            if not c.post_norm:
+                return add_rms_norm(y_TE, total_TE, norm_E, eps)
+            total_TE = total_TE + rms_norm(y_TE, norm_E, eps)
+            return total_TE, total_TE
+
         if self.numba:
-            return self._with_numba((x_TE, total_TE), (cos_T1D2, sin_T1D2), attend, project)
-        for index, (mlp_norm_E, next_norm_E) in enumerate(self.norms):
-            qkv_THD = project(index, 0, x_TE).view(len(x_TE), -1, c.head_dim)
-            attended_TE = project(index, 1, attend(index, qkv_THD, cos_T1D2, sin_T1D2).flatten(1))
-            x_TE, total_TE = add_rms_norm(attended_TE, total_TE, mlp_norm_E, eps)
+            x_TE = self._with_numba((x_TE, total_TE), ropes, attend, project)
+            return rms_norm(x_TE, self.norm_E, eps) if c.post_norm else x_TE
+        for index, (first_E, second_E) in enumerate(self.norms):
+            qkv_THD = self._qk_normed(index, project(index, 0, x_TE)).view(len(x_TE), -1, c.head_dim)
+            attended_THD = attend(index, qkv_THD, *ropes[self.ropes.kind_of_layer[index]])
+            x_TE, total_TE = add(project(index, 1, attended_THD.flatten(1)), total_TE, first_E)
             h_TF = swiglu(*project(index, 2, x_TE).chunk(2, dim=1))
-            x_TE, total_TE = add_rms_norm(project(index, 3, h_TF), total_TE, next_norm_E, eps)
-        return x_TE
+            x_TE, total_TE = add(project(index, 3, h_TF), total_TE, second_E)
+        return rms_norm(x_TE, self.norm_E, eps) if c.post_norm else x_TE
+
+    def _qk_normed(self, index: int, qkv_TO: Tensor) -> Tensor:
+        """(T, (H + 2 K) D), queries and keys normalized where the model does that."""
+        c, norms = self.config, self.layers[index].qk_norms
+        if not norms:
+            return qkv_TO
+        *qk, v_TO = qkv_TO.split([c.num_heads * c.head_dim, *[c.num_kv_heads * c.head_dim] * 2], dim=1)
+        normed = [
+            rms_norm(x_TO.reshape(-1, len(norm)), norm, c.rms_norm_eps).view(x_TO.shape)
+            for x_TO, norm in zip(qk, norms, strict=True)
+        ]
+        return torch.cat((*normed, v_TO), dim=1)
 
     def _with_numba(
         self,
         hidden: tuple[Tensor, Tensor],
-        rope: tuple[Tensor, Tensor],
+        ropes: Sequence[tuple[Tensor, Tensor]],
         attend: StepAttention,
         project: Callable[[int, int, Tensor], Tensor],
     ) -> Tensor:
@@ -152,53 +187,60 @@ class Forward:
         products is written in place: for one row, allocating a tensor takes as long as the arithmetic."""
         x_TE, total_TE = hidden
         c, T, total, eps = self.config, len(x_TE), total_TE.numpy(), np.float32(self.config.rms_norm_eps)
-        cos, sin = (x[:, 0].numpy() for x in rope)
+        tables = [(cos[:, 0].numpy(), sin[:, 0].numpy()) for cos, sin in ropes]
+        add = cpu_layer.norm_add if c.post_norm else cpu_layer.add_rms_norm
         out_THD, h_TF = x_TE.new_empty(T, c.num_heads, c.head_dim), x_TE.new_empty(T, c.intermediate_size)
         out_TO, h = out_THD.view(T, -1), h_TF.numpy()
-        for index, (mlp_norm, next_norm) in enumerate(self.norms):
-            attend.into(out_THD, index, project(index, 0, x_TE).view(T, -1, c.head_dim), cos, sin)
+        for index, (first, second) in enumerate(self.norms):
+            qkv_TO = project(index, 0, x_TE)
+            if norms := self.layers[index].qk_norms:
+                q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+                cpu_layer.norm_parts(qkv_TO[:, :q].numpy(), norms[0].numpy(), eps)
+                cpu_layer.norm_parts(qkv_TO[:, q : q + kv].numpy(), norms[1].numpy(), eps)
+            attend.into(out_THD, index, qkv_TO.view(T, -1, c.head_dim), *tables[self.ropes.kind_of_layer[index]])
             x_TE = project(index, 1, out_TO)
-            cpu_layer.add_rms_norm(x_TE.numpy(), total, mlp_norm, eps)
+            add(x_TE.numpy(), total, first, eps)
             cpu_layer.swiglu(project(index, 2, x_TE).numpy(), h)
             x_TE = project(index, 3, h_TF)
-            cpu_layer.add_rms_norm(x_TE.numpy(), total, next_norm, eps)
+            add(x_TE.numpy(), total, second, eps)
         return x_TE
 
 
 def join(weights: Sequence[Tensor]) -> Tensor:
-    """One (sum of O, I) matrix of several layers' weights, which become views of it."""
+    """One (sum of O, I) matrix of several layers' weights, or (sum of O,) of their biases, which become views of it."""
     first = weights[0].detach()
     if len(weights) == 1:
         return first
     sizes = [len(w) for w in weights]
     ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
     if ends[:-1] == [w.data_ptr() for w in weights[1:]] and len({w.untyped_storage().data_ptr() for w in weights}) == 1:
-        return first.as_strided((sum(sizes), first.shape[1]), (first.shape[1], 1))  # already joined
-    joined_OI = torch.cat([w.detach() for w in weights])
-    for w, part in zip(weights, joined_OI.split(sizes), strict=True):
+        return first.as_strided((sum(sizes), *first.shape[1:]), first.stride())  # already joined
+    joined = torch.cat([w.detach() for w in weights])
+    for w, part in zip(weights, joined.split(sizes), strict=True):
         w.data = part
-    return joined_OI
+    return joined
 
 
-def linear(x_TI: Tensor, w_OI: Tensor) -> Tensor:
-    """x W^T. On a CPU, for two to six rows, as (W x^T)^T, which takes the library two thirds of the time."""
+def linear(x_TI: Tensor, w_OI: Tensor, b_O: Tensor | None = None) -> Tensor:
+    """x W^T + b. On a CPU, for two to six rows, as (W x^T)^T, which takes the library two thirds of the time."""
     if x_TI.is_cuda or not 2 <= x_TI.shape[0] <= 6:
-        return torch.nn.functional.linear(x_TI, w_OI)
-    return (w_OI @ x_TI.t()).t().contiguous()
+        return nn.functional.linear(x_TI, w_OI, b_O)
+    y_OT = w_OI @ x_TI.t() if b_O is None else torch.addmm(b_O[:, None], w_OI, x_TI.t())
+    return y_OT.t().contiguous()
 
 
-def half_width_product(w_OI: Tensor) -> Product:
-    """x (T, I) in float32 -> x W^T in float32, over a 16-bit weight, on a CPU.
+def half_width_product(w_OI: Tensor, b_O: Tensor | None = None) -> Product:
+    """x (T, I) in float32 -> x W^T + b in float32, over a 16-bit weight and a bias in float32, on a CPU.
 
     FBGEMM's product over packed float16 weights, widened in registers. bfloat16 weights are exact in float16 but for
     those below 2^-17 (an error of 2^-25 at most); a weight too large for float16 is widened once and for all, and so
     are all where torch has no FBGEMM."""
     packed = None
     if FBGEMM and float(w_OI.abs().max()) < 65504:
-        packed = torch.ops.quantized.linear_prepack_fp16(w_OI.float(), None)
+        packed = torch.ops.quantized.linear_prepack_fp16(w_OI.float(), b_O)
     if packed is None:
         wide_OI = w_OI.float()
-        return lambda x_TI: torch.nn.functional.linear(x_TI, wide_OI)
+        return lambda x_TI: nn.functional.linear(x_TI, wide_OI, b_O)
     # Without the Python wrapper, which takes ten microseconds to look for overloaded arguments.
     product = torch.ops.quantized.linear_dynamic_fp16.default
     product = getattr(product, "_op", product)

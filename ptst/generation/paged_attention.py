@@ -37,7 +37,7 @@ class StepAttention:
         config: DecoderConfig,
     ):
         self.cache, self.config, self.num_decode = cache, config, len(decode)
-        device, window = cache.data.device, config.sliding_window
+        device, windows = cache.data.device, config.windows
         spans = [(t.blocks, n - 1, n) for t, n in decode] + [(t.blocks, s, s + n) for t, s, n in prefill]
         self.written_T = _slots(spans)
         if cache.arrays is None:
@@ -46,8 +46,8 @@ class StepAttention:
             blocks, lengths = [t.blocks for t, _ in decode], [n for _, n in decode]
             if cache.arrays is not None:
                 lengths_R = np.array(lengths, np.int32)
-                self.decode_arguments = block_table(blocks).numpy(), lengths_R, window
-                self.thread_ends = split_queries(lengths_R, window)
+                self.decode_arguments = block_table(blocks).numpy(), lengths_R
+                self.thread_ends = {window: split_queries(lengths_R, window) for window in windows}
             else:
                 self.longest = max(lengths)
                 self.lengths_R = to_device(lengths, device, torch.int32)
@@ -62,10 +62,13 @@ class StepAttention:
             if not cache.on_gpu:
                 G = config.num_heads // config.num_kv_heads
                 # Additive masks: a boolean one would be converted in every layer.
-                visible = [causal_mask(n, s + n, window) for _, s, n in prefill]
-                dtype = torch.promote_types(cache.data.dtype, torch.float32)
-                zeros = [torch.zeros(v.shape, dtype=dtype) for v in visible]
-                self.masks = [z.masked_fill_(~v, -math.inf).repeat(G, 1) for z, v in zip(zeros, visible, strict=True)]
+                zero = torch.zeros((), dtype=torch.promote_types(cache.data.dtype, torch.float32))
+                self.masks = {
+                    window: [
+                        zero.masked_fill(~causal_mask(n, s + n, window), -math.inf).repeat(G, 1) for _, s, n in prefill
+                    ]
+                    for window in windows
+                }
 
     def _rows(self, slots_T: np.ndarray) -> Tensor:
         """Rows (tokens x K,) of the cache as (B K P, D), for tokens in these slots."""
@@ -93,7 +96,9 @@ class StepAttention:
         rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
         R = self.num_decode
         if R:
-            paged_attention(qkv, arrays, *self.decode_arguments, out_THD.numpy(), self.thread_ends)
+            window = self.config.window(layer)
+            arguments = (*self.decode_arguments, window, out_THD.numpy(), self.thread_ends[window])
+            paged_attention(qkv, arrays, *arguments)
         if self.read_N is not None:
             out_THD[R:] = self._prefill(qkv_THD[R:, : self.config.num_heads], self.read_N, layer)
 
@@ -101,7 +106,7 @@ class StepAttention:
         keys, values = (x.transpose(1, 2) for x in self.cache.layers[layer])
         # Plain torch gathers each row's keys and values: four rows at a time keep that small.
         chunk = len(q_RHD) if self.cache.on_gpu else 4
-        window = self.config.sliding_window
+        window = self.config.window(layer)
         outs = [
             decode_attention(q, keys, values, lengths, longest=self.longest, table_RN=table, window=window)
             for q, lengths, table in zip(*(x.split(chunk) for x in (q_RHD, self.lengths_R, self.table_RN)), strict=True)
@@ -111,11 +116,11 @@ class StepAttention:
     def _prefill(self, q_THD: Tensor, read_N: Tensor, layer: int) -> Tensor:
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         k_LKD, v_LKD = (x.index_select(0, read_N).to(q_THD.dtype).view(-1, K, D) for x in self.cache.rows[layer])
+        window = self.config.window(layer)
         if self.cache.on_gpu:
-            window = self.config.sliding_window
             return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
         outs = []
-        for i, mask in enumerate(self.masks):
+        for i, mask in enumerate(self.masks[window]):
             new, cached = slice(*self.cu_q[i : i + 2]), slice(*self.cu_k[i : i + 2])
             # The G heads of one key head become more queries over it, so that no key is repeated.
             q_KnD = q_THD[new].unflatten(1, (K, H // K)).permute(1, 2, 0, 3).reshape(1, K, -1, D)

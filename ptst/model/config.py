@@ -6,7 +6,7 @@ Every key of the file is either read, known to have no effect here, or refused b
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -58,6 +58,11 @@ class DecoderConfig:
     full_attention: tuple[int, ...] = ()
     no_rope: tuple[int, ...] = ()
     sliding_rope: Rope | None = None
+
+    @cached_property
+    def windows(self) -> frozenset[int | None]:
+        """The windows that layers have."""
+        return frozenset(self.window(layer) for layer in range(self.num_layers))
 
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer in tokens; None: it has none."""

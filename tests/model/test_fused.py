@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -17,12 +19,24 @@ from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import TARGETS, DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, read_lora_config, save_adapter
+from ptst.model.rope_config import LinearScaling, Rope, YarnScaling
 from tests.kernels import interpreter
 
 CONFIG = DecoderConfig(
     vocab_size=50, hidden_size=24, intermediate_size=40, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8,
     rms_norm_eps=1e-5, rope_theta=1e4, rope_scaling=None, max_positions=64, sliding_window=None, tie_embeddings=True,
 )  # fmt: skip
+# What families change, in combinations that show all of it: layers differ in their windows and rotary embeddings.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "none": {},
+    "qwen2": {"qkv_bias": True, "sliding_window": 3, "full_attention": (0, 2)},
+    "qwen3": {"qk_norm": "head", "rope_scaling": YarnScaling(4.0, 8, 3.0, 1.0, 2.0, False)},
+    "smollm3": {"no_rope": (1,), "rope_scaling": LinearScaling(2.0)},
+    "olmo3": {
+        "qk_norm": "projection", "post_norm": True, "sliding_window": 3, "full_attention": (2,),
+        "rope_scaling": YarnScaling(4.0, 8, 3.0, 1.0, 2.0, True), "sliding_rope": Rope(100.0),
+    },
+}  # fmt: skip
 BOUNDS = [0, 5, 6, 13]
 TOKENS = torch.arange(BOUNDS[-1]) * 7 % 50
 
@@ -32,9 +46,11 @@ def _plain_torch(monkeypatch):
     monkeypatch.setenv("PTST_KERNELS", "reference")
 
 
-def model(targets=TARGETS, dropout: float = 0.0, layers: int = 3) -> tuple[Decoder, dict[str, torch.nn.Parameter]]:
+def model(
+    targets=TARGETS, dropout: float = 0.0, layers: int = 3, switches: str = "none"
+) -> tuple[Decoder, dict[str, torch.nn.Parameter]]:
     torch.manual_seed(0)
-    decoder = Decoder(replace(CONFIG, num_layers=layers)).double().requires_grad_(False)
+    decoder = Decoder(replace(CONFIG, num_layers=layers, **SWITCHES[switches])).double().requires_grad_(False)
     for name, p in decoder.named_parameters():
         torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.3)
     parameters = add_lora(decoder, LoraConfig(3, 6.0, tuple(targets), dropout=dropout))
@@ -44,9 +60,10 @@ def model(targets=TARGETS, dropout: float = 0.0, layers: int = 3) -> tuple[Decod
 
 
 def definition(decoder: Decoder) -> torch.Tensor:
-    """Hidden states by the book: every token sees its own document up to itself; W + scale B A in each projection."""
+    """Hidden states by the book: every token sees its own document up to itself, or the window of it; W + scale B A in
+    each projection; and the switches of the decoder's config."""
+    c = decoder.config
     positions = torch.cat([torch.arange(b - a) for a, b in pairwise(BOUNDS)])
-    cos, sin = (t.double() for t in tables(positions, frequencies(CONFIG.head_dim, CONFIG.rope_theta)))
     own = torch.block_diag(*(torch.ones(b - a, b - a) for a, b in pairwise(BOUNDS))).tril().bool()
 
     def norm(x, layer):
@@ -54,24 +71,43 @@ def definition(decoder: Decoder) -> torch.Tensor:
 
     def linear(x, layer):
         w = layer.weight + (layer.scale * layer.lora_B @ layer.lora_A if hasattr(layer, "lora_A") else 0)
-        return x @ w.t()
+        return x @ w.t() + (0 if layer.bias is None else layer.bias)
 
-    def rotated(x):
+    def heads(x, layer):
+        size = c.head_dim if c.qk_norm == "head" else x.shape[1]
+        x = x if layer is None else norm(x.unflatten(1, (-1, size)), layer).flatten(1)
+        return x.unflatten(1, (-1, c.head_dim))
+
+    def rotated(x, rope):
+        if rope is None:
+            return x
+        cos, sin = (t.double() for t in tables(positions, frequencies(c.head_dim, rope.theta, rope.scaling)))
         a, b = x.chunk(2, dim=-1)
-        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+        stretch = getattr(rope.scaling, "attention_factor", 1.0)
+        return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1) * torch.tensor(stretch).double()
+
+    def attention(n, a, index):
+        rope = c.rope(index)
+        q = rotated(heads(linear(n, a.q_proj), a.q_norm), rope)
+        k, v = rotated(heads(linear(n, a.k_proj), a.k_norm), rope), heads(linear(n, a.v_proj), None)
+        k, v = (t.repeat_interleave(2, dim=1) for t in (k, v))
+        seen = own if c.window(index) is None else own.triu(1 - c.window(index))
+        scores = torch.einsum("ihd,jhd->hij", q, k) / c.head_dim**0.5
+        scores = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+        return linear(torch.einsum("hij,jhd->ihd", scores, v).flatten(1), a.o_proj)
+
+    def feed_forward(n, m):
+        g = linear(n, m.gate_proj)
+        return linear(g * torch.sigmoid(g) * linear(n, m.up_proj), m.down_proj)
 
     x = decoder.embed_tokens(TOKENS)
-    for layer in decoder.layers:
-        a, m = layer.self_attn, layer.mlp
-        n = norm(x, layer.input_layernorm)
-        q, k, v = (linear(n, p).unflatten(1, (-1, CONFIG.head_dim)) for p in (a.q_proj, a.k_proj, a.v_proj))
-        k, v = (t.repeat_interleave(2, dim=1) for t in (rotated(k), v))
-        scores = torch.einsum("ihd,jhd->hij", rotated(q), k) / CONFIG.head_dim**0.5
-        scores = scores.masked_fill(~own, float("-inf")).softmax(-1)
-        x = x + linear(torch.einsum("hij,jhd->ihd", scores, v).flatten(1), a.o_proj)
-        n = norm(x, layer.post_attention_layernorm)
-        g = linear(n, m.gate_proj)
-        x = x + linear(g * torch.sigmoid(g) * linear(n, m.up_proj), m.down_proj)
+    for index, layer in enumerate(decoder.layers):
+        if c.post_norm:
+            x = x + norm(attention(x, layer.self_attn, index), layer.post_attention_layernorm)
+            x = x + norm(feed_forward(x, layer.mlp), layer.post_feedforward_layernorm)
+        else:
+            x = x + attention(norm(x, layer.input_layernorm), layer.self_attn, index)
+            x = x + feed_forward(norm(x, layer.post_attention_layernorm), layer.mlp)
     return norm(x, decoder.norm)
 
 
@@ -88,9 +124,10 @@ def assert_close(ours: list[torch.Tensor], exact: list[torch.Tensor], tolerance:
         assert (a - b).norm() <= tolerance * b.norm()
 
 
+@pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("down_proj",), ("o_proj", "up_proj")])
-def test_gradients_are_those_of_the_definition(targets):
-    decoder, parameters = model(targets)
+def test_gradients_are_those_of_the_definition(targets, switches):
+    decoder, parameters = model(targets, switches=switches)
     ours, exact = decoder.documents(TOKENS, BOUNDS), definition(decoder)
     assert (ours - exact).norm() <= 1e-12 * exact.norm()
     assert_close(gradients(decoder, parameters, ours), gradients(decoder, parameters, exact))
@@ -98,10 +135,10 @@ def test_gradients_are_those_of_the_definition(targets):
         assert (decoder.documents(TOKENS, BOUNDS) - exact).norm() <= 1e-12 * exact.norm()
 
 
-def test_full_fine_tuning_is_exact_too():
-    decoder, _ = model(("q_proj",))
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_full_fine_tuning_is_exact_too(switches):
     torch.manual_seed(1)
-    decoder = Decoder(CONFIG).double()
+    decoder = Decoder(replace(CONFIG, **SWITCHES[switches])).double()
     parameters = dict(decoder.named_parameters())
     ours = gradients(decoder, parameters, decoder.documents(TOKENS, BOUNDS))
     assert_close(ours, gradients(decoder, parameters, definition(decoder)), 1e-11)
@@ -114,22 +151,30 @@ def test_gradcheck(dropout):
 
     T, E, F = 6, 8, 10
     norm = torch.rand(E, dtype=torch.float64) + 0.5
-    cos, sin = (t.double() for t in tables(torch.arange(T), frequencies(4, 100.0)))
+    biases = [torch.randn(8, dtype=torch.float64), None, torch.randn(4, dtype=torch.float64)]
     base = [torch.randn(s, dtype=torch.float64) for s in ((8, E), (4, E), (4, E))]
     wide = [torch.randn(s, dtype=torch.float64) for s in ((F, E), (F, E), (E, F))]
 
     def qkv(x, a, b, c, d):
-        return lora_qkv(x, norm, 1e-5, (cos, sin), 4, Projections(base, [(a, b), None, (c, d)], 0.5), dropout)
+        return lora_qkv(x, norm, 1e-5, Projections(base, [(a, b), None, (c, d)], 0.5), dropout)
 
-    def feed_forward(x, a, b, c, d, e, f):
-        return lora_feed_forward(x, norm, 1e-5, Projections(wide, [(a, b), (c, d), (e, f)], 0.5), dropout)
+    def biased_qkv(x, a, b, c, d):
+        return lora_qkv(x, None, 0.0, Projections(base, [(a, b), None, (c, d)], 0.5, biases=biases), dropout)
+
+    def feed_forward(x, a, b, c, d, e, f, without_norm=False):
+        return lora_feed_forward(
+            x, None if without_norm else norm, 1e-5, Projections(wide, [(a, b), (c, d), (e, f)], 0.5), dropout
+        )
 
     def add(r, x, a, b):
         return lora_add(r, x, Projections([wide[2]], [(a, b)], 0.5), dropout)
 
-    assert torch.autograd.gradcheck(qkv, leaves((T, E), (2, E), (8, 2), (1, E), (4, 1)))
-    assert torch.autograd.gradcheck(feed_forward, leaves((T, E), (2, E), (F, 2), (2, E), (F, 2), (2, F), (E, 2)))
-    assert torch.autograd.gradcheck(add, leaves((T, E), (T, F), (2, F), (E, 2)))
+    check = partial(torch.autograd.gradcheck, fast_mode=True)
+    for function in (qkv, biased_qkv):
+        assert check(function, leaves((T, E), (2, E), (8, 2), (1, E), (4, 1)))
+    for function in (feed_forward, partial(feed_forward, without_norm=True)):
+        assert check(function, leaves((T, E), (2, E), (F, 2), (2, E), (F, 2), (2, F), (E, 2)))
+    assert check(add, leaves((T, E), (T, F), (2, F), (E, 2)))
 
 
 class _Products(TorchDispatchMode):
@@ -221,14 +266,15 @@ def test_recomputation_gives_the_same_bits(dropout):
 
 
 @pytest.mark.skipif(triton is None, reason="Triton is for Linux")
-def test_the_same_through_triton(monkeypatch):
+@pytest.mark.parametrize("switches", ["none", "qwen2", "olmo3"])
+def test_the_same_through_triton(switches, monkeypatch):
     """Float32 through the kernels, with gradients as near to float64's as plain torch's in float32, threefold."""
     results = []
     for way, dtype in (("reference", torch.float64), ("reference", torch.float32), ("triton", torch.float32)):
         monkeypatch.setenv("PTST_KERNELS", way)
         if way == "triton" and not torch.cuda.is_available():
             interpreter.install()
-        decoder, parameters = model(dropout=0.3, layers=1)
+        decoder, parameters = model(dropout=0.3, layers=1, switches=switches)
         if dtype == torch.float64:  # the masks are those of float32
             monkeypatch.setattr(Dropout, "mask", _mask_of_float32)
         decoder = decoder.to(dtype)

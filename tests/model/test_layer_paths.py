@@ -1,5 +1,5 @@
 """A layer's mathematics is written down in several places (ptst/model/decoder.py lists them): the same weights through
-each of them, by name, against the definition in float64."""
+each of them, by name and with every family's switches, against the definition in float64."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ptst.kernels.cpu import use_numba
 from ptst.model import decoder as decoder_file
 from ptst.model.decoder import Decoder
 from tests.conftest import ROOT
-from tests.model.test_fused import BOUNDS, TOKENS, definition, model
+from tests.model.test_fused import BOUNDS, SWITCHES, TOKENS, definition, model
 
 # (path, where its mathematics is) as the docstring lists them.
 LISTED = dict(re.findall(r"^- `([\w.]+)` (.*?):", decoder_file.__doc__ or "", re.M | re.S))
@@ -72,8 +72,9 @@ def test_the_list_is_complete_and_names_what_exists():
         assert files and all((ROOT / f).exists() for f in files), (name, files)
 
 
+@pytest.mark.parametrize("switches", SWITCHES)
 @pytest.mark.parametrize("name", PATHS)
-def test_each_path_computes_the_layer(name, monkeypatch):
+def test_each_path_computes_the_layer(name, switches, monkeypatch):
     if name == "Forward._with_numba" and not use_numba(torch.empty(0)):
         pytest.skip("Numba is not installed")
     function, tolerance = PATHS[name]
@@ -87,7 +88,7 @@ def test_each_path_computes_the_layer(name, monkeypatch):
     others = [] if name != "Layer.forward" else ["_lora_forward"]
     for other in others:  # the plain path must not be the one of training
         monkeypatch.setattr(owner, other, None)
-    decoder, _ = model()
+    decoder, _ = model(switches=switches)
     with torch.no_grad():
         wanted = definition(decoder)
     ours = function(decoder)
