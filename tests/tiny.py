@@ -28,6 +28,32 @@ CONFIG = {
     "tie_word_embeddings": True,
     "hidden_act": "silu",
 }
+# Changes of CONFIG that make the tiny model one of another family, with windows shorter than the prompts of tests.
+FAMILIES: dict[str, dict] = {
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen2-window": {
+        "architectures": ["Qwen2ForCausalLM"],
+        "use_sliding_window": True,
+        "sliding_window": 6,
+        "max_window_layers": 1,
+    },
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], "hidden_size": 64, "head_dim": 8},
+    "smollm3": {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]},
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"]},
+    "olmo3": {
+        "architectures": ["Olmo3ForCausalLM"],
+        "rope_theta": 500000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        "sliding_window": 6,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "ministral": {
+        "architectures": ["MinistralForCausalLM"],
+        "head_dim": 8,
+        "sliding_window": 6,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+}
 CHAT_TEMPLATE = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\nYou are a test<|im_end|>\n' }}{% endif %}"

@@ -64,6 +64,11 @@ class DecoderConfig:
         """The windows that layers have."""
         return frozenset(self.window(layer) for layer in range(self.num_layers))
 
+    @cached_property
+    def ropes(self) -> tuple[Rope | None, ...]:
+        """The different rotary embeddings that layers have."""
+        return tuple(dict.fromkeys(self.rope(layer) for layer in range(self.num_layers)))
+
     def window(self, layer: int) -> int | None:
         """The sliding window of a layer in tokens; None: it has none."""
         return None if layer in self.full_attention else self.sliding_window

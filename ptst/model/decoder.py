@@ -86,9 +86,8 @@ class Ropes:
     """The rotary embedding of each layer; what layers have in common is computed once per forward pass."""
 
     def __init__(self, config: DecoderConfig, device: torch.device):
-        ropes = [config.rope(layer) for layer in range(config.num_layers)]
-        kinds = list(dict.fromkeys(ropes))
-        self.kind_of_layer = [kinds.index(rope) for rope in ropes]
+        kinds = config.ropes
+        self.kind_of_layer = [kinds.index(config.rope(layer)) for layer in range(config.num_layers)]
         self.device = device
         # Without a rotary embedding all frequencies are zero: a rotation by no angle changes nothing.
         self._frequencies = [

@@ -75,11 +75,11 @@ def take_ropes(
         if kind not in ("full_attention", "sliding_attention") or not isinstance(parameters[kind], dict | None):
             cause = f"rope_parameters has {kind!r}; an object each for full_attention and sliding_attention is needed"
             raise UserError(cause, where=source)
-    if outer["rope_theta"] != architecture.rope_theta and any("rope_theta" not in p for p in parameters.values() if p):
+    full, sliding = (dict(parameters.get(k) or {}) for k in ("full_attention", "sliding_attention"))
+    if outer["rope_theta"] != architecture.rope_theta and "rope_theta" not in sliding:
         # The versions of transformers do not agree on what it means for the layers with a window.
         wanted = f"only {architecture.rope_theta:g} is, outside of rope_parameters"
         raise UserError(f"rope_theta = {shown(outer['rope_theta'])} is not supported ({wanted})", where=source)
-    full, sliding = (dict(parameters.get(k) or {}) for k in ("full_attention", "sliding_attention"))
     return _rope({**full, **scaling}, outer, source, positions), _rope(sliding, outer, source, positions)
 
 

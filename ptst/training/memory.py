@@ -6,6 +6,8 @@ layer, in elements, with E hidden, F intermediate, H and K heads of D, R the ran
 
     LoRA           2 E + 2 H D + 2 K D + 2 F + R     x of both halves; q, k, v; attention's output; gate, up; z
     all weights    4 E + 2 H D + 2 K D + 3 F         the normed x of both halves and the product of gate and up as well
+    q, k normed    H D + K D                         also as they were before
+    norms after    2 E                               LoRA only: what the two norms read
     by block       E                                 activation checkpointing: x alone, and one layer's at a time
 
 There are a few float32 statistics besides. At the peak come one layer's temporaries (three of F, four of E) or the
@@ -53,7 +55,10 @@ def shapes(config: DecoderConfig) -> dict[str, tuple[int, int]]:
 def count_parameters(config: DecoderConfig) -> int:
     """All weights of the decoder; a tied head counts once."""
     c = config
+    heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     layer = sum(o * i for o, i in shapes(c).values()) + 2 * c.hidden_size
+    layer += heads + 2 * kv if c.qkv_bias else 0
+    layer += {None: 0, "head": 2 * c.head_dim, "projection": heads + kv}[c.qk_norm]
     return c.num_layers * layer + c.hidden_size + c.vocab_size * c.hidden_size * (1 if c.tie_embeddings else 2)
 
 
@@ -75,8 +80,11 @@ def activation_bytes(
     heads, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
     layer = 2 * c.hidden_size + 2 * heads + 2 * kv + 2 * c.intermediate_size
     layer += 2 * c.hidden_size + c.intermediate_size if lora is None else lora.rank * len(lora.targets)
-    layer = layer * size + 2 * wide + c.num_heads * wide  # the norms' and the attention's statistics
-    angles = 2 * (c.head_dim // 2) * 4
+    layer += 2 * c.hidden_size if c.post_norm and lora is not None else 0
+    layer += heads + kv if c.qk_norm else 0
+    qk_statistics = {None: 0, "head": c.num_heads + c.num_kv_heads, "projection": 2}[c.qk_norm]
+    layer = layer * size + (2 + qk_statistics + c.num_heads) * wide  # the norms' and the attention's statistics
+    angles = 2 * (c.head_dim // 2) * 4 * len(c.ropes)
     # The final norm's x and statistic, the gradient of its output, which the loss forms early, and that output.
     last = 2 * c.hidden_size * size + wide
     if activation_checkpointing:

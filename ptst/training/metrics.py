@@ -36,9 +36,11 @@ def model_flops(
     per_layer = c.hidden_size * (2 * c.num_heads * c.head_dim + 2 * kv + 3 * c.intermediate_size)
     products = c.num_layers * per_layer * sum(lengths) * computed + c.vocab_size * c.hidden_size * trained_tokens
     pairs = sum(
-        n * (n + 1) / 2 if (w := c.sliding_window) is None or n <= w else n * w - w * (w - 1) / 2 for n in lengths
+        n * (n + 1) / 2 if w is None or n <= w else n * w - w * (w - 1) / 2
+        for w in map(c.window, range(c.num_layers))
+        for n in lengths
     )
-    attention = c.num_layers * 4 * c.num_heads * c.head_dim * pairs
+    attention = 4 * c.num_heads * c.head_dim * pairs
     return (6 if full else 4) * products + 3.5 * attention
 
 

@@ -20,7 +20,7 @@ from ptst.generation.score import token_log_probabilities
 from ptst.kernels.cpu import use_numba
 from ptst.model.weights import load_decoder
 from ptst.text.tokenizer import load_tokenizer
-from tests.tiny import write_tiny_model
+from tests.tiny import FAMILIES, write_tiny_model
 
 STOPS = set(range(0, 300, 9))  # many, so that answers end at different lengths
 PREFIX = list(range(10, 90))
@@ -39,7 +39,8 @@ def decoders(tmp_path_factory):
     """A plain decoder and one with a sliding window shorter than the prompts."""
     plain = load_decoder(write_tiny_model(tmp_path_factory.mktemp("a")))
     window = write_tiny_model(tmp_path_factory.mktemp("b"), architectures=["MistralForCausalLM"], sliding_window=21)
-    return {"plain": plain, "window": load_decoder(window)}
+    families = {k: load_decoder(write_tiny_model(tmp_path_factory.mktemp(k), **v)) for k, v in FAMILIES.items()}
+    return {"plain": plain, "window": load_decoder(window), **families}
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +96,7 @@ class _Replayed:
         self.logits_RV.copy_(self.step())
 
 
-@pytest.mark.parametrize("kind", ["plain", "window"])
+@pytest.mark.parametrize("kind", ["plain", "window", *FAMILIES])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
     """Block tables for the decode kernel, tokens read one step late, whole steps replayed: on a CPU."""

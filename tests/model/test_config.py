@@ -57,21 +57,29 @@ DUMP_OF_4 = {
 
 
 def figures(config: DecoderConfig) -> list:
-    values = dataclasses.asdict(config)
-    return [list(v.values()) if isinstance(v, dict) else v for v in values.values()]
+    """Without the switches of other families, which test_config_families.py compares."""
+    values = list(dataclasses.asdict(config).values())[:13]
+    return [list(v.values()) if isinstance(v, dict) else v for v in values]
+
+
+def transformers_config(raw: dict):
+    from transformers import CONFIG_MAPPING
+
+    kind = "ministral" if raw["model_type"] == "mistral" and "layer_types" in raw else raw["model_type"]
+    return CONFIG_MAPPING[kind].from_dict({**raw, "model_type": kind})
 
 
 def read_by_transformers(raw: dict) -> list:
-    from transformers import CONFIG_MAPPING
-
-    c = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
+    c = transformers_config(raw)
     rope = getattr(c, "rope_parameters", None) or {"rope_theta": c.rope_theta, **(c.rope_scaling or {})}
+    rope = rope.get("full_attention", rope)
     keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     scaling = [rope[k] for k in keys] if rope.get("rope_type") == "llama3" else None
     window = c.sliding_window if raw["model_type"] == "mistral" else None
+    head_dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
     return [
         *(c.vocab_size, c.hidden_size, c.intermediate_size, c.num_hidden_layers, c.num_attention_heads),
-        *(c.num_key_value_heads, c.head_dim or c.hidden_size // c.num_attention_heads, c.rms_norm_eps),
+        *(c.num_key_value_heads, head_dim, c.rms_norm_eps),
         *(rope["rope_theta"], scaling, c.max_position_embeddings, window, c.tie_word_embeddings),
     ]
 
@@ -156,26 +164,14 @@ def test_keys_without_effect(keys):
     assert DecoderConfig.from_dict({**CONFIG, **keys}) == DecoderConfig.from_dict(CONFIG)
 
 
-@pytest.mark.parametrize("raw", [LLAMA, MISTRAL])
-def test_whole_dumps_of_transformers(raw):
-    """What `config.to_dict()` gives, of version 4 with all its settings of generation, and of the installed one."""
-    assert DecoderConfig.from_dict({**raw, **DUMP_OF_4}) == DecoderConfig.from_dict(raw)
-    if find_spec("transformers"):
-        from transformers import CONFIG_MAPPING
-
-        dump = CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw)).to_dict()
-        assert DecoderConfig.from_dict(json.loads(json.dumps(dump))) == DecoderConfig.from_dict(raw)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         *(({key: None}, f"{key} is None") for key in ("vocab_size", *SIZES, "rms_norm_eps")),
         ({"max_position_embeddings": None}, "max_position_embeddings is None"),
         ({"architectures": [], "model_type": None}, "architecture none is not supported"),
-        ({"model_type": "qwen2"}, "model_type 'qwen2' is not supported"),
+        ({"model_type": "gemma"}, "model_type 'gemma' is not supported"),
         ({"num_attention_heads": 5}, "hidden_size 32 is not a multiple of the 5 attention heads"),
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE scaling 'linear' is not supported"),
         ({"rope_parameters": {"partial_rotary_factor": 0.5}}, r"partial_rotary_factor = 0\.5 is not supported"),
         ({"rope_scaling": [1]}, "must be objects"),
         ({"quantization": {"bits": 4}}, "quantization = "),

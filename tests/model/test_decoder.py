@@ -169,7 +169,7 @@ def test_an_index_that_names_no_files(tmp_path, index, message):
         ({"architectures": ["GPT2LMHeadModel"]}, "architecture GPT2LMHeadModel is not supported"),
         ({"attention_bias": True}, "attention_bias = True is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2}}, "RoPE scaling 'yarn' is not supported"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2}}, "RoPE scaling 'dynamic' is not supported"),
         ({"rope_theta": None}, "rope_theta is None"),
         ({"new_trick": 1}, "unknown key 'new_trick'"),
         ({"hidden_size": None}, "hidden_size is None"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
 from ptst.training import memory
 from ptst.training.memory import Method
+from tests.model.test_fused import SWITCHES
 from tests.tiny import write_tiny_model
 
 CONFIG = DecoderConfig(
@@ -24,9 +26,11 @@ CONFIG = DecoderConfig(
 TOKENS = 33
 
 
-def kept(lora: LoraConfig | None, dtype: torch.dtype, activation_checkpointing: bool) -> int:
+def kept(
+    lora: LoraConfig | None, dtype: torch.dtype, activation_checkpointing: bool, config: DecoderConfig = CONFIG
+) -> int:
     """Bytes of distinct memory that autograd keeps for one row, weights and token ids not counted."""
-    decoder = Decoder(CONFIG).to(dtype).requires_grad_(lora is None)
+    decoder = Decoder(config).to(dtype).requires_grad_(lora is None)
     if lora is not None:
         add_lora(decoder, lora)
     decoder.activation_checkpointing = activation_checkpointing
@@ -52,6 +56,16 @@ def kept(lora: LoraConfig | None, dtype: torch.dtype, activation_checkpointing: 
 def test_activations_are_what_autograd_keeps(lora, dtype):
     told = memory.activation_bytes(CONFIG, lora, dtype, TOKENS)
     assert kept(lora, dtype, False) == pytest.approx(told, rel=0.01)
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(3), None])
+@pytest.mark.parametrize("switches", SWITCHES)
+def test_every_family_is_planned(switches, lora):
+    config = replace(CONFIG, **SWITCHES[switches] | {"sliding_window": None})
+    decoder = Decoder(config)
+    assert memory.count_parameters(config) == sum(p.numel() for p in decoder.parameters())
+    told = memory.activation_bytes(config, lora, torch.float32, TOKENS)
+    assert kept(lora, torch.float32, False, config) == pytest.approx(told, rel=0.01)
 
 
 def test_recomputation_keeps_the_layers_inputs():
