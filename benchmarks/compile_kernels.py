@@ -171,10 +171,11 @@ def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Forward and backward for the models' head sizes, two documents, with and without a window."""
     forward, backward = flash_attention.op._init_fn, flash_attention.backward_op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for head_dim, window in ((64, 0), (128, 0), (128, 4096)):
-            q, k = (meta(512, heads, head_dim, dtype=dtype) for heads in (32, 8))
-            lse, bounds = meta(32, 512), [0, 200, 512]
-            note = f"attention {str(dtype).removeprefix('torch.')} D={head_dim} W={window}"
+        for heads, kv_heads, head_dim, window in ((32, 8, 64, 0), (32, 8, 128, 0), (32, 8, 128, 4096), (28, 4, 128, 0)):
+            q, k = (meta(512, n, head_dim, dtype=dtype) for n in (heads, kv_heads))
+            lse, bounds = meta(heads, 512), [0, 200, 512]
+            group = "" if heads == 32 else f" H={heads} K={kv_heads}"  # Qwen2's: no power of two
+            note = f"attention {str(dtype).removeprefix('torch.')} D={head_dim} W={window}{group}"
             yield note, partial(forward, q, k, k, bounds, bounds, window)
             yield note, partial(backward, q, q, k, k, q, lse, bounds, bounds, window)
 
@@ -183,8 +184,11 @@ def decode_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """One request over a cache without blocks, its keys split; many over blocks of 16."""
     decode = attention_decode._op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for head_dim, heads in ((64, 32), (128, 32), (128, 8)):
-            q, k = meta(64, 32, head_dim, dtype=dtype), meta(64, 1024, heads, head_dim, dtype=dtype)
+        for head_dim, heads in ((64, 32), (128, 32), (128, 8), (128, 4)):
+            q, k = (
+                meta(64, 32 if heads > 4 else 28, head_dim, dtype=dtype),
+                meta(64, 1024, heads, head_dim, dtype=dtype),
+            )
             lengths = meta(64, dtype=torch.long)
             note = f"decode {str(dtype).removeprefix('torch.')} D={head_dim} K={heads}"
             yield f"{note} split", partial(decode, q[:1], k, k, None, lengths[:1], 0, 4)
@@ -235,6 +239,10 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             norm, norm_back = rms_norm._op._init_fn, rms_norm._backward_op._init_fn
             rotate, act, act_back = rope._op._init_fn, swiglu._op._init_fn, swiglu._backward_op._init_fn
             yield f"rms_norm {kind} H={H}", partial(norm, x, None, w, 1e-5)
+            rows = meta(T * Q, D, dtype=dtype)  # queries by head, as Qwen3 normalizes them
+            yield f"rms_norm {kind} H={D} heads", partial(norm, rows, None, meta(D, dtype=dtype), 1e-6)
+            back = partial(norm_back, rows, None, rows, meta(D, dtype=dtype), meta(T * Q), True)
+            yield f"rms_norm {kind} H={D} heads, dw", back
             yield f"rms_norm {kind} H={H} residual", partial(norm, x, x, w, 1e-5)
             yield f"rms_norm {kind} H={H} frozen", partial(norm_back, x, None, x, w, r, False)
             yield f"rms_norm {kind} H={H} residual, dw", partial(norm_back, x, x, x, w, r, True)

@@ -50,7 +50,12 @@ MODELS: dict[str, dict] = {
     "llama-head-dim": {"head_dim": 24, "num_key_value_heads": 2},
     "mistral-v0.1": {**_MISTRAL, "sliding_window": 8},
     "mistral-linear": {**_MISTRAL, "sliding_window": None, "rope_scaling": {"type": "linear", "factor": 4.0}},
-    "ministral": {**_MISTRAL, "head_dim": 12, "sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]},
+    "ministral": {
+        **_MISTRAL,
+        "head_dim": 12,
+        "sliding_window": 8,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
     "mistral-v0.2": {**_MISTRAL, "sliding_window": None, "rope_theta": 1000000.0, "head_dim": 16},
 }
 _QWEN2 = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "num_key_value_heads": 2}

@@ -51,6 +51,7 @@ ARCHITECTURES = {
 # By the names of `architectures`.
 MODEL_TYPES = {
     "LlamaForCausalLM": "llama",
+    "LLaMAForCausalLM": "llama",  # as the first conversions of Llama 1 spell it
     "MistralForCausalLM": "mistral",
     "MinistralForCausalLM": "ministral",
     "Qwen2ForCausalLM": "qwen2",

@@ -161,10 +161,10 @@ def _architecture(raw: dict[str, Any], source: str) -> Architecture:
     what = next((f": this is {what}" for what, keys in OTHER_KINDS.items() if any(raw.get(k) for k in keys)), "")
     if not any(a in MODEL_TYPES for a in named) and (named or kind is None):
         cause = f"architecture {', '.join(named) or 'none'} is not supported{what}"
-        raise UserError(cause, f"use a model of {' or '.join(MODEL_TYPES)}", source)
+        raise UserError(cause, f"use one of {', '.join(n for n in MODEL_TYPES if n != 'LLaMAForCausalLM')}", source)
     if kind is not None and (not isinstance(kind, str) or kind not in ARCHITECTURES):
         cause = f"model_type {shown(kind)} is not supported{what}"
-        raise UserError(cause, f"use a model of {' or '.join(ARCHITECTURES)}", source)
+        raise UserError(cause, f"use one of {', '.join(ARCHITECTURES)}", source)
     kind = kind or MODEL_TYPES[next(a for a in named if a in MODEL_TYPES)]
     # As transformers reads it: a Mistral whose layers have types is a Ministral.
     return ARCHITECTURES["ministral" if kind == "mistral" and "layer_types" in raw else kind]

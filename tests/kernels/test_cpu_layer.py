@@ -24,6 +24,29 @@ def test_add_rms_norm(shape):
     assert (x.double() - exact).norm() <= 2 * (eager.double() - exact).norm() + 1e-6 * exact.norm()
 
 
+@pytest.mark.parametrize("shape", [(1, 5), (7, 64), (3, 577)])
+def test_norm_add(shape):
+    x, total, w = torch.randn(shape) * 3, torch.randn(shape), torch.randn(shape[1])
+    exact = total + rms_norm(x.double(), w.shape, w.double(), 1e-5)
+    eager = total + rms_norm(x, w.shape, w, 1e-5)
+    cpu_layer.norm_add(x.numpy(), total.numpy(), w.numpy(), np.float32(1e-5))
+    assert torch.equal(total, x)
+    assert (x.double() - exact).norm() <= 2 * (eager.double() - exact).norm() + 1e-6 * exact.norm()
+
+
+@pytest.mark.parametrize(("parts", "size"), [(1, 5), (4, 64), (3, 33)])
+def test_norm_parts(parts, size):
+    """Of each part by itself, within the columns that were given and nowhere else."""
+    row, w = torch.randn(6, parts * size + 7) * 3, torch.randn(size)
+    x, before = row[:, 2 : 2 + parts * size], row.clone()
+    each = x.unflatten(1, (parts, size))
+    exact = rms_norm(each.double(), w.shape, w.double(), 1e-5).flatten(1)
+    eager = rms_norm(each, w.shape, w, 1e-5).flatten(1)
+    cpu_layer.norm_parts(x.numpy(), w.numpy(), np.float32(1e-5))
+    assert (x.double() - exact).norm() <= 2 * (eager.double() - exact).norm() + 1e-6 * exact.norm()
+    assert torch.equal(row[:, :2], before[:, :2]) and torch.equal(row[:, 2 + parts * size :], before[:, -5:])
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("shape", [(1, 5), (7, 64), (2, 577)])
 def test_swiglu(shape, threads, monkeypatch):

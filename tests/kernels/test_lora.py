@@ -51,6 +51,17 @@ def test_group(T, I, outs, ranks, dtype):
     compare(ours, plain, inputs, dtype)
 
 
+def test_biases():
+    """One for each layer or None; they change the outputs and nothing else."""
+    x, weights = random(9, 20).to(DEVICE, torch.float32), [random(o, 20).to(DEVICE, torch.float32) for o in (8, 6)]
+    a, b = random(3, 20).to(DEVICE, torch.float32), random(8, 3).to(DEVICE, torch.float32)
+    bias = random(8).to(DEVICE, torch.float32)
+    plain = lora_group(x, weights, [(a, b), None], 0.5)
+    biased = lora_group(x, weights, [(a, b), None], 0.5, [bias, None])
+    torch.testing.assert_close(biased[0], plain[0] + bias)
+    assert torch.equal(biased[1], plain[1])
+
+
 def test_a_float32_adapter_over_a_bfloat16_base():
     """Gradients come in the adapter's dtype and are those of the float32 computation up to bfloat16's rounding."""
     x, w = torch.randn(40, 32, device=DEVICE), torch.randn(24, 32, device=DEVICE) / 6

@@ -57,6 +57,8 @@ MUTANTS = [
     ("rotated the wrong way", CPU, "cos_TD2[t, d] - b *", "cos_TD2[t, d] + b *", "rotate"),
     ("halves rounded up", CPU, "below_half + ((bits >> 16) & low_bit)", "below_half + low_bit", "storing"),
     ("sum forgotten", CPU_LAYER, "squares += y * y", "squares += x[e] * x[e]", "norm"),
+    ("next part's start", CPU_LAYER, "range(0, O, N)", "range(0, O - N, N)", "norm"),
+    ("residual forgotten", CPU_LAYER, "y = total[e] + x[e] * scale", "y = x[e] * scale", "norm"),
     ("gate's sign forgotten", CPU_LAYER, "(one if g > 0 else e)", "one", "swiglu"),
     ("second chunk of ranks lost", "lora.py", "range(0, R, BR)", "range(0, BR, BR)", "lora"),
 ]  # fmt: skip

@@ -118,6 +118,7 @@ def test_the_recorded_figures_are_still_those_of_transformers(shared):
         ),
         (LLAMA | {"tie_word_embeddings": True}, (16, 1e-6, 10000.0, 2048, None, True)),
         # model_type decides, as it does for transformers' AutoModelForCausalLM.
+        (LLAMA | {"architectures": ["LLaMAForCausalLM"]}, (16, 1e-6, 10000.0, 2048, None, False)),
         (LLAMA | {"architectures": None}, (16, 1e-6, 10000.0, 2048, None, False)),
         (LLAMA | {"model_type": "mistral"}, (8, 1e-6, 10000.0, 131072, 4096, False)),
     ],

@@ -234,13 +234,13 @@ def test_mistakes(raw, change, message):
         ("FalconH1ForCausalLM", {"mamba_d_state": 256}, "this is a hybrid with layers other than attention"),
         ("Qwen3NextForCausalLM", {"linear_num_key_heads": 16}, "this is a hybrid with layers other than attention"),
         ("Mistral3ForConditionalGeneration", {"vision_config": {"a": 1}}, "this is a model of images or sound"),
-        ("Gemma2ForCausalLM", {"model_type": "gemma2"}, "use a model of LlamaForCausalLM or"),
+        ("Gemma2ForCausalLM", {"model_type": "gemma2"}, "use one of LlamaForCausalLM, Mistral"),
     ],
 )
 def test_other_kinds_of_models_are_refused_by_name(architecture, keys, what):
     with pytest.raises(UserError, match=f"architecture {architecture} is not supported.*{what}"):
         DecoderConfig.from_dict({**LLAMA, "architectures": [architecture], **keys})
-    with pytest.raises(UserError, match=r"model_type 'other' is not supported.*use a model of llama or mistral"):
+    with pytest.raises(UserError, match=r"model_type 'other' is not supported.*use one of llama, mistral"):
         DecoderConfig.from_dict({**LLAMA, "model_type": "other"})
 
 
