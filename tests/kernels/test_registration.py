@@ -6,6 +6,7 @@ Each must give the gradients of the plain eager run.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -20,6 +21,7 @@ from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder, Layer
 from ptst.model.lora import add_lora
 from tests.kernels import interpreter
+from tests.model.test_fused import SWITCHES
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -38,10 +40,10 @@ def way(request, monkeypatch):
     return request.param
 
 
-def model() -> tuple[Decoder, torch.Tensor]:
+def model(switches: str = "none") -> tuple[Decoder, torch.Tensor]:
     """A small decoder, frozen but for its adapters (both factors random), and hidden states to begin with."""
     torch.manual_seed(0)
-    decoder = Decoder(CONFIG).requires_grad_(False).to(DEVICE)
+    decoder = Decoder(replace(CONFIG, **SWITCHES[switches])).requires_grad_(False).to(DEVICE)
     for p in add_lora(decoder, LoraConfig(4, 8.0)).values():
         torch.nn.init.normal_(p, std=0.2)
     return decoder, torch.randn(BOUNDS[-1], CONFIG.hidden_size).to(DEVICE)
@@ -73,8 +75,9 @@ def plain(layer, *inputs):
     return layer(*inputs)
 
 
-def test_compiled():
-    decoder, x = model()
+@pytest.mark.parametrize("switches", ["none", "qwen2", "olmo3"])
+def test_compiled(switches):
+    decoder, x = model(switches)
     layer = decoder.layers[0]
     eager = run(layer, x, plain)
     torch.compiler.reset()
