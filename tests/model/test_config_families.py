@@ -158,6 +158,16 @@ def test_rotary_embeddings_are_those_of_transformers(raw):
         assert ours[2] == pytest.approx(theirs[2])
 
 
+@pytest.mark.parametrize(("truncate", "fifth", "sixth"), [(True, 0.0075, 0.00158114), (False, 0.00757121, 0.0014094)])
+def test_yarn(truncate, fifth, sixth):
+    """Against transformers' figures: only between the ends of the range does it matter whether these are rounded."""
+    scaling = {**YARN, "factor": 4.0, "original_max_position_embeddings": 4096, "beta_fast": 16.0, "truncate": truncate}
+    ((_, numbers, factor), _) = by_layer(DecoderConfig.from_dict(QWEN3 | {"head_dim": 16, "rope_scaling": scaling}))
+    wanted = [1.0, 0.316228, 0.1, 0.0316228, fifth, sixth, 0.00025, 7.90569e-05]
+    assert numbers == pytest.approx(wanted, rel=1e-5)
+    assert factor == pytest.approx(1.138629436)
+
+
 def test_the_layers_of_olmo_3_with_a_window_have_a_rotary_embedding_of_their_own():
     c = DecoderConfig.from_dict(OLMO3 | {"rope_scaling": YARN})
     assert [c.rope(i).scaling is None for i in range(5)] == [True, True, True, False, True]

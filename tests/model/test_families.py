@@ -25,7 +25,7 @@ from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.generation.test_generate import PREFIX, prompts, slow_greedy
 from tests.kernels import interpreter
-from tests.tiny import FAMILIES, write_tiny_model
+from tests.tiny import CONFIG, FAMILIES, write_tiny_model
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -142,22 +142,17 @@ def test_hugging_face_reads_what_was_merged(folder, tmp_path):
     merge_lora(decoder)
     save_full(decoder, folder, tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**raw, "model_type": kind(raw), "pad_token_id": 0}))
+    kind = raw["architectures"][0].removesuffix("ForCausalLM").lower()
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "model_type": kind, "pad_token_id": 0}))
     tokens = torch.tensor(PREFIX)
     with torch.no_grad():
         assert (peer(tmp_path)(tokens[None]).logits[0] - decoder.logits(tokens)).abs().max() <= 1e-4
-
-
-def kind(raw: dict) -> str:
-    return raw["architectures"][0].removesuffix("ForCausalLM").lower()
 
 
 def test_a_decoder_has_the_weights_of_its_family_alone():
     """No bias and no norm but those that the switches ask for."""
     names = {}
     for family, changes in {"llama": {}, **FAMILIES}.items():
-        from tests.tiny import CONFIG
-
         decoder = Decoder(DecoderConfig.from_dict({**CONFIG, **changes}))
         names[family] = {n.removeprefix("layers.0.") for n in decoder.state_dict() if n.startswith("layers.0.")}
     plain = names["llama"]
