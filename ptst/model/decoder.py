@@ -77,9 +77,8 @@ def projections(*layers: nn.Linear | LoraLinear) -> Projections:
     adapters = [(layer.lora_A, layer.lora_B) if isinstance(layer, LoraLinear) else None for layer in layers]
     scale = next((layer.scale for layer in layers if isinstance(layer, LoraLinear)), 1.0)
     biases = [layer.bias for layer in layers]
-    return Projections(
-        [layer.weight for layer in layers], adapters, scale, biases=[] if biases == [None] * len(biases) else biases
-    )
+    biases = biases if any(bias is not None for bias in biases) else []
+    return Projections([layer.weight for layer in layers], adapters, scale, biases=biases)
 
 
 class Ropes:
@@ -89,13 +88,10 @@ class Ropes:
         kinds = config.ropes
         self.kind_of_layer = [kinds.index(config.rope(layer)) for layer in range(config.num_layers)]
         self.device = device
+        D, none = config.head_dim, torch.zeros(config.head_dim // 2)
         # Without a rotary embedding all frequencies are zero: a rotation by no angle changes nothing.
-        self._frequencies = [
-            (torch.zeros(config.head_dim // 2) if r is None else frequencies(config.head_dim, r.theta, r.scaling)).to(
-                device
-            )
-            for r in kinds
-        ]
+        of_kinds = [none if r is None else frequencies(D, r.theta, r.scaling) for r in kinds]
+        self._frequencies = [frequencies_D2.to(device) for frequencies_D2 in of_kinds]
         self._factors = [getattr(r and r.scaling, "attention_factor", 1.0) for r in kinds]
 
     def tables(self, position_ids_T: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -92,6 +92,8 @@ def _rope(found: dict[str, Any], outer: dict[str, Any], source: str, positions: 
     kind = found.pop("rope_type", None) or found.pop("type", None) or "default"
     found.pop("type", None)
     scaling: Scaling | None = None
+    if kind == "yarn" and theta <= 1:
+        raise UserError(f"rope_theta is {theta}; yarn RoPE scaling needs one above 1", where=source)
     if kind in ("llama3", "yarn"):
         inner = found.pop("original_max_position_embeddings", positions)
         found["original_max_position_embeddings"] = outer.get("original_max_position_embeddings", inner)

@@ -225,6 +225,7 @@ def test_what_every_family_is_refused_for(raw):
         (LLAMA, {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "RoPE scaling 'longrope' is not supported"),
         (LLAMA, {"rope_scaling": {"type": ["yarn"]}}, r"RoPE scaling \['yarn'\] is not supported"),
         (LLAMA, {"rope_scaling": {**YARN, "beta_fast": -1.0}}, r"beta_fast is -1\.0; it must be positive"),
+        (LLAMA, {"rope_scaling": YARN, "rope_theta": 1}, r"rope_theta is 1\.0; yarn RoPE scaling needs one above 1"),
         (LLAMA, {"rope_scaling": {**YARN, "truncate": 1}}, "truncate is 1; true or false is needed"),
         (LLAMA, {"rope_scaling": {**YARN, "mrope_section": [1]}}, "unknown RoPE key 'mrope_section'"),
         (LLAMA, {"rope_scaling": {**YARN, "original_max_position_embeddings": 0}}, "embeddings is 0; it must be"),
