@@ -6,6 +6,7 @@ file the figures that the decoder needs, in the order of DecoderConfig's fields.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import sys
@@ -66,7 +67,7 @@ def transformers_config(raw: dict):
     from transformers import CONFIG_MAPPING
 
     kind = "ministral" if raw["model_type"] == "mistral" and "layer_types" in raw else raw["model_type"]
-    return CONFIG_MAPPING[kind].from_dict({**raw, "model_type": kind})
+    return CONFIG_MAPPING[kind].from_dict(copy.deepcopy({**raw, "model_type": kind}))  # it writes into it
 
 
 def read_by_transformers(raw: dict) -> list:
