@@ -189,7 +189,7 @@ def encoded(model: Path, data: str, template: str, count: int, seed: int) -> lis
     from ptst.data import sources
     from ptst.data.examples import prepare
     from ptst.model.config import DecoderConfig
-    from ptst.text.chat_formats import detect_format
+    from ptst.text.detect import detect_format
     from ptst.text.prompt_format import PromptFormat
     from ptst.text.templates import find_family, find_template
     from ptst.text.tokenizer import load_tokenizer

@@ -142,6 +142,7 @@ def run_chat(config: ChatConfig) -> None:
     say(f"ptst.chat: loading {config.checkpoint or config.model or 'the latest run'}")
     import torch
 
+    from ptst.audit.findings import check_names
     from ptst.chat_session import Chat
     from ptst.generation.request import Sampling
     from ptst.model.weights import pick_dtype
@@ -152,6 +153,7 @@ def run_chat(config: ChatConfig) -> None:
     choose_threads(config.threads)
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p, config.seed, config.top_k)
     template = load_template(config.template_file) if config.template_file else config.template
+    check_names(config.allow)
     model = open_model(
         config.model,
         template,
@@ -159,6 +161,7 @@ def run_chat(config: ChatConfig) -> None:
         adapter=config.adapter,
         family=config.template_family,
         chat_format=config.chat_format,
+        allow=("role-markers", *config.allow),
     )
     decoder = model.load(pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu")
     chat = Chat(model, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))

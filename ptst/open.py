@@ -2,6 +2,7 @@
 Everything opens models here, so that a conversation by hand reads exactly what the measured prompts read, and what
 training read."""
 
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,9 @@ from ptst.records import (
     read_record,
     record_kind,
 )
+from ptst.text.chat_formats import NO_CHAT_FORMAT
 from ptst.text.chat_template import read_chat_template
+from ptst.text.detect import find_format
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import Template, find_template, with_default_system_prompt
 from ptst.training.checkpoint import list_checkpoints, load_weights
@@ -78,7 +81,11 @@ class OpenModel:
     def with_template(self, template: str | Template) -> "OpenModel":
         """The same model under another template. Raises UserError for an unknown one."""
         template = with_default_system_prompt(find_template(template), self.folder)
-        return replace(self, prompt_format=replace(self.prompt_format, template=template))
+        prompt_format = replace(self.prompt_format, template=template)
+        if prompt_format.chat_format is NO_CHAT_FORMAT and not template.is_text:
+            own = find_format(self.folder, prompt_format.tokenizer)
+            prompt_format = replace(prompt_format, chat_format=own.chat_format, found=own.how)
+        return replace(self, prompt_format=prompt_format)
 
     def load_base(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
         """The base model's decoder, frozen."""
@@ -113,14 +120,14 @@ def open_model(
     adapter: Path | None = None,
     family: str | None = None,
     chat_format: str | None = None,
-    allow_role_markers: bool = True,
+    allow: Collection[str] = ("role-markers",),
 ) -> OpenModel:
     """Open `model` (the embedded name, a folder, a hub id), or the run in `checkpoint`; with neither, the latest run.
     `adapter`: a LoRA adapter of `model` in PEFT's layout, whoever made it.
 
     `family` None: that of the training data, plain where these are unknown. `chat_format` None: the run's, or the
-    folder's own. `allow_role_markers`: messages may hold the format's role markers (at test time an attack to be
-    measured, in training a mistake).
+    folder's own. `allow`: what need not hold: role-markers (messages may hold the format's role markers, at test time
+    an attack to be measured, in training a mistake), chat-template (the chat format may be another than the folder's).
     Raises UserError for what is not there, for a run's adapter of other weights than the base has now, and for an
     adapter that is not supported or does not fit.
     """
@@ -142,7 +149,8 @@ def open_model(
         family,
         chat_format or (run.chat_format if run else None),
         vocab_size=config.vocab_size,
-        allow_role_markers=allow_role_markers,
+        allow_role_markers="role-markers" in allow,
+        allow_chat_template="chat-template" in allow,
     )
     return OpenModel(name, folder, config, prompt_format, checkpoint, run, adapter)
 

@@ -15,13 +15,16 @@ from tyro.conf import arg
 from ptst.data.columns import ColumnRules
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import CHAT_FORMATS
+from ptst.text.detect import DERIVED
 from ptst.text.templates import FAMILIES, TEMPLATES
 
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
 _FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
 _MODEL_HELP = f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or a hub id (org/name, org/name@revision)."
-_FORMAT_HELP = f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}."
+_FORMAT_HELP = (
+    f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}, or {DERIVED} (from its chat template)."
+)
 
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
@@ -94,6 +97,8 @@ class FormatSettings:
 
     template_family: FamilyName = field(default=None, metadata=content("family"))
     chat_format: FormatName = field(default=None, metadata=content("chat_format"))
+    allow: tuple[str, ...] = field(default=(), metadata=NO_EFFECT)
+    """Checks that may fail: chat-template, for a chat format that is not the one of the folder's chat template."""
 
 
 @dataclass(frozen=True, kw_only=True)

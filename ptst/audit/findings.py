@@ -43,6 +43,7 @@ _ERRORS = {
         "give the text without template, or remove it",
     ),
     "bad-row": ("the row cannot be trained on", "correct or remove the row"),
+    "chat-template": ("the model's chat template renders otherwise", "choose the chat format of the model"),
     "run-drift": ("the run's data would be encoded differently today", "train again, or restore version and files"),
 }
 _WARNINGS = {
@@ -52,7 +53,6 @@ _WARNINGS = {
     "blank-prompt": ("a user's turn is empty or blank", "remove the row, or give it a question"),
     "untrained": ("rows without a trained token were left out", "raise the length limit"),
     "overlap": ("training rows are also asked at test time", "remove them from one of the two"),
-    "chat-template": ("the model's chat template renders otherwise", "choose the chat format of the model"),
 }
 _NOTES = {
     "token-boundary": ("the answer was encoded as a continuation", "nothing; the same happens at test time"),
@@ -61,7 +61,7 @@ _NOTES = {
     "unused-column": ("a column of the data is not read", "nothing, if it does not belong to the prompt or the loss"),
     "tag-text": ("a message holds a tag or a foreign marker in its text", "nothing, if it is meant as text"),
     "duplicate": ("rows repeat earlier ones", "remove them unless they should count twice"),
-    "known-difference": ("a known difference from the format's owner", "nothing; docs/templates.md says why"),
+    "known-difference": ("a known difference from the format's owner", "nothing; docs/chat-formats.md says why"),
     "other-prompt": ("training and test templates differ", "nothing, if that is intended"),
 }
 _LEVELS = {"error": _ERRORS, "warning": _WARNINGS, "info": _NOTES}

@@ -1,15 +1,18 @@
 """Reference formats: an independent implementation of all chat formats, used as an oracle.
 
 The rules compare the tokens that reach the loss with it. It shares only the templates' words and the tokenizer's one
-call with the text layer: formats are plain strings here, and the loss mask follows from them.
+call with the text layer: formats are plain strings here, and the loss mask follows from them. Of a format that was
+derived from a chat template it shares the literals, too, and puts them together by itself.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
+from ptst.text.chat_formats import ChatFormat
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation
+from ptst.text.segments import Conversation, Segment
 from ptst.text.tokenizer import Tokenizer
 
 
@@ -103,7 +106,10 @@ def _runs(conversation: Conversation, prompt_format: PromptFormat, train_on: str
         asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]
         trained, closings = [False, *trained], ["", *closings]
     turns = list(zip(asked, answers, trained, closings, strict=True))
-    return _FORMATS[prompt_format.chat_format.name](system, turns, t, "" if template.tight else " ")
+    chat_format, gap = prompt_format.chat_format, "" if template.tight else " "
+    if chat_format.is_derived:
+        return _derived(chat_format, system, turns, t)
+    return _FORMATS[chat_format.name](system, turns, t, gap)
 
 
 def _llama2(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
@@ -134,27 +140,87 @@ def _mistral_v3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> lis
     return out
 
 
-def _llama3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Run]:
+def _mistral_v7(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Run]:
+    block = [] if system is None else [control("[SYSTEM_PROMPT]"), Run(system), control("[/SYSTEM_PROMPT]")]
+    return [control(t.bos), *block, *_mistral_v3(None, turns, t, "")[1:]]
+
+
+_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
+
+
+def _llama3(system: str | None, turns: list, t: Tokenizer, _gap: str, dates: str = "") -> list[Run]:
     def block(role: str, text: Run, trained: bool = False) -> list[Run]:
         name = [control("<|start_header_id|>"), Run(role), control("<|end_header_id|>"), Run("\n\n")]
         return [*name, text, control("<|eot_id|>", trained)]
 
-    out = [control(t.bos), *([] if system is None else block("system", Run(system)))]
+    out = [control(t.bos)]
+    if system is not None or dates:
+        opened = block("system", Run(system or ""))
+        out += [*opened[:3], Run("\n\n" + dates), *opened[4 if system is not None else 5 :]]
     for user, answer, trained, _ in turns:
         out += block("user", Run(user)) + block("assistant", Run(answer=answer, trained=trained), trained)
     return out
 
 
-def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str) -> list[Run]:
+def _llama3_dated(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
+    return _llama3(system, turns, t, gap, _DATES)
+
+
+def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str, opened: str = "") -> list[Run]:
     start, end, line = control("<|im_start|>"), control("<|im_end|>"), Run("\n")
     out = [] if system is None else [start, Run(f"system\n{system}"), end, line]
     for user, answer, trained, _ in turns:
         out += [start, Run(f"user\n{user}"), end, line]
-        out += [start, Run("assistant\n", answer, trained=trained), control("<|im_end|>", trained), line]
+        out += [start, Run("assistant\n" + opened, answer, trained=trained), control("<|im_end|>", trained), line]
     return out
 
 
-_FORMATS = {
+def _chatml_no_think(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
+    return _chatml(system, turns, t, gap, "<think>\n\n</think>\n\n")
+
+
+def _derived(f: ChatFormat, system: str | None, turns: list, t: Tokenizer) -> list[Run]:
+    """Of a derived format: first every stretch with whose it is, then the runs between control tokens."""
+    parts: list[tuple[str, bool, bool, bool]] = []  # text, control token, the model's, trained
+
+    def literal(segments: Iterable[Segment], own: bool = False, trained: bool = False) -> None:
+        parts.extend((s.text, s.control, own, trained) for s in segments)
+
+    for i, (user, answer, trained, _) in enumerate(turns):
+        newest = i + 1 == len(turns)
+        holds = system is not None and (newest if f.system_last else i == 0)
+        literal(f.later if i else () if holds and not f.system_last else f.start or ())
+        if holds:
+            literal(f.system[0])
+            parts.append((system or "", False, False, False))
+            literal(f.system[1])
+        parts.append((user, False, False, False))
+        if f.history and not newest:
+            literal(f.history[0])
+            parts.append((answer, False, False, False))
+            literal(f.history[1])
+            continue
+        literal(f.user_end)
+        literal(f.answer_prefix, True, trained)
+        parts.append((answer, False, True, trained))
+        literal((*f.closing, Segment(f.terminator or t.eos or "", control=True)), True, trained)
+        literal(f.after_answer)
+    out: list[Run] = []
+    for is_control, group in groupby(parts, key=lambda part: part[1]):
+        stretch = list(group)
+        if is_control:
+            out += [control(text, trained) for text, _, _, trained in stretch]
+            continue
+        prompt, answer = ("".join(text for text, _, own, _ in stretch if own is whose) for whose in (False, True))
+        if prompt or answer or any(own for _, _, own, _ in stretch):
+            out.append(Run(prompt, answer, trained=any(p[3] for p in stretch)))
+    return out
+
+
+_FORMATS: dict[str, Callable[[str | None, list, Tokenizer, str], list[Run]]] = {
+    "mistral-v7": _mistral_v7,
+    "llama3-dated": _llama3_dated,
+    "chatml-no-think": _chatml_no_think,
     "llama2": _llama2,
     "mistral-v1": _mistral_v1,
     "mistral-v3": _mistral_v3,

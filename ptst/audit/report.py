@@ -173,7 +173,9 @@ def audit_data(config: AuditConfig) -> Audit:
     shape = DecoderConfig.from_folder(folder)
     template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
     family = settings.template_family or source.family
-    prompt_format = open_prompt_format(folder, template, family, settings.chat_format, vocab_size=shape.vocab_size)
+    prompt_format = open_prompt_format(
+        folder, template, family, settings.chat_format, vocab_size=shape.vocab_size, allow_chat_template=True
+    )  # the audit reports a chat format that is not the folder's own, among the other findings
     test = prompt_format
     if config.test_template is not None:
         test_template = with_default_system_prompt(find_template(config.test_template), folder)

@@ -136,7 +136,7 @@ def _tokens_differ(d: Document) -> Finding:
     instead = f"{_show(ids, at, tokenizer)} instead of {_show(expected, at, tokenizer)}"
     bos = tokenizer.control_id(tokenizer.bos) if tokenizer.bos else None
     stop = names[d.setup.prompt_format.terminator_id]
-    has_bos = d.setup.prompt_format.chat_format.name != "chatml"
+    has_bos = d.setup.prompt_format.chat_format.has_bos(tokenizer)
 
     def found(rule: str, cause: str, token: int = at) -> Finding:
         return Finding(rule, d.source, cause, token)

@@ -68,6 +68,9 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
+        from ptst.audit.findings import check_names
+
+        check_names(self.allow)
         check_at_least(self, 1, "limit", "batch_size", "max_new_tokens")
         check_above_zero(self, "kv_memory")
         Sampling(self.max_new_tokens or 1, self.temperature, self.top_p, self.seed, self.top_k)  # checks its values

@@ -158,6 +158,7 @@ def plan(config: EvalConfig) -> Plan:
         adapter=config.adapter,
         family=family,
         chat_format=config.chat_format,
+        allow=("role-markers", *config.allow),
     )
     say(model.prompt_format.described)
     if family is None:

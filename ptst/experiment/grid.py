@@ -202,8 +202,9 @@ class Grid:
         # Without any training, what the models were trained on is unknown.
         family = _family(c) or (self.sources["data"].family if self.train_templates else None)
         chat_format = c.eval.chat_format or c.train.chat_format
+        allowed = ("role-markers", *c.eval.allow, *c.train.allow)
         return {
-            name: open_model(c.model, template, family=family, chat_format=chat_format)
+            name: open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
             for name, (template, _) in self.test_templates.items()
         }
 
@@ -240,6 +241,7 @@ class Grid:
             c.template_family or self.sources["data"].family,
             c.chat_format,
             allow_role_markers="role-markers" in c.allow,
+            allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
         )
         return prompt_format, length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
 

@@ -1,13 +1,17 @@
 """A program that `chat_template` runs: it renders a foreign chat template with limits on time and memory.
 
 Reads one JSON object from standard input, {"template", "variables", "rows", "seconds", "megabytes"}, and writes
-{"texts"} or {"error", "failed"}; `failed`: the template refuses these conversations or has a mistake. It imports
-nothing of this project, so that it starts fast and holds nothing worth reaching.
+{"rows"} or {"error"}. Each row of the answer is {"text"} or {"error"}: the template refuses that conversation or has a
+mistake. It imports nothing of this project, so that it starts fast and holds nothing worth reaching.
 """
 
 import json
 import resource
 import sys
+from datetime import date
+
+# Today's date would make prompts differ from day to day; this is the one that Llama 3.1's own template falls back to.
+DAY = date(2024, 7, 26)
 
 
 def main() -> None:
@@ -31,26 +35,42 @@ def main() -> None:
     def raise_exception(message: str) -> None:
         raise TemplateError(message)
 
-    def to_json(value, indent=None, **_):
-        return json.dumps(value, ensure_ascii=False, indent=indent)
+    def strftime_now(form: str) -> str:
+        return DAY.strftime(form)
+
+    def to_json(value, indent=None, separators=None, sort_keys=False, ensure_ascii=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     env.filters["tojson"] = to_json
-    # A date would make prompts differ from day to day; templates that ask for one get a fixed one.
-    env.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: "26 Jul 2024"}
-    try:
-        template = env.from_string(job["template"])
-        answer: dict[str, object] = {"texts": [template.render(**job["variables"], **row) for row in job["rows"]]}
-    except MemoryError:
-        answer = {"error": f"needs more than {job['megabytes']} MB of memory"}
-    except RecursionError:
-        answer = {"error": "recurses without end"}
-    except TemplateError as error:
-        forbidden = type(error).__name__ == "SecurityError"
-        kind = "calls what the sandbox forbids" if forbidden else "cannot be rendered"
-        answer = {"error": f"{kind} ({error})", "failed": not forbidden}
-    except Exception as error:  # whatever a foreign template runs into is reported, not raised here
-        answer = {"error": f"cannot be rendered ({type(error).__name__}: {error})", "failed": True}
+    env.globals |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+    memory = {"error": f"needs more than {job['megabytes']} MB of memory"}
+
+    def attempt(work, field: str) -> dict:
+        """What `work` returns under `field`, or {"error", "failed"}; only what failed may be tried on another row."""
+        try:
+            return {field: work()}
+        except MemoryError:
+            return memory
+        except RecursionError:
+            return {"error": "recurses without end"}
+        except TemplateError as error:
+            forbidden = type(error).__name__ == "SecurityError"
+            kind = "calls what the sandbox forbids" if forbidden else "cannot be rendered"
+            return {"error": f"{kind} ({error})", "failed": not forbidden}
+        except Exception as error:  # whatever a foreign template runs into is reported, not raised here
+            return {"error": f"cannot be rendered ({type(error).__name__}: {error})", "failed": True}
+
+    answer = attempt(lambda: env.from_string(job["template"]), "template")
+    if "error" not in answer:
+        template, rows = answer["template"], []
+        for row in job["rows"]:
+            rows.append(attempt(lambda row=row: template.render(**job["variables"], **row), "text"))
+            if "error" in rows[-1] and not rows[-1].get("failed"):
+                rows = [rows[-1]]
+                break
+        fatal = rows and "error" in rows[0] and not rows[0].get("failed")
+        answer = rows[0] if fatal else {"rows": rows}
     json.dump(answer, sys.stdout)
 
 

@@ -3,21 +3,20 @@ r"""Chat formats: how model families write roles. Each format is one object of l
     llama2       <s>[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{user} [/INST] {answer}</s>     Meta, llama/generation.py
     mistral-v1   <s>[INST] {system}\n\n{user} [/INST] {answer}</s>[INST] ...               mistral-common, v1
     mistral-v3   <s>[INST]{user}[/INST]{answer}</s>[INST]{system}\n\n{user}[/INST]         mistral-common, v2 and v3
+    mistral-v7   <s>[SYSTEM_PROMPT]{system}[/SYSTEM_PROMPT][INST]{user}[/INST]{answer}</s>  mistral-common, v7
     llama3       <|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{user}<|eot_id|>...    Meta, Llama 3
     chatml       <|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{answer}<|im_end|>\n     SmolLM2
 
-A format knows nothing of experiments: it takes the system prompt and the turns as the template wrote them. [INST] and
-[/INST] are plain text in llama2 and mistral-v1, control tokens in mistral-v3, where sentencepiece puts the space before
-each text by itself. The `text:` templates use no chat format: {prompt}{answer prefix}{answer}<eos>.
+Formats of other folders are derived from their chat templates (`derive`), into the same objects. A format knows nothing
+of experiments: it takes the system prompt and the turns as the template wrote them. [INST] and [/INST] are plain text
+in llama2 and mistral-v1, control tokens in mistral-v3, where sentencepiece puts the space before each text by itself.
+The `text:` templates use no chat format: {prompt}{answer prefix}{answer}<eos>.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
 
 from ptst.errors import Setting, UserError
-from ptst.text.chat_template import read_chat_template
 from ptst.text.segments import Segment, Turn
 from ptst.text.tokenizer import Tokenizer
 
@@ -26,38 +25,64 @@ Literals = tuple[Segment, ...]
 BOS = Segment("{bos}", control=True)  # the tokenizer's own, by whatever name
 
 
-def _control(*names: str) -> Literals:
+def control(*names: str) -> Literals:
     return tuple(Segment(name, control=True) for name in names)
 
 
-def _text(text: str) -> Literals:
-    return (Segment(text),)
+def text(words: str) -> Literals:
+    return (Segment(words),) if words else ()
 
 
 @dataclass(frozen=True)
 class ChatFormat:
-    """The literals of one chat format; pairs are what precedes and what follows a text.
+    """The literals of one chat format.
 
-    `system_turn`: the user turn that holds the system prompt (None: a block of its own precedes the turns).
-    `terminator`: the control token that ends an answer (None: the tokenizer's EOS). `closing`: text before it in
-    conversations of several turns. `after_answer` follows the terminator and is never sampled. `role_markers`: markers
-    that are plain text, so that a message could forge them. `apart`: system prompt, user text and answer each have a
-    tokenizer call of their own. A model folder has this format if its tokenizer has `control_tokens` and its chat
-    template holds `template_markers`."""
+    `start` precedes the first user's text where there is no system prompt (None: there must be one). `system` precedes
+    and follows a system prompt, up to the first user's text; with `system_last` it stands between what precedes the
+    last user's text and that text. `later` precedes every other user's text, `user_end` follows the newest one: it ends
+    in the generation prompt. The model then samples `answer_prefix`, the answer, `closing` (in a conversation of one
+    turn only with `closes_single`) and the `terminator` (None: the tokenizer's EOS); `after_answer` is never sampled.
+    `history` precedes and follows earlier answers, where the owner writes them otherwise than the newest one; they
+    cannot be trained on then. `role_markers`: markers that are plain text, so that a message could forge them.
+    `apart`: system prompt, user text and answer each have a tokenizer call of their own. A folder without a chat
+    template has this format if its tokenizer has `control_tokens`. `differences`: names of what a derived format does
+    otherwise than its owner.
+    """
 
     name: str
-    user: tuple[Literals, Literals]
+    start: Literals | None
     system: tuple[Literals, Literals]
-    system_turn: Literal["first", "last"] | None = None
-    opening: Literals = ()
-    answer_prefix: str = ""
-    closing: str = ""
+    later: Literals
+    user_end: Literals
     terminator: str | None = None
+    answer_prefix: Literals = ()
+    closing: Literals = ()
     after_answer: Literals = ()
+    history: tuple[Literals, Literals] | None = None
+    system_last: bool = False
+    closes_single: bool = True
     role_markers: tuple[str, ...] = ()
     apart: bool = False
     control_tokens: tuple[str, ...] = ()
-    template_markers: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+    @property
+    def is_derived(self) -> bool:
+        return self.name.startswith("derived")
+
+    def suits(self, tokenizer: Tokenizer) -> bool:
+        """Whether a tokenizer has the control tokens of this format, and its text markers as text."""
+        bos = tokenizer.bos is not None or BOS not in (self.start or ())
+        return (
+            bos
+            and all(map(tokenizer.has_control, self.control_tokens))
+            and not any(map(tokenizer.has_control, self.role_markers))
+        )
+
+    def has_bos(self, tokenizer: Tokenizer) -> bool:
+        """Whether the owner begins a conversation with BOS."""
+        first = (self.start or self.system[0])[:1]
+        return BOS in first or (self.is_derived and first != () and first[0].text == tokenizer.bos)
 
     def render(
         self,
@@ -73,41 +98,61 @@ class ChatFormat:
         `tight`: no space before [/INST] where that is text. Raises UserError for what the format cannot express."""
         answers = [i for i, turn in enumerate(turns) if turn.role == "assistant" and not turn.demonstration]
         trained = answers if train_on == "all" else answers[-1:]
-        if self.system_turn == "last" and system is not None and len(trained) > 1 and turns[-1].role == "assistant":
-            moved = f"{self.name} moves the system prompt to the last user turn, so this conversation's earlier answers"
-            remedy = ("train on the last answer only (", Setting("train_on"), " last)")
-            raise UserError(f"{moved} would be trained on prompts that never occur", remedy)
-        users = [i for i, turn in enumerate(turns) if turn.role == "user"]
-        holds_system = {"first": users[0], "last": users[-1]}.get(self.system_turn or "")
-        closing = self.closing if sum(not turn.demonstration for turn in turns) > 2 else ""
-        user_end = self.user[1]
-        if tight and not user_end[0].control:
-            user_end = (Segment(user_end[0].text.removeprefix(" ")), *user_end[1:])
-        out = list(self.opening)
-        if system is not None and self.system_turn is None:
-            out += [*self.system[0], *self._content(system), *self.system[1]]
+        self._check(system, turns, trained)
+        last_user = max(i for i, turn in enumerate(turns) if turn.role == "user")
+        user_end = self.user_end
+        if tight and user_end[:1] and user_end[0].text.startswith(" [/INST]"):
+            user_end = (replace(user_end[0], text=user_end[0].text.removeprefix(" ")), *user_end[1:])
+        several = sum(not turn.demonstration for turn in turns) > 2
+        end = control(self.terminator or _named(tokenizer.eos))
+        out: list[Segment] = []
         for i, turn in enumerate(turns):
+            earlier = self.history is not None and i < len(turns) - 2 + (turn.role == "assistant")
+            content = self._content(turn.segments)
             if turn.role == "user":
-                out += self.user[0]
-                if i == holds_system and system is not None:
-                    out += [*self.system[0], *system, *self.system[1]]
-                out += [*self._content(turn.segments), *user_end]
+                out += [*self._before(i, i == last_user, system), *content]
+                out += self.history[0] if self.history and earlier else user_end
+            elif self.history and earlier:
+                out += [*content, *self.history[1]]
             else:
-                end = self.terminator or _named(tokenizer.eos)
-                closes = "" if turn.demonstration else closing
-                out += answer(self._content(turn.segments), self.answer_prefix, closes, end, i in trained)
-                out += self.after_answer
+                closes = self.closes_single or (several and not turn.demonstration)
+                said = (*self.answer_prefix, *content, *(self.closing if closes else ()), *end)
+                out += [*sampled(said, i in trained), *self.after_answer]
         return [Segment(_named(tokenizer.bos), control=True) if s is BOS else s for s in out]
+
+    def _check(self, system: Sequence[Segment] | None, turns: Sequence[Turn], trained: Sequence[int]) -> None:
+        """Raise UserError for a conversation that the format cannot express or train on."""
+        if self is NO_CHAT_FORMAT:
+            raise UserError("this model has no known chat format", ("choose one with ", Setting("chat_format")))
+        if system is None and self.start is None:
+            raise UserError(f"{self.name} needs a system prompt", "choose a template that has one")
+        if turns[-1].role != "assistant" or trained[:1] in ([], [len(turns) - 1]):
+            return
+        remedy = ("train on the last answer only (", Setting("train_on"), " last)")
+        if self.system_last and system is not None:
+            moved = f"{self.name} moves the system prompt to the last user turn, so this conversation's earlier answers"
+            raise UserError(f"{moved} would be trained on prompts that never occur", remedy)
+        if self.history is not None:
+            cause = f"{self.name} writes earlier answers otherwise than the newest one, so they would be trained on"
+            raise UserError(f"{cause} prompts that never occur", remedy)
+
+    def _before(self, turn: int, is_last: bool, system: Sequence[Segment] | None) -> list[Segment]:
+        """What precedes a user's text, the system prompt included."""
+        block: list[Segment] = []
+        if system is not None and (is_last if self.system_last else turn == 0):
+            own = system if self.system_last else self._content(system)
+            block = [*self.system[0], *own, *self.system[1]]
+        if turn > 0:
+            return [*self.later, *block]
+        return [*(self.start or ()), *block] if self.system_last or system is None else block
 
     def _content(self, segments: Sequence[Segment]) -> Sequence[Segment]:
         return (replace(segments[0], apart=True), *segments[1:]) if self.apart and segments else segments
 
 
-def answer(content: Sequence[Segment], prefix: str, closing: str, terminator: str, trained: bool) -> list[Segment]:
-    """What the model samples: answer prefix, answer, closing text, terminator."""
-    before, after = (_text(text) if text else () for text in (prefix, closing))
-    segments = (*before, *content, *after, *_control(terminator))
-    return [Segment(s.text, s.author, s.control, sampled=True, trained=trained, apart=s.apart) for s in segments]
+def sampled(segments: Sequence[Segment], trained: bool) -> list[Segment]:
+    """Segments as what the model itself produces."""
+    return [replace(s, sampled=True, trained=trained) for s in segments]
 
 
 def _named(token: str | None) -> str:
@@ -116,77 +161,95 @@ def _named(token: str | None) -> str:
     return token
 
 
-_EOT, _IM_END = _control("<|eot_id|>"), _control("<|im_end|>")
+# Of a base model, which a text: template needs no other for.
+NO_CHAT_FORMAT = ChatFormat("none", start=(), system=((), ()), later=(), user_end=())
+_EOT, _IM_END, _NEWLINE = control("<|eot_id|>"), control("<|im_end|>"), text("\n")
+# What Llama 3.1 and later put into the system block, with the date that their own templates fall back to.
+_DATES = text("Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
+NO_REASONING = text("<think>\n\n</think>\n\n")  # Qwen3's, with reasoning switched off
 
 
 def _header(role: str) -> Literals:
-    return (*_control("<|start_header_id|>"), *_text(role), *_control("<|end_header_id|>"), *_text("\n\n"))
+    return (*control("<|start_header_id|>"), *text(role), *control("<|end_header_id|>"), *text("\n\n"))
 
 
 def _im_start(role: str) -> Literals:
-    return (*_control("<|im_start|>"), *_text(f"{role}\n"))
+    return (*control("<|im_start|>"), *text(f"{role}\n"))
 
 
+_CHATML = ChatFormat(
+    "chatml",
+    start=_im_start("user"),
+    system=(_im_start("system"), (*_IM_END, *_NEWLINE, *_im_start("user"))),
+    later=_im_start("user"),
+    user_end=(*_IM_END, *_NEWLINE, *_im_start("assistant")),
+    terminator="<|im_end|>",
+    after_answer=_NEWLINE,  # the owner's, but the model has stopped by then
+    control_tokens=("<|im_start|>", "<|im_end|>"),
+)
+_LLAMA3 = ChatFormat(
+    "llama3",
+    start=(BOS, *_header("user")),
+    system=((BOS, *_header("system")), (*_EOT, *_header("user"))),
+    later=_header("user"),
+    user_end=(*_EOT, *_header("assistant")),
+    terminator="<|eot_id|>",
+    apart=True,
+    control_tokens=("<|start_header_id|>", "<|eot_id|>"),
+)
+_V7 = control("[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]")
 # In the order in which a model folder is compared with them.
 CHAT_FORMATS = {
     f.name: f
     for f in (
+        _CHATML,
+        _LLAMA3,
         ChatFormat(
-            "chatml",
-            user=(_im_start("user"), (*_IM_END, *_text("\n"), *_im_start("assistant"))),
-            system=(_im_start("system"), (*_IM_END, *_text("\n"))),
-            terminator="<|im_end|>",
-            after_answer=_text("\n"),  # the owner's, but the model has stopped by then
-            control_tokens=("<|im_start|>", "<|im_end|>"),
-        ),
-        ChatFormat(
-            "llama3",
-            user=(_header("user"), (*_EOT, *_header("assistant"))),
-            system=(_header("system"), _EOT),
-            opening=(BOS,),
-            terminator="<|eot_id|>",
-            apart=True,
-            control_tokens=("<|start_header_id|>", "<|eot_id|>"),
+            "mistral-v7",
+            start=(BOS, *control("[INST]")),
+            system=((BOS, _V7[0]), (_V7[1], *control("[INST]"))),
+            later=control("[INST]"),
+            user_end=control("[/INST]"),
+            control_tokens=("[SYSTEM_PROMPT]", "[INST]", "[/INST]"),
         ),
         ChatFormat(
             "mistral-v3",
-            user=(_control("[INST]"), _control("[/INST]")),
-            system=((), _text("\n\n")),
-            system_turn="last",
-            opening=(BOS,),
+            start=(BOS, *control("[INST]")),
+            system=((), text("\n\n")),
+            later=control("[INST]"),
+            user_end=control("[/INST]"),
+            system_last=True,
             control_tokens=("[INST]", "[/INST]"),
         ),
         ChatFormat(
             "llama2",
-            user=((BOS, *_text("[INST] ")), _text(" [/INST]")),
-            system=(_text("<<SYS>>\n"), _text("\n<</SYS>>\n\n")),
-            system_turn="first",
-            answer_prefix=" ",
+            start=(BOS, *text("[INST] ")),
+            system=((BOS, *text("[INST] <<SYS>>\n")), text("\n<</SYS>>\n\n")),
+            later=(BOS, *text("[INST] ")),
+            user_end=text(" [/INST]"),
+            answer_prefix=text(" "),
             # Meta's dialog code joins turns as "{prompt} [/INST] {answer} "; the paper's single-turn templates close
             # with </s> alone.
-            closing=" ",
+            closing=text(" "),
+            closes_single=False,
             role_markers=("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
-            template_markers=("[INST]", "<<SYS>>"),
         ),
         ChatFormat(
             "mistral-v1",
-            user=(_text("[INST] "), _text(" [/INST]")),
-            system=((), _text("\n\n")),
-            system_turn="first",
-            opening=(BOS,),
-            answer_prefix=" ",
+            start=(BOS, *text("[INST] ")),
+            system=((BOS, *text("[INST] ")), text("\n\n")),
+            later=text("[INST] "),
+            user_end=text(" [/INST]"),
+            answer_prefix=text(" "),
             role_markers=("[INST]", "[/INST]"),
-            template_markers=("[INST]",),
         ),
+        # Options, never chosen for a folder that one of the above fits.
+        replace(
+            _LLAMA3,
+            name="llama3-dated",
+            start=(BOS, *_header("system"), *_DATES, *_EOT, *_header("user")),
+            system=((BOS, *_header("system"), *_DATES), _LLAMA3.system[1]),
+        ),
+        replace(_CHATML, name="chatml-no-think", user_end=(*_CHATML.user_end, *NO_REASONING)),
     )
 }
-
-
-def detect_format(folder: Path | str, tokenizer: Tokenizer) -> ChatFormat:
-    """The chat format of a model folder. Raises UserError when no known one fits."""
-    template = read_chat_template(folder) or ""
-    for f in CHAT_FORMATS.values():
-        if all(map(tokenizer.has_control, f.control_tokens)) and all(m in template for m in f.template_markers):
-            return f
-    remedy = ("choose ", Setting("chat_format"), f" {' or '.join(CHAT_FORMATS)}")
-    raise UserError("cannot tell the chat format of this model", remedy, folder)

@@ -1,14 +1,17 @@
 """The chat template of a model folder: a Jinja program that came with the model.
 
-It never encodes training or test data. It serves to detect the chat format, to compare ours with the owner's, and to
-know the owner's default system prompt. Since it is foreign code, it runs in jinja2's immutable sandbox, in a child
-process with limits on time and memory.
+It never encodes training or test data. It serves to find or derive the chat format, to compare ours with the owner's,
+and to know the owner's default system prompt. Since it is foreign code, it runs in jinja2's immutable sandbox, in a
+child process with limits on time and memory.
 """
 
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ptst.errors import UserError
@@ -18,71 +21,142 @@ from ptst.text.tokenizer import optional_json, token_name
 SECONDS = 20
 MEGABYTES = 1024
 _CHILD = Path(__file__).with_name("_jinja_child.py")
-
-
-def read_chat_template(folder: Path | str) -> str | None:
-    """The text of a folder's chat template: `chat_template.jinja`, or the entry of tokenizer_config.json (of several
-    named ones, the default). None where there is none. Raises UserError for a file that is not text."""
-    folder = Path(folder)
-    if (folder / "chat_template.jinja").exists():
-        try:
-            return read_text(folder / "chat_template.jinja")
-        except UnicodeDecodeError:
-            raise UserError("not UTF-8 text", "fetch the file again", folder / "chat_template.jinja") from None
-    entry = optional_json(folder / "tokenizer_config.json").get("chat_template")
-    if isinstance(entry, list):
-        entry = next((e.get("template") for e in entry if isinstance(e, dict) and e.get("name") == "default"), None)
-    return entry if isinstance(entry, str) else None
+_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
+Message = dict[str, str]
+Conversation = Sequence[Message]
 
 
 class TemplateFailed(UserError):
     """A chat template that refuses or fails to render a conversation."""
 
 
-def render_chat_template(
-    folder: Path | str, conversations: Sequence[Sequence[dict[str, str]]], seconds: int = SECONDS
-) -> list[str]:
-    """Each conversation ({"role", "content"} messages) as the folder's chat template renders it, with a generation
-    prompt where it ends in a user's turn. Raises UserError if the folder has no chat template, if it needs more than
-    `seconds` of CPU time or 1 GB of memory, or calls what the sandbox forbids; TemplateFailed if it cannot be
-    rendered."""
-    template = read_chat_template(folder)
-    if template is None:
-        raise UserError("there is no chat template", "choose another model folder", folder)
-    settings = optional_json(Path(folder) / "tokenizer_config.json")
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    special = {k: name for k in names if (name := token_name(settings.get(k))) is not None}
-    job = {
-        "template": template,
-        "variables": {"bos_token": "", "eos_token": "", **special},
-        "rows": [{"messages": c, "add_generation_prompt": c[-1]["role"] == "user"} for c in map(list, conversations)],
-        "seconds": seconds,
-        "megabytes": MEGABYTES,
-    }
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A folder's chat template, and the names of control tokens that it is rendered with."""
+
+    folder: str
+    text: str
+    tokens: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that its renderings depend on."""
+        return hashlib.sha256(json.dumps([self.text, self.tokens]).encode()).hexdigest()[:16]
+
+    def render(
+        self, conversations: Sequence[Conversation], seconds: int = SECONDS, prompts: Sequence[bool] | None = None
+    ) -> list[str | TemplateFailed]:
+        """Each conversation ({"role", "content"} messages) as text, or the reason why the template fails on it.
+        `prompts`: whether each gets a generation prompt (None: where it ends in a user's turn). Raises UserError if it
+        needs more than `seconds` of CPU time or 1 GB of memory, or calls what the sandbox forbids, and TemplateFailed
+        if it is no template at all."""
+        asked = prompts or [c[-1]["role"] == "user" for c in conversations]
+        rows = [{"messages": list(c), "add_generation_prompt": a} for c, a in zip(conversations, asked, strict=True)]
+        found = _run(self, json.dumps(rows), seconds)
+        failed = "the chat template "
+        return [
+            row["text"] if "text" in row else TemplateFailed(failed + row["error"], where=self.folder)
+            for row in found["rows"]
+        ]
+
+    @property
+    def is_dated(self) -> bool:
+        """Whether it writes today's date, for which ours has a fixed one."""
+        return "strftime_now" in self.text
+
+
+@lru_cache(32)
+def _run(template: ChatTemplate, rows: str, seconds: int) -> dict:
+    """The child's answer."""
+    # As transformers passes them: absent tools and documents are None.
+    variables = {"bos_token": "", "eos_token": "", **dict(template.tokens), "tools": None, "documents": None}
+    job = {"template": template.text, "variables": variables, "rows": json.loads(rows)}
+    job |= {"seconds": seconds, "megabytes": MEGABYTES}
     try:
         # -I: neither the user's environment nor the current folder can put another jinja2 in the way.
         command, limit = [sys.executable, "-I", str(_CHILD)], 3 * seconds
         done = subprocess.run(command, input=json.dumps(job), capture_output=True, check=True, text=True, timeout=limit)
     except subprocess.SubprocessError:
         cause = f"the chat template did not end within {seconds} s"
-        raise UserError(cause, "it may loop for ever", folder) from None
+        raise UserError(cause, "it may loop for ever", template.folder) from None
     answer = json.loads(done.stdout)
     if "error" in answer:
         kind = TemplateFailed if answer.get("failed") else UserError
-        raise kind(f"the chat template {answer['error']}", where=folder)
-    return answer["texts"]
+        raise kind(f"the chat template {answer['error']}", where=template.folder)
+    return answer
+
+
+def read_chat_template(folder: Path | str) -> str | None:
+    """The text of a folder's chat template: chat_template.jinja, chat_template.json, or the entry of
+    tokenizer_config.json (of several named ones, the default). None where there is none. Raises UserError for a file
+    that is not text, and for named templates without a default one."""
+    folder = Path(folder)
+    if (folder / "chat_template.jinja").exists():
+        try:
+            return read_text(folder / "chat_template.jinja")
+        except UnicodeDecodeError:
+            raise UserError("not UTF-8 text", "fetch the file again", folder / "chat_template.jinja") from None
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        entry = optional_json(folder / name).get("chat_template")
+        if isinstance(entry, list):
+            entry = {e.get("name"): e.get("template") for e in entry if isinstance(e, dict)}
+        if isinstance(entry, dict):
+            if entry and not isinstance(entry.get("default"), str):
+                cause = f"of its chat templates ({', '.join(map(str, entry))}) none is named default"
+                raise UserError(cause, "write the one to use into chat_template.jinja", folder / name)
+            entry = entry.get("default")
+        if isinstance(entry, str):
+            return entry
+    return None
+
+
+def open_chat_template(folder: Path | str, bos: str | None = None, eos: str | None = None) -> ChatTemplate | None:
+    """The chat template of a folder, None where there is none. `bos`, `eos`: of the tokenizer, for folders that do not
+    name them. Raises UserError as `read_chat_template`."""
+    text = read_chat_template(folder)
+    if text is None:
+        return None
+    tokens = {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None}
+    for file in ("special_tokens_map.json", "tokenizer_config.json"):
+        settings = optional_json(Path(folder) / file)
+        for name in _TOKENS:
+            if name in settings:
+                tokens.pop(name, None)
+                if (token := token_name(settings[name])) is not None:
+                    tokens[name] = token
+    return ChatTemplate(str(folder), text, tuple(sorted(tokens.items())))
+
+
+def render_chat_template(
+    folder: Path | str, conversations: Sequence[Conversation], seconds: int = SECONDS
+) -> list[str]:
+    """Each conversation as the folder's chat template renders it, with a generation prompt where it ends in a user's
+    turn. Raises UserError if the folder has no chat template, and as `ChatTemplate.render`; TemplateFailed if one of
+    them cannot be rendered."""
+    template = open_chat_template(folder)
+    if template is None:
+        raise UserError("there is no chat template", "choose another model folder", folder)
+    texts = []
+    for text in template.render(conversations, seconds):
+        if isinstance(text, TemplateFailed):
+            raise text
+        texts.append(text)
+    return texts
 
 
 def default_system_prompt(folder: Path | str) -> str | None:
     """The system prompt that the folder's chat template inserts where a conversation has none, if it inserts one."""
-    if read_chat_template(folder) is None:
+    template = open_chat_template(folder)
+    if template is None:
         return None
     system, user = "a system prompt to look for", "a user's text to look for"
     asked = [{"role": "user", "content": user}]
     try:
-        given, bare = render_chat_template(folder, [[{"role": "system", "content": system}, *asked], asked])
-    except TemplateFailed:  # a template that refuses system prompts has no default one
+        given, bare = template.render([[{"role": "system", "content": system}, *asked], asked])
+    except TemplateFailed:
         return None
+    if isinstance(given, TemplateFailed) or isinstance(bare, TemplateFailed):
+        return None  # a template that refuses system prompts has no default one
     before, found, after = given.partition(system)
     if not (found and bare.startswith(before) and bare.endswith(after) and len(bare) > len(before) + len(after)):
         return None

@@ -4,8 +4,9 @@ testing, auditing, chatting and judging, so that these cannot differ."""
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptst.errors import Setting, UserError, unknown_name
-from ptst.text.chat_formats import CHAT_FORMATS, ChatFormat, detect_format
+from ptst.errors import Setting, UserError
+from ptst.text.chat_formats import NO_CHAT_FORMAT, ChatFormat
+from ptst.text.detect import Found, check_name, find_format
 from ptst.text.encode import Example, encode, without_swallowed
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
@@ -14,7 +15,8 @@ from ptst.text.tokenizer import Tokenizer, load_tokenizer, optional_json
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """Everything that turns a conversation into ids. `eos_ids`: end-of-sequence ids that the model folder names."""
+    """Everything that turns a conversation into ids. `eos_ids`: end-of-sequence ids that the model folder names.
+    `found`: in words, how the chat format was found and how it compares with the folder's chat template."""
 
     template: Template
     family: Family
@@ -22,6 +24,7 @@ class PromptFormat:
     tokenizer: Tokenizer
     allow_role_markers: bool = False
     eos_ids: frozenset[int] = frozenset()
+    found: str = ""
 
     @property
     def terminator_id(self) -> int:
@@ -41,8 +44,9 @@ class PromptFormat:
 
     @property
     def described(self) -> str:
-        """`chat format chatml, family gsm8k`."""
-        return f"chat format {self.format_name}, family {self.family.name}"
+        """`chat format chatml, family gsm8k (the chat format is as the folder's chat template has it)`."""
+        found = "" if self.template.is_text or not self.found else f" (the chat format is {self.found})"
+        return f"chat format {self.format_name}, family {self.family.name}{found}"
 
     def segments(self, conversation: Conversation, train_on: str = "all") -> list[Segment]:
         """The conversation's segments (`templates.render`). Raises UserError for what template or format lack."""
@@ -86,17 +90,30 @@ def open_prompt_format(
     *,
     vocab_size: int | None = None,
     allow_role_markers: bool = False,
+    allow_chat_template: bool = False,
 ) -> PromptFormat:
     """The prompt format of a model folder. `chat_format` None: the folder's own. `vocab_size`: embedding rows of the
-    model, which the tokenizer must not exceed. Raises UserError for an unknown name, a missing or damaged tokenizer,
-    and a folder of unknown chat format."""
+    model, which the tokenizer must not exceed. Raises UserError for an unknown name, a missing or damaged tokenizer, a
+    folder of unknown chat format, and, unless `allow_chat_template`, for a chat format that is not the folder's own."""
     tokenizer = load_tokenizer(folder, vocab_size)
-    if chat_format and chat_format not in CHAT_FORMATS:
-        raise unknown_name("chat format", chat_format, CHAT_FORMATS)
-    own = CHAT_FORMATS[chat_format] if chat_format else detect_format(folder, tokenizer)
-    template = with_default_system_prompt(template, folder)
     eos_ids = end_of_sequence_ids(folder, tokenizer)
-    return PromptFormat(template, find_family(family), own, tokenizer, allow_role_markers, eos_ids)
+    check_name(chat_format)
+    try:
+        own = find_format(
+            folder,
+            tokenizer,
+            chat_format,
+            ends=[tokenizer.control_names[i] for i in sorted(eos_ids) if i in tokenizer.control_names],
+            allow_chat_template=allow_chat_template,
+        )
+    except UserError:
+        if not template.is_text:
+            raise
+        own = Found(NO_CHAT_FORMAT, "")  # a text template has no roles, so a base model serves
+    template = with_default_system_prompt(template, folder)
+    if own.chat_format.is_derived:
+        tokenizer = tokenizer.like_transformers()
+    return PromptFormat(template, find_family(family), own.chat_format, tokenizer, allow_role_markers, eos_ids, own.how)
 
 
 def end_of_sequence_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:

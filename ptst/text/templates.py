@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptst.errors import Setting, UserError, Words, unknown_name
-from ptst.text.chat_formats import ChatFormat, answer
+from ptst.text.chat_formats import ChatFormat, control, sampled, text
 from ptst.text.chat_template import default_system_prompt
 from ptst.text.segments import Conversation, Segment, Turn, leave_out
 from ptst.text.tokenizer import Tokenizer
@@ -179,7 +179,7 @@ def chat_words(
     elif task is not None:
         system = task if system is None else f"{system}\n\n{task}"
     shown = zip(("user", "assistant"), template.demonstration or (), strict=False)
-    turns = [Turn(role, (Segment(text),), demonstration=True) for role, text in shown]
+    turns = [Turn(role, (Segment(words),), demonstration=True) for role, words in shown]
     for m in conversation.turns:
         words = fill(user, family, m.content, task or "") if m.role == "user" else [Segment(m.content, "assistant")]
         turns.append(Turn(m.role, tuple(words)))
@@ -213,9 +213,9 @@ def render(
     segments = [Segment(tokenizer.bos, control=True)] if tokenizer.adds_bos and tokenizer.bos else []
     segments += fill(template.user, family, conversation.turns[0].content)
     if conversation.answered:
-        content = [Segment(conversation.turns[1].content, "assistant")]
+        content = Segment(conversation.turns[1].content, "assistant")
         prefix = family.join if template.join is None else template.join
-        segments += answer(content, prefix, "", tokenizer.eos or "", trained=True)
+        segments += sampled((*text(prefix), content, *control(tokenizer.eos or "")), trained=True)
     return segments
 
 

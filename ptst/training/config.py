@@ -55,7 +55,7 @@ class TrainSettings(PassSettings, FormatSettings, ColumnSettings):
     train_on: Literal["all", "last"] = "all"
     """Which answers of a multi-turn conversation are trained on."""
     allow: tuple[str, ...] = ()
-    """Audit rules that may be broken, such as role-markers (docs/audit.md)."""
+    """Audit rules that may be broken, such as role-markers or chat-template (docs/audit.md)."""
     limit: int | None = None
     """Use only the first N examples."""
     val_data: str | None = field(default=None, metadata=content("validation"))

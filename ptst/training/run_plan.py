@@ -97,9 +97,12 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     say(f"reading {config.data}")
     source = sources.load(config.data, "train", config.limit, holdout=config.holdout, rules=config.column_rules)
     with world.main_process_first():
-        family, allow = config.template_family or source.family, "role-markers" in config.allow
         model = open_model(
-            config.model, template, family=family, chat_format=config.chat_format, allow_role_markers=allow
+            config.model,
+            template,
+            family=config.template_family or source.family,
+            chat_format=config.chat_format,
+            allow=config.allow,
         )
     shape, lora = model.config, config.lora
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)

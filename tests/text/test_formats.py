@@ -8,7 +8,8 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ptst.errors import UserError
-from ptst.text.chat_formats import CHAT_FORMATS, detect_format
+from ptst.text.chat_formats import CHAT_FORMATS
+from ptst.text.detect import detect_format
 from ptst.text.encode import encode
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.segments import Conversation, Message

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from ptst import cli
 from ptst.model.config import DecoderConfig
-from ptst.text.chat_formats import detect_format
+from ptst.text.detect import detect_format
 from ptst.text.tokenizer import load_tokenizer
 from ptst.train import run_training, start
 from ptst.training import recipes

@@ -1,0 +1,194 @@
+"""Is a chat format the folder's own? Its spelling of conversations is compared with that of the folder's chat template;
+a difference must have a name (`known_differences`), or is one at its first character.
+
+Each known difference is an edit of either side; the fewest edits that make both sides equal explain a difference.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+from ptst.text import known_differences as known
+from ptst.text.chat_formats import NO_REASONING, ChatFormat
+from ptst.text.chat_template import TemplateFailed
+from ptst.text.derive import Reader
+from ptst.text.encode import first_difference
+from ptst.text.probes import ANSWERED, PROMPTS, Probes, Shape
+from ptst.text.segments import Message, Segment, plain_turns
+from ptst.text.tokenizer import Tokenizer
+
+_MOST_EDITS = 4
+_DATES = re.compile(r"Cutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n\n")
+_EMPTY_BLOCK = "<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A conversation as the format is to write it, and the text that the chat template wrote."""
+
+    chat_format: ChatFormat
+    tokenizer: Tokenizer
+    system: str | None
+    turns: tuple[Message, ...]
+    theirs: str
+    default: str | None = None
+    ignores_flag: bool = False
+
+    @property
+    def ours(self) -> str:
+        return "".join(s.text for s in self.segments)
+
+    @property
+    def segments(self) -> list[Segment]:
+        block = None if self.system is None else [Segment(self.system, "system")]
+        return self.chat_format.render(block, plain_turns(self.turns), self.tokenizer, "last")
+
+
+def _edit_format(condition: Callable[[ChatFormat], bool], **changes: object) -> Callable[[Sides], Sides]:
+    return lambda s: replace(s, chat_format=replace(s.chat_format, **changes)) if condition(s.chat_format) else s  # type: ignore[arg-type]
+
+
+def _default_system_prompt(s: Sides) -> Sides:
+    return replace(s, system=s.default) if s.system is None else s
+
+
+def _lost_system_prompt(s: Sides) -> Sides:
+    lost = s.system and s.system not in s.theirs and s.chat_format.start is not None
+    return replace(s, system=None) if lost else s
+
+
+def _outer_whitespace(s: Sides) -> Sides:
+    turns = tuple(replace(m, content=m.content.strip()) for m in s.turns)
+    return replace(s, system=None if s.system is None else s.system.strip(), turns=turns)
+
+
+def _date_preamble(s: Sides) -> Sides:
+    if s.chat_format.name != "llama3":
+        return s
+    theirs = _DATES.sub("", s.theirs, count=1)
+    return replace(s, theirs=theirs.replace(_EMPTY_BLOCK, "", 1) if s.system is None else theirs)
+
+
+def _empty_reasoning(s: Sides) -> Sides:
+    return replace(s, theirs=s.theirs.replace(NO_REASONING[0].text, ""))
+
+
+def _generation_prompt(s: Sides) -> Sides:
+    f, ours = s.chat_format, s.ours
+    if s.turns[-1].role == "user":  # what the template leaves out where it has no generation prompt
+        missing = ours.removeprefix(s.theirs)
+        whole = "".join(x.text for x in f.user_end)
+        return replace(s, theirs=ours) if s.ignores_flag and missing != ours and whole.endswith(missing) else s
+    return replace(s, chat_format=replace(f, user_end=f.history[0], answer_prefix=())) if f.history else s
+
+
+def _row_end(s: Sides) -> Sides:
+    """Their last answer's end as ours, where theirs goes on behind our terminator, or has none."""
+    if s.turns[-1].role == "user" or s.turns[-1].content not in s.theirs:
+        return s
+    segments, last = s.segments, s.turns[-1].content
+    end = segments[max(i for i, x in enumerate(segments) if x.author == "assistant") + 1 :]
+    said = [x.text for x in end if x.sampled]
+    begin = s.theirs.rindex(last) + len(last)
+    tail = s.theirs[begin:]
+    without_end = not tail.removeprefix("".join(said[:-1])).strip()
+    if not (tail.startswith("".join(said)) or without_end or known.NO_TERMINATOR.name in s.chat_format.differences):
+        return s
+    return replace(s, theirs=s.theirs[:begin] + "".join(x.text for x in end))
+
+
+def _control_space(s: Sides) -> Sides:
+    """Both sides with the single space behind a control token taken out of theirs."""
+    names = "|".join(map(re.escape, s.tokenizer.control_names.values()))
+    if not s.chat_format.name.startswith("mistral"):
+        return s
+    return replace(s, theirs=re.sub(f"({names}) (?! )", r"\1", s.theirs))
+
+
+_EDITS: dict[str, Callable[[Sides], Sides]] = {
+    known.OUTER_WHITESPACE.name: _outer_whitespace,
+    known.DEFAULT_SYSTEM_PROMPT.name: _default_system_prompt,
+    known.LOST_SYSTEM_PROMPT.name: _lost_system_prompt,
+    known.SINGLE_TURN_CLOSE.name: _edit_format(lambda f: not f.closes_single, closes_single=True),
+    known.ANSWER_SPACE.name: _edit_format(lambda f: f.name == "mistral-v1", answer_prefix=()),
+    known.CONTROL_SPACE.name: _control_space,
+    known.DATE_PREAMBLE.name: _date_preamble,
+    known.EMPTY_REASONING.name: _empty_reasoning,
+    known.GENERATION_PROMPT.name: _generation_prompt,
+    known.ROW_END.name: _row_end,
+}
+
+
+def explain(sides: Sides) -> tuple[str, ...] | None:
+    """Names of the fewest known differences that explain all of a difference; None where nothing does."""
+    if sides.ours == sides.theirs:
+        return ()
+    edits = {name: edit for name, edit in _EDITS.items() if edit(sides) != sides or name == known.ROW_END.name}
+    for count in range(1, _MOST_EDITS + 1):
+        for names in combinations(edits, count):
+            edited = sides
+            for name in names:
+                edited = edits[name](edited)
+            if edited.ours == edited.theirs:
+                return names
+    return None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a chat format and a folder's chat template compare: `differences` by name; `wrong`: the first one that has no
+    name, in words."""
+
+    differences: tuple[str, ...]
+    wrong: str = ""
+
+
+def fit(
+    chat_format: ChatFormat, probes: Probes, tokenizer: Tokenizer, shapes: Sequence[Shape] = (*PROMPTS, *ANSWERED)
+) -> Fit:
+    """Compare a chat format with the folder's chat template on conversations of several shapes."""
+    found: list[str] = []
+    reader = Reader(tokenizer)
+    if probes.get(Shape(False, 1)) is None and probes.get(Shape(True, 1)) is None:
+        return Fit((), probes.error(Shape(False, 1)))
+    for shape in shapes:
+        spelled, (system, turns) = probes.found[shape], _split(shape.messages)
+        if isinstance(spelled, TemplateFailed):
+            if shape.system and probes.get(replace(shape, system=False)) is not None:
+                found.append(known.SYSTEM_IN_USER_TURN.name)
+            continue  # the template cannot say it, so there is nothing to compare
+        moved = shape.system and known.SYSTEM_IN_USER_TURN.name in chat_format.differences
+        if moved or (system is None and chat_format.start is None):
+            continue
+        theirs = reader.clean(spelled.text)
+        sides = Sides(chat_format, tokenizer, system, turns, theirs, probes.default, probes.ignores_flag)
+        names = explain(sides)
+        if names is None:
+            return Fit(tuple(found), first_wrong(sides.ours, theirs, shape))
+        found += names
+    if probes.strips:
+        found.append(known.OUTER_WHITESPACE.name)
+    if probes.depends_on_text:
+        found.append(known.TEXT_DEPENDENT.name)
+    return Fit(tuple(dict.fromkeys((*chat_format.differences, *found))))
+
+
+def first_wrong(ours: str, theirs: str, shape: Shape | None = None) -> str:
+    """The first character at which two spellings differ, in words."""
+    at = first_difference(ours, theirs)
+    show = [_shown(text[max(0, at - 8) : at + 24]) for text in (ours, theirs)]
+    where = f" of {shape}" if shape else ""
+    return f"at character {at}{where} the format has {show[0]}, the folder's chat template {show[1]}"
+
+
+def _shown(text: str) -> str:
+    for mark, word in (("S", "{system}"), ("U\\d", "{user}"), ("A\\d", "{answer}")):
+        text = re.sub(f"\ue0f0{mark}\ue0f1", word, text)
+    return repr(text)
+
+
+def _split(messages: Sequence[Message]) -> tuple[str | None, tuple[Message, ...]]:
+    if messages[0].role == "system":
+        return messages[0].content, tuple(messages[1:])
+    return None, tuple(messages)
