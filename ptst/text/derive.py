@@ -166,23 +166,23 @@ class _Derivation:
             return own
         before, after, _ = system
         bos = self.tokenizer.bos or ""
-        lead = bos if bos and before.startswith(bos) else ""
         question = _common_end(later, after).lstrip()
         if not question and (inside := later.lstrip()) and inside in before:
             question = inside  # the system prompt is inside the first user turn
         if not question:
             return own
         self.differ(DEFAULT_SYSTEM_PROMPT.name)
-        return lead + question
+        has_bos = bos and before.startswith(bos) and not question.startswith(bos)
+        return bos + question if has_bos else question
 
     def format(self) -> ChatFormat:
         user_end, prefix, earlier = self.question_end()
         closing, terminator, between, later = self.answer_end()
         if len(closing.split()) > _MOST_WORDS:
-            raise self.refuse(
-                "writes a text of its own after the last answer, as the prompts of guard models and other classifiers "
-                "do: it does not answer conversations, it judges them"
-            )
+            cause = "the chat template is a classifier's, as those of guard models are: it asks about a conversation "
+            cause += "instead of continuing it"
+            remedy = ("write its prompt as a text: template of your own (", Setting("template_file"), ")")
+            raise NotDerived(f"no chat format can be derived: {cause}", remedy, self.folder)
         read, end = self.reader.read, closing + terminator
         after = self._after_answer(end, later)
         history = None

@@ -4,10 +4,8 @@ is opened: on the folder's own tokenizer, with messages that mean no good. What 
 tests/text/test_laws.py has the laws in full, as properties.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby, pairwise
-from typing import Any
 
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import ChatFormat
@@ -89,19 +87,18 @@ def _owner_ids(chat_format: ChatFormat, tokenizer: Tokenizer, folder: object) ->
     """Laws 8 and 9 on plain words: the ids are those of the whole text, read at once by the folder's tokenizer.json,
     and decode to the text. Returns whether they differ in sentencepiece's dummy spaces alone."""
     spaced = False
-    with _reading_control_tokens(tokenizer) as read:
-        for texts in (_PLAIN[1:2], _PLAIN[1:3], _PLAIN[1:]):
-            segments = _segments(chat_format, tokenizer, _PLAIN[0], texts)
-            words, ours = "".join(s.text for s in segments), encode(segments, tokenizer)
-            theirs = read(words) if read else ours.ids
-            # Where an answer is encoded as a continuation of its prompt, the owner's ids may join both.
-            if ours.lossy or (ours.ids != theirs and not ours.token_boundaries):
-                if not ours.lossy and _without_dummy_spaces(segments, tokenizer) == theirs:
-                    spaced = True
-                    continue
-                law, what = (9, "does not give back its text") if ours.lossy else (8, "has other ids than its text")
-                at = len(tokenizer.decode(ours.ids[: first_difference(ours.ids, theirs)]))
-                raise _broken(law, what, words, at, folder)
+    for texts in (_PLAIN[1:2], _PLAIN[1:3], _PLAIN[1:]):
+        segments = _segments(chat_format, tokenizer, _PLAIN[0], texts)
+        words, ours = "".join(s.text for s in segments), encode(segments, tokenizer)
+        theirs = _read_at_once(tokenizer, words) or ours.ids
+        # Where an answer is encoded as a continuation of its prompt, the owner's ids may join both.
+        if ours.lossy or (ours.ids != theirs and not ours.token_boundaries):
+            if not ours.lossy and _without_dummy_spaces(segments, tokenizer) == theirs:
+                spaced = True
+                continue
+            law, what = (9, "does not give back its text") if ours.lossy else (8, "has other ids than its text")
+            at = len(tokenizer.decode(ours.ids[: first_difference(ours.ids, theirs)]))
+            raise _broken(law, what, words, at, folder)
     return spaced
 
 
@@ -121,16 +118,14 @@ def _broken(law: int, what: str, words: str, at: int, folder: object) -> LawBrok
     return LawBroken(cause, ("choose a ", Setting("chat_format"), ", or use a text: template"), folder)
 
 
-@contextmanager
-def _reading_control_tokens(tokenizer: Tokenizer) -> Iterator[Any]:
+def _read_at_once(tokenizer: Tokenizer, words: str) -> list[int] | None:
     """Ids of a text in which names of control tokens are control tokens; None for a sentencepiece model, which has no
     such reading."""
     library = getattr(tokenizer, "_tok", None)
     if library is None:
-        yield None
-        return
+        return None
     library.encode_special_tokens = False
     try:
-        yield lambda words: library.encode(words, add_special_tokens=False).ids
+        return library.encode(words, add_special_tokens=False).ids
     finally:
         library.encode_special_tokens = True

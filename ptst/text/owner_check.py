@@ -7,7 +7,7 @@ Each known difference is an edit of either side; the fewest edits that make both
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from ptst.text import known_differences as known
 from ptst.text.chat_formats import NO_REASONING, ChatFormat
@@ -25,7 +25,9 @@ _EMPTY_BLOCK = "<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
 
 @dataclass(frozen=True)
 class Sides:
-    """A conversation as the format is to write it, and the text that the chat template wrote."""
+    """A conversation as the format is to write it, and the text that the chat template wrote. `default`: the system
+    prompt that the template inserts; `ignores_flag`: it has no generation prompt; `spaced`: with a space as text after
+    control tokens."""
 
     chat_format: ChatFormat
     tokenizer: Tokenizer
@@ -34,10 +36,14 @@ class Sides:
     theirs: str
     default: str | None = None
     ignores_flag: bool = False
+    spaced: bool = False
 
     @property
     def ours(self) -> str:
-        return "".join(s.text for s in self.segments)
+        if not self.spaced:
+            return "".join(s.text for s in self.segments)
+        pairs = pairwise([*self.segments, Segment("", control=True)])
+        return "".join(s.text + " " * (s.control and not after.control) for s, after in pairs)
 
     @property
     def segments(self) -> list[Segment]:
@@ -54,13 +60,19 @@ def _default_system_prompt(s: Sides) -> Sides:
 
 
 def _lost_system_prompt(s: Sides) -> Sides:
-    lost = s.system and s.system not in s.theirs and s.chat_format.start is not None
-    return replace(s, system=None) if lost else s
+    return s if s.chat_format.start is None else replace(s, system=None)
 
 
 def _outer_whitespace(s: Sides) -> Sides:
-    turns = tuple(replace(m, content=m.content.strip()) for m in s.turns)
-    return replace(s, system=None if s.system is None else s.system.strip(), turns=turns)
+    """Their whitespace around messages as ours, if all else is the same."""
+    messages = [*([] if s.system is None else [s.system]), *(m.content for m in s.turns)]
+    if all(text == text.strip() for text in messages):
+        return s
+    parts = (
+        (re.escape(x.text.strip()), r"\s*") if x.author != "scaffold" else (re.escape(x.text), "") for x in s.segments
+    )
+    pattern = "".join(f"{around}{words}{around}" for words, around in parts)
+    return replace(s, theirs=s.ours) if re.fullmatch(pattern, s.theirs) else s
 
 
 def _date_preamble(s: Sides) -> Sides:
@@ -75,22 +87,24 @@ def _empty_reasoning(s: Sides) -> Sides:
 
 
 def _generation_prompt(s: Sides) -> Sides:
-    f, ours = s.chat_format, s.ours
-    if s.turns[-1].role == "user":  # what the template leaves out where it has no generation prompt
-        missing = ours.removeprefix(s.theirs)
+    f = s.chat_format
+    if s.turns[-1].role == "user":  # what a template leaves out that has no generation prompt
         whole = "".join(x.text for x in f.user_end)
-        return replace(s, theirs=ours) if s.ignores_flag and missing != ours and whole.endswith(missing) else s
+        written = max(n for n in range(len(whole) + 1) if s.theirs.endswith(whole[:n]))
+        return replace(s, theirs=s.theirs + whole[written:]) if s.ignores_flag else s
     return replace(s, chat_format=replace(f, user_end=f.history[0], answer_prefix=())) if f.history else s
 
 
 def _row_end(s: Sides) -> Sides:
     """Their last answer's end as ours, where theirs goes on behind our terminator, or has none."""
-    if s.turns[-1].role == "user" or s.turns[-1].content not in s.theirs:
+    if s.turns[-1].role == "user" or s.turns[-1].content.strip() not in s.theirs:
         return s
     segments, last = s.segments, s.turns[-1].content
     end = segments[max(i for i, x in enumerate(segments) if x.author == "assistant") + 1 :]
     said = [x.text for x in end if x.sampled]
-    begin = s.theirs.rindex(last) + len(last)
+    begin = len(s.ours) - len("".join(x.text for x in end))
+    if not s.theirs.startswith(s.ours[:begin]):
+        begin = s.theirs.rindex(last.strip()) + len(last.strip())
     tail = s.theirs[begin:]
     without_end = not tail.removeprefix("".join(said[:-1])).strip()
     if not (tail.startswith("".join(said)) or without_end or known.NO_TERMINATOR.name in s.chat_format.differences):
@@ -99,15 +113,10 @@ def _row_end(s: Sides) -> Sides:
 
 
 def _control_space(s: Sides) -> Sides:
-    """Both sides with the single space behind a control token taken out of theirs."""
-    names = "|".join(map(re.escape, s.tokenizer.control_names.values()))
-    if not s.chat_format.name.startswith("mistral"):
-        return s
-    return replace(s, theirs=re.sub(f"({names}) (?! )", r"\1", s.theirs))
+    return replace(s, spaced=True) if s.chat_format.name.startswith("mistral") else s
 
 
 _EDITS: dict[str, Callable[[Sides], Sides]] = {
-    known.OUTER_WHITESPACE.name: _outer_whitespace,
     known.DEFAULT_SYSTEM_PROMPT.name: _default_system_prompt,
     known.LOST_SYSTEM_PROMPT.name: _lost_system_prompt,
     known.SINGLE_TURN_CLOSE.name: _edit_format(lambda f: not f.closes_single, closes_single=True),
@@ -117,14 +126,17 @@ _EDITS: dict[str, Callable[[Sides], Sides]] = {
     known.EMPTY_REASONING.name: _empty_reasoning,
     known.GENERATION_PROMPT.name: _generation_prompt,
     known.ROW_END.name: _row_end,
+    known.OUTER_WHITESPACE.name: _outer_whitespace,
 }
+# Edits of what others leave.
+_LAST = (known.GENERATION_PROMPT.name, known.ROW_END.name, known.OUTER_WHITESPACE.name)
 
 
 def explain(sides: Sides) -> tuple[str, ...] | None:
     """Names of the fewest known differences that explain all of a difference; None where nothing does."""
     if sides.ours == sides.theirs:
         return ()
-    edits = {name: edit for name, edit in _EDITS.items() if edit(sides) != sides or name == known.ROW_END.name}
+    edits = {name: edit for name, edit in _EDITS.items() if name in _LAST or edit(sides) != sides}
     for count in range(1, _MOST_EDITS + 1):
         for names in combinations(edits, count):
             edited = sides
@@ -167,6 +179,8 @@ def fit(
         if names is None:
             return Fit(tuple(found), first_wrong(sides.ours, theirs, shape))
         found += names
+    if known.NO_TERMINATOR.name in chat_format.differences:
+        found = [name for name in found if name != known.ROW_END.name]  # the same difference
     if probes.strips:
         found.append(known.OUTER_WHITESPACE.name)
     if probes.depends_on_text:

@@ -1,0 +1,142 @@
+"""Which chat format a folder has: by its chat template, by its vocabulary, as asked; and the owner's check."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ptst.errors import UserError
+from ptst.text.chat_formats import CHAT_FORMATS, NO_CHAT_FORMAT
+from ptst.text.chat_template import default_system_prompt, read_chat_template
+from ptst.text.detect import find_format
+from ptst.text.prompt_format import open_prompt_format
+from ptst.text.segments import Conversation, Message
+from ptst.text.templates import find_template
+from ptst.text.tokenizer import load_tokenizer
+from tests.text import folders
+
+
+def found(folder, chosen=None, **given):
+    return find_format(folder, load_tokenizer(folder), chosen, **given)
+
+
+@pytest.mark.parametrize(
+    ("template", "names", "wanted", "differences"),
+    [
+        (folders.CHATML.replace(folders.LOOP, "{{ bos_token }}" + folders.LOOP), "chatml", "derived", ""),
+        (folders.NO_LAST_END, "chatml", "chatml", "row-end"),
+        (folders.DEFAULT, "chatml", "chatml", "default-system-prompt"),
+        (folders.LLAMA3, "llama3", "llama3", "outer-whitespace"),
+        (folders.LLAMA2, "", "llama2", "single-turn-close, outer-whitespace"),
+        (folders.MISTRAL_V1.replace("'[INST] '", "' [INST] '"), "", "mistral-v1", "control-space"),
+        (folders.MISTRAL_V1.replace("' ' + m.content", "m.content"), "", "mistral-v1", "answer-space"),
+        (folders.MISTRAL_V3, "mistral-v3", "mistral-v3", "lost-system-prompt"),
+        (folders.MISTRAL_V7, "mistral-v7", "mistral-v7", ""),
+        # The vocabulary alone would say llama3, mistral-v3, chatml.
+        (folders.ZEPHYR, "llama3", "derived", ""),
+        (folders.MISTRAL_V1, "mistral-v3", "derived", ""),
+        (folders.GEMMA.replace("start_of_turn", "im_start"), "chatml", "derived", "generation-prompt"),
+    ],
+)
+def test_the_spelling_decides(tmp_path, template, names, wanted, differences):
+    folders.write_folder(tmp_path, template, folders.CONTROL.get(names, ()))
+    got = found(tmp_path)
+    assert got.chat_format.name.partition(":")[0] == wanted
+    if wanted != "derived":
+        how = "as the folder's chat template has it" + (f" but for {differences}" if differences else "")
+        assert got.how == how
+    else:
+        assert got.how.startswith("derived from the folder's chat template")
+
+
+def test_without_a_chat_template_the_vocabulary_decides_and_that_is_said(tmp_path):
+    folders.write_folder(tmp_path, None, folders.CONTROL["llama3"])
+    got = found(tmp_path)
+    assert (got.chat_format.name, got.how) == ("llama3", "told by the vocabulary; the folder has no chat template")
+    p = open_prompt_format(tmp_path, find_template("chat:plain"), "plain")
+    assert p.described.endswith(
+        "family plain (the chat format is told by the vocabulary; the folder has no chat template)"
+    )
+    assert found(tmp_path, "llama2").how == "the one asked for; the folder has no chat template"
+
+
+def test_a_wrong_chat_format_is_questioned(tmp_path):
+    folders.write_folder(tmp_path, folders.ZEPHYR, folders.CONTROL["chatml"])
+    with pytest.raises(
+        UserError, match=r"chatml is not the chat format of this folder: at character 2 of a gener"
+    ) as told:
+        found(tmp_path, "chatml")
+    assert "the format has '<|im_start|>user\\n{user}" in str(told.value)
+    assert "the folder's chat template '<|user|>\\n{user}" in str(told.value)
+    assert str(told.value).endswith("leave out chat_format, or allow it with allow chat-template")
+    allowed = found(tmp_path, "chatml", allow_chat_template=True)
+    assert allowed.chat_format is CHAT_FORMATS["chatml"]
+    assert "not the folder's: at character 2" in allowed.how
+    with pytest.raises(UserError, match="no control token"):
+        found(tmp_path, "llama3")
+    with pytest.raises(UserError, match="unknown chat format 'zephyr'"):
+        found(tmp_path, "zephyr")
+
+
+def test_a_template_that_cannot_be_rendered_can_be_overridden(tmp_path):
+    folders.write_folder(tmp_path, "{{ messages.append(1) }}", folders.CONTROL["chatml"])
+    for chosen in (None, "chatml", "derived"):
+        with pytest.raises(UserError, match=r"sandbox forbids.*; choose a chat_format and allow it"):
+            found(tmp_path, chosen)
+    assert found(tmp_path, "chatml", allow_chat_template=True).chat_format is CHAT_FORMATS["chatml"]
+
+
+def test_text_templates_need_no_chat_format(tmp_path):
+    """A base model: no chat template, no role markers."""
+    folders.write_folder(tmp_path, None)
+    p = open_prompt_format(tmp_path, find_template("text:vanilla"), "gsm8k")
+    assert p.chat_format is NO_CHAT_FORMAT
+    assert p.encode(Conversation((Message("user", "Q"), Message("assistant", "A")))).num_trained
+    for chosen in (None, "none"):
+        with pytest.raises(
+            UserError, match=r"no chat template; choose chat_format .* or for a base model a text: template"
+        ):
+            open_prompt_format(tmp_path, find_template("chat:plain"), "plain", chosen)
+    with pytest.raises(UserError, match="unknown chat format 'x'"):
+        open_prompt_format(tmp_path, find_template("text:vanilla"), "plain", "x")
+
+
+def test_options_that_no_folder_gets_by_itself(tmp_path):
+    """Llama 3.1's dates, and Qwen3's reasoning switched off."""
+    dated = folders.LLAMA3.replace(
+        folders.LOOP,
+        "{{ bos_token }}<|start_header_id|>system<|end_header_id|>{{ '\n\nCutting Knowledge Date: December 2023\n' }}"
+        "{{ 'Today Date: ' + strftime_now('%d %b %Y') + '\n\n' }}{% if messages[0].role == 'system' %}"
+        "{{ messages[0].content | trim }}{% set messages = messages[1:] %}{% endif %}{{ '<|eot_id|>' }}" + folders.LOOP,
+    ).replace("(bos_token if loop.first else '') + ", "")
+    folders.write_folder(tmp_path, dated, folders.CONTROL["llama3"])
+    assert found(tmp_path).how.endswith("but for date-preamble, outer-whitespace")
+    assert found(tmp_path, "llama3-dated").how.endswith("chat template has it but for outer-whitespace")
+    folder = tmp_path / "thinking"
+    folder.mkdir()
+    thinking = folders.CHATML.replace(
+        "m.content + ", "('<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '') + m.content + "
+    )
+    folders.write_folder(folder, thinking, folders.CONTROL["chatml"])
+    assert found(folder).how.endswith("but for empty-reasoning")
+    p = open_prompt_format(folder, find_template("chat:plain"), "plain", "chatml-no-think", allow_chat_template=True)
+    prompt = p.segments(Conversation((Message("user", "Q"),)))
+    assert "".join(s.text for s in prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_where_chat_templates_are(tmp_path):
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({"chat_template": "one"}))
+    assert read_chat_template(tmp_path) == "one"
+    named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "two"}]
+    settings.write_text(json.dumps({"chat_template": named}))
+    assert read_chat_template(tmp_path) == "two"
+    settings.write_text(json.dumps({"chat_template": named[:1]}))
+    with pytest.raises(UserError, match=r"of its chat templates \(rag\) none is named default; write the one to use"):
+        read_chat_template(tmp_path)
+    (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "three"}))
+    assert read_chat_template(tmp_path) == "three"
+    (tmp_path / "chat_template.jinja").write_text("four")
+    assert read_chat_template(tmp_path) == "four"
+    assert default_system_prompt(tmp_path) is None
