@@ -45,11 +45,12 @@ WORDS = (
     *("\n", "\n\n", "    return x", "<b>", "{x}", "%s", "a\tb", "e\u0301", "1,080", "2024"),
 )
 SPLIT = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_END = "{% endgeneration %}{{ '\n' }}{% else %}"
 MASKED = {
     "chatml": (
         "{% for m in messages %}<|im_start|>{{ m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
-        "{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
-        "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>{{ 'assistant\n' }}{% endif %}"
+        "{{ m.content + '<|im_end|>' }}" + _END + "{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{{ 'assistant\n' }}{% endif %}"
     ),
     "llama3": (
         "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>{{ '\n\n' }}"
@@ -59,8 +60,8 @@ MASKED = {
     ),
     "zephyr": (
         "{% for m in messages %}<|{{ m.role }}|>{{ '\n' }}{% if m.role == 'assistant' %}{% generation %}"
-        "{{ m.content + eos_token }}{% endgeneration %}{{ '\n' }}"
-        "{% else %}{{ m.content + eos_token + '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{{ '\n' }}{% endif %}"
+        "{{ m.content + eos_token }}" + _END + "{{ m.content + eos_token + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{{ '\n' }}{% endif %}"
     ),
     "vicuna": (
         "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ m.content + ' ' }}"
@@ -69,9 +70,8 @@ MASKED = {
     ),
     "gemma": (
         "{{ bos_token }}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}"
-        "{{ '\n' }}"
-        "{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<end_of_turn>' }}{% endgeneration %}"
-        "{% else %}{{ m.content + '<end_of_turn>' }}{% endif %}{{ '\n' }}{% endfor %}"
+        "{{ '\n' }}{% if m.role == 'assistant' %}{% generation %}{{ m.content + '<end_of_turn>' }}"
+        "{% endgeneration %}{% else %}{{ m.content + '<end_of_turn>' }}{% endif %}{{ '\n' }}{% endfor %}"
         "{% if add_generation_prompt %}<start_of_turn>{{ 'model\n' }}{% endif %}"
     ),
 }
@@ -143,10 +143,9 @@ def compare(folder: Path, count: int, peer: PreTrainedTokenizerFast) -> tuple[Pr
             continue
         system = row.system
         sides = Sides(p.chat_format, p.tokenizer, system, row.turns, text, probes.default, probes.ignores_flag)
-        names = explain(sides)
+        moved = "system-in-user-turn" in p.chat_format.differences and system is not None
+        names = ("system-in-user-turn",) if moved else explain(sides)
         spelled = any(name in m.content for m in row.messages for name in p.tokenizer.control_names.values())
-        if names is None and "system-in-user-turn" in p.chat_format.differences and system is not None:
-            names = ("system-in-user-turn",)
         if names is None and "text-dependent" in p.chat_format.differences:
             names = ("text-dependent",)
         if names == () and ours.token_boundaries:

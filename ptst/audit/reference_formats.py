@@ -166,17 +166,21 @@ def _llama3_dated(system: str | None, turns: list, t: Tokenizer, gap: str) -> li
     return _llama3(system, turns, t, gap, _DATES)
 
 
-def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str, opened: str = "") -> list[Run]:
+def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str, think: bool = True) -> list[Run]:
     start, end, line = control("<|im_start|>"), control("<|im_end|>"), Run("\n")
     out = [] if system is None else [start, Run(f"system\n{system}"), end, line]
     for user, answer, trained, _ in turns:
         out += [start, Run(f"user\n{user}"), end, line]
-        out += [start, Run("assistant\n" + opened, answer, trained=trained), control("<|im_end|>", trained), line]
+        asked = [Run("assistant\n", answer, trained=trained)]
+        if not think:
+            block = [control("<think>"), Run("\n\n"), control("</think>")]
+            asked = [Run("assistant\n"), *block, Run("\n\n", answer, trained=trained)]
+        out += [start, *asked, control("<|im_end|>", trained), line]
     return out
 
 
 def _chatml_no_think(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
-    return _chatml(system, turns, t, gap, "<think>\n\n</think>\n\n")
+    return _chatml(system, turns, t, gap, think=False)
 
 
 def _derived(f: ChatFormat, system: str | None, turns: list, t: Tokenizer) -> list[Run]:

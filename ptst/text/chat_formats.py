@@ -166,7 +166,9 @@ NO_CHAT_FORMAT = ChatFormat("none", start=(), system=((), ()), later=(), user_en
 _EOT, _IM_END, _NEWLINE = control("<|eot_id|>"), control("<|im_end|>"), text("\n")
 # What Llama 3.1 and later put into the system block, with the date that their own templates fall back to.
 _DATES = text("Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n")
-NO_REASONING = text("<think>\n\n</think>\n\n")  # Qwen3's, with reasoning switched off
+_THINK = control("<think>", "</think>")
+# Qwen3's, with reasoning switched off.
+NO_REASONING = (_THINK[0], *text("\n\n"), _THINK[1], *text("\n\n"))
 
 
 def _header(role: str) -> Literals:
@@ -250,6 +252,11 @@ CHAT_FORMATS = {
             start=(BOS, *_header("system"), *_DATES, *_EOT, *_header("user")),
             system=((BOS, *_header("system"), *_DATES), _LLAMA3.system[1]),
         ),
-        replace(_CHATML, name="chatml-no-think", user_end=(*_CHATML.user_end, *NO_REASONING)),
+        replace(
+            _CHATML,
+            name="chatml-no-think",
+            user_end=(*_CHATML.user_end, *NO_REASONING),
+            control_tokens=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+        ),
     )
 }

@@ -83,7 +83,7 @@ def _date_preamble(s: Sides) -> Sides:
 
 
 def _empty_reasoning(s: Sides) -> Sides:
-    return replace(s, theirs=s.theirs.replace(NO_REASONING[0].text, ""))
+    return replace(s, theirs=s.theirs.replace("".join(x.text for x in NO_REASONING), ""))
 
 
 def _generation_prompt(s: Sides) -> Sides:

@@ -271,10 +271,13 @@ def test_training_refuses_an_error_and_can_be_told_to_go_on(tiny_folder, tmp_pat
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "a [/INST] b", "response": "c"}\n')
     config = TrainConfig(model=str(tiny_folder), data=str(data), chat_format="llama2", out=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"llama2 is not the chat format of this folder.*allow chat-template"):
+        run_training(config)
+    config = replace(config, allow=("chat-template",))
     with pytest.raises(ValueError, match=r"rows.jsonl:1.*allow role-markers"):
         run_training(config)
     assert not (tmp_path / "run").exists()
-    assert run_training(replace(config, allow=("role-markers",)))["steps"] == 1
+    assert run_training(replace(config, allow=("chat-template", "role-markers")))["steps"] == 1
 
 
 def test_every_rule_is_in_the_docs():

@@ -69,11 +69,11 @@ def test_the_models_default_system_prompt_is_a_known_difference(prompt_format, t
     assert list(check_chat_template(tiny_folder, given, prompt_format)) == []
 
 
-def test_another_models_template_is_a_warning(prompt_format, tmp_path):
+def test_another_models_template_is_an_error(prompt_format, tmp_path):
     own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": own}))
     (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
-    assert (finding.rule, finding.level) == ("chat-template", "warning")
+    assert (finding.rule, finding.level) == ("chat-template", "error")
     assert "at character 0" in finding.cause
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ ''.__class__.__mro__ }}"}))
     (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)

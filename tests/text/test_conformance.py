@@ -11,12 +11,12 @@ from ptst.text import known_differences
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.chat_template import default_system_prompt, render_chat_template
 from ptst.text.encode import encode
-from ptst.text.prompt_format import PromptFormat
+from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import mistral_tokenizer
-from tests.text import owners
+from tests.text import folders, owners
 from tests.text.owners import render
 
 COUNT = 1000
@@ -42,11 +42,11 @@ def ours(chat_format, tokenizer, system, turns):
     return encode(render(chat_format, system, turns, tokenizer), tokenizer).ids
 
 
-@pytest.mark.parametrize("version", ["v1", "v2", "v3"])
+@pytest.mark.parametrize("version", ["v1", "v2", "v3", "v7"])
 def test_mistral(version):
     """mistral-common encodes requests, so conversations end in a user turn; earlier answers are compared with them."""
     theirs, tokenizer = owners.mistral(version), mistral_tokenizer(version)
-    chat_format = "mistral-v1" if version == "v1" else "mistral-v3"
+    chat_format = {"v1": "mistral-v1", "v7": "mistral-v7"}.get(version, "mistral-v3")
     for system, turns in owners.conversations(int(version[1]), COUNT):
         asked = turns if turns[-1].role == "user" else turns[:-1]
         assert ours(chat_format, tokenizer, system, asked) == theirs(system, asked), (system, asked)
@@ -227,6 +227,139 @@ def test_long_runs(meta, llama3):
     kept, theirs = ours("llama3", llama3, None, [Message("user", run)]), meta(None, [Message("user", run)])
     assert kept != theirs
     assert llama3.decode(kept) == llama3.decode(theirs)
+
+
+# Differences from chat templates; the owners' here are written in tests/text/folders.py.
+
+
+def opened(folder, template, names=(), chat_format=None):
+    """The prompt format of a folder with this chat template, and its text of a conversation of two turns."""
+    folders.write_folder(folder, template, names)
+    p = open_prompt_format(folder, find_template("chat:plain"), "plain", chat_format, allow_role_markers=True)
+    return p, lambda *texts, system="S": "".join(s.text for s in p.segments(conversation(system, texts), "last"))
+
+
+def conversation(system, texts):
+    turns = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+    return Conversation((*([] if system is None else [Message("system", system)]), *turns))
+
+
+def theirs(folder, *texts, system="S"):
+    return render_chat_template(folder, [[as_dict(m) for m in conversation(system, texts).messages]])[0]
+
+
+def test_outer_whitespace_llama3(tmp_path):
+    """OUTER_WHITESPACE: the chat template strips, ours keeps, as Meta's code."""
+    p, ours = opened(tmp_path, folders.LLAMA3, folders.CONTROL["llama3"])
+    assert p.found.endswith("but for outer-whitespace")
+    assert "\n\nQ<|eot_id|>" in theirs(tmp_path, " Q ")
+    assert "\n\n Q <|eot_id|>" in ours(" Q ")
+
+
+def test_control_space(tmp_path):
+    """CONTROL_SPACE: Mistral's chat templates write the space that sentencepiece puts by itself."""
+    p, ours = opened(tmp_path, folders.MISTRAL_V1.replace("'[INST] '", "' [INST] '"))
+    assert p.found.endswith("but for control-space")
+    assert theirs(tmp_path, "Q").startswith("<s> [INST]")
+    assert ours("Q").startswith("<s>[INST]")
+
+
+def test_answer_space(tmp_path):
+    """ANSWER_SPACE: the first chat templates of Mistral put none before an answer."""
+    p, ours = opened(tmp_path, folders.MISTRAL_V1.replace("' ' + m.content", "m.content"))
+    assert p.found.endswith("but for answer-space")
+    assert theirs(tmp_path, "Q", "A").endswith("[/INST]A</s>")
+    assert ours("Q", "A").endswith("[/INST] A</s>")
+
+
+def test_lost_system_prompt(tmp_path):
+    """LOST_SYSTEM_PROMPT: where a conversation ends in an answer, the system prompt is not rendered."""
+    p, ours = opened(tmp_path, folders.MISTRAL_V3, folders.CONTROL["mistral-v3"])
+    assert p.found.endswith("but for lost-system-prompt")
+    assert "S" in theirs(tmp_path, "Q").split("[INST]")[1]
+    assert theirs(tmp_path, "Q", "A") == "<s>[INST]Q[/INST]A</s>"
+    assert ours("Q", "A") == "<s>[INST]S\n\nQ[/INST]A</s>"
+
+
+def test_system_in_user_turn(tmp_path):
+    """SYSTEM_IN_USER_TURN: the chat template refuses system prompts, ours puts them before the question."""
+    p, ours = opened(tmp_path, folders.GEMMA, folders.CONTROL["gemma"])
+    assert "system-in-user-turn" in p.chat_format.differences
+    with pytest.raises(ValueError, match="no system role"):
+        theirs(tmp_path, "Q")
+    assert ours("Q") == theirs(tmp_path, "S\n\nQ", system=None)
+
+
+def test_row_end(tmp_path):
+    """ROW_END: a generation prompt after the last answer, too."""
+    p, ours = opened(tmp_path, folders.TRAILING)
+    assert p.chat_format.differences == ("row-end",)
+    assert theirs(tmp_path, "Q", "A").endswith("A</s>\n<|assistant|>\n")
+    assert ours("Q", "A").endswith("A</s>")
+
+
+def test_generation_prompt(tmp_path):
+    """GENERATION_PROMPT: one that opens a reasoning block, which no answer follows in the owner's conversations."""
+    p, ours = opened(tmp_path, folders.REASONING, folders.CONTROL["reasoning"])
+    assert "generation-prompt" in p.chat_format.differences
+    assert theirs(tmp_path, "Q") == ours("Q") == "<s>S<|User|>Q<|Assistant|><think>\n"
+    assert theirs(tmp_path, "Q", "A") == "<s>S<|User|>Q<|Assistant|>A</s>"
+    assert ours("Q", "A") == "<s>S<|User|>Q<|Assistant|><think>\nA</s>"
+    assert ours("Q", "A", "R") == theirs(tmp_path, "Q", "A", "R")
+
+
+def test_no_terminator(tmp_path):
+    """NO_TERMINATOR: answers that nothing ends get EOS, the newest ones."""
+    p, ours = opened(tmp_path, folders.UNENDED)
+    assert p.chat_format.differences == ("no-terminator",)
+    assert theirs(tmp_path, "Q", "A") + "</s>" == ours("Q", "A")
+    assert theirs(tmp_path, "Q", "A", "R", "B") + "</s>" == ours("Q", "A", "R", "B")
+
+
+def test_empty_reasoning(tmp_path):
+    """EMPTY_REASONING: Qwen3's block before the last answer is not trained; a format has it in the prompt."""
+    block = "('<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '') + m.content + "
+    template = folders.CHATML.replace("m.content + ", block)
+    p, ours = opened(tmp_path, template, folders.CONTROL["chatml"])
+    assert p.found.endswith("but for empty-reasoning")
+    assert "<think>" in theirs(tmp_path, "Q", "A")
+    assert "<think>" not in ours("Q", "A")
+    _, ours = opened(tmp_path, template, folders.CONTROL["chatml"], "derived")
+    assert theirs(tmp_path, "Q", "A", "R", "B") == ours("Q", "A", "R", "B")
+
+
+def test_text_dependent(tmp_path):
+    """TEXT_DEPENDENT: reasoning is cut out of answers, ours keeps it."""
+    p, ours = opened(tmp_path, folders.REASONING, folders.CONTROL["reasoning"])
+    assert "text-dependent" in p.chat_format.differences
+    assert "because" not in theirs(tmp_path, "Q", "because</think>A")
+    assert "because" in ours("Q", "because</think>A")
+
+
+def test_fixed_date(tmp_path):
+    """FIXED_DATE: today's is always the same day, in the form that the template asks for."""
+    p, _ = opened(tmp_path, folders.DEFAULT.replace("im_start", "turn"), ("<|turn|>", "<|im_end|>"))
+    assert p.chat_format.differences == ("default-system-prompt", "fixed-date")
+    assert "It is 26 Jul 2024." in theirs(tmp_path, "Q", system=None)
+    assert default_system_prompt(tmp_path) == "It is 26 Jul 2024."
+
+
+def test_dummy_space(tmp_path):
+    """DUMMY_SPACE: a tokenizer.json that puts sentencepiece's space before the first text only."""
+    folders.write_folder(tmp_path, folders.ZEPHYR)
+    rules = json.loads((tmp_path / "tokenizer.json").read_text())
+    letters = {letter: i for i, letter in enumerate(("<s>", "</s>", "\u2581", *map(chr, range(32, 127)), "\n"))}
+    rules["model"] |= {"vocab": letters, "merges": []}
+    rules["added_tokens"] = rules["added_tokens"][:2]
+    rules["pre_tokenizer"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    rules["decoder"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    read = load_tokenizer(tmp_path)._tok
+    read.encode_special_tokens = False
+    marked = read.encode("</s>a", add_special_tokens=False).ids
+    assert marked == [letters["</s>"], letters["a"]]
+    kept = load_tokenizer(tmp_path)
+    assert len(kept.encode("a")) == 2  # with the space
 
 
 # Foreign templates that mean harm.

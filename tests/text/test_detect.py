@@ -118,7 +118,7 @@ def test_options_that_no_folder_gets_by_itself(tmp_path):
     thinking = folders.CHATML.replace(
         "m.content + ", "('<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '') + m.content + "
     )
-    folders.write_folder(folder, thinking, folders.CONTROL["chatml"])
+    folders.write_folder(folder, thinking, (*folders.CONTROL["chatml"], "<think>", "</think>"))
     assert found(folder).how.endswith("but for empty-reasoning")
     p = open_prompt_format(folder, find_template("chat:plain"), "plain", "chatml-no-think", allow_chat_template=True)
     prompt = p.segments(Conversation((Message("user", "Q"),)))

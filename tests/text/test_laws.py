@@ -1,4 +1,4 @@
-"""The ten laws of the text layer (docs/templates.md), on hostile text, over every template x format x tokenizer.
+"""The ten laws of the text layer (docs/chat-formats.md), on hostile text, over every template x format x tokenizer.
 
 Each law is a property of a case: a conversation under a template, a format and a tokenizer. Every case is put to all
 ten, since most of the time goes into making it: 2,000 cases in the ordinary suite, 20,000 with `-m thorough`, 100,000
