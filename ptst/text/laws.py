@@ -93,8 +93,9 @@ def _owner_ids(chat_format: ChatFormat, tokenizer: Tokenizer, folder: object) ->
         theirs = _read_at_once(tokenizer, words) or ours.ids
         # Where an answer is encoded as a continuation of its prompt, the owner's ids may join both.
         if ours.lossy or (ours.ids != theirs and not ours.token_boundaries):
-            if not ours.lossy and _without_dummy_spaces(segments, tokenizer) == theirs:
-                spaced = True
+            with_spaces, without = (_runs_alone(segments, tokenizer, joined) for joined in (False, True))
+            if not ours.lossy and theirs in (with_spaces, without):
+                spaced |= ours.ids == with_spaces
                 continue
             law, what = (9, "does not give back its text") if ours.lossy else (8, "has other ids than its text")
             at = len(tokenizer.decode(ours.ids[: first_difference(ours.ids, theirs)]))
@@ -102,13 +103,14 @@ def _owner_ids(chat_format: ChatFormat, tokenizer: Tokenizer, folder: object) ->
     return spaced
 
 
-def _without_dummy_spaces(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[int]:
+def _runs_alone(segments: Sequence[Segment], tokenizer: Tokenizer, joined: bool) -> list[int]:
+    """Ids with sentencepiece's dummy space before every run of text, or, `joined`, before the first one only."""
     ids: list[int] = []
     for is_control, run in groupby(segments, key=lambda s: s.control):
         if is_control:
             ids += [tokenizer.control_id(s.text) for s in run]
         else:
-            ids += tokenizer.encode("".join(s.text for s in run), continuation=bool(ids))
+            ids += tokenizer.encode("".join(s.text for s in run), continuation=joined and bool(ids))
     return ids
 
 
