@@ -11,22 +11,24 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
 from itertools import groupby, pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptst.audit.reference_formats import template_words
+from ptst.audit.reference_formats import reference, template_words
 from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS
+from ptst.text.detect import find_format
 from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, TEMPLATES
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, Tokenizer, load_tokenizer
 from tests.conftest import EMBEDDED, SHARED, mistral_tokenizer
-from tests.text import owners
+from tests.text import folders, owners
 from tests.tiny import byte_tokenizer
 
 PIECES = (
@@ -129,15 +131,35 @@ def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
         found["llama3"] = owners.llama3_tokenizer(folder)
     if EMBEDDED.exists():
         found["smollm2"] = load_tokenizer(EMBEDDED)
-    return found
+    return found | derive_shapes(folder)
 
 
 NEEDS = {"mistral-v3": "[/INST]", "llama3": "<|eot_id|>", "chatml": "<|im_start|>"}
+# Chat templates, by the name of their tokenizer, whose formats are derived.
+SHAPES = {
+    "derived-zephyr": (folders.ZEPHYR, ()),
+    "derived-vicuna": (folders.VICUNA, ()),
+    "derived-gemma": (folders.GEMMA, folders.CONTROL["gemma"]),
+    "derived-reasoning": (folders.REASONING, folders.CONTROL["reasoning"]),
+    "derived-unended": (folders.UNENDED, ()),
+}
+FORMATS = dict(CHAT_FORMATS)  # and the derived ones, once they are
+
+
+def derive_shapes(folder: Path) -> dict[str, Tokenizer]:
+    """Derive the formats of the chat templates; returns their tokenizers."""
+    found = {}
+    for name, (template, controls_) in SHAPES.items():
+        (folder / name).mkdir()
+        found[name] = load_tokenizer(folders.write_folder(folder / name, template, controls_))
+        FORMATS[name] = find_format(folder / name, found[name]).chat_format
+    return found
 
 
 def pairs(tokenizers: dict[str, Tokenizer]) -> list[tuple[str, str]]:
     """Every format on every tokenizer that can say it."""
     every = [(name, f) for name in sorted(tokenizers) for f in ("llama2", "mistral-v1", *NEEDS)]
+    every = [pair for pair in every if pair[0] not in SHAPES] + [(name, name) for name in SHAPES]
     return [(name, f) for name, f in every if f not in NEEDS or tokenizers[name].has_control(NEEDS[f])]
 
 
@@ -159,7 +181,9 @@ def cases(draw, tokenizers: dict[str, Tokenizer]) -> Case:
     has_system = len(messages) % 2 or template.system is not None or family.task is not None
     if chat_format == "mistral-v3" and has_system:  # its system prompt moves, so it can train the last answer only
         train = "last"
-    prompt_format = PromptFormat(template, family, CHAT_FORMATS[chat_format], tokenizers[name], True)
+    if FORMATS[chat_format].history is not None:
+        train = "last"
+    prompt_format = PromptFormat(template, family, FORMATS[chat_format], tokenizers[name], True)
     return Case(prompt_format, Conversation(tuple(messages)), train, number)
 
 
@@ -178,6 +202,8 @@ def law_2_the_prompt_is_a_prefix(case: Case) -> None:
 def law_3_round_trip(case: Case) -> None:
     p = case.prompt_format
     join = " " if case.chat_format in ("llama2", "mistral-v1") else ""
+    if p.chat_format.is_derived:
+        join = "".join(s.text for s in p.chat_format.answer_prefix)
     if p.template.is_text:
         join = p.family.join if p.template.join is None else p.template.join
     several = sum(m.role == "assistant" for m in case.conversation.messages) > 1
@@ -203,7 +229,10 @@ def law_4_control_tokens_come_from_the_format(case: Case) -> None:
         "mistral-v3": [bos] + ["[INST]", "[/INST]", eos] * pairs_,
         "llama3": [bos] + [*header, "<|eot_id|>"] * (2 * pairs_ + has_system),
         "chatml": turn * (2 * pairs_ + has_system),
-    }[case.chat_format]
+    }.get(case.chat_format)
+    if p.chat_format.is_derived:
+        runs = reference(case.conversation, p, case.train).runs if messages[-1].role == "assistant" else []
+        wanted = [run.prompt for _, run in runs if run.control]
     if p.template.is_text:
         wanted = [bos, eos] if p.tokenizer.adds_bos else [eos]
     assert controls(p.tokenizer, case.whole.ids) == wanted
@@ -212,7 +241,7 @@ def law_4_control_tokens_come_from_the_format(case: Case) -> None:
 def law_5_bos_and_stop(case: Case) -> None:
     bos = case.tokenizer.control_id(case.tokenizer.bos)
     assert not any(a == b == bos for a, b in pairwise(case.whole.ids))
-    if not case.prompt_format.template.is_text and case.chat_format != "chatml":
+    if not case.prompt_format.template.is_text and case.prompt_format.chat_format.has_bos(case.tokenizer):
         assert case.whole.ids[0] == bos
     for prompt, said in zip(case.prompts, case.said, strict=True):
         assert said[-1] == case.stop
