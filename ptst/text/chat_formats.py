@@ -152,7 +152,7 @@ class ChatFormat:
 
 def sampled(segments: Sequence[Segment], trained: bool) -> list[Segment]:
     """Segments as what the model itself produces."""
-    return [replace(s, sampled=True, trained=trained) for s in segments]
+    return [Segment(s.text, s.author, s.control, sampled=True, trained=trained, apart=s.apart) for s in segments]
 
 
 def _named(token: str | None) -> str:
