@@ -47,10 +47,18 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
     left = [line for line in lines if not line.finished]
     tokens = None if any(line.tokens is None for line in left) else sum(line.tokens or 0 for line in left)
     seconds = None if any(line.seconds is None for line in left) else sum(line.seconds or 0.0 for line in left)
-    print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, any(line.rough for line in left))}")
+    memory = max((line.memory for line in left if line.memory is not None), default=None)
+    rough = any(line.rough for line in left)
+    print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, rough, memory)}")
     if note:
         print(printable(note))
-    return {"left": len(left), "lines": [dataclasses.asdict(x) for x in lines], "tokens": tokens, "seconds": seconds}
+    return {
+        "left": len(left),
+        "lines": [dataclasses.asdict(x) for x in lines],
+        "tokens": tokens,
+        "seconds": seconds,
+        "memory": memory,
+    }
 
 
 def start(arguments: list[str]) -> tuple[GridConfig, str] | None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,26 @@ def generates(task: Task, data: TaskData) -> bool:
     return any(prompt.kind == "generate" for prompt in task.prompts(data.items))
 
 
-def count_tokens(task: Task, data: TaskData, prompt_format: PromptFormat, max_new_tokens: int) -> int:
-    """Tokens that the task computes at most; a prompt that several openings share is computed once."""
-    total, seen = 0, None
+@dataclass(frozen=True)
+class TaskSize:
+    """What a task computes at most: tokens of all prompts and answers, of the longest prompt with its answer, and the
+    number of answers."""
+
+    tokens: int
+    longest: int
+    answers: int
+
+
+def task_size(task: Task, data: TaskData, prompt_format: PromptFormat, max_new_tokens: int) -> TaskSize:
+    """The size of a task; a prompt that several openings share is computed once."""
+    total, longest, answers, seen = 0, 0, 0, None
     for prompt in task.prompts(data.items):
-        ids = prompt.encode(prompt_format)
+        ids, new = prompt.encode(prompt_format), max_new_tokens * (prompt.kind == "generate")
         shared = ids.loss_mask.index(True) if prompt.opening is not None and seen is prompt.conversation else 0
-        total += len(ids.ids) - shared + max_new_tokens * (prompt.kind == "generate")
+        total += len(ids.ids) - shared + new
+        longest, answers = max(longest, len(ids.ids) + new), answers + (prompt.kind == "generate")
         seen = prompt.conversation
-    return total
+    return TaskSize(total, longest, answers)
 
 
 def check_room(what: str, task: Task, data: TaskData, model: OpenModel, settings: EvalSettings, device: str) -> None:

@@ -1,5 +1,5 @@
-"""What a grid would take, before anything is computed: tokens by the tokenizer; time from what is finished already, and
-until then roughly, from how long this machine's matrix products take."""
+"""What a grid would take, before anything is computed: tokens by the tokenizer; memory by plan; time from what is
+finished already, and until then roughly, from how long this machine's matrix products take."""
 
 import time
 from collections.abc import Iterable
@@ -9,72 +9,106 @@ from statistics import median
 
 import torch
 
-from ptst.evaluation.measure import count_tokens, sampling_for
+from ptst.evaluation.measure import TaskSize, sampling_for, task_size
 from ptst.experiment.grid import Grid
+from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
 from ptst.model.weights import pick_dtype
 from ptst.progress import say
-from ptst.training.memory import count_parameters
+from ptst.training.memory import MemoryPlan, Method, count_parameters, gigabytes
+from ptst.training.run_plan import plan_memory
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A run or cell. `tokens`: trained on, or read and at most written; `seconds` left. None: unknown without the
-    model. `rough`: seconds are not from finished runs or cells."""
+    """A run or cell. `tokens`: trained on, or read and at most written; `seconds` left; `memory`: bytes at the peak of
+    a run, or of weights and KV cache. None: unknown without the model, memory also where micro-batches are to fit what
+    will be free. `rough`: seconds are not from finished runs or cells."""
 
     what: str
     finished: bool
     tokens: int | None
     seconds: float | None
     rough: bool
+    memory: int | None
 
     def __str__(self) -> str:
-        left = "finished" if self.finished else in_words(self.tokens, self.seconds, self.rough)
+        left = "finished" if self.finished else in_words(self.tokens, self.seconds, self.rough, self.memory)
         return f"{self.what}: {left}"
 
 
-def in_words(tokens: int | None, seconds: float | None, rough: bool) -> str:
+def in_words(tokens: int | None, seconds: float | None, rough: bool, memory: int | None) -> str:
     minutes = "time unknown" if seconds is None else f"{'roughly ' * rough}{seconds / 60:.1f} min"
-    return f"{'unknown' if tokens is None else tokens} tokens, {minutes}"
+    room = "" if memory is None else f", {gigabytes(memory)} of memory"
+    return f"{'unknown' if tokens is None else tokens} tokens, {minutes}{room}"
 
 
 def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
     """An estimate for every grid run and cell. `with_model`: the model's files are there, so tokens can be counted."""
-    trained: dict[str | None, int] = {}
-    tested: dict[tuple[str, str], int] = {}
     rough = None
     if with_model:
         say("counting the tokens under every template")
-        for name in grid.train_templates:
-            mixture = grid.mixture(name)
-            steps = grid.steps(mixture, grid.config.seeds[0])
-            trained[name] = sum(len(mixture.examples[i].ids) for step in steps for i in step.examples)
-        for (test, model), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
-            new = sampling_for(grid.config.eval, data).max_new_tokens
-            tested[test, key] = count_tokens(task, data, model.prompt_format, new)
         rough = _seconds_per_token(grid)
+    return [*_runs(grid, rough), *_cells(grid, rough)]
+
+
+def _runs(grid: Grid, rough: float | None) -> list[Estimate]:
+    """Estimates of the trainings. `rough`: seconds of a token's products in one forward pass, None without a model."""
+    settings = grid.config.train
+    plans = {} if rough is None else {name: _plan_run(grid, name) for name in grid.train_templates}
     # The backward pass of a product takes two products, or one where its weights are frozen.
-    rough_train = rough and rough * (3 if grid.config.train.full else 2)
+    rough = rough and rough * (3 if settings.full else 2)
     records = {m.run: grid.run_record(m) for m in grid.runs if grid.is_trained(m)}
-    rate = _rate((r.time, trained.get(m.template)) for m in grid.runs if (r := records.get(m.run)))
-    lines = [
-        _estimate(f"train {m.run}", m.run in records, trained.get(m.template), rate, rough_train) for m in grid.runs
-    ]
-    measured = {c: grid.cell_figures(c)["time"] for c in grid.cells if grid.is_measured(c)}
-    rates = {
-        task: _rate((spent, tested.get((c.test, task))) for c, spent in measured.items() if c.task == task)
-        for task in grid.tasks
-    }
-    lines += [
-        _estimate(f"test {c.name}", c in measured, tested.get((c.test, c.task)), rates[c.task], rough)
-        for c in grid.cells
-    ]
+    tokens = {m.run: plans[m.template].tokens if m.template in plans else None for m in grid.runs}
+    rate = _rate((record.time, tokens[run]) for run, record in records.items() if record)
+    lines = []
+    for m in grid.runs:
+        peak = plans[m.template].peak if m.template in plans and settings.micro_batch_tokens != "auto" else None
+        seconds = _seconds(m.run in records, tokens[m.run], rate, rough)
+        lines.append(Estimate(f"train {m.run}", m.run in records, tokens[m.run], *seconds, peak))
     return lines
 
 
-def _estimate(what: str, finished: bool, tokens: int | None, rate: float | None, rough: float | None) -> Estimate:
+def _cells(grid: Grid, rough: float | None) -> list[Estimate]:
+    """Estimates of the cells, as `_runs`."""
+    sizes: dict[tuple[str, str], TaskSize] = {}
+    opened = {} if rough is None else grid.opened
+    for (test, model), (key, (task, data)) in product(opened.items(), grid.tasks.items()):
+        new = sampling_for(grid.config.eval, data).max_new_tokens
+        sizes[test, key] = task_size(task, data, model.prompt_format, new)
+    tokens = {c: sizes[c.test, c.task].tokens if sizes else None for c in grid.cells}
+    measured = {c: grid.cell_figures(c)["time"] for c in grid.cells if grid.is_measured(c)}
+    rates = {task: _rate((spent, tokens[c]) for c, spent in measured.items() if c.task == task) for task in grid.tasks}
+    lines = []
+    for c in grid.cells:
+        memory = _test_memory(grid, sizes[c.test, c.task]) if sizes else None
+        seconds = _seconds(c in measured, tokens[c], rates[c.task], rough)
+        lines.append(Estimate(f"test {c.name}", c in measured, tokens[c], *seconds, memory))
+    return lines
+
+
+def _plan_run(grid: Grid, name: str) -> MemoryPlan:
+    """Memory and tokens of a run under a template."""
+    mixture, settings = grid.mixture(name), grid.config.train
+    longest = max((len(e.ids) for e in mixture.examples), default=1)
+    limit = longest if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
+    steps = grid.steps(mixture, grid.config.seeds[0])
+    return plan_memory(grid.base.config, Method.of(settings), mixture.examples, steps, limit)
+
+
+def _test_memory(grid: Grid, size: TaskSize) -> int:
+    """Bytes of the weights, and of the KV cache that the engine would ask for."""
+    config, settings = grid.base.config, grid.config.eval
+    dtype = pick_dtype(settings.dtype)
+    blocks = (min(settings.batch_size, size.answers) + 1) * blocks_for(size.longest)
+    cache = blocks * BLOCK_SIZE * bytes_per_token(config, cache_dtype(dtype, torch.device(grid.device)))
+    return count_parameters(config) * dtype.itemsize + min(cache, settings.kv_bytes or cache)
+
+
+def _seconds(finished: bool, tokens: int | None, rate: float | None, rough: float | None) -> tuple[float | None, bool]:
+    """Seconds left, and whether they are rough."""
     each = rough if rate is None else rate
     seconds = 0.0 if finished else None if each is None or tokens is None else each * tokens
-    return Estimate(what, finished, tokens, seconds, rate is None and not finished and seconds is not None)
+    return seconds, rate is None and not finished and seconds is not None
 
 
 def _rate(times: Iterable[tuple[dict[str, float] | None, int | None]]) -> float | None:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.table import Table
@@ -28,6 +28,8 @@ from ptst.errors import Setting, UserError, Words
 from ptst.free_memory import free_memory
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig, LoraConfig
+from ptst.model.weights import pick_dtype
+from ptst.training.config import TrainSettings
 from ptst.training.schedule import WeightUpdate
 
 STEP = 256  # tokens; a chosen micro-batch is a multiple of this
@@ -103,6 +105,18 @@ class Method:
     activation_checkpointing: bool = False
     weight_update: WeightUpdate = "master"
     samples: bool = False
+
+    @classmethod
+    def of(cls, settings: TrainSettings) -> Self:
+        """That of a run with these settings on this machine."""
+        return cls(
+            settings.lora,
+            pick_dtype(settings.dtype),
+            "cuda" if torch.cuda.is_available() else "cpu",
+            settings.activation_checkpointing == "block",
+            settings.weight_update,
+            samples=bool(settings.eval_every),
+        )
 
     @property
     def wide(self) -> int:

@@ -16,8 +16,7 @@ from ptst.data.packing import largest_micro_batch
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
-from ptst.model.config import LoraConfig
-from ptst.model.weights import pick_dtype
+from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import DataRecord, TrainRecord, absolute
@@ -104,12 +103,9 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
             chat_format=config.chat_format,
             allow=config.allow,
         )
-    shape, lora = model.config, config.lora
+    shape, method = model.config, Method.of(config)
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
-    dtype, device = pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    block = config.activation_checkpointing == "block"
-    method = Method(lora, dtype, device, block, config.weight_update, samples=bool(config.eval_every))
     lengths = [len(e.ids) for e in mixture.examples]
     if config.micro_batch_tokens != "auto":
         micro_batch_tokens = config.micro_batch_tokens
@@ -119,12 +115,21 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
-    largest = largest_micro_batch(mixture.examples, (step.examples for step in steps), micro_batch_tokens)
+    planned = plan_memory(shape, method, mixture.examples, steps, micro_batch_tokens)
+    folders, (dtype, device) = epoch_folders(config, steps), (method.dtype, method.device)
+    return RunPlan(
+        config, model, method.lora, mixture, validation, max_length, dtype, device, trainer, planned, folders
+    )
+
+
+def plan_memory(
+    shape: DecoderConfig, method: Method, examples: Sequence[Example], steps: Sequence[Step], micro_batch_tokens: int
+) -> MemoryPlan:
+    """Memory, steps and tokens of a run that takes these steps."""
+    largest = largest_micro_batch(examples, (step.examples for step in steps), micro_batch_tokens)
+    tokens = sum(len(examples[i].ids) for step in steps for i in step.examples)
     planned = memory.plan_memory(shape, method, micro_batch_tokens, largest)
-    tokens = sum(lengths[i] for step in steps for i in step.examples)
-    planned = dataclasses.replace(planned, steps=len(steps), tokens=tokens)
-    folders = epoch_folders(config, steps)
-    return RunPlan(config, model, lora, mixture, validation, max_length, dtype, device, trainer, planned, folders)
+    return dataclasses.replace(planned, steps=len(steps), tokens=tokens)
 
 
 def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int) -> tuple[Mixture, Validation]:

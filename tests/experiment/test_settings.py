@@ -136,6 +136,10 @@ def test_a_dry_run_prints_cells_tokens_and_time_and_does_nothing(grid, here, cap
     grid("grid", ONE_RUN)
     counts = json.loads((here / "grid/runs/chat-vanilla.seed0/run.json").read_text())["data"]
     assert planned["lines"][0]["tokens"] == counts["tokens"]
+    memory = [line["memory"] for line in planned["lines"]]
+    weights = (here / "model/model.safetensors").stat().st_size
+    assert planned["memory"] == max(memory) == memory[0]
+    assert all(0.9 * weights < m < memory[0] / 2 for m in memory[1:])
     more = grid("grid", ONE_RUN, seeds=(0, 1), dry_run=True)
     assert more["left"] == 3
     assert more["seconds"] > 0
