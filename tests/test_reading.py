@@ -96,6 +96,8 @@ def test_pipes_devices_sockets_and_folders_are_no_data(tmp_path, monkeypatch, re
 )
 def test_a_pipe_in_a_model_folder_blocks_nobody(tmp_path, name):
     write_tiny_model(tmp_path)
+    if name == "tokenizer.model":
+        (tmp_path / "tokenizer.json").unlink()  # which would serve in its place
     (tmp_path / name).unlink(missing_ok=True)
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"{name}: is a pipe, not a file"):

@@ -104,13 +104,26 @@ def check_floating(name: str, tensor: Tensor, where: Path) -> None:
         raise UserError(f"{name} is of type {kind}", "weights must be float32, bfloat16 or float16", where)
 
 
+MAPPED = 2**27
+
+
 def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a file, lazily. Raises UserError if it is missing, damaged or not safetensors."""
+    """(name, tensor) of a file, lazily. Raises UserError if it is missing, damaged or not safetensors.
+
+    A tensor is a view of the file's pages, which count as memory of this process as long as the file is open: it is
+    opened anew after every MAPPED bytes."""
     try:
         check_regular(path)
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 (not a dict)
-                yield name, file.get_tensor(name)
+        left: list[str] | None = None
+        while left is None or left:
+            mapped = 0
+            with safe_open(path, framework="pt") as file:
+                left = list(file.keys())[::-1] if left is None else left
+                while left and mapped < MAPPED:
+                    name = left.pop()
+                    tensor = file.get_tensor(name)
+                    mapped += tensor.nbytes
+                    yield name, tensor
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except SafetensorError as error:

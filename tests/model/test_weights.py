@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from ptst.errors import UserError
 from ptst.fingerprints import weights_fingerprint
-from ptst.model.weights import load_decoder, save_full
+from ptst.model import weights as weights_module
+from ptst.model.weights import load_decoder, read_safetensors, save_full
 from tests.tiny import CONFIG, write_tiny_model
 
 INDEX = "model.safetensors.index.json"
@@ -128,3 +130,19 @@ def test_a_full_copy_takes_every_file_that_makes_prompts(folder, tmp_path):
         "additional_chat_templates/rag.jinja",
     }
     assert same(load_decoder(folder), load_decoder(out))
+
+
+def test_little_of_a_file_is_mapped_at_a_time(folder, monkeypatch):
+    """Pages that were read are memory of the process until the file is closed."""
+    path = folder / "model.safetensors"
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("the system does not list mappings")
+    monkeypatch.setattr(weights_module, "MAPPED", 1)
+    names = []
+    for name, tensor in read_safetensors(path):
+        names.append(name)
+        assert torch.equal(tensor, load_file(path)[name])
+        del tensor
+        assert sum(str(path) in line for line in maps.read_text().splitlines()) <= 2, name
+    assert sorted(names) == sorted(load_file(path))
