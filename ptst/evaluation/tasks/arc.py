@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.data.arc import ArcQuestion, load_arc
-from ptst.evaluation.extraction import chosen_choice, plain, printed_choice
+from ptst.evaluation.choices import chosen_choice, plain, printed_choice
 from ptst.evaluation.tasks.problems import CUT
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, flags, rates
 from ptst.generation.request import Answer
