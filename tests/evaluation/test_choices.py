@@ -67,6 +67,7 @@ def test_a_choice_is_named(named):
         ("The answer is: 5", None), ("The answer is: 12", None), ("The answer is: a", None), ("a", None),
         ("The answer is a planet", None), ("The answer is: A rocky planet", None), ("A rocky planet", None),
         ("The answer is: a Mars", None),
+        ("The answer is: B. the Moon or Mars", None), ("A\nNo: it moves.\nB\nA", None),
         ("The answer is: a planet like B", None), ("I am not sure", None), ("The answer is not B.", None),
         ("I don't think the answer is B.", None), ("If the answer is B, it is round.", None),
 
@@ -99,8 +100,9 @@ def test_choices_that_look_like_labels(text, choices, chosen):
 def test_takes_linear_time():
     for piece in ("the answer is: ", "the answer is ", "A. ", "\\boxed{", "so ", "B is correct ", "B\n", "*", "\n"):
         began = time.process_time()
-        chosen_choice(piece * (10_000 // len(piece)), CHOICES)
-        assert time.process_time() - began < 1.0, piece
+        chosen_choice("The answer is: " + piece * (20_000 // len(piece)), CHOICES)
+        chosen_choice(piece * (20_000 // len(piece)), CHOICES)
+        assert time.process_time() - began < 2.0, piece
 
 
 def test_real_arc(shared):
