@@ -169,6 +169,10 @@ def test_prompt_sets(tmp_path):
         with pytest.raises(UserError, match=rf"p\.csv:2: the column '{column}' may belong"):
             prompts(content)
         assert prompts(content, ignore_columns=(column,))[1]
+    with pytest.raises(UserError, match=r"p\.csv:1: the columns are separated by semicolons"):
+        prompts("prompt;category\nP;C\n")
+    assert [p[1] for p in prompts("Wait; then go\nStop\n")[0]] == ["Wait; then go", "Stop"]
+    path.write_text("prompt,ImageFileName\nP,a.png\n")
     described = load_set(str(path), rules=ColumnRules.of(ignore_columns=("imagefilename",))).described
     assert described == "p: columns that are not used: ImageFileName (1 rows)"
 
