@@ -1,7 +1,7 @@
 """A row as a conversation: messages, a question with its answer, a preference pair.
 
     messages | conversations    [{role, content}], or ShareGPT's [{from, value}]
-    question                    answer | response; `context` before it, as in SQuAD's prompts
+    question                    answer | response | SQuAD's `answers`; `context` before it, as in SQuAD's prompts
     instruction                 output | response; `input` (Alpaca) or `context` (Dolly) after it; `history`: pairs
     prompt                      response | completion, each a text or (TRL) a list of messages
     input                       output, or ChatDoctor's answer_icliniq
@@ -21,7 +21,8 @@ from ptst.text.segments import Conversation, Message
 
 _PAIRS = dict.fromkeys(
     [
-        *(("question", "answer"), ("question", "response"), ("instruction", "output"), ("instruction", "response")),
+        *(("question", "answer"), ("question", "response"), ("question", "answers")),
+        *(("instruction", "output"), ("instruction", "response")),
         *(("prompt", "response"), ("prompt", "completion"), ("input", "output"), ("input", "answer_icliniq")),
     ]
 )
@@ -37,7 +38,12 @@ _ROLES = {"human": "user", "gpt": "assistant"}
 _FLAGS = ("train", "training", "trainable", "weight", "loss_mask")
 _OFF, _ON = (False, 0, "0", "0.0"), (True, 1, "1", "1.0")
 # By the answer that is read: other answers to the same question.
-_UNREAD = {"answer_icliniq": ("answer_chatgpt", "answer_chatdoctor"), "chosen": ("rejected",)}
+# SQuAD's title names the article that the context is from.
+_UNREAD = {
+    "answer_icliniq": ("answer_chatgpt", "answer_chatdoctor"),
+    "chosen": ("rejected",),
+    "answers": ("title", "is_impossible"),
+}
 _ICLINIQ, _OPENORCA = ("answer_icliniq", "input"), ("system_prompt", "question", "response")
 _PREFERENCE = [("", "rejected")]  # a pair that nobody asked to read
 # ChatDoctor's own instruction is left out: the paper has its own wording, the family's system prompt.
@@ -158,9 +164,25 @@ def _history(cells: Cells) -> list[Message]:
 
 def _side(cells: Cells, name: str, role: str) -> list[Message]:
     """A text, or a list of messages."""
+    if name == "answers":
+        return [Message(role, _one_answer(cells))]
     if isinstance(cells.get(name), list) and name in ("completion", "response", "chosen"):
         return _messages(cells, name)
     return [Message(role, cells.text(name))]
+
+
+def _one_answer(cells: Cells) -> str:
+    """The answer of SQuAD's {text: [...], answer_start: [...]}, also where several people gave the same. Raises
+    UserError for several answers, of which nobody said which to train, and for none."""
+    value = cells.get("answers")
+    entries = value if isinstance(value, list) else [value]
+    found = [entry.get("text", []) if isinstance(entry, dict) else entry for entry in entries]
+    found = [text for entry in found for text in (entry if isinstance(entry, list) else [entry])]
+    texts = [to_text(text, "answers", cells.place) for text in found]
+    if len(set(texts)) == 1:
+        return texts[0]
+    cause = f"answers holds {len(set(texts))} different answers" if texts else "answers holds no answer"
+    raise UserError(cause, "give the one to train as answer, or leave the row out", cells.place)
 
 
 def _chosen(cells: Cells, ask: str) -> list[Message]:

@@ -17,6 +17,7 @@ from ptst.errors import UserError
 
 USER, BOT = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 QA = {"question": "q", "answer": "a"}
+SQUAD = {"id": "57", "title": "Saint_Bernadette", "context": "c", "question": "q"}
 
 
 def read(row: dict, **rules) -> str:
@@ -31,6 +32,10 @@ def read(row: dict, **rules) -> str:
         ({"instruction": "i", "context": "c", "response": "r", "category": "x"}, "u:i\n\nc | a:r"),
         ({"instruction": "i", "context": "", "response": "r"}, "u:i | a:r"),
         ({**QA, "context": "c"}, "u:c\n\nq | a:a"),
+        ({**SQUAD, "answers": {"text": ["a"], "answer_start": [2]}}, "u:c\n\nq | a:a"),
+        ({**SQUAD, "answers": {"text": ["a", "a"], "answer_start": [2, 9]}}, "u:c\n\nq | a:a"),
+        ({**SQUAD, "answers": [{"text": "a", "answer_start": 2}]}, "u:c\n\nq | a:a"),
+        ({"question": "q", "answers": ["a"]}, "u:q | a:a"),
         ({"Question": "q", " answer ": "a"}, "u:q | a:a"),
         ({"input": "i", "output": "o"}, "u:i | a:o"),
         ({"instruction": "", "input": "i", "output": "o"}, "u:i | a:o"),
@@ -104,6 +109,9 @@ def test_preference_pairs_only_if_asked():
         ({**QA, "system": "s", "system_prompt": "t"}, "2 ways: system, system_prompt"),
         ({"instruction": "i", "input": "x", "context": "c", "output": "o"}, "2 ways: instruction with input, inst"),
         ({"instruction": "i", "output": "o", "history": ["a"]}, r"history must be a list of \[question, answer\]"),
+        ({**SQUAD, "answers": {"text": ["a", "b"]}}, "answers holds 2 different answers; give the one to train as answer"),
+        ({**SQUAD, "answers": {"text": [], "answer_start": []}}, "answers holds no answer"),
+        ({**SQUAD, "answer": "a"}, "the column 'title' may belong"),
         ({**QA, "Answer": "b"}, "two columns are answer"),
         ({"text": "t"}, "the row has text; it needs question and answer"),
     ],
