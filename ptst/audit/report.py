@@ -115,7 +115,8 @@ def audit(
     )
     bad_rows = [*unreadable, *errors.values()]
     batches = pack(examples, micro_batch_tokens)
-    findings = [Finding("bad-row", e.where, UserError(e.cause, e.remedy).tell()) for e in bad_rows]
+    causes = [UserError(e.cause, e.remedy).tell(lambda name: f"the setting {name}") for e in bad_rows]
+    findings = [Finding("bad-row", e.where, cause) for e, cause in zip(bad_rows, causes, strict=True)]
     findings += check_data(source, batches, setup, references.asked)
     left_out = {rule: getattr(prepared, rule) for rule in ("dropped", "cut", "untrained")}
     findings += [Finding(rule, "", f"{number} of {prepared.rows} rows") for rule, number in left_out.items() if number]

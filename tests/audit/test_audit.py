@@ -342,6 +342,8 @@ def test_bad_rows_and_unused_columns_are_reported(tiny_folder, tmp_path):
     report = run_audit(config)
     bad = [f["row"] for f in report["findings"] if f["rule"] == "bad-row"]
     assert sorted(bad) == [f"{data}:{n}" for n in (2, 3, 4)] and report["counts"]["rows"] == 2
+    hint = next(f["cause"] for f in report["findings"] if f["row"] == f"{data}:3")
+    assert "with the setting ignore_columns" in hint
     assert [f["cause"] for f in report["findings"] if f["rule"] == "unused-column"] == ["id (2 rows)"]
     assert "lone surrogate" in page.read_text()
     config = replace(config, ignore_columns=("hint\ud83d", "id"), columns=())
