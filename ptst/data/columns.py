@@ -17,7 +17,7 @@ from ptst.errors import Setting, UserError, unknown_name
 
 KNOWN = (
     *("question", "answer", "instruction", "input", "output", "prompt", "response", "completion", "context"),
-    *("system", "history", "messages", "role", "content", "category", "id"),
+    *("system", "history", "messages", "role", "content", "train", "weight", "category", "id"),
 )
 _SUFFIXES = (
     *("id", "ids", "idx", "index", "uuid", "hash", "md5", "sha256", "url", "source", "dataset", "subset", "split"),

@@ -20,6 +20,7 @@ class Number(str):
     """A number of a JSON file as it is written there: `1.0` is not `1`, and `1e3` not `1000`."""
 
     __slots__ = ()
+    __repr__ = str.__str__
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -32,6 +33,14 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object, parse_int=Number, parse_float=Number, parse_constant=Number)
 TYPED = json.JSONDecoder()  # numbers as Python has them, for tables of our own
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value that a cell holds. Raises ValueError, with what is wrong, for anything else."""
+    try:
+        return _DECODER.decode(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(_mistake(error)) from None
 
 
 def read_jsonl(path: Path, decoder: json.JSONDecoder = _DECODER) -> Iterator[Row]:

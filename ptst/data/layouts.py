@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 from ptst.data.columns import Cells, ColumnRules, is_empty, keeps_books, refuse, to_text
+from ptst.data.json_rows import parse_json
 from ptst.errors import Setting, UserError
 from ptst.text.segments import Conversation, Message
 
@@ -91,6 +92,8 @@ def _layout(cells: Cells) -> tuple[str, str, str]:
     if len(found) > 1:
         raise _several([" with ".join(filter(None, pair)) for pair in found], cells.place)
     if not found:
+        if empty := next((name for name in _LISTS if name in cells.present), None):
+            raise UserError(f"{empty} is empty", "leave the row out", cells.place)
         needed = "it needs question and answer, instruction and output, prompt and response, or messages; "
         names = (needed, Setting("columns"), " names other columns, as in question=ask,answer=reply")
         raise UserError(f"the row has {cells.listed()}", names, cells.place)
@@ -154,9 +157,11 @@ def asked_text(cells: Cells, ask: str) -> str:
 def _history(cells: Cells) -> list[Message]:
     """Earlier turns, [question, answer] each. They are trained on, as by the owner of this layout."""
     turns, found = cells.get("history"), list[Message]()
+    if isinstance(turns, str):  # a cell of a CSV
+        turns = _from_text(turns, "history", cells.place)
     for turn in turns if isinstance(turns, list) else [turns]:
         if not isinstance(turn, list) or len(turn) != 2:
-            raise UserError("history must be a list of [question, answer]", where=cells.place)
+            raise _no_messages("history", "", cells.place)
         words = (to_text(text, "history", cells.place) for text in turn)
         found += [Message(role, text) for role, text in zip(("user", "assistant"), words, strict=True)]
     return found
@@ -200,48 +205,79 @@ def _chosen(cells: Cells, ask: str) -> list[Message]:
 
 
 def _messages(cells: Cells, name: str) -> list[Message]:
-    value, renamed = cells.get(name), cells.rules.names
-    if not isinstance(value, list):
-        raise _no_messages(name, "", cells.place)
+    value = cells.get(name)
+    if isinstance(value, str):  # a cell of a CSV
+        value = _from_text(value, name, cells.place)
+    if not isinstance(value, list) or not value:
+        raise _no_messages(name, "" if value else "it is empty", cells.place)
     found: list[Message] = []
     for number, message in enumerate(value, 1):
+        if type(message) is dict and len(message) == 2 and not cells.rules.names:  # as most are
+            role, content = message.get("role"), message.get("content")
+            if type(role) is str and type(content) is str:
+                found.append(Message(_ROLES.get(role, role), content))
+                continue
         if not isinstance(message, dict):
             raise _no_messages(name, f"message {number} is not an object", cells.place)
-        if renamed:
-            message = {renamed.get(key, key): value for key, value in message.items()}
-        trained = True
-        if len(message) != 2 or "role" not in message or "content" not in message:
-            unfolded = _Message(message, f"{cells.place}, message {number}", cells.rules)
-            message, trained = unfolded.plain(), unfolded.trained()
-            unfolded.check_rest(name, cells.unused)
-        role, content = message.get("role"), message.get("content")
+        unfolded = _Message(message, f"{cells.place}, message {number}", cells.rules)
+        unfolded.check_rest(name, cells.unused)
+        role, content = unfolded.plain()
         if not isinstance(role, str) or content is None:
-            has = ", ".join(value[number - 1]) or "nothing"
-            raise _no_messages(name, f"message {number} has {has}", cells.place)
-        text = content if type(content) is str else to_text(content, "content", cells.place)
-        found.append(Message(_ROLES.get(role, role), text, trained))
+            missing = "content" if isinstance(role, str) else "role"
+            raise _no_messages(name, f"message {number} has no {missing}", cells.place)
+        text = _one_text(content, f"{cells.place}, message {number}")
+        found.append(Message(_ROLES.get(role, role), text, unfolded.trained()))
     return found
 
 
+def _from_text(text: str, name: str, place: str) -> Any:
+    """The list that a text holds as JSON. Raises UserError for a text without one."""
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise _no_messages(name, f"it is text, and not valid JSON ({error})", place) from None
+
+
+def _one_text(content: Any, place: str) -> str:
+    """What a message says: a text, or OpenAI's list of one part that is a text. Raises UserError for several parts,
+    which programs join differently, and for parts of another kind."""
+    if not isinstance(content, list):
+        return to_text(content, "content", place)
+    kinds = [part.get("type", "text") if isinstance(part, dict) else "unknown" for part in content]
+    if other := next((kind for kind in kinds if kind != "text"), None):
+        raise UserError(f"content has a part of type {other}", "only text is read; leave the row out", place)
+    if len(content) != 1:
+        cause = f"content has {len(content)} parts of text, which programs join differently"
+        raise UserError(cause, "write them as one text", place)
+    return to_text(content[0].get("text"), "content", place)
+
+
 def _no_messages(name: str, remedy: str, place: str) -> UserError:
-    return UserError(f"{name} must be a list of objects with role and content", remedy, place)
+    entries = "[question, answer]" if name == "history" else "objects with role and content"
+    return UserError(f"{name} must be a list of {entries}", remedy, place)
 
 
 class _Message:
-    """A message with other keys than role and content."""
+    """A message with other keys than role and content. Raises UserError for two keys that are named alike."""
 
     def __init__(self, message: Mapping[str, Any], place: str, rules: ColumnRules):
-        self._place, self._rules = place, rules
-        self._keys = {k: v for k, v in message.items() if v is not None}
+        self._place, self._rules, self._keys = place, rules, dict[str, Any]()
+        for key, value in message.items():
+            name = key.strip().lower()
+            name = rules.names.get(name, name)
+            if value is not None:
+                if name in self._keys:
+                    raise UserError(f"two keys are {name}", "leave one out, or rename it", place)
+                self._keys[name] = value
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> tuple[Any, Any]:
         """Role and content, also by ShareGPT's names. Raises UserError where a message has both."""
-        found = {}
+        found = []
         for name, other in (("role", "from"), ("content", "value")):
             if name in self._keys and other in self._keys:
                 raise _several([name, other], self._place)
-            found[name] = self._keys.get(name, self._keys.get(other))
-        return found
+            found.append(self._keys.get(name, self._keys.get(other)))
+        return found[0], found[1]
 
     def trained(self) -> bool:
         """Whether the flags leave it in the loss. Raises UserError for another value than 0 or 1, for flags that
@@ -253,7 +289,7 @@ class _Message:
         on = {name: value in _ON for name, value in flags.items()}
         if len(set(on.values())) > 1:
             raise UserError(f"{' and '.join(on)} contradict each other", "leave one out", self._place)
-        role = self.plain()["role"]
+        role, _ = self.plain()
         answers = isinstance(role, str) and _ROLES.get(role, role) == "assistant"
         if any(on.values()) and not answers:
             cause = f"{next(iter(on))} asks to train on a message of {role}"
@@ -264,8 +300,11 @@ class _Message:
         """As `Cells.check_rest`."""
         read = {"role", "content", "from", "value", *_FLAGS}
         rest = {k: v for k, v in self._keys.items() if k not in read and not is_empty(v)}
-        unused.update(f"{column}.{name}" for name in rest)
-        unused.update(f"{column}.{name}" for name in _FLAGS if name in self._keys and name in self._rules.ignored)
-        refused = [n for n, v in rest.items() if n not in self._rules.ignored and not keeps_books(n.lower(), v)]
+        refused = [n for n, v in rest.items() if n not in self._rules.ignored and not keeps_books(n, v)]
+        if calls := next((n for n in refused if n in ("tool_calls", "function_call")), None):
+            remedy = "no format here writes calls of tools; leave the row out"
+            raise UserError(f"the message has {calls}", remedy, self._place)
         if refused:
             refuse(refused, "key", self._place)
+        unused.update(f"{column}.{name}" for name in rest)
+        unused.update(f"{column}.{name}" for name in _FLAGS if name in self._keys and name in self._rules.ignored)

@@ -56,7 +56,9 @@ def read_table(path: Path, delimiter: str = ",", header: Header = names, bare: s
     except csv.Error as error:
         if columns is None:
             _check_separator([next(_pieces(path))], delimiter, f"{path}:{line}")
-        remedy = 'a cell that begins with a quote ends at the next one; write a quote inside it twice, as in "a ""b"" c"'
+        remedy = (
+            'a cell that begins with a quote ends at the next one; write a quote inside it twice, as in "a ""b"" c"'
+        )
         kind = "CSV" if delimiter == "," else "TSV"
         raise UserError(f"not valid {kind} ({error}) in the row that begins here", remedy, f"{path}:{line}") from None
 

@@ -17,6 +17,7 @@ from ptst.errors import UserError
 
 USER, BOT = {"role": "user", "content": "u"}, {"role": "assistant", "content": "a"}
 QA = {"question": "q", "answer": "a"}
+PART = {"type": "text", "text": "t"}
 SQUAD = {"id": "57", "title": "Saint_Bernadette", "context": "c", "question": "q"}
 
 
@@ -50,6 +51,10 @@ def read(row: dict, **rules) -> str:
          "u:u | a-a | u:u | a:a"),
         ({"messages": [USER, {**BOT, "loss_mask": 0}]}, "u:u | a-a"),
         ({"messages": [USER, {**BOT, "weight": None, "id": "7", "model": "m"}]}, "u:u | a:a"),
+        ({"messages": [USER, {"Role": "assistant", "Content": "a", "Train": False}]}, "u:u | a-a"),
+        ({"messages": json.dumps([USER, {**BOT, "weight": 0}])}, "u:u | a-a"),  # as in a CSV
+        ({"instruction": "i", "output": "o", "history": '[["a", "b"]]'}, "u:a | a:b | u:i | a:o"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "u"}]}, BOT]}, "u:u | a:a"),  # OpenAI's
         ({"prompt": [USER, BOT, USER], "completion": [BOT]}, "u:u | a-a | u:u | a:a"),
         ({"prompt": [USER], "completion": "c"}, "u:u | a:c"),
         ({"prompt": "u", "prompt_id": "4", "messages": [USER, BOT]}, "u:u | a:a"),  # the prompt stands in messages
@@ -95,14 +100,22 @@ def test_preference_pairs_only_if_asked():
         ({**QA, "ContextString": "c"}, "the column 'contextstring' may belong"),
         ({**QA, "hint": "h", "options": ["x"]}, "the columns 'hint', 'options' may .* no rule reads them"),
         ({"prompt": "p", "response": "r", "context": "c"}, "the column 'context' may belong"),
-        ({"messages": [USER, {**BOT, "tool_calls": [{"id": 1}]}]}, "d:1, message 2: the key 'tool_calls' may belong"),
+        ({"messages": [USER, {**BOT, "tool_calls": [{"id": 1}]}]}, "d:1, message 2: the message has tool_calls; no format"),
+        ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f"}}]}, "the message has function_call"),
+        ({"messages": []}, "messages is empty; leave the row out"),
+        ({"messages": [{"role": "user", "content": [PART, PART]}, BOT]}, "message 1: content has 2 parts .* as one text"),
+        ({"messages": [{"role": "user", "content": [PART, {"type": "image_url"}]}, BOT]}, "a part of type image_url; only"),
+        ({"messages": [{"role": "user", "content": []}, BOT]}, "message 1: content has 0 parts"),
+        ({"messages": [{**USER, "Content": "v"}, BOT]}, "message 1: two keys are content"),
+        ({"messages": "[{'role': 'user'}]"}, "messages must be a list .* it is text, and not valid JSON"),
+        ({"messages": '[{"role": "user", "role": "user"}]'}, "the key 'role' comes twice"),
         ({"messages": [{**USER, "name": "n"}, {**BOT, "reasoning_content": "r"}]}, "2: the key 'reasoning_content'"),
         ({"messages": [USER, {**BOT, "weight": 0.5}]}, "message 2: weight is 0.5; it must be 0 or 1"),
         ({"messages": [USER, {**BOT, "weight": 0, "train": True}]}, "weight and train contradict each other"),
         ({"messages": [{**USER, "train": True}, BOT]}, "train asks to train on a message of user"),
         ({"messages": [{**USER, "from": "human"}, BOT]}, "2 ways: role, from"),
         ({"messages": [USER, {"role": "tool", "content": "t"}]}, "role 'tool' is unknown"),
-        ({"messages": [USER, {"role": "assistant", "content": None}]}, "a list .*message 2 has role, content"),
+        ({"messages": [USER, {"role": "assistant", "content": None}]}, "a list .*message 2 has no content"),
         ({"messages": "u"}, "messages must be a list of objects"),
         ({"prompt": "p", **QA, "response": "r"}, "3 ways: question with answer, question with response"),
         ({**QA, "messages": [USER, BOT]}, "2 ways: messages, question with answer"),
@@ -142,6 +155,11 @@ def test_columns_can_be_named():
     assert read(row, columns=("question=prompt,answer=reply", "context=CTX")) == "u:c\n\np | a:r"
     messages = [{"speaker": "user", "text": "u"}, {"speaker": "assistant", "text": "a"}]
     assert read({"turns": messages}, columns=("messages=turns,role=speaker,content=text",)) == "u:u | a:a"
+    flags = [USER, {**BOT, "Loss": False}]
+    assert read({"messages": flags}, columns=("train=loss",)) == "u:u | a-a"
+    assert read({"messages": flags}, ignore_columns=("Loss",)) == "u:u | a:a"
+    with pytest.raises(UserError, match="message 2: two keys are content"):
+        read({"messages": [USER, {**BOT, "text": "b"}]}, columns=("content=text",))
     with pytest.raises(UserError, match="two columns are question"):
         read({**QA, "prompt": "p"}, columns=("question=prompt",))
     for columns, message in (
