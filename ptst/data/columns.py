@@ -164,7 +164,16 @@ def keeps_books(name: str, value: Any) -> bool:
         return isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
     if isinstance(value, dict) or kind != "label":
         return False
-    return not isinstance(value, str) or (len(value) <= MAX_LABEL and "\n" not in value)
+    return not isinstance(value, str) or is_label(value)
+
+
+def label_name(name: str) -> bool:
+    """Whether a column of this name keeps books where its value is a label."""
+    return _kind(name) == "label"
+
+
+def is_label(text: str) -> bool:
+    return len(text) <= MAX_LABEL and "\n" not in text
 
 
 def to_text(value: object, name: str, place: str) -> str:

@@ -13,9 +13,9 @@
 from collections import Counter
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from ptst.data.columns import Cells, ColumnRules, is_empty, keeps_books, refuse, to_text
+from ptst.data.columns import Cells, ColumnRules, is_empty, is_label, keeps_books, label_name, refuse, to_text
 from ptst.data.json_rows import parse_json
 from ptst.errors import Setting, UserError
 from ptst.text.segments import Conversation, Message
@@ -45,7 +45,6 @@ _UNREAD = {
     "chosen": ("rejected",),
     "answers": ("title", "is_impossible"),
 }
-_ICLINIQ, _OPENORCA = ("answer_icliniq", "input"), ("system_prompt", "question", "response")
 _PREFERENCE = [("", "rejected")]  # a pair that nobody asked to read
 # ChatDoctor's own instruction is left out: the paper has its own wording, the family's system prompt.
 DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
@@ -56,10 +55,12 @@ def to_conversation(
 ) -> Conversation:
     """One row as a conversation; columns that are not read are counted in `unused`. Raises UserError, with `place`,
     for a row of no known layout or of several, and for a column that may matter and is not read."""
-    if tuple(row) in _PAIRS and (rules is None or not (rules.names or rules.ignored)):  # as most rows
-        user, answer = row.values()
-        if type(user) is str and type(answer) is str and user:
-            return Conversation((Message("user", user), Message("assistant", answer)), place)
+    simple = None if rules is not None and (rules.names or rules.ignored) else _simple(tuple(row))
+    if simple is not None and (found := _read_simple(row, simple)) is not None:
+        for label in simple.labels if unused is not None else ():
+            if row[label]:
+                unused[label] = unused.get(label, 0) + 1
+        return Conversation(tuple(found), place)
     cells = Cells(row, place, rules or ColumnRules(), Counter() if unused is None else unused)
     system, ask, reply = _layout(cells)
     messages = [Message("system", cells.text(system))] if system else []
@@ -73,11 +74,77 @@ def to_conversation(
     return Conversation(tuple(messages), place)
 
 
+class _Simple(NamedTuple):
+    """The columns of rows that have one layout and labels: most rows. `reply` "": `ask` is a list of messages."""
+
+    ask: str
+    reply: str
+    joined: tuple[str, str, bool] | None
+    labels: tuple[str, ...]
+
+
+@lru_cache(256)
+def _simple(columns: tuple[str, ...]) -> _Simple | None:
+    """None for columns that need more rules."""
+    labels = tuple(name for name in columns if label_name(name))
+    rest = [name for name in columns if name not in labels]
+    if len(rest) == 1 and rest[0] in _LISTS:
+        return _Simple(rest[0], "", None, labels)
+    pairs = [(a, b) for a, b in _PAIRS if a in rest and b in rest and not (a == "input" and "instruction" in rest)]
+    if len(pairs) != 1:
+        return None
+    more = [name for name in rest if name not in pairs[0]]
+    joined = [joined for joined in JOINED.get(pairs[0][0], ()) if joined[0] in more]
+    return _Simple(*pairs[0], joined[0] if joined else None, labels) if len(more) == len(joined) < 2 else None
+
+
+def _read_simple(row: Mapping[str, Any], simple: _Simple) -> list[Message] | None:
+    """The messages of a row where text is text and labels are labels. None where they are not: the same is then read,
+    or refused, by the rules."""
+    ask, reply, joined, labels = simple
+    for label in labels:
+        value = row[label]
+        if type(value) is not str or not is_label(value):
+            return None
+    if not reply:
+        return _plain_messages(row[ask])
+    text, answer = row[ask], row[reply]
+    if type(text) is not str or type(answer) is not str or not text or text == DOCTOR:
+        return None
+    if joined is not None:
+        name, between, first = joined
+        other = row[name]
+        if type(other) is not str:
+            return None
+        if other:
+            text = f"{other}{between}{text}" if first else f"{text}{between}{other}"
+    return [Message("user", text), Message("assistant", answer)]
+
+
+def _plain_messages(value: Any) -> list[Message] | None:
+    """Messages of role and content, both text, and nothing else; None for others."""
+    if type(value) is not list or not value:
+        return None
+    found = []
+    for message in value:
+        if type(message) is not dict or len(message) != 2:
+            return None
+        role, content = message.get("role"), message.get("content")
+        if type(role) is not str or type(content) is not str:
+            return None
+        found.append(Message(_ROLES.get(role, role), content))
+    return found
+
+
 def family_of(row: Mapping[str, Any]) -> str:
     """The template family that a row's columns tell, "" where they tell none."""
-    if row.get("instruction") == DOCTOR or all(row.get(name) is not None for name in _ICLINIQ):
+    if row.get("instruction") == DOCTOR or ("answer_icliniq" in row and _has(row, "answer_icliniq", "input")):
         return "chatdoctor"
-    return "openorca" if all(row.get(name) is not None for name in _OPENORCA) else ""
+    return "openorca" if "system_prompt" in row and _has(row, "system_prompt", "question", "response") else ""
+
+
+def _has(row: Mapping[str, Any], *names: str) -> bool:
+    return all(row.get(name) is not None for name in names)
 
 
 def _layout(cells: Cells) -> tuple[str, str, str]:
@@ -212,11 +279,6 @@ def _messages(cells: Cells, name: str) -> list[Message]:
         raise _no_messages(name, "" if value else "it is empty", cells.place)
     found: list[Message] = []
     for number, message in enumerate(value, 1):
-        if type(message) is dict and len(message) == 2 and not cells.rules.names:  # as most are
-            role, content = message.get("role"), message.get("content")
-            if type(role) is str and type(content) is str:
-                found.append(Message(_ROLES.get(role, role), content))
-                continue
         if not isinstance(message, dict):
             raise _no_messages(name, f"message {number} is not an object", cells.place)
         unfolded = _Message(message, f"{cells.place}, message {number}", cells.rules)

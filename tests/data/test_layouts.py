@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from ptst.data.columns import ColumnRules
-from ptst.data.layouts import to_conversation
+from ptst.data.layouts import DOCTOR, to_conversation
 from ptst.data.prompt_files import read_prompts
 from ptst.data.prompt_sets import load_set
 from ptst.data.sources import has_test_part, is_file, load
@@ -65,6 +65,30 @@ def read(row: dict, **rules) -> str:
 )  # fmt: skip
 def test_layouts(row, expected):
     assert read(row) == expected
+    assert read(row, ignore_columns=("nothing",)) == expected
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "1", "source": "", "messages": [USER, BOT]},
+        {"conversations": [{"role": "human", "content": "h"}, {"role": "gpt", "content": "g"}], "model": "m"},
+        {"instruction": "i", "input": "x", "output": "o", "dataset": "d"},
+        {"instruction": "i", "input": "", "output": "o"},
+        {"instruction": "i", "context": "c", "response": "r", "category": "qa"},
+        {"context": "c", "question": "q", "answer": "a", "id": "1"},
+        {"instruction": DOCTOR, "input": "x", "output": "o"},
+    ],
+)
+def test_plain_rows_are_read_as_by_the_rules(row):
+    """Rows of one layout and labels have a short cut; a rule that does not concern them takes the long way."""
+    short, long = Counter(), Counter()
+    found = to_conversation(row, "d:1", None, short)
+    assert found == to_conversation(row, "d:1", ColumnRules.of(ignore_columns=("nothing",)), long)
+    assert short == long == Counter(k for k, v in row.items() if k in ("id", "model", "dataset", "category"))
+    for label in ("a\nb", "t" * 201):
+        with pytest.raises(UserError, match="the column 'source' may belong"):
+            to_conversation({**row, "source": label}, "d:1")
 
 
 def test_preference_pairs_only_if_asked():
@@ -100,11 +124,11 @@ def test_preference_pairs_only_if_asked():
         ({**QA, "ContextString": "c"}, "the column 'contextstring' may belong"),
         ({**QA, "hint": "h", "options": ["x"]}, "the columns 'hint', 'options' may .* no rule reads them"),
         ({"prompt": "p", "response": "r", "context": "c"}, "the column 'context' may belong"),
-        ({"messages": [USER, {**BOT, "tool_calls": [{"id": 1}]}]}, "d:1, message 2: the message has tool_calls; no format"),
+        ({"messages": [USER, {**BOT, "tool_calls": [{"id": 1}]}]}, "d:1, message 2: the message has tool_calls; no"),
         ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f"}}]}, "the message has function_call"),
         ({"messages": []}, "messages is empty; leave the row out"),
-        ({"messages": [{"role": "user", "content": [PART, PART]}, BOT]}, "message 1: content has 2 parts .* as one text"),
-        ({"messages": [{"role": "user", "content": [PART, {"type": "image_url"}]}, BOT]}, "a part of type image_url; only"),
+        ({"messages": [{"role": "user", "content": [PART, PART]}, BOT]}, "message 1: content has 2 parts .* one text"),
+        ({"messages": [{"role": "user", "content": [PART, {"type": "image_url"}]}, BOT]}, "part of type image_url"),
         ({"messages": [{"role": "user", "content": []}, BOT]}, "message 1: content has 0 parts"),
         ({"messages": [{**USER, "Content": "v"}, BOT]}, "message 1: two keys are content"),
         ({"messages": "[{'role': 'user'}]"}, "messages must be a list .* it is text, and not valid JSON"),
@@ -122,7 +146,7 @@ def test_preference_pairs_only_if_asked():
         ({**QA, "system": "s", "system_prompt": "t"}, "2 ways: system, system_prompt"),
         ({"instruction": "i", "input": "x", "context": "c", "output": "o"}, "2 ways: instruction with input, inst"),
         ({"instruction": "i", "output": "o", "history": ["a"]}, r"history must be a list of \[question, answer\]"),
-        ({**SQUAD, "answers": {"text": ["a", "b"]}}, "answers holds 2 different answers; give the one to train as answer"),
+        ({**SQUAD, "answers": {"text": ["a", "b"]}}, "answers holds 2 different answers; give the one"),
         ({**SQUAD, "answers": {"text": [], "answer_start": []}}, "answers holds no answer"),
         ({**SQUAD, "answer": "a"}, "the column 'title' may belong"),
         ({**QA, "Answer": "b"}, "two columns are answer"),

@@ -56,7 +56,7 @@ def test_a_carriage_return_alone_ends_a_line_too(tmp_path):
         ("a.tsv", 'question\tanswer\n"q" x\ta\n', r"a\.tsv:2: not valid TSV .* write a quote inside it twice"),
         ("a.csv", "question,answer,answer\nq,a,b\n", r"a\.csv:1: the column 'answer' comes twice"),
         ("a.csv", "question,answer\n", "the file has no rows"),
-        ("a.csv", "question;answer\nq, r;a\n", r"a\.csv:1: the columns are separated by semicolons; save the file with"),
+        ("a.csv", "question;answer\nq, r;a\n", r"a\.csv:1: the columns are separated by semicolons; save the file"),
         ("a.csv", '"question";"answer"\n"q";"a"\n', r"a\.csv:1: the columns are separated by semicolons"),
         ("a.csv", "ask\tanswer\nq\ta\n", r"a\.csv:1: .* by tabs; save the file with commas, or name it \.tsv"),
         ("a.tsv", "question,answer\nq,a\n", r"a\.tsv:1: .* by commas; save the file with tabs, or name it \.csv"),
