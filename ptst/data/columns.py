@@ -102,7 +102,8 @@ class Cells:
 
     def listed(self) -> str:
         """The names of the columns that the file has."""
-        names = ", ".join(sorted(key for key, value in self._row.items() if value is not None)) or "no fields"
+        read = {key: " (null)" * (value is None) for key, value in self._row.items()}
+        names = ", ".join(sorted(f"{key}{null}" for key, null in read.items())) or "no fields"
         return names.encode(errors="backslashreplace").decode()  # JSON can spell what is no character
 
     def check_rest(self, texts: Callable[[], Iterable[str]], unread: Iterable[str] = ()) -> None:
@@ -137,7 +138,12 @@ def refuse(names: list[str], what: str, place: str) -> None:
     listed, several = ", ".join(map(repr, names)), len(names) > 1
     it = "them" if several else "it"
     cause = f"the {what}{'s' * several} {listed} may belong to the prompt or the loss, and no rule reads {it}"
-    remedy = (f"leave {it} out with ", Setting("ignore_columns"), f", or name {it} with ", Setting("columns"))
+    remedy: tuple[str, ...] = (f"leave {it} out with ", Setting("ignore_columns"))
+    if {"context", "input", "history"}.issuperset(names):
+        remedy = (*remedy, ", or write it into the text of the question")
+    elif unknown := [name for name in names if name not in ("", *KNOWN)]:
+        example = f"context={unknown[0]}" if what == "column" else f"train={unknown[0]}"
+        remedy = (*remedy, f", or name {it} with ", Setting("columns"), f", as in {example}")
     raise UserError(cause, remedy, place)
 
 
@@ -181,6 +187,8 @@ def to_text(value: object, name: str, place: str) -> str:
     if type(value) is str:
         return value
     if not isinstance(value, str):
-        kind = {list: "a list", dict: "an object", type(None): "missing"}.get(type(value), type(value).__name__)
-        raise UserError(f"{name} is {kind}, not text", "write it in quotes" if isinstance(value, bool) else "", place)
+        kinds = {list: "a list", dict: "an object", type(None): "missing", bool: str(value).lower()}
+        kind = kinds.get(type(value), f"of type {type(value).__name__}")
+        remedy = "write it in quotes" if isinstance(value, bool) else "give one text"
+        raise UserError(f"{name} is {kind}, not text", remedy, place)
     return str(value)  # a Number

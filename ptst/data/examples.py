@@ -93,7 +93,8 @@ def _too_long(beyond_limit: list[tuple[int, str]], max_length: int, num_rows: in
 def check_not_empty(examples: Sequence[Example], name: str) -> None:
     """Raise UserError if no example of the data `name` is left."""
     if not examples:
-        raise UserError(f"{name}: no example is left", ("raise ", Setting("max_length"), " or check the data"))
+        remedy = ("raise ", Setting("max_length"), ", or check that the data leave an answer in the loss")
+        raise UserError(f"{name}: no example is left", remedy)
 
 
 def length_limit(max_length: int | None, max_positions: int, micro_batch_tokens: int | str) -> int:

@@ -54,7 +54,10 @@ def read_jsonl(path: Path, decoder: json.JSONDecoder = _DECODER) -> Iterator[Row
             row = decoder.decode(line)
         except (ValueError, RecursionError) as error:
             cause = f"not valid JSON ({_mistake(error)})"
-            raise UserError(cause, "each line holds one object", place) from None
+            remedy = "each line holds one object; a file with objects of several lines must be named .json"
+            raise UserError(cause, remedy, place) from None
+        if isinstance(row, list):
+            raise UserError("the line is a list", "name the file .json if it holds one list of all rows", place)
         yield place, check_object(row, place)
 
 

@@ -55,13 +55,14 @@ def to_conversation(
 ) -> Conversation:
     """One row as a conversation; columns that are not read are counted in `unused`. Raises UserError, with `place`,
     for a row of no known layout or of several, and for a column that may matter and is not read."""
+    unused = Counter() if unused is None else unused
     simple = None if rules is not None and (rules.names or rules.ignored) else _simple(tuple(row))
     if simple is not None and (found := _read_simple(row, simple)) is not None:
-        for label in simple.labels if unused is not None else ():
+        for label in simple.labels:
             if row[label]:
                 unused[label] = unused.get(label, 0) + 1
         return Conversation(tuple(found), place)
-    cells = Cells(row, place, rules or ColumnRules(), Counter() if unused is None else unused)
+    cells = Cells(row, place, rules or ColumnRules(), unused)
     system, ask, reply = _layout(cells)
     messages = [Message("system", cells.text(system))] if system else []
     if not reply:

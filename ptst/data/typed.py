@@ -55,6 +55,7 @@ def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = No
 def read_parquet(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file, which has no lines: rows are counted. Raises UserError for one that is damaged."""
     import datasets
+    from pyarrow.parquet import ParquetFile
 
     datasets.disable_progress_bars()
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # the error below says the same, once
@@ -64,6 +65,8 @@ def read_parquet(path: Path) -> Iterator[Row]:
         plain = Path(cache) / "rows.parquet"
         plain.symlink_to(path.absolute())
         try:
+            if not ParquetFile(plain).metadata.num_rows:  # which the library cannot read
+                return
             rows = datasets.Dataset.from_parquet(str(plain), cache_dir=cache, keep_in_memory=True).to_list()
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             lines = str(error.__cause__ or error).splitlines()

@@ -69,7 +69,10 @@ def test_a_carriage_return_alone_ends_a_line_too(tmp_path):
         ("a.json", '[{"question": "q", "answer": "a"}', r"a\.json:1: not valid JSON"),
         ("a.json", '{"data": [{"question": "q", "answer": "a"}]}', r"a\.json:1: the file is not a JSON list"),
         ("a.jsonl", '{"question": "q", "answer": "a", "answer": "b"}', r"a\.jsonl:1: .*the key 'answer' comes twice"),
-        ("a.jsonl", '{"question": "q", "answer": true}', r"a\.jsonl:1: answer is bool, not text; write it in quotes"),
+        ("a.jsonl", '[{"question": "q", "answer": "a"}]', r"a\.jsonl:1: the line is a list; name the file \.json"),
+        ("a.jsonl", '{\n"question": "q"}', r"a\.jsonl:1: .* a file with objects of several lines must be named \.json"),
+        ("a.jsonl", '{"question": "q", "answer": null}', r"a\.jsonl:1: the row has answer \(null\), question"),
+        ("a.jsonl", '{"question": "q", "answer": true}', r"a\.jsonl:1: answer is true, not text; write it in quotes"),
         ("a.jsonl", '\n{"question": "q", "answer": {"text": ["a"]}}', r"a\.jsonl:2: answer is an object, not text"),
     ],
 )  # fmt: skip

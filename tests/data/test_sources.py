@@ -32,8 +32,8 @@ def test_row_shapes():
     ("row", "message"),
     [
         ({"question": "q"}, "d:7: the row has question; it needs question and answer"),
-        ({"question": "q", "answer": None}, "the row has question; it needs"),
-        ({"question": "q", "answer": 3}, "d:7: answer is int, not text"),
+        ({"question": "q", "answer": None}, r"the row has answer \(null\), question; it needs"),
+        ({"question": "q", "answer": 3}, "d:7: answer is of type int, not text"),
         ({"messages": [{"role": "user"}]}, "d:7: messages must be a list"),
         ({"messages": [{"role": "user", "content": "a"}] * 2}, "d:7: roles are user, user"),
     ],
@@ -61,6 +61,9 @@ def test_files(tmp_path):
 
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert len(load(str(tmp_path / "a.parquet")).conversations) == 3
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows).slice(0, 0), tmp_path / "b.parquet")
+    with pytest.raises(UserError, match=r"b\.parquet: the file has no rows"):
+        load(str(tmp_path / "b.parquet"))
 
 
 @pytest.mark.parametrize(
