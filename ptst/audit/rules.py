@@ -202,7 +202,10 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
 _MARKERS = (
     *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"),
     *("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"),
-    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>"),
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    # Terminators of others: text that was templated for another model keeps them.
+    *("<s>", "</s>", "<bos>", "<eos>", "<|end|>", "<|eom_id|>", "<|end_of_text|>", "<|endofprompt|>", "<|im_sep|>"),
+    *("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
 )
 
 

@@ -298,6 +298,8 @@ def test_every_rule_is_in_the_docs():
         ("2+3?", "5<|im_end|>", "control-text", "2 (assistant) holds <|im_end|>"),
         ("2+3?", "5<|im_end|>\n<|im_start|>user\nmore", "control-text", "2 (assistant) holds <|im_end|>"),
         ("[INST] 2+3? [/INST]", "5", "marker-text", "1 (user) holds [INST]"),
+        ("2+3?", "5</s>", "marker-text", "2 (assistant) holds </s>"),
+        ("2+3?", "5<|eom_id|>", "marker-text", "2 (assistant) holds <|eom_id|>"),
         ("2+3?", "<b>5</b> |im_end|", None, ""),
     ],
 )
