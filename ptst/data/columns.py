@@ -31,6 +31,7 @@ _BOOKKEEPING = re.compile(
     r"|(num|n|nr|no)_\w+|created_at|updated_at|behaviorid|(semantic|functional)category|__index_level_\d+__"
 )
 _ROW_NUMBERS = re.compile(r"unnamed: \d+|")  # the index that pandas writes as a column
+_PASSAGES = frozenset(("passage", "paragraph", "article", "document", "evidence", "background", "story", "ctx"))
 MAX_LABEL = 200  # characters: what is longer, or has several lines, is a text and keeps no books
 
 
@@ -141,9 +142,9 @@ def refuse(names: list[str], what: str, place: str) -> None:
     remedy: tuple[str, ...] = (f"leave {it} out with ", Setting("ignore_columns"))
     if {"context", "input", "history"}.issuperset(names):
         remedy = (*remedy, ", or write it into the text of the question")
-    elif unknown := [name for name in names if name not in ("", *KNOWN)]:
-        example = f"context={unknown[0]}" if what == "column" else f"train={unknown[0]}"
-        remedy = (*remedy, f", or name {it} with ", Setting("columns"), f", as in {example}")
+    elif not {"", *KNOWN}.issuperset(names):
+        passage = next((f", as in context={name}" for name in names if name in _PASSAGES), "")
+        remedy = (*remedy, f", or name {it} with ", Setting("columns"), passage)
     raise UserError(cause, remedy, place)
 
 

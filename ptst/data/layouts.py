@@ -42,7 +42,7 @@ _OFF, _ON = (False, 0, "0", "0.0"), (True, 1, "1", "1.0")
 # SQuAD's title names the article that the context is from.
 _UNREAD = {
     "answer_icliniq": ("answer_chatgpt", "answer_chatdoctor"),
-    "chosen": ("rejected",),
+    "chosen": ("rejected", "score_chosen", "score_rejected"),
     "answers": ("title", "is_impossible"),
 }
 _PREFERENCE = [("", "rejected")]  # a pair that nobody asked to read
@@ -239,6 +239,8 @@ def _side(cells: Cells, name: str, role: str) -> list[Message]:
     """A text, or a list of messages."""
     if name == "answers":
         return [Message(role, _one_answer(cells))]
+    if name == "chosen" and isinstance(cells.get(name), dict):
+        return _messages(cells, name, [cells.get(name)])
     if isinstance(cells.get(name), list) and name in ("completion", "response", "chosen"):
         return _messages(cells, name)
     return [Message(role, cells.text(name))]
@@ -272,8 +274,9 @@ def _chosen(cells: Cells, ask: str) -> list[Message]:
     return [*asked, *side]
 
 
-def _messages(cells: Cells, name: str) -> list[Message]:
-    value = cells.get(name)
+def _messages(cells: Cells, name: str, value: Any = None) -> list[Message]:
+    """The messages of a column, or of `value` that stands in it."""
+    value = cells.get(name) if value is None else value
     if isinstance(value, str):  # a cell of a CSV
         value = _from_text(value, name, cells.place)
     if not isinstance(value, list) or not value:

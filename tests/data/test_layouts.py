@@ -102,6 +102,7 @@ def test_preference_pairs_only_if_asked():
     assert read(whole, use_chosen=True) == "u:u | a:a"
     assert read(implicit, use_chosen=True) == "u:u | a-a | u:u | a:a"
     assert read({"prompt": [USER], "chosen": [BOT], "rejected": [BOT]}, use_chosen=True) == "u:u | a:a"
+    assert read({**pair, "chosen": BOT, "rejected": BOT, "score_chosen": 9.0}, use_chosen=True) == "u:p | a:a"
     for row, message in (
         ({"chosen": "\n\nHuman: h\n\nAssistant: a", "rejected": ""}, "there is no prompt before the chosen answer"),
         ({**whole, "prompt": "other"}, "the messages of chosen do not repeat prompt"),
@@ -125,7 +126,7 @@ def test_preference_pairs_only_if_asked():
         ({**QA, "hint": "h", "options": ["x"]}, "the columns 'hint', 'options' may .* no rule reads them"),
         ({"prompt": "p", "response": "r", "context": "c"}, "ignore_columns, or write it into the text of the question"),
         ({**QA, "passage": "p"}, "or name it with columns, as in context=passage"),
-        ({"messages": [USER, {**BOT, "loss": 0}]}, "or name it with columns, as in train=loss"),
+        ({**QA, "reward": 1}, "or name it with columns$"),
         ({"messages": [USER, {**BOT, "tool_calls": [{"id": 1}]}]}, "d:1, message 2: the message has tool_calls; no"),
         ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f"}}]}, "the message has function_call"),
         ({"messages": []}, "messages is empty; leave the row out"),
