@@ -108,6 +108,9 @@ def to_prompts(
         if not isinstance(prompt, str) or isinstance(prompt, Number) or not prompt.strip():
             raise UserError(f"{column!r} is missing, empty or not text", "give it a prompt or delete the row", place)
         asked = asked_text(cells, column)
+        if lone := re.search(r"[\ud800-\udfff]", asked):
+            cause = f"the prompt holds a lone surrogate, U+{ord(lone[0]):04X}, at character {lone.start()}"
+            raise UserError(cause, "remove it", place)
         name = _label(cells, "id", "behaviorid") or f"{stem}-{len(prompts) + 1}"
         category = _label(cells, "category", "type", "semanticcategory")
         goal = _label(cells, "goal") if column == "prompt" else ""

@@ -61,6 +61,11 @@ def test_users_files(tmp_path, name, content, expected):
         ("a.csv", b"query\nfirst one\n", r"a.csv:1: the prompt must be named one of .* the names here are query"),
         ("a.csv", b"goal,category\nfirst, second, third\n", r"a.csv:2: 3 cells, not 2"),
         ("a.jsonl", b'{"prompt": "p"}\n{oops}\n', r"a.jsonl:2: not valid JSON"),
+        (
+            "a.jsonl",
+            b'\n{"id": "x", "prompt": "a \\ud83d"}\n',
+            r"a.jsonl:2: the prompt holds a lone surrogate, U\+D83D, at",
+        ),
         ("a.jsonl", b"[1]\n", r"a.jsonl:1: the line is a list"),
         ("a.jsonl", b'{"prompt": " "}\n', r"a.jsonl:1: 'prompt' is missing, empty or not text"),
         ("a.txt", b"fine\n\xff\n", r"a.txt:2: not UTF-8"),
