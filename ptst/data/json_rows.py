@@ -51,7 +51,9 @@ def read_jsonl(path: Path, decoder: json.JSONDecoder = _DECODER) -> Iterator[Row
             continue
         place = f"{path}:{number}"
         try:
-            row = decoder.decode(line)
+            row, end = decoder.raw_decode(line) if line[0] == "{" else (decoder.decode(line), len(line))
+            if line[end:].strip(" \t\r\n"):
+                raise JSONDecodeError("Extra data", line, end)
         except (ValueError, RecursionError) as error:
             cause = f"not valid JSON ({_mistake(error)})"
             remedy = "each line holds one object; a file with objects of several lines must be named .json"
