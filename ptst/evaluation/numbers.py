@@ -17,7 +17,7 @@ _SPACE = "\u00a0"  # stands for every space that may group digits
 _SAME = str.maketrans(
     {
         **dict.fromkeys("\u2010\u2011\u2012\u2013\u2212\ufe63\uff0d", "-"),
-        **dict.fromkeys("\u2006\u2007\u2008\u2009\u200a\u202f\u205f", _SPACE),
+        **dict.fromkeys("\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f", _SPACE),
         **dict.fromkeys("\u2044\u2215\uff0f", "/"),
         **dict.fromkeys("\u200b\u200e\u200f\u2060\ufeff"),  # invisible
         "\uff0c": ",",
@@ -33,11 +33,12 @@ _SUPERSCRIPTS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\
 
 _EXPONENT = r"\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|([+-]?\d{1,3})(?!\d))"
 _ONE_POWER = re.compile(r"(?<![\w.,])10" + _EXPONENT)
-_TIMES_POWER = re.compile(r"(?<![\w.,])(\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|[x*\u00d7\u00b7])\s*10" + _EXPONENT)
+_TIMES = r"\s*(?:\\times|\\cdot|[xX*\u00d7\u00b7\u2219\u22c5])\s*"
+_TIMES_POWER = re.compile(r"(?<![\w.,])(\d+(?:\.\d+)?)" + _TIMES + "10" + _EXPONENT)
 _SUPERSCRIPT = re.compile(r"(?<=10)\u207b?[\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+")
 _VULGAR = re.compile(r"(\d[ \u00a0]?)?([\u00bc-\u00be\u2150-\u215e])")
 _LATEX_GROUPS = re.compile(r"\d+(?:\{,\}\d+)+")
-_LATEX_SPACE = re.compile(r"(?<=\d)(?:\\[,:; ]|~|\{\\,\})(?=\d)")
+_LATEX_SPACE = re.compile(r"(?<=\d) ?(?:\\[,:; ]|~|\{\\,\}) ?(?=\d)")  # spaces are nothing in LaTeX
 _LATEX_FRACTION = re.compile(r"(\d[ \u00a0]?)?\\[cdt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _PLAIN = re.compile(r"\s*(-?\s*(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)\s*")
 
@@ -53,22 +54,29 @@ _NUMBER = re.compile(
         \d{1,2}(?:,\d{2})+,\d{3}(?:\.\d+)?(?!\d)                                    # Indian
       | \d{1,3}(?P<mark>[,'_\u00a0])\d{3}(?:(?P=mark)\d{3})*(?:\.\d+)?(?!\d)
       | \d{1,3}(?:\x20\d{3})*?\x200\d\d(?:\x20\d{3})*(?:\.\d+)?(?!\d)               # "000" is no number of its own
-      | \d+(?:\.\d+)? | (?<!\d)\.\d+
+      | \d+(?:\.\d+)? | (?<![\w.])\.\d+                                            # the full stop of "Rs.50" is none
     )
     """,
     re.VERBOSE,
 )
 _UNIT = re.compile(r"[A-Za-z]\}?\^\{?\s*-?$")  # what is before the exponent of a unit
+_SHORT_UNIT = re.compile(r"\d\s?(?:[kcdm]?m|ft)$")  # the same, of m2 and cm3
 
 
 def last_number(text: str) -> Decimal | None:
     """The last number of a text, or None."""
     text = spelled_plainly(text)
-    found = [m for m in _NUMBER.finditer(text) if not _UNIT.search(text, max(0, m.start() - 8), m.start())]
+    found = [m for m in _NUMBER.finditer(text) if not _of_unit(m)]
     if not found:
         return None
     value = _value(found[-1])
     return value.copy_negate() if _negative(text[: found[-1].start()]) else value
+
+
+def _of_unit(match: re.Match[str]) -> bool:
+    """Whether a number is the exponent of a unit."""
+    units = (_UNIT, _SHORT_UNIT) if match[0] in ("2", "3") else (_UNIT,)
+    return any(unit.search(match.string, max(0, match.start() - 8), match.start()) for unit in units)
 
 
 def only_number(text: str) -> Decimal | None:
