@@ -82,6 +82,8 @@ WITHOUT_EFFECT = frozenset(
         *("gradient_checkpointing", "num_labels", "use_return_dict", "torchscript", "use_bfloat16", "_commit_hash"),
         *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
         *("_experts_implementation", "_experts_implementation_internal", "_output_attentions", "xla_device"),
+        *("use_flash_attention_2", "model_max_length", "seq_length"),
+        "dual_chunk_attention_config",  # of vLLM; full attention within a chunk (262144 tokens of Qwen2.5-1M)
         *("tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side", "prefix", "finetuning_task"),
         *("sep_token_id", "decoder_start_token_id", "task_specific_params", "tf_legacy_loss", "is_decoder"),
         *("hidden_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "resid_pdrop", "embd_pdrop"),
@@ -103,8 +105,9 @@ WITHOUT_EFFECT = frozenset(
 # Keys of which only these values are supported.
 ONLY_VALUE: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu", "swish"),
+    "activation": ("swiglu", "silu", None),  # Falcon 3's other word for it
     **dict.fromkeys(("attention_bias", "mlp_bias", "rope_interleaved", "is_encoder_decoder"), (False, None)),
-    **dict.fromkeys(("add_cross_attention", "tie_encoder_decoder", "use_mrope"), (False, None)),
+    **dict.fromkeys(("add_cross_attention", "tie_encoder_decoder", "use_mrope", "bias"), (False, None)),
     **dict.fromkeys(("quantization_config", "compression_config", "quantization"), (None,)),
     "cross_attention_hidden_size": (None,),
     "pruned_heads": ({}, None),

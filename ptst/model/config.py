@@ -133,8 +133,9 @@ class DecoderConfig:
             no_rope=no_rope,
             sliding_rope=None if sliding_rope == rope else sliding_rope,
         )
-        if left:
-            raise UserError(f"unknown key {min(left)!r}; it may change the model, so it is not ignored", where=source)
+        if unknown := [key for key, value in left.items() if value is not None]:  # null sets nothing
+            cause = f"unknown key {min(unknown)!r}; it may change the model, so it is not ignored"
+            raise UserError(cause, "remove it if it changes nothing", source)
         if config.num_heads % config.num_kv_heads:
             raise UserError(f"{config.num_heads} heads cannot share {config.num_kv_heads} key/value heads", "", source)
         return config
@@ -176,7 +177,8 @@ def _refuse_values(left: dict[str, Any], source: str, architecture: Architecture
         if key == "attention_bias" and architecture.qkv_bias:
             values = (True, None)
         if key in left and (value := left.pop(key)) not in values:
-            remedy = "use the folder of the unquantized model" if key.startswith("quant") else ""
+            quantized = key in ("quantization_config", "compression_config", "quantization")
+            remedy = "use the folder of the unquantized model" if quantized else "use another model"
             raise UserError(f"{key} = {shown(value)} is not supported (only {values[0]!r} is)", remedy, source)
 
 

@@ -88,7 +88,8 @@ def _rope(found: dict[str, Any], outer: dict[str, Any], source: str, positions: 
     theta = take_float({**outer, **found}, source, "rope_theta")
     found.pop("rope_theta", None)
     if (partial := found.pop("partial_rotary_factor", None)) not in ONLY_VALUE["partial_rotary_factor"]:
-        raise UserError(f"partial_rotary_factor = {shown(partial)} is not supported (only 1.0 is)", where=source)
+        cause = f"partial_rotary_factor = {shown(partial)} is not supported (only 1.0 is)"
+        raise UserError(cause, "use another model", source)
     kind = found.pop("rope_type", None) or found.pop("type", None) or "default"
     found.pop("type", None)
     scaling: Scaling | None = None
@@ -102,9 +103,9 @@ def _rope(found: dict[str, Any], outer: dict[str, Any], source: str, positions: 
         scaling = LinearScaling(take_float(found, source, "factor"))
     elif kind != "default":
         supported = "default, linear, llama3 and yarn are"
-        raise UserError(f"RoPE scaling {shown(kind)} is not supported ({supported})", where=source)
+        raise UserError(f"RoPE scaling {shown(kind)} is not supported ({supported})", "use another model", source)
     if found:
-        raise UserError(f"unknown RoPE key {sorted(found)[0]!r}", where=source)
+        raise UserError(f"unknown RoPE key {min(found)!r}", "remove it if it changes nothing", source)
     return Rope(theta, scaling)
 
 
@@ -125,6 +126,7 @@ def _llama3(found: dict[str, Any], source: str, _positions: int) -> Llama3Scalin
 
 def _yarn(found: dict[str, Any], source: str, positions: int) -> YarnScaling:
     keys = ("factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow", "attention_factor", "truncate")
+    found.pop("finetuned", None)  # that the weights were trained with the scaling
     given = {key: found.pop(key) for key in keys if key in found}
     given = {key: value for key, value in given.items() if value is not None or key == "truncate"}
     original = take(found, source, "original_max_position_embeddings")

@@ -198,7 +198,7 @@ def test_what_every_family_is_refused_for(raw):
         ({"layer_types": ["linear_attention"] * layers}, "layer_types has 'linear_attention'; only full_attention and"),
         ({"layer_types": [FULL]}, f"a list of {layers} names is needed"),
         ({"layer_types": [SLIDING] * layers, "sliding_window": None}, "sliding_window does not say how long"),
-        ({"clip_qkv": 8.0}, "unknown key 'clip_qkv'"),
+        ({"clip_qkv": 8.0}, "unknown key 'clip_qkv'.*; remove it if it changes nothing"),
         ({"head_dim": 7}, "head_dim 7 is odd"),
     ):
         with pytest.raises(UserError, match=message):
@@ -221,7 +221,7 @@ def test_what_every_family_is_refused_for(raw):
         (LLAMA, {"no_rope_layers": [1, 0]}, "unknown key 'no_rope_layers'"),
         (OLMO3, {"rope_parameters": {FULL: [1]}}, "an object each for full_attention and sliding_attention is needed"),
         (LLAMA, {"rope_scaling": {"type": "linear"}}, "factor is None; a number is needed"),
-        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "RoPE scaling 'dynamic' is not supported"),
+        (LLAMA, {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic' is not.*; use another model"),
         (LLAMA, {"rope_scaling": {"type": "longrope", "factor": 2.0}}, "RoPE scaling 'longrope' is not supported"),
         (LLAMA, {"rope_scaling": {"type": ["yarn"]}}, r"RoPE scaling \['yarn'\] is not supported"),
         (LLAMA, {"rope_scaling": {**YARN, "beta_fast": -1.0}}, r"beta_fast is -1\.0; it must be positive"),
@@ -255,9 +255,33 @@ def test_other_kinds_of_models_are_refused_by_name(architecture, keys, what):
         DecoderConfig.from_dict({**LLAMA, "model_type": "other"})
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"activation": "swiglu", "bias": False},  # Falcon 3, copies of InternLM as Llama
+        {"use_flash_attention_2": True, "model_max_length": 4096, "seq_length": 4096},
+        {"dual_chunk_attention_config": {"chunk_size": 262144}},  # Qwen2.5-1M
+        {"clip_qkv": None, "hidden_activation": None},
+    ],
+)
+def test_keys_of_published_files_that_change_nothing(keys):
+    assert DecoderConfig.from_dict({**LLAMA, **keys}) == DecoderConfig.from_dict(LLAMA)
+
+
+def test_yarn_of_a_model_that_was_trained_with_it():
+    """As the Yarn-Llama-2 and Yarn-Mistral files have it."""
+    scaling = {"type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096}
+    files = ({**LLAMA, "rope_scaling": {**scaling, **more}} for more in ({}, {"finetuned": True}))
+    without, with_it = map(DecoderConfig.from_dict, files)
+    assert with_it == without
+    assert with_it.rope_scaling.factor == 16.0
+
+
 def test_quantized_weights_are_refused_with_the_way_out():
     with pytest.raises(UserError, match=r"quantization_config = .*'awq'.*use the folder of the unquantized model"):
         DecoderConfig.from_dict({**LLAMA, "quantization_config": {"quant_method": "awq", "bits": 4}})
+    with pytest.raises(UserError, match=r"compression_config = .*; use the folder of the unquantized model"):
+        DecoderConfig.from_dict({**LLAMA, "compression_config": {"quant_method": "compressed-tensors"}})
 
 
 def test_code_of_the_folder_is_noted_once_and_not_run(tmp_path, capsys):
