@@ -42,6 +42,9 @@ _PLAIN: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, "gaussian", "Gaussian"),  # the base stays as it is
 }
 
+# Other kinds of adapters that cannot be merged: they put vectors before the prompt.
+_VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+
 # A tensor's name as peft writes it, and as trainers do that save around it: with the adapter's name, without the
 # prefix of the wrapper, or from the model without its head.
 _TENSOR = re.compile(
@@ -145,8 +148,9 @@ def read_lora_config(folder: Path) -> AdapterConfig:
     raw = read_json(path)
     if not isinstance(raw, dict):
         raise UserError("not a JSON object", where=path)
-    if raw.get("peft_type") != "LORA":
-        raise UserError(f"peft_type {_short(raw.get('peft_type'))} is not supported (LORA is)", where=path)
+    if (kind := raw.get("peft_type")) != "LORA":
+        remedy = _MERGE if isinstance(kind, str) and kind not in _VIRTUAL_TOKENS else "give a LoRA adapter"
+        raise UserError(f"peft_type {_short(kind)} is not supported (LORA is)", remedy, path)
     for key, value in raw.items():
         plain = _PLAIN.get(key, ())
         known = value.lower() if isinstance(value, str) and key == "init_lora_weights" else value
@@ -260,7 +264,8 @@ def adapter_matrices(
         check_floating(name, tensor, path)
         tensors[key] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if missing := sorted(wanted.keys() - tensors.keys()):
-        raise UserError(f"the adapter lacks {len(missing)} tensors, the first is {missing[0]}", where=path)
+        cause = f"the adapter lacks {len(missing)} tensors that {CONFIG} names, the first is {missing[0]}"
+        raise UserError(cause, "fetch or save both files again", path)
     matrices = {}
     for name, (_, scale) in places.items():
         b_Or = tensors[f"{name}.lora_B"]

@@ -142,6 +142,12 @@ def test_tensors_that_are_not_of_this_adapter(decoder, tmp_path):
         read_lora_config(tmp_path / "nothing")
 
 
+def test_an_adapter_without_some_of_its_tensors(decoder, tmp_path):
+    folder = write_adapter(tmp_path, config_of("names") | {"target_modules": ["q_proj"]}, {next(iter(RANKS)): 2})
+    with pytest.raises(UserError, match=r"lacks 2 tensors that adapter_config\.json names.*; fetch or save both"):
+        read_adapter(decoder, folder)
+
+
 def test_bfloat16_matrices_are_scaled_in_float32(decoder, tmp_path):
     config = config_of("names") | {"target_modules": ["q_proj"], "lora_alpha": 0.7}
     for patterns in ({}, {"alpha_pattern": {"q_proj": 0.3}}):
@@ -171,7 +177,9 @@ def test_bfloat16_matrices_are_scaled_in_float32(decoder, tmp_path):
         ({"eva_config": {"rho": 2.0}}, "eva_config = "), ({"loftq_config": {"loftq_bits": 4}}, "loftq_config = "),
         ({"use_qalora": True}, "use_qalora = "), ({"use_bdlora": {"nblocks": 2}}, "use_bdlora = "),
         ({"megatron_config": {"a": 1}}, "megatron_config = "), ({"kasa_config": {"beta": 1}}, "kasa_config = "),
-        ({"task_type": "SEQ_CLS"}, "task_type = 'SEQ_CLS' is not"), ({"peft_type": "ADALORA"}, "peft_type 'ADALORA'"),
+        ({"task_type": "SEQ_CLS"}, "task_type = 'SEQ_CLS' is not"),
+        ({"peft_type": "ADALORA"}, r"peft_type 'ADALORA' is not supported \(LORA is\); merge it into its base"),
+        ({"peft_type": "PREFIX_TUNING"}, r"'PREFIX_TUNING' is not supported \(LORA is\); give a LoRA adapter"),
         ({"of_a_later_version": "on"}, "of_a_later_version = 'on' is not supported"),
         ({"target_modules": ["q_proj", "embed_tokens"]}, "target_modules names model.embed_tokens"),
         ({"target_modules": ["q_proj", "lm_head"]}, "target_modules names lm_head"),
