@@ -41,7 +41,14 @@ def read_text(path: Path) -> str:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise UserError(f"holds more than {MAX_BYTES >> 20} MB", "is it the right file?", path)
+    refuse_pointer(data, path)
     return data.decode("utf-8")
+
+
+def refuse_pointer(data: bytes, path: Path) -> None:
+    """Raise UserError for what `git clone` without Git LFS leaves in the place of a large file."""
+    if data.startswith(b"version https://git-lfs.github.com/spec/"):
+        raise UserError("is only a pointer of Git LFS to the file", "run git lfs pull in its folder", path)
 
 
 def parse_json(text: str) -> Any:

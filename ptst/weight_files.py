@@ -27,8 +27,19 @@ def weight_files(folder: Path) -> list[Path]:
     if not files:
         others = sorted(path.name for kind in ("safetensors", "bin", "gguf") for path in folder.glob(f"*.{kind}"))
         only = f" (only {', '.join(others[:5])})" if others else ""
-        raise UserError(f"{folder} has no {SINGLE}{only}", "convert or rename the weights")
+        raise UserError(f"{folder} has no {SINGLE}{only}", _way_out(others))
     return files
+
+
+def _way_out(others: list[str]) -> str:
+    """What to do about a folder that has only other files of weights."""
+    if any(name.endswith(".gguf") for name in others):
+        return "use the model's folder of before its conversion to GGUF"
+    if any(name.endswith(".bin") for name in others):
+        return "they are pickled and not loaded: load them with transformers, and save them with save_pretrained"
+    if any(name.startswith("consolidated") for name in others):
+        return "fetch the weights in Hugging Face's layout"
+    return f"rename the model's to {SINGLE}" if others else "fetch the model again"
 
 
 def find_weight_files(folder: Path) -> list[Path]:

@@ -28,7 +28,9 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise UserError(f"{path} is not a model folder", "it has no config.json")
+            inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.json"))
+            remedy = f"give {' or '.join(inside[:3]) or 'the folder that holds config.json and *.safetensors'}"
+            raise UserError(f"{path} is not a model folder: it has no config.json", remedy)
         return path
     if path.exists():
         remedy = ("give ", Setting("model"), " the folder that holds config.json and *.safetensors")

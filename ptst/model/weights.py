@@ -3,6 +3,7 @@
 Tensors are read one at a time into place, at the requested dtype: a second copy of the model never exists in memory.
 """
 
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.progress import say_once
-from ptst.reading import check_regular
+from ptst.reading import check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
 from ptst.weight_files import SETTINGS, SINGLE, other_files, weight_files
 
@@ -32,6 +33,13 @@ def pick_dtype(name: str) -> torch.dtype:
 
 
 _TWICE = "remove the file or the tensor that is not the model's"
+_BOTH = "fetch the weights and config.json of one model"
+_UNQUANTIZED = "use the folder of the unquantized model"
+# Parts of the names of a quantized projection's tensors: of GPTQ and AWQ, bitsandbytes, compressed tensors and others.
+_QUANTIZED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_\w+|nested_\w+|\w+_scale(_inv)?|\w+_packed)\b"
+)
+_WRAPPED = re.compile(r"(_orig_mod|module|base_model|_fsdp_wrapped_module)\.")
 # Stored by older tools with the weights; it follows from the config.
 _RECOMPUTED = ("rotary_emb.inv_freq",)
 
@@ -62,22 +70,42 @@ def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device:
             head = where, tensor
             continue
         if key not in missing:
-            raise UserError(f"tensor {name!r} has no place in this architecture", where=where)
-        owner, _, leaf = key.rpartition(".")
-        expected = getattr(modules[owner], leaf).shape
-        if tensor.shape != expected:
-            raise UserError(f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}", where=where)
-        check_floating(name, tensor, where)
-        # Copied even at the same dtype: the tensor is a view of the file's pages.
-        value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
-        setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
+            raise UserError(f"tensor {name!r} has no place in this architecture", _way_out(name), where)
+        _place(modules, key, tensor, where, dtype, device)
         missing.discard(key)
+    if head is not None and "embed_tokens.weight" in missing:  # of the two, some tools save the head
+        _place(modules, "embed_tokens.weight", head[1], head[0], dtype, device)
+        missing.discard("embed_tokens.weight")
     if missing:
-        raise UserError(f"the weights lack {len(missing)} tensors, the first is {min(missing)}", where=folder)
+        first = hf_name(min(missing))
+        raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}", _BOTH, folder)
     if head is not None and not _same(head[1], decoder.embed_tokens.weight):
         cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
         raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head[0])
     return decoder.eval()
+
+
+def _place(
+    modules: Mapping[str, torch.nn.Module], key: str, tensor: Tensor, where: Path, dtype: torch.dtype, device: str
+) -> None:
+    """Put a tensor of a file into the decoder. Raises UserError where its type or its shape does not fit."""
+    name = hf_name(key)
+    check_floating(name, tensor, where)
+    owner, _, leaf = key.rpartition(".")
+    expected = getattr(modules[owner], leaf).shape
+    if tensor.shape != expected:
+        cause = f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}"
+        raise UserError(cause, _BOTH, where)
+    # Copied even at the same dtype: the tensor is a view of the file's pages.
+    value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
+    setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
+
+
+def _way_out(name: str) -> str:
+    """What to do about a tensor that the decoder has not."""
+    if _WRAPPED.match(name):
+        return "save the model without the wrapper around it, with transformers' save_pretrained"
+    return _UNQUANTIZED if _QUANTIZED.search(name) else _BOTH
 
 
 def _same(tensor: Tensor, loaded: Tensor) -> bool:
@@ -101,7 +129,8 @@ def check_floating(name: str, tensor: Tensor, where: Path) -> None:
     """Raise UserError for weights that are no real numbers: integers (quantized, say), truth values, complex ones."""
     if not tensor.is_floating_point():
         kind = str(tensor.dtype).removeprefix("torch.")
-        raise UserError(f"{name} is of type {kind}", "weights must be float32, bfloat16 or float16", where)
+        remedy = f"weights must be float32, bfloat16 or float16; if these are quantized, {_UNQUANTIZED}"
+        raise UserError(f"{name} is of type {kind}", remedy, where)
 
 
 MAPPED = 2**27
@@ -127,6 +156,8 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except SafetensorError as error:
+        with open_regular(path) as file:
+            refuse_pointer(file.read(200), path)
         raise UserError(f"truncated or damaged ({error})", "fetch the file again", path) from None
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.errors import UserError
-from ptst.reading import open_regular
+from ptst.reading import open_regular, refuse_pointer
 from ptst.text.added_tokens import TokenSettings
 from ptst.text.base_tokenizer import Tokenizer
 
@@ -26,6 +26,7 @@ class SentencePieceTokenizer(Tokenizer):
         settings = settings if isinstance(settings, TokenSettings) else TokenSettings.of(settings or {})
         with open_regular(path) as file:
             data = file.read()
+        refuse_pointer(data, path)
         sp = self._sp = _load(data, path)
         self._control = {sp.id_to_piece(i): i for i in range(sp.vocab_size()) if sp.is_control(i)}
         own = frozenset(self._control)

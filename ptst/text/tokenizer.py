@@ -37,7 +37,9 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
 def _open(folder: Path, settings: TokenSettings) -> Tokenizer:
     model, rules = folder / "tokenizer.model", folder / "tokenizer.json"
     if not model.exists() and not rules.exists():
-        raise UserError("there is no tokenizer.model and no tokenizer.json", "copy the tokenizer into it", folder)
+        older = (folder / "vocab.json").exists()  # with merges.txt, the older form of tokenizer.json
+        remedy = "save its vocab.json as tokenizer.json, with transformers" if older else "copy the tokenizer into it"
+        raise UserError("there is no tokenizer.model and no tokenizer.json", remedy, folder)
     if not rules.exists():
         return SentencePieceTokenizer(model, settings)
     by_rules = JsonTokenizer(rules, settings)

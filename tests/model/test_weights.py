@@ -13,6 +13,7 @@ from ptst.errors import UserError
 from ptst.fingerprints import weights_fingerprint
 from ptst.model import weights as weights_module
 from ptst.model.weights import load_decoder, read_safetensors, save_full
+from ptst.open import open_model
 from tests.tiny import CONFIG, write_tiny_model
 
 INDEX = "model.safetensors.index.json"
@@ -146,3 +147,60 @@ def test_little_of_a_file_is_mapped_at_a_time(folder, monkeypatch):
         del tensor
         assert sum(str(path) in line for line in maps.read_text().splitlines()) <= 2, name
     assert sorted(names) == sorted(load_file(path))
+
+
+def test_a_tied_head_stands_for_the_embedding(folder):
+    """safetensors' save_model keeps one of two names for the same tensor, and it is the head's."""
+    one, weights = load_decoder(folder), load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights.pop("model.embed_tokens.weight")
+    save_file(weights, folder / "model.safetensors")
+    assert same(one, load_decoder(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("model.layers.0.self_attn.q_proj.qweight", torch.zeros(4, 4), "use the folder of the unquantized model"),
+        ("model.layers.0.self_attn.q_proj.weight_scale_inv", torch.ones(1), "use the folder of the unquantized model"),
+        ("model.layers.0.mlp.up_proj.weight", torch.zeros(512, 1, dtype=torch.uint8), "of type uint8; .*unquantized"),
+        ("_orig_mod.model.norm.weight", torch.ones(32), "save the model without the wrapper"),
+        ("model.layers.9.mlp.up_proj.weight", torch.ones(1), "fetch the weights and config.json of one model"),
+        ("model.norm.weight", torch.ones(31), "fetch the weights and config.json of one model"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_with_a_way_out(folder, name, tensor, message):
+    save_file(load_file(folder / "model.safetensors") | {name: tensor}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=message):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("pytorch_model.bin", "pickled and not loaded: load them with transformers"),
+        ("model-Q4_K_M.gguf", "before its conversion to GGUF"),
+        ("consolidated.safetensors", "in Hugging Face's layout"),
+        ("model.fp16.safetensors", r"rename the model's to model\.safetensors"),
+    ],
+)
+def test_weights_in_other_files_are_refused_with_a_way_out(folder, file, message):
+    (folder / "model.safetensors").rename(folder / file)
+    with pytest.raises(UserError, match=rf"has no model\.safetensors \(only {file}\); .*{message}"):
+        load_decoder(folder)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer.model"])
+def test_a_pointer_of_git_lfs_is_not_the_file(folder, file):
+    (folder / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    if file == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=f"{file}: is only a pointer of Git LFS to the file; run git lfs pull"):
+        open_model(str(folder)).load()
+
+
+def test_the_folder_inside_is_named(folder):
+    outer = folder.parent / "outer"
+    (outer / "snapshots").mkdir(parents=True)
+    folder = folder.rename(outer / "snapshots" / "0a1b")
+    with pytest.raises(UserError, match=rf"it has no config\.json; give {folder}"):
+        open_model(str(outer))
