@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ptst.errors import UserError
 from ptst.progress import say_once
+from ptst.reading import check_regular
 from ptst.text.added_tokens import AddedToken, TokenSettings, optional_json, token_name
 from ptst.text.base_tokenizer import Tokenizer
 from ptst.text.json_tokenizer import JsonTokenizer
@@ -45,6 +46,7 @@ def _open(folder: Path, settings: TokenSettings) -> Tokenizer:
     by_rules = JsonTokenizer(rules, settings)
     if not model.exists():
         return by_rules
+    check_regular(model)
     try:
         pieces = SentencePieceTokenizer(model, settings)
     except UserError as error:
