@@ -15,6 +15,7 @@ from threading import Thread
 from typing import Any
 
 from ptst.errors import UserError
+from ptst.progress import say_once
 from ptst.reading import parse_json, read_text
 from ptst.text.added_tokens import AddedToken, TokenSettings
 from ptst.text.base_tokenizer import Tokenizer
@@ -44,6 +45,7 @@ class JsonTokenizer(Tokenizer):
         except BaseException as error:
             raise self._explain(error, "not a tokenizer file") from None
         model = rules["model"]
+        self._note_moved(rules)
         self._take_tokens(settings)
         inside = self._control.keys() & _vocabulary(model)
         self._control = {n: i for n, i in self._control.items() if not (n in inside and settings.borrows(n))}
@@ -76,6 +78,16 @@ class JsonTokenizer(Tokenizer):
         tok.no_padding()
         tok.no_truncation()
         return tok
+
+    def _note_moved(self, rules: dict[str, Any]) -> None:
+        """Say where the library, and so `transformers`, gives an added token another id than the file does: it counts
+        on from the vocabulary's last."""
+        for entry in rules.get("added_tokens") or ():
+            name, number = entry["content"], entry["id"]
+            if name and (used := self._tok.token_to_id(name)) != number:
+                say_once(
+                    f"note: {self.path}: {name!r} has the id {number} there and is read as {used}, as in transformers"
+                )
 
     def _take_tokens(self, settings: TokenSettings) -> None:
         """Find the control tokens, and add what the settings have besides."""

@@ -31,7 +31,9 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
     if embedding_rows is not None:
         tokenizer = _within(tokenizer, embedding_rows, folder)
     if tokenizer.eos is None or not tokenizer.has_control(tokenizer.eos):
-        raise UserError("there is no end-of-sequence token", "name it as eos_token in tokenizer_config.json", folder)
+        named = f"the tokenizer has no token {tokenizer.eos!r}, which is named as eos_token"
+        cause = "there is no end-of-sequence token" if tokenizer.eos is None else named
+        raise UserError(cause, "name the right one as eos_token in tokenizer_config.json", folder)
     return tokenizer
 
 

@@ -346,3 +346,22 @@ def test_an_older_fine_tune_is_read_as_llama_is(tmp_path):
     for text in made.texts(8, 100):
         assert tokenizer.encode(text) == plain.encode(text)
     assert CHAT_FORMATS["chatml"].terminator == END
+
+
+def test_an_added_token_whose_id_is_not_the_next_is_told(tmp_path, capsys):
+    """The library counts on from the last id, whatever the file says."""
+    rules = made.byte_level()
+    free = load_tokenizer(made.write(tmp_path / "a", rules=rules, tokenizer_config={"eos_token": "<|endoftext|>"}))
+    assert "is read as" not in capsys.readouterr().err
+    rules["added_tokens"].append(made.flags(9999, "[PAD]"))
+    moved = load_tokenizer(made.write(tmp_path / "b", rules=rules, tokenizer_config={"eos_token": "<|endoftext|>"}))
+    assert moved.control_id("[PAD]") == free.vocab_size
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"'[PAD]' has the id 9999 there and is read as {free.vocab_size}, as in transformers" in told
+
+
+def test_an_end_of_sequence_token_that_the_tokenizer_lacks(tmp_path):
+    for config, message in (({}, "there is no end-of-sequence token"), ({"eos_token": "</s>"}, "has no token '</s>'")):
+        folder = made.write(tmp_path, rules=made.byte_level(), tokenizer_config=config)
+        with pytest.raises(UserError, match=f"{message}.*; name the right one as eos_token in tokenizer_config"):
+            load_tokenizer(folder)
