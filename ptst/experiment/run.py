@@ -78,6 +78,8 @@ def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     if with_model:
         asked = grid if unaligned else replace(grid, config=replace(config, model=str(tested)))
         check_folder(asked, aligned=not unaligned)
+        for tuned in grid.tuned.values():
+            tuned.check(grid.base)
     steps = f"at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}"
     return estimate(grid, with_model), f"the alignment comes first: {steps}" if unaligned else ""
 

@@ -119,6 +119,7 @@ def test_mistakes_come_before_training(grid, here, others, tuned, message):
     shutil.copytree(here / "plain", here / "pissa")
     (here / "pissa/adapter_config.json").write_text(json.dumps(config_of("names") | {"init_lora_weights": "pissa"}))
     write_adapter(here / "foreign", config_of("names"), {"layers.7.self_attn.q_proj": 2})
-    with pytest.raises(UserError, match=message):
-        grid("grid", SMALL, tuned=tuned)
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=message):
+            grid("grid", SMALL, tuned=tuned, dry_run=dry_run)
     assert not (here / "grid").exists()
