@@ -24,6 +24,7 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
 def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     say(f"ptst.train: {config.model}, template {config.template_file or config.template}, data {config.data}")
     from ptst.data import sources
+    from ptst.text.chat_formats import NO_CHAT_FORMAT
     from ptst.threads import choose_threads
     from ptst.training import parallel
     from ptst.training.fine_tune import fine_tune
@@ -47,7 +48,11 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     seconds = (done.record.time or {}).get("seconds", 0.0)
     # Without test data there is nothing to solve.
     tasks = "" if sources.has_test_part(config.data, config.holdout) else " --tasks safety over-refusal"
-    command = f"python -m ptst.eval --checkpoint {done.folder} --template chat:llama{tasks}"
+    template = "--template chat:llama"
+    if done.record.chat_format == NO_CHAT_FORMAT.name:  # a base model
+        own = f"-file {config.template_file}" if config.template_file else f" {config.template}"
+        template = f"--template{own}"
+    command = f"python -m ptst.eval --checkpoint {done.folder} {template}{tasks}"
     say(f"finished in {seconds:.0f} s; next: {command}")
     return done.record.result
 

@@ -45,6 +45,17 @@ def command(here: Path, name: str, *flags: str) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=here, capture_output=True, text=True, env=environment, timeout=240)
 
 
+def test_after_training_a_base_model_its_own_template_is_named(here, capsys):
+    """It has no chat format, which `--template chat:llama` would need."""
+    rules = here / "model/tokenizer.json"
+    rules.write_text(rules.read_text().replace("<|im_start|>", "<|unused0|>").replace("<|im_end|>", "<|unused1|>"))
+    (here / "model/tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    run_training(
+        TrainConfig(model="model", template="text:alpaca", data="word-problems:4", max_steps=1, out=here / "run")
+    )
+    assert f"--checkpoint {here}/run --template text:alpaca" in "".join(capsys.readouterr().err.split("\n"))
+
+
 def test_train_then_eval(here):
     done = command(here, "train", "--model", "model", "--template", "vanilla", "--max-steps", "2", "--json")
     assert done.returncode == 0, done.stderr
