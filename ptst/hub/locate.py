@@ -29,8 +29,8 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     if path.is_dir():
         if not (path / "config.json").exists():
             inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.json"))
-            remedy = f"give {' or '.join(inside[:3]) or 'the folder that holds config.json and *.safetensors'}"
-            raise UserError(f"{path} is not a model folder: it has no config.json", remedy)
+            where = " or ".join(inside[:3]) or "the folder that holds config.json and *.safetensors"
+            raise UserError(f"{path} is not a model folder: it has no config.json", f"give {where}")
         return path
     if path.exists():
         remedy = ("give ", Setting("model"), " the folder that holds config.json and *.safetensors")
