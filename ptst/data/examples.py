@@ -59,10 +59,10 @@ def prepare(
                 continue
             example = cut(example, max_length)
         # An example without a trained token (all of the answer was cut off, say) must not reach the loss.
-        if not any(example.loss_mask):
+        if any(example.loss_mask):
+            examples.append(example)
+        else:
             counts["untrained"] += 1
-            continue
-        examples.append(example)
     if beyond_limit and errors is None:
         raise _too_long(beyond_limit, max_length, len(source.conversations))
     record = DataRecord(
