@@ -29,10 +29,15 @@ def optional_json(path: Path) -> dict:
         return {}
 
 
-def token_name(entry: object) -> str | None:
-    """The name of a control token in tokenizer_config.json: a text, or an object with its content."""
+def token_name(entry: object, where: object = "tokenizer_config.json") -> str | None:
+    """The name of a control token in tokenizer_config.json: a text, or an object with its content. Raises UserError for
+    one that no text can hold: JSON can spell half a character."""
     name = entry.get("content") if isinstance(entry, dict) else entry
-    return name if isinstance(name, str) else None
+    if not isinstance(name, str):
+        return None
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise UserError(f"the token name {name[:40]!a} is not valid Unicode", _AGAIN, where)
+    return name
 
 
 def is_marker(name: str) -> bool:
@@ -56,7 +61,7 @@ class AddedToken:
     @classmethod
     def of(cls, number: object, entry: object, where: object) -> "AddedToken":
         """The token of an id and its entry. Raises UserError for what is none."""
-        name, digits = token_name(entry), str(number)
+        name, digits = token_name(entry, where), str(number)
         if not name or not (digits.isascii() and digits.isdigit() and len(digits) < 9 and int(digits) < MAX_ID):
             raise UserError(f"the added token {digits[:40]!r} has no id or no name", _AGAIN, where)
         flags = entry if isinstance(entry, dict) else {}
@@ -84,7 +89,7 @@ class TokenSettings:
         decoder = config.get("added_tokens_decoder") or {}
         if not isinstance(decoder, dict):
             raise UserError("added_tokens_decoder is not an object", _AGAIN, where)
-        names = {key: token_name(config.get(key)) for key in _ROLES}
+        names = {key: token_name(config.get(key), where) for key in _ROLES}
         listed = (config[key] for key in _LISTS if isinstance(config.get(key), (list, dict)))
         more = chain.from_iterable(entry.values() if isinstance(entry, dict) else entry for entry in listed)
         bos, eos = names["bos_token"], names["eos_token"]
@@ -93,7 +98,7 @@ class TokenSettings:
         flags = (config.get("add_bos_token"), config.get("legacy", False if llama else None))
         return cls(
             tuple(AddedToken.of(number, entry, where) for number, entry in decoder.items()),
-            frozenset(name for name in (*names.values(), *map(token_name, more)) if name),
+            frozenset(name for name in (*names.values(), *(token_name(entry, where) for entry in more)) if name),
             frozenset(name for key in ("pad_token", "unk_token") if (name := names[key])) - {bos, eos},
             bos,
             eos,

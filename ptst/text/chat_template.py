@@ -122,7 +122,7 @@ def open_chat_template(folder: Path | str, bos: str | None = None, eos: str | No
         for name in _TOKENS:
             if name in settings:
                 tokens.pop(name, None)
-                if (token := token_name(settings[name])) is not None:
+                if (token := token_name(settings[name], Path(folder) / file)) is not None:
                     tokens[name] = token
     return ChatTemplate(str(folder), text, tuple(sorted(tokens.items())))
 

@@ -16,6 +16,7 @@ from ptst.text.templates import find_template
 from ptst.text.tokenizer import JsonTokenizer, SentencePieceTokenizer, load_tokenizer
 from tests.text import made
 from tests.text.made import MARKERS
+from tests.tiny import write_tiny_model
 
 START, END = MARKERS
 CHATML = {"bos_token": "<s>", "eos_token": END, "unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -365,3 +366,11 @@ def test_an_end_of_sequence_token_that_the_tokenizer_lacks(tmp_path):
         folder = made.write(tmp_path, rules=made.byte_level(), tokenizer_config=config)
         with pytest.raises(UserError, match=f"{message}.*; name the right one as eos_token in tokenizer_config"):
             load_tokenizer(folder)
+
+
+def test_a_name_with_half_a_character_is_refused(tmp_path):
+    write_tiny_model(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "\ud800"}))
+    with pytest.raises(UserError, match=r"tokenizer_config\.json: the token name '\\ud800' is not valid Unicode"):
+        load_tokenizer(tmp_path)
