@@ -118,9 +118,13 @@ def open_prompt_format(
 
 def end_of_sequence_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end an answer by generation_config.json, config.json or the tokenizer: any of the three may be the
-    only one to say so."""
+    only one to say so. Raises UserError for an id that is no whole number."""
     found = {tokenizer.control_id(tokenizer.eos)} if tokenizer.eos else set()
     for name in ("generation_config.json", "config.json"):
         named = optional_json(folder / name).get("eos_token_id")
-        found |= {i for i in (named if isinstance(named, list) else [named]) if type(i) is int and i >= 0}
+        ids = named if isinstance(named, list) else [named]
+        if wrong := [i for i in ids if i is not None and type(i) is not int]:
+            cause = f"eos_token_id is {str(wrong[0])[:40]!a}"
+            raise UserError(cause, "write a token's id, or a list of ids, as whole numbers", folder / name)
+        found |= {i for i in ids if i is not None and i >= 0}  # -1 stands for none
     return frozenset(found)

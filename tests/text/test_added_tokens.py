@@ -319,7 +319,7 @@ def test_whitespace_that_a_marker_swallows(tmp_path):
         ({}, {END}),
         ({"config": {"eos_token_id": 5}}, {END, 5}),
         ({"config": {"eos_token_id": [5, 6]}, "generation_config": {"eos_token_id": 7}}, {END, 5, 6, 7}),
-        ({"generation_config": {"eos_token_id": [True, None, "8", 9.0, -1, 9]}}, {END, 9}),
+        ({"generation_config": {"eos_token_id": [None, -1, 9]}}, {END, 9}),
     ],
 )
 def test_every_end_of_sequence_id_stops(folders, tmp_path, files, stops):
@@ -374,3 +374,11 @@ def test_a_name_with_half_a_character_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token": "\ud800"}))
     with pytest.raises(UserError, match=r"tokenizer_config\.json: the token name '\\ud800' is not valid Unicode"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("given", ["2", 2.0, [0, True]])
+def test_an_end_of_sequence_id_that_is_no_number_is_refused(tmp_path, given):
+    write_tiny_model(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is '.*'; write a token's id"):
+        open_prompt_format(tmp_path, find_template("chat:vanilla"), "plain")
