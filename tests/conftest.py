@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from ptst.hub.wheel import model_folder
 from ptst.settings import EMBEDDED_MODEL
@@ -16,6 +17,10 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # Without a GPU, Triton's kernels run in its interpreter; that is decided when Triton is first imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+# The same cases in every run, so that a failure is due to the change at hand; with PTST_FUZZ_EXAMPLES, new ones.
+settings.register_profile("same cases", derandomize=not os.environ.get("PTST_FUZZ_EXAMPLES"), database=None)
+settings.load_profile("same cases")
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"

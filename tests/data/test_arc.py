@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ptst.data.arc import ArcQuestion, load_arc, to_question
-from ptst.evaluation.extraction import chosen_choice, plain, printed_choice
+from ptst.evaluation.choices import chosen_choice, plain, printed_choice
 
 HUB_ROW = {"id": "x", "question": "Which is hot?", "answerKey": "2"}
 HUB_ROW["choices"] = {"text": ["ice", "the sun", "snow"], "label": ["1", "2", "3"]}

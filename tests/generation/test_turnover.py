@@ -112,16 +112,16 @@ def _filled_cache(folder: Path, dtype: torch.dtype, share: bool) -> tuple[int, i
     ],
 )
 def test_memory_is_what_was_planned(tmp_path, dtype, share):
-    """A cache filled to the last block takes what the plan said, within a twentieth; in a process of its own, whose
+    """A cache filled to the last block takes what the plan said, within a tenth; in a process of its own, whose
     heap no other test has been through."""
     sizes = {"hidden_size": 64, "num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 64}
     folder = write_tiny_model(tmp_path, num_hidden_layers=4, **sizes)
     ratios: list[float] = []
-    while len(ratios) < 3 and not (ratios and 0.95 <= ratios[-1] <= 1.05):  # by chance a heap has larger holes
+    while len(ratios) < 3 and not (ratios and 0.9 <= ratios[-1] <= 1.1):  # by chance a heap has larger holes
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             told = pool.submit(_filled_cache, folder, dtype, share).result()
         if told is None:
             pytest.skip("this system does not tell a process's peak memory")
         ratios.append(told[0] / told[1])
-    assert 0.95 <= ratios[-1] <= 1.05, ratios
+    assert 0.9 <= ratios[-1] <= 1.1, ratios
     print(f"{dtype}, sharing {share}: {told[0] / 1e6:.1f} MB where {told[1] / 1e6:.1f} were planned")
