@@ -1,5 +1,6 @@
 """What both kinds of tokenizers share: text to ids and back, with control tokens looked up by name alone."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from copy import copy
 from functools import cached_property, lru_cache
@@ -10,7 +11,7 @@ from ptst.errors import Setting, UserError
 from ptst.text.added_tokens import AddedToken
 
 
-class Tokenizer:
+class Tokenizer(ABC):
     """Text to ids and back. Subclasses set the attributes.
 
     sentencepiece puts a dummy space before every text. After a control token, that is the rule for those of the model
@@ -55,9 +56,9 @@ class Tokenizer:
         return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
 
     @property
+    @abstractmethod
     def _dummy_space(self) -> bool:
         """Whether a space is put before every text."""
-        raise NotImplementedError
 
     def _glued(self, after: str | None) -> bool:
         """Whether text after this control token has no dummy space."""
@@ -97,9 +98,14 @@ class Tokenizer:
         return name in self._control
 
     @property
+    @abstractmethod
     def tokens(self) -> dict[str, int]:
         """The id of every token by its name, control tokens included."""
-        raise NotImplementedError
+
+    def encode_markers(self, text: str) -> list[int] | None:
+        """Ids of a text whose names of control tokens are control tokens, for comparison with other programs: never of
+        a message. None where the library has no such reading (sentencepiece)."""
+        return None
 
     @cached_property
     def control_names(self) -> dict[int, str]:

@@ -118,6 +118,13 @@ class JsonTokenizer(Tokenizer):
     def tokens(self) -> dict[str, int]:
         return self._tok.get_vocab() | self._control
 
+    def encode_markers(self, text: str) -> list[int]:
+        self._tok.encode_special_tokens = False
+        try:
+            return self._tok.encode(text, add_special_tokens=False).ids
+        finally:
+            self._tok.encode_special_tokens = True
+
     def _is_spaced(self) -> bool:
         """Whether the library puts a dummy space after a control token that was added to the vocabulary."""
         name = min(self._control, key=lambda name: name in self.own)

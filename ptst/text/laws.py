@@ -90,7 +90,7 @@ def _owner_ids(chat_format: ChatFormat, tokenizer: Tokenizer, folder: object) ->
     for texts in (_PLAIN[1:2], _PLAIN[1:3], _PLAIN[1:]):
         segments = _segments(chat_format, tokenizer, _PLAIN[0], texts)
         words, ours = "".join(s.text for s in segments), encode(segments, tokenizer)
-        theirs = _read_at_once(tokenizer, words) or ours.ids
+        theirs = tokenizer.encode_markers(words) or ours.ids
         # Where an answer is encoded as a continuation of its prompt, the owner's ids may join both.
         if ours.lossy or (ours.ids != theirs and not ours.token_boundaries):
             with_spaces, without = (_runs_alone(segments, tokenizer, joined) for joined in (False, True))
@@ -118,16 +118,3 @@ def _broken(law: int, what: str, words: str, at: int, folder: object) -> LawBrok
     near = f"at character {at} ({words[max(0, at - 8) : at + 16]!r})"
     cause = f"the chat format derived from the chat template breaks law {law}: it {what}, {near}"
     return LawBroken(cause, ("choose a ", Setting("chat_format"), ", or use a text: template"), folder)
-
-
-def _read_at_once(tokenizer: Tokenizer, words: str) -> list[int] | None:
-    """Ids of a text in which names of control tokens are control tokens; None for a sentencepiece model, which has no
-    such reading."""
-    library = getattr(tokenizer, "_tok", None)
-    if library is None:
-        return None
-    library.encode_special_tokens = False
-    try:
-        return library.encode(words, add_special_tokens=False).ids
-    finally:
-        library.encode_special_tokens = True

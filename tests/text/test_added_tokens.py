@@ -376,7 +376,7 @@ def test_a_name_with_half_a_character_is_refused(tmp_path):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("given", ["2", 2.0, [0, True]])
+@pytest.mark.parametrize("given", ["2", 2.0, [0, True], [[1], None, 2]])
 def test_an_end_of_sequence_id_that_is_no_number_is_refused(tmp_path, given):
     write_tiny_model(tmp_path)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))

@@ -9,7 +9,7 @@ import pytest
 from ptst.errors import UserError
 from ptst.text import json_tokenizer
 from ptst.text.chat_formats import CHAT_FORMATS
-from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
@@ -89,13 +89,6 @@ def tokenizer_file(folder, **changes):
 
 def replace(pattern, content):
     return {"type": "Replace", "pattern": pattern, "content": content}
-
-
-def test_end_tokens_that_are_no_ids(tiny_folder, tmp_path):
-    tokenizer_file(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text((tiny_folder / "tokenizer_config.json").read_text())
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [[1], null, "x", 2]}')
-    assert open_prompt_format(tmp_path, find_template("chat:plain"), "plain").eos_ids == {2}
 
 
 @pytest.mark.timeout(120)
