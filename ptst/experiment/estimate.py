@@ -11,11 +11,13 @@ import torch
 
 from ptst.evaluation.measure import TaskSize, sampling_for, task_size
 from ptst.experiment.grid import Grid
-from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype
+from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token, cache_dtype, plan_blocks
 from ptst.model.weights import pick_dtype
 from ptst.progress import say
 from ptst.training.memory import MemoryPlan, Method, count_parameters, gigabytes
 from ptst.training.run_plan import plan_memory
+
+_UNLIMITED = 2**62  # bytes of KV cache: what is free here says nothing of the machine that the grid is for
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,10 @@ def _plan_run(grid: Grid, name: str) -> MemoryPlan:
 def _test_memory(grid: Grid, size: TaskSize) -> int:
     """Bytes of the weights, and of the KV cache that the engine would ask for."""
     config, settings = grid.base.config, grid.config.eval
-    dtype = pick_dtype(settings.dtype)
-    blocks = (min(settings.batch_size, size.answers) + 1) * blocks_for(size.longest)
-    cache = blocks * BLOCK_SIZE * bytes_per_token(config, cache_dtype(dtype, torch.device(grid.device)))
-    return count_parameters(config) * dtype.itemsize + min(cache, settings.kv_bytes or cache)
+    dtype, device = pick_dtype(settings.dtype), torch.device(grid.device)
+    kept, batch_size = cache_dtype(dtype, device), min(settings.batch_size, size.answers)
+    blocks = plan_blocks(config, kept, device, batch_size, size.longest, settings.kv_bytes or _UNLIMITED)
+    return count_parameters(config) * dtype.itemsize + blocks * BLOCK_SIZE * bytes_per_token(config, kept)
 
 
 def _seconds(finished: bool, tokens: int | None, rate: float | None, rough: float | None) -> tuple[float | None, bool]:
