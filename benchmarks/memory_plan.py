@@ -9,7 +9,6 @@ whose tokenizer all of them use. Prints measured / planned; exits with 1 where o
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -44,6 +43,14 @@ METHODS = {
     "full, stochastic": [*BFLOAT16, "--weight-update", "stochastic"],
 }
 VALIDATION = ["--eval-every", "1"]
+# Runs its arguments with output to stderr and prints their peak in KiB.
+_STARTER = """
+import os, sys
+actions = [(os.POSIX_SPAWN_DUP2, 2, 1)]
+_, status, usage = os.wait4(os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ, file_actions=actions), 0)
+print(usage.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 
 
 def write_model(folder: Path, base: Path, size: dict) -> None:
@@ -64,14 +71,13 @@ def write_model(folder: Path, base: Path, size: dict) -> None:
 
 def peak_bytes(command: list[str]) -> int:
     """Largest resident set of a command, in bytes."""
+    # A small process starts it: the kernel counts what the starting one holds as the new one's, too.
     with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        starter = subprocess.run([sys.executable, "-c", _STARTER, *command], stdout=subprocess.PIPE, stderr=log)
+        if starter.returncode:
             log.seek(0)
             raise SystemExit(f"{' '.join(command)}\n{log.read().decode()}")
-    return usage.ru_maxrss * 1024
+    return int(starter.stdout) * 1024
 
 
 def measure(model: Path, flags: list[str], folder: Path) -> dict[str, float]:

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from ptst.errors import Setting, UserError
-from ptst.free_memory import free_memory
 from ptst.kernels.cpu import use_numba
 from ptst.model.config import DecoderConfig
+from ptst.system_memory import free_memory
 
 BLOCK_SIZE = 32  # tokens. Larger blocks are read a little faster and leave more space unused
 

@@ -14,21 +14,19 @@ There are a few float32 statistics besides. At the peak come one layer's tempora
 loss's chunk of logits, whichever is larger.
 """
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import torch
 from rich.table import Table
 
 from ptst.errors import Setting, UserError, Words
-from ptst.free_memory import free_memory
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.weights import pick_dtype
+from ptst.system_memory import free_memory, resident_memory
 from ptst.training.config import TrainSettings
 from ptst.training.schedule import WeightUpdate
 
@@ -218,7 +216,7 @@ def plan_memory(
         temporaries=temporaries,
         fragments=round(FRAGMENTS * (activations + temporaries)) if cpu else 0,
         libraries=LIBRARIES + SAMPLER * method.samples if cpu else 0,
-        process=_resident() if cpu else 0,
+        process=resident_memory() if cpu else 0,
     )
 
 
@@ -238,14 +236,6 @@ def choose_micro_batch_tokens(config: DecoderConfig, method: Method, longest: in
         raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {needed}", remedy)
     most = max(longest, MOST[method.device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
-
-
-def _resident() -> int:
-    """Bytes this process holds now; 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 @contextmanager

@@ -4,7 +4,6 @@ What differs between two equal runs by nature (times, speed, memory) is under th
 """
 
 import dataclasses
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from ptst import storage
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.progress import ProgressLine, say
+from ptst.system_memory import peak_resident_memory
 from ptst.threads import SlowDown
 from ptst.training.trainer import StepReport, Trainer
 
@@ -54,7 +54,7 @@ def peak_memory() -> int:
     """Most bytes held so far: of the GPU where there is one, of the process elsewhere."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_resident_memory()
 
 
 def truncate_logs(folder: Path, sizes: dict[str, int]) -> None:

@@ -1,6 +1,9 @@
-"""How much memory a process can still allocate."""
+"""Memory as the system counts it: what a process can still allocate, what it holds and held at most."""
 
+import os
 import re
+import resource
+import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +27,24 @@ def free_memory(device: str | torch.device, root: Path = Path("/")) -> int:
                 patterns = (rf"^(?:total_)?{kind}_file (\d+)" for kind in ("inactive", "active"))
                 limits.append(limit - taken + sum(_number(folder / "memory.stat", p) or 0 for p in patterns))
     return max(0, min(limits))
+
+
+def resident_memory() -> int:
+    """Bytes this process holds now; 0 where the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
+
+
+def peak_resident_memory() -> int:
+    """Most bytes this process held. Linux's VmHWM counts from the start of the program; `ru_maxrss`, which serves
+    elsewhere, includes what the process that started it held by then."""
+    peak = _number(Path("/proc/self/status"), r"^VmHWM:\s+(\d+)")
+    if peak is not None:
+        return peak * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _groups(root: Path) -> set[Path]:

@@ -1,10 +1,12 @@
-"""What is free is the least of what the machine has and what the control group allows."""
+"""What is free is the least of what the machine has and what the control group allows; a peak is the process's own."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from ptst.free_memory import ELSEWHERE, free_memory
+from ptst.system_memory import ELSEWHERE, free_memory, peak_resident_memory
 
 GB = 1 << 30
 
@@ -76,3 +78,11 @@ def test_the_least_of_machine_and_control_group(tmp_path, files, free):
 
 def test_this_machine():
     assert 0 < free_memory("cpu") < 1 << 50
+
+
+def test_the_peak_does_not_include_what_the_starting_process_held():
+    script = "from ptst.system_memory import peak_resident_memory; print(peak_resident_memory())"
+    held = bytearray(b"1") * 800_000_000
+    started = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert peak_resident_memory() > len(held)
+    assert int(started.stdout) < 0.8 * len(held)
