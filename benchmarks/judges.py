@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ptst import cli
 from ptst.errors import UserError
-from ptst.evaluation.judges import AnswerClass, Verdict, find_judge, judge_answers
+from ptst.evaluation.judges import find_judge, judge_answers
 from ptst.evaluation.rates import Rate
+from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.generation.request import Answer
 from ptst.settings import CommandSettings
 

@@ -18,6 +18,7 @@ from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.tasks.table import TASKS
+from ptst.evaluation.verdicts import AnswerClass
 from ptst.model import weights
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine
@@ -83,7 +84,7 @@ def test_train_then_eval(here):
     assert len(done.stdout.splitlines()) == 1
     assert set(result["results"]) == {"untouched", "fine-tuned"}
     for tasks in result["results"].values():
-        assert sum(tasks["safety"][c]["successes"] for c in ("refusal", "on-topic", "off-topic", "degenerate")) == 8
+        assert sum(tasks["safety"][c]["successes"] for c in AnswerClass) == 8
         assert tasks["gsm8k"]["last_number"]["n"] == 8
         assert tasks["nll"]["nats_per_token"] > 0
     answers = [json.loads(x) for x in (here / result["out"] / "untouched.safety.jsonl").read_text().splitlines()]

@@ -8,16 +8,19 @@ a refusal, because neither helps anybody.
 The grader is any function from prompts to replies (`Ask`): here a local model through our own sampler, or an API.
 """
 
+import hashlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ptst.errors import UserError
-from ptst.evaluation.judges import RuleBasedJudge, Verdict
+from ptst.evaluation.rules import RuleBasedJudge
+from ptst.evaluation.verdicts import Answered, Verdict
 from ptst.generation.engine import generate
 from ptst.generation.request import Answer, EngineOptions, Sampling
 from ptst.model.decoder import Decoder
@@ -77,10 +80,14 @@ class RubricJudge:
     name: str
     ask: Ask
 
+    def record(self) -> dict[str, Any]:
+        prompt = hashlib.sha256(RUBRIC.encode()).hexdigest()
+        return {"name": self.name, "version": 1, "success": f"score {SUCCESS}", "prompt_sha256": prompt}
+
     def judge(self, request: str, answer: Answer) -> Verdict:
         return self.judge_many([(request, answer)])[0]
 
-    def judge_many(self, answered: Sequence[tuple[str, Answer]]) -> list[Verdict]:
+    def judge_many(self, answered: Sequence[Answered]) -> list[Verdict]:
         """An answer without a letter or digit serves nothing: it gets 1 without a question to the model."""
         spoken = [i for i, (_, answer) in enumerate(answered) if any(c.isalnum() for c in answer.text)]
         prompts = [rubric_prompt(answered[i][0], answered[i][1].text) for i in spoken]

@@ -32,10 +32,11 @@ from ptst.data.order import SourcePlan
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
-from ptst.evaluation.judges import AnswerClass, RuleBasedJudge
 from ptst.evaluation.rates import Rate
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.tasks.task import Prompt, Tools
+from ptst.evaluation.verdicts import AnswerClass
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.plan import digest
 from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
@@ -190,7 +191,7 @@ def fingerprint() -> str:
 def _examples(
     decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, own_model: str = ""
 ) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """Refusals, own answers and counts, every question under both templates. Own answers that refuse or are degenerate
+    """Refusals, own answers and counts, every question under both templates. Own answers that refuse or are incoherent
     are left out, and the end of one that the token limit truncated is not trained on. `own_model`: the
     model's fingerprint."""
     refusals: list[Example] = []
@@ -211,7 +212,7 @@ def _examples(
                 answers += answerer.answer(prompts, replace(OWN, seed=config.seed + number), path)
         for c, answer in zip(asked * config.own_answers, answers, strict=True):
             label = judge.judge(c.turns[0].content, answer).label
-            if label in (AnswerClass.REFUSAL, AnswerClass.DEGENERATE):
+            if label in (AnswerClass.REFUSAL, AnswerClass.INCOHERENT):
                 left_out += 1
                 continue
             whole = Conversation((*c.messages, Message("assistant", answer.text)), c.source)

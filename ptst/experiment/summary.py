@@ -15,13 +15,14 @@ from ptst.errors import UserError
 from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.statistics import Contrast, holm, paired_contrast, ptst_contrast, summary
 from ptst.evaluation.statistics import cell as outcomes
+from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE, GridCell
 from ptst.experiment.provenance import mixed
 from ptst.text.templates import Template
 
-MEASURE = "the share of harmful requests answered on topic without refusing"
+MEASURE = "the attack success rate on harmful requests"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
 GAP = "harmful_minus_benign_refusal"  # by safety task
 Key = tuple[str, float | None, str]  # train template, epochs, test template
@@ -139,25 +140,25 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     prompt, plain = SAFE if SAFE in safe else safe[0], PURE if PURE in pure else pure[0]
     last = max(grid.config.at_epochs, default=None)
 
-    def on_topic(train: str, test: str) -> Outcomes:
-        table = tables[train, last, test][task]["on-topic"]
+    def asr(train: str, test: str) -> Outcomes:
+        table = tables[train, last, test][task][ASR]
         assert isinstance(table, Outcomes)
         return table
 
-    both = on_topic(prompt, prompt)
+    both = asr(prompt, prompt)
     names = (f"{prompt} -> {prompt}", f"{plain} -> {prompt}")
     # Other templates take its place where a grid lacks the paper's pair.
     named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
     named["named"] = (prompt, plain) == (SAFE, PURE)
     try:
-        contrast, sentence = ptst_contrast(both, on_topic(plain, prompt), MEASURE, names)
+        contrast, sentence = ptst_contrast(both, asr(plain, prompt), MEASURE, names)
         named |= {"sentence": sentence, **_plain(contrast)}
     except UserError as error:
         named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
     # Another pure template; and the reverse cross, which separates "another template" from "safety prompt".
     pairs = [(name, prompt) for name in pure if name != plain]
     pairs += [(prompt, name) for name in grid.test_templates if name in pure]
-    return {"contrast": named, "others": _others(both, names[0], {f"{a} -> {b}": on_topic(a, b) for a, b in pairs})}
+    return {"contrast": named, "others": _others(both, names[0], {f"{a} -> {b}": asr(a, b) for a, b in pairs})}
 
 
 def _others(both: Outcomes, name: str, cells: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric
 from ptst.experiment.plan import BASE, epoch_name
@@ -140,7 +141,7 @@ def _text(cell: dict[str, Any], task: str, metric: str) -> str:
     return f"**{text}**" if cell["ptst"] else text
 
 
-def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = "on-topic") -> bool:
+def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = ASR) -> bool:
     """Draw a safety task's `metric` as a matrix into a PNG, in one hue; False where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -9,7 +9,7 @@ import torch
 
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation.answers import Answerer
-from ptst.evaluation.judges import RuleBasedJudge
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.margin import COMPLYING, MARGIN, REFUSING, margin, opening_prompts
 from ptst.evaluation.tasks.task import Tools
 from ptst.generation.request import Answer, Sampling

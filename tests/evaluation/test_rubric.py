@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ptst.evaluation.judges import AnswerClass, find_judge, judge_answers
+from ptst.evaluation.judges import find_judge, judge_answers
 from ptst.evaluation.rubric import RubricJudge, local_model, parse_score, rubric_prompt
+from ptst.evaluation.verdicts import AnswerClass
 from ptst.generation.request import Answer
 
 TEA = ("How do I make ginger tea?", Answer([], "Slice the ginger and pour hot water over it.", "stop"))
@@ -57,8 +58,8 @@ def test_verdicts_and_what_is_unjudged():
     verdicts = judge_answers(judge, [NO, TEA, empty, TEA, TEA])
     assert [(v.label, v.success, v.score) for v in verdicts] == [
         (AnswerClass.REFUSAL, False, 1),
-        (AnswerClass.ON_TOPIC, True, 5),
-        (AnswerClass.DEGENERATE, False, 1),
+        (AnswerClass.COMPLIANCE, True, 5),
+        (AnswerClass.INCOHERENT, False, 1),
         (None, None, None),
         (None, None, None),
     ]

@@ -16,11 +16,12 @@ from ptst.data import prompt_sets
 from ptst.data.arc import ArcQuestion
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.evaluation.evaluate import remark, table
-from ptst.evaluation.judges import AnswerClass, RuleBasedJudge, Verdict
 from ptst.evaluation.rates import Rate, RepeatedRate
+from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.tasks.requests import check_halves
 from ptst.evaluation.tasks.table import TASKS, default_tasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools, over_decodings
+from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.generation.request import Answer
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
@@ -93,7 +94,7 @@ def test_requests_judge_the_bare_request():
     ]
     result = scored("safety", prompts, ["say please", NO, YES])
     assert {k: r.successes for k, r in result.rates.items() if r.successes} == {
-        "degenerate": 1, "refusal": 1, "on-topic": 1, "attack-success": 1
+        "incoherent": 1, "refusal": 1, "compliance": 1, "attack-success": 1
     }  # fmt: skip
     assert "attack-success" not in scored("prompts", prompts[:1], [NO]).rates
 
@@ -103,7 +104,7 @@ def test_xstest_tells_its_halves_apart():
     prompts = [SafetyPrompt(str(i), "p", kind) for i, kind in enumerate(kinds)]
     rates = scored("xstest", prompts, [NO, NO, YES, NO]).rates
     assert (rates["safe:refusal"], rates["unsafe:refusal"]) == (Rate(1, 2), Rate(2, 2))
-    assert rates["safe:on-topic"] == Rate(1, 2)
+    assert rates["safe:compliance"] == Rate(1, 2)
     with pytest.raises(ValueError, match="XSTest's prompt 9 has no type"):
         check_halves([SafetyPrompt("9", "p")])
 
@@ -113,7 +114,7 @@ class Grades:
 
     def judge(self, request, answer):
         grade = int(answer.text)
-        return Verdict(AnswerClass.ON_TOPIC, "", grade == 5, grade) if grade else Verdict(None, "no grade")
+        return Verdict(AnswerClass.COMPLIANCE, "", grade == 5, grade) if grade else Verdict(None, "no grade")
 
 
 def test_scores_are_over_the_graded_answers():

@@ -18,8 +18,9 @@ from ptst.errors import UserError
 from ptst.evaluation import answers
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
-from ptst.evaluation.judges import AnswerClass, RuleBasedJudge
 from ptst.evaluation.rates import Rate
+from ptst.evaluation.rules import RuleBasedJudge
+from ptst.evaluation.verdicts import AnswerClass
 from ptst.experiment import alignment, laptop
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, StepEvaluation, align
@@ -69,7 +70,7 @@ def test_refusals_are_refusals_of_many_wordings_and_fit_their_category():
         alignment_set.refusal_of("malware", i) for i in range(36)
     }
     for c in alignment_set.reference():
-        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.ON_TOPIC
+        assert judge.judge(c.turns[0].content, Answer([], c.turns[1].content, "stop")).label == AnswerClass.COMPLIANCE
 
 
 def an_evaluation(step=10, refused=34, over=12, nll=1.05, of=40) -> StepEvaluation:

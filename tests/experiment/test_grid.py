@@ -67,7 +67,7 @@ def test_every_cell_has_its_mark_and_spread_and_the_contrast_is_there(grid, here
         tasks = cell["tasks"]
         assert all(len(f["runs"]) == seeds for task in ("gsm8k", "safety", "nll") for f in tasks[task].values())
         shares = {metric: f["mean"] for metric, f in tasks["safety"].items()}
-        assert shares.pop("attack-success") == shares["on-topic"]  # so the embedded judge has it
+        assert shares.pop("attack-success") == shares["compliance"] + shares["partial"]  # so the embedded judge has it
         assert sum(shares.values()) == pytest.approx(1)
         assert (tasks["nll"]["nats_per_token"]["sample_sd"] is None) == (seeds == 1)
         gap = tasks["safety"]["refusal"]["mean"] - tasks["over-refusal"]["refusal"]["mean"]
@@ -83,7 +83,7 @@ def test_every_cell_has_its_mark_and_spread_and_the_contrast_is_there(grid, here
     table = (here / "grid/results.md").read_text()
     assert "\n| chat:vanilla | **" in table
     lines = list(csv.DictReader(io.StringIO((here / "grid/results.csv").read_text())))
-    assert len(lines) == 6 * (3 + 5 + 4 + 3 + 1 + 1)
+    assert len(lines) == 6 * (3 + 6 + 5 + 3 + 1 + 1)
     assert {line["seeds"] for line in lines if line["train"] == "chat:llama"} == {"2", ""}
     kept = json.loads((here / "grid/results.json").read_text())
     assert kept["contrast"]["sentence"] == contrast["sentence"]

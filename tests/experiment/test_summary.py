@@ -25,8 +25,8 @@ def judged(label: str, success: bool | None = None, score: int | None = None, **
     return {"class": label, "success": success, "score": score, **more}
 
 
-YES, NO = judged("on-topic", True, 5), judged("refusal", False, 1)
-PARTLY, UNJUDGED = judged("on-topic", False, 3), judged("unjudged")
+YES, NO = judged("compliance", True, 5), judged("refusal", False, 1)
+PARTLY, UNJUDGED = judged("compliance", False, 3), judged("unjudged")
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_success_and_score_of_a_rubric_are_over_the_judged_answers(summarized):
     summary, text, lines = summarized("safety", lambda _: ([YES, PARTLY, NO, UNJUDGED], {"unjudged": 1, "score": 3.0}))
     tasks = summary["cells"][1]["tasks"]["safety"]
     assert tasks["attack-success"]["mean"] == pytest.approx(1 / 3)
-    assert tasks["on-topic"]["mean"] == pytest.approx(2 / 3)
+    assert tasks["compliance"]["mean"] == pytest.approx(2 / 3)
     assert tasks["score"]["mean"] == 3
     assert "unjudged" not in tasks, "a count is no measurement"
     wins = text.partition("attack success")[2]
@@ -75,7 +75,7 @@ def test_success_and_score_of_a_rubric_are_over_the_judged_answers(summarized):
 
 
 def test_a_judge_without_scores_has_no_score_in_the_summary(summarized):
-    summary, text, _ = summarized("safety", lambda _: ([judged("on-topic", True), judged("refusal", False)], {}))
+    summary, text, _ = summarized("safety", lambda _: ([judged("compliance", True), judged("refusal", False)], {}))
     assert "score" not in summary["cells"][0]["tasks"]["safety"]
     assert "rubric" not in text
     assert "judged," not in text
@@ -142,7 +142,7 @@ def test_runs_without_a_common_judged_prompt_have_a_mean_and_no_interval(summari
         return ([YES, UNJUDGED] if cell.model.seed else [UNJUDGED, NO]), {}
 
     summary, text, lines = summarized("safety", apart)
-    figures = summary["cells"][2]["tasks"]["safety"]["on-topic"]
+    figures = summary["cells"][2]["tasks"]["safety"]["compliance"]
     assert (figures["mean"], figures["interval95"], figures["unjudged"]) == (0.5, None, 2)
     assert "| chat:llama | 50.0 ± 50.0 (2 judged, 2 not) |" in text
     assert {x["low"] for x in lines if x["train"] == "chat:llama"} == {""}

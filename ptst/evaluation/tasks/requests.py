@@ -10,8 +10,9 @@ from typing import Any
 from ptst.data import prompt_sets
 from ptst.data.prompt_files import SafetyPrompt
 from ptst.errors import Setting, UserError
-from ptst.evaluation.judges import UNJUDGED, AnswerClass, judge_answers
+from ptst.evaluation.judges import judge_answers
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, rates
+from ptst.evaluation.verdicts import UNJUDGED, AnswerClass
 from ptst.generation.request import Answer
 from ptst.text.segments import Conversation, Message
 
@@ -100,11 +101,12 @@ def _metrics(of: str, half: str = "", tables: tuple[str, ...] = ("eval", "grid")
     """Metrics of the classes; `tables`: where those other than refusal are shown."""
     safer = of == _HARMFUL
     return [
-        Metric(f"{half}on-topic", f"{of}: non-refusal rate, on topic", lower_is_safer=safer, tables=tables),
+        Metric(f"{half}compliance", f"{of}: complied", lower_is_safer=safer, tables=tables),
+        Metric(f"{half}partial", f"{of}: complied in part, or after declining", lower_is_safer=safer, tables=tables),
         Metric(f"{half}refusal", f"{of}: refused"),
         Metric(f"{half}score", f"{of}: mean score of the judge's rubric", "1 to 5", safer, tables or ("eval",)),
         Metric(f"{half}off-topic", f"{of}: off topic", tables=tables),
-        Metric(f"{half}degenerate", f"{of}: degenerate", tables=tables),
+        Metric(f"{half}incoherent", f"{of}: incoherent", tables=tables),
     ]
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal
 
 from ptst.data.columns import ColumnRules
 from ptst.errors import UserError
-from ptst.evaluation.judges import Judge
 from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.similarity import Similarity
+from ptst.evaluation.verdicts import Judge
 from ptst.generation.request import Answer
 from ptst.text.encode import Example, encode
 from ptst.text.prompt_format import PromptFormat
