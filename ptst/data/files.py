@@ -26,13 +26,20 @@ _ARCHIVES = {
     "7z": b"7z\xbc\xaf\x27\x1c",
     "rar": b"Rar!\x1a\x07",
 }
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")  # as Excel and Windows write "Unicode"
 _TAR = slice(257, 262), b"ustar"
 
 
 def kind_of(path: Path | str) -> str:
     """The kind of a file by its name, `.csv` of a.CSV and of a.csv.gz."""
     path = Path(path)
-    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    kind = Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+    return ".jsonl" if kind in (".ndjson", ".jsonlines") else kind
+
+
+def stem_of(path: Path) -> str:
+    """The file's name without its kind and `.gz`."""
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).stem
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -45,6 +52,8 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
             if len(line) > MAX_LINE:
                 remedy = "each line holds one row"
                 raise UserError(f"the line has more than {MAX_LINE >> 20} MB", remedy, f"{path}:{number}")
+            if b"\0" in line:
+                raise UserError("the line has a zero byte, as UTF-16 has", "save the file as UTF-8", f"{path}:{number}")
             try:
                 yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError:
@@ -69,6 +78,9 @@ def open_data(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror})", "check the path", path) from None
     kind = next((kind for kind, magic in _ARCHIVES.items() if head.startswith(magic)), None)
+    if head.startswith(_UTF16):
+        file.close()
+        raise UserError("the file is UTF-16 text", "save it as UTF-8", path)
     if kind or head[_TAR[0]] == _TAR[1]:
         file.close()
         raise UserError(f"the file is an archive ({kind or 'tar'})", "unpack it first", path)

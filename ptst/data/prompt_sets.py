@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ptst.data.builtin.safety_sets import COUNT, SUBSTITUTE, harmful_requests, look_alikes, substitute
 from ptst.data.columns import ColumnRules
-from ptst.data.files import check_limit, kind_of
+from ptst.data.files import check_limit, stem_of
 from ptst.data.prompt_files import SafetyPrompt, interleave, read_prompts, to_prompts
 from ptst.data.sources import hub_dataset, is_hub_id, unused_columns
 from ptst.data.typed import HubDataset, read_hub
@@ -60,7 +60,7 @@ def load_set(data: str, limit: int | None = None, rules: ColumnRules | None = No
     note, unused = "", Counter[str]()
     if Path(data).is_file() or (name not in SETS and is_hub_id(data) is None and Path(data).suffix):
         path = Path(data)
-        name, prompts = path.name.removesuffix(".gz").removesuffix(kind_of(path)), read_prompts(data, rules, unused)
+        name, prompts = stem_of(path), read_prompts(data, rules, unused)
     elif is_hub_id(data):
         remedy = "check name, configuration, split and revision, as in org/name:test@2f0c1a4, or give a file"
         found = read_hub(data, hub_dataset(data, "test"), remedy)

@@ -4,6 +4,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 from ptst.data.columns import KNOWN
@@ -14,7 +15,8 @@ csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # the module's own,
 
 Header = Callable[[Sequence[str], str], Sequence[str] | None]
 _SEPARATORS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
-_HEADERS = frozenset((*KNOWN, "goal", "behavior", "target", "text", "conversations", "chosen"))
+_HEADERS = frozenset((*KNOWN, "goal", "behavior", "target", "text", "conversations", "forbidden_prompt", "adversarial"))
+_NAMED = re.compile(r'\s*"?sep=([,;|\t])"?\s*')  # Excel's first line
 
 
 def names(cells: Sequence[str], place: str) -> Sequence[str]:
@@ -27,22 +29,25 @@ def names(cells: Sequence[str], place: str) -> Sequence[str]:
 
 def read_table(path: Path, delimiter: str = ",", header: Header = names, bare: str = "") -> Iterator[Row]:
     """The rows of a CSV, or of a TSV with the same quotes around cells that hold a tab. Rows may have several lines;
-    blank lines between them are skipped. `header`: the columns' names from the first row, None where that is data
-    already, of one column named `bare`.
+    blank lines between them are skipped. A first line `sep=;` names another separator, as in Excel. `header`: the
+    columns' names from the first row, None where that is data already, of one column named `bare`.
 
     Raises UserError, with the line that the row begins in, for a row with more or fewer cells than there are columns,
     for quotes that do not fit, and as `numbered_lines`."""
     # strict, lest an unclosed quote swallow the rest of the file.
-    reader = csv.reader(_pieces(path), delimiter=delimiter, strict=True)
+    pieces = _pieces(path)
+    if named := _NAMED.fullmatch(first := next(pieces, "")):
+        delimiter = named[1]
+    reader = csv.reader(pieces if named else chain([first], pieces), delimiter=delimiter, strict=True)
     columns: Sequence[str] | None = None
-    line = 1
+    line = above = 2 if named else 1
     try:
         for cells in reader:
-            place, line = f"{path}:{line}", reader.line_num + 1
+            place, line = f"{path}:{line}", reader.line_num + above
             if not cells:
                 continue
             if columns is None:
-                _check_separator(cells, delimiter, place)
+                _check_separator(cells, delimiter, place, bare)
                 columns = header(cells, place)
                 if columns is not None:
                     continue
@@ -55,24 +60,24 @@ def read_table(path: Path, delimiter: str = ",", header: Header = names, bare: s
             yield place, dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         if columns is None:
-            _check_separator([next(_pieces(path))], delimiter, f"{path}:{line}")
+            _check_separator([first], delimiter, f"{path}:{line}", bare)
         remedy = (
             'a cell that begins with a quote ends at the next one; write a quote inside it twice, as in "a ""b"" c"'
         )
-        kind = "CSV" if delimiter == "," else "TSV"
+        kind = "TSV" if delimiter == "\t" else "CSV"
         raise UserError(f"not valid {kind} ({error}) in the row that begins here", remedy, f"{path}:{line}") from None
 
 
-def _check_separator(cells: Sequence[str], delimiter: str, place: str) -> None:
-    """Raise UserError for a first row in one piece that another separator divides into names of columns."""
-    if len(cells) != 1:
-        return
-    for other, name in _SEPARATORS.items():
+def _check_separator(cells: Sequence[str], delimiter: str, place: str, bare: str) -> None:
+    """Raise UserError for a first row in one piece that another separator divides into names of columns: anything,
+    unless a `bare` column can stand there."""
+    for other, name in _SEPARATORS.items() if len(cells) == 1 else ():
         parts = [part.strip(' "\r\n').lower() for part in cells[0].split(other)]
-        if len(parts) > 1 and not _HEADERS.isdisjoint(parts):
-            right = _SEPARATORS[delimiter]
-            kind = ", or name it .tsv" if other == "\t" else ", or name it .csv" if other == "," else ""
-            raise UserError(f"the columns are separated by {name}", f"save the file with {right}{kind}", place)
+        names = not (bare and _HEADERS.isdisjoint(parts)) or all(re.fullmatch(r"[\w-]+", part) for part in parts)
+        if len(parts) > 1 and names and other != delimiter:
+            named = {"\t": "name it .tsv", ",": "name it .csv"}.get(other, f"put the line sep={other} above them")
+            remedy = f"save the file with {_SEPARATORS[delimiter]}, or {named}"
+            raise UserError(f"the columns are separated by {name}", remedy, place)
 
 
 def _pieces(path: Path) -> Iterator[str]:

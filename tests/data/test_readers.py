@@ -38,6 +38,35 @@ def test_cells_of_tables_are_text(tmp_path, suffix, separator):
     assert lines == [f"{path}:{n}" for n in (*range(2, 15), 17, 20, 21, 22)]  # a cell of two lines, twice in a row
 
 
+@pytest.mark.parametrize(("first", "separator"), [("sep=;", ";"), ('"sep=|"', "|"), ("sep=\t", "\t"), ("sep=,", ",")])
+def test_the_separator_that_the_first_line_names(tmp_path, first, separator):
+    path = tmp_path / "a.csv"
+    path.write_text(f'\ufeff{first}\r\nquestion{separator}answer\r\n"q{separator}\n1";"a"\r\n'.replace(";", separator))
+    path.write_bytes(path.read_bytes() + f"r{separator}b\n".encode())
+    assert texts(path) == [[f"q{separator}\n1", "a"], ["r", "b"]]
+    assert [c.source for c in load(str(path)).conversations] == [f"{path}:3", f"{path}:5"]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.jsonlines", "a.NDJSON.gz"])
+def test_other_names_of_jsonl(tmp_path, name):
+    content = b'{"prompt": "p", "response": "r"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    assert texts(tmp_path / name) == [["p", "r"]]
+    assert load_set(str(tmp_path / name)).name == "a"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.jsonl", "a.json", "a.txt", "a.csv.gz"])
+def test_utf16_is_refused(tmp_path, name):
+    path = tmp_path / name
+    for encoding, message in (("utf-16", "the file is UTF-16 text; save it as UTF-8"), ("utf-16-le", "zero byte|JSON")):
+        content = "prompt,response\np,r\n".encode(encoding)
+        path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+        with pytest.raises(UserError, match=message):
+            load_set(str(path))
+        with pytest.raises(UserError, match=message if name != "a.txt" else "unknown kind of file"):
+            load(str(path))
+
+
 def test_a_carriage_return_alone_ends_a_line_too(tmp_path):
     path = tmp_path / "a.csv"
     path.write_bytes(b"question,answer\rq,a\r\rr,b")
@@ -59,6 +88,10 @@ def test_a_carriage_return_alone_ends_a_line_too(tmp_path):
         ("a.csv", "question;answer\nq, r;a\n", r"a\.csv:1: the columns are separated by semicolons; save the file"),
         ("a.csv", '"question";"answer"\n"q";"a"\n', r"a\.csv:1: the columns are separated by semicolons"),
         ("a.csv", "ask\tanswer\nq\ta\n", r"a\.csv:1: .* by tabs; save the file with commas, or name it \.tsv"),
+        ("a.csv", "frage;antwort\nq;a\n", r"a\.csv:1: .* by semicolons; .* commas, or put the line sep=; above them"),
+        ("a.csv", "sep=;\nquestion;answer\nq;a;b\n", r"a\.csv:3: 3 cells, not 2 .* quotes around text with semicolons"),
+        ("a.csv", "sep=;\nquestion,answer\nq,a\n", r"a\.csv:2: .* by commas; save the file with semicolons"),
+        ("a.csv", 'sep=;\nquestion;answer\nq;"open\n', r"a\.csv:3: not valid CSV \(unexpected end of data"),
         ("a.tsv", "question,answer\nq,a\n", r"a\.tsv:1: .* by commas; save the file with tabs, or name it \.csv"),
         ("a.json", '[{"question": "q", "answer": "a"},\n\n{"question": "", "answer": [1]}]', r"a\.json:3: answer is"),
         ("a.json", '[{"question": "q",\n"answer" "a"}]', r"a\.json:2: not valid JSON \(Expecting ':'"),
