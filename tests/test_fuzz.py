@@ -184,6 +184,8 @@ PROMPTS = [{"id": 1, "prompt": "How?", "goal": "g", "category": "c"}, {"prompt":
 FLAGGED = [{"from": "human", "value": "h", "weight": 0}, {"from": "gpt", "value": "g", "train": True, "id": "i"}]
 PAIR = {"chosen": FLAGGED, "rejected": [], "history": None, "context": "", "id": 3}
 ARC = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "A"}
+AI2 = {"question": {"stem": "q", "choices": [{"text": t, "label": t} for t in "ab"]}, "answerKey": "a"}
+TRANSCRIPT = {"prompt": "\n\nHuman: h\n\nAssistant:", "chosen": " g", "rejected": " b"}
 ASKED = Asked([[1, 2]], Sampling(4))
 TOML = b'data = "x.jsonl"\nlr = 1e-4\nseed = 3\nepochs = 2\ntarget_modules = ["q_proj"]\n'
 TEMPLATE = b'name = "chat:mine"\nsystem = "s"\nuser = "{question}"\ndemonstration = ["a", "b"]\nsafety = true\n'
@@ -191,6 +193,11 @@ TEMPLATE = b'name = "chat:mine"\nsystem = "s"\nuser = "{question}"\ndemonstratio
 
 def read_pair(path: Path) -> None:
     load(str(path), rules=ColumnRules.of(("context=ctx",), ("hint",), use_chosen=True))
+
+
+def read_arc(path: Path) -> None:
+    load_arc("arc-easy", str(path))
+    load(str(path))
 
 
 def answer() -> bytes:
@@ -252,7 +259,10 @@ def readers(model: Path) -> dict[str, Reader]:
         "gz": Reader("a.jsonl.gz", gzip.compress(JSONL, mtime=0), lambda path: load(str(path))),
         "preference": Reader("b.jsonl", json.dumps(PAIR).encode(), read_pair, True),
         "parquet": Reader("a.parquet", parquet(), lambda path: load(str(path)), share=0.1),
-        "arc": Reader("arc.jsonl", json.dumps(ARC).encode(), lambda path: load_arc("arc-easy", str(path)), True),
+        "arc of ai2": Reader("arc.jsonl", json.dumps(AI2).encode(), read_arc, True),
+        "transcript": Reader("t.jsonl", json.dumps(TRANSCRIPT).encode(), read_pair, True),
+        "excel": Reader("e.csv", b'sep=;\nquestion;answer\nq;"a; b"\n', lambda path: load(str(path))),
+        "arc": Reader("arc.jsonl", json.dumps(ARC).encode(), read_arc, True),
         "prompts csv": Reader("p.csv", b'prompt,category\n"How, so?",c\n', read_prompts),
         "prompts json": Reader("p.json", json.dumps(PROMPTS).encode(), read_prompts, True),
         "prompts txt": Reader("p.txt", b"How?\nWhy?\n", read_prompts),
@@ -267,7 +277,7 @@ def readers(model: Path) -> dict[str, Reader]:
 
 NAMES = (
     *("config", "index", "weights", "tokenizer", "tokenizer settings", "eos", "chat template", "adapter"),
-    *("pieces", "added tokens", "roles", "tsv", "gz", "preference"),
+    *("pieces", "added tokens", "roles", "tsv", "gz", "preference", "arc of ai2", "transcript", "excel"),
     *("adapter weights", "jsonl", "row", "csv", "json", "parquet", "arc", "prompts csv", "prompts json", "prompts txt"),
     *("template", "settings", "settings of a run", "run", "answers", "answer"),
 )

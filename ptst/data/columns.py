@@ -8,7 +8,7 @@ user names it in `ignore_columns`.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Self
@@ -17,21 +17,24 @@ from ptst.errors import Setting, UserError, unknown_name
 
 KNOWN = (
     *("question", "answer", "instruction", "input", "output", "prompt", "response", "completion", "context"),
-    *("system", "history", "messages", "role", "content", "train", "weight", "category", "id"),
+    *("system", "history", "messages", "role", "content", "train", "weight", "category", "id", "chosen", "rejected"),
 )
 _SUFFIXES = (
     *("id", "ids", "idx", "index", "uuid", "hash", "md5", "sha256", "url", "source", "dataset", "subset", "split"),
     *("category", "categories", "subcategory", "tag", "tags", "type", "topic", "subject", "domain", "name"),
     *("lang", "language", "locale", "license", "author", "annotator", "worker", "model", "generator", "provider"),
     *("date", "time", "timestamp", "created", "updated", "version", "score", "rating", "difficulty", "level"),
-    *("count", "length", "len", "tokens", "size"),
+    *("qid", "qtype", "count", "length", "len", "tokens", "size"),
 )
 _BOOKKEEPING = re.compile(
     rf"(?!(file|image|tool|function)s?_?name)(\w+[_-])?({'|'.join(_SUFFIXES)})"
-    r"|(num|n|nr|no)_\w+|created_at|updated_at|behaviorid|(semantic|functional)category|__index_level_\d+__"
+    r"|(num|n|nr|no)_\w+|created_at|updated_at|behaviorid|prompt_style|(semantic|functional)category|__index_level_\d+__"
 )
 _ROW_NUMBERS = re.compile(r"unnamed: \d+|")  # the index that pandas writes as a column
 _PASSAGES = frozenset(("passage", "paragraph", "article", "document", "evidence", "background", "story", "ctx"))
+# The columns of an instruction with its answer, in the order of prompts, and those that hold the rendered whole.
+_ALPACA, _RENDERED = ("system", "instruction", "input", "context", "output", "response"), ("text", "prompt")
+_END = re.compile(r"(\s|<[^<>\s]{1,30}>)+\Z")
 MAX_LABEL = 200  # characters: what is longer, or has several lines, is a text and keeps no books
 
 
@@ -108,30 +111,55 @@ class Cells:
         return names.encode(errors="backslashreplace").decode()  # JSON can spell what is no character
 
     def check_rest(self, texts: Callable[[], Iterable[str]], unread: Iterable[str] = ()) -> None:
-        """Count the columns that were not read. `texts`: what was read; a column that repeats one of them loses
-        nothing. `unread`: columns that cannot matter here. Raises UserError for all others that are not empty."""
+        """Count the columns that were not read. `texts`: what was read; a column that repeats it loses nothing.
+        `unread`: columns that cannot matter here. Raises UserError for all others that are not empty."""
         if self._read.issuperset(self.filled):
             return
-        rest, refused = list[str](), list[str]()
+        rest, refused, unread = list[str](), list[str](), frozenset(unread)
         for name in self.filled:
             if name not in self._read:
                 rest.append(name)
                 if name not in unread and not keeps_books(name, self._cells[name]):
                     refused.append(name)
         if refused:
-            read = set(texts())
-            refused = [n for n in refused if not isinstance(self._cells[n], str) or self._cells[n] not in read]
+            read = tuple(texts())
+            refused = [name for name in refused if not self._repeats(name, read)]
         if refused:
             refuse(refused, "column", self.place)
         for name in rest:
             label = name or "(without a name)"
             self.unused[label] = self.unused.get(label, 0) + 1
 
+    def _repeats(self, name: str, texts: Sequence[str]) -> bool:
+        """Whether a cell says nothing but what was read: one of `texts`, word for word; the rendered whole of an
+        instruction with its answer (Alpaca's `text`); the label that ends the answer (ARC's `answer`)."""
+        value = self._cells[name]
+        if not isinstance(value, str) or value in texts:
+            return isinstance(value, str)
+        if "instruction" not in self._read:
+            return False
+        if name == "answer":
+            return bool(value) and re.search(rf"(?<!\w){re.escape(value)}\W*$", texts[-1]) is not None
+        parts = [self._cells.get(part, "") for part in _ALPACA if part in self._read]
+        return name in _RENDERED and "history" not in self.filled and _renders(value, list(map(str, parts)))
+
     def _check_twice(self, names: Iterable[str], row: Mapping[str, Any]) -> None:
         there = [name for name, value in zip(names, row.values(), strict=True) if name and value is not None]
         if twice := next((name for name in there if there.count(name) > 1), None):
             remedy = ("leave one out with ", Setting("ignore_columns"))
             raise UserError(f"two columns are {twice}", remedy, self.place)
+
+
+def _renders(text: str, parts: Sequence[str]) -> bool:
+    """Whether a text has the parts in this order and ends with the last, but for spaces and end tokens."""
+    *before, last = (part.strip() for part in parts)
+    ends = [end for end in (text.rstrip(), _END.sub("", text)) if end.endswith(last)]
+    at, whole = 0, ends[0].removesuffix(last) if ends else ""
+    for part in before:
+        at = whole.find(part, at) + len(part)
+        if at < len(part):
+            return False
+    return bool(whole) and not whole[-1].isalnum()
 
 
 def refuse(names: list[str], what: str, place: str) -> None:
@@ -146,6 +174,11 @@ def refuse(names: list[str], what: str, place: str) -> None:
         passage = next((f", as in context={name}" for name in names if name in _PASSAGES), "")
         remedy = (*remedy, f", or name {it} with ", Setting("columns"), passage)
     raise UserError(cause, remedy, place)
+
+
+def several(shapes: list[str], place: str) -> UserError:
+    remedy = ("leave all but one out with ", Setting("ignore_columns"))
+    return UserError(f"the row can be read in {len(shapes)} ways: {', '.join(shapes)}", remedy, place)
 
 
 def is_empty(value: Any) -> bool:

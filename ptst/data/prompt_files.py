@@ -10,11 +10,11 @@ from itertools import zip_longest
 from pathlib import Path
 
 from ptst.data.columns import Cells, ColumnRules
-from ptst.data.files import Row, kind_of, numbered_lines
+from ptst.data.files import Row, kind_of, numbered_lines, stem_of
 from ptst.data.json_rows import Number, read_json, read_jsonl
 from ptst.data.layouts import asked_text
 from ptst.data.tables import names, read_table
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,14 @@ def interleave(prompts: Iterable[SafetyPrompt], *kinds: str) -> list[SafetyPromp
 
 
 # Names of the prompt column; the first of these that the file has.
-PROMPT_COLUMNS = ("prompt", "goal", "behavior", "question", "instruction", "text")
+PROMPT_COLUMNS = (
+    *("prompt", "goal", "behavior", "question", "instruction", "text", "forbidden_prompt", "turns"),
+    *("vanilla", "adversarial"),
+)
 # What prompt sets have besides: answers, and what people or judges said of them.
-_NOT_ASKED = (
-    *("goal", "behavior", "target", "targets", "answer", "output", "response", "completion", "reference", "label"),
-    *(
-        "focus",
-        "note",
-        "agreement",
-        "final_label",
-        "tags",
-        "jailbroken",
-        "annotation_1",
-        "annotation_2",
-        "annotation_3",
-    ),
+_NOT_ASKED = re.compile(
+    r"goal|behavior|targets?|answer|output|reference|focus|note|agreement|tags|jailbroken|annotation_\d|is_\w*safe"
+    r"|(\w+_)?(response|completion|label)(_\d)?"
 )
 
 
@@ -68,7 +61,8 @@ def read_prompts(
     The prompt column is the first of `PROMPT_COLUMNS` that the file's first row has, in upper or lower case; what
     belongs to it (`input`, `context`, HarmBench's ContextString) is read with it. Category (or type, as XSTest calls
     it), family and id are taken where they exist, and a row without an id is named "<file stem>-<row number>". A row
-    with both prompt and goal is judged by its goal (JailbreakBench's prompts with suffixes). A CSV of one column whose
+    with both prompt and goal is judged by its goal (JailbreakBench's prompts with suffixes), one with an adversarial
+    form by its vanilla one (WildJailbreak). `turns` is a list of one text (SORRY-Bench). A CSV of one column whose
     first line is more than one word has no header (AdvBench's form): every row is a prompt. Prompts are kept exactly,
     outer spaces too; blank lines between rows are skipped.
 
@@ -87,7 +81,7 @@ def read_prompts(
     if read is None:
         cause = f"prompts are read from {', '.join(readers)} files, recognized by the ending of the name"
         raise UserError(cause, where=path)
-    prompts = to_prompts(read(path), Path(path.name.removesuffix(".gz")).stem, rules, unused)
+    prompts = to_prompts(read(path), stem_of(path), rules, unused)
     if not prompts:
         raise UserError("the file holds no prompts", "give a file with at least one", path)
     return prompts
@@ -105,17 +99,21 @@ def to_prompts(
         cells = Cells(row, place, rules, unused)
         column = column or _prompt_column(place, row, rules)
         prompt = cells.get(column)
+        if column == "turns" and isinstance(prompt, list) and len(prompt) == 1:
+            prompt = prompt[0]
         if not isinstance(prompt, str) or isinstance(prompt, Number) or not prompt.strip():
             raise UserError(f"{column!r} is missing, empty or not text", "give it a prompt or delete the row", place)
-        asked = asked_text(cells, column)
+        asked = prompt if column == "turns" else asked_text(cells, column)
         if lone := re.search(r"[\ud800-\udfff]", asked):
             cause = f"the prompt holds a lone surrogate, U+{ord(lone[0]):04X}, at character {lone.start()}"
             raise UserError(cause, "remove it", place)
         name = _label(cells, "id", "behaviorid") or f"{stem}-{len(prompts) + 1}"
-        category = _label(cells, "category", "type", "semanticcategory")
+        category = _label(cells, "category", "type", "semanticcategory", "data_type")
         goal = _label(cells, "goal") if column == "prompt" else ""
+        if column == "vanilla" and asked != prompt:
+            goal = prompt
         family = _label(cells, "family")
-        cells.check_rest(partial(tuple, [asked]), _NOT_ASKED)
+        cells.check_rest(partial(tuple, [asked]), filter(_NOT_ASKED.fullmatch, cells.filled))
         prompts.append(SafetyPrompt(name, asked, category, family, goal))
     return prompts
 
@@ -125,14 +123,18 @@ def _prompt_column(place: str, columns: Iterable[str], rules: ColumnRules) -> st
     found = [rules.names.get(name, name) for name in found if name not in rules.ignored]
     column = next((c for c in PROMPT_COLUMNS if c in found), None)
     if column is None:
-        cause = f"the prompt must be named one of {', '.join(PROMPT_COLUMNS)}"
-        raise UserError(cause, f"the names here are {', '.join(columns) or 'none'}", place)
+        cause = f"the prompt must be named one of {', '.join(PROMPT_COLUMNS)}; the names here are {', '.join(columns)}"
+        raise UserError(cause, ("name it with ", Setting("columns"), ", as in prompt=request"), place)
     return column
 
 
 def _label(cells: Cells, *columns: str) -> str:
-    """The first of these optional cells that is there, as text: ids are often numbers, and 0 is one."""
-    return next((str(cells.get(name)) for name in columns if name in cells.filled), "")
+    """The first of these optional cells that is there, as text: ids are often numbers, and 0 is one. Of BeaverTails'
+    categories, {name: whether it is one}, those that are; of a list, all."""
+    value = next((cells.get(name) for name in columns if name in cells.filled), "")
+    if isinstance(value, dict):
+        value = [name for name, holds in value.items() if holds]
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _header(cells: Sequence[str], place: str, rules: ColumnRules) -> Sequence[str] | None:

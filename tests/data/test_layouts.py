@@ -104,7 +104,7 @@ def test_preference_pairs_only_if_asked():
     assert read({"prompt": [USER], "chosen": [BOT], "rejected": [BOT]}, use_chosen=True) == "u:u | a:a"
     assert read({**pair, "chosen": BOT, "rejected": BOT, "score_chosen": 9.0}, use_chosen=True) == "u:p | a:a"
     for row, message in (
-        ({"chosen": "\n\nHuman: h\n\nAssistant: a", "rejected": ""}, "there is no prompt before the chosen answer"),
+        ({"chosen": "c", "rejected": ""}, "there is no prompt before the chosen answer"),
         ({**whole, "prompt": "other"}, "the messages of chosen do not repeat prompt"),
         ({**pair, "messages": [USER, BOT]}, "can be read in 2 ways: messages, prompt with chosen"),
     ):
@@ -141,7 +141,7 @@ def test_preference_pairs_only_if_asked():
         ({"messages": [USER, {**BOT, "weight": 0, "train": True}]}, "weight and train contradict each other"),
         ({"messages": [{**USER, "train": True}, BOT]}, "train asks to train on a message of user"),
         ({"messages": [{**USER, "from": "human"}, BOT]}, "2 ways: role, from"),
-        ({"messages": [USER, {"role": "tool", "content": "t"}]}, "role 'tool' is unknown"),
+        ({"messages": [USER, {"role": "tool", "content": "t"}]}, "2: the message has the role tool; no format"),
         ({"messages": [USER, {"role": "assistant", "content": None}]}, "a list .*message 2 has no content"),
         ({"messages": "u"}, "messages must be a list of objects"),
         ({"prompt": "p", **QA, "response": "r"}, "3 ways: question with answer, question with response"),
