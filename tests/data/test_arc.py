@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
+import datasets
 import pytest
 
 from ptst.data.arc import ArcQuestion, load_arc, to_question
+from ptst.data.columns import Cells, ColumnRules
+from ptst.data.sources import load
 from ptst.evaluation.choices import chosen_choice, plain, printed_choice
 
 HUB_ROW = {"id": "x", "question": "Which is hot?", "answerKey": "2"}
@@ -16,17 +20,53 @@ TEXT = (
     "Answer format: answer1/answer2/answer3"
 )
 INSTRUCTION_ROW = {"instruction": TEXT, "input": "", "output": "the correct answer is answer2", "answer": "answer2"}
+AI2_ROW = {"id": "x", "question": {"stem": "Which is hot?", "choices": []}, "answerKey": "2"}
+AI2_ROW["question"]["choices"] = [{"text": t, "label": str(i)} for i, t in enumerate(("ice", "the sun", "snow"), 1)]
 QUESTION = ArcQuestion("Which is hot?", ("ice", "the sun", "snow"), 1, "d:1")
 
 
-@pytest.mark.parametrize("row", [HUB_ROW, INSTRUCTION_ROW])
+def cells(row: dict, place: str) -> Cells:
+    return Cells(row, place, ColumnRules(), Counter())
+
+
+@pytest.mark.parametrize("row", [HUB_ROW, AI2_ROW, INSTRUCTION_ROW])
 def test_layouts(row, tmp_path):
-    assert to_question(row, "d:1") == QUESTION
+    assert to_question(cells(row, "d:1")) == QUESTION
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join([json.dumps(row)] * 3))
     found = load_arc("arc-easy", str(path), limit=2)
     assert [q.source for q in found] == [f"{path}:1", f"{path}:2"]
     assert found[0].choices == QUESTION.choices
+    train = load(str(path))
+    asked, answer = (m.content for m in train.conversations[0].messages)
+    assert "Which is hot?" in asked and set(train.unused.values()) == {3}
+    assert answer == row.get("output", "The answer is: the sun")
+    unused = Counter()
+    load_arc("arc-easy", str(path), unused=unused)
+    assert unused == {"id": 3} if "id" in row else {"output": 3}
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "a.parquet"
+    datasets.Dataset.from_list([HUB_ROW] * 2).to_parquet(path)
+    assert [q.gold for q in load_arc("arc-easy", str(path))] == [1, 1]
+    assert load(str(path)).conversations[1].messages[1].content == "The answer is: the sun"
+
+
+def test_columns_that_may_belong_to_the_question(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({**HUB_ROW, "figure": "It shows a fire."}))
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: the column 'figure' may belong to the prompt"):
+        load_arc("arc-easy", str(path))
+    assert load_arc("arc-easy", str(path), rules=ColumnRules.of(ignore_columns=["figure"]))[0].gold == 1
+    question = {**AI2_ROW["question"], "para": "It is night."}
+    more = [{**choice, "figure": "f.png"} for choice in question["choices"]]
+    for row in ({**AI2_ROW, "question": question}, {**AI2_ROW, "question": {**AI2_ROW["question"], "choices": more}}):
+        with pytest.raises(ValueError, match=r"d:1: the column '(para|figure)' may belong"):
+            to_question(cells(row, "d:1"))
+    path.write_text(json.dumps({**INSTRUCTION_ROW, "input": "It is night."}))
+    with pytest.raises(ValueError, match="the column 'input' may belong"):
+        load_arc("arc-easy", str(path))
 
 
 @pytest.mark.parametrize(
@@ -44,7 +84,7 @@ def test_layouts(row, tmp_path):
 )
 def test_rows_with_mistakes(row, message):
     with pytest.raises(ValueError, match=message):
-        to_question(row, "d:7")
+        to_question(cells(row, "d:7"))
 
 
 def test_a_file_that_is_not_there():

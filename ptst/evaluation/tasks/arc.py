@@ -1,11 +1,13 @@
 """ARC's questions, answered freely (Lyu et al. 2024, appendix F.5)."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ptst.data.arc import ArcQuestion, load_arc
+from ptst.data.sources import unused_columns
 from ptst.evaluation.choices import chosen_choice, plain, printed_choice
 from ptst.evaluation.tasks.problems import CUT
 from ptst.evaluation.tasks.task import Defaults, Metric, Prompt, Task, TaskData, TaskResult, Tools, flags, rates
@@ -18,9 +20,13 @@ def arc(name: str, title: str) -> Task:
     """The task `arc-easy` or `arc-challenge`."""
 
     def load(data: str | None, defaults: Defaults) -> TaskData:
-        questions = load_arc(name, data, defaults.limit)
+        unused = Counter[str]()
+        questions = load_arc(name, data, defaults.limit, defaults.rules, unused)
         fingerprint = hashlib.sha256(repr([(q.question, q.choices, q.gold) for q in questions]).encode()).hexdigest()
-        return TaskData(Path(data or name).stem, questions, fingerprint, 256)
+        note = unused_columns(unused)
+        return TaskData(
+            Path(data or name).stem, questions, fingerprint, 256, note=f"{data or name}: {note}" if note else ""
+        )
 
     def score(questions: Sequence[ArcQuestion], answers: Sequence[Answer], _tools: Tools) -> TaskResult:
         rows = [_row(q, a) for q, a in zip(questions, answers, strict=True)]
