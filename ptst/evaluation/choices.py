@@ -22,15 +22,15 @@ _LATEX = re.compile(r"\\(?:boxed|fbox|text\w*|math\w*)\s*\{((?:[^{}]|\{,\})*)\}"
 _ASKED = re.compile(r"the answer is[*_]*[ \t]*:[*_]*\s*", re.IGNORECASE)
 _CLAIM = re.compile(
     r"""
-    \b (?:the|my) [ ] (?: (?:correct|right|best|final|proper|likely|most[ ]\w+) [ ] ){0,3}
-    (?:answer|choice|option) (?:[ ](?:choice|option|letter|here))? (?:[ ]to[ ]th(?:e|is)[ ]question)?
-    [ ] (?:is|would[ ]be|should[ ]be|must[ ]be) (?:[ ](?:(?:most[ ])?likely|probably|clearly|thus|therefore))?
+    (?:\b(?:the|my)[ ]|^[ \t>#*_-]*) (?: (?:correct|right|best|final|proper|likely|most[ ]\w+) [ ] ){0,3}
+    (?:answer|choice|option|response) (?:[ ](?:choice|option|letter|here))? (?:[ ]to[ ]th(?:e|is)[ ]question)?
+    [ ] (?:is|would[ ]be|should[ ]be|must[ ]be) (?:[ ](?:(?:most[ ])?likely|probably|clearly|thus|therefore|indeed))?
     (?: [*_]*[ \t]*:[*_]*\s* | [*_]*\s+ )
   | ^[ \t>#*_-]* (?:(?:the|my)[ ])? (?:(?:correct|right|best|final)[ ])?
     (?:answer|choice|option) (?:[ ](?:choice|option))? [*_]*[ \t]*: [*_]*\s*
   | \\boxed\s*\{ (?P<boxed> (?:[^{}\n]|\{[^{}\n]*\}){1,300} ) \}
   | (?:^|(?<=[.!?:,]\s)) (?:(?:so|thus|hence|therefore),?[ ])? (?P<before> [^.,:;!?\n]{1,200}? ) [*_]*
-    [ ]is[ ] (?: the[ ]answer | (?:the[ ])?(?:most[ ])?(?:correct|right|best)(?:[ ](?:answer|choice|option))? )
+    [ ]is[ ] (?: the[ ]answer | (?:the[ ])?(?:most[ ])?(?:correct|right|best)(?:[ ](?:answer|choice|option|response))? )
     (?= [*_]* (?: [.!] | [ \t]*[\r\n] | \s*\Z | ,?[ ](?:because|since)\b ) )
     """,
     re.VERBOSE | re.IGNORECASE | re.MULTILINE,
@@ -42,7 +42,7 @@ _LABEL = re.compile(
     r"(?P<label>[A-Za-z]|[1-9])\s*(?P<close>[)\]}>\"'\u201d\u2019.:,;!?\u2013\u2014-]*)(?=\W|$)(?P<rest>.*)",
     re.DOTALL,
 )
-_LABEL_BEHIND = re.compile(r"(?P<text>.*\S)\s*[(\[](?P<label>[A-Za-z]|[1-9])[)\]][.!]?")
+_LABEL_BEHIND = re.compile(r"(?P<text>.*\S)\s*[(\[](?i:option |choice )?(?P<label>[A-Za-z]|[1-9])[)\]][.!]?")
 _REASON = re.compile(r"\s*(?:because|since)\b")
 _JOINED = re.compile(
     r"(?:\b(?:and|or|nor)\b|[,;/&+])\s*(?:option |choice )?[(\[]?(?:[A-Z]\b(?! [a-z])|[1-9]\b|[a-z]\))"
@@ -141,8 +141,11 @@ def _by_place(line: str, choices: Sequence[str], alone: bool) -> int | None:
         return index
     sentence = re.split(r"[.!?](?=\s|$)", rest, maxsplit=1)[0]
     words = f" {plain(sentence)} "
-    others = any(f" {plain(choice)} " in words for i, choice in enumerate(choices) if i != index)
-    return index if marked and not (alone or others or _JOINED.search(sentence)) else None
+    own, *others = (f" {plain(choice)} " for choice in (choices[index], *choices[:index], *choices[index + 1 :]))
+    after = words.removeprefix(own.rstrip()) if words.startswith(own) else ""  # "B. The Moon is nearer than Mars"
+    if after and not after.startswith((" or ", " and ", " nor ", *others)):
+        others = []
+    return index if marked and not (alone or any(o in words for o in others) or _JOINED.search(sentence)) else None
 
 
 def _index(label: str) -> int:

@@ -29,7 +29,7 @@ def strict_answer(text: str) -> Decimal | None:
 
 
 def _strict(text: str) -> Decimal | None:
-    text = unwrapped(text)
+    text = re.sub(r"^\$(.*)\$$", r"\1", unwrapped(text))  # LaTeX's, which may hold another dollar
     if own := _GSM8K.fullmatch(text):  # commas as they come
         cleaned = own[1].replace("\u2212", "-").replace("$", "").replace(",", "")
         with suppress(InvalidOperation):

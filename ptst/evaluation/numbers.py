@@ -83,7 +83,7 @@ def only_number(text: str) -> Decimal | None:
     """The value of a text that is one number, with a sign, a currency, per cent or a full stop at most."""
     text = spelled_plainly(text).strip()
     money = r"\s*[$\u20ac\u00a3\u00a5\u20b9]?\s*"
-    found = re.fullmatch(rf"(-?{money}-?)(.*?)(?:{money}|\s*%)\.?", text, re.DOTALL)
+    found = re.fullmatch(rf"([-+]?{money}[-+]?)(.*?)(?:{money}|\s*%)\.?", text, re.DOTALL)
     number = _NUMBER.fullmatch(found[2]) if found else None
     if found is None or number is None or number["date"]:
         return None

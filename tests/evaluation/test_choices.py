@@ -53,6 +53,12 @@ def test_a_choice_is_named(named):
         ("The correct answer is A. No: the correct answer is B.", 1), ("B\n\nBecause A is too far away.", 1),
         ("the correct answer is answer3", 2), ("The answer is a comet.", 2), ("The answer is: D", 3), ("A", 0),
         ("The answer is: a)", 0), ("The answer is: A", 0), ("A. Mars", 0),
+        ("Correct answer is B.", 1), ("**Answer is: B**", 1), ("The correct response is B.", 1),
+        ("B is the correct response.", 1), ("The correct answer is indeed B.", 1), ("Answer is not B.", None),
+        ("The answer is: the Moon (Option B)", 1), ("The answer is: Mars (option B)", None),
+        ("The correct answer is B. The Moon orbits Earth, not Mars.", 1), ("The answer is: B. the Moon, Mars", None),
+        ("The correct answer is B. The Earth orbits the Sun.", None), ("The answer is: B. the Moon and Mars", None),
+        ("Any other answer is B-grade.", None), ("Your answer is B", None),
         # The form that is asked for decides.
         ("The answer is: B\n\nQuestion: Which is hot?\nAnswer: D", 1),
         ("The answer is: B\nThe correct answer is not obvious.", 1), ("So the answer is: B! That is correct.", 1),
