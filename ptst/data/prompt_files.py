@@ -1,5 +1,5 @@
-"""Prompts of a user's file: CSV, TSV, JSONL, JSON or TXT, also packed by gzip, each prompt exactly as written and each
-mistake with its line. Also what a prompt is, and how a limit is spread over the categories."""
+"""Prompts of a user's file: CSV, TSV, JSONL, JSON, Parquet or TXT, also packed by gzip, each prompt exactly as written
+and each mistake with its line. Also what a prompt is, and how a limit is spread over the categories."""
 
 import re
 from collections import Counter
@@ -14,6 +14,7 @@ from ptst.data.files import Row, kind_of, numbered_lines, stem_of
 from ptst.data.json_rows import Number, read_json, read_jsonl
 from ptst.data.layouts import asked_text
 from ptst.data.tables import names, read_table
+from ptst.data.typed import read_parquet
 from ptst.errors import Setting, UserError
 
 
@@ -55,8 +56,8 @@ _NOT_ASKED = re.compile(
 def read_prompts(
     path: str | Path, rules: ColumnRules | None = None, unused: Counter[str] | None = None
 ) -> list[SafetyPrompt]:
-    """Prompts of a CSV, TSV, JSONL, JSON (one list, or JailbreakBench's object of `jailbreaks`) or TXT (one prompt a
-    line) file in UTF-8, in the file's order.
+    """Prompts of a CSV, TSV, JSONL, Parquet, JSON (one list, or JailbreakBench's object of `jailbreaks`) or TXT (one
+    prompt a line) file in UTF-8, in the file's order.
 
     The prompt column is the first of `PROMPT_COLUMNS` that the file's first row has, in upper or lower case; what
     belongs to it (`input`, `context`, HarmBench's ContextString) is read with it. Category (or type, as XSTest calls
@@ -75,6 +76,7 @@ def read_prompts(
         ".tsv": partial(read_table, delimiter="\t", header=header, bare=PROMPT_COLUMNS[0]),
         ".jsonl": read_jsonl,
         ".json": read_json,
+        ".parquet": read_parquet,
         ".txt": _read_txt,
     }
     read = readers.get(kind_of(path))

@@ -67,7 +67,7 @@ def load_set(data: str, limit: int | None = None, rules: ColumnRules | None = No
         name, prompts = data, to_prompts(found.rows, data, rules, unused)
     elif name not in SETS:
         cause = unknown_name("prompt set", name, SETS).cause
-        raise UserError(cause, "or give a CSV, TSV, JSONL, JSON or TXT file, or org/name (from the hub)")
+        raise UserError(cause, "or give a CSV, TSV, JSONL, JSON, Parquet or TXT file, or org/name (from the hub)")
     elif file and name in OWN:
         raise UserError(f"prompts {data!r}: {name} is built in and takes no file")
     elif name in OWN:

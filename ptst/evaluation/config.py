@@ -36,7 +36,7 @@ _DATA_HELP = (
     "Default: the test part of the training data."
 )
 _SAFETY_HELP = (
-    f"Harmful requests: a CSV, TSV, JSONL, JSON or TXT file, {', '.join(prompt_sets.SETS)}, NAME:FILE, or "
+    f"Harmful requests: a CSV, TSV, JSONL, JSON, Parquet or TXT file, {', '.join(prompt_sets.SETS)}, NAME:FILE, or "
     f"org/name:split@revision (hub). Default: "
     f"{prompt_sets.BUILT_IN}."
 )

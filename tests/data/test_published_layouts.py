@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 
+import datasets
 import pytest
 
 from ptst.data.columns import ColumnRules
@@ -82,6 +83,7 @@ def test_rows_open(row, expected):
         ({"conversations": [HUMAN, GPT, HUMAN], "chosen": GPT, "rejected": GPT}, "u:h | a-g | u:h | a:g (rejected)"),
         ({"system": "s", "input": "i", "chosen": "c", "rejected": "r"}, "s:s | u:i | a:c (rejected)"),
         ({"chosen": TURNS, "rejected": TURNS}, "u:h | a-g | u:i | a:j (rejected)"),
+        ({"prompt": "p", "chosen": "Assistant: c", "rejected": "r"}, "u:p | a:Assistant: c (rejected)"),
         ({"prompt": "\n\nHuman: h\n\nAssistant:", "chosen": " g", "rejected": " b"}, "u:h | a:g (rejected)"),
         ({**PREFERENCE, "prompt": "u", "messages": PREFERENCE["chosen"], "score_chosen": 8.5},
          "u:u | a:a (rejected score_chosen)"),  # UltraFeedback
@@ -100,6 +102,9 @@ def test_preference_sets_open(row, expected):
     ("row", "message"),
     [
         ({"instruction": "i", "input": "x", "output": "p", "text": ALPACA}, "the column 'text' may belong"),
+        *(({"instruction": "i", "input": "x", "output": "o", "text": text}, "the column 'text' may belong")
+          for text in (ALPACA[:-1] + "foo", ALPACA + "! And more.")),
+        ({"question": "q", "answerkey": "A"}, "a question of ARC has question, choices"),
         ({"instruction": "i", "input": "x", "output": "o", "text": ALPACA + "h"}, "the column 'text' may belong"),
         ({"instruction": "i", "input": "y", "output": "o", "text": ALPACA}, "the column 'text' may belong"),
         ({"instruction": "i", "input": "x", "output": "o", "history": [["a", "b"]], "text": ALPACA}, "column 'text'"),
@@ -205,3 +210,5 @@ def test_prompt_files(tmp_path):
     ):
         (tmp_path / name).write_text(content, encoding="utf-8")
         assert [p.prompt[0] for p in read_prompts(tmp_path / name)] == ["v", "w"], name
+    datasets.Dataset.from_list([{"prompt": "v", "category": "c"}] * 2).to_parquet(tmp_path / "a.parquet")
+    assert [p.id for p in read_prompts(tmp_path / "a.parquet")] == ["a-1", "a-2"]

@@ -88,6 +88,7 @@ def test_a_carriage_return_alone_ends_a_line_too(tmp_path):
         ("a.csv", "question;answer\nq, r;a\n", r"a\.csv:1: the columns are separated by semicolons; save the file"),
         ("a.csv", '"question";"answer"\n"q";"a"\n', r"a\.csv:1: the columns are separated by semicolons"),
         ("a.csv", "ask\tanswer\nq\ta\n", r"a\.csv:1: .* by tabs; save the file with commas, or name it \.tsv"),
+        ("a.csv", '"question,answer\nq,a\n', r"a\.csv:1: not valid CSV \(unexpected end of data"),
         ("a.csv", "frage;antwort\nq;a\n", r"a\.csv:1: .* by semicolons; .* commas, or put the line sep=; above them"),
         ("a.csv", "sep=;\nquestion;answer\nq;a;b\n", r"a\.csv:3: 3 cells, not 2 .* quotes around text with semicolons"),
         ("a.csv", "sep=;\nquestion,answer\nq,a\n", r"a\.csv:2: .* by commas; save the file with semicolons"),
