@@ -148,6 +148,32 @@ class EngineSettings:
         return None if self.kv_memory is None else int(self.kv_memory * 1e9)
 
 
+@dataclass(frozen=True, kw_only=True)
+class ApiSettings:
+    """How judges behind an API are asked (api:MODEL). The key comes from the environment alone (OPENAI_API_KEY)."""
+
+    api_base_url: str | None = None
+    """Address of an OpenAI-compatible endpoint. Default: OPENAI_BASE_URL, or OpenAI's."""
+    api_max_tokens: int | None = None
+    """Room for a reply, in tokens, of a model that thinks before it answers. Default: what the grader needs."""
+    api_concurrency: int = field(default=8, metadata=NO_EFFECT)
+    """Maximum number of requests at once."""
+    api_timeout: float = field(default=60.0, metadata=NO_EFFECT)
+    """Seconds to wait for one reply."""
+    api_retries: int = field(default=6, metadata=NO_EFFECT)
+    """How often a request is repeated after a timeout, status 429 or a server's error."""
+    api_price: tuple[float, float] | None = field(default=None, metadata=NO_EFFECT)
+    """Price of a million tokens in, and of a million out, to count the cost."""
+
+    def check_api(self) -> None:
+        """Raise UserError for a value out of range."""
+        check_at_least(self, 1, "api_max_tokens", "api_concurrency")
+        check_at_least(self, 0, "api_retries")
+        check_above_zero(self, "api_timeout")
+        if self.api_price is not None and not all(0 <= price < math.inf for price in self.api_price):
+            raise UserError((Setting("api_price"), f" is {self.api_price}"), "prices are at least 0")
+
+
 Config = TypeVar("Config", bound=CommandSettings)
 
 
