@@ -1,11 +1,27 @@
-"""Replies of a grader behind an OpenAI-compatible endpoint."""
+"""Replies of a grader behind an OpenAI-compatible endpoint: many requests at once, each reply recorded as it comes.
 
-from collections.abc import Sequence
+Prompts are sent as data: each message is a JSON string, so that no judged text can add a message or change a role.
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ptst.errors import UserError
+from ptst.evaluation.graders.endpoint import Address, Endpoint, Trouble, check_package
+from ptst.evaluation.graders.replies import Reply, ReplyFile, Usage
+from ptst.evaluation.verdicts import judge_name_in_files
+from ptst.progress import ProgressLine
 from ptst.settings import ApiSettings
 from ptst.text.segments import Message
+
+RETRY_TEMPERATURE = 0.7  # of all attempts but the first, which is greedy
+_DEFAULT = ApiSettings()
 
 
 class ApiAsk:
@@ -13,19 +29,117 @@ class ApiAsk:
 
     A tuple of messages is a conversation (`/chat/completions`); a text is sent as it is (`/completions`). Raises
     UserError, when it is made, where the package openai or the key is missing or the endpoint's address cannot be one;
-    when it is called, where the endpoint answers nobody.
+    when it is called, where the endpoint would answer no prompt. `usage`: of all replies that it gave, `new_usage`: of
+    those among them that were asked for just now.
     """
 
-    def __init__(self, model: str, max_new_tokens: int, settings: ApiSettings = ApiSettings()):
-        raise NotImplementedError
+    def __init__(self, model: str, max_new_tokens: int, settings: ApiSettings = _DEFAULT):
+        settings.check_api()
+        check_package()
+        if not model:
+            raise UserError("a judge by API needs a model's name", "say api:MODEL")
+        self.model, self.settings = model, settings
+        self.max_tokens = settings.api_max_tokens or max_new_tokens
+        self.endpoint = Endpoint(Address.of(settings.api_base_url), settings.api_timeout, settings.api_retries)
+        self.file = ReplyFile()
+        self.usage = self.new_usage = Usage()
+        self._counted: set[str] = set()
 
     def keep_in(self, folder: Path) -> None:
         """Read and record replies in FOLDER/replies.MODEL.jsonl from now on."""
-        raise NotImplementedError
+        self.file = ReplyFile(folder / f"replies.{judge_name_in_files(self.model)}.jsonl")
 
     def record(self) -> dict[str, Any]:
-        """What replies depend on besides the prompt: endpoint, model, parameters."""
-        raise NotImplementedError
+        """What replies depend on besides the prompt; the first attempt is greedy."""
+        return {"endpoint": self.endpoint.address.url, "model": self.model, "max_tokens": self.max_tokens}
 
     def __call__(self, prompts: Sequence[str | tuple[Message, ...]], attempt: int = 0) -> list[str | Exception]:
-        raise NotImplementedError
+        requests = [self._request(prompt, attempt) for prompt in prompts]
+        keys = [self._key(request, attempt) for request in requests]
+        asked = dict(zip(keys, requests, strict=True))  # the same prompt only once
+        with self.file.held():
+            known = self.file.known
+            for key in asked.keys() & known.keys():
+                self._count(key, known[key])
+            missing = {key: request for key, request in asked.items() if key not in known}
+            troubles = self._ask(missing, len(asked)) if missing else {}
+            return [known[key].outcome() if key in known else UserError(troubles[key]) for key in keys]
+
+    def _count(self, key: str, reply: Reply) -> None:
+        if key not in self._counted:
+            self._counted.add(key)
+            self.usage += reply
+
+    def _request(self, prompt: str | tuple[Message, ...], attempt: int) -> dict[str, Any]:
+        content: dict[str, Any] = {"prompt": prompt}
+        if not isinstance(prompt, str):
+            content = {"messages": [{"role": m.role, "content": m.content} for m in prompt]}
+        temperature = RETRY_TEMPERATURE if attempt else 0.0
+        sampling = {"max_tokens": self.max_tokens, "temperature": temperature, "seed": attempt}
+        return {"model": self.model, **content, **sampling}
+
+    def _key(self, request: Mapping[str, Any], attempt: int) -> str:
+        content = json.dumps([self.endpoint.address.url, request, attempt], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+    def _ask(self, requests: Mapping[str, dict[str, Any]], total: int) -> dict[str, str]:
+        """Ask for replies and keep them; what is wrong with the others, in words. Raises UserError for what is wrong
+        with all."""
+        troubles: dict[str, str] = {}
+        done = first = total - len(requests)
+        url, price = self.endpoint.address.url, self.settings.api_price
+        with ProgressLine(f"replies of {self.model}", total, first=first) as line:
+
+            def on_outcome(key: str, outcome: Reply | Trouble) -> None:
+                nonlocal done
+                done += 1
+                if isinstance(outcome, Reply):
+                    self.file.add(key, outcome)
+                    self.new_usage += outcome
+                    self._count(key, outcome)
+                else:
+                    troubles[key] = f"{url} {outcome.words}"
+                failed = f", {len(troubles):,} without a reply" if troubles else ""
+                line.update(done, self.usage.words(price) + failed)
+
+            _run(self._ask_all(requests, on_outcome))
+        if end := self.endpoint.end:
+            kept = f"{self.usage.replies:,} replies are kept" if self.file.path else "no more prompts were sent"
+            raise UserError(f"{url} {end.words}", kept)
+        return troubles
+
+    async def _ask_all(
+        self, requests: Mapping[str, dict[str, Any]], on_outcome: Callable[[str, Reply | Trouble], None]
+    ) -> None:
+        """One request alone, to learn what ends them all, then many at once."""
+        rest = iter(requests.items())
+
+        async def work(some: Iterable[tuple[str, dict[str, Any]]]) -> None:
+            for key, request in some:
+                if self.endpoint.end:
+                    return
+                on_outcome(key, await self.endpoint.ask(request))
+
+        async with self.endpoint.open():
+            if not self.endpoint.reached:
+                await work(islice(rest, 1))
+            await asyncio.gather(*(work(rest) for _ in range(self.settings.api_concurrency)))
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run to the end in a thread, because a notebook's own has an event loop at work; Ctrl-C cancels it at once."""
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
+
+    async def main() -> None:
+        task = asyncio.ensure_future(work)
+        running.append((asyncio.get_running_loop(), task))
+        await task
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(asyncio.run, main())
+        try:
+            done.result()
+        finally:
+            if not done.done():
+                for loop, task in running:
+                    loop.call_soon_threadsafe(task.cancel)

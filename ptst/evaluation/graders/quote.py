@@ -10,7 +10,7 @@ def quoted(text: str, name: str) -> str:
     it, so nothing in the text can be taken for the closing mark; the same text always gets the same marks."""
     data = text.encode(errors="surrogatepass")
     codes = (hashlib.sha256(b"%d:%s" % (n, data)).hexdigest()[:8] for n in count())
-    code = next(code for code in codes if code not in text)
+    code = next(code for code in codes if code not in text.casefold())
     return f"=== {name} begins {code} ===\n{text}\n=== {name} ends {code} ==="
 
 

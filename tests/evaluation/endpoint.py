@@ -1,0 +1,126 @@
+"""A stand-in for an OpenAI-compatible endpoint: a local server that says what it should, faults included."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Say:
+    """What the server sends: `body` as JSON, or as it is where it is text. `delay`: seconds before it. `cut`: bytes
+    after which it hangs up. `trickle`: seconds before each byte."""
+
+    body: Any = "ok"
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut: int | None = None
+    trickle: float = 0.0
+
+
+def reply(text: str | None, finish: str = "stop", **message: Any) -> dict[str, Any]:
+    """The body of a chat completion."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": text, **message}, "finish_reason": finish}
+    usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
+    return {"id": "1", "object": "chat.completion", "model": "m-2026", "choices": [choice], "usage": usage}
+
+
+def fault(status: int, message: str = "no", headers: dict[str, str] | None = None, **error: Any) -> Say:
+    return Say({"error": {"message": message, **error}}, status, headers or {})
+
+
+Script = Callable[[dict[str, Any], int], Say]  # the request's body, and how many came before it
+
+
+@dataclass
+class Server:
+    """`requests`: the bodies that came, in order; `paths` and `headers`: theirs; `most`: the most at once."""
+
+    script: Script
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    raw: list[bytes] = field(default_factory=list)
+    now: int = 0
+    most: int = 0
+    url: str = ""
+
+    def take(self, path: str, headers: dict[str, str], raw: bytes) -> Say:
+        with self.lock:
+            number = len(self.requests)
+            body = json.loads(raw)
+            self.requests.append(body)
+            self.paths.append(path)
+            self.headers.append(headers)
+            self.raw.append(raw)
+            self.now += 1
+            self.most = max(self.most, self.now)
+        return self.script(body, number)
+
+    def __post_init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+@contextmanager
+def serve(script: Script | list[Say]) -> Iterator[Server]:
+    """A server that follows the script: a function, or what it says in turn (the last again and again)."""
+    if isinstance(script, list):
+        turns = script
+        server = Server(lambda _body, number: turns[min(number, len(turns) - 1)])
+    else:
+        server = Server(script)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            raw = self.rfile.read(int(self.headers["Content-Length"]))
+            said = server.take(self.path, dict(self.headers), raw)
+            try:
+                self.send(said)
+            except OSError:  # the other side hung up
+                self.close_connection = True
+            finally:
+                with server.lock:
+                    server.now -= 1
+
+        def send(self, said: Say) -> None:
+            time.sleep(said.delay)
+            text = said.body if isinstance(said.body, str) else json.dumps(said.body)
+            data = text.encode()
+            kind = "text/html" if isinstance(said.body, str) else "application/json"
+            self.send_response(said.status)
+            for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **said.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if said.cut is not None:
+                self.wfile.write(data[: said.cut])
+                self.close_connection = True
+            elif said.trickle:
+                for byte in data:
+                    self.wfile.write(bytes([byte]))
+                    time.sleep(said.trickle)
+            else:
+                self.wfile.write(data)
+
+        def log_message(self, *_words: Any) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    http.daemon_threads = True
+    http.block_on_close = False
+    server.url = f"http://127.0.0.1:{http.server_port}/v1"
+    thread = threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        http.shutdown()
+        http.server_close()
