@@ -1,6 +1,7 @@
 """Replies of a grader behind an OpenAI-compatible endpoint: many requests at once, each reply recorded as it comes.
 
 Prompts are sent as data: each message is a JSON string, so that no judged text can add a message or change a role.
+Names of control tokens in judged text are broken, because servers of open models would read them as the tokens.
 """
 
 import asyncio
@@ -14,9 +15,10 @@ from typing import Any
 
 from ptst.errors import UserError
 from ptst.evaluation.graders.endpoint import Address, Endpoint, Trouble, check_package
+from ptst.evaluation.graders.quote import without_control_tokens
 from ptst.evaluation.graders.replies import Reply, ReplyFile, Usage
 from ptst.evaluation.verdicts import judge_name_in_files
-from ptst.progress import ProgressLine
+from ptst.progress import ProgressLine, say_once
 from ptst.settings import ApiSettings
 from ptst.text.segments import Message
 
@@ -71,9 +73,10 @@ class ApiAsk:
             self.usage += reply
 
     def _request(self, prompt: str | tuple[Message, ...], attempt: int) -> dict[str, Any]:
-        content: dict[str, Any] = {"prompt": prompt}
-        if not isinstance(prompt, str):
-            content = {"messages": [{"role": m.role, "content": m.content} for m in prompt]}
+        if isinstance(prompt, str):
+            content: dict[str, Any] = {"prompt": _safe(prompt)}
+        else:
+            content = {"messages": [{"role": m.role, "content": _safe(m.content)} for m in prompt]}
         temperature = RETRY_TEMPERATURE if attempt else 0.0
         sampling = {"max_tokens": self.max_tokens, "temperature": temperature, "seed": attempt}
         return {"model": self.model, **content, **sampling}
@@ -124,6 +127,15 @@ class ApiAsk:
             if not self.endpoint.reached:
                 await work(islice(rest, 1))
             await asyncio.gather(*(work(rest) for _ in range(self.settings.api_concurrency)))
+
+
+def _safe(text: str) -> str:
+    """The text to send, without names of control tokens in what is judged: all of it, or the parts that say so."""
+    parts = getattr(text, "parts", ((text, True),))
+    safe = "".join(without_control_tokens(part) if judged else part for part, judged in parts)
+    if safe != text:
+        say_once("note: judged texts name control tokens; each name is sent with a space in it, as in < |im_end|>")
+    return safe
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

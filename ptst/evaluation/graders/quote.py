@@ -1,7 +1,7 @@
 """Text of others inside a prompt, so that it cannot end its own quotation."""
 
 import hashlib
-from collections.abc import Iterable
+import re
 from itertools import count
 
 
@@ -14,9 +14,16 @@ def quoted(text: str, name: str) -> str:
     return f"=== {name} begins {code} ===\n{text}\n=== {name} ends {code} ==="
 
 
-def mark_in(text: str, marks: Iterable[str]) -> str | None:
-    """The first of a prompt's fixed marks that a text holds, in capitals or not and however spaced; None where there
-    is none. A prompt whose owner fixed its marks is not sent with such a text, since the text could end its own
-    quotation: the answer is unjudged, and says so."""
-    plain = "".join(text.split()).casefold()
-    return next((mark for mark in marks if "".join(mark.split()).casefold() in plain), None)
+# Names of control tokens: <|im_end|>, <|turn>, <\uff5cUser\uff5c>, </s>, <end_of_turn>, [/INST], <<SYS>>.
+_BAR = r"[|\uff5c]"
+_CONTROL = re.compile(
+    rf"<{_BAR}[^<>|\uff5c\n]{{1,60}}{_BAR}?>|<[^<>|\uff5c\s]{{1,60}}{_BAR}>"
+    r"|</?s>|<(?:bos|eos|pad|unk|mask|start_of_turn|end_of_turn)>|<</?SYS>>"
+    r"|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_[A-Z]+|ARGS|THINK)\]"
+)
+
+
+def without_control_tokens(text: str) -> str:
+    """The text with a space in each name of a control token (`< |im_end|>`), since some servers read such a name in any
+    text as the token itself, which could end a message."""
+    return _CONTROL.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)

@@ -75,6 +75,7 @@ class ReplyFile:
     def __init__(self, path: Path | None = None):
         self.path = path
         self.known: dict[str, Reply] = {}
+        self._read_bytes = self._read_lines = 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -106,14 +107,18 @@ class ReplyFile:
         if not path.exists():
             return
         check_regular(path)
-        raw = path.read_bytes()
+        with open(path, "rb") as file:
+            file.seek(self._read_bytes)
+            raw = file.read()
         whole = raw[: raw.rfind(b"\n") + 1]
         if whole != raw:
-            os.truncate(path, len(whole))
+            os.truncate(path, self._read_bytes + len(whole))
         # Not splitlines: a reply may contain other line separators, which JSON does not escape.
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-            key, reply = _read_row(line, f"{path}:{number}")
+        for line in whole.split(b"\n")[:-1]:
+            self._read_lines += 1
+            key, reply = _read_row(line, f"{path}:{self._read_lines}")
             self.known[key] = reply
+        self._read_bytes += len(whole)
 
 
 def _read_row(line: bytes, where: str) -> tuple[str, Reply]:
