@@ -41,13 +41,12 @@ Script = Callable[[dict[str, Any], int], Say]  # the request's body, and how man
 
 @dataclass
 class Server:
-    """`requests`: the bodies that came, in order; `paths` and `headers`: theirs; `most`: the most at once."""
+    """`requests`: the bodies that came, in order; `paths`, `headers`: theirs, names in lower case; `most` at once."""
 
     script: Script
     requests: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    raw: list[bytes] = field(default_factory=list)
     now: int = 0
     most: int = 0
     url: str = ""
@@ -59,7 +58,6 @@ class Server:
             self.requests.append(body)
             self.paths.append(path)
             self.headers.append(headers)
-            self.raw.append(raw)
             self.now += 1
             self.most = max(self.most, self.now)
         return self.script(body, number)
@@ -82,7 +80,7 @@ def serve(script: Script | list[Say]) -> Iterator[Server]:
 
         def do_POST(self) -> None:
             raw = self.rfile.read(int(self.headers["Content-Length"]))
-            said = server.take(self.path, dict(self.headers), raw)
+            said = server.take(self.path, {k.lower(): v for k, v in self.headers.items()}, raw)
             try:
                 self.send(said)
             except OSError:  # the other side hung up
