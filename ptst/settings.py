@@ -170,8 +170,9 @@ class ApiSettings:
         check_at_least(self, 1, "api_max_tokens", "api_concurrency")
         check_at_least(self, 0, "api_retries")
         check_above_zero(self, "api_timeout")
-        if self.api_price is not None and not all(0 <= price < math.inf for price in self.api_price):
-            raise UserError((Setting("api_price"), f" is {self.api_price}"), "prices are at least 0")
+        price = self.api_price
+        if price is not None and (len(price) != 2 or not all(0 <= each < math.inf for each in price)):
+            raise UserError((Setting("api_price"), f" is {price}"), "it is two prices, each at least 0")
 
 
 Config = TypeVar("Config", bound=CommandSettings)

@@ -41,12 +41,14 @@ Script = Callable[[dict[str, Any], int], Say]  # the request's body, and how man
 
 @dataclass
 class Server:
-    """`requests`: the bodies that came, in order; `paths`, `headers`: theirs, names in lower case; `most` at once."""
+    """`requests`: the bodies that came, in order; `paths`, `headers` (names in lower case) and `times`: theirs; `most`:
+    how many there were at once."""
 
     script: Script
     requests: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     now: int = 0
     most: int = 0
     url: str = ""
@@ -58,6 +60,7 @@ class Server:
             self.requests.append(body)
             self.paths.append(path)
             self.headers.append(headers)
+            self.times.append(time.monotonic())
             self.now += 1
             self.most = max(self.most, self.now)
         return self.script(body, number)

@@ -124,9 +124,8 @@ def test_what_may_pass_is_asked_again(first):
 
 def test_the_endpoint_says_how_long_to_wait():
     with serve([fault(429, headers={"Retry-After": "0.2"}), Say(reply("yes"))]) as server:
-        start = time.monotonic()
         assert asker(server)([user("p")], 0) == ["yes"]
-        assert time.monotonic() - start >= 0.2
+    assert server.times[1] - server.times[0] >= 0.2
     soon = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 30))
     assert 25 < retry_after({"retry-after": soon}) <= 30
     assert retry_after({"retry-after": "Mon, 01 Jan 2001 00:00:00 GMT"}) == 0
@@ -333,7 +332,7 @@ def test_of_two_processes_one_pays(tmp_path, capsys):
 def test_bounded_concurrency():
     with serve(lambda *_: Say(reply("yes"), delay=0.02)) as server:
         asker(server, api_concurrency=3)([user(f"p{i}") for i in range(12)], 0)
-    assert server.most == 3
+    assert 1 < server.most <= 3
 
 
 def test_a_parameter_that_a_model_refuses(capsys):
@@ -356,6 +355,15 @@ def test_a_parameter_that_a_model_refuses(capsys):
     assert [n.split(" ", 2)[2] for n in notes] == [
         *("refuses max_tokens; asked with max_completion_tokens", "refuses temperature; asked without it"),
     ]
+
+
+def test_a_parameter_that_several_requests_at_once_are_refused():
+    def reasoner(body, number):
+        unsupported = number > 0 and "seed" in body
+        return fault(400, "'seed' is not supported") if unsupported else echo(body, number)
+
+    with serve(reasoner) as server:
+        assert asker(server)([user(f"p{i}") for i in range(12)], 0) == [f"re: p{i}" for i in range(12)]
 
 
 def test_a_refused_parameter_is_tried_otherwise_only_once():
@@ -424,10 +432,23 @@ def test_a_name_and_password_in_the_address_are_sent_and_not_recorded(tmp_path, 
     assert server.headers[0]["authorization"] == "Basic YW5uOmh1bnRlcjJodW50ZXIy"
     shown = capsys.readouterr().err + repr(vars(ask.endpoint)) + (tmp_path / "replies.m.jsonl").read_text()
     assert "hunter2" not in shown and "YW5u" not in shown
+    with pytest.raises(UserError, match="api_base_url holds a user name or a password, .* OPENAI_BASE_URL$") as error:
+        Address.of("http://ann:hunter2hunter2@localhost/v1")
+    assert "hunter2" not in texts_of(error.value)
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://h/v1", "http://", "http://h:port/v1", "http://[h/v1", "https://h/v1?key=s", "s@h"]
+    "url",
+    [
+        "localhost:8000",
+        "ftp://h/v1",
+        "http://",
+        "http://h:port/v1",
+        "http://[h/v1",
+        "https://h/v1?key=s",
+        "s@h",
+        "h\\s",
+    ],
 )
 def test_an_address_that_is_none(url):
     with pytest.raises(UserError, match=r"api_base_url .* is not the address of an endpoint; .* https://HOST/v1") as e:
@@ -477,7 +498,7 @@ def test_tokens_and_cost_are_counted(tmp_path, capsys):
     "settings",
     [
         *({"api_concurrency": 0}, {"api_timeout": 0.0}, {"api_timeout": float("inf")}, {"api_retries": -1}),
-        *({"api_price": (-1.0, 1.0)}, {"api_max_tokens": 0}),
+        *({"api_price": (-1.0, 1.0)}, {"api_price": (1.0,)}, {"api_max_tokens": 0}),
     ],
 )
 def test_settings_out_of_range(settings):
@@ -514,6 +535,23 @@ def test_ctrl_c_stops_at_once_and_keeps_replies(tmp_path):
         server.script, asked = echo, len(server.requests)
         asker(server, tmp_path)([user(f"p{i}") for i in range(9)], 0)
         assert len(server.requests) == asked + 6
+
+
+def test_the_end_wakes_those_that_wait():
+    def script(body, number):
+        return (
+            echo(body, number)
+            if not number
+            else fault(429, headers={"Retry-After": "60"})
+            if number < 3
+            else fault(401)
+        )
+
+    with serve(script) as server:
+        ask, start = asker(server), time.monotonic()
+        with pytest.raises(UserError, match="refuses the key"):
+            ask([user(f"p{i}") for i in range(12)], 0)
+        assert time.monotonic() - start < 5
 
 
 def test_what_fails_while_replies_are_kept_is_raised(tmp_path, monkeypatch):

@@ -75,6 +75,9 @@ class Address:
             raise UserError(cause, "it has the form https://HOST/v1, without ? and #")
         host, user, password = parts
         authorization = None
+        if base_url and (user or password):
+            cause = (Setting("api_base_url"), " holds a user name or a password, which records of settings would keep")
+            raise UserError(cause, "give such an address as OPENAI_BASE_URL")
         if user or password:
             authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
         key = os.environ.get("OPENAI_API_KEY", "").strip()
