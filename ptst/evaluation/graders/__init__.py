@@ -1,1 +1,1 @@
-"""Guard models and graders as judges: their prompts, how their replies are read, and who answers, a model or an API."""
+"""Judges that are models: a grader's prompt, the reading of its replies, and who is asked."""
