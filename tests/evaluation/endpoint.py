@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+from ptst.evaluation.graders import endpoint
+from ptst.evaluation.graders.api import ApiAsk
+from ptst.settings import ApiSettings
+from ptst.text.segments import Message
+
+KEY = "sk-Zq7/secret+0123456789"
 
 
 @dataclass(frozen=True)
@@ -125,3 +134,26 @@ def serve(script: Script | list[Say]) -> Iterator[Server]:
     finally:
         http.shutdown()
         http.server_close()
+
+
+def echo(body: dict[str, Any], _number: int) -> Say:
+    return Say(reply("re: " + body["messages"][-1]["content"]))
+
+
+def set_environment(monkeypatch) -> None:
+    """The key and no other setting of the API's clients; repeats without waits."""
+    for name in [n for n in os.environ if n.startswith("OPENAI_") or n.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
+
+
+def user(text: str) -> tuple[Message, ...]:
+    return (Message("user", text),)
+
+
+def asker(server: Server, folder: Path | None = None, model: str = "m", tokens: int = 9, **settings: Any) -> ApiAsk:
+    ask = ApiAsk(model, tokens, ApiSettings(api_base_url=server.url, **{"api_timeout": 5.0, **settings}))
+    if folder is not None:
+        ask.keep_in(folder)
+    return ask
