@@ -32,7 +32,7 @@ from ptst.records import (
 from ptst.text.chat_formats import NO_CHAT_FORMAT
 from ptst.text.chat_template import read_chat_template
 from ptst.text.detect import find_format
-from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import Template, find_template, with_default_system_prompt
 from ptst.training.checkpoint import list_checkpoints, load_weights
 from ptst.training.config import TrainConfig
@@ -128,9 +128,11 @@ def open_model(
     `family` None: that of the training data, plain where these are unknown. `chat_format` None: the run's, or the
     folder's own. `allow`: what need not hold: role-markers (messages may hold the format's role markers, at test time
     an attack to be measured, in training a mistake), chat-template (the chat format may be another than the folder's).
-    Raises UserError for what is not there, for a run's adapter of other weights than the base has now, and for an
-    adapter that is not supported or does not fit.
+    Raises UserError for what is not there, for a `chat_format` under a `text:` template, for a run's adapter of other
+    weights than the base has now, and for an adapter that is not supported or does not fit.
     """
+    template = find_template(template)
+    check_used(chat_format, template)
     checkpoint, run = find_run(checkpoint, model, adapter)
     name = run.model if run else str(model)
     recorded = Path(run.model_folder) if run else Path()
@@ -145,7 +147,7 @@ def open_model(
     family = family or trained_family(run, name) or "plain"
     prompt_format = open_prompt_format(
         folder,
-        find_template(template),
+        template,
         family,
         chat_format or (run.chat_format if run else None),
         vocab_size=config.vocab_size,

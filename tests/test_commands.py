@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ptst.audit.config import AuditConfig
+from ptst.audit.report import audit_data
+from ptst.chat import ChatConfig, run_chat
 from ptst.errors import UserError
 from ptst.eval import run_evaluation
 from ptst.evaluation.answers import AnswerFile
 from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.evaluate import plan
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.tasks.table import TASKS
 from ptst.evaluation.verdicts import AnswerClass
@@ -55,6 +59,15 @@ def test_after_training_a_base_model_its_own_template_is_named(here, capsys):
         TrainConfig(model="model", template="text:alpaca", data="word-problems:4", max_steps=1, out=here / "run")
     )
     assert f"--checkpoint {here}/run --template text:alpaca" in "".join(capsys.readouterr().err.split("\n"))
+
+
+def test_a_chat_format_has_no_use_under_a_text_template(here):
+    asked = {"model": "model", "chat_format": "chatml", "template": "text:alpaca"}
+    ways = [lambda: run_training(TrainConfig(**asked, data="word-problems:4")), lambda: plan(EvalConfig(**asked))]
+    ways += [lambda: run_chat(ChatConfig(**asked)), lambda: audit_data(AuditConfig(**asked))]
+    for way in ways:
+        with pytest.raises(UserError, match="chat_format chatml has no effect under text:alpaca"):
+            way()
 
 
 def test_train_then_eval(here):

@@ -27,7 +27,7 @@ from ptst.progress import say
 from ptst.records import CHECKPOINTS, TrainRecord, read_finished
 from ptst.settings import CommandSettings
 from ptst.text.encode import Example
-from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import find_template, load_template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 
@@ -174,6 +174,7 @@ def audit_data(config: AuditConfig) -> Audit:
     shape = DecoderConfig.from_folder(folder)
     template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
     family = settings.template_family or source.family
+    check_used(config.chat_format, template)
     prompt_format = open_prompt_format(
         folder, template, family, settings.chat_format, vocab_size=shape.vocab_size, allow_chat_template=True
     )  # the audit reports a chat format that is not the folder's own, among the other findings

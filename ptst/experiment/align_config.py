@@ -12,6 +12,7 @@ from ptst.settings import (
     NO_EFFECT,
     ROUNDING,
     CommandSettings,
+    FormatSettings,
     ModelName,
     RevisionSettings,
     ThreadSettings,
@@ -24,7 +25,7 @@ from ptst.training.schedule import StepSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class AlignConfig(CommandSettings, RevisionSettings, ThreadSettings, StepSettings):
+class AlignConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSettings, StepSettings):
     """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
 
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
@@ -59,6 +60,9 @@ class AlignConfig(CommandSettings, RevisionSettings, ThreadSettings, StepSetting
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
+        from ptst.audit.findings import check_names
+
+        check_names(self.allow)
         super().check()
         check_above_zero(self, "check_every", "own_answers", "own_epochs", "batch_size", "nll")
         check_at_least(self, 1, "threads")

@@ -134,7 +134,11 @@ def align(config: AlignConfig) -> AlignRecord:
     out = config.out
     check_out(out, AlignRecord, again=True)
     old = find_record(out, AlignRecord)
-    models = {name: open_model(config.model, name, family=config.template_family) for name in (SAFE, BARE)}
+    family, chat_format, allowed = config.template_family, config.chat_format, ("role-markers", *config.allow)
+    models = {
+        name: open_model(config.model, name, family=family, chat_format=chat_format, allow=allowed)
+        for name in (SAFE, BARE)
+    }
     base = models[SAFE].folder
     record = AlignRecord(
         config=config,

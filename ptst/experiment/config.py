@@ -88,6 +88,11 @@ class GridConfig(CommandSettings, RevisionSettings, ThreadSettings):
         name = f"{self.recipe}{'-quick' * self.quick}" if self.recipe else "grid"
         return self.out or Path("checkpoints") / name
 
+    @property
+    def chat_format(self) -> str | None:
+        """The chat format of tests that is asked for."""
+        return self.eval.chat_format or self.train.chat_format
+
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
         with settings_group("train"):

@@ -36,7 +36,7 @@ from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
 from ptst.runs import find_shared
-from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 from ptst.training.run_plan import epoch_folders
@@ -91,6 +91,11 @@ class Grid:
                 cause = f"{train[name][1]} and {test[name][1]} are different templates named {name}"
                 raise UserError(cause, "rename one")
         plan.check_distinct("template", [*train, *test])
+        trained, tested = ([template for template, _ in found.values()] for found in (train, test))
+        with settings_group("eval"):
+            check_used(config.eval.chat_format, *tested)
+        with settings_group("train"):
+            check_used(settings.chat_format, *trained, *([] if config.eval.chat_format else tested))
         say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
         with settings_group("train"):
             rules, holdout = settings.column_rules, settings.holdout
@@ -123,10 +128,10 @@ class Grid:
     def train_config(self, model: GridModel) -> TrainConfig:
         """The settings with which `ptst.train` makes a run."""
         assert model.template is not None
-        _, path = self.train_templates[model.template]
+        template, path = self.train_templates[model.template]
         c = self.config
         return TrainConfig(
-            **vars(c.train),
+            **vars(c.train) | {"chat_format": _chat_format(c.train.chat_format, template)},
             template=TrainConfig.template if path else model.template,
             template_file=path,
             model=c.model,
@@ -201,16 +206,18 @@ class Grid:
         c = self.config
         # Without any training, what the models were trained on is unknown.
         family = _family(c) or (self.sources["data"].family if self.train_templates else None)
-        chat_format = c.eval.chat_format or c.train.chat_format
         allowed = ("role-markers", *c.eval.allow, *c.train.allow)
-        return {
-            name: open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
-            for name, (template, _) in self.test_templates.items()
-        }
+
+        def opened(template: Template) -> OpenModel:
+            chat_format = _chat_format(c.chat_format, template)
+            return open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
+
+        return {name: opened(template) for name, (template, _) in self.test_templates.items()}
 
     @property
     def base(self) -> OpenModel:
-        return next(iter(self.opened.values()))
+        """The base model under a test template that uses its chat format, if there is one."""
+        return min(self.opened.values(), key=lambda opened: opened.prompt_format.template.is_text)
 
     @cached_property
     def base_weights(self) -> Fingerprint:
@@ -234,12 +241,12 @@ class Grid:
 
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
-        c = self.config.train
+        c, template = self.config.train, self.train_templates[name][0]
         prompt_format = open_prompt_format(
             self.base.folder,
-            self.train_templates[name][0],
+            template,
             c.template_family or self.sources["data"].family,
-            c.chat_format,
+            _chat_format(c.chat_format, template),
             allow_role_markers="role-markers" in c.allow,
             allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
         )
@@ -262,6 +269,11 @@ class Grid:
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
             tuned=fingerprints(self.tuned),
         )
+
+
+def _chat_format(asked: str | None, template: Template) -> str | None:
+    """The chat format that is asked for, under a template that has one."""
+    return None if template.is_text else asked
 
 
 def _family(config: GridConfig) -> str | None:

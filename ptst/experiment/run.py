@@ -104,7 +104,8 @@ def _aligned(config: GridConfig) -> Path:
             say(f"{out} is being aligned by another process; waiting for it")
             held.enter_context(lock(out.parent, f".{out.name}.lock", wait=True))
         record = find_record(out, AlignRecord)
-        asked = AlignConfig(model=config.model, out=out)
+        allowed = (*config.train.allow, *config.eval.allow)
+        asked = AlignConfig(model=config.model, chat_format=config.chat_format, allow=allowed, out=out)
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
         same = record is not None and weights.matches(record.weights) and record.data == fingerprint()
         if record and same and record.status == "finished":

@@ -82,6 +82,15 @@ class PromptFormat:
         ]
 
 
+def check_used(chat_format: str | None, *templates: Template) -> None:
+    """Raise UserError for a chat format that was asked for and that none of the templates uses."""
+    if chat_format in (None, NO_CHAT_FORMAT.name) or not templates or not all(t.is_text for t in templates):
+        return
+    names = ", ".join(t.name for t in templates)
+    cause = (Setting("chat_format"), f" {chat_format} has no effect under {names}: text: templates have no roles")
+    raise UserError(cause, "leave it out, or use a chat: template")
+
+
 def open_prompt_format(
     folder: Path,
     template: Template,

@@ -175,6 +175,21 @@ def test_answers_and_the_aligned_model_are_known_by_their_fingerprints(config, m
         align(config)
 
 
+def test_the_chat_format_is_asked_for_and_allowed_as_elsewhere(config, monkeypatch):
+    """It is not the one of the folder's chat template."""
+    settings = config.out.parent / "model/tokenizer_config.json"
+    raw = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**raw, "chat_template": raw["chat_template"].replace("<|im_end|>", "<|end|>")}))
+    asked = replace(config, chat_format="chatml")
+    with pytest.raises(UserError, match="chatml is not the chat format of this folder"):
+        align(asked)
+    with pytest.raises(UserError, match="unknown audit rule 'chat-templates'"):
+        align(replace(asked, allow=("chat-templates",)))
+    monkeypatch.setattr(Trainer, "__iter__", lambda _: iter(()))
+    monkeypatch.setattr(AlignConfig, "max_steps", 1)
+    assert align(replace(asked, allow=("chat-template",))).chat_format == "chatml"
+
+
 def test_own_answers_are_shown_more_often_than_refusals(config, monkeypatch):
     met_at(monkeypatch, None)
     seen = []

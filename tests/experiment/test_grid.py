@@ -21,8 +21,10 @@ import pytest
 import torch
 
 from ptst import storage
+from ptst.errors import UserError
 from ptst.evaluation import answers
 from ptst.experiment import workers
+from ptst.experiment.grid import Grid
 from ptst.model import weights
 from tests.conftest import ROOT
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
@@ -49,6 +51,25 @@ def _timeless(value, folder: str):
     if isinstance(value, dict):
         return {k: _timeless(v, folder) for k, v in value.items() if k not in ("time", "finished_at", "git_commit")}
     return value.replace(folder, "") if isinstance(value, str) and folder else value
+
+
+def test_a_chat_format_reaches_the_chat_templates_alone(here):
+    """A grid of both kinds takes one; where no template has roles, it is refused."""
+    both, text = ("text:vanilla", "chat:vanilla"), ("text:vanilla",)
+    small = replace(CONFIG, model="model", train_templates=both, test_templates=both, seeds=(0,), out=here / "grid")
+    train, test = (replace(settings, chat_format="chatml") for settings in (CONFIG.train, CONFIG.eval))
+    grid = Grid.open(replace(small, train=train, eval=test))
+    assert [grid.train_config(run).chat_format for run in grid.runs] == [None, "chatml"]
+    assert [grid.training_format(name)[0].template.name for name in both] == list(both)
+    assert set(grid.opened) == set(both)
+    assert grid.record().chat_format == "chatml"
+    for side, changes in (
+        ("eval", {"test_templates": text, "eval": test}),
+        ("train", {"test_templates": text, "train_templates": text, "train": train}),
+    ):
+        with pytest.raises(UserError, match="chatml has no effect under text:vanilla") as told:
+            Grid.open(replace(small, **changes))
+        assert told.value.group == side
 
 
 def test_every_cell_has_its_mark_and_spread_and_the_contrast_is_there(grid, here, capsys):

@@ -10,7 +10,7 @@ from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS, NO_CHAT_FORMAT
 from ptst.text.chat_template import default_system_prompt, read_chat_template
 from ptst.text.detect import find_format
-from ptst.text.prompt_format import open_prompt_format
+from ptst.text.prompt_format import check_used, open_prompt_format
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_template
 from ptst.text.tokenizer import load_tokenizer
@@ -100,6 +100,14 @@ def test_text_templates_need_no_chat_format(tmp_path):
             open_prompt_format(tmp_path, find_template("chat:plain"), "plain", chosen)
     with pytest.raises(UserError, match="unknown chat format 'x'"):
         open_prompt_format(tmp_path, find_template("text:vanilla"), "plain", "x")
+
+
+def test_a_chat_format_that_no_template_uses_is_refused():
+    text, chat = find_template("text:vanilla"), find_template("chat:plain")
+    with pytest.raises(UserError, match=r"chat_format llama2 has no effect under text:vanilla.*; leave it out"):
+        check_used("llama2", text)
+    for used in [("llama2", text, chat), ("llama2",), (None, text), ("none", text)]:
+        check_used(*used)
 
 
 def test_options_that_no_folder_gets_by_itself(tmp_path):
