@@ -121,7 +121,7 @@ def conversations(count: int, names: list[str]) -> list[Conversation]:
 def compare(folder: Path, count: int, peer: PreTrainedTokenizerFast) -> tuple[PromptFormat, Counter, str]:
     """How many conversations have the same ids, how many differ by a known difference, and the first wrong one."""
     p = open_prompt_format(folder, find_template("chat:plain"), "plain", allow_role_markers=True)
-    probes = probe(open_chat_template(folder, p.tokenizer.bos, p.tokenizer.eos))
+    probes = probe(open_chat_template(folder, p.tokenizer.implied))
     found: Counter = Counter()
     first = ""
     for row in conversations(count, list(p.tokenizer.control_names.values())):

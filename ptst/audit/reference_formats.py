@@ -99,8 +99,11 @@ def _runs(conversation: Conversation, prompt_format: PromptFormat, train_on: str
     trained = [wanted[i] and (train_on == "all" or i + 1 == len(answers)) for i in range(len(answers))]
     if template.is_text:
         prefix = prompt_format.family.join if template.join is None else template.join
-        bos = [control(t.bos)] if t.adds_bos else []
-        return [*bos, Run(asked[0], prefix + answers[0], trained=trained[0]), control(t.eos, trained[0])]
+        return [
+            *map(control, t.opening),
+            Run(asked[0], prefix + answers[0], trained=trained[0]),
+            control(t.eos, trained[0]),
+        ]
     closings = [" " if len(answers) > 1 else ""] * len(answers)
     if template.demonstration:
         asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]

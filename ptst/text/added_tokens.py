@@ -5,8 +5,8 @@ Some of them are markers (`<|im_end|>`, `[INST]`, `<think>`): control tokens, wh
 may become. Others are text that got a token of its own (a word, a run of spaces).
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ptst.reading import read_object
 
 MAX_ID = 2**24
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+_LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
 _LISTS = ("additional_special_tokens", "extra_special_tokens")
 _BRACKETS = frozenset("<>[]{}|\uff5c\u3010\u3011")
 _AGAIN = "fetch the tokenizer's files again"
@@ -73,7 +74,8 @@ class AddedToken:
 class TokenSettings:
     """What a folder's small files say. `special`: names that have a role; `unused`: those of padding and of unknown
     text, which no prompt holds. `adds_bos`: whether plain text gets a BOS token; `spaced`: whether text after an added
-    token begins with sentencepiece's dummy space. None: not said."""
+    token begins with sentencepiece's dummy space. None: not said. `implied`: by their roles, the names that Llama's
+    class in `transformers` takes where the files name none."""
 
     added: tuple[AddedToken, ...] = ()
     special: frozenset[str] = frozenset()
@@ -82,6 +84,7 @@ class TokenSettings:
     eos: str | None = None
     adds_bos: bool | None = None
     spaced: bool | None = None
+    implied: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: dict[str, Any], where: object = "tokenizer_config.json") -> "TokenSettings":
@@ -95,14 +98,16 @@ class TokenSettings:
         bos, eos = names["bos_token"], names["eos_token"]
         # `transformers` reads Llama's class by its key `legacy`, whatever a tokenizer.json says of spaces.
         llama = config.get("tokenizer_class") in ("LlamaTokenizer", "LlamaTokenizerFast")
-        flags = (config.get("add_bos_token"), config.get("legacy", False if llama else None))
+        adds_bos, spaced = config.get("add_bos_token"), config.get("legacy", False if llama else None)
         return cls(
             tuple(AddedToken.of(number, entry, where) for number, entry in decoder.items()),
             frozenset(name for name in (*names.values(), *(token_name(entry, where) for entry in more)) if name),
             frozenset(name for key in ("pad_token", "unk_token") if (name := names[key])) - {bos, eos},
             bos,
             eos,
-            *(flag if isinstance(flag, bool) else None for flag in flags),
+            adds_bos if isinstance(adds_bos, bool) else None,
+            spaced if isinstance(spaced, bool) else None,
+            {key: name for key, name in _LLAMA.items() if llama and key not in config},
         )
 
     @classmethod

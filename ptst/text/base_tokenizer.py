@@ -1,7 +1,7 @@
 """What both kinds of tokenizers share: text to ids and back, with control tokens looked up by name alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from copy import copy
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -20,7 +20,8 @@ class Tokenizer(ABC):
     vocab_size: int
     bos: str | None  # names of control tokens
     eos: str | None
-    adds_bos: bool  # whether the model expects BOS before plain text
+    opening: tuple[str, ...]  # control tokens that the model expects before plain text: BOS, mostly
+    implied: Mapping[str, str]  # control tokens by their roles, as transformers knows them where no file names them
     own: frozenset[str] = frozenset()
     spaced: bool = True
     lstrip: frozenset[str] = frozenset()  # control tokens that swallow the whitespace before them

@@ -9,7 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -110,13 +110,13 @@ def read_chat_template(folder: Path | str) -> str | None:
     return None
 
 
-def open_chat_template(folder: Path | str, bos: str | None = None, eos: str | None = None) -> ChatTemplate | None:
-    """The chat template of a folder, None where there is none. `bos`, `eos`: of the tokenizer, for folders that do not
-    name them. Raises UserError as `read_chat_template`."""
+def open_chat_template(folder: Path | str, implied: Mapping[str, str] | None = None) -> ChatTemplate | None:
+    """The chat template of a folder, None where there is none. `implied`: the tokenizer's own names, for roles to which
+    the folder gives none. Raises UserError as `read_chat_template`."""
     text = read_chat_template(folder)
     if text is None:
         return None
-    tokens = {name: token for name, token in (("bos_token", bos), ("eos_token", eos)) if token is not None}
+    tokens = dict(implied or {})
     for file in ("special_tokens_map.json", "tokenizer_config.json"):
         settings = optional_json(Path(folder) / file)
         for name in _TOKENS:

@@ -48,7 +48,7 @@ def find_format(
     name, _, fingerprint = (chosen or "").partition(":")
     if name == NO_CHAT_FORMAT.name:  # recorded by a run under a text: template
         name = ""
-    template = open_chat_template(folder, tokenizer.bos, tokenizer.eos)
+    template = open_chat_template(folder, tokenizer.implied)
     if template is None:
         return _without_template(folder, tokenizer, name)
     if fingerprint and fingerprint != template.fingerprint:

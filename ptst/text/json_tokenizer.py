@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Set
 from functools import cached_property
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -41,7 +41,7 @@ class JsonTokenizer(Tokenizer):
         flagged = flag_markers(rules, settings)
         self._tok = self._load(json.dumps(rules) if flagged else text)
         try:
-            opening = self._tok.encode("", add_special_tokens=True).ids
+            opened = self._tok.encode("a", add_special_tokens=True)
         except BaseException as error:
             raise self._explain(error, "not a tokenizer file") from None
         model = rules["model"]
@@ -51,8 +51,10 @@ class JsonTokenizer(Tokenizer):
         self._control = {n: i for n, i in self._control.items() if not (n in inside and settings.borrows(n))}
         self.own = frozenset(self._control.keys() & inside - flagged)
         self.vocab_size = max(self._tok.get_vocab_size(), *(token.id + 1 for token in settings.added), 0)
-        self.bos, self.eos = settings.bos, settings.eos
-        self.adds_bos = self.bos is not None and self._control.get(self.bos) in opening
+        self.implied = {key: name for key, name in settings.implied.items() if name in self._control}
+        self.bos = settings.bos or self.implied.get("bos_token")
+        self.eos = settings.eos or self.implied.get("eos_token")
+        self.opening = self._find_opening(opened, settings)
         self._prefixed = _remove_prefix(rules)
         self.spaced = not self._prefixed or (self._is_spaced() if settings.spaced is None else settings.spaced)
         self._bytes = {i: b for b in range(256) if (i := self._tok.token_to_id(f"<0x{b:02X}>")) is not None}
@@ -113,6 +115,19 @@ class JsonTokenizer(Tokenizer):
             if settings.is_control(token.name, token.special):
                 self._control[token.name] = token.id
         self._take_flags((*in_file, *settings.added))
+
+    def _find_opening(self, opened: Any, settings: TokenSettings) -> tuple[str, ...]:
+        """The control tokens that the file's rules put before a text. They count, as in transformers, and that is said
+        where the settings want it otherwise."""
+        pairs = zip(opened.ids, opened.special_tokens_mask, strict=True)
+        names = tuple(
+            self.control_names[i] for i, _ in takewhile(lambda pair: pair[1], pairs) if i in self.control_names
+        )
+        if settings.adds_bos is not None and settings.adds_bos is not (self.bos in names):
+            does = f"puts {' '.join(names)} before texts" if names else "puts no token before texts"
+            says = str(settings.adds_bos).lower()
+            say_once(f"note: {self.path} {does}, which counts; add_bos_token = {says} does not, as in transformers")
+        return names
 
     @property
     def tokens(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ptst.text.detect import Found, check_name, find_format
 from ptst.text.encode import Example, encode, without_swallowed
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
-from ptst.text.tokenizer import Tokenizer, load_tokenizer, optional_json
+from ptst.text.tokenizer import Tokenizer, configured_ends, load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,5 @@ def open_prompt_format(
 def end_of_sequence_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:
     """The ids that end an answer by generation_config.json, config.json or the tokenizer: any of the three may be the
     only one to say so. Raises UserError for an id that is no whole number."""
-    found = {tokenizer.control_id(tokenizer.eos)} if tokenizer.eos else set()
-    for name in ("generation_config.json", "config.json"):
-        named = optional_json(folder / name).get("eos_token_id")
-        ids = named if isinstance(named, list) else [named]
-        if wrong := [i for i in ids if i is not None and type(i) is not int]:
-            cause = f"eos_token_id is {str(wrong[0])[:40]!a}"
-            raise UserError(cause, "write a token's id, or a list of ids, as whole numbers", folder / name)
-        found |= {i for i in ids if i is not None and i >= 0}  # -1 stands for none
-    return frozenset(found)
+    own = {tokenizer.control_id(tokenizer.eos)} if tokenizer.eos else set()
+    return frozenset(own | {number for _, number in configured_ends(folder)})

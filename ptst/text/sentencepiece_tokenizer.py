@@ -54,7 +54,8 @@ class SentencePieceTokenizer(Tokenizer):
         bos, eos = (sp.id_to_piece(i) if i >= 0 else None for i in (sp.bos_id(), sp.eos_id()))
         self.bos = settings.bos if settings.bos in self._control else bos
         self.eos = settings.eos if settings.eos in self._control else eos
-        self.adds_bos = self.bos is not None and settings.adds_bos is not False
+        self.opening = (self.bos,) if self.bos is not None and settings.adds_bos is not False else ()
+        self.implied = {key: name for key, name in (("bos_token", bos), ("eos_token", eos)) if name is not None}
 
     def _add(self, name: str, number: int, control: bool, path: Path) -> None:
         """Take a token of the settings. Raises UserError where it does not fit the pieces."""

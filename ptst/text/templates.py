@@ -210,7 +210,7 @@ def render(
     if conversation.system is not None or len(conversation.turns) > 2:
         what = "system prompt" if conversation.system is not None else "conversation of several turns"
         raise UserError(f"{template.name} has no place for a {what}", "use a chat: template", conversation.source)
-    segments = [Segment(tokenizer.bos, control=True)] if tokenizer.adds_bos and tokenizer.bos else []
+    segments = [*control(*tokenizer.opening)]
     segments += fill(template.user, family, conversation.turns[0].content)
     if conversation.answered:
         content = Segment(conversation.turns[1].content, "assistant")

@@ -5,6 +5,8 @@ Where both are there and agree, sentencepiece is used: the models were trained w
 a control token, whatever it holds; control tokens are looked up by name.
 """
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from ptst.errors import UserError
@@ -28,13 +30,40 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
     folder = Path(folder)
     settings = TokenSettings.from_folder(folder)
     tokenizer = _open(folder, settings)
+    if tokenizer.eos is None and (name := _configured_end(folder, tokenizer)) is not None:
+        tokenizer = _open(folder, replace(settings, eos=name, special=settings.special | {name}))
     if embedding_rows is not None:
         tokenizer = _within(tokenizer, embedding_rows, folder)
     if tokenizer.eos is None or not tokenizer.has_control(tokenizer.eos):
         named = f"the tokenizer has no token {tokenizer.eos!r}, which is named as eos_token"
-        cause = "there is no end-of-sequence token" if tokenizer.eos is None else named
+        nowhere = "there is no end-of-sequence token, neither of the tokenizer nor in config.json"
+        cause = nowhere if tokenizer.eos is None else named
         raise UserError(cause, "name the right one as eos_token in tokenizer_config.json", folder)
     return tokenizer
+
+
+def configured_ends(folder: Path) -> Iterator[tuple[str, int]]:
+    """(file, id) of the tokens that end an answer by generation_config.json and config.json, in this order. Raises
+    UserError for an id that is no whole number."""
+    for name in ("generation_config.json", "config.json"):
+        named = optional_json(folder / name).get("eos_token_id")
+        for number in named if isinstance(named, list) else [named]:
+            if number is not None and type(number) is not int:
+                cause = f"eos_token_id is {str(number)[:40]!a}"
+                raise UserError(cause, "write a token's id, or a list of ids, as whole numbers", folder / name)
+            if number is not None and number >= 0:  # -1 stands for none
+                yield name, number
+
+
+def _configured_end(folder: Path, tokenizer: Tokenizer) -> str | None:
+    """The first token that ends answers by the model's own files, where the tokenizer's name none. Says so."""
+    names = {i: name for name, i in tokenizer.tokens.items()}
+    for file, number in configured_ends(folder):
+        if number in names:
+            what = f"{names[number]!r}, eos_token_id {number} of {file}"
+            say_once(f"note: {folder}: the tokenizer names no end-of-sequence token; it is {what}")
+            return names[number]
+    return None
 
 
 def _open(folder: Path, settings: TokenSettings) -> Tokenizer:
@@ -55,7 +84,7 @@ def _open(folder: Path, settings: TokenSettings) -> Tokenizer:
         difference: str | None = error.cause if isinstance(error.cause, str) else str(error)
     else:
         difference = _difference(pieces, by_rules, settings)
-        pieces.spaced = by_rules.spaced
+        pieces.spaced, pieces.opening, pieces.implied = by_rules.spaced, by_rules.opening, by_rules.implied
     if difference is None:
         return pieces
     say_once(f"note: {folder}: tokenizer.json is used; tokenizer.model beside it differs: {difference}")

@@ -382,3 +382,79 @@ def test_an_end_of_sequence_id_that_is_no_number_is_refused(tmp_path, given):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": given}))
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id is '.*'; write a token's id"):
         open_prompt_format(tmp_path, find_template("chat:vanilla"), "plain")
+
+
+POST = {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}]}
+
+
+def opened_by(rules: dict, *names: str) -> dict:
+    """The same rules with tokens that they put before every text."""
+    ids = {token["content"]: token["id"] for token in rules["added_tokens"]}
+    single = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    tokens = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names}
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    return rules | {"post_processor": {**POST, "single": [*single, text], "special_tokens": tokens}}
+
+
+@pytest.mark.parametrize(
+    ("files", "name"),
+    [
+        ({"config": {"eos_token_id": 2}}, "</s>"),
+        ({"config": {"eos_token_id": 1}, "generation_config": {"eos_token_id": [-1, None, 2, 1]}}, "</s>"),
+        ({"config": {"eos_token_id": 9999}, "generation_config": {"eos_token_id": 260}}, "a word"),
+    ],
+)
+def test_an_end_that_only_the_models_own_files_name(tmp_path, capsys, files, name):
+    """As transformers stops. The chat template is not rendered with it, which transformers does not do either."""
+    rules = made.byte_level(specials=("<s>", "x", "</s>"))
+    names = [token["content"] for token in rules["added_tokens"]]
+    rules["added_tokens"] = [{**token, "id": i} for i, token in enumerate(rules["added_tokens"])]
+    tokens = [*names, *(token for token in rules["model"]["vocab"] if token not in names), "a word"]
+    rules["model"]["vocab"] = {token: i for i, token in enumerate(tokens)}
+    files = json.loads(json.dumps(files).replace("260", str(len(tokens) - 1)))
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}[assistant]"
+    config = {"bos_token": None, "chat_template": template}
+    folder = made.write(tmp_path, rules=rules, tokenizer_config=config, **files)
+    tokenizer = load_tokenizer(folder)
+    assert tokenizer.eos == name
+    assert f"the tokenizer names no end-of-sequence token; it is {name!r}, eos_token_id" in capsys.readouterr().err
+    number = tokenizer.control_id(name)
+    assert number not in tokenizer.encode(f"x {name} {name}")  # law 4
+    p = open_prompt_format(folder, find_template("text:vanilla"), "plain")
+    asked = Conversation((Message("user", "Q"), Message("assistant", "A")))
+    assert (p.terminator_id, p.encode(asked).ids[-1], number in p.stop_ids) == (number, number, True)
+    assert name not in "".join(s.text for s in p.chat_format.user_end)
+
+
+@pytest.mark.parametrize("with_model", [False, True])
+@pytest.mark.parametrize(
+    ("config", "names", "says"),
+    [
+        ({"bos_token": None}, ("<s>",), ""),
+        ({"bos_token": "<s>"}, ("<s>", "</s>"), ""),
+        ({"bos_token": "<s>"}, (), ""),
+        ({"bos_token": "<s>", "add_bos_token": False}, ("<s>",), "puts <s> before texts, which counts"),
+        ({"bos_token": "<s>", "add_bos_token": True}, (), "puts no token before texts, which counts"),
+    ],
+)
+def test_what_precedes_a_text_is_what_tokenizer_json_puts_there(tmp_path, capsys, with_model, config, names, says):
+    model = made.sentencepiece_model()
+    rules = opened_by(made.converted(model), *names)
+    files = {"tokenizer_config": {"eos_token": "</s>", **config}, "model": model if with_model else None}
+    p = open_prompt_format(made.write(tmp_path, rules=rules, **files), find_template("text:vanilla"), "plain")
+    ids = p.encode(Conversation((Message("user", "the"),))).ids
+    assert p.tokenizer.opening == names
+    assert ids[: len(names)] == [p.tokenizer.control_id(name) for name in names]
+    assert p.tokenizer.control_names.keys().isdisjoint(ids[len(names) :])
+    told = " ".join(capsys.readouterr().err.split())
+    assert (says in told) if says else ("which counts" not in told)
+
+
+def test_names_that_llamas_class_has_of_its_own(tmp_path):
+    """Where no file names BOS and EOS, transformers renders a chat template with them for this class alone."""
+    rules = made.converted(made.sentencepiece_model())
+    for kind, implied in (("LlamaTokenizer", {"bos_token": "<s>", "eos_token": "</s>"}), ("TokenizersBackend", {})):
+        config = {"tokenizer_class": kind}
+        folder = made.write(tmp_path / kind, rules=rules, tokenizer_config=config, config={"eos_token_id": 2})
+        tokenizer = load_tokenizer(folder)
+        assert (tokenizer.implied, tokenizer.bos, tokenizer.eos) == (implied, implied.get("bos_token"), "</s>")

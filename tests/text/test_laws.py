@@ -234,7 +234,7 @@ def law_4_control_tokens_come_from_the_format(case: Case) -> None:
         runs = reference(case.conversation, p, case.train).runs if messages[-1].role == "assistant" else []
         wanted = [run.prompt for _, run in runs if run.control]
     if p.template.is_text:
-        wanted = [bos, eos] if p.tokenizer.adds_bos else [eos]
+        wanted = [bos, eos] if p.tokenizer.opening else [eos]
     assert controls(p.tokenizer, case.whole.ids) == wanted
 
 
