@@ -25,7 +25,8 @@ def check_chat_template(
     prompts = [_prompt(c, prompt_format) for c in conversations[:SAMPLE]]
     try:
         default = default_system_prompt(folder)
-        rendered = render_chat_template(folder, [prompt.to_json() for prompt in prompts])
+        switches = prompt_format.chat_format.switches
+        rendered = render_chat_template(folder, [prompt.to_json() for prompt in prompts], switches=switches)
     except UserError as error:
         yield Finding("chat-template", "", str(error))
         return

@@ -172,10 +172,10 @@ def _llama3_dated(system: str | None, turns: list, t: Tokenizer, gap: str) -> li
 def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str, think: bool = True) -> list[Run]:
     start, end, line = control("<|im_start|>"), control("<|im_end|>"), Run("\n")
     out = [] if system is None else [start, Run(f"system\n{system}"), end, line]
-    for user, answer, trained, _ in turns:
+    for number, (user, answer, trained, _) in enumerate(turns, 1):
         out += [start, Run(f"user\n{user}"), end, line]
         asked = [Run("assistant\n", answer, trained=trained)]
-        if not think:
+        if not think and number == len(turns):  # earlier answers have no block
             block = [control("<think>"), Run("\n\n"), control("</think>")]
             asked = [Run("assistant\n"), *block, Run("\n\n", answer, trained=trained)]
         out += [start, *asked, control("<|im_end|>", trained), line]

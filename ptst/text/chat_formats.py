@@ -45,8 +45,8 @@ class ChatFormat:
     `history` precedes and follows earlier answers, where the owner writes them otherwise than the newest one; they
     cannot be trained on then. `role_markers`: markers that are plain text, so that a message could forge them.
     `apart`: system prompt, user text and answer each have a tokenizer call of their own. A folder without a chat
-    template has this format if its tokenizer has `control_tokens`. `differences`: names of what a derived format does
-    otherwise than its owner.
+    template has this format if its tokenizer has `control_tokens`. `switches`: what the owner's chat template is told
+    to write so. `differences`: names of what a derived format does otherwise than its owner.
     """
 
     name: str
@@ -64,6 +64,7 @@ class ChatFormat:
     role_markers: tuple[str, ...] = ()
     apart: bool = False
     control_tokens: tuple[str, ...] = ()
+    switches: tuple[tuple[str, bool], ...] = ()
     differences: tuple[str, ...] = ()
 
     @property
@@ -256,6 +257,8 @@ CHAT_FORMATS = {
             _CHATML,
             name="chatml-no-think",
             user_end=(*_CHATML.user_end, *NO_REASONING),
+            history=(_CHATML.user_end, (*_IM_END, *_NEWLINE)),
+            switches=(("enable_thinking", False),),
             control_tokens=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
         ),
     )

@@ -10,7 +10,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -32,15 +32,17 @@ class TemplateFailed(UserError):
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A folder's chat template, and the names of control tokens that it is rendered with."""
+    """A folder's chat template, and what it is rendered with: the names of control tokens, and `switches` that are not
+    at their defaults."""
 
     folder: str
     text: str
     tokens: tuple[tuple[str, str], ...] = ()
+    switches: tuple[tuple[str, bool], ...] = ()
 
     @property
     def fingerprint(self) -> str:
-        """Of all that its renderings depend on."""
+        """Of all that its renderings depend on, with every switch at its default."""
         return hashlib.sha256(json.dumps([self.text, self.tokens]).encode()).hexdigest()[:16]
 
     def render(
@@ -60,6 +62,11 @@ class ChatTemplate:
         ]
 
     @property
+    def thinks(self) -> bool:
+        """Whether it has Qwen3's switch of reasoning."""
+        return "enable_thinking" in self.text
+
+    @property
     def is_dated(self) -> bool:
         """Whether it writes today's date, for which ours has a fixed one."""
         return "strftime_now" in self.text
@@ -69,7 +76,14 @@ class ChatTemplate:
 def _run(template: ChatTemplate, rows: str, seconds: int) -> dict:
     """The child's answer."""
     # As transformers passes them: absent tools and documents are None.
-    variables = {"bos_token": "", "eos_token": "", **dict(template.tokens), "tools": None, "documents": None}
+    variables: dict[str, object] = {
+        "bos_token": "",
+        "eos_token": "",
+        **dict(template.tokens),
+        "tools": None,
+        "documents": None,
+    }
+    variables |= dict(template.switches)
     job = {"template": template.text, "variables": variables, "rows": json.loads(rows)}
     job |= {"seconds": seconds, "megabytes": MEGABYTES}
     try:
@@ -128,16 +142,19 @@ def open_chat_template(folder: Path | str, implied: Mapping[str, str] | None = N
 
 
 def render_chat_template(
-    folder: Path | str, conversations: Sequence[Conversation], seconds: int = SECONDS
+    folder: Path | str,
+    conversations: Sequence[Conversation],
+    seconds: int = SECONDS,
+    switches: tuple[tuple[str, bool], ...] = (),
 ) -> list[str]:
-    """Each conversation as the folder's chat template renders it, with a generation prompt where it ends in a user's
-    turn. Raises UserError if the folder has no chat template, and as `ChatTemplate.render`; TemplateFailed if one of
-    them cannot be rendered."""
+    """Each conversation as the folder's chat template renders it with these `switches` (`ChatFormat`), with a generation
+    prompt where it ends in a user's turn. Raises UserError if the folder has no chat template, and as
+    `ChatTemplate.render`; TemplateFailed if one of them cannot be rendered."""
     template = open_chat_template(folder)
     if template is None:
         raise UserError("there is no chat template", "choose another model folder", folder)
     texts = []
-    for text in template.render(conversations, seconds):
+    for text in replace(template, switches=switches).render(conversations, seconds):
         if isinstance(text, TemplateFailed):
             raise text
         texts.append(text)

@@ -54,6 +54,8 @@ def find_format(
     if fingerprint and fingerprint != template.fingerprint:
         cause = f"the chat template is not the one that the chat format {chosen} was derived from"
         raise UserError(cause, "put that back, or train again", folder)
+    if name in CHAT_FORMATS:
+        template = replace(template, switches=CHAT_FORMATS[name].switches)
     try:
         probes = _probe(template)
     except UserError as error:
@@ -69,7 +71,7 @@ def find_format(
         if chat_format.suits(tokenizer):
             found = fit(chat_format, probes, tokenizer)
             if not found.wrong:
-                return Found(chat_format, _told("as the folder's chat template has it", found))
+                return Found(chat_format, _told("as the folder's chat template has it", found, probes))
     return _derived(folder, tokenizer, probes, ends)
 
 
@@ -101,7 +103,7 @@ def _compared(chat_format: ChatFormat, probes: Probes, tokenizer: Tokenizer, all
         raise UserError(f"{chat_format.name} is not the chat format of this folder: {found.wrong}", remedy, folder)
     if found.wrong:
         return Found(chat_format, f"the one asked for, and not the folder's: {found.wrong}")
-    return Found(chat_format, _told("the one asked for, as the folder's chat template has it", found))
+    return Found(chat_format, _told("the one asked for, as the folder's chat template has it", found, probes))
 
 
 def _derived(folder: Path | str, tokenizer: Tokenizer, probes: Probes, ends: Collection[str]) -> Found:
@@ -117,8 +119,12 @@ def _derived(folder: Path | str, tokenizer: Tokenizer, probes: Probes, ends: Col
     except (NotDerived, LawBroken) as error:
         raise UserError(error.cause, error.remedy, folder) from None
     chat_format = replace(chat_format, differences=found.differences)
-    return Found(chat_format, _told("derived from the folder's chat template", found))
+    return Found(chat_format, _told("derived from the folder's chat template", found, probes))
 
 
-def _told(how: str, found: Fit) -> str:
+def _told(how: str, found: Fit, probes: Probes) -> str:
+    template = probes.template
+    if template.thinks:
+        state = "off" if ("enable_thinking", False) in template.switches else "at its default"
+        how += f" (enable_thinking {state})"
     return how + (f" but for {', '.join(found.differences)}" if found.differences else "")

@@ -93,6 +93,16 @@ NO_LAST_END = (
     "{% if add_generation_prompt or not loop.last %}{{ '<|im_end|>\n' }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# A switch of reasoning, as Qwen3's: an empty block before the newest answer, in the generation prompt when it is off.
+_BLOCK = "<think>\n\n</think>\n\n"
+THINKING = (
+    LOOP + "{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{{ ('"
+    + _BLOCK
+    + "' if loop.last else '') + m.content.split('</think>')[-1] }}{% else %}{{ m.content }}{% endif %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}{{ '" + _BLOCK + "' }}{% endif %}{% endif %}"
+).replace("\n", "\\n")
 SPELLED = {  # by the name of the hand-written format whose owner writes so
     "chatml": CHATML,
     "llama3": LLAMA3,
@@ -109,6 +119,7 @@ CONTROL = {
     "gemma": ("<start_of_turn>", "<end_of_turn>"),
     "reasoning": ("<|User|>", "<|Assistant|>"),
     "headless": ("<|end|>",),
+    "thinking": ("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
 }
 
 

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from ptst.audit.reference_formats import reference
 from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS, NO_CHAT_FORMAT
-from ptst.text.chat_template import default_system_prompt, read_chat_template
+from ptst.text.chat_template import default_system_prompt, read_chat_template, render_chat_template
 from ptst.text.detect import find_format
 from ptst.text.prompt_format import check_used, open_prompt_format
 from ptst.text.segments import Conversation, Message
@@ -111,7 +112,7 @@ def test_a_chat_format_that_no_template_uses_is_refused():
 
 
 def test_options_that_no_folder_gets_by_itself(tmp_path):
-    """Llama 3.1's dates, and Qwen3's reasoning switched off."""
+    """Llama 3.1's dates."""
     dated = folders.LLAMA3.replace(
         folders.LOOP,
         "{{ bos_token }}<|start_header_id|>system<|end_header_id|>{{ '\n\nCutting Knowledge Date: December 2023\n' }}"
@@ -121,16 +122,35 @@ def test_options_that_no_folder_gets_by_itself(tmp_path):
     folders.write_folder(tmp_path, dated, folders.CONTROL["llama3"])
     assert found(tmp_path).how.endswith("but for date-preamble, outer-whitespace")
     assert found(tmp_path, "llama3-dated").how.endswith("chat template has it but for outer-whitespace")
-    folder = tmp_path / "thinking"
-    folder.mkdir()
-    thinking = folders.CHATML.replace(
-        "m.content + ", "('<think>\n\n</think>\n\n' if m.role == 'assistant' and loop.last else '') + m.content + "
-    )
-    folders.write_folder(folder, thinking, (*folders.CONTROL["chatml"], "<think>", "</think>"))
-    assert found(folder).how.endswith("but for empty-reasoning")
-    p = open_prompt_format(folder, find_template("chat:plain"), "plain", "chatml-no-think", allow_chat_template=True)
-    prompt = p.segments(Conversation((Message("user", "Q"),)))
-    assert "".join(s.text for s in prompt).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "thinks", "says"),
+    [
+        (None, None, "has it (enable_thinking at its default) but for empty-reasoning, text-dependent"),
+        ("chatml-no-think", False, "has it (enable_thinking off) but for text-dependent"),
+        ("derived", None, "template (enable_thinking at its default) but for text-dependent"),
+    ],
+)
+def test_the_switch_of_reasoning(tmp_path, chosen, thinks, says):
+    """Each format writes what the chat template writes with that switch; earlier answers have no block."""
+    folders.write_folder(tmp_path, folders.THINKING, folders.CONTROL["thinking"])
+    p = open_prompt_format(tmp_path, find_template("chat:plain"), "plain", chosen)
+    assert p.found.endswith(says)
+    system, texts = Message("system", "S"), ("Q", "A", "R", "B", "T")
+    turns = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+    for count in range(1, 6):
+        for start in ((), (system,)):
+            row = Conversation((*start, *turns[:count]))
+            switches = (("enable_thinking", thinks),) if thinks is not None else ()
+            (theirs,) = render_chat_template(tmp_path, [row.to_json()], switches=switches)
+            same = "".join(s.text for s in p.segments(row, "last")) == theirs
+            assert same is (chosen is not None or not row.answered)
+            if row.answered:
+                assert reference(row, p, "last").ids == p.encode(row, "last").ids  # the audit's own writing
+    if chosen is not None:
+        with pytest.raises(UserError, match=r"writes earlier answers otherwise.*; train on the last answer only"):
+            p.segments(Conversation(tuple(turns[:4])))
 
 
 def test_where_chat_templates_are(tmp_path):
