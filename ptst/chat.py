@@ -18,7 +18,7 @@ from ptst import cli
 from ptst.errors import UserError, unknown_name
 from ptst.progress import console, printable, say
 from ptst.settings import (
-    AdapterFolder,
+    AdapterName,
     CommandSettings,
     FormatSettings,
     ModelName,
@@ -53,7 +53,7 @@ class ChatConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSettin
     checkpoint: Path | None = None
     """Run folder of ptst.train."""
     model: ModelName | None = None
-    adapter: AdapterFolder = None
+    adapter: AdapterName = None
     max_new_tokens: int = 512
     """Maximum length of an answer in tokens; less where the model's context ends."""
     seed: int = 0

@@ -111,7 +111,7 @@ class Chat:
             raise UserError("there is no answer yet to save")
         p, model = self.sent[0], self.model
         settings = {"model": model.name, "checkpoint": str(model.checkpoint) if model.checkpoint else None}
-        settings |= {"adapter": str(model.adapter)} if model.adapter else {}
+        settings |= {"adapter": model.adapter_name} if model.adapter else {}
         settings |= {"template": p.template.name, "family": p.family.name, "chat_format": p.chat_format.name}
         row = {
             "messages": Conversation(tuple(self._messages())).to_json(),

@@ -12,7 +12,7 @@ import torch
 from ptst.config_file import read_config
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
-from ptst.hub.locate import locate_model
+from ptst.hub.locate import locate_adapter, locate_model
 from ptst.model.adapter_files import CONFIG, adapter_matrices, read_lora_config
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
@@ -41,7 +41,7 @@ from ptst.training.config import TrainConfig
 @dataclass(frozen=True)
 class OpenModel:
     """A model without its weights: `folder` is that of the base model; `checkpoint` the run folder, with its record in
-    `run`, where a run is meant; `adapter` the folder of an adapter of somebody else's."""
+    `run`, where a run is meant; `adapter` the folder of an adapter of somebody else's, and its name as it was given."""
 
     name: str
     folder: Path
@@ -50,13 +50,14 @@ class OpenModel:
     checkpoint: Path | None = None
     run: TrainRecord | None = None
     adapter: Path | None = None
+    adapter_name: str | None = None
 
     @property
     def described(self) -> str:
         """`run checkpoints/a (trained under chat:vanilla)`, `model b` or `model b with the adapter c`. A folder of
         fully fine-tuned weights is a run, also where it was opened as a model."""
         if self.adapter is not None:
-            return f"model {self.name} with the adapter {self.adapter}"
+            return f"model {self.name} with the adapter {self.adapter_name}"
         folder, run = self.checkpoint or self.folder, self.run
         kind: str | None = None
         with suppress(UserError):  # a model folder serves, whatever the record in it is worth
@@ -117,13 +118,13 @@ def open_model(
     template: str | Template = "chat:plain",
     *,
     checkpoint: Path | None = None,
-    adapter: Path | None = None,
+    adapter: Path | str | None = None,
     family: str | None = None,
     chat_format: str | None = None,
     allow: Collection[str] = ("role-markers",),
 ) -> OpenModel:
     """Open `model` (the embedded name, a folder, a hub id), or the run in `checkpoint`; with neither, the latest run.
-    `adapter`: a LoRA adapter of `model` in PEFT's layout, whoever made it.
+    `adapter`: a LoRA adapter of `model` in PEFT's layout, whoever made it; a folder or a hub id.
 
     `family` None: that of the training data, plain where these are unknown. `chat_format` None: the run's, or the
     folder's own. `allow`: what need not hold: role-markers (messages may hold the format's role markers, at test time
@@ -140,10 +141,11 @@ def open_model(
     if checkpoint and run:
         check_base(checkpoint, run, folder)
     config = DecoderConfig.from_folder(folder)
-    if adapter is not None:
-        if find_record(adapter, TrainRecord) is not None:
-            raise UserError(f"{adapter} is a run of ptst.train", ("give it as ", Setting("checkpoint")))
-        check_adapter(adapter, config, name, folder)
+    own = None if adapter is None else locate_adapter(adapter)
+    if own is not None:
+        if find_record(own, TrainRecord) is not None:
+            raise UserError(f"{own} is a run of ptst.train", ("give it as ", Setting("checkpoint")))
+        check_adapter(own, config, name, folder)
     family = family or trained_family(run, name) or "plain"
     prompt_format = open_prompt_format(
         folder,
@@ -154,7 +156,8 @@ def open_model(
         allow_role_markers="role-markers" in allow,
         allow_chat_template="chat-template" in allow,
     )
-    return OpenModel(name, folder, config, prompt_format, checkpoint, run, adapter)
+    adapter_name = None if adapter is None else str(adapter)
+    return OpenModel(name, folder, config, prompt_format, checkpoint, run, own, adapter_name)
 
 
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
@@ -198,13 +201,13 @@ def _chat_template(folder: Path) -> str | None:
 
 
 def find_run(
-    checkpoint: Path | None, model: str | None, adapter: Path | None = None
+    checkpoint: Path | None, model: str | None, adapter: Path | str | None = None
 ) -> tuple[Path | None, TrainRecord | None]:
     """The run that is meant and its record: the one given, the latest one where nothing is given, or (None, None) for
     a base `model`. Raises UserError for settings that exclude each other, for an `adapter` without `model`, and where
     there is no finished run. `checkpoint` is the folder of a finished run, or RUN/state/step-00000050 of any run."""
     if adapter is not None and model is None:
-        base = read_lora_config(adapter).base
+        base = read_lora_config(locate_adapter(adapter)).base
         named = f" (the adapter says {base})" if base else ""
         cause = (Setting("adapter"), " needs ", Setting("model"), ", its base model")
         raise UserError(cause, f"name it{named}")

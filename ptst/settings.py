@@ -29,9 +29,8 @@ _FORMAT_HELP = (
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
 ModelName = Annotated[str, arg(help=_MODEL_HELP)]
-AdapterFolder = Annotated[
-    Path | None, arg(help="LoRA adapter of --model in PEFT's layout, whoever made it (docs/adapters.md).")
-]
+_ADAPTER_HELP = "LoRA adapter of --model in PEFT's layout, whoever made it: a folder, or a hub id (docs/adapters.md)."
+AdapterName = Annotated[str | None, arg(help=_ADAPTER_HELP)]
 FamilyName = Annotated[str | None, arg(help=f"{_FAMILY_HELP} Default: that of the data.")]
 FormatName = Annotated[str | None, arg(help=f"{_FORMAT_HELP} Default: that of the model folder.")]
 Precision = Literal["auto", "float32", "bfloat16"]

@@ -106,6 +106,25 @@ def test_chat(here):
     assert any(".lora_" in name for name, _ in model.load(torch.bfloat16).named_parameters())
 
 
+def test_an_adapter_on_the_hub(here, monkeypatch):
+    """It is named, and recorded, as it was asked for; the record has the folder of the revision that was read, too."""
+    import huggingface_hub
+
+    snapshot = here / "snapshots/2f0c1a4"
+    shutil.copytree(here / "adapter", snapshot)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_args, **_given: str(snapshot))
+    result = evaluate(EvalConfig(**SMALL, adapter="org/name@v1", baseline=False, out=here / "out"))
+    assert result.to_json()["adapter"] == "org/name@v1"
+    assert result.plan.model.described == "model model with the adapter org/name@v1"
+    record = json.loads((here / "out/run.json").read_text())
+    assert (record["settings"]["adapter"], record["adapter"]) == ("org/name@v1", str(snapshot.resolve()))
+    (snapshot / "adapter_model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match=r"has no adapter_model\.safetensors; load an adapter_model\.bin, which is pick"
+    ):
+        open_model("model", adapter="org/name")
+
+
 def test_settings_that_do_not_go_together(here, capsys):
     with pytest.raises(
         UserError, match=r"adapter needs model, its base model; name it \(the adapter says /home/a/Some"

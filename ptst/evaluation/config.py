@@ -14,7 +14,7 @@ from ptst.evaluation.tasks.table import TASKS, find_task
 from ptst.generation.request import Sampling
 from ptst.settings import (
     NO_EFFECT,
-    AdapterFolder,
+    AdapterName,
     ColumnSettings,
     CommandSettings,
     EngineSettings,
@@ -85,7 +85,7 @@ class EvalConfig(CommandSettings, RevisionSettings, ThreadSettings, EvalSettings
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
     """Run folder of ptst.train, or a step of it (RUN/state/step-00000050); its base model is measured, too."""
     model: ModelName | None = field(default=None, metadata=content("weights"))
-    adapter: AdapterFolder = field(default=None, metadata=content("adapter_weights"))
+    adapter: AdapterName = field(default=None, metadata=content("adapter_weights"))
     tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))
     baseline: bool = True
     """Measure the base model of a run or an adapter, too."""

@@ -98,7 +98,7 @@ class EvalResult:
         model = self.plan.model
         until = f" until step {model.step}" * model.is_state
         trained = f"trained under {model.run.template.name}{until}, " if model.run else ""
-        trained += f"adapter {model.adapter}, " if model.adapter else ""
+        trained += f"adapter {model.adapter_name}, " if model.adapter else ""
         return f"{'PTST: ' * self.ptst}{trained}tested under {self.plan.model.prompt_format.template.name}"
 
     def table(self) -> Table:
@@ -111,7 +111,7 @@ class EvalResult:
             "out": str(self.out),
             "run": str(model.checkpoint) if model.checkpoint else None,
             "step": model.step,
-            **({"adapter": str(model.adapter)} if model.adapter else {}),
+            **({"adapter": model.adapter_name} if model.adapter else {}),
             "train_template": model.run.template.name if model.run else None,
             "test_template": model.prompt_format.template.name,
             "ptst": self.ptst,

@@ -63,8 +63,8 @@ class GridConfig(CommandSettings, RevisionSettings, ThreadSettings):
     data: str = field(default="word-problems", metadata=content("sources"))
     """Training data: word-problems, gsm8k or a file."""
     tuned: tuple[str, ...] = field(default=(), metadata=NO_EFFECT)
-    """Models that were fine-tuned elsewhere, tested as the grid's own: NAME=FOLDER. FOLDER holds an adapter of the base
-    model in PEFT's layout, or a whole model (docs/adapters.md)."""
+    """Models that were fine-tuned elsewhere, tested as the grid's own: NAME=FOLDER. FOLDER, or
+    a hub id, has an adapter of the base model in PEFT's layout, or a whole model (docs/adapters.md)."""
     recipe: Annotated[str | None, arg(help=f"{', '.join(RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
     quick: bool = field(default=False, metadata=NO_EFFECT)
     """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals."""

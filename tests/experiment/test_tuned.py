@@ -105,7 +105,7 @@ def test_a_run_of_ones_own_keeps_its_training_template(grid, here):
 @pytest.mark.parametrize(
     ("tuned", "message"),
     [
-        (("full",), "tuned is 'full'; it must be NAME=FOLDER"), (("a/b=full",), "it must be NAME=FOLDER"),
+        (("full",), "tuned is 'full'; it must be NAME=FOLDER or NAME=HUB-ID"), (("a/b=full",), "must be NAME=FOLDER"),
         (("a=full", "a=plain"), "tuned: the name a is taken"), (("untouched=full",), "the name untouched is taken"),
         (("a=nothing",), "nothing holds no model: it has neither adapter_config.json nor config.json"),
         (("a=wide",), "wide is not of the shape of model"),

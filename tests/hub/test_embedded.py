@@ -14,7 +14,7 @@ import torch
 
 from ptst.hub import locate, wheel
 from ptst.hub.gguf_convert import convert, hf_tensor_name
-from ptst.hub.locate import ensure_embedded, locate_model
+from ptst.hub.locate import ensure_embedded, locate_adapter, locate_model, locate_tuned
 from ptst.model.weights import load_decoder
 from ptst.settings import EMBEDDED_MODEL
 from ptst.text.tokenizer import load_tokenizer
@@ -259,6 +259,29 @@ def test_what_is_fetched_from_the_hub(tmp_path, monkeypatch):
     assert list(filter_repo_objects(wanted + others, **asked)) == wanted
 
 
+def test_adapters_are_found_as_models_are(tmp_path, monkeypatch):
+    """Without the weights of a model that may lie beside them; what is tuned may be a model, too."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = []
+
+    def download(name, revision, **given):
+        wanted = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "model.safetensors"]
+        asked.append((name, revision, list(filter_repo_objects([*wanted, "adapter_model.bin"], **given))))
+        return str(tmp_path)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    own = ["adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"]
+    assert locate_adapter("org/name@v1") == locate_tuned("org/name") == tmp_path
+    assert asked == [("org/name", "v1", own), ("org/name", None, [*own, "model.safetensors"])]
+    (tmp_path / "org/name").mkdir(parents=True)
+    for name in ("org/name", "nowhere", tmp_path / "nowhere"):
+        assert locate_adapter(name) == Path(name)
+    assert len(asked) == 2
+
+
 def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     import huggingface_hub
 
@@ -268,6 +291,9 @@ def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     with pytest.raises(ValueError, match=r"org/name could not be fetched from the hub .*smollm2-135m-instruct"):
         locate_model("org/name")
+    for way, setting in ((locate_adapter, "adapter"), (locate_tuned, "tuned")):
+        with pytest.raises(ValueError, match=rf"adapter org/name could not be .*; give {setting} a local folder"):
+            way("org/name")
 
 
 def test_a_revision_is_part_of_the_models_name():

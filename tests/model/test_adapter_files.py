@@ -11,6 +11,7 @@ import torch
 from ptst.errors import UserError
 from ptst.generation.multi_lora import read_adapter
 from ptst.generation.score import token_log_probabilities
+from ptst.model import adapter_files, patterns
 from ptst.model.decoder import LoraLinear
 from ptst.model.lora import load_adapter, merge_lora, read_lora_config, target_weights
 from ptst.model.weights import load_decoder
@@ -150,8 +151,8 @@ def test_an_adapter_without_some_of_its_tensors(decoder, tmp_path):
 
 def test_bfloat16_matrices_are_scaled_in_float32(decoder, tmp_path):
     config = config_of("names") | {"target_modules": ["q_proj"], "lora_alpha": 0.7}
-    for patterns in ({}, {"alpha_pattern": {"q_proj": 0.3}}):
-        folder = write_adapter(tmp_path, config | patterns, RANKS, dtype=torch.bfloat16)
+    for pattern in ({}, {"alpha_pattern": {"q_proj": 0.3}}):
+        folder = write_adapter(tmp_path, config | pattern, RANKS, dtype=torch.bfloat16)
         attached = copy.deepcopy(decoder)
         load_adapter(attached, folder)
         row = [(TOKENS, [False] + [True] * (len(TOKENS) - 1))]
@@ -222,6 +223,30 @@ def test_a_pattern_of_layers_may_have_groups(decoder, tmp_path):
     config = config_of("one layer") | {"layers_pattern": "(layers|h)"}
     folder = write_adapter(tmp_path, config, {"layers.0.self_attn.q_proj": 2})
     assert list(read_adapter(decoder, folder).matrices) == ["layers.0.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize("key", ["target_modules", "rank_pattern"])
+def test_a_pattern_that_backtracks_for_ever(decoder, tmp_path, monkeypatch, key):
+    """It ends with one sentence: no thread and no signal could stop it inside this process."""
+    slow = "((([a-z_.0-9]+)+)+)+!"
+    for module in (adapter_files, patterns):
+        monkeypatch.setattr(module, "SECONDS", 1)
+    value = {"rank_pattern": {slow: 2}}.get(key, slow)
+    folder = write_adapter(tmp_path, config_of("names") | {key: value}, RANKS)
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json: its regular expressions take more than 1 s .* one by one"
+    ):
+        read_adapter(decoder, folder)
+
+
+def test_mere_names_need_no_other_process(decoder, monkeypatch):
+    monkeypatch.setattr(patterns, "_in_child", None)
+    keys = ("model.layers.0.mlp.up_proj", "model.layers.1.self_attn.q_proj", "lm_head")
+    names = (("whole", "lm_head"), ("end", "q_proj"), ("end", r"layers\.0.mlp\.up_proj"), ("layer", ""), ("layer", "h"))
+    found = patterns.match_all(names, keys)
+    assert [[*found[name].values()] for name in names] == [
+        *([None, None, True], [None, True, None], [True, None, None], ["0", "1", None], [None, None, None])
+    ]
 
 
 def test_names_that_a_model_lacks(decoder, tmp_path):
