@@ -17,7 +17,7 @@ from ptst.reading import read_object
 MAX_ID = 2**24
 _ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>"}
-_LISTS = ("additional_special_tokens", "extra_special_tokens")
+_LISTS = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
 _BRACKETS = frozenset("<>[]{}|\uff5c\u3010\u3011")
 _AGAIN = "fetch the tokenizer's files again"
 
@@ -28,6 +28,15 @@ def optional_json(path: Path) -> dict:
         return read_object(path)
     except FileNotFoundError:
         return {}
+
+
+def token_config(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with the roles of special_tokens_map.json. An `added_tokens_decoder` in the former replaced
+    the two older files; where both are, it counts. Raises UserError for a broken file."""
+    config = optional_json(folder / "tokenizer_config.json")
+    older = optional_json(folder / "special_tokens_map.json")
+    roles = {key: older[key] for key in (*_ROLES, *_LISTS) if key in older}
+    return roles | config if "added_tokens_decoder" in config else config | roles
 
 
 def token_name(entry: object, where: object = "tokenizer_config.json") -> str | None:
@@ -112,13 +121,8 @@ class TokenSettings:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "TokenSettings":
-        """The settings of a model folder. An `added_tokens_decoder` in tokenizer_config.json replaced the two older
-        files; where both are, it counts. Raises UserError for a broken file, and for tokens that exclude each other."""
-        config = optional_json(folder / "tokenizer_config.json")
-        older = optional_json(folder / "special_tokens_map.json")
-        roles = {key: older[key] for key in (*_ROLES, *_LISTS) if key in older}
-        config = roles | config if "added_tokens_decoder" in config else config | roles
-        settings = cls.of(config, folder / "tokenizer_config.json")
+        """The settings of a model folder. Raises UserError for a broken file, and tokens that exclude each other."""
+        settings = cls.of(token_config(folder), folder / "tokenizer_config.json")
         path = folder / "added_tokens.json"
         added = [AddedToken.of(number, name, path) for name, number in optional_json(path).items()]
         return replace(settings, added=_merged((*added, *settings.added), folder))

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 from ptst.errors import UserError
 from ptst.reading import read_text
-from ptst.text.tokenizer import optional_json, token_name
+from ptst.text.added_tokens import optional_json, token_config, token_name
 
 SECONDS = 20
 MEGABYTES = 1024
@@ -24,6 +25,7 @@ _CHILD = Path(__file__).with_name("_jinja_child.py")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 Message = dict[str, str]
 Conversation = Sequence[Message]
+T = TypeVar("T")
 
 
 class TemplateFailed(UserError):
@@ -101,43 +103,54 @@ def _run(template: ChatTemplate, rows: str, seconds: int) -> dict:
 
 
 def read_chat_template(folder: Path | str) -> str | None:
-    """The text of a folder's chat template: chat_template.jinja, chat_template.json, or the entry of
-    tokenizer_config.json (of several named ones, the default). None where there is none. Raises UserError for a file
-    that is not text, and for named templates without a default one."""
+    """The text of a folder's chat template: chat_template.jinja, or the entry of tokenizer_config.json or
+    chat_template.json; of several named ones, the default. Named ones in additional_chat_templates/ replace the entry,
+    as in transformers. None where there is none. Raises UserError for a file that is not text, and for named templates
+    without a default one."""
     folder = Path(folder)
     if (folder / "chat_template.jinja").exists():
-        try:
-            return read_text(folder / "chat_template.jinja")
-        except UnicodeDecodeError:
-            raise UserError("not UTF-8 text", "fetch the file again", folder / "chat_template.jinja") from None
-    for name in ("chat_template.json", "tokenizer_config.json"):
+        return _text(folder / "chat_template.jinja")
+    if named := {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}:
+        return _text(_default(named, folder / "additional_chat_templates"))
+    for name in ("tokenizer_config.json", "chat_template.json"):
         entry = optional_json(folder / name).get("chat_template")
         if isinstance(entry, list):
             entry = {e.get("name"): e.get("template") for e in entry if isinstance(e, dict)}
-        if isinstance(entry, dict):
-            if entry and not isinstance(entry.get("default"), str):
-                cause = f"of its chat templates ({', '.join(map(str, entry))}) none is named default"
-                raise UserError(cause, "write the one to use into chat_template.jinja", folder / name)
-            entry = entry.get("default")
+        if isinstance(entry, dict) and entry:
+            entry = _default({key: text for key, text in entry.items() if isinstance(text, str)}, folder / name)
         if isinstance(entry, str):
             return entry
     return None
 
 
+def _default(named: Mapping[str, T], where: Path) -> T:
+    if "default" not in named:
+        cause = f"of its chat templates ({', '.join(map(str, named))}) none is named default"
+        raise UserError(cause, "write the one to use into chat_template.jinja", where)
+    return named["default"]
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_text(path)
+    except UnicodeDecodeError:
+        raise UserError("not UTF-8 text", "fetch the file again", path) from None
+
+
 def open_chat_template(folder: Path | str, implied: Mapping[str, str] | None = None) -> ChatTemplate | None:
     """The chat template of a folder, None where there is none. `implied`: the tokenizer's own names, for roles to which
     the folder gives none. Raises UserError as `read_chat_template`."""
-    text = read_chat_template(folder)
+    text, where = read_chat_template(folder), Path(folder) / "tokenizer_config.json"
     if text is None:
         return None
-    tokens = dict(implied or {})
-    for file in ("special_tokens_map.json", "tokenizer_config.json"):
-        settings = optional_json(Path(folder) / file)
-        for name in _TOKENS:
-            if name in settings:
-                tokens.pop(name, None)
-                if (token := token_name(settings[name], Path(folder) / file)) is not None:
-                    tokens[name] = token
+    config = token_config(Path(folder))
+    # Any other key of this form names a token, too, in transformers.
+    more = {key: value for key, value in config.items() if key.endswith("_token") and key not in _TOKENS}
+    for key in ("extra_special_tokens", "model_specific_special_tokens"):
+        more |= config[key] if isinstance(config.get(key), dict) else {}
+    given = {key: config[key] for key in _TOKENS if key in config} | {key: more[key] for key in more if key in text}
+    named = {key: token for key, value in given.items() if (token := token_name(value, where)) is not None}
+    tokens = {key: token for key, token in (implied or {}).items() if key not in given} | named
     return ChatTemplate(str(folder), text, tuple(sorted(tokens.items())))
 
 

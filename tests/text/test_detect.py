@@ -163,8 +163,41 @@ def test_where_chat_templates_are(tmp_path):
     settings.write_text(json.dumps({"chat_template": named[:1]}))
     with pytest.raises(UserError, match=r"of its chat templates \(rag\) none is named default; write the one to use"):
         read_chat_template(tmp_path)
+    settings.write_text("{}")
     (tmp_path / "chat_template.json").write_text(json.dumps({"chat_template": "three"}))
-    assert read_chat_template(tmp_path) == "three"
+    assert read_chat_template(tmp_path) == "three"  # of a processor of images and text
+    settings.write_text(json.dumps({"chat_template": "one"}))
+    assert read_chat_template(tmp_path) == "one"
+    more = tmp_path / "additional_chat_templates"
+    more.mkdir()
+    (more / "rag.jinja").write_text("r")
+    with pytest.raises(UserError, match=r"additional_chat_templates: of its .* \(rag\) none is named default"):
+        read_chat_template(tmp_path)
+    (more / "default.jinja").write_text("additional")
+    assert read_chat_template(tmp_path) == "additional"
     (tmp_path / "chat_template.jinja").write_text("four")
     assert read_chat_template(tmp_path) == "four"
     assert default_system_prompt(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "files", "wanted"),
+    [
+        ({}, {"special_tokens_map": {"eos_token": "<|end|>"}}, "<s> <|end|> "),
+        ({"added_tokens_decoder": {}}, {"special_tokens_map": {"eos_token": "<|end|>"}}, "<s> </s> "),
+        ({"bos_token": None}, {"special_tokens_map": {"bos_token": {"content": "<s>"}}}, "<s> </s> "),
+        ({"bos_token": None}, {}, " </s> "),
+        ({"image_token": "<|end|>"}, {}, "<s> </s> <|end|>"),
+        ({"extra_special_tokens": {"image_token": "<|end|>"}}, {}, "<s> </s> <|end|>"),
+        ({"model_specific_special_tokens": {"image_token": "<|end|>"}}, {}, "<s> </s> <|end|>"),
+    ],
+)
+def test_the_names_of_tokens_that_a_chat_template_gets(tmp_path, settings, files, wanted):
+    """As transformers takes them from both files; the tokenizer has the same EOS."""
+    text = "{{ bos_token }} {{ eos_token }} {{ image_token }}"
+    folders.write_folder(tmp_path, text, ("<|end|>",), **settings)
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    asked = [{"role": "user", "content": "x"}]
+    assert render_chat_template(tmp_path, [asked]) == [wanted]
+    assert load_tokenizer(tmp_path).eos == wanted.split(" ")[1]
