@@ -83,8 +83,8 @@ class AddedToken:
 class TokenSettings:
     """What a folder's small files say. `special`: names that have a role; `unused`: those of padding and of unknown
     text, which no prompt holds. `adds_bos`: whether plain text gets a BOS token; `spaced`: whether text after an added
-    token begins with sentencepiece's dummy space. None: not said. `implied`: by their roles, the names that Llama's
-    class in `transformers` takes where the files name none."""
+    token begins with sentencepiece's dummy space. None: not said. `is_llama`: whether the tokenizer's class is Llama's,
+    which alone heeds `spaced` beside a tokenizer.json and has names of its own (`implied`) for roles without one."""
 
     added: tuple[AddedToken, ...] = ()
     special: frozenset[str] = frozenset()
@@ -93,6 +93,7 @@ class TokenSettings:
     eos: str | None = None
     adds_bos: bool | None = None
     spaced: bool | None = None
+    is_llama: bool = False
     implied: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -116,6 +117,7 @@ class TokenSettings:
             eos,
             adds_bos if isinstance(adds_bos, bool) else None,
             spaced if isinstance(spaced, bool) else None,
+            llama,
             {key: name for key, name in _LLAMA.items() if llama and key not in config},
         )
 

@@ -56,7 +56,8 @@ class JsonTokenizer(Tokenizer):
         self.eos = settings.eos or self.implied.get("eos_token")
         self.opening = self._find_opening(opened, settings)
         self._prefixed = _remove_prefix(rules)
-        self.spaced = not self._prefixed or (self._is_spaced() if settings.spaced is None else settings.spaced)
+        said = settings.spaced if settings.is_llama else None
+        self.spaced = not self._prefixed or (self._is_spaced() if said is None else said)
         self._bytes = {i: b for b in range(256) if (i := self._tok.token_to_id(f"<0x{b:02X}>")) is not None}
         if not (model.get("byte_fallback") and len(self._bytes) == 256):
             self._bytes = {}
@@ -102,8 +103,9 @@ class JsonTokenizer(Tokenizer):
         self._control = {t.name: t.id for t in in_file if t.special}
         named = {name: i for name in settings.special if (i := self._tok.token_to_id(name)) is not None}
         self._control |= {name: i for name, i in named.items() if name not in {t.name for t in in_file}}
+        own = {t.id: t.name for t in in_file}  # which the library calls by their names as its rules rewrite them
         for token in settings.added:
-            found, other = self._tok.token_to_id(token.name), self._tok.id_to_token(token.id)
+            found, other = self._tok.token_to_id(token.name), own.get(token.id, self._tok.id_to_token(token.id))
             if found is None and other is None and not settings.is_control(token.name, token.special):
                 flags = {"lstrip": token.lstrip, "rstrip": token.rstrip, "single_word": token.single_word}
                 self._tok.add_tokens([tokenizers.AddedToken(token.name, normalized=token.normalized, **flags)])

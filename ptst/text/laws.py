@@ -9,7 +9,7 @@ from itertools import groupby, pairwise
 
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import ChatFormat
-from ptst.text.encode import encode, first_difference
+from ptst.text.encode import encode, first_difference, without_swallowed
 from ptst.text.known_differences import DUMMY_SPACE
 from ptst.text.segments import Message, Segment, plain_turns
 from ptst.text.tokenizer import Tokenizer
@@ -43,7 +43,7 @@ def _segments(
         system = _PLAIN[0]
     block = None if system is None else [Segment(system, "system")]
     turns = plain_turns([Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)])
-    return chat_format.render(block, turns, tokenizer, train_on)
+    return without_swallowed(chat_format.render(block, turns, tokenizer, train_on), tokenizer)
 
 
 def _check(

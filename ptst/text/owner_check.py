@@ -13,7 +13,7 @@ from ptst.text import known_differences as known
 from ptst.text.chat_formats import NO_REASONING, ChatFormat
 from ptst.text.chat_template import TemplateFailed
 from ptst.text.derive import Reader
-from ptst.text.encode import first_difference
+from ptst.text.encode import first_difference, without_swallowed
 from ptst.text.probes import ANSWERED, PROMPTS, Probes, Shape
 from ptst.text.segments import Message, Segment, plain_turns
 from ptst.text.tokenizer import Tokenizer
@@ -48,7 +48,8 @@ class Sides:
     @property
     def segments(self) -> list[Segment]:
         block = None if self.system is None else [Segment(self.system, "system")]
-        return self.chat_format.render(block, plain_turns(self.turns), self.tokenizer, "last")
+        segments = self.chat_format.render(block, plain_turns(self.turns), self.tokenizer, "last")
+        return without_swallowed(segments, self.tokenizer)
 
 
 def _edit_format(condition: Callable[[ChatFormat], bool], **changes: object) -> Callable[[Sides], Sides]:

@@ -458,3 +458,26 @@ def test_names_that_llamas_class_has_of_its_own(tmp_path):
         folder = made.write(tmp_path / kind, rules=rules, tokenizer_config=config, config={"eos_token_id": 2})
         tokenizer = load_tokenizer(folder)
         assert (tokenizer.implied, tokenizer.bos, tokenizer.eos) == (implied, implied.get("bos_token"), "</s>")
+
+
+def test_markers_that_the_files_rules_rewrite(tmp_path):
+    """Added with `normalized`, as scripts do by default: the library then calls them by other names."""
+    model = made.sentencepiece_model()
+    size = size_of(model)
+    added = tuple(made.flags(size + i, name, False, normalized=True) for i, name in enumerate(MARKERS))
+    rules = made.converted(model, "prepend", added)
+    decoder = {str(t["id"]): {k: v for k, v in t.items() if k != "id"} for t in rules["added_tokens"]}
+    config = {**CHATML, "added_tokens_decoder": decoder}
+    tokenizer = load_tokenizer(made.write(tmp_path, rules=rules, tokenizer_config=config))
+    assert [tokenizer.control_id(name) for name in MARKERS] == [size, size + 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spaced"),
+    [("LlamaTokenizer", False), ("LlamaTokenizerFast", False), ("TokenizersBackend", True), (None, True)],
+)
+def test_the_key_legacy_is_llamas_alone(tmp_path, kind, spaced):
+    """transformers reads other classes by tokenizer.json, which puts a space after an added token here."""
+    tokenizer = load_tokenizer(fine_tune(tmp_path, legacy=False, tokenizer_class=kind))
+    assert tokenizer.spaced is spaced
+    assert (tokenizer.encode_markers(f"{START}user")[1:] == tokenizer.encode("user", after=START)) is spaced

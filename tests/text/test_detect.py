@@ -180,6 +180,24 @@ def test_where_chat_templates_are(tmp_path):
     assert default_system_prompt(tmp_path) is None
 
 
+@pytest.mark.parametrize(("template", "wanted"), [(folders.CHATML, "chatml"), (folders.HEADLESS, "derived")])
+def test_a_terminator_that_swallows_the_line_break_after_it(tmp_path, template, wanted):
+    """As in Phi-3's folders: the format is the owner's without that line break."""
+    names = ("<|im_start|>", "<|im_end|>", "<|end|>")
+    folders.write_folder(tmp_path, template, names)
+    rules = json.loads((tmp_path / "tokenizer.json").read_text())
+    for token in rules["added_tokens"]:
+        token["rstrip"] = token["content"] in names[1:]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(rules))
+    p = open_prompt_format(tmp_path, find_template("chat:plain"), "plain")
+    assert p.chat_format.name.startswith(wanted)
+    row = Conversation(tuple(Message(("user", "assistant")[i % 2], text) for i, text in enumerate("QARB")))
+    (text,) = render_chat_template(tmp_path, [row.to_json()])
+    ids = p.encode(row, "last").ids
+    assert ids == p.tokenizer.encode_markers(text)
+    assert p.tokenizer.decode(ids) == text.replace(">\n<", "><").removesuffix("\n") != text
+
+
 @pytest.mark.parametrize(
     ("settings", "files", "wanted"),
     [
