@@ -1,9 +1,11 @@
 """Judges by name."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ptst.errors import UserError, unknown_name
+from ptst.evaluation.graders.grader import ModelJudge
+from ptst.evaluation.graders.table import GRADERS
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdicts import Answered, Judge, Verdict
 from ptst.generation.request import Answer
@@ -11,9 +13,10 @@ from ptst.progress import say
 
 JUDGES = {
     RuleBasedJudge.name: "rule-based refusal judge (embedded)",
-    "rubric": "score of 1 to 5 by a chat model, as rubric:FOLDER",
+    **{name: f"{grader.meaning}, as {name}:FOLDER or {name}:api:MODEL" for name, grader in GRADERS.items()},
 }
 _OLD_NAMES = {"anchored-v2": RuleBasedJudge.name}  # for one version
+_API = "api:"
 
 
 def judge_kind(name: str) -> str:
@@ -24,21 +27,50 @@ def judge_kind(name: str) -> str:
     return kind
 
 
-def find_judge(name: str) -> Judge:
-    """The judge `rules-v2`, or `rubric:FOLDER` with the folder of a local chat model.
+def find_judge(name: str, allow: Collection[str] = ()) -> Judge:
+    """The embedded judge by its name, or a grader as KIND:WHERE, WHERE being the folder of a local model or
+    `api:MODEL`. `allow`: what need not hold of a judge's folder (`open_model`).
 
-    Raises UserError for an unknown name, and for a folder without a model.
-    """
+    Raises UserError for an unknown name, and for a folder without a model."""
+    return find_judges([name], allow)[0]
+
+
+def find_judges(names: Sequence[str], allow: Collection[str] = ()) -> list[Judge]:
+    """Several judges, each with a name of its own: folders of the same name are told apart by the folders above."""
+    folders = [Path(where).absolute() for where in (name.partition(":")[2] for name in names) if where]
+    return [_find(name, folders, allow) for name in names]
+
+
+def _find(name: str, folders: Sequence[Path], allow: Collection[str]) -> Judge:
     if name in _OLD_NAMES:
         say(f"note: judge {name} is now {_OLD_NAMES[name]}")
-    if judge_kind(name) == RuleBasedJudge.name:
+    kind, where = judge_kind(name), name.partition(":")[2]
+    if kind == RuleBasedJudge.name:
         return RuleBasedJudge()
-    folder = name.partition(":")[2]
-    if not folder:
-        raise UserError("judge rubric needs a chat model", "say rubric:FOLDER with the folder of one")
-    from ptst.evaluation.rubric import RubricJudge, local_model
+    grader = GRADERS[kind]
+    if not where.removeprefix(_API):
+        raise UserError(f"judge {kind} needs a model", f"say {kind}:FOLDER with the folder of one, or {kind}:api:MODEL")
+    if where.startswith(_API):
+        from ptst.evaluation.graders.api import ApiAsk
 
-    return RubricJudge(f"rubric:{Path(folder).name}", local_model(Path(folder)))
+        return ModelJudge(grader, ApiAsk(where.removeprefix(_API), grader.max_new_tokens), where)
+    from ptst.evaluation.graders.local import LocalAsk
+
+    try:
+        ask = LocalAsk(Path(where), grader, allow)
+    except UserError as error:
+        error.where = f"judge {kind}" + (f": {error.where}" if error.where else "")
+        raise
+    return ModelJudge(grader, ask, _short(Path(where).absolute(), folders))
+
+
+def _short(folder: Path, folders: Sequence[Path]) -> str:
+    """The end of a folder's path by which no other of `folders` goes."""
+    others = {other.parts for other in folders} - {folder.parts}
+    count = 1
+    while count < len(folder.parts) and any(other[-count:] == folder.parts[-count:] for other in others):
+        count += 1
+    return "/".join(folder.parts[-count:])
 
 
 def judge_answers(judge: Judge, answered: Sequence[Answered]) -> list[Verdict]:
