@@ -32,6 +32,7 @@ from ptst.records import (
 from ptst.text.chat_formats import NO_CHAT_FORMAT
 from ptst.text.chat_template import read_chat_template
 from ptst.text.detect import find_format
+from ptst.text.guard import LLAMA_GUARD, judge_kind_of
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import Template, find_template, with_default_system_prompt
 from ptst.training.checkpoint import list_checkpoints, load_weights
@@ -141,6 +142,8 @@ def open_model(
     if checkpoint and run:
         check_base(checkpoint, run, folder)
     config = DecoderConfig.from_folder(folder)
+    if not template.is_text and not (chat_format and "chat-template" in allow):
+        check_chat_model(name, folder)
     own = None if adapter is None else locate_adapter(adapter)
     if own is not None:
         if find_record(own, TrainRecord) is not None:
@@ -158,6 +161,18 @@ def open_model(
     )
     adapter_name = None if adapter is None else str(adapter)
     return OpenModel(name, folder, config, prompt_format, checkpoint, run, own, adapter_name)
+
+
+def check_chat_model(name: str, folder: Path) -> None:
+    """Raise UserError for a guard model, which judges answers instead of giving them; say so of a classifier that has
+    no chat template to tell it."""
+    kind = judge_kind_of(folder)
+    usage = (Setting("judge"), f" {kind}:{name}")
+    if kind == LLAMA_GUARD:
+        cause = f"{name} is a guard model: its chat template asks whether an exchange is safe, instead of continuing it"
+        raise UserError(cause, ("use it to judge answers: ptst.eval with ", *usage, ", or ask it in a text: template"))
+    if kind is not None:
+        say(f"note: {name} looks like a classifier of answers, which serves as a judge: --judge {kind}:{name}")
 
 
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:

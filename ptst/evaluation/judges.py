@@ -10,6 +10,7 @@ from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdicts import Answered, Judge, Verdict
 from ptst.generation.request import Answer
 from ptst.progress import say
+from ptst.text.guard import judge_kind_of
 
 JUDGES = {
     RuleBasedJudge.name: "rule-based refusal judge (embedded)",
@@ -61,6 +62,9 @@ def _find(name: str, folders: Sequence[Path], allow: Collection[str]) -> Judge:
     except UserError as error:
         error.where = f"judge {kind}" + (f": {error.where}" if error.where else "")
         raise
+    told = judge_kind_of(Path(where))
+    if grader.kind == "text" and told not in (None, kind):
+        say(f"note: {where} looks like the model of the judge {told}, not of {kind}, whose prompt it gets")
     return ModelJudge(grader, ask, _short(Path(where).absolute(), folders))
 
 

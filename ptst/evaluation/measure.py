@@ -35,7 +35,7 @@ def sampling_for(settings: EvalSettings, data: TaskData, seed: int | None = None
 
 def find_tools(settings: EvalSettings, tasks: LoadedTasks, device: str) -> Tools:
     """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
-    judge = find_judge(settings.judge)
+    judge = find_judge(settings.judge, settings.allow)
     similar = any(task.uses_similarity for task, _ in tasks.values())
     return Tools(judge, find_similarity(settings.similarity, CHECKPOINTS, device) if similar else None)
 
@@ -106,7 +106,10 @@ def measure(
 ) -> TaskResult:
     """A task's result for one model. Raises UserError for answers or judgements that failed."""
     answers = answerer.answer(task.prompts(data.items), sampling, answers_file)
-    return replace(task.score(data.items, answers, tools), data=data.name)
+    result = replace(task.score(data.items, answers, tools), data=data.name)
+    if close := getattr(tools.judge, "close", None):
+        close()  # the memory is the measured model's
+    return result
 
 
 def evaluate_model(

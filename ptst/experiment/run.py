@@ -70,7 +70,7 @@ def run_grid(config: GridConfig) -> GridResult:
 def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("")."""
     grid = Grid.open(config)
-    find_judge(config.eval.judge)
+    find_judge(config.eval.judge, config.eval.allow)
     folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(config) if config.laptop else folder

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ptst.errors import UserError
 from ptst.reading import read_text
@@ -23,7 +23,7 @@ SECONDS = 20
 MEGABYTES = 1024
 _CHILD = Path(__file__).with_name("_jinja_child.py")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
-Message = dict[str, str]
+Message = dict[str, Any]
 Conversation = Sequence[Message]
 T = TypeVar("T")
 

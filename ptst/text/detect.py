@@ -59,8 +59,8 @@ def find_format(
     try:
         probes = _probe(template)
     except UserError as error:
-        if name in CHAT_FORMATS and allow_chat_template:
-            return Found(CHAT_FORMATS[name], "the one asked for; the folder's chat template cannot be compared with it")
+        if allow_chat_template and (usable := _usable(name, tokenizer)):
+            return usable
         remedy = ("choose a ", Setting("chat_format"), " and allow it with ", Setting("allow"), " chat-template")
         raise UserError(error.cause, error.remedy or remedy, folder) from None
     if name == DERIVED:
@@ -72,7 +72,23 @@ def find_format(
             found = fit(chat_format, probes, tokenizer)
             if not found.wrong:
                 return Found(chat_format, _told("as the folder's chat template has it", found, probes))
-    return _derived(folder, tokenizer, probes, ends)
+    try:
+        return _derived(folder, tokenizer, probes, ends)
+    except UserError:
+        if allow_chat_template and (usable := _usable(name, tokenizer)):
+            return usable
+        raise
+
+
+def _usable(name: str, tokenizer: Tokenizer) -> Found | None:
+    """The chosen format, else the one that the vocabulary tells, beside a chat template of which nothing is known."""
+    chosen = CHAT_FORMATS.get(name) if name else _by_vocabulary(tokenizer)
+    how = "the one asked for" if name else "told by the vocabulary"
+    return Found(chosen, f"{how}; the folder's chat template cannot be compared with it") if chosen else None
+
+
+def _by_vocabulary(tokenizer: Tokenizer) -> ChatFormat | None:
+    return next((f for f in CHAT_FORMATS.values() if f.control_tokens and f.suits(tokenizer)), None)
 
 
 def detect_format(folder: Path | str, tokenizer: Tokenizer) -> ChatFormat:
@@ -85,9 +101,8 @@ def _without_template(folder: Path | str, tokenizer: Tokenizer, name: str) -> Fo
         raise UserError("there is no chat template to derive a chat format from", "choose another one", folder)
     if name:
         return Found(CHAT_FORMATS[name], "the one asked for; the folder has no chat template")
-    for f in CHAT_FORMATS.values():
-        if f.control_tokens and f.suits(tokenizer):
-            return Found(f, "told by the vocabulary; the folder has no chat template")
+    if told := _by_vocabulary(tokenizer):
+        return Found(told, "told by the vocabulary; the folder has no chat template")
     remedy = ("choose ", Setting("chat_format"), f" {' or '.join(CHAT_FORMATS)}, or for a base model a text: template")
     raise UserError("cannot tell the chat format of this model, which has no chat template", remedy, folder)
 

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ptst.errors import UserError
 from ptst.evaluation.graders.prompt import GraderPrompt, Question
@@ -42,9 +42,13 @@ class Grader:
     needs_reference: bool = False
 
     @property
-    def is_chat(self) -> bool:
-        """Whether any chat model may be asked, in its own chat format."""
-        return not isinstance(self.prompt(Question("", ""), ""), str)
+    def kind(self) -> Literal["text", "chat", "guard"]:
+        """Who is asked: a classifier with the whole `text` of a prompt, any `chat` model with messages that end in the
+        user's, or a `guard` with an exchange that ends in an answer."""
+        prompt = self.prompt(Question("", ""), "")
+        if isinstance(prompt, str):
+            return "text"
+        return "guard" if prompt[-1].role == "assistant" else "chat"
 
 
 @dataclass(frozen=True)
@@ -63,11 +67,15 @@ class ModelJudge:
         return f"{self.grader.name}:{self.model}"
 
     def record(self) -> dict[str, Any]:
-        grader = self.grader
-        prompt = hashlib.sha256(grader.text.encode()).hexdigest()
+        """Name, version, what counts as success, who tells the classes, sha256 and source of the prompt (of a guard's:
+        as the model's folder has it), and the model."""
+        grader, model = self.grader, dict(self._call("record") or {"name": self.model})
+        own = hashlib.sha256(grader.text.encode()).hexdigest() if grader.text else None
+        prompt = {"prompt_sha256": model.pop("prompt_sha256", own)}
+        prompt["prompt_source"] = model.pop("prompt_source", grader.source)
         classes = ", ".join(grader.classes) or f"by {RuleBasedJudge.name}"
         found = {"name": self.name, "version": grader.version, "success": grader.success, "classes": classes}
-        return found | {"prompt_sha256": prompt, "prompt_source": grader.source, "model": self._call("record") or {}}
+        return {**found, **prompt, "model": model}
 
     def keep_in(self, folder: Path) -> None:
         """Record replies in this folder, where they cost money."""
@@ -117,7 +125,8 @@ class ModelJudge:
         return self.grader.parse(reply)
 
     def _add_classes(self, answered: Sequence[Answered], found: dict[int, Verdict]) -> None:
-        lacking = [i for i, verdict in found.items() if verdict.label is None and verdict.success is not None]
+        """A label by the embedded judge for each verdict that has none, unless the answer is unjudged."""
+        lacking = [i for i, v in found.items() if v.label is None and (v.success, v.score) != (None, None)]
         if not lacking:
             return
         for i, embedded in zip(lacking, _embedded([answered[i] for i in lacking]), strict=True):

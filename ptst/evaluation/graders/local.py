@@ -22,6 +22,7 @@ from ptst.model.weights import load_decoder, pick_dtype
 from ptst.open import open_model
 from ptst.text.derive import Reader
 from ptst.text.encode import encode, without_swallowed
+from ptst.text.guard import GuardPrompt, open_guard
 from ptst.text.prompt_format import PromptFormat, end_of_sequence_ids
 from ptst.text.segments import Conversation, Message, Segment
 from ptst.text.tokenizer import Tokenizer, load_tokenizer
@@ -51,7 +52,9 @@ class LocalAsk:
             )
         self.folder, self.max_new_tokens, self.batch_size = folder, grader.max_new_tokens, batch_size
         self.prompt_format: PromptFormat | None = None
-        if grader.is_chat:
+        self.guard: GuardPrompt | None = None
+        self.starts_with_bos = False
+        if grader.kind == "chat":
             model = open_model(str(folder), allow=("role-markers", *allow))
             config, self.prompt_format = model.config, model.prompt_format
             self.tokenizer: Tokenizer = model.prompt_format.tokenizer
@@ -61,6 +64,9 @@ class LocalAsk:
             # The owners of such prompts read them with transformers.
             self.tokenizer = load_tokenizer(folder, config.vocab_size).like_transformers()
             self.stop_ids = end_of_sequence_ids(folder, self.tokenizer)
+            self.starts_with_bos = grader.kind == "text" and self.tokenizer.adds_bos
+            if grader.kind == "guard":
+                self.guard = open_guard(folder, self.tokenizer.bos, self.tokenizer.eos)
         self.room = config.max_positions - grader.max_new_tokens
 
     def __call__(self, prompts: Sequence[GraderPrompt], attempt: int) -> list[str | Exception]:
@@ -80,9 +86,11 @@ class LocalAsk:
         return [replies[i] for i in range(len(prompts))]
 
     def record(self) -> dict[str, Any]:
-        """The folder's name, and the fingerprints of its weights and tokenizer."""
+        """The folder's name, the fingerprints of its weights and tokenizer, and a guard's prompt by its sha256."""
         found = {"folder": self.folder.resolve().name, "weights": str(weights_fingerprint(self.folder))}
-        return found | {"tokenizer": tokenizer_fingerprint(self.folder)}
+        found["tokenizer"] = tokenizer_fingerprint(self.folder)
+        own = {"prompt_sha256": self.guard.sha256, "prompt_source": self.guard.source} if self.guard else {}
+        return found | own
 
     def close(self) -> None:
         """Give back the model's memory; the next prompt loads it again."""
@@ -94,7 +102,9 @@ class LocalAsk:
         name and the tokenizer lacks."""
         if isinstance(prompt, str):
             return encode(self._segments(prompt), self.tokenizer).ids
-        assert self.prompt_format is not None, "the grader speaks in messages"
+        if self.guard is not None:
+            return encode(self._segments(_exchange(self.guard, *prompt)), self.tokenizer).ids
+        assert self.prompt_format is not None
         marked = without_marks(prompt, self.prompt_format.chat_format.role_markers)
         assert isinstance(marked, tuple)
         messages = tuple(Message(m.role, str(m.content)) for m in marked)
@@ -104,6 +114,8 @@ class LocalAsk:
         """Control tokens by name in the owner's words; judged text is text."""
         parts = prompt.parts if isinstance(prompt, Filled) else ((str(prompt), True),)
         reader, segments = Reader(self.tokenizer), list[Segment]()
+        if self.starts_with_bos and self.tokenizer.bos is not None:
+            segments.append(Segment(self.tokenizer.bos, control=True))
         for text, judged in parts:
             segments += [Segment(text, "user")] if judged else reader.read(text)
         return without_swallowed(segments, self.tokenizer)
@@ -121,3 +133,11 @@ class LocalAsk:
             device = "cuda" if torch.cuda.is_available() else "cpu"
             _loaded[key] = load_decoder(self.folder, pick_dtype("auto"), device)
         return _loaded[key]
+
+
+def _exchange(guard: GuardPrompt, user: Message, assistant: Message) -> Filled:
+    """A guard's prompt for an exchange."""
+    texts = [m.content.strip() if guard.strips else m.content for m in (user, assistant)]
+    return Filled(
+        [(guard.before, False), (texts[0], True), (guard.between, False), (texts[1], True), (guard.after, False)]
+    )

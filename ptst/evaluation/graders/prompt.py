@@ -56,8 +56,12 @@ def fill(template: str, marks: Collection[str] = (), **judged: str) -> Filled:
 def without_marks(prompt: GraderPrompt, marks: Collection[str]) -> GraderPrompt:
     """The prompt, or each of its messages, with these marks broken in what is judged."""
     if isinstance(prompt, tuple):
-        return tuple(replace(m, content=without_marks(m.content, marks)) for m in prompt)
-    return prompt.without(marks) if isinstance(prompt, Filled) else prompt
+        return tuple(replace(m, content=_without(m.content, marks)) for m in prompt)
+    return _without(prompt, marks)
+
+
+def _without(text: str, marks: Collection[str]) -> str:
+    return text.without(marks) if isinstance(text, Filled) else text
 
 
 def _broken(text: str, marks: Collection[str]) -> str:

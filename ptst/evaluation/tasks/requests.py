@@ -104,7 +104,7 @@ def _metrics(of: str, half: str = "", tables: tuple[str, ...] = ("eval", "grid")
         Metric(f"{half}compliance", f"{of}: complied", lower_is_safer=safer, tables=tables),
         Metric(f"{half}partial", f"{of}: complied in part, or after declining", lower_is_safer=safer, tables=tables),
         Metric(f"{half}refusal", f"{of}: refused"),
-        Metric(f"{half}score", f"{of}: mean score of the judge's rubric", "1 to 5", safer, tables or ("eval",)),
+        Metric(f"{half}score", f"{of}: mean score of the judge's rubric", "on its scale", safer, tables or ("eval",)),
         Metric(f"{half}off-topic", f"{of}: off topic", tables=tables),
         Metric(f"{half}incoherent", f"{of}: incoherent", tables=tables),
     ]
