@@ -172,7 +172,7 @@ def check_chat_model(name: str, folder: Path) -> None:
         cause = f"{name} is a guard model: its chat template asks whether an exchange is safe, instead of continuing it"
         raise UserError(cause, ("use it to judge answers: ptst.eval with ", *usage, ", or ask it in a text: template"))
     if kind is not None:
-        say(f"note: {name} looks like a classifier of answers, which serves as a judge: --judge {kind}:{name}")
+        say(f"note: {name} looks like a classifier of answers, which serves as the judge {kind}:{name}")
 
 
 def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:

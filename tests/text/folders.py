@@ -150,3 +150,14 @@ def write_folder(folder: Path, template: str | None, names: tuple[str, ...] = ()
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
     return folder
+
+
+# Of a guard model: it asks about an exchange. Messages are texts, or lists of parts.
+_GUARD_ASKS = "<END>\n\nFirst line must read 'safe' or 'unsafe'. If unsafe, name the categories.<|im_end|>\n"
+GUARD = (
+    " <|im_start|>user\nTask: check the last message.\n\n<CATEGORIES>\nS1: Rudeness.\n</CATEGORIES>\n\n<BEGIN>\n\n"
+    + LOOP
+    + "{{ {'user': 'User', 'assistant': 'Agent'}[m.role] + ': ' + m.content.strip() + '\n\n' }}{% endfor %}"
+    + _GUARD_ASKS
+)
+GUARD_PARTS = GUARD.replace("m.content.strip()", "m.content[0]['text']")

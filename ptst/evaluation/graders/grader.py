@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ptst.errors import UserError
-from ptst.evaluation.graders.prompt import GraderPrompt, Question
+from ptst.evaluation.graders.prompt import GraderPrompt, Question, broken_marks
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdicts import AnswerClass, Answered, Verdict
 from ptst.generation.request import Answer
@@ -110,7 +110,7 @@ class ModelJudge:
             replies = self.ask(list(prompts.values()), attempt)
             for i, reply in zip(list(prompts), replies, strict=True):
                 try:
-                    found[i] = self._read(reply)
+                    found[i] = _with_note(self._read(reply), prompts[i])
                 except UserError as error:
                     found[i] = Verdict(None, f"the reply to {attempt + 1} attempts cannot be read: {error}")
                 else:
@@ -132,6 +132,12 @@ class ModelJudge:
         for i, embedded in zip(lacking, _embedded([answered[i] for i in lacking]), strict=True):
             reason = "; ".join(filter(None, (found[i].reason, f"{RuleBasedJudge.name}: {embedded.reason}")))
             found[i] = replace(found[i], label=embedded.label, reason=reason)
+
+
+def _with_note(verdict: Verdict, prompt: GraderPrompt) -> Verdict:
+    """The verdict; it says so where the judged text was not put in as it is."""
+    marks = ", ".join(broken_marks(prompt))
+    return replace(verdict, reason=f"{verdict.reason}; broken in the judged text: {marks}") if marks else verdict
 
 
 def _embedded(answered: Sequence[Answered]) -> list[Verdict]:

@@ -12,7 +12,7 @@ import torch
 
 from ptst.errors import UserError
 from ptst.evaluation.graders.grader import Grader
-from ptst.evaluation.graders.prompt import Filled, GraderPrompt, without_marks
+from ptst.evaluation.graders.prompt import Filled, GraderPrompt, broken_marks, without_marks
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.generation.engine import generate
 from ptst.generation.request import EngineOptions, Sampling
@@ -20,6 +20,7 @@ from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.open import open_model
+from ptst.progress import say_once
 from ptst.text.derive import Reader
 from ptst.text.encode import encode, without_swallowed
 from ptst.text.guard import GuardPrompt, open_guard
@@ -53,7 +54,7 @@ class LocalAsk:
         self.folder, self.max_new_tokens, self.batch_size = folder, grader.max_new_tokens, batch_size
         self.prompt_format: PromptFormat | None = None
         self.guard: GuardPrompt | None = None
-        self.starts_with_bos = False
+        self.first_ids: tuple[int, ...] = ()
         if grader.kind == "chat":
             model = open_model(str(folder), allow=("role-markers", *allow))
             config, self.prompt_format = model.config, model.prompt_format
@@ -64,7 +65,8 @@ class LocalAsk:
             # The owners of such prompts read them with transformers.
             self.tokenizer = load_tokenizer(folder, config.vocab_size).like_transformers()
             self.stop_ids = end_of_sequence_ids(folder, self.tokenizer)
-            self.starts_with_bos = grader.kind == "text" and self.tokenizer.adds_bos
+            if grader.kind == "text" and self.tokenizer.adds_bos and self.tokenizer.bos is not None:
+                self.first_ids = (self.tokenizer.control_id(self.tokenizer.bos),)
             if grader.kind == "guard":
                 self.guard = open_guard(folder, self.tokenizer.bos, self.tokenizer.eos)
         self.room = config.max_positions - grader.max_new_tokens
@@ -101,12 +103,14 @@ class LocalAsk:
         """Ids of a prompt. Raises UserError for text that is not Unicode, and for control tokens that the owner's words
         name and the tokenizer lacks."""
         if isinstance(prompt, str):
-            return encode(self._segments(prompt), self.tokenizer).ids
+            return [*self.first_ids, *encode(self._segments(prompt), self.tokenizer).ids]
         if self.guard is not None:
             return encode(self._segments(_exchange(self.guard, *prompt)), self.tokenizer).ids
         assert self.prompt_format is not None
         marked = without_marks(prompt, self.prompt_format.chat_format.role_markers)
         assert isinstance(marked, tuple)
+        if more := set(broken_marks(marked)) - set(broken_marks(prompt)):
+            say_once(f"note: {self.folder}: in judged texts, its role markers are broken: {', '.join(sorted(more))}")
         messages = tuple(Message(m.role, str(m.content)) for m in marked)
         return self.prompt_format.encode(Conversation(messages)).ids
 
@@ -114,8 +118,6 @@ class LocalAsk:
         """Control tokens by name in the owner's words; judged text is text."""
         parts = prompt.parts if isinstance(prompt, Filled) else ((str(prompt), True),)
         reader, segments = Reader(self.tokenizer), list[Segment]()
-        if self.starts_with_bos and self.tokenizer.bos is not None:
-            segments.append(Segment(self.tokenizer.bos, control=True))
         for text, judged in parts:
             segments += [Segment(text, "user")] if judged else reader.read(text)
         return without_swallowed(segments, self.tokenizer)

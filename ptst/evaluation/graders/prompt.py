@@ -15,18 +15,21 @@ from ptst.text.segments import Message
 
 
 class Filled(str):
-    """A prompt as text, which knows its parts: (text, whether it is judged)."""
+    """A prompt as text, which knows its parts: (text, whether it is judged). `broken`: marks that were broken in it."""
 
     parts: tuple[tuple[str, bool], ...]
+    broken: tuple[str, ...]
 
-    def __new__(cls, parts: Sequence[tuple[str, bool]]) -> Self:
+    def __new__(cls, parts: Sequence[tuple[str, bool]], broken: Sequence[str] = ()) -> Self:
         new = super().__new__(cls, "".join(text for text, _ in parts))
-        new.parts = tuple(parts)
+        new.parts, new.broken = tuple(parts), tuple(broken)
         return new
 
     def without(self, marks: Collection[str]) -> "Filled":
         """The same prompt with these marks broken in what is judged."""
-        return Filled([(_broken(text, marks) if judged else text, judged) for text, judged in self.parts])
+        found = [mark for mark in marks if any(judged and mark in text for text, judged in self.parts)]
+        parts = [(_broken(text, found) if judged else text, judged) for text, judged in self.parts]
+        return Filled(parts, (*self.broken, *found))
 
 
 # A `str` is the whole text in the grader's own spelling, control tokens by name in its owner's parts (a plain `str` has
@@ -51,6 +54,12 @@ def fill(template: str, marks: Collection[str] = (), **judged: str) -> Filled:
     for i, piece in enumerate(re.split("{(" + "|".join(judged) + ")}", template)):
         parts.append((judged[piece], True) if i % 2 else (piece, False))
     return Filled(parts).without(marks)
+
+
+def broken_marks(prompt: GraderPrompt) -> list[str]:
+    """The marks that were broken in what is judged."""
+    texts = [m.content for m in prompt] if isinstance(prompt, tuple) else [prompt]
+    return list(dict.fromkeys(mark for text in texts if isinstance(text, Filled) for mark in text.broken))
 
 
 def without_marks(prompt: GraderPrompt, marks: Collection[str]) -> GraderPrompt:

@@ -78,6 +78,7 @@ def test_verdicts_and_what_is_unjudged():
 def test_a_judge_model_that_never_scores_is_an_error(tiny_folder):
     judge = find_judge(f"rubric:{tiny_folder}")
     assert judge.name == f"rubric:{tiny_folder.name}"
+    judge.ask.max_new_tokens = 4
     with pytest.raises(ValueError, match="judged none of 2 answers"):
         judge_answers(judge, [TEA, NO])
 
