@@ -25,7 +25,7 @@ class ReportConfig(CommandSettings):
     answers: tuple[Path, ...] = ()
     """CSV files with the columns prompt, completion, type and final_label."""
     judge: str = "rules-v2"
-    """Judge: rules-v2, or rubric:FOLDER."""
+    """Judge: rules-v2, or a model as KIND:FOLDER, for instance rubric:FOLDER."""
     errors: bool = False
     """List the prompts on which judge and people disagree, with the judge's reason. No answer is printed."""
 

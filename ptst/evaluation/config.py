@@ -41,6 +41,7 @@ _SAFETY_HELP = (
     f"{prompt_sets.BUILT_IN}."
 )
 _JUDGES = ", ".join(f"{name} ({meaning})" for name, meaning in JUDGES.items())
+_JUDGE_HELP = f"Judge that classifies answers; a model as KIND:FOLDER or KIND:api:MODEL. There are: {_JUDGES}."
 _SIMILARITIES = ", ".join(f"{name} ({meaning})" for name, meaning in SIMILARITIES.items())
 _TASKS_HELP = (
     f"What to measure, each as NAME or NAME:DATA (a file, or the name of a set): {', '.join(TASKS)} (docs/tasks.md). "
@@ -59,7 +60,7 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
     ChatDoctor, 64 for requests."""
     data: Annotated[str | None, arg(help=_DATA_HELP)] = field(default=None, metadata=content("data"))
     safety_data: Annotated[str | None, arg(help=_SAFETY_HELP)] = field(default=None, metadata=content("data"))
-    judge: Annotated[str, arg(help=f"Judge that classifies answers: {_JUDGES}.")] = "rules-v2"
+    judge: Annotated[str, arg(help=_JUDGE_HELP)] = "rules-v2"
     similarity: Annotated[str, arg(help=f"How the task chatdoctor compares answers: {_SIMILARITIES}.")] = "minilm"
     dtype: Precision = "auto"
     """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""

@@ -14,7 +14,7 @@ from ptst.text.guard import judge_kind_of
 
 JUDGES = {
     RuleBasedJudge.name: "rule-based refusal judge (embedded)",
-    **{name: f"{grader.meaning}, as {name}:FOLDER or {name}:api:MODEL" for name, grader in GRADERS.items()},
+    **{name: grader.meaning for name, grader in GRADERS.items()},
 }
 _OLD_NAMES = {"anchored-v2": RuleBasedJudge.name}  # for one version
 _API = "api:"

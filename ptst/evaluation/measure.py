@@ -106,10 +106,11 @@ def measure(
 ) -> TaskResult:
     """A task's result for one model. Raises UserError for answers or judgements that failed."""
     answers = answerer.answer(task.prompts(data.items), sampling, answers_file)
-    result = replace(task.score(data.items, answers, tools), data=data.name)
-    if close := getattr(tools.judge, "close", None):
-        close()  # the memory is the measured model's
-    return result
+    try:
+        return replace(task.score(data.items, answers, tools), data=data.name)
+    finally:
+        if close := getattr(tools.judge, "close", None):
+            close()  # the memory is the measured model's
 
 
 def evaluate_model(

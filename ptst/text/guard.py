@@ -6,6 +6,7 @@ marks, as chat formats are, so that the categories are the folder's own.
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +55,10 @@ class GuardPrompt:
         return f"the folder's chat template, as published for {known}" if known else "the folder's own chat template"
 
 
-def open_guard(folder: Path, bos: str | None = None, eos: str | None = None) -> GuardPrompt:
-    """The prompt of a guard model's folder, for the judgement of an answer. `bos`, `eos`: the tokenizer's. Raises
-    UserError for a folder without a chat template, or with one that is no guard's."""
-    template = open_chat_template(folder, bos, eos)
+def open_guard(folder: Path, implied: Mapping[str, str] | None = None) -> GuardPrompt:
+    """The prompt of a guard model's folder, for the judgement of an answer. `implied`: as for
+    `open_chat_template`. Raises UserError for a folder without a chat template, or with one that is no guard's."""
+    template = open_chat_template(folder, implied)
     if template is None:
         cause = "there is no chat template, and a guard model's prompt is read from it"
         raise UserError(cause, "copy chat_template.jinja or tokenizer_config.json of the model into it", folder)

@@ -65,10 +65,10 @@ class LocalAsk:
             # The owners of such prompts read them with transformers.
             self.tokenizer = load_tokenizer(folder, config.vocab_size).like_transformers()
             self.stop_ids = end_of_sequence_ids(folder, self.tokenizer)
-            if grader.kind == "text" and self.tokenizer.adds_bos and self.tokenizer.bos is not None:
-                self.first_ids = (self.tokenizer.control_id(self.tokenizer.bos),)
+            if grader.kind == "text":
+                self.first_ids = tuple(map(self.tokenizer.control_id, self.tokenizer.opening))
             if grader.kind == "guard":
-                self.guard = open_guard(folder, self.tokenizer.bos, self.tokenizer.eos)
+                self.guard = open_guard(folder, self.tokenizer.implied)
         self.room = config.max_positions - grader.max_new_tokens
 
     def __call__(self, prompts: Sequence[GraderPrompt], attempt: int) -> list[str | Exception]:

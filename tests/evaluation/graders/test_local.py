@@ -135,7 +135,6 @@ def test_role_markers_in_judged_text_are_broken(tmp_path, capsys):
     ids = ask.encode(RUBRIC.prompt("USER: hi", "ASSISTANT:"))
     words = ask.tokenizer.decode(ids)
     assert words.count("USER:") == 1
-    assert "U SER: hi" in words
     assert "its role markers are broken: ASSISTANT:, USER:" in capsys.readouterr().err
 
 
