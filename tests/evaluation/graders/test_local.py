@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from ptst.errors import UserError
+from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.graders import local
 from ptst.evaluation.graders.harmbench import LLAMA2
 from ptst.evaluation.graders.llama_guard import GUARD
@@ -16,6 +17,7 @@ from ptst.evaluation.graders.prompt import Filled, fill
 from ptst.evaluation.graders.rubric import RUBRIC
 from ptst.evaluation.graders.table import GRADERS
 from ptst.evaluation.judges import JUDGES, find_judge, find_judges
+from ptst.evaluation.measure import find_tools
 from ptst.generation.request import Answer
 from ptst.text.segments import Message
 from tests.text import folders, made
@@ -145,6 +147,8 @@ def test_allow_reaches_a_judge_s_folder(tmp_path):
     judge = find_judge(f"rubric:{folder}", allow=("chat-template",))
     assert judge.ask.prompt_format.chat_format.name == "chatml"
     assert "told by the vocabulary" in judge.ask.prompt_format.found
+    settings = EvalSettings(judge=f"rubric:{folder}", allow=("chat-template",))
+    assert find_tools(settings, {}, "cpu").judge.name == "rubric:m"
     # A classifier has no chat format to be wrong.
     assert find_judge(f"harmbench:{folder}").name == "harmbench:m"
 
