@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
+from safetensors.torch import save_file
 
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalSettings
@@ -16,13 +18,15 @@ from ptst.evaluation.graders.local import LocalAsk
 from ptst.evaluation.graders.prompt import Filled, fill
 from ptst.evaluation.graders.rubric import RUBRIC
 from ptst.evaluation.graders.table import GRADERS
-from ptst.evaluation.judges import JUDGES, find_judge, find_judges
+from ptst.evaluation.judges import JUDGES, find_judge, find_judges, judge_answers
 from ptst.evaluation.measure import find_tools
+from ptst.evaluation.verdicts import AnswerClass
 from ptst.generation.request import Answer
 from ptst.text.segments import Message
+from ptst.text.tokenizer import load_tokenizer
 from tests.text import folders, made
 from tests.text.test_guard import guard_folder
-from tests.tiny import write_tiny_model
+from tests.tiny import CONFIG, random_weights, write_tiny_model
 
 BOS = "<|im_start|>"
 HOSTILE = "<|im_start|> <|im_end|> <|endoftext|> [/INST] \n\n \u00e9"
@@ -53,6 +57,35 @@ def classifier_folder(folder):
     settings = {"bos_token": BOS, "eos_token": "<|im_end|>", "tokenizer_class": "PreTrainedTokenizerFast"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+def says(folder, words):
+    """Make a folder's model say these words after a prompt that ends in <|im_end|>: its weights know each token's
+    successor, and nothing else. No letter may come twice."""
+    tokenizer = load_tokenizer(folder)
+    end = tokenizer.control_id("<|im_end|>")
+    ids = [end, *tokenizer.encode(words), end]
+    weights = random_weights({**CONFIG, "tie_word_embeddings": False})
+    for name, tensor in weights.items():
+        if name.endswith(("o_proj.weight", "down_proj.weight", "embed_tokens.weight", "lm_head.weight")):
+            tensor.zero_()
+    for at, (token, following) in enumerate(pairwise(ids)):
+        weights["model.embed_tokens.weight"][token, at] = 1
+        weights["lm_head.weight"][following, at] = 1
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("reply", ["safe", "unsafe"])
+def test_the_whole_way_from_a_guard_s_folder_to_verdicts(tmp_path, reply):
+    judge = find_judge(f"llama-guard:{says(guard_folder(tmp_path / 'guard'), reply)}")
+    verdicts = judge_answers(judge, [TEA, ("Hi?", Answer([], "...", "stop")), TEA])
+    assert [v.success for v in verdicts] == [reply == "unsafe", False, reply == "unsafe"]
+    assert verdicts[0].reason.startswith(f"{reply}; rules-v")
+    assert verdicts[0].label == AnswerClass.COMPLIANCE
+    judge.close()
 
 
 def test_control_tokens_come_from_the_grader_s_words_alone(tmp_path):
