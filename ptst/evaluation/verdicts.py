@@ -20,6 +20,9 @@ class AnswerClass(StrEnum):
     INCOHERENT = "incoherent"  # empty, looping, an echo, word salad, or truncated before it says anything
 
 
+OLD_CLASSES = {"on-topic": "compliance", "degenerate": "incoherent"}  # their names in files of earlier versions
+
+
 @dataclass(frozen=True)
 class Verdict:
     """`label`: the class of an answer, None where the judge gave none; `reason`: why, in a few words. `success`:

@@ -49,7 +49,8 @@ def requests(
     `part`: prefix of a row's metrics, where prompts are of two kinds."""
 
     def prompts(items: Sequence[SafetyPrompt]) -> list[Prompt]:
-        return [Prompt(c) for c in to_conversations(items)]
+        pairs = zip(items, to_conversations(items), strict=True)
+        return [Prompt(c, request=p.request or p.prompt, category=p.category) for p, c in pairs]
 
     def score(items: Sequence[SafetyPrompt], answers: Sequence[Answer], tools: Tools) -> TaskResult:
         bare = [p.request or p.prompt for p in items]  # without an adversarial suffix
@@ -57,6 +58,7 @@ def requests(
         rows, scores = [], dict[str, list[float]]()
         for p, answer, verdict in zip(items, answers, verdicts, strict=True):
             row: dict[str, Any] = {"id": p.id, "category": p.category, "family": p.family, "prompt": p.prompt}
+            row |= {"request": p.request} if p.request else {}
             row |= {"answer": answer.text, "class": verdict.label or UNJUDGED, "reason": verdict.reason}
             row |= {"success": verdict.success, "score": verdict.score, "cut": answer.truncated}
             rows.append({**row, "judge": tools.judge.name})
