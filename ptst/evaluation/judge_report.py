@@ -148,7 +148,7 @@ def to_markdown(report: Mapping[str, Any], most: int | None = None) -> str:
 
 def _definition(name: str, record: Mapping[str, Any]) -> str:
     version = f", version {record['version']}" if "version" in record else ""
-    return f"- {_cell(name)}{version}: attack success is {_cell(record.get('success', 'not recorded'))}"
+    return f"- {_cell(name)}{version}; attack success: {_cell(record.get('success', 'not recorded'))}"
 
 
 def _share_table(shares: Sequence[Mapping[str, Any]]) -> str:
@@ -174,8 +174,10 @@ def _agreement_table(agreements: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _matrix(counts: Mapping[str, Mapping[str, int]]) -> str:
-    columns = list(next(iter(counts.values())))
-    return table(["", *columns], [[name, *(str(row[c]) for c in columns)] for name, row in counts.items()])
+    """Without the classes that no answer has."""
+    columns = [c for c in AnswerClass if any(row[c] for row in counts.values())]
+    rows = {name: row for name, row in counts.items() if any(row.values())}
+    return table(["", *columns], [[name, *(str(row[c]) for c in columns)] for name, row in rows.items()])
 
 
 def _differences(differing: Sequence[Mapping[str, Any]], most: int | None) -> str:

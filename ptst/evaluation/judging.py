@@ -49,7 +49,7 @@ def add_verdicts(found: AnswerSet, verdicts: Path, judge: Judge) -> dict[str, Ve
     """Judge what this judge has not judged yet, into the folder `verdicts`; its verdicts by the answers' digests.
     Raises UserError as `opened` and `judge_stored`."""
     check_writable(verdicts)
-    own = found.judges.get(judge.name) == judge.record()
+    own = judge.name if found.judges.get(judge.name) == judge.record() else ""
     with opened(verdicts, judge) as folder, ProgressLine(judge.name, len(found.answers), first=None) as progress:
         store = Store(folder, found.answers, own)
         try:
@@ -68,9 +68,9 @@ def _judged(found: AnswerSet, verdicts: Path, judges: Sequence[Judge]) -> Judged
     records: dict[str, Any] = {judge.name: judge.record() for judge in judges}
     stored, given = stored_judges(verdicts), dict[str, list[Verdict | None]]()
     for name, record in {**found.judges, **stored, **records}.items():
-        own = name not in stored or found.judges.get(name) == stored[name]
+        own = name if found.judges.get(name) == record else ""
         records.setdefault(name, dict(record))
-        known = Store(store_folder(verdicts, name), found.answers, own and name in found.judges).known
+        known = Store(store_folder(verdicts, name), found.answers, own).known
         given[name] = [known.get(a.digest) for a in found.answers]
     return Judged(str(found.source), found.answers, records, {name: given[name] for name in records})
 

@@ -61,6 +61,11 @@ def generates(task: Task, data: TaskData) -> bool:
     return any(prompt.kind == "generate" for prompt in task.prompts(data.items))
 
 
+def uses_judge(task: Task, data: TaskData) -> bool:
+    """Whether the answers are judged, so that the result depends on the judge."""
+    return any(prompt.request for prompt in task.prompts(data.items))
+
+
 @dataclass(frozen=True)
 class TaskSize:
     """What a task computes at most: tokens of all prompts and answers, of the longest prompt with its answer, and the

@@ -26,7 +26,7 @@ _MAKE = "give the folder of a ptst.eval or a ptst.grid, or a CSV or JSONL file o
 @dataclass(frozen=True)
 class StoredAnswer:
     """A request and its answer. `file`: the name of the file of its verdicts; `id`: of its prompt. `identity`: names it
-    in its file for good, "" where nothing does. `own`: the verdict that it was stored with."""
+    in its file for good, "" where nothing does. `own`: the verdict that it was stored with, of the judge `own_judge`."""
 
     request: str
     answer: Answer
@@ -37,6 +37,7 @@ class StoredAnswer:
     identity: str = ""
     category: str = ""
     own: Verdict | None = None
+    own_judge: str = ""
 
     @cached_property
     def digest(self) -> str:
@@ -82,11 +83,12 @@ def read_folder(folder: Path) -> AnswerSet:
         found, judge = _read(place)
         answers += found
         if not found:
-            notes.append(f"{place.name} is left out: its answers are not for a judge, or of an earlier version")
+            notes.append(f"{place.name} is left out: it has no answers to requests")
         elif judge is not None and judges.setdefault(judge["name"], judge) != judge:
             notes.append(f"{place.name} was judged by another version of {judge['name']} than others")
     if not answers:
-        raise UserError("holds no answers to requests that a judge could judge", _MAKE, folder)
+        remedy = "judges are for the tasks safety, over-refusal, xstest and prompts; or finish it first"
+        raise UserError("holds no answers to requests that a judge could judge", remedy, folder)
     return AnswerSet(folder, folder / VERDICTS, answers, judges, notes)
 
 
@@ -118,14 +120,15 @@ def _read(place: _Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
     if rows and "class" not in rows[0]:
         return [], None
     kept = _kept(place)
-    if kept is None:
+    if kept is None:  # of an earlier version
         kept = [_of_row(row, place, number) for number, row in enumerate(rows)]
     if not rows:
         return kept, None
     if [row["answer"] for row in rows] != [a.answer.text for a in kept]:
         raise UserError(f"does not hold the answers of {place.answers}", "put back the file that was changed", place.rows)
-    judged = [replace(a, own=read_verdict(row, place.rows)) for a, row in zip(kept, rows, strict=True)]
-    return judged, place.judge or {"name": str(rows[0].get("judge", "unknown"))}
+    judge = place.judge or {"name": str(rows[0].get("judge", "unknown"))}
+    own = ({"own": read_verdict(row, place.rows), "own_judge": judge["name"]} for row in rows)
+    return [replace(answer, **verdict) for answer, verdict in zip(kept, own, strict=True)], judge
 
 
 def _kept(place: _Place) -> list[StoredAnswer] | None:

@@ -10,7 +10,7 @@ never mixed with those of this one.
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 from ptst.errors import Setting, UserError
 from ptst.evaluation.answers import cut_torn_line
 from ptst.evaluation.judges import judge_each, none_judged
-from ptst.evaluation.stored_answers import StoredAnswer, read_verdict
+from ptst.evaluation.stored_answers import AnswerSet, StoredAnswer, read_verdict
 from ptst.evaluation.verdicts import UNJUDGED, Judge, Verdict, judge_name_in_files
 from ptst.reading import parse_json
 from ptst.records import read_json
@@ -75,12 +75,13 @@ def _row(answer: StoredAnswer, verdict: Verdict) -> dict[str, Any]:
 
 
 class Store:
-    """All verdicts of one judge. `own`: those that came with the answers, by digest."""
+    """All verdicts of one judge, by digest. `own`: with those of the judge of this name that came with the answers."""
 
-    def __init__(self, folder: Path, answers: Sequence[StoredAnswer], own: bool = False):
+    def __init__(self, folder: Path, answers: Sequence[StoredAnswer], own: str = ""):
         self.folder = folder
         self.files = {name: VerdictFile(folder / name) for name in dict.fromkeys(a.file for a in answers)}
-        self.known = {a.digest: a.own for a in answers if own and a.own is not None and a.own.judged}
+        came = ((a.digest, a.own) for a in answers if own and a.own_judge == own)
+        self.known = {digest: verdict for digest, verdict in came if verdict is not None and verdict.judged}
         for name, file in self.files.items():
             file.check([a for a in answers if a.file == name])
             self.known |= file.known
@@ -120,6 +121,21 @@ def opened(verdicts: Path, judge: Judge) -> Iterator[Path]:
         if was is None:
             write_json(path, record)
         yield folder
+
+
+def keep_own(found: AnswerSet, files: Container[str]) -> None:
+    """Keep the verdicts that came with the answers in these files, which are about to be judged by another judge."""
+    for name, record in found.judges.items():
+        own = [a for a in found.answers if a.own_judge == name and a.own is not None and a.file in files]
+        folder = store_folder(found.verdicts, name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_lock(folder):
+            if not (folder / RECORD).exists():
+                write_json(folder / RECORD, record)
+            elif read_json(folder / RECORD) != record:
+                continue  # those of another version stay as they are
+            store = Store(folder, own)
+            store.add([(a, a.own) for a in own if a.own is not None and a.digest not in store.known])
 
 
 def _change(was: Any, now: Mapping[str, Any]) -> str:

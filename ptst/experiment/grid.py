@@ -24,6 +24,7 @@ from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group
+from ptst.evaluation.judges import find_judge
 from ptst.evaluation.measure import check_room, find_tools, in_own_families
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment import laptop, plan
@@ -207,6 +208,11 @@ class Grid:
             name: open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
             for name, (template, _) in self.test_templates.items()
         }
+
+    @cached_property
+    def judge_record(self) -> dict[str, Any]:
+        """The record of the judge. Raises UserError as `find_judge`."""
+        return find_judge(self.config.eval.judge).record()
 
     @property
     def base(self) -> OpenModel:

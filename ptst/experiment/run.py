@@ -15,7 +15,7 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, estimate
 from ptst.experiment.grid import Grid, GridRecord, check_grid
 from ptst.experiment.plan import check_distinct, slug
-from ptst.experiment.provenance import check_cells
+from ptst.experiment.provenance import check_cells, judge_anew
 from ptst.experiment.summary import summarize
 from ptst.experiment.workers import work
 from ptst.fingerprints import weights_fingerprint
@@ -51,6 +51,7 @@ def run_grid(config: GridConfig) -> GridResult:
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
     # With the settings as they were given: the aligned model is no model to align again.
     with share(grid.out, replace(grid.record(), config=config)) as run:
+        judge_anew(grid)
         check_cells(grid)
         work(grid)
         check_cells(grid)

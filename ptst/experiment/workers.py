@@ -211,7 +211,7 @@ class Worker:
         write_atomically(self.grid.cell_file(cell, "rows.jsonl"), rows.encode())
         figures = {**cell.identity, "result": result.to_json(), "rows": rows_checksum(rows.encode())}
         figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
-        figures["judge"] = self.tools.judge.record()
+        figures["judge"] = self.grid.judge_record
         write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds}})
 
     def _has_sound_answers(self, cell: GridCell) -> bool:
