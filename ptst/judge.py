@@ -1,10 +1,12 @@
 """`python -m ptst.judge`: stored answers judged at any time, by any number of judges."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 from ptst import cli
 from ptst.evaluation.judge_config import JudgeConfig
+from ptst.evaluation.judges import JUDGES
 from ptst.progress import printable, say
 
 
@@ -24,7 +26,8 @@ def run_judging(config: JudgeConfig) -> dict[str, Any]:
 
 
 def one_flag(arguments: list[str], flag: str = "--judge") -> list[str]:
-    """Arguments in which a flag that comes several times comes once, with all its values."""
+    """Arguments in which a flag that comes several times comes once, with all its values: not with a folder or file
+    that follows them."""
     values, rest = list[str](), list[str]()
     in_flag = False
     for argument in arguments:
@@ -33,7 +36,8 @@ def one_flag(arguments: list[str], flag: str = "--judge") -> list[str]:
         if argument.startswith(f"{flag}="):
             values.append(argument.partition("=")[2])
         elif argument != flag:
-            (values if in_flag else rest).append(argument)
+            is_path = argument.partition(":")[0] not in JUDGES and Path(argument).exists()
+            (values if in_flag and not is_path else rest).append(argument)
     return [*rest, flag, *values] if values or flag in arguments else rest
 
 

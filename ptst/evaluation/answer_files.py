@@ -110,7 +110,7 @@ def _answer(cells: Cells, columns: _Columns, name: str) -> StoredAnswer:
     cut = _plain(cells.get("finish_reason")) == "length" or _plain(cells.get("cut")).lower() in ("true", "1")
     answer = Answer([], cells.text(columns.answer), "length" if cut else "stop")
     more: Mapping[str, str] = {key: _plain(cells.get(key)) for key in _MORE}
-    task = ", seed ".join(filter(None, (more["task"], more["seed"])))
+    task = ", ".join(filter(None, (more["task"], more["seed"] and f"seed {more['seed']}")))
     identity = "/".join(more.values()) if more["id"] else ""
     shown = more["id"] or cells.place.rpartition("/")[2]
     return StoredAnswer(request, answer, f"{name}.jsonl", shown, more["model"], task, identity)

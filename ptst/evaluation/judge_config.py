@@ -50,12 +50,7 @@ class JudgeConfig(CommandSettings, ThreadSettings):
             remedy = ("give a folder or file of answers, or a file of labelled answers as ", Setting("report"))
             raise UserError("there is nothing to judge" if self.folder is None else "there are two things to judge", remedy)
         for name in self.judges:
-            try:
-                judge_kind(name)
-            except UserError:
-                if self.folder is None and Path(name).exists():
-                    raise UserError(f"{name} is no judge", ("name it before ", Setting("judge"))) from None
-                raise
+            judge_kind(name)
         if twice := next((name for name in self.judges if self.judges.count(name) > 1), None):
             raise UserError((Setting("judge"), f" names {twice} twice"), "name each once")
         for name in ("refusal_labels", "ignore_labels"):

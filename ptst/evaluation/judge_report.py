@@ -44,10 +44,8 @@ class Judged:
         """Numbers of answers by model and task; XSTest's halves apart."""
         found: dict[tuple[str, str], list[int]] = {}
         for i, a in enumerate(self.answers):
-            half = ""
-            if a.task.partition(":")[0].partition(",")[0] == "xstest":
-                half = " (unsafe)" if a.category.startswith("contrast") else " (safe)"
-            found.setdefault((a.model, a.task + half), []).append(i)
+            halves = " (unsafe)" if a.category.startswith("contrast") else " (safe)"
+            found.setdefault((a.model, a.task + halves * (_base(a.task) == "xstest")), []).append(i)
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +68,7 @@ class Judged:
             n = len(judged)
             shares = {c.value: Rate(sum(v.label == c for v in judged), n).to_json() for c in AnswerClass}
             told = [v.success for v in judged if v.success is not None]
-            attack = task.partition(":")[0].partition(",")[0].partition(" ")[0] not in _HARMLESS
+            attack = _base(self.answers[numbers[0]].task) not in _HARMLESS
             scores = [v.score for v in judged if v.score is not None]
             yield {
                 "model": model,
@@ -121,6 +119,11 @@ class Judged:
                 text = printable(" ".join(answer.answer.text.split()))
                 found["answer"] = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
             yield found
+
+
+def _base(task: str) -> str:
+    """The task of a key with a set and a seed: `safety` of `safety:advbench, seed 1`."""
+    return task.partition(",")[0].partition(":")[0]
 
 
 def _refuses(verdicts: Sequence[Verdict]) -> bool:

@@ -121,7 +121,7 @@ def _read(place: _Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
         return [], None
     kept = _kept(place)
     if kept is None:  # of an earlier version
-        kept = [_of_row(row, place, number) for number, row in enumerate(rows)]
+        kept = _of_rows(rows, place)
     if not rows:
         return kept, None
     if [row["answer"] for row in rows] != [a.answer.text for a in kept]:
@@ -141,7 +141,7 @@ def _kept(place: _Place) -> list[StoredAnswer] | None:
     lines = sorted((row for _, row in read_answers(place.answers)), key=lambda row: (row["seed"], row["index"]))
     if not all("request" in row for row in lines):
         return None
-    several = len({row["seed"] for row in lines}) > 1
+    seeds = list(dict.fromkeys(row["seed"] for row in lines))
     return [
         StoredAnswer(
             row["request"],
@@ -149,8 +149,8 @@ def _kept(place: _Place) -> list[StoredAnswer] | None:
             place.name,
             row["id"],
             place.model,
-            f"{place.task}, seed {row['seed']}" if several else place.task,
-            f"{row['seed']}:{row['index']}",
+            f"{place.task}, seed {row['seed']}" if len(seeds) > 1 else place.task,
+            f"{seeds.index(row['seed'])}:{row['index']}",
             row["category"],
         )
         for row in lines
@@ -176,12 +176,17 @@ def _rows(place: _Place) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _of_row(row: Mapping[str, Any], place: _Place, number: int) -> StoredAnswer:
-    answer = Answer([], row["answer"], "length" if row.get("cut") else "stop")
-    request, name = row.get("request") or row["prompt"], str(row.get("id", number))
-    task = f"{place.task}, seed {row['seed']}" if "seed" in row else place.task
-    identity = f"{row.get('seed', '')}:{number}"
-    return StoredAnswer(request, answer, place.name, name, place.model, task, identity, str(row.get("category", "")))
+def _of_rows(rows: Sequence[Mapping[str, Any]], place: _Place) -> list[StoredAnswer]:
+    found, counts = list[StoredAnswer](), dict[Any, int]()
+    for row in rows:
+        seed = row.get("seed")
+        number = counts[seed] = counts.get(seed, -1) + 1
+        answer = Answer([], row["answer"], "length" if row.get("cut") else "stop")
+        request, name = row.get("request") or row["prompt"], str(row.get("id", number))
+        task = place.task if seed is None else f"{place.task}, seed {seed}"
+        identity, category = f"{list(counts).index(seed)}:{number}", str(row.get("category", ""))
+        found.append(StoredAnswer(request, answer, place.name, name, place.model, task, identity, category))
+    return found
 
 
 def read_verdict(row: Mapping[str, Any], where: object) -> Verdict:

@@ -31,7 +31,7 @@ _SECONDS = 5.0  # that a kill may cost, about
 
 class VerdictFile:
     """The verdicts of a judge on the answers of one file. Raises UserError for a line that is no verdict; an incomplete
-    last one is dropped."""
+    last one is left out."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -39,7 +39,6 @@ class VerdictFile:
         self._digests: dict[str, str] = {}  # by identity
         if not path.exists():
             return
-        cut_torn_line(path)
         for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
             where = f"{path}:{number}"
             try:
@@ -149,6 +148,9 @@ def judge_stored(
 ) -> None:
     """Judge what is not judged yet, a chunk at a time, each as large as a few seconds allow. Answers that are the same
     are judged once; unjudged ones are tried again. Raises UserError where the judge judges none of all answers."""
+    for file in store.files.values():
+        if file.path.exists():
+            cut_torn_line(file.path)
     alike: dict[str, list[StoredAnswer]] = {}
     for answer in answers:
         alike.setdefault(answer.digest, []).append(answer)
