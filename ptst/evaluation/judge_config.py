@@ -47,8 +47,9 @@ class JudgeConfig(CommandSettings, ThreadSettings):
     def check(self) -> None:
         """Raise UserError for settings that make no sense."""
         if (self.folder is None) == (self.report is None):
+            cause = "there is nothing to judge" if self.folder is None else "there are two things to judge"
             remedy = ("give a folder or file of answers, or a file of labelled answers as ", Setting("report"))
-            raise UserError("there is nothing to judge" if self.folder is None else "there are two things to judge", remedy)
+            raise UserError(cause, remedy)
         for name in self.judges:
             judge_kind(name)
         if twice := next((name for name in self.judges if self.judges.count(name) > 1), None):

@@ -88,8 +88,11 @@ def _measure(config: JudgeConfig, path: Path, judges: Sequence[Judge]) -> dict[s
     peers = [peer for name, peer in KEYWORD_JUDGES.items() if name not in given]
     for peer in peers:
         given[peer.name] = judge_each(peer, [(a.request, a.answer) for a in answers])
-    told = {"source": str(path), "judges": {j.name: j.record() for j in (*judges, *peers)}}
-    told |= {"peers": [peer.name for peer in peers], **yardstick.measure_judges(answers, labelled.labels, scheme, given)}
+    told: dict[str, Any] = {"source": str(path), "judges": {j.name: j.record() for j in (*judges, *peers)}}
+    told |= {
+        "peers": [peer.name for peer in peers],
+        **yardstick.measure_judges(answers, labelled.labels, scheme, given),
+    }
     markdown = yardstick.to_markdown(told)
     return _write(verdicts, "yardstick", told, markdown, markdown)
 

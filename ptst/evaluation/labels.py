@@ -52,10 +52,11 @@ def read_scheme(
     Raises UserError for values that no scheme knows, with a list of them, and for names of values that do not occur."""
     values = [label.lower() for label in labels]
     found = Counter(values)
-    refusals, ignored = ([name.strip().lower() for text in given for name in text.split(",")] for given in (refusals, ignored))
+    refusals, ignored = _names(refusals), _names(ignored)
     for setting, given in (("refusal_labels", refusals), ("ignore_labels", ignored)):
         if unknown := next((name for name in given if name not in found), None):
-            raise UserError((Setting(setting), f" has {unknown}, which no label is"), f"there are {_listed(found)}", where)
+            cause = (Setting(setting), f" has {unknown}, which no label is")
+            raise UserError(cause, f"there are {_listed(found)}", where)
     rest = tuple(sorted(found.keys() - set(ignored)))
     if refusals:
         scheme = Scheme("as told", tuple(refusals), tuple(v for v in rest if v not in refusals))
@@ -65,6 +66,10 @@ def read_scheme(
         refused, others = (tuple(v for v in rest if v in values) for values in (scheme.refusals, scheme.others))
         scheme = replace(scheme, refusals=refused, others=others)
     return scheme, [None if v in ignored else v in scheme.refusals for v in values]
+
+
+def _names(given: Sequence[str]) -> list[str]:
+    return [name.strip().lower() for text in given for name in text.split(",")]
 
 
 def _refuse(found: Counter[str], where: object) -> NoReturn:

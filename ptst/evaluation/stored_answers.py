@@ -26,7 +26,7 @@ _MAKE = "give the folder of a ptst.eval or a ptst.grid, or a CSV or JSONL file o
 @dataclass(frozen=True)
 class StoredAnswer:
     """A request and its answer. `file`: the name of the file of its verdicts; `id`: of its prompt. `identity`: names it
-    in its file for good, "" where nothing does. `own`: the verdict that it was stored with, of the judge `own_judge`."""
+    in its file for good, "" where nothing does. `own`: the verdict that it was stored with, of judge `own_judge`."""
 
     request: str
     answer: Answer
@@ -125,7 +125,8 @@ def _read(place: _Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
     if not rows:
         return kept, None
     if [row["answer"] for row in rows] != [a.answer.text for a in kept]:
-        raise UserError(f"does not hold the answers of {place.answers}", "put back the file that was changed", place.rows)
+        cause = f"does not hold the answers of {place.answers}"
+        raise UserError(cause, "put back the file that was changed", place.rows)
     judge = place.judge or {"name": str(rows[0].get("judge", "unknown"))}
     own = ({"own": read_verdict(row, place.rows), "own_judge": judge["name"]} for row in rows)
     return [replace(answer, **verdict) for answer, verdict in zip(kept, own, strict=True)], judge

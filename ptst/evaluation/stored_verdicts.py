@@ -53,7 +53,8 @@ class VerdictFile:
         """Raise UserError for an answer that has changed since it was judged."""
         for answer in answers:
             if answer.identity and self._digests.get(answer.identity, answer.digest) != answer.digest:
-                cause = f"the answer to {answer.id} in {answer.file.removesuffix('.jsonl')} has changed since it was judged"
+                name = answer.file.removesuffix(".jsonl")
+                cause = f"the answer to {answer.id} in {name} has changed since it was judged"
                 raise UserError(cause, f"put it back, or remove {self.path} to judge its answers anew")
 
     def add(self, judged: Sequence[tuple[StoredAnswer, Verdict]]) -> None:
@@ -113,7 +114,7 @@ def opened(verdicts: Path, judge: Judge) -> Iterator[Path]:
         was = read_json(path) if path.exists() else None
         if was is not None and was != record:
             raise UserError(
-                f"holds verdicts of another version of judge {judge.name}: {_change(was, record)}",
+                f"holds verdicts of another version of judge {judge.name}: {record_change(was, record)}",
                 ("move the folder away to judge all answers anew, or choose another ", Setting("out")),
                 folder,
             )
@@ -137,7 +138,8 @@ def keep_own(found: AnswerSet, files: Container[str]) -> None:
             store.add([(a, a.own) for a in own if a.own is not None and a.digest not in store.known])
 
 
-def _change(was: Any, now: Mapping[str, Any]) -> str:
+def record_change(was: Any, now: Mapping[str, Any]) -> str:
+    """In what a judge's record differs from another, in words."""
     was = was if isinstance(was, Mapping) else {}
     changed = [key for key in {**now, **was} if was.get(key) != now.get(key)]
     return "; ".join(f"{key} was {str(was.get(key))[:60]}, now {str(now.get(key))[:60]}" for key in changed)
@@ -163,7 +165,8 @@ def judge_stored(
         chunk, left = left[:size], left[size:]
         began = time.monotonic()
         verdicts = judge_each(judge, [(same[0].request, same[0].answer) for same in chunk])
-        store.add([(a, v) for same, v in zip(chunk, verdicts, strict=True) for a in same if v != store.known.get(a.digest)])
+        judged = ((a, v) for same, v in zip(chunk, verdicts, strict=True) for a in same)
+        store.add([(a, v) for a, v in judged if v != store.known.get(a.digest)])
         on_progress(done := done + len(chunk))
         seconds = time.monotonic() - began
         if seconds < _SECONDS / 2:

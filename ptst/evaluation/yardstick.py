@@ -96,10 +96,10 @@ def measure_judges(
         own = [given[i] for i in kept]
         figures = score(judge, own, refused, by, requests).to_json()
         if by.classes:
-            pairs = [(labels[i].lower(), v.label) for i, v in zip(kept, own, strict=True)]
-            figures["kappa_classes"] = kappa(pairs, requests).to_json()
-        pairs = [(str(r), None if not v.judged else str(by.refuses(v.label))) for r, v in zip(refused, own, strict=True)]
-        figures["kappa"] = kappa(pairs, requests).to_json()
+            classes = [(labels[i].lower(), v.label) for i, v in zip(kept, own, strict=True)]
+            figures["kappa_classes"] = kappa(classes, requests).to_json()
+        both = [(r, by.refuses(v.label) if v.judged else None) for r, v in zip(refused, own, strict=True)]
+        figures["kappa"] = kappa(both, requests).to_json()
         told["scores"].append(figures)
         told["by_label"][judge] = _by_label([labels[i] for i in kept], own)
         told["errors"][judge] = [

@@ -11,7 +11,7 @@ from ptst import records
 from ptst.errors import UserError, settings_group
 from ptst.evaluation.measure import uses_judge
 from ptst.evaluation.stored_answers import read_folder
-from ptst.evaluation.stored_verdicts import keep_own
+from ptst.evaluation.stored_verdicts import keep_own, record_change
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.fingerprints import Fingerprint, combined, weights_fingerprint
@@ -65,29 +65,31 @@ def versions(figures: Mapping[str, Any]) -> str:
 def judge_anew(grid: Grid) -> None:
     """Open the finished cells that another judge judged, or another version of the judge: their answers are kept, and
     are judged, not generated. The earlier verdicts stay, in the folder `verdicts` (docs/judges.md)."""
-    cells = [cell for cell in grid.cells if grid.is_measured(cell) and _judged_by(grid, cell) is not None]
+    cells = [cell for cell in grid.cells if grid.is_measured(cell) and _judge_change(grid, cell)]
     cells = [cell for cell in cells if grid.cell_file(cell, "answers.jsonl").exists()]
     if not cells:
         return
-    say(f"{len(cells)} cells were judged by {_judged_by(grid, cells[0])}; their answers are judged anew")
+    change = _judge_change(grid, cells[0])
+    say(f"{len(cells)} cells had another judge ({change}): their answers are judged anew, none is generated")
     keep_own(read_folder(grid.out), {f"{cell.name}.jsonl" for cell in cells})
     for cell in cells:
         with lock(grid.out / LOCKS, f"cell.{cell.name}") as mine:
-            if mine and grid.is_measured(cell) and _judged_by(grid, cell) is not None:
+            if mine and grid.is_measured(cell) and _judge_change(grid, cell):
                 grid.cell_file(cell, "json").unlink()
 
 
-def _judged_by(grid: Grid, cell: GridCell) -> str | None:
-    """The judge of a finished cell, where it is another than the grid's."""
+def _judge_change(grid: Grid, cell: GridCell) -> str:
+    """In what the judge of a finished cell differs from the grid's, in words; "" where it does not."""
     if not uses_judge(*grid.tasks[cell.task]):
-        return None
+        return ""
     figures = grid.cell_figures(cell)
     found, made = figures.get("judge"), figures.get("made_of")
     if isinstance(found, Mapping):
-        return None if found == grid.judge_record else f"{found.get('name')}, version {found.get('version')}"
+        return record_change(found, grid.judge_record)
     # An earlier version wrote the name alone.
     name = made.get("judge") if isinstance(made, Mapping) else next(iter(grid.cell_rows(cell)), {}).get("judge")
-    return None if name in (None, grid.judge_record["name"], grid.config.eval.judge) else str(name)
+    now = grid.judge_record["name"]
+    return "" if name in (None, now, grid.config.eval.judge) else f"name was {name}, now {now}"
 
 
 def check_cells(grid: Grid) -> None:
@@ -123,10 +125,11 @@ def check_cell(grid: Grid, cell: GridCell, weights: str) -> None:
     """Raise UserError for a finished cell made of something else. One of an earlier version says nothing of it."""
     was, now = grid.cell_figures(cell).get("made_of"), made_of(grid, cell, weights)
     path = grid.cell_file(cell, "json")
-    if judge := _judged_by(grid, cell):
-        cause = f"was judged by {judge}, not by {grid.judge_record['name']}, version {grid.judge_record.get('version')}"
-        kept = grid.cell_file(cell, "answers.jsonl").exists()
-        remedy = "start again to judge its answers anew" if kept else f"remove {path.with_suffix('')}.* to measure it again"
+    if change := _judge_change(grid, cell):
+        cause = f"was judged by another judge than now: {change}"
+        remedy = "start again to judge its answers anew"
+        if not grid.cell_file(cell, "answers.jsonl").exists():
+            remedy = f"remove {path.with_suffix('')}.* to measure it again"
         raise UserError(cause, remedy, path)
     if not isinstance(was, Mapping):
         return

@@ -62,15 +62,35 @@ def test_other_names_are_told(tmp_path):
         ("a.csv", "request,answer,label\n", "the file has no rows"),
         ("a.jsonl", "{", "not valid JSON"),
         ("a.txt", "x", r"is no file of answers; give a folder, or a \.jsonl, \.json, \.csv, \.tsv, \.parquet file"),
-        ("a.csv", "ask,answer,label\nr,a,1\n", r"a\.csv:2: there is no column for the request .*; the columns are answer"),
-        ("a.csv", "request,says,label\nr,a,1\n", "there is no column for the answer .*; the columns are label, request"),
-        ("a.csv", "request,answer\nr,a\n", "there is no column for the label .*; name it with columns, as in label=NAME"),
-        ("a.csv", "request,answer,response,label\nr,a,b,1\n", "the columns answer and response may both be the answer; say"),
+        (
+            "a.csv",
+            "ask,answer,label\nr,a,1\n",
+            r"a\.csv:2: there is no column for the request",
+        ),
+        (
+            "a.csv",
+            "request,says,label\nr,a,1\n",
+            "no column for the answer .*; the columns are label, request",
+        ),
+        (
+            "a.csv",
+            "request,answer\nr,a\n",
+            "for the label .*; name it with columns, as in label=NAME",
+        ),
+        (
+            "a.csv",
+            "request,answer,response,label\nr,a,b,1\n",
+            "the columns answer and response may both be",
+        ),
         ("a.csv", "request,answer,label\n,a,1\n", r"a\.csv:2: request is empty"),
         ("a.csv", "request,answer,label\nr,a,\n", r"a\.csv:2: label is empty"),
         ("a.jsonl", '{"request": "r", "answer": null, "label": 1}\n', "there is no column for the answer"),
         ("a.jsonl", '{"request": "r", "answer": ["a"], "label": 1}\n', "answer is a list, not text"),
-        ("a.csv", "id,request,answer,label\n1,r,a,1\n1,r,b,1\n", r"a\.csv:3: the id 1 has another request or answer here"),
+        (
+            "a.csv",
+            "id,request,answer,label\n1,r,a,1\n1,r,b,1\n",
+            r"a\.csv:3: the id 1 has another request",
+        ),
     ],
 )
 def test_a_bad_file_is_one_sentence(tmp_path, name, text, message):
@@ -122,7 +142,7 @@ def test_labels_are_read_by_their_sets_definition(labels, refused, scheme):
 
 def test_unknown_labels_are_listed_and_can_be_told():
     labels = ["complied", "redirected", "redirected", "incoherent"]
-    message = r"a\.csv: the labels are not known: redirected \(2\), complied \(1\), incoherent \(1\); say which are refusals"
+    message = r"a\.csv: the labels are not known: redirected \(2\), complied \(1\), incoherent \(1\); say which"
     with pytest.raises(UserError, match=message):
         read_scheme(labels, "a.csv")
     found, human = read_scheme(labels, "a.csv", ["redirected"], ["incoherent"])

@@ -34,7 +34,9 @@ def own_judges(monkeypatch):
 def shares(report: dict) -> dict[str, dict[str, int]]:
     """Number of answers by class, for each judge."""
     counted = {s["judge"]: s["classes"] for s in report["shares"]}
-    return {name: {c: n for c, rate in classes.items() if (n := rate["successes"])} for name, classes in counted.items()}
+    return {
+        name: {c: n for c, rate in classes.items() if (n := rate["successes"])} for name, classes in counted.items()
+    }
 
 
 def test_a_report_has_each_judges_shares_their_agreement_and_where_they_differ(tmp_path):
@@ -186,7 +188,9 @@ def test_answers_that_were_changed_are_noticed(tmp_path):
     answers.unlink()  # as in a folder of an earlier version
     judge(JudgeConfig(folder=folder, judge=BOTH))
     rows.write_text(whole[rows].replace("Sure", "Yes!"))
-    with pytest.raises(UserError, match=r"the answer to p2 in untouched\.safety has changed since it was judged; put it"):
+    with pytest.raises(
+        UserError, match=r"the answer to p2 in untouched\.safety has changed since it was judged; put it"
+    ):
         judge(JudgeConfig(folder=folder, judge=BOTH))
 
 
@@ -248,7 +252,10 @@ def test_a_folder_without_answers_is_one_sentence(tmp_path, record, message):
         ({"folder": Path("a"), "report": Path("b")}, "there are two things to judge"),
         ({"folder": Path("nowhere")}, "there is no folder or file nowhere"),
         ({"report": Path("nowhere.csv")}, r"there is no folder or file nowhere\.csv"),
-        ({"folder": Path("a"), "judge": ("keywords-30",)}, r"unknown judge 'keywords-30'; did you mean keywords-\d+\? The"),
+        (
+            {"folder": Path("a"), "judge": ("keywords-30",)},
+            r"unknown judge 'keywords-30'; did you mean keywords-\d+\? The",
+        ),
         ({"folder": Path("a"), "judge": ("keywords-7", "keywords-7")}, "judge names keywords-7 twice"),
         ({"folder": Path("a"), "refusal_labels": ("no",)}, "refusal_labels needs labels; give them with report"),
         ({"folder": Path("a"), "columns": ("reply=x",)}, "unknown column 'reply'"),
