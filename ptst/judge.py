@@ -15,11 +15,11 @@ def run_judging(config: JudgeConfig) -> dict[str, Any]:
     config.check()
     say("ptst.judge: starting")  # imports take seconds
 
-    from ptst.evaluation.judging import judge
+    from ptst.evaluation.judging import judge_answers
     from ptst.threads import resume_threads
 
     resume_threads(config.threads, None)
-    told = judge(config)
+    told = judge_answers(config)
     print(printable(told.pop("markdown")), file=sys.stderr if config.json else sys.stdout, end="")
     say(f"verdicts and report in {told['out']}")
     return told

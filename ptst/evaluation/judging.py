@@ -20,7 +20,7 @@ from ptst.runs import check_writable
 from ptst.storage import write_atomically, write_json
 
 
-def judge(config: JudgeConfig) -> dict[str, Any]:
+def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     """Add the judges' verdicts to stored answers; what report.json in the folder of the verdicts has, with the tables
     in Markdown as `markdown`. Raises UserError for a user's mistakes; verdicts given until then are kept."""
     config.check()

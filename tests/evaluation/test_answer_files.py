@@ -12,7 +12,7 @@ from ptst.errors import UserError
 from ptst.evaluation import judging
 from ptst.evaluation.answer_files import NAMES, read_answer_file, read_labelled
 from ptst.evaluation.judge_config import JudgeConfig
-from ptst.evaluation.judging import judge
+from ptst.evaluation.judging import judge_answers as judge
 from ptst.evaluation.labels import read_scheme
 from ptst.evaluation.verdicts import AnswerClass, Verdict
 from tests.conftest import SHARED

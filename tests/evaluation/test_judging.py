@@ -11,7 +11,7 @@ import pytest
 from ptst.errors import UserError
 from ptst.evaluation import judging, stored_verdicts
 from ptst.evaluation.judge_config import JudgeConfig
-from ptst.evaluation.judging import judge
+from ptst.evaluation.judging import judge_answers as judge
 from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.verdicts import AnswerClass, Verdict
 from tests.evaluation.kept import TEXTS, OpeningJudge, write_csv, write_evaluation

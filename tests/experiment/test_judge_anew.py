@@ -11,7 +11,7 @@ from ptst.errors import UserError
 from ptst.evaluation import answers
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.judge_config import JudgeConfig
-from ptst.evaluation.judging import judge
+from ptst.evaluation.judging import judge_answers as judge
 from ptst.evaluation.keywords import KEYWORD_JUDGES
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
 
