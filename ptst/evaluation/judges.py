@@ -45,6 +45,11 @@ def find_judge(name: str) -> Judge:
     return RubricJudge(f"rubric:{Path(folder).name}", local_model(Path(folder)))
 
 
+def find_judges(names: Sequence[str]) -> list[Judge]:
+    """Several judges. Raises UserError as `find_judge`."""
+    return [find_judge(name) for name in names]
+
+
 def judge_answers(judge: Judge, answered: Sequence[Answered]) -> list[Verdict]:
     """A verdict for each (request, answer), in order. An answer on which the judge fails is marked unjudged, with the
     reason. Raises UserError if the judge fails on every answer."""

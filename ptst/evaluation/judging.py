@@ -9,7 +9,7 @@ from ptst.evaluation import judge_report, yardstick
 from ptst.evaluation.answer_files import read_answer_file, read_labelled
 from ptst.evaluation.judge_config import JudgeConfig
 from ptst.evaluation.judge_report import Judged
-from ptst.evaluation.judges import find_judge, judge_each
+from ptst.evaluation.judges import find_judges, judge_each
 from ptst.evaluation.keywords import KEYWORD_JUDGES
 from ptst.evaluation.labels import read_scheme
 from ptst.evaluation.stored_answers import AnswerSet, read_folder
@@ -17,14 +17,14 @@ from ptst.evaluation.stored_verdicts import Store, judge_stored, opened, store_f
 from ptst.evaluation.verdicts import Judge, Verdict
 from ptst.progress import ProgressLine, say
 from ptst.runs import check_writable
-from ptst.storage import write_atomically, write_json
+from ptst.storage import refuse_link, write_atomically, write_json
 
 
 def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     """Add the judges' verdicts to stored answers; what report.json in the folder of the verdicts has, with the tables
     in Markdown as `markdown`. Raises UserError for a user's mistakes; verdicts given until then are kept."""
     config.check()
-    judges = [find_judge(name) for name in config.judges]
+    judges = find_judges(config.judges)
     if config.report is not None:
         return _measure(config, config.report, judges)
     assert config.folder is not None, "check() wants one of the two"
@@ -49,8 +49,10 @@ def add_verdicts(found: AnswerSet, verdicts: Path, judge: Judge) -> dict[str, Ve
     """Judge what this judge has not judged yet, into the folder `verdicts`; its verdicts by the answers' digests.
     Raises UserError as `opened` and `judge_stored`."""
     check_writable(verdicts)
+    if verdicts == found.verdicts:
+        refuse_link(verdicts)
     own = judge.name if found.judges.get(judge.name) == judge.record() else ""
-    with opened(verdicts, judge) as folder, ProgressLine(judge.name, len(found.answers), first=None) as progress:
+    with opened(verdicts, judge.record()) as folder, ProgressLine(judge.name, len(found.answers), first=None) as progress:
         store = Store(folder, found.answers, own)
         try:
             judge_stored(judge, found.answers, store, progress.update)

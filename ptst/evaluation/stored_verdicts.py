@@ -61,6 +61,7 @@ class VerdictFile:
         """Keep verdicts; they are on the disk when this returns."""
         lines = [json.dumps(_row(*pair), ensure_ascii=False) + "\n" for pair in judged]
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(self.path.parent)
         refuse_link(self.path)
         with open(self.path, "ab") as file:
             file.write("".join(lines).encode(errors="backslashreplace"))
@@ -104,17 +105,18 @@ def store_folder(verdicts: Path, judge: str) -> Path:
 
 
 @contextmanager
-def opened(verdicts: Path, judge: Judge) -> Iterator[Path]:
-    """The folder of a judge's verdicts, held by this process. Raises UserError where another process holds it, and
-    where its verdicts are those of another version of the judge."""
-    folder, record = store_folder(verdicts, judge.name), json.loads(json.dumps(judge.record()))
+def opened(verdicts: Path, record: Mapping[str, Any]) -> Iterator[Path]:
+    """The folder of the verdicts of the judge with this record, held by this process. Raises UserError where another
+    process holds it, where its verdicts are those of another version of the judge, and for a symbolic link."""
+    folder, record = store_folder(verdicts, record["name"]), json.loads(json.dumps(record))
+    refuse_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder):
         path = folder / RECORD
         was = read_json(path) if path.exists() else None
         if was is not None and was != record:
             raise UserError(
-                f"holds verdicts of another version of judge {judge.name}: {record_change(was, record)}",
+                f"holds verdicts of another version of judge {record['name']}: {record_change(was, record)}",
                 ("move the folder away to judge all answers anew, or choose another ", Setting("out")),
                 folder,
             )
@@ -124,18 +126,14 @@ def opened(verdicts: Path, judge: Judge) -> Iterator[Path]:
 
 
 def keep_own(found: AnswerSet, files: Container[str]) -> None:
-    """Keep the verdicts that came with the answers in these files, which are about to be judged by another judge."""
+    """Keep the verdicts that came with the answers in these files, which are about to be judged by another judge.
+    Raises UserError as `opened`."""
     for name, record in found.judges.items():
         own = [a for a in found.answers if a.own_judge == name and a.own is not None and a.file in files]
-        folder = store_folder(found.verdicts, name)
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive_lock(folder):
-            if not (folder / RECORD).exists():
-                write_json(folder / RECORD, record)
-            elif read_json(folder / RECORD) != record:
-                continue  # those of another version stay as they are
-            store = Store(folder, own)
-            store.add([(a, a.own) for a in own if a.own is not None and a.digest not in store.known])
+        if own:
+            with opened(found.verdicts, record) as folder:
+                store = Store(folder, own)
+                store.add([(a, a.own) for a in own if a.own is not None and a.digest not in store.known])
 
 
 def record_change(was: Any, now: Mapping[str, Any]) -> str:

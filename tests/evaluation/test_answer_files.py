@@ -106,7 +106,7 @@ def test_one_id_may_have_an_answer_of_each_model_and_seed(tmp_path):
 
 
 def test_a_file_that_was_changed_is_noticed_by_its_ids_and_a_longer_one_is_judged_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "find_judge", lambda _: one)
+    monkeypatch.setattr(judging, "find_judges", lambda _: [one])
     one = OpeningJudge("No")
     rows = [{"id": str(i), "request": "r", "answer": f"No {i}"} for i in range(3)]
     config = JudgeConfig(folder=tmp_path / "a.csv")
@@ -156,7 +156,7 @@ def test_unknown_labels_are_listed_and_can_be_told():
 
 
 def test_a_judge_is_measured_by_peoples_labels_beside_keyword_lists(tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "find_judge", lambda _: OpeningJudge("No"))
+    monkeypatch.setattr(judging, "find_judges", lambda _: [OpeningJudge("No")])
     answers = [("No.", "1")] * 6 + [("I'm sorry.", "1")] * 2 + [("No problem!", "0")] * 3 + [("Yes.", "0")] * 9
     rows = [{"request": f"r{i}", "answer": a, "human_score": s} for i, (a, s) in enumerate(answers)]
     told = judge(JudgeConfig(report=write_csv(tmp_path / "a.csv", *rows)))
@@ -183,7 +183,7 @@ def test_unjudged_answers_count_apart_and_classes_have_a_kappa(tmp_path, monkeyp
             label = {"n": AnswerClass.REFUSAL, "o": AnswerClass.OFF_TOPIC, "?": None}[answer.text]
             return Verdict(label, "")
 
-    monkeypatch.setattr(judging, "find_judge", lambda _: Some())
+    monkeypatch.setattr(judging, "find_judges", lambda _: [Some()])
     labelled = [("n", "refusal"), ("n", "refusal"), ("o", "off-topic"), ("o", "incoherent"), ("?", "compliance")]
     rows = [{"request": f"r{i}", "answer": a, "label": s} for i, (a, s) in enumerate(labelled)]
     told = judge(JudgeConfig(report=write_csv(tmp_path / "a.csv", *rows)))

@@ -14,6 +14,7 @@ from ptst.evaluation.judge_config import JudgeConfig
 from ptst.evaluation.judging import judge_answers as judge
 from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.verdicts import AnswerClass, Verdict
+from ptst.storage import exclusive_lock
 from tests.evaluation.kept import TEXTS, OpeningJudge, write_csv, write_evaluation
 
 BOTH = ("keywords-29", "keywords-12")
@@ -25,7 +26,7 @@ def own_judges(monkeypatch):
 
     def use(*judges) -> JudgeConfig:
         by_name = {one.name: one for one in judges}
-        monkeypatch.setattr(judging, "find_judge", by_name.__getitem__)
+        monkeypatch.setattr(judging, "find_judges", lambda names: [by_name[name] for name in names])
         monkeypatch.setattr("ptst.evaluation.judge_config.judge_kind", by_name.__getitem__)
 
     return use
@@ -274,3 +275,17 @@ def test_many_answers_cost_their_judging(tmp_path, own_judges):
     began = time.process_time()
     judge(JudgeConfig(folder=path, judge=("a", "b")))
     assert time.process_time() - began < 6
+
+
+def test_verdicts_are_not_written_through_links_or_beside_another_process(tmp_path):
+    folder, other = write_evaluation(tmp_path / "eval"), tmp_path / "other"
+    other.mkdir()
+    (folder / "verdicts").symlink_to(other)
+    with pytest.raises(UserError, match=r"verdicts is a symbolic link to .*other, which would be overwritten"):
+        judge(JudgeConfig(folder=folder, judge=BOTH))
+    (folder / "verdicts").unlink()
+    held = folder / "verdicts/keywords-29"
+    held.mkdir(parents=True)
+    with exclusive_lock(held), pytest.raises(UserError, match="keywords-29 is in use by another process; wait for it"):
+        judge(JudgeConfig(folder=folder, judge=BOTH))
+    assert not list(other.iterdir())
