@@ -30,8 +30,8 @@ def names(cells: Sequence[str], place: str) -> Sequence[str]:
 def read_table(path: Path, delimiter: str = ",", header: Header = names, bare: str = "") -> Iterator[Row]:
     """The rows of a CSV, or of a TSV with the same quotes around cells that hold a tab. Rows may have several lines;
     blank lines between them are skipped. A first line `sep=;` names another separator, as in Excel. `header`: the
-    columns' names from the first row, None where that is data already, of one column named `bare`. Above `names`, lines of
-    one cell that begin with "# " are comments.
+    columns' names from the first row, None where that is data already, of one column named `bare`. Above `names`, lines
+    of one cell that begin with "# " are comments.
 
     Raises UserError, with the line that the row begins in, for a row with more or fewer cells than there are columns,
     for quotes that do not fit, and as `numbered_lines`."""

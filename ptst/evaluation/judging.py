@@ -14,7 +14,7 @@ from ptst.evaluation.keywords import KEYWORD_JUDGES
 from ptst.evaluation.labels import read_scheme
 from ptst.evaluation.stored_answers import AnswerSet, read_folder
 from ptst.evaluation.stored_verdicts import Store, judge_stored, opened, store_folder, stored_judges
-from ptst.evaluation.verdicts import Judge, Verdict
+from ptst.evaluation.verdicts import Judge, Verdict, record_of
 from ptst.progress import ProgressLine, say
 from ptst.runs import check_writable
 from ptst.storage import refuse_link, write_atomically, write_json
@@ -51,8 +51,9 @@ def add_verdicts(found: AnswerSet, verdicts: Path, judge: Judge) -> dict[str, Ve
     check_writable(verdicts)
     if verdicts == found.verdicts:
         refuse_link(verdicts)
-    own = judge.name if found.judges.get(judge.name) == judge.record() else ""
-    with opened(verdicts, judge.record()) as folder, ProgressLine(judge.name, len(found.answers), first=None) as progress:
+    record, total = record_of(judge), len(found.answers)
+    own = judge.name if found.judges.get(judge.name) == record else ""
+    with opened(verdicts, record) as folder, ProgressLine(judge.name, total, first=None) as progress:
         store = Store(folder, found.answers, own)
         try:
             judge_stored(judge, found.answers, store, progress.update)
@@ -67,7 +68,7 @@ def add_verdicts(found: AnswerSet, verdicts: Path, judge: Judge) -> dict[str, Ve
 
 def _judged(found: AnswerSet, verdicts: Path, judges: Sequence[Judge]) -> Judged:
     """The answers with the verdicts of these judges, of those that judged them earlier, and of those they came with."""
-    records: dict[str, Any] = {judge.name: judge.record() for judge in judges}
+    records: dict[str, Any] = {judge.name: record_of(judge) for judge in judges}
     stored, given = stored_judges(verdicts), dict[str, list[Verdict | None]]()
     for name, record in {**found.judges, **stored, **records}.items():
         own = name if found.judges.get(name) == record else ""
@@ -90,7 +91,7 @@ def _measure(config: JudgeConfig, path: Path, judges: Sequence[Judge]) -> dict[s
     peers = [peer for name, peer in KEYWORD_JUDGES.items() if name not in given]
     for peer in peers:
         given[peer.name] = judge_each(peer, [(a.request, a.answer) for a in answers])
-    told: dict[str, Any] = {"source": str(path), "judges": {j.name: j.record() for j in (*judges, *peers)}}
+    told: dict[str, Any] = {"source": str(path), "judges": {j.name: record_of(j) for j in (*judges, *peers)}}
     told |= {
         "peers": [peer.name for peer in peers],
         **yardstick.measure_judges(answers, labelled.labels, scheme, given),

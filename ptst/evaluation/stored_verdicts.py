@@ -108,7 +108,7 @@ def store_folder(verdicts: Path, judge: str) -> Path:
 def opened(verdicts: Path, record: Mapping[str, Any]) -> Iterator[Path]:
     """The folder of the verdicts of the judge with this record, held by this process. Raises UserError where another
     process holds it, where its verdicts are those of another version of the judge, and for a symbolic link."""
-    folder, record = store_folder(verdicts, record["name"]), json.loads(json.dumps(record))
+    folder = store_folder(verdicts, record["name"])
     refuse_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with exclusive_lock(folder):

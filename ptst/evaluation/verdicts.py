@@ -1,5 +1,6 @@
 """What a judge says of an answer to a request: one of five classes, with a reason; docs/judges.md defines them."""
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -50,6 +51,12 @@ class Judge(Protocol):
     def record(self) -> dict[str, Any]: ...
 
     def judge(self, request: str, answer: Answer) -> Verdict: ...
+
+
+def record_of(judge: Judge) -> dict[str, Any]:
+    """A judge's record as a file gives it back, so that the two can be compared."""
+    record: dict[str, Any] = json.loads(json.dumps(judge.record()))
+    return record
 
 
 def judge_name_in_files(name: str) -> str:

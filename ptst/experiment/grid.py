@@ -27,6 +27,7 @@ from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.measure import check_room, find_tools, in_own_families
 from ptst.evaluation.tasks.table import LoadedTasks
+from ptst.evaluation.verdicts import record_of
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
@@ -212,7 +213,7 @@ class Grid:
     @cached_property
     def judge_record(self) -> dict[str, Any]:
         """The record of the judge. Raises UserError as `find_judge`."""
-        return find_judge(self.config.eval.judge).record()
+        return record_of(find_judge(self.config.eval.judge))
 
     @property
     def base(self) -> OpenModel:
