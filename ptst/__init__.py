@@ -9,6 +9,7 @@ The library's front door. Each name is imported when it is first used, so that `
     fine_tune(TrainConfig(...))             what `ptst train` does; returns the run's folder and record
     generate(model, prompts, Sampling(...)) answers, of several adapters in one batch
     evaluate(EvalConfig(...))               what `ptst eval` does; returns results by model and task
+    judge_answers(JudgeConfig(...))         what `ptst judge` does; returns the report
     UserError                               a mistake in settings or data: cause, remedy, where
 """
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from ptst.errors import UserError as UserError
     from ptst.evaluation.config import EvalConfig as EvalConfig
     from ptst.evaluation.evaluate import evaluate as evaluate
+    from ptst.evaluation.judge_config import JudgeConfig as JudgeConfig
+    from ptst.evaluation.judging import judge_answers as judge_answers
     from ptst.generation.request import Answer as Answer
     from ptst.generation.request import Sampling as Sampling
     from ptst.notebook import audit_conversation as audit_conversation
@@ -39,6 +42,7 @@ _PLACES = {
     "AuditConfig": "ptst.audit.config",
     "Conversation": "ptst.text.segments",
     "EvalConfig": "ptst.evaluation.config",
+    "JudgeConfig": "ptst.evaluation.judge_config",
     "Message": "ptst.text.segments",
     "OpenModel": "ptst.open",
     "Sampling": "ptst.generation.request",
@@ -49,6 +53,7 @@ _PLACES = {
     "evaluate": "ptst.evaluation.evaluate",
     "fine_tune": "ptst.training.fine_tune",
     "generate": "ptst.notebook",
+    "judge_answers": "ptst.evaluation.judging",
     "open_model": "ptst.open",
 }
 __all__ = [*_PLACES]

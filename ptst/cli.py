@@ -30,6 +30,7 @@ COMMANDS = {
     "train": "fine-tune a chat model under a template",
     "eval": "measure helpfulness and safety under a template",
     "grid": "the whole matrix of training and test templates",
+    "judge": "judge stored answers, by several judges",
     "audit": "show and check every token that reaches the loss",
     "chat": "talk to a model under a template",
     "align": "give a small chat model some safety to lose",

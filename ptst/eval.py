@@ -31,6 +31,7 @@ def run_evaluation(config: EvalConfig) -> dict[str, Any]:
     if told["remark"]:
         screen.print(told["remark"])
     say(f"finished in {time.monotonic() - began:.0f} s; answers and results in {result.out}")
+    say(f"another judge of the same answers: ptst judge {result.out} --judge NAME")
     return told
 
 

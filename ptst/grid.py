@@ -32,6 +32,7 @@ def run_command(config: GridConfig) -> dict[str, Any]:
         raise
     print(printable(tables.to_markdown(done.summary)), file=sys.stderr if config.json else sys.stdout)
     say(f"results.json, results.csv, results.md{', results.png' * done.picture} in {done.out}")
+    say(f"another judge of the same answers: ptst judge {done.out} --judge NAME")
     if not done.picture:
         say("no heat map: it needs the task safety and matplotlib (pip install matplotlib)")
     return {"out": str(done.out), **done.summary}

@@ -180,6 +180,8 @@ def test_a_recipe_in_python_is_the_recipe_on_the_command_line():
         (["grid", "--help"], 0, "--train.lr"),
         (["audit", "--help"], 0, "--test-template"),
         (["chat", "--help"], 0, "--template"),
+        (["judge", "--help"], 0, "--refusal-labels"),
+        (["judge", "answers.csv", "--jugde", "keywords-7"], 2, "--judge"),
         (["align", "--help"], 0, "--own-answers"),
     ],
 )

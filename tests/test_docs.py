@@ -29,6 +29,7 @@ CONFIGS = {
     "align": "ptst.experiment.align_config:AlignConfig",
     "audit": "ptst.audit.config:AuditConfig",
     "chat": "ptst.chat:ChatConfig",
+    "judge": "ptst.evaluation.judge_config:JudgeConfig",
 }
 ROOMS = ("ptst", "kernels", "tests", "docs", "benchmarks", "examples", ".github", ".ci")
 

@@ -48,16 +48,22 @@ class ColumnRules:
     use_chosen: bool = False
 
     @classmethod
-    def of(cls, columns: Iterable[str] = (), ignore_columns: Iterable[str] = (), use_chosen: bool = False) -> Self:
+    def of(
+        cls,
+        columns: Iterable[str] = (),
+        ignore_columns: Iterable[str] = (),
+        use_chosen: bool = False,
+        known_names: Sequence[str] = KNOWN,
+    ) -> Self:
         """The rules of the settings of these names, each a list of `question=prompt` or `id`, also with commas in
-        between. Raises UserError for what is no such name."""
+        between. Raises UserError for what is no such name: none of `known_names`."""
         names: dict[str, str] = {}
         for entry in (part for text in columns for part in text.split(",")):
             known, _, column = (part.strip().lower() for part in entry.partition("="))
             if not column:
                 raise UserError((Setting("columns"), f" has {entry!r}"), "write it as in question=prompt,answer=reply")
-            if known not in KNOWN:
-                raise UserError((Setting("columns"), ": ", str(unknown_name("column", known, KNOWN))))
+            if known not in known_names:
+                raise UserError((Setting("columns"), ": ", str(unknown_name("column", known, known_names))))
             if known in names.values() or column in names:
                 raise UserError((Setting("columns"), f" has {known} or {column} twice"), "name each once")
             names[column] = known

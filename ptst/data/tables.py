@@ -30,7 +30,8 @@ def names(cells: Sequence[str], place: str) -> Sequence[str]:
 def read_table(path: Path, delimiter: str = ",", header: Header = names, bare: str = "") -> Iterator[Row]:
     """The rows of a CSV, or of a TSV with the same quotes around cells that hold a tab. Rows may have several lines;
     blank lines between them are skipped. A first line `sep=;` names another separator, as in Excel. `header`: the
-    columns' names from the first row, None where that is data already, of one column named `bare`.
+    columns' names from the first row, None where that is data already, of one column named `bare`. Above `names`, lines
+    of one cell that begin with "# " are comments.
 
     Raises UserError, with the line that the row begins in, for a row with more or fewer cells than there are columns,
     for quotes that do not fit, and as `numbered_lines`."""
@@ -44,7 +45,7 @@ def read_table(path: Path, delimiter: str = ",", header: Header = names, bare: s
     try:
         for cells in reader:
             place, line = f"{path}:{line}", reader.line_num + above
-            if not cells:
+            if not cells or (columns is None and header is names and len(cells) == 1 and cells[0].startswith("# ")):
                 continue
             if columns is None:
                 _check_separator(cells, delimiter, place, bare)

@@ -1,16 +1,17 @@
 """A model's answers to prompts, kept on disk as they are made.
 
 Every finished answer is a line of a JSONL file before the next step begins, with all that it depends on (the model, the
-prompt's ids and number, the sampling) and a checksum. An evaluation that was killed reads the file and generates only
-what is missing. An incomplete last line is dropped; any other that does not belong is refused.
+prompt and its ids, the sampling), what is judged (the bare request, its id and category) and a checksum. An evaluation
+that was killed reads the file and generates only what is missing; other judges can judge the answers at any time. An
+incomplete last line is dropped; any other that does not belong is refused.
 """
 
 import hashlib
 import json
 import os
 from array import array
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -37,16 +38,28 @@ _AGAIN = "delete the file to generate its answers again"
 
 @dataclass(frozen=True)
 class Asked:
-    """What answers depend on: the prompts' ids, the sampling, and a fingerprint of the model ("" where it has none)."""
+    """What answers depend on: the prompts' ids, the sampling, and a fingerprint of the model ("" where it has none).
+    `prompts`: in words, kept with the answers."""
 
     ids: Sequence[list[int]]
     sampling: Sampling
     model: str = ""
+    prompts: Sequence[Prompt] = ()
 
     @classmethod
     def of(cls, prompts: Sequence[Prompt], prompt_format: PromptFormat, sampling: Sampling, model: str = "") -> "Asked":
         """What is asked with those of `prompts` that are answered."""
-        return cls([p.encode(prompt_format).ids for p in prompts if p.kind == "generate"], sampling, model)
+        asked = [p for p in prompts if p.kind == "generate"]
+        return cls([p.encode(prompt_format).ids for p in asked], sampling, model, asked)
+
+    def described(self, number: int) -> dict[str, Any]:
+        """A prompt and the sampling in words."""
+        if not self.prompts:
+            return {}
+        prompt = self.prompts[number]
+        words = {"id": prompt.conversation.source, "category": prompt.category, "request": prompt.request}
+        messages = [{"role": m.role, "content": m.content} for m in prompt.conversation.prompt().messages]
+        return {**words, "messages": messages, "sampling": asdict(self.sampling)}
 
     def key(self, number: int, seed: int | None = None) -> str:
         """Of the answer to prompt `number`, drawn with this seed (None: that of the sampling)."""
@@ -71,19 +84,11 @@ class AnswerFile:
     def __init__(self, path: Path | None, asked: Asked):
         self.path, self.asked = path, asked
         self.known: dict[str, Answer] = {}
-        raw = b""
         if path and path.exists():
-            check_regular(path)
-            raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if path and whole != raw:
-            refuse_link(path)
-            os.truncate(path, len(whole))
-        # Not splitlines: an answer may contain other line separators, which JSON does not escape.
-        for number, line in enumerate(whole.split(b"\n")[:-1], 1):
-            row = _read_row(line, where := f"{path}:{number}")
-            asked.check(row, where)
-            self.known[row["key"]] = Answer(row["token_ids"], row["text"], row["finish_reason"])
+            cut_torn_line(path)
+            for where, row in read_answers(path):
+                asked.check(row, where)
+                self.known[row["key"]] = Answer(row["token_ids"], row["text"], row["finish_reason"])
 
     def find(self, number: int) -> Answer | None:
         """The answer to a prompt, if there is one."""
@@ -94,9 +99,28 @@ class AnswerFile:
         asked, key = self.asked, self.asked.key(number)
         row = {"key": key, "model": asked.model, "index": number, "seed": asked.sampling.seed}
         row |= {"token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
+        row |= asked.described(number)
         if self.path:
             append_jsonl(self.path, {**row, "check": _checksum(row)})
         self.known[key] = answer
+
+
+def read_answers(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Place and record of every answer in a file; an incomplete last line is left out. Raises UserError for any other
+    line that is not as it was written."""
+    check_regular(path)
+    # Not splitlines: an answer may contain other line separators, which JSON does not escape.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        yield (where := f"{path}:{number}"), _read_row(line, where)
+
+
+def cut_torn_line(path: Path) -> None:
+    """Remove what a kill left of a file's last line."""
+    check_regular(path)
+    raw = path.read_bytes()
+    if (whole := raw.rfind(b"\n") + 1) < len(raw):
+        refuse_link(path)
+        os.truncate(path, whole)
 
 
 def _read_row(line: bytes, where: str) -> dict[str, Any]:
@@ -170,7 +194,7 @@ class Answerer:
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None) -> list[Answer]:
         ids = [p.encode(self.prompt_format).ids for p in prompts]
         files = {
-            adapter: AnswerFile(file, Asked(ids, sampling, self.models.get(adapter, "")))
+            adapter: AnswerFile(file, Asked(ids, sampling, self.models.get(adapter, ""), prompts))
             for adapter, file in {self.adapter: path, **self.other_files}.items()
         }
         pending: Pending = {

@@ -15,6 +15,7 @@ from ptst.generation.request import Sampling
 from ptst.settings import (
     NO_EFFECT,
     AdapterName,
+    ApiSettings,
     ColumnSettings,
     CommandSettings,
     EngineSettings,
@@ -50,7 +51,7 @@ _TASKS_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSettings):
+class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSettings, ApiSettings):
     """How a model is evaluated: what a grid takes under `eval.`."""
 
     limit: int = 100
@@ -60,7 +61,7 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
     ChatDoctor, 64 for requests."""
     data: Annotated[str | None, arg(help=_DATA_HELP)] = field(default=None, metadata=content("data"))
     safety_data: Annotated[str | None, arg(help=_SAFETY_HELP)] = field(default=None, metadata=content("data"))
-    judge: Annotated[str, arg(help=_JUDGE_HELP)] = "rules-v2"
+    judge: Annotated[str, arg(help=_JUDGE_HELP)] = field(default="rules-v2", metadata=NO_EFFECT)  # judged anew
     similarity: Annotated[str, arg(help=f"How the task chatdoctor compares answers: {_SIMILARITIES}.")] = "minilm"
     dtype: Precision = "auto"
     """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""
@@ -76,6 +77,7 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
         check_above_zero(self, "kv_memory")
         Sampling(self.max_new_tokens or 1, self.temperature, self.top_p, self.seed, self.top_k)  # checks its values
         judge_kind(self.judge)
+        self.check_api()
         _ = self.column_rules  # checks the names
 
 

@@ -115,6 +115,7 @@ class EvalResult:
             "train_template": model.run.template.name if model.run else None,
             "test_template": model.prompt_format.template.name,
             "ptst": self.ptst,
+            "judge": self.plan.tools.judge.record(),
             "results": {name: {t: r.to_json() for t, r in by_task.items()} for name, by_task in self.results.items()},
             "remark": remark(self.results, BASE),
         }

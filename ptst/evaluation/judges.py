@@ -4,17 +4,20 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ptst.errors import UserError, unknown_name
-from ptst.evaluation.graders.grader import ModelJudge
+from ptst.evaluation.graders.grader import Grader, ModelJudge
 from ptst.evaluation.graders.table import GRADERS
+from ptst.evaluation.keywords import KEYWORD_JUDGES
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdicts import Answered, Judge, Verdict
 from ptst.generation.request import Answer
 from ptst.progress import say
+from ptst.settings import ApiSettings
 from ptst.text.guard import judge_kind_of
 
 JUDGES = {
     RuleBasedJudge.name: "rule-based refusal judge (embedded)",
     **{name: grader.meaning for name, grader in GRADERS.items()},
+    **{name: f"the phrases of {judge.source.partition(',')[0]}" for name, judge in KEYWORD_JUDGES.items()},
 }
 _OLD_NAMES = {"anchored-v2": RuleBasedJudge.name}  # for one version
 _API = "api:"
@@ -28,43 +31,49 @@ def judge_kind(name: str) -> str:
     return kind
 
 
-def find_judge(name: str, allow: Collection[str] = ()) -> Judge:
-    """The embedded judge by its name, or a grader as KIND:WHERE, WHERE being the folder of a local model or
-    `api:MODEL`. `allow`: what need not hold of a judge's folder (`open_model`).
+def find_judge(name: str, allow: Collection[str] = (), api: ApiSettings | None = None) -> Judge:
+    """An embedded judge by its name, or a grader as KIND:WHERE, WHERE being the folder of a local model or
+    `api:MODEL`. `allow`: what need not hold of a judge's folder (`open_model`); `api`: how an API is asked.
 
     Raises UserError for an unknown name, and for a folder without a model."""
-    return find_judges([name], allow)[0]
+    return find_judges([name], allow, api)[0]
 
 
-def find_judges(names: Sequence[str], allow: Collection[str] = ()) -> list[Judge]:
+def find_judges(names: Sequence[str], allow: Collection[str] = (), api: ApiSettings | None = None) -> list[Judge]:
     """Several judges, each with a name of its own: folders of the same name are told apart by the folders above."""
     folders = [Path(where).absolute() for where in (name.partition(":")[2] for name in names) if where]
-    return [_find(name, folders, allow) for name in names]
+    return [_find(name, folders, allow, api or ApiSettings()) for name in names]
 
 
-def _find(name: str, folders: Sequence[Path], allow: Collection[str]) -> Judge:
+def _find(name: str, folders: Sequence[Path], allow: Collection[str], api: ApiSettings) -> Judge:
     if name in _OLD_NAMES:
         say(f"note: judge {name} is now {_OLD_NAMES[name]}")
     kind, where = judge_kind(name), name.partition(":")[2]
     if kind == RuleBasedJudge.name:
         return RuleBasedJudge()
+    if kind in KEYWORD_JUDGES:
+        return KEYWORD_JUDGES[kind]
     grader = GRADERS[kind]
     if not where.removeprefix(_API):
         raise UserError(f"judge {kind} needs a model", f"say {kind}:FOLDER with the folder of one, or {kind}:api:MODEL")
     if where.startswith(_API):
         from ptst.evaluation.graders.api import ApiAsk
 
-        return ModelJudge(grader, ApiAsk(where.removeprefix(_API), grader.max_new_tokens), where)
+        return ModelJudge(grader, ApiAsk(where.removeprefix(_API), grader.max_new_tokens, api), where)
+    return _local(grader, where, folders, allow)
+
+
+def _local(grader: Grader, where: str, folders: Sequence[Path], allow: Collection[str]) -> Judge:
     from ptst.evaluation.graders.local import LocalAsk
 
     try:
         ask = LocalAsk(Path(where), grader, allow)
     except UserError as error:
-        error.where = f"judge {kind}" + (f": {error.where}" if error.where else "")
+        error.where = f"judge {grader.name}" + (f": {error.where}" if error.where else "")
         raise
     told = judge_kind_of(Path(where))
-    if grader.kind == "text" and told not in (None, kind):
-        say(f"note: {where} looks like the model of the judge {told}, not of {kind}, whose prompt it gets")
+    if grader.kind == "text" and told not in (None, grader.name):
+        say(f"note: {where} looks like the model of the judge {told}, not of {grader.name}, whose prompt it gets")
     return ModelJudge(grader, ask, _short(Path(where).absolute(), folders))
 
 
@@ -80,16 +89,26 @@ def _short(folder: Path, folders: Sequence[Path]) -> str:
 def judge_answers(judge: Judge, answered: Sequence[Answered]) -> list[Verdict]:
     """A verdict for each (request, answer), in order. An answer on which the judge fails is marked unjudged, with the
     reason. Raises UserError if the judge fails on every answer."""
+    verdicts = judge_each(judge, answered)
+    if answered and all(v.failed for v in verdicts):
+        raise none_judged(judge.name, len(answered), verdicts[0].reason)
+    return verdicts
+
+
+def judge_each(judge: Judge, answered: Sequence[Answered]) -> list[Verdict]:
+    """The same for a part of the answers, on all of which the judge may fail."""
     many = getattr(judge, "judge_many", None)
     verdicts = many(answered) if many else [_judge_one(judge, *pair) for pair in answered]
     assert len(verdicts) == len(answered), f"{judge.name} gave {len(verdicts)} verdicts on {len(answered)} answers"
-    if answered and not any(v.judged for v in verdicts):
-        raise UserError(f"judge {judge.name} judged none of {len(answered)} answers; the first: {verdicts[0].reason}")
     return verdicts
+
+
+def none_judged(name: str, answers: int, reason: str) -> UserError:
+    return UserError(f"judge {name} judged none of {answers} answers; the first: {reason}")
 
 
 def _judge_one(judge: Judge, request: str, answer: Answer) -> Verdict:
     try:
         return judge.judge(request, answer)
     except Exception as error:  # one answer on which a judge fails must not cost the others
-        return Verdict(None, f"{type(error).__name__}: {error}")
+        return Verdict(None, f"{type(error).__name__}: {error}", failed=True)

@@ -16,6 +16,7 @@ from ptst.evaluation.judges import find_judge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.tasks.task import Prompt, Task, TaskData, TaskResult, Tools, over_decodings
+from ptst.evaluation.verdicts import Judge
 from ptst.generation.kv_cache import BLOCK_SIZE, blocks_for, bytes_per_token, cache_dtype, gigabytes
 from ptst.generation.request import Sampling, Statistics
 from ptst.model.weights import pick_dtype
@@ -35,9 +36,15 @@ def sampling_for(settings: EvalSettings, data: TaskData, seed: int | None = None
 
 def find_tools(settings: EvalSettings, tasks: LoadedTasks, device: str) -> Tools:
     """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
-    judge = find_judge(settings.judge, settings.allow)
+    judge = find_judge(settings.judge, settings.allow, settings)
     similar = any(task.uses_similarity for task, _ in tasks.values())
     return Tools(judge, find_similarity(settings.similarity, CHECKPOINTS, device) if similar else None)
+
+
+def keep_replies(judge: Judge, folder: Path) -> None:
+    """What an API replies to a judge is recorded in this folder, and not paid for again."""
+    if keep_in := getattr(judge, "keep_in", None):
+        keep_in(folder)
 
 
 def in_own_families(tasks: LoadedTasks) -> LoadedTasks:
@@ -59,6 +66,11 @@ def _in_family(task: Task, family: str, items: Sequence[Any]) -> list[Prompt]:
 def generates(task: Task, data: TaskData) -> bool:
     """Whether the model answers, so that lengths and decoding seeds matter."""
     return any(prompt.kind == "generate" for prompt in task.prompts(data.items))
+
+
+def uses_judge(task: Task, data: TaskData) -> bool:
+    """Whether the answers are judged, so that the result depends on the judge."""
+    return any(prompt.request for prompt in task.prompts(data.items))
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,8 @@ def evaluate_model(
     """Measure a model on all tasks; returns results by task, and what failed, in a sentence each. Answers and judged
     rows are kept in `out`, from where an interrupted evaluation resumes."""
     results, failed = dict[str, TaskResult](), list[str]()
+    if out:
+        keep_replies(tools.judge, out)
     for key, (task, data) in tasks.items():
         answers_file = out / "answers" / f"{name}.{key}.jsonl" if out else None
         by_seed: dict[int, TaskResult] = {}

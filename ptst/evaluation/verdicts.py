@@ -1,5 +1,6 @@
 """What a judge says of an answer to a request: one of five classes, with a reason; docs/judges.md defines them."""
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
@@ -20,19 +21,25 @@ class AnswerClass(StrEnum):
     INCOHERENT = "incoherent"  # empty, looping, an echo, word salad, or truncated before it says anything
 
 
+OLD_CLASSES = {"on-topic": "compliance", "degenerate": "incoherent"}  # their names in files of earlier versions
+
+
 @dataclass(frozen=True)
 class Verdict:
     """`label`: the class of an answer, None where the judge gave none; `reason`: why, in a few words. `success`:
-    whether the judge counts the answer as a successful attack. `score`: where the judge has a rubric."""
+    whether the judge counts the answer as a successful attack. `score`: where the judge has a rubric. `failed`: the
+    judge could not be asked, or its reply not be read."""
 
     label: AnswerClass | None
     reason: str
     success: bool | None = None
     score: float | None = None
+    failed: bool = False
 
     @property
     def judged(self) -> bool:
-        return self.label is not None
+        """Whether the judge gave a class, or said whether the attack succeeded."""
+        return self.label is not None or self.success is not None
 
 
 class Judge(Protocol):
@@ -47,6 +54,12 @@ class Judge(Protocol):
     def record(self) -> dict[str, Any]: ...
 
     def judge(self, request: str, answer: Answer) -> Verdict: ...
+
+
+def record_of(judge: Judge) -> dict[str, Any]:
+    """A judge's record as a file gives it back, so that the two can be compared."""
+    record: dict[str, Any] = json.loads(json.dumps(judge.record()))
+    return record
 
 
 def judge_name_in_files(name: str) -> str:

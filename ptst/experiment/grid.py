@@ -24,8 +24,10 @@ from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group
+from ptst.evaluation.judges import find_judge
 from ptst.evaluation.measure import check_room, find_tools, in_own_families
 from ptst.evaluation.tasks.table import LoadedTasks
+from ptst.evaluation.verdicts import record_of
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
@@ -213,6 +215,11 @@ class Grid:
             return open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
 
         return {name: opened(template) for name, (template, _) in self.test_templates.items()}
+
+    @cached_property
+    def judge_record(self) -> dict[str, Any]:
+        """The record of the judge. Raises UserError as `find_judge`."""
+        return record_of(find_judge(self.config.eval.judge, self.config.eval.allow, self.config.eval))
 
     @property
     def base(self) -> OpenModel:

@@ -9,12 +9,17 @@ from typing import Any
 
 from ptst import records
 from ptst.errors import UserError, settings_group
+from ptst.evaluation.measure import uses_judge
+from ptst.evaluation.stored_answers import read_folder
+from ptst.evaluation.stored_verdicts import keep_own, record_change
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.fingerprints import Fingerprint, combined, weights_fingerprint
 from ptst.model.weights import pick_dtype
+from ptst.progress import say
 from ptst.records import plain
 from ptst.runs import setting_changes
+from ptst.storage import LOCKS, lock
 
 _NAMES = {"weights": "the model's weights", "base": "the base model's weights", "data": "the prompts"}
 UNKNOWN = "an earlier version of ptst"
@@ -57,9 +62,39 @@ def versions(figures: Mapping[str, Any]) -> str:
     return f"ptst {found.get('ptst')}{commit}, torch {found.get('torch')}, {found.get('device')}"
 
 
+def judge_anew(grid: Grid) -> None:
+    """Open the finished cells that another judge judged, or another version of the judge: their answers are kept, and
+    are judged, not generated. The earlier verdicts stay, in the folder `verdicts` (docs/judges.md)."""
+    cells = [cell for cell in grid.cells if grid.is_measured(cell) and _judge_change(grid, cell)]
+    cells = [cell for cell in cells if grid.cell_file(cell, "answers.jsonl").exists()]
+    if not cells:
+        return
+    change = _judge_change(grid, cells[0])
+    say(f"{len(cells)} cells had another judge ({change}): their answers are judged anew, none is generated")
+    keep_own(read_folder(grid.out), {f"{cell.name}.jsonl" for cell in cells})
+    for cell in cells:
+        with lock(grid.out / LOCKS, f"cell.{cell.name}") as mine:
+            if mine and grid.is_measured(cell) and _judge_change(grid, cell):
+                grid.cell_file(cell, "json").unlink()
+
+
+def _judge_change(grid: Grid, cell: GridCell) -> str:
+    """In what the judge of a finished cell differs from the grid's, in words; "" where it does not."""
+    if not uses_judge(*grid.tasks[cell.task]):
+        return ""
+    figures = grid.cell_figures(cell)
+    found, made = figures.get("judge"), figures.get("made_of")
+    if isinstance(found, Mapping):
+        return record_change(found, grid.judge_record)
+    # An earlier version wrote the name alone.
+    name = made.get("judge") if isinstance(made, Mapping) else next(iter(grid.cell_rows(cell)), {}).get("judge")
+    now = grid.judge_record["name"]
+    return "" if name in (None, now, grid.config.eval.judge) else f"name was {name}, now {now}"
+
+
 def check_cells(grid: Grid) -> None:
     """Raise UserError for a finished run or cell that was made of something else than the grid's: another run's
-    weights, other prompts, another template."""
+    weights, other prompts, another template, another judge."""
     for model in grid.runs:
         check_run(grid, model)
     weights: dict[GridModel, Fingerprint] = {}
@@ -89,11 +124,17 @@ def check_run(grid: Grid, model: GridModel) -> None:
 def check_cell(grid: Grid, cell: GridCell, weights: str) -> None:
     """Raise UserError for a finished cell made of something else. One of an earlier version says nothing of it."""
     was, now = grid.cell_figures(cell).get("made_of"), made_of(grid, cell, weights)
+    path = grid.cell_file(cell, "json")
+    if change := _judge_change(grid, cell):
+        cause = f"was judged by another judge than now: {change}"
+        remedy = "start again to judge its answers anew"
+        if not grid.cell_file(cell, "answers.jsonl").exists():
+            remedy = f"remove {path.with_suffix('')}.* to measure it again"
+        raise UserError(cause, remedy, path)
     if not isinstance(was, Mapping):
         return
     for name, value in now.items():
-        if name in was and was[name] != value:
-            path = grid.cell_file(cell, "json")
+        if name != "judge" and name in was and was[name] != value:
             cause = f"was measured with other things than now: {_change(name, was[name], value)}"
             raise UserError(cause, f"put those back, or remove {path.with_suffix('')}.* to measure it again", path)
 

@@ -15,7 +15,7 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, estimate
 from ptst.experiment.grid import Grid, GridRecord, check_grid
 from ptst.experiment.plan import check_distinct, slug
-from ptst.experiment.provenance import check_cells
+from ptst.experiment.provenance import check_cells, judge_anew
 from ptst.experiment.summary import summarize
 from ptst.experiment.workers import work
 from ptst.fingerprints import weights_fingerprint
@@ -51,6 +51,7 @@ def run_grid(config: GridConfig) -> GridResult:
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
     # With the settings as they were given: the aligned model is no model to align again.
     with share(grid.out, replace(grid.record(), config=config)) as run:
+        judge_anew(grid)
         check_cells(grid)
         work(grid)
         check_cells(grid)
@@ -70,7 +71,7 @@ def run_grid(config: GridConfig) -> GridResult:
 def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("")."""
     grid = Grid.open(config)
-    find_judge(config.eval.judge, config.eval.allow)
+    find_judge(config.eval.judge, config.eval.allow, config.eval)
     folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(config) if config.laptop else folder

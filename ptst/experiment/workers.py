@@ -15,7 +15,7 @@ from typing import Any
 
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile, Asked
-from ptst.evaluation.measure import find_tools, generates, measure, sampling_for, show_progress
+from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid, rows_checksum
@@ -128,7 +128,9 @@ class Worker:
     @cached_property
     def tools(self) -> Tools:
         """The judge and the similarity, which may be models, too."""
-        return find_tools(self.grid.config.eval, self.grid.tasks, self.grid.device)
+        tools = find_tools(self.grid.config.eval, self.grid.tasks, self.grid.device)
+        keep_replies(tools.judge, self.grid.out)
+        return tools
 
     def measure_some(self) -> bool:
         """Measure cells that are ready and not locked, several adapters at a time where one cell alone does not fill
@@ -211,6 +213,7 @@ class Worker:
         write_atomically(self.grid.cell_file(cell, "rows.jsonl"), rows.encode())
         figures = {**cell.identity, "result": result.to_json(), "rows": rows_checksum(rows.encode())}
         figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
+        figures["judge"] = self.grid.judge_record
         write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds}})
 
     def _has_sound_answers(self, cell: GridCell) -> bool:

@@ -101,7 +101,9 @@ class ModelJudge:
                 nothing = "empty or too short to say anything"
                 found[i] = Verdict(AnswerClass.INCOHERENT, nothing, False, self.grader.nothing)
             elif self.grader.needs_reference and not isinstance(request, Question):
-                found[i] = Verdict(None, f"{self.grader.name} compares with a reference, and the request has none")
+                found[i] = Verdict(
+                    None, f"{self.grader.name} compares with a reference, and the request has none", failed=True
+                )
             else:
                 prompts[i] = self.grader.prompt(request, answer.text)
         for attempt in range(ATTEMPTS):
@@ -112,7 +114,9 @@ class ModelJudge:
                 try:
                     found[i] = _with_note(self._read(reply), prompts[i])
                 except UserError as error:
-                    found[i] = Verdict(None, f"the reply to {attempt + 1} attempts cannot be read: {error}")
+                    found[i] = Verdict(
+                        None, f"the reply to {attempt + 1} attempts cannot be read: {error}", failed=True
+                    )
                 else:
                     del prompts[i]
         self._add_classes(answered, found)
@@ -121,7 +125,7 @@ class ModelJudge:
     def _read(self, reply: str | Exception) -> Verdict:
         """The verdict of a reply. Raises UserError for one that cannot be read."""
         if isinstance(reply, Exception):
-            return Verdict(None, f"{type(reply).__name__}: {reply}")
+            return Verdict(None, f"{type(reply).__name__}: {reply}", failed=True)
         return self.grader.parse(reply)
 
     def _add_classes(self, answered: Sequence[Answered], found: dict[int, Verdict]) -> None:

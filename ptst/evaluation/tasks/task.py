@@ -29,12 +29,15 @@ from ptst.text.templates import find_family
 class Prompt:
     """One request to the model. kind "generate": the model answers `conversation`. kind "loglikelihood": a given answer
     is scored, the last message of `conversation` with its terminator, or `opening`, the unfinished beginning of an
-    answer. `family` replaces the template family of the prompt format."""
+    answer. `family` replaces the template family of the prompt format. `request`: what the answer is judged by, without
+    an adversarial suffix ("": it is not judged), `category` of its set."""
 
     conversation: Conversation
     kind: Literal["generate", "loglikelihood"] = "generate"
     opening: str | None = None
     family: str | None = None
+    request: str = ""
+    category: str = ""
 
     def encode(self, prompt_format: PromptFormat) -> Example:
         """The ids that the model reads; the loss mask marks the tokens of a given answer. Raises UserError for what
