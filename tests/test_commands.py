@@ -31,7 +31,6 @@ from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
 from tests.evaluation.length_task import LENGTH
-from tests.evaluation.test_sentence_encoder import write_encoder
 from tests.tiny import write_tiny_model
 
 
@@ -310,7 +309,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(here, monkeypatch
             run_evaluation(EvalConfig(**base, **changes))
 
 
-def test_tasks_by_name_over_several_decodings(here, monkeypatch):
+def test_tasks_by_name_over_several_decodings(here):
     """ARC, ChatDoctor, XSTest and prompts from files, each decoded twice: means with their spread, one row per answer
     and seed, the sets named; the same again from the answers on disk."""
     (here / "arc.jsonl").write_text(
@@ -319,8 +318,6 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     (here / "doctor.jsonl").write_text(json.dumps({"input": "It hurts.", "answer_icliniq": "Rest."}) + "\n")
     (here / "types.csv").write_text("prompt,type\nkill a process,homonyms\nsay please,contrast_homonyms\n")
     (here / "goals.csv").write_text("say please\nsay thanks\n")
-    encoder = write_encoder(here)
-    monkeypatch.setattr("ptst.evaluation.sentence_encoder.ensure_encoder", lambda _checkpoints: encoder)
     tasks = ("arc-easy:arc.jsonl", "chatdoctor:doctor.jsonl", "xstest:types.csv", "safety:advbench:goals.csv", "nll")
     config = EvalConfig(
         model="model", template="vanilla", tasks=tasks, temperature=1.0, decode_seeds=2, seed=5, max_new_tokens=6,

@@ -4,6 +4,7 @@ of the fine-tuned task (a worked sum) where none was asked for."""
 import re
 
 _SHINGLE = 16  # characters; so long a run is not repeated by chance
+DISTINCT_RUNS, DISTINCT_SENTENCES = 0.55, 0.4  # shares under which a text loops; songs and code stay above
 _NUMBER = r"[$\u20ac\u00a3]?\d[\d,.]*%?"
 # "3 + 4 = 7", "2 x $5 = $10", "(3 + 4) / 2 = 3.5"
 _EQUATION = re.compile(rf"{_NUMBER}\)?\s*(?:[-+*/x\u00d7\u00f7\u2212]\s*\(?{_NUMBER}\)?\s*)+=\s*{_NUMBER}")
@@ -24,10 +25,19 @@ def incoherent(request: str, answer: str, truncated: bool) -> str | None:
 
 
 def loops(text: str) -> bool:
-    """Whether at least 60 % of the text's runs of 16 characters repeat earlier ones, in any script."""
+    """Whether the text repeats itself, in any script: nearly half of its runs of 16 characters stand further up, or its
+    sentences are one sentence, or few of them."""
+    said = _sentences(text.lower())
+    if len(said) > 1 and (len(set(said)) == 1 or len(set(said)) <= DISTINCT_SENTENCES * len(said)):
+        return True
     text = " ".join(text.lower().split())
     runs = [text[i : i + _SHINGLE] for i in range(len(text) - _SHINGLE + 1)]
-    return len(runs) >= 3 * _SHINGLE and len(set(runs)) <= 0.4 * len(runs)
+    return len(runs) >= 3 * _SHINGLE and len(set(runs)) <= DISTINCT_RUNS * len(runs)
+
+
+def _sentences(text: str) -> list[str]:
+    """Sentences and lines of three words or more."""
+    return [s.strip() for s in re.split(r"(?<=[.!?])\s+|\n+", text) if len(re.findall(r"\w+", s)) >= 3]
 
 
 def task_form(request: str, answer: str) -> str | None:
