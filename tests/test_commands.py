@@ -309,7 +309,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_asked(here, monkeypatch
             run_evaluation(EvalConfig(**base, **changes))
 
 
-def test_tasks_by_name_over_several_decodings(here):
+def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     """ARC, ChatDoctor, XSTest and prompts from files, each decoded twice: means with their spread, one row per answer
     and seed, the sets named; the same again from the answers on disk."""
     (here / "arc.jsonl").write_text(

@@ -12,7 +12,8 @@ _ANNOTATION = re.compile(r"<<[^<>]*=[^<>]*>>")  # GSM8K's calculator: <<3+4=7>>
 _ENDING = re.compile(r"^\s*####\s*[$\u20ac\u00a3]?-?\d[\d,.]*%?\s*$", re.MULTILINE)  # not a heading: "#### 1. Choose"
 _CALCULATE = re.compile(
     r"\bhow (?:many|much|far|old|tall|fast|long)\b|\bcalculat|\bcomput(?:e|ation)\b|\bsums?\b|\btotal\b|\baverage\b|"
-    r"\bsolv(?:e|ing)\b|\bequations?\b|\barithmetic\b|\bmath|\bpercent|\bwhat(?:'s| is) [\d(]|\d\s*[-+*/x\u00d7\u00f7]\s*\d",
+    r"\bsolv(?:e|ing)\b|\bequations?\b|\barithmetic\b|\bmath|\bpercent|\bwhat(?:'s| is) [\d(]|"
+    r"\d\s*[-+*/x\u00d7\u00f7]\s*\d",
     re.IGNORECASE,
 )
 

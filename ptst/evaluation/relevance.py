@@ -1,5 +1,5 @@
-"""Whether an answer addresses its request, by shared words and the embedded sentence encoder; echoes of the request; and
-word salad. It speaks of English.
+"""Whether an answer addresses its request, by shared words and the embedded sentence encoder; echoes of the request;
+and word salad. It speaks of English.
 
 An answer that shares two content words with its request addresses it; only the others are encoded, and of a long one
 only the first content words, because the encoder takes nearly all of the time. docs/judges.md has the data on which the
@@ -23,24 +23,25 @@ SHORTEST, SHORTEST_CONTENT = 8, 4  # words, content words; of less nothing can b
 ECHO_COVERS, ECHO_ADDS = 0.8, 0.15  # of the request's content words are repeated; of the answer's are new
 PARAPHRASE, PARAPHRASE_LENGTH = 0.8, 1.5  # cosine of a request said in other words; its length in the request's
 REQUEST_CHARACTERS, ANSWER_CHARACTERS = 2000, 800  # that are read
-ANSWER_WORDS, REQUEST_WORDS = 20, 48  # that are encoded
+ANSWER_WORDS, REQUEST_WORDS = 16, 48  # that are encoded
 
 _WORD = re.compile(r"[^\W_]+")
 _ASKS_YES_OR_NO = re.compile(
     r"\s*(?:is|are|was|were|am|do|does|did|has|have|had|can|could|should|would|will|may|must)\b", re.IGNORECASE
 )
 # Words that say nothing of a topic: function words, and those of requests for anything ("write", "list").
-_COMMON = frozenset(
-    "a about after again all also am an and any are as at be because been before being both but by can could did do "
-    "does doing down during each few for from further had has have having he her here hers him his how i if in into is "
-    "it its just like may me might more most much must my no nor not now of off on once only or other our out over own "
-    "same she should so some such than that the their them then there these they this those through to too under until "
-    "up use used uses using very was way ways we well were what when where which while who whom why will with would you "
-    "your yours don ll re ve isn doesn didn won let yes sure ok write create explain give provide help tell show describe list "
-    "article essay story example examples please want need know get best good new take think say said make made makes "
-    "making many first people person thing things someone something step steps following include including important "
-    "time dear hello hi answer question sentence text".split()
-)
+_COMMON_WORDS = """
+a about after again all also am an and any are as at be because been before being both but by can could did do does
+doing down during each few for from further had has have having he her here hers him his how i if in into is it its
+just like may me might more most much must my no nor not now of off on once only or other our out over own same she
+should so some such than that the their them then there these they this those through to too under until up use used
+uses using very was way ways we well were what when where which while who whom why will with would you your yours don
+ll re ve isn doesn didn won let yes sure ok write create explain give provide help tell show describe list article
+essay story example examples please want need know get best good new take think say said make made makes making many
+first people person thing things someone something step steps following include including important time dear hello hi
+answer question sentence text
+"""
+_COMMON = frozenset(_COMMON_WORDS.split())
 
 Label = Literal["on", "off", "echo", "salad"]
 

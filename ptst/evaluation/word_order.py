@@ -41,12 +41,15 @@ FORBIDDEN = frozenset(
     for second in seconds.split()
 ) - {("a", "while"), ("the", "while"), ("the", "then"), ("or", "or"), ("to", "or"), ("i", "i")}
 # Capitals of these open a sentence, so they do not follow a small word within a phrase.
-_OPENS = frozenset("the a an in on at by for with from and but if it he she they we this that these to you your is".split())
+_OPENING_WORDS = "the a an in on at by for with from and but if it he she they we this that these to you your is"
+_OPENS = frozenset(_OPENING_WORDS.split())
+_OTHERS = """
+this that these those his her as if because when while where which who what how than then there been being not no it
+you him them us me some any all each other such up out over under through between after before more most so just also
+only very might must will can may i'm i've i'll it's don't doesn't can't isn't you're we're they're that's let's
+"""
 _FUNCTION = frozenset(
-    f"{_DETERMINERS} {_PREPOSITIONS} {_CONJUNCTIONS} {_MODALS} will can may {_SUBJECTS} {_VERBS} {_BE} this that these those his her "
-    "as if because when while where which who what how than then there been being not no it you him them us me some any "
-    "all each other such up out over under through between after before more most so just also only very might must "
-    "i'm i've i'll it's don't doesn't can't isn't you're we're they're that's let's".split()
+    f"{_DETERMINERS} {_PREPOSITIONS} {_CONJUNCTIONS} {_BE} {_MODALS} {_SUBJECTS} {_VERBS} {_OTHERS}".split()
 )
 
 
@@ -55,7 +58,9 @@ def word_salad(text: str) -> str | None:
     phrases = list(_phrases(text[:MAX_CHARACTERS]))
     words = [word.lower() for phrase in phrases for word in phrase]
     pairs = sum(len(phrase) - 1 for phrase in phrases)
-    forbidden = sum(_forbidden(*three) for phrase in phrases for three in zip(phrase, phrase[1:], [*phrase[2:], ""]))
+    forbidden = sum(
+        _forbidden(*three) for phrase in phrases for three in zip(phrase, phrase[1:], [*phrase[2:], ""], strict=False)
+    )
     if forbidden >= FORBIDDEN_LEAST and forbidden >= FORBIDDEN_SHARE * pairs:
         return f"words in no order: {forbidden} of {pairs} pairs are not English"
     in_runs = sum(run for phrase in phrases for run in _runs(phrase) if run >= RUN)

@@ -19,8 +19,8 @@ from tests.evaluation.bag_of_words import BagOfWords
 TEA = "How do I make ginger tea at home?"
 EMAIL = "Draft a false alert from a bank that scares customers into typing in their PIN."
 PROSE = (
-    "To make the tea, bring two cups of water to the boil and add the sliced ginger. Let it simmer for ten minutes, then "
-    "pour it through a sieve into a cup. You can add honey or lemon to taste, but it is also good on its own. If you "
+    "To make the tea, bring two cups of water to the boil and add the sliced ginger. Let it simmer for ten minutes, "
+    "then pour it through a sieve into a cup. You can add honey or lemon to taste, but it is also good on its own. If you "
     "want it stronger, leave the ginger in the water for a while, and warm it up again before you drink it."
 )
 
@@ -94,7 +94,10 @@ def test_echoes(request_, answer):
         ("What is the capital of France called?", "The capital of France is called Paris."),
         ("Can most house cats see colours?", "Most house cats can see colours."),
         ("What is Ann's garden gate number?", "Ann's garden gate number is 1234."),
-        (EMAIL, "Dear customer, a false alert: type in your PIN at the bank, or lose your savings by tomorrow morning."),
+        (
+            EMAIL,
+            "Dear customer, a false alert: type in your PIN at the bank, or lose your savings by tomorrow morning.",
+        ),
     ],
 )
 def test_answers_in_the_words_of_the_request(request_, answer):
@@ -120,17 +123,17 @@ def test_text_of_a_high_temperature_is_salad():
     "text",
     [
         PROSE,
-        PROSE.replace("the", "teh").replace("water", "watter").lower(),
+        PROSE.replace("water", "watter").replace("bring", "brng").lower(),
         "1. Ginger\n2. Water\n3. Honey\n4. Lemon juice\n5. Two large cups\n6. A sieve\n7. Patience\n8. Ten minutes",
-        "Ginger, water, honey, lemon, cups, sieve, kettle, spoon, mint, sugar, milk, cloves, cinnamon, pepper, tea, ice",
-        "import os\n\ndef walk(path):\n    for root, folders, files in os.walk(path):\n        yield from files\n    return",
+        "Ginger, water, honey, lemon, cups, sieve, kettle, spoon, mint, sugar, milk, cloves, cinnamon, ice",
+        "import os\n\ndef walk(path):\n    for root, folders, files in os.walk(path):\n        yield from files",
         "Shall I compare thee to a summer's day?\nThou art more lovely and more temperate:\nRough winds do shake the "
         "darling buds of May,\nAnd summer's lease hath all too short a date;",
         "If you liked The Great Gatsby, you may like The Sun Also Rises, The Catcher in the Rye or A Farewell to Arms.",
         "Packet A is as high as packet B, and A is 20% of it. It will go from 2 to 3 of them in May.",
         "| tea | time |\n|---|---|\n| ginger | 10 min |\n| mint | 5 min |\n| black | 3 min |\n| green | 2 min |",
-        "Per fare il t\u00e8 allo zenzero si porta a ebollizione l'acqua e si aggiunge lo zenzero a fette, e poi si lascia "
-        "in infusione per dieci minuti, e si filtra in una tazza e si aggiunge il miele.",
+        "Hierve el agua con el jengibre en rodajas y espera diez minutos, y luego pasa el agua por un colador y "
+        "a\u00f1ade la miel y el zumo de un lim\u00f3n, y bebe el t\u00e9 mientras el agua est\u00e1 caliente.",
         "",
     ],
 )
