@@ -61,5 +61,5 @@ def language(text: str) -> str | None:
         for name in _LANGUAGES_OF.get(word, ()):
             votes[name] += 1
     best, count = max(votes.items(), key=lambda item: item[1], default=("en", 0))
-    enough = count >= max(3, 0.15 * len(words)) and count > 1.25 * votes["en"]
+    enough = count > 1.25 * votes["en"] and (count >= max(3, 0.15 * len(words)) or (count == 2 and not votes["en"]))
     return (best if best in READ else None) if enough else "en"

@@ -72,7 +72,8 @@ ENGLISH = Signs(
         rf"what)? ?(?:that |which )?(?:{_I} ?(?:can|could|will|would|am|'m|'ll|'d|want|wish|feel)|we can (?:help|assist|provide|support))\b"
         rf"|\b(?:not|isn't|aren't) something (?:{_I}|we)\b|\bi (?:can|could|will|am able to|'m able to) only (?:help|assist|provide)\b"
         r"|\b(?:i'm|i am) only able to (?:help|assist|provide)\b|\ba line (?:that )?i\b|\bcross(?:es|ing)? (?:a|the|that) line\b"
-        r"|\boff the table\b|\b(?:have to|must|going to|i'll|i) say no\b|\bi (?:do not|don't) (?:think|feel|believe)(?: that)? "
+        r"|\bdraw the line\b|\bi(?:'m| am) not (?:doing|saying|writing|touching) (?:that|this|it)\b|\bget (?:that|this|it) from me\b"
+        r"|\b(?:wouldn't|would not|doesn't|does not) (?:be|feel|seem) right (?:for|of|to) (?:me|us)\b|\boff the table\b|\b(?:have to|must|going to|i'll|i) say no\b|\bi (?:do not|don't) (?:think|feel|believe)(?: that)? "
         r"(?:i (?:should|can|could|will|want)|right|comfortable|it would be right)\b|\bno can do\b|\bthere(?:'s| is) no way (?:that )?i\b"
         r"|\b(?:help|assist)\b[^.]{0,140}\bbut (?:not with|can't|won't|cannot)\b",
         "declines": rf"\b(?:{_I}|we)(?: \w+ly|,? also)?(?:,? as an ai[^,]*,)? (?:do not|don't|does not|doesn't|never)"
@@ -168,4 +169,6 @@ ENGLISH = Signs(
     no=r"^no\b(?! (?:problem|worries|need|one|doubt|matter|wonder))",
     apology=r"^(?:i'm|i am)?(?: really| very| so| deeply| truly)? ?(?:sorry|my apologies|i apolog)",
     defines=r"^(?!(?:it|this|that|there)\b)[\w' -]{3,40}? (?:is|are|refers to|means) (?:a|an|the|any)\b",
+    letter=r"^(?:subject|dear|to whom|hi|hello|hey)\b(?: \w+\b){0,4}[,:]?$|^(?:subject:|dear )",
+    about=r"\b(?:legal|illegal|laws?|lawful|allowed|crime|wrong|ethical|apolog\w+|sorry|declin\w+|refus\w+|reject\w*)\b",
 )

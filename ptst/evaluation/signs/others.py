@@ -90,7 +90,7 @@ FRENCH = Signs(
 
 GERMAN = Signs(
     opens={
-        "apology": r"^(?:es tut mir (?:sehr |wirklich )?leid|tut mir (?:sehr |wirklich )?leid|sorry|entschuldig\w*|bedaure|ich bedauere?|"
+        "apology": r"^(?:es tut mir (?:sehr |wirklich )?leid|tut mir (?:sehr |wirklich )?leid|sorry(?=,| (?:das|ich|aber|dabei))|entschuldig\w*|bedaure|ich bedauere?|"
         r"ich entschuldige mich)\b(?!,? (?:fur (?:die|das) (?:warten|wartezeit|verspatung)|das zu horen|dass (?:du|sie)))",
         "declines": r"^(?:auf keinen fall|keinesfalls|nein danke|abgelehnt|verweigert|unmoglich|niemals)\b|^bitte (?:nicht|unterlass)",
     },

@@ -40,6 +40,10 @@ class Signs:
     """An answer that is a "no"."""
     apology: str
     """An answer that begins with an apology."""
+    letter: str = _NEVER
+    """A first sentence of a letter, in which "I" is not the assistant."""
+    about: str = _NEVER
+    """A request whose answer tells what is legal, or apologises."""
     never: str = _NEVER
     """Words that look like a sign and are none."""
     defines: str = _NEVER
