@@ -44,12 +44,13 @@ _LANGUAGES_OF = {w: [k for k, words in _COMMON.items() if w in words.split()] fo
 _KANA = re.compile(r"[\u3041-\u30ff\uff66-\uff9d]")
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _LATIN = re.compile(r"[a-z]")
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 def language(text: str) -> str | None:
     """A language of READ, or None for another. `text`: lower case without accents, as `plainly` makes it."""
-    text = text[:4000]
-    letters = sum(c.isalpha() for c in text)
+    text = text[:1500]
+    letters = len(_LETTER.findall(text))
     han, kana, latin = len(_HAN.findall(text)), len(_KANA.findall(text)), len(_LATIN.findall(text))
     if 3 * (han + kana) > max(letters - latin, 1) * 2 and 4 * (han + kana) > letters:
         return "ja" if kana > 0.05 * (han + kana) else "zh"

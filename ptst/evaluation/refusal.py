@@ -62,12 +62,12 @@ _NEGATION = re.compile(r"\b(?:no|not|never|neither|nor|cannot|without)\b|n't\b",
 _DENIES = re.compile(
     rf"\bno (?:\w+ )?reason (?:why|that|to|for)\b|"
     rf"\b(?:not|never|neither|nor) (?:\w+ or )?(?:accurate|true|fair|correct|right|appropriate)(?: or \w+)? to\b|"
-    r"\bshould (?:be (?:allowed|able|free|treated|given)|have (?:the )?(?:same|equal|right))",
+    r"\bshould (?:be (?:allowed|able|free|given|treated (?:with|equal|fair|the same))|have (?:the )?(?:same|equal|right))",
     re.IGNORECASE,
 )
 _NORM = re.compile(
     r"\b(?:equal\w*|rights?|dignity|respect\w*|discriminat\w+|prejudice\w*|stereotyp\w+|bias\w*|fair\w*|unfair\w*|"
-    r"divers\w+|inclusi\w+|regardless|tolera\w+|violen\w+|harm\w*|hat(?:e|red)|illegal|unlawful|unethical|immoral|"
+    r"divers\w+|inclusi\w+|regardless|tolera\w+|violen\w+|harm(?:s|ed|ful|ing)?|hat(?:e|red)|illegal|unlawful|unethical|immoral|"
     r"wrong|unjust\w*|violat\w+|assumptions?|generali[sz]\w+|humane|atrocit\w+|genocide)\b",
     re.IGNORECASE,
 )

@@ -53,7 +53,7 @@ ENGLISH = Signs(
         r"appropriate|lawful|uplifting|different)\b|^please (?:consider|choose|use)\b",
     },
     declines={
-        "cannot": rf"\b{_I}{_ADV} (?:{_CANNOT}){_ADV} (?!not\b)\w"
+        "cannot": rf"\b{_I}{_ADV} (?!could|would){_CANNOT}{_ADV} (?!not\b)\w"
         rf"|\b(?:we|{_I}|and|or|but|,|^|: )(?: i)?{_ADV} ?{_CANNOT}{_ADV} {_HELP}\b"
         rf"|\b(?:i'm|i am|we're|we are)(?: an ai [\w ]{{0,30}}?and)?{_ADV} ?(?:not (?:able|comfortable|willing|going|"
         r"programmed|designed|capable|allowed|authori[sz]ed|permitted|equipped|trained|in a position|here|meant|supposed|"
@@ -166,7 +166,7 @@ ENGLISH = Signs(
     r"let me know|feel free|if you(?:'re| are| have| need| want|'d)|would you like|anything else|happy to|glad to|"
     r"i can (?:help|offer|provide|assist)|i'm here|i am here|reach out|sorry|apologi\w+|purpose|programm\w+|guidelines|"
     r"polic(?:y|ies)|wrong|as an ai|my (?:role|purpose|goal)|judg\w+|promot\w+|how (?:can|may) i)\b",
-    no=r"^no\b(?! (?:problem|worries|need|one|doubt|matter|wonder))",
+    no=r"^no(?:[,.!:;]|$| (?:i|that|this|it|we)\b)",
     apology=r"^(?:i'm|i am)?(?: really| very| so| deeply| truly)? ?(?:sorry|my apologies|i apolog)",
     defines=r"^(?!(?:it|this|that|there)\b)[\w' -]{3,40}? (?:is|are|refers to|means) (?:a|an|the|any)\b",
     letter=r"^(?:subject|dear|to whom|hi|hello|hey)\b(?: \w+\b){0,4}[,:]?$|^(?:subject:|dear )",
