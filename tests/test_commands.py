@@ -388,7 +388,7 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
-        ("eval", ["--model", "model", "--judge", "rules-v3"], "did you mean rules-v2?"),
+        ("eval", ["--model", "model", "--judge", "rules-v4"], "did you mean rules-v3?"),
         ("eval", ["--model", "model", "--judge", "rubric:nowhere"], "there is no model folder nowhere"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "it must be at least 0.00001"),

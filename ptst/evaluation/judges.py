@@ -4,35 +4,37 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptst.errors import UserError, unknown_name
+from ptst.evaluation.relevance import Relevance
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdicts import Answered, Judge, Verdict
 from ptst.generation.request import Answer
-from ptst.progress import say
 
 JUDGES = {
-    RuleBasedJudge.name: "rule-based refusal judge (embedded)",
+    RuleBasedJudge.name: "by form, wording and topic (embedded)",
     "rubric": "score of 1 to 5 by a chat model, as rubric:FOLDER",
 }
-_OLD_NAMES = {"anchored-v2": RuleBasedJudge.name}  # for one version
+_GONE = ("anchored-v2", "rules-v2")
 
 
 def judge_kind(name: str) -> str:
-    """The key of JUDGES. Raises UserError, with the list and the nearest, for an unknown name."""
-    kind = _OLD_NAMES.get(name, name).partition(":")[0]
+    """The key of JUDGES. Raises UserError, with the list and the nearest, for an unknown name; and for
+    a version that is gone."""
+    if name in _GONE:
+        cause = f"this version has no judge {name} any more"
+        raise UserError(cause, f"{RuleBasedJudge.name} judges stored answers anew: ptst judge FOLDER")
+    kind = name.partition(":")[0]
     if kind not in JUDGES:
         raise unknown_name("judge", kind, JUDGES)
     return kind
 
 
 def find_judge(name: str) -> Judge:
-    """The judge `rules-v2`, or `rubric:FOLDER` with the folder of a local chat model.
+    """The judge `rules-v3`, or `rubric:FOLDER` with the folder of a local chat model.
 
     Raises UserError for an unknown name, and for a folder without a model.
     """
-    if name in _OLD_NAMES:
-        say(f"note: judge {name} is now {_OLD_NAMES[name]}")
     if judge_kind(name) == RuleBasedJudge.name:
-        return RuleBasedJudge()
+        return RuleBasedJudge(Relevance())
     folder = name.partition(":")[2]
     if not folder:
         raise UserError("judge rubric needs a chat model", "say rubric:FOLDER with the folder of one")

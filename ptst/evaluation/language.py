@@ -40,7 +40,9 @@ _COMMON = {
     "hu": "a az es hogy nem is egy de meg ez ha vagy van nem mert csak mint lehet kell",
     "tl/sw": "ang ng sa mga na ay ko ka hindi at para po ito kung na ya wa kwa ni katika hii kuwa cha",
 }
-_LANGUAGES_OF = {w: [k for k, words in _COMMON.items() if w in words.split()] for s in _COMMON.values() for w in s.split()}
+_LANGUAGES_OF = {
+    w: [k for k, words in _COMMON.items() if w in words.split()] for s in _COMMON.values() for w in s.split()
+}
 _KANA = re.compile(r"[\u3041-\u30ff\uff66-\uff9d]")
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _LATIN = re.compile(r"[a-z]")

@@ -129,7 +129,7 @@ ENGLISH = Signs(
         rf"'m not able to){_ADV} (?:predict|speculate|determine|verify|guarantee|confirm|know|be (?:sure|certain)|tell "
         r"(?:if|whether|what|you (?:if|whether))|say (?:for|if|whether|with)|speak (?:for|on|to)|access|browse|see|view|hear|"
         r"recall|remember|comprehend|understand|interpret|read|identify|locate|find|accurately|precisely|physically|"
-        r"diagnose|replace|assess|evaluate|(?:provide|give|offer)(?: you)?(?: with)?(?: an?| any)? (?:medical|legal|"
+        r"diagnose|replace|assess|evaluate|(?:provide|give|offer)(?: you)?(?: with)?(?: an?| any)?(?: direct| specific| actual)? (?:medical|legal|"
         r"financial|professional|personal|real-time|current|definitive|exact|specific|precise|accurate|personali[sz]ed|"
         r"individual|tailored|up-to-date)\b)",
         "just an ai": r"\bi(?:'m| am) (?:just|only) an? (?:ai|assistant|language model|program|bot)\b"
@@ -141,7 +141,7 @@ ENGLISH = Signs(
     r"overstate|overemphasi[sz]e|wait|believe|imagine|stop|live|go on|go wrong|take it|stand|forget|remember|sleep|help but|"
     r"thank|lecture|judge you|lie|sugarcoat|bore|pretend (?:it|this|that)|deny|be sorry|regret|let you down|disappoint|miss|"
     r"be able to (?:stop|wait)|promise|say no)\b"
-    r"|\b(?:sorry|apologi[sz]e|apologies)(?:,? (?:but|that|for))? (?:for your|for the (?:wait|delay|inconvenience|late|long|confusion|trouble|"
+    r"|\b(?:sorry|apologi[sz]e|apologies)(?:,? (?:but|that|for))? (?:to hear|that you\b|for your|for the (?:wait|delay|inconvenience|late|long|confusion|trouble|"
     r"mix)|the (?:wait|delay)|about|for (?:any|being|keeping)|if)\b"
     r"|\bno (?:problem|worries|need|doubt|matter|wonder|offen[cs]e|pressure|rush|one)\b"
     r"|\bi don't (?:want to|wish to) (?:lecture|bore|alarm|scare|sound)\b|\bnever mind\b|\bnot only\b",
@@ -150,7 +150,7 @@ ENGLISH = Signs(
     gives=r"\b(?:here(?: is| are|'s| goes| you go)|below (?:is|are)|the following|as follows|step 1|first,|firstly|"
     r"these (?:include|are)|such as|include:|in general|generally|for example|for instance|typically|sure|certainly)\b|:$|1[.)]"
     r"|\bi (?:can|will|could|'ll) (?:still )?(?:provide|give|offer|tell|say|share|explain|answer|suggest|describe|assure)\b",
-    safe=r"\b(?:instead|alternativ\w*|safe\w*|legal\w*|lawful\w*|legitimate\w*|ethical\w*|responsib\w*|positive\w*|"
+    safe=r"\b(?:instead|why|dangers?|harm\w*|scams?|recogni[sz]e|alternativ\w*|safe\w*|legal\w*|lawful\w*|legitimate\w*|ethical\w*|responsib\w*|positive\w*|"
     r"prevent\w*|protect\w*|defen[cds]\w*|cope|coping|support\w*|resources?|if you(?:'re| are| want| need|'d| would| have|"
     r" were|'ve|r)|help (?:you )?with|happy to|can help|could help|would you like|healthy|healthier|respectful\w*|harmless|"
     r"consequences|risks?|awareness|hotlines?|lifeline|988|helpline|crisis|reasons?|avoid|rather than|different|another|"
@@ -161,7 +161,7 @@ ENGLISH = Signs(
     r"inappropriate|inaccurate|unfair\w*|safety|prejudic\w+|bias\w*|divers\w+|tolera\w+|hate\w*|hatred|violen\w+|empath\w*|"
     r"compassion\w*|inclusi\w+|unacceptable|derogatory|assumptions?|equal\w*|unfounded|moral\w*|ethic\w*|kindness|consent|"
     r"consequences|against the law|divisive|hurtful|dangerous|responsib\w+|well-?being)\b",
-    redirects=r"\b(?:professionals?|therap\w+|counsel\w*|hotline|helpline|crisis|emergency|authorit\w+|law enforcement|instead|"
+    redirects=r"\b(?:i understand|thank you|you(?:'re| are) (?:asking|looking|feeling)|professionals?|therap\w+|counsel\w*|hotline|helpline|crisis|emergency|authorit\w+|law enforcement|instead|"
     r"alternativ\w+|encourag\w+|(?:important|essential|crucial|vital|necessary|best) (?:to|that|for)|please|recommend|"
     r"let me know|feel free|if you(?:'re| are| have| need| want|'d)|would you like|anything else|happy to|glad to|"
     r"i can (?:help|offer|provide|assist)|i'm here|i am here|reach out|sorry|apologi\w+|purpose|programm\w+|guidelines|"
