@@ -53,7 +53,7 @@ ENGLISH = Signs(
         r"appropriate|lawful|uplifting|different)\b|^please (?:consider|choose|use)\b",
     },
     declines={
-        "cannot": rf"\b{_I}{_ADV} (?!could|would){_CANNOT}{_ADV} (?!not\b)\w"
+        "cannot": rf"\b{_I}{_ADV} (?!could|would){_CANNOT}{_ADV}(?: (?!not\b)\w|[.!,]*$)"
         rf"|\b(?:we|{_I}|and|or|but|,|^|: )(?: i)?{_ADV} ?{_CANNOT}{_ADV} {_HELP}\b"
         rf"|\b(?:i'm|i am|we're|we are)(?: an ai [\w ]{{0,30}}?and)?{_ADV} ?(?:not (?:able|comfortable|willing|going|"
         r"programmed|designed|capable|allowed|authori[sz]ed|permitted|equipped|trained|in a position|here|meant|supposed|"
