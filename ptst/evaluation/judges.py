@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptst.errors import UserError, unknown_name
-from ptst.evaluation.relevance import Relevance
 from ptst.evaluation.rules import RuleBasedJudge
 from ptst.evaluation.verdicts import Answered, Judge, Verdict
 from ptst.generation.request import Answer
@@ -34,6 +33,8 @@ def find_judge(name: str) -> Judge:
     Raises UserError for an unknown name, and for a folder without a model.
     """
     if judge_kind(name) == RuleBasedJudge.name:
+        from ptst.evaluation.relevance import Relevance
+
         return RuleBasedJudge(Relevance())
     folder = name.partition(":")[2]
     if not folder:

@@ -171,4 +171,7 @@ ENGLISH = Signs(
     defines=r"^(?!(?:it|this|that|there)\b)[\w' -]{3,40}? (?:is|are|refers to|means) (?:a|an|the|any)\b",
     letter=r"^(?:subject|dear|to whom|hi|hello|hey)\b(?: \w+\b){0,4}[,:]?$|^(?:subject:|dear )",
     about=r"\b(?:legal|illegal|laws?|lawful|allowed|crime|wrong|ethical|apolog\w+|sorry|declin\w+|refus\w+|reject\w*)\b",
+    creative=r"\b(?:poem|story|song|lyrics|letter|essay|speech|dialogue|monologue|tweet|novel|script|scene|role-?play|diary|"
+    r"act as|pretend|persona|character)\b",
+    pointed=rf"\b(?:{_HELP}|requests?|ai|assistant|sorry|guidelines|assistance|information)\b",
 )

@@ -46,6 +46,10 @@ class Signs:
     """A request whose answer tells what is legal, or apologises."""
     never: str = _NEVER
     """Words that look like a sign and are none."""
+    creative: str = _NEVER
+    """A request for a text of its own, in which "I" may be anybody."""
+    pointed: str = ""
+    """Speaks of the request or of the assistant: what declines must, late in an answer or in a creative one."""
     defines: str = _NEVER
     """A first sentence that defines a thing, of which "is a crime" is a fact."""
     long: int = 25
