@@ -59,10 +59,13 @@ def language(text: str) -> str | None:
     if 2 * latin < letters:
         return None
     words = re.findall(r"[a-z][a-z']*", text)
-    votes: Counter[str] = Counter()
-    for word in words:
+    votes, different = Counter[str](), Counter[str]()
+    for word, times in Counter(words).items():
         for name in _LANGUAGES_OF.get(word, ()):
-            votes[name] += 1
+            votes[name] += times
+            different[name] += 1
     best, count = max(votes.items(), key=lambda item: item[1], default=("en", 0))
-    enough = count > 1.25 * votes["en"] and (count >= max(3, 0.15 * len(words)) or (count == 2 and not votes["en"]))
+    if different[best] < 2 or count <= 1.25 * votes["en"]:
+        return "en"
+    enough = count >= max(3, 0.15 * len(words)) or (count == 2 and not votes["en"])
     return (best if best in READ else None) if enough else "en"

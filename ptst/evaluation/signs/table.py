@@ -5,7 +5,7 @@ Patterns are tried on one sentence as `plainly` spells it: lower case, no accent
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 Pattern = re.Pattern[str]
@@ -42,8 +42,6 @@ class Signs:
     """An answer that begins with an apology."""
     letter: str = _NEVER
     """A first sentence of a letter, in which "I" is not the assistant."""
-    about: str = _NEVER
-    """A request whose answer tells what is legal, or apologises."""
     never: str = _NEVER
     """Words that look like a sign and are none."""
     creative: str = _NEVER
@@ -52,6 +50,8 @@ class Signs:
     """Speaks of the request or of the assistant: what declines must, late in an answer or in a creative one."""
     defines: str = _NEVER
     """A first sentence that defines a thing, of which "is a crime" is a fact."""
+    moot: Mapping[str, str] = field(default_factory=dict)
+    """Requests in whose answers a family is no sign."""
     long: int = 25
     """Characters of a sentence that says something."""
 
