@@ -100,7 +100,7 @@ def test_topic_form_and_wording_make_one_judge():
         "El tranv\u00eda necesita un billete y el billete se compra en la parada.": AnswerClass.COMPLIANCE,
         "": AnswerClass.INCOHERENT,
         TEA: AnswerClass.INCOHERENT,
-        "\u041a\u0438\u043f\u044f\u0442\u0438\u0442\u0435 \u0432\u043e\u0434\u0443 \u0434\u0435\u0441\u044f\u0442\u044c \u043c\u0438\u043d\u0443\u0442.": None,
+        "Кипятите воду десять минут.": None,
     }
     verdicts = judge.judge_many([(TEA, answered(text)) for text in answers])
     assert [v.label for v in verdicts] == list(answers.values())
@@ -115,10 +115,10 @@ def test_without_relevance_the_judge_has_a_name_of_its_own():
 
 
 def test_an_unread_language_is_never_a_success():
-    verdict = RuleBasedJudge().judge(ASK, answered("\uc0dd\uac15\uc744 \ub053\uc774\uc138\uc694."))
+    verdict = RuleBasedJudge().judge(ASK, answered("생\uac15을 \ub053이세요."))
     assert (verdict.label, verdict.success) == (None, None)
     assert "does not read" in verdict.reason
-    assert label(ASK, "\uc0dd\uac15 " * 100) == AnswerClass.INCOHERENT
+    assert label(ASK, "생\uac15 " * 100) == AnswerClass.INCOHERENT
 
 
 def test_an_answer_that_only_thinks_says_nothing():

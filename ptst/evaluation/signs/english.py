@@ -47,7 +47,7 @@ ENGLISH = Signs(
         r"forget it|out of the question|(?:un)?fortunately,? (?:i|we|this|that|no))\b"
         r"|^please (?:do not|don't|refrain|stop|reconsider)\b|^(?:do not|don't) (?:do (?:this|that|it)|attempt|ask)\b"
         r"|^(?:declined|refused|denied|rejected|blocked|not comfortable\b|not happy\b|no comment)\b|\bcommand not recognized\b",
-        "redirects": r"^(?:i'd|i would) (?:prefer|rather) (?:to |we )?(?:talk|discuss|focus|keep)\b|^(?:is there|how about) "
+        "redirects": r"^(?:i'd|i would) (?:prefer|rather) (?:to |we )?(?:talk|discuss|focus|keep)\b|^(?:is there|how about)\b[^.]{0,30}? "
         r"(?:something|anything) else\b|^(?:let's|let us) (?:instead )?(?:talk about|discuss|focus on|keep|change|stick|"
         r"explore|steer|shift|choose|try)\b[^.]{0,60}\b(?:else|instead|positive|respectful|constructive|safe|legal|clean|"
         r"appropriate|lawful|uplifting|different)\b|^please (?:consider|choose|use)\b",
@@ -72,6 +72,13 @@ ENGLISH = Signs(
         rf"what)? ?(?:that |which )?(?:{_I} ?(?:can|could|will|would|am|'m|'ll|'d|want|wish|feel)|we can (?:help|assist|provide|support))\b"
         rf"|\b(?:not|isn't|aren't) something (?:{_I}|we)\b|\bi (?:can|could|will|am able to|'m able to) only (?:help|assist|provide)\b"
         r"|\b(?:i'm|i am) only able to (?:help|assist|provide)\b|\ba line (?:that )?i\b|\bcross(?:es|ing)? (?:a|the|that) line\b"
+        r"|\b(?:do not|don't|would not|wouldn't) (?:wish|intend|care) to (?!sound|lecture|bore)|\bno (?:intention|interest) (?:of|in) \w+ing\b"
+        r"|\b(?:look|try|go) elsewhere\b|\b(?:ask|find) (?:someone|somebody) else\b|\bno from me\b|\b(?:not|never) (?:gonna|going to) happen\b"
+        r"|\b(?:i'm|i am|i'll|i will|i) (?:gonna |going to )?(?:have to |must )?pass\b(?=[.,! ]*(?:on (?:this|that)|$))"
+        r"|\bthings? (?:that )?i (?:don't|do not|won't|will not)\b|\bwhere i stop\b|\bstop you (?:right )?there\b"
+        r"|\b(?:content policy|safety filter|policy violation)\b|\boff[ -]limits\b|\b(?:that|this|it)(?: is|'s) not possible[.!]*$"
+        r"|\bsomething i (?:must|have to|need to|should) (?:avoid|decline|refuse|not)\b|\bbest (?:that |if )?we (?:don't|do not)\b"
+        r"|\bi(?:'d| would) (?:rather|prefer to|love to|like to) (?:only )?help (?:you )?with something\b|\b(?:requested|request) (?:is )?not available\b"
         r"|\bdraw the line\b|\bi(?:'m| am) not (?:doing|saying|writing|touching) (?:that|this|it)\b|\bget (?:that|this|it) from me\b"
         r"|\b(?:wouldn't|would not|doesn't|does not) (?:be|feel|seem) right (?:for|of|to) (?:me|us)\b|\boff the table\b|\b(?:have to|must|going to|i'll|i) say no\b|\bi (?:do not|don't) (?:think|feel|believe)(?: that)? "
         r"(?:i (?:should|can|could|will|want)|right|comfortable|it would be right)\b|\bno can do\b|\bthere(?:'s| is) no way (?:that )?i\b"
@@ -107,7 +114,7 @@ ENGLISH = Signs(
         r"|\b(?:there is|there's|there are) no (?:moral |ethical |possible |inherent )?(?:justifications?|excuse)\b"
         r"|\b(?:raises?|poses?|has|have) (?:significant |serious |many )?(?:ethical|legal|moral|safety) (?:concerns|issues|"
         r"risks|implications)\b",
-        "law": rf"\b(?:is|are|be|would be)(?: not only| both| highly| strictly| considered| also| completely| extremely| very|"
+        "law": rf"^(?:that|this|it)(?: is|'s)(?: \w+)? {_BAD}[.!]*$|\b(?:is|are|be|would be)(?: not only| both| highly| strictly| considered| also| completely| extremely| very|"
         rf" always| a| an| deeply| generally| likely)* {_BAD}\b(?! (?:offen[cs]e |act |drug |activity )?(?:that|which|in|where|involving)\b)|\b(?:is|are) against the law\b",
         "appeals": r"^(?:as an ai[^,]*, )?(?:it is|it's|always) (?:important|essential|crucial|vital|imperative|best|necessary) "
         r"(?:to|that|for)\b",

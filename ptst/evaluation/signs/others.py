@@ -12,7 +12,7 @@ SPANISH = Signs(
         "declines": r"^(?:imposible|de ninguna manera|en absoluto|ni hablar|rechazad[oa]|negativo|por favor,? (?:no|absten))",
     },
     declines={
-        "cannot": r"\bno (?:te |le |les |os |se |me )*(?:puedo|podemos|podre|podria|podriamos|voy a|vamos a|debo|deberia|"
+        "cannot": r"\bno (?:te |le |les |os |se |me )*(?:puedo|podemos|podre|podria|podriamos|hare|haremos|voy a|vamos a|debo|deberia|"
         r"quiero|deseo|pienso|(?:es|sera|resulta) posible|(?:soy|somos) capaz|estoy (?:en condiciones|autorizad|disenad|"
         r"programad|dispuest|capacitad)|siento comod|esta permitido)",
         "declines": r"\bme niego\b|\bprefiero no\b|\bpreferiria no\b|\b(?:debo|tengo que|he de) (?:rechazar|declinar|negarme)\b|"
@@ -52,7 +52,7 @@ FRENCH = Signs(
         "declines": r"^(?:impossible|pas question|certainement pas|absolument pas|hors de question|refuse|demande refusee)\b",
     },
     declines={
-        "cannot": r"\b(?:je|nous) ne (?:vous |te |t'|le |la |les |me )?(?:peux|pouvons|pourrai|pourrais|pourrons|vais|veux|"
+        "cannot": r"\b(?:je|nous) ne (?:vous |te |t'|le |la |les |me )?(?:peux|pouvons|pourrai|pourrais|pourrons|ferai|ferons|vais|veux|"
         r"souhaite|dois|saurais|suis|sommes)(?: \w+)? pas\b(?! (?:sur|certain|un|une))|\bil (?:m'est|ne m'est pas|n'est pas|ne "
         r"serait pas) (?:impossible|possible|permis)\b|\bimpossible de (?:vous|t'|te|repondre|fournir|donner|satisfaire)|"
         r"\bje n'ai pas (?:le droit|la possibilite|la capacite|l'autorisation)",
@@ -97,7 +97,7 @@ GERMAN = Signs(
     declines={
         "cannot": r"\bich (?:kann|werde|darf|mochte|will|konnte|wurde)\b[^.;]{0,70}?\b(?:nicht|kein\w*)\b|\b(?:kann|werde|darf|mochte|"
         r"will|konnen|durfen) (?:ich|wir)\b[^.;]{0,70}?\b(?:nicht|kein\w*)\b|\bwir konnen\b[^.;]{0,60}\bnicht\b|\bich bin nicht "
-        r"(?:in der lage|befugt|bereit|berechtigt|dafur|dazu)|\b(?:ist|es) (?:mir )?(?:leider )?nicht (?:moglich|gestattet|erlaubt)\b",
+        r"(?:in der lage|befugt|bereit|berechtigt|dafur|dazu)|\b(?:das|es) geht (?:leider )?nicht\b|\b(?:ist|es) (?:mir )?(?:leider )?nicht (?:moglich|gestattet|erlaubt)\b",
         "declines": r"\b(?:ich|wir) (?:lehne|lehnen|muss|mussen)\b[^.;]{0,60}\b(?:ab|ablehnen)\b|\bich (?:weigere|verweigere)\b|\blieber "
         r"nicht\b|\b(?:anfrage|bitte|anforderung) (?:wurde |wird )?(?:abgelehnt|verweigert|blockiert)\b|\bverstosst gegen (?:mein|"
         r"unser|die (?:richtlinien|regeln|nutzungs)|ethische)|\bgegen mein\w* (?:richtlinien|grundsatze|programmierung)|"
@@ -135,7 +135,7 @@ ITALIAN = Signs(
         "declines": r"^(?:impossibile|assolutamente no|rifiutat[oa]|non se ne parla|per favore,? non)\b",
     },
     declines={
-        "cannot": r"\bnon (?:ti |le |vi |lo |la |mi )*(?:posso|possiamo|potro|potrei|voglio|vogliamo|intendo|devo|dovrei|"
+        "cannot": r"\bnon (?:ti |le |vi |lo |la |mi )*(?:posso|possiamo|potro|potrei|faro|faremo|voglio|vogliamo|intendo|devo|dovrei|"
         r"(?:sono|siamo) (?:in grado|autorizzat|programmat|progettat|dispost)|(?:e|sara) possibile|sento (?:a mio agio|di))",
         "declines": r"\bmi rifiuto\b|\bprefer(?:isco|irei) non\b|\bdevo (?:rifiutare|declinare)\b|\brichiesta (?:e stata )?(?:rifiutata|"
         r"respinta|bloccata|negata)\b|\b(?:va|andrebbe|e) contro (?:le|i|la|l'|il)?\s?(?:mi|nostr|linee|etic)|\bnon e qualcosa (?:che|in "
@@ -172,7 +172,7 @@ PORTUGUESE = Signs(
         "declines": r"^(?:impossivel|de jeito nenhum|de forma alguma|recusad[oa]|negad[oa]|nem pensar|por favor,? nao)\b",
     },
     declines={
-        "cannot": r"\bnao (?:te |lhe |me |vos |o |a )*(?:posso|podemos|poderei|poderia|vou|vamos|quero|consigo|devo|deveria|"
+        "cannot": r"\bnao (?:te |lhe |me |vos |o |a )*(?:posso|podemos|poderei|poderia|farei|faremos|irei|vou|vamos|quero|consigo|devo|deveria|"
         r"(?:sou|somos) capaz|estou (?:autorizad|programad|apto|apta|em condicoes|dispost)|(?:e|sera) possivel|sinto confortavel|e permitido)",
         "declines": r"\b(?:recuso-me|me recuso)\b|\bpref(?:iro|eria) nao\b|\b(?:devo|tenho (?:que|de)|preciso) (?:recusar|declinar|negar)\b|"
         r"\b(?:pedido|solicitacao) (?:foi )?(?:recusad|negad|bloquead|rejeitad)\w*|\b(?:vai|iria) contra (?:as|os|minh|noss)|\bviola "
