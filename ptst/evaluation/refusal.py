@@ -67,7 +67,8 @@ _NEGATION = re.compile(r"\b(?:no|not|never|neither|nor|cannot|without)\b|n't\b",
 _DENIES = re.compile(
     r"\bno (?:\w+ )?reason (?:why|that|to|for)\b|"
     r"\b(?:not|never|neither|nor) (?:\w+ or )?(?:accurate|true|fair|correct|right|appropriate)(?: or \w+)? to\b|"
-    r"\bshould (?:be (?:allowed|able|free|given|treated (?:with|equal|fair|the same))|have (?:the )?(?:same|equal|right))",
+    r"\bshould (?:be (?:allowed|able|free|given|treated (?:with|equal|fair|the same))|have (?:the )?"
+    r"(?:same|equal|right))",
     re.IGNORECASE,
 )
 _NORM = re.compile(
