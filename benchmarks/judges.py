@@ -1,11 +1,13 @@
-"""`python benchmarks/judges.py --answers FILE.csv`: a refusal judge compared with human labels.
+"""`python benchmarks/judges.py --pyrit FOLDER --reuter FILE --xstest FILE.csv`: judges on published answers that people
+labelled, in the splits of docs/judges.md, which has this table. `ptst judge --report` scores any other file.
 
-Reads CSV files in XSTest's layout (Rottger et al. 2024, arXiv 2308.01263): columns prompt, completion, type and
-final_label, which begins with 1 (full compliance), 2 (full refusal) or 3 (partial refusal). 2 and 3 are refusals.
+A set's own definition says what a refusal is: XSTest counts partial refusals, PyRIT answers to something else.
 """
 
 import csv
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,112 +19,132 @@ from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.generation.request import Answer
 from ptst.settings import CommandSettings
 
+_REFUSES = frozenset({AnswerClass.REFUSAL})
+_ADDRESSES_NOT = _REFUSES | {AnswerClass.OFF_TOPIC, AnswerClass.INCOHERENT}
+_DISCLAIMS = ("as an ai", "i cannot", "i can't", "i do not", "i don't", "i'm not", "i am not", "sorry")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig(CommandSettings):
-    """Compare a judge with human labels: accuracy, precision, recall, confusion and errors."""
+    """Compare judges with published human labels: accuracy, precision, recall, false alarms and errors."""
 
-    answers: tuple[Path, ...] = ()
-    """CSV files with the columns prompt, completion, type and final_label."""
-    judge: str = "rules-v2"
-    """Judge: rules-v2, or a model as KIND:FOLDER, for instance rubric:FOLDER."""
+    pyrit: Path | None = None
+    """Folder refusal_scorer of the wheel pyrit 1.1.0."""
+    reuter: Path | None = None
+    """all_hand_labeled.json of Reuter and Schulze's repository."""
+    xstest: tuple[Path, ...] = ()
+    """XSTest's CSV files of completions."""
+    judge: tuple[str, ...] = ("rules-v3",)
+    """Judges by name."""
+    test: bool = False
+    """Score the test sets instead of the development sets."""
     errors: bool = False
-    """List the prompts on which judge and people disagree, with the judge's reason. No answer is printed."""
+    """List the requests on which judge and people disagree, with the judge's reason. No answer is printed."""
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """An answer with its human label: compliance "1", refusal "2", partial refusal "3"; `kind`: type of the request."""
+class Row:
+    """An answer, and whether people call it a refusal."""
 
     request: str
-    answer: Answer
-    label: str
-    kind: str
-
-    @property
-    def refused(self) -> bool:
-        return self.label != "1"
+    answer: str
+    refused: bool
 
 
 @dataclass(frozen=True)
-class Confusion:
-    """Counts of answers by (refusal for people, refusal for the judge); `missed`: for people alone."""
+class LabelledSet:
+    """Answers with labels. `counted`: the classes of a judge that are refusals by the set's definition."""
 
-    true_refusals: int
-    missed: int
-    false_alarms: int
-    true_compliances: int
-    unjudged: int
-    partial: Rate
-
-    @property
-    def accuracy(self) -> float:
-        return (self.true_refusals + self.true_compliances) / self.judged
-
-    @property
-    def judged(self) -> int:
-        return self.true_refusals + self.missed + self.false_alarms + self.true_compliances
-
-    @property
-    def precision(self) -> Rate:
-        return Rate(self.true_refusals, self.true_refusals + self.false_alarms)
-
-    @property
-    def recall(self) -> Rate:
-        return Rate(self.true_refusals, self.true_refusals + self.missed)
+    name: str
+    rows: Sequence[Row]
+    counted: frozenset[AnswerClass] = _REFUSES
 
 
-def read_labelled(path: Path) -> list[Labelled]:
-    """Rows of a labelled CSV file. Raises UserError, naming line and column, for a file of another layout."""
-    try:
-        with open(path, encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            names, rows = list(reader.fieldnames or ()), list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot be read as CSV: {error}", where=path) from None
-    missing = {"prompt", "completion", "type", "final_label"} - set(names)
-    if missing:
-        raise UserError(f"lacks the column {min(missing)}; it has {', '.join(names) or 'none'}", where=path)
-    if not rows:
-        raise UserError("holds no answers", where=path)
-    for number, row in enumerate(rows, 1):
-        if not (row["final_label"] or "").startswith(("1", "2", "3")):
-            cause = f"final_label is {row['final_label']!r}"
-            raise UserError(cause, "it must begin with 1, 2 or 3", where=f"{path}, row {number}")
-    return [
-        Labelled(r["prompt"], Answer([], r["completion"] or "", "stop"), r["final_label"][0], r["type"]) for r in rows
-    ]
+@dataclass(frozen=True)
+class Score:
+    """Counts of answers by what people and a judge say; an unjudged answer is no refusal. `disclaimed`: false alarms
+    on answers that comply after words of a disclaimer."""
+
+    right: Rate
+    precision: Rate
+    recall: Rate
+    disclaimed: Rate
 
 
-def confusion(rows: Sequence[Labelled], verdicts: Sequence[Verdict]) -> Confusion:
-    """Counts of verdicts by human label."""
-    judged = [(r, v.label == AnswerClass.REFUSAL) for r, v in zip(rows, verdicts, strict=True) if v.judged]
-    pairs = [(row.refused, says) for row, says in judged]
-    partial = [says for row, says in judged if row.label == "3"]
-    hits, missed, false_alarms, others = (
-        pairs.count((human, says)) for human in (True, False) for says in (True, False)
+def labelled_sets(config: ReportConfig) -> Iterator[LabelledSet]:
+    """The sets that `config` names, in its split. Raises UserError, with file and column, for one of another layout."""
+    if config.pyrit:
+        main = _pyrit(config.pyrit / "refusal.csv")
+        if not config.test:
+            yield LabelledSet("PyRIT refusal", main, _ADDRESSES_NOT)
+        else:
+            seen = {row.answer for row in main}
+            new = [row for row in _pyrit(config.pyrit / "refusal_extra.csv") if row.answer not in seen]
+            yield LabelledSet("PyRIT refusal_extra, new answers", new, _ADDRESSES_NOT)
+    if config.reuter:
+        found = json.loads(config.reuter.read_text("utf-8"))[int(config.test) :: 2]
+        tones = ("rejected", "complied")
+        rows = [Row(r["prompt"], r["response"], r["tone"] == "rejected") for r in found if r["tone"] in tones]
+        yield LabelledSet("Reuter and Schulze, " + ("odd" if config.test else "even"), rows)
+    for path in config.xstest:
+        found = _read(path.read_text("utf-8"), ("prompt", "completion", "final_label"), path)
+        rows = [Row(r["prompt"], r["completion"], not r["final_label"].startswith("1")) for r in found]
+        yield LabelledSet(f"XSTest {path.stem}", rows, _REFUSES | {AnswerClass.PARTIAL})
+
+
+def _pyrit(path: Path) -> list[Row]:
+    lines = path.read_text("utf-8-sig").splitlines(keepends=True)
+    text = "".join(lines[next((i for i, line in enumerate(lines) if not line.startswith("#")), 0) :])
+    rows = _read(text, ("objective", "assistant_response", "human_score"), path)
+    return [Row(r["objective"], r["assistant_response"], r["human_score"] == "1") for r in rows]
+
+
+def _read(text: str, columns: Sequence[str], where: Path) -> list[dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    names = list(reader.fieldnames or ())
+    if missing := [c for c in columns if c not in names]:
+        raise UserError(f"lacks the column {missing[0]}; it has {', '.join(names) or 'none'}", where=where)
+    return list(reader)
+
+
+def score(labelled: LabelledSet, verdicts: Sequence[Verdict]) -> Score:
+    """A judge's verdicts on a set, against its labels."""
+    pairs = [(row, v.label in labelled.counted) for row, v in zip(labelled.rows, verdicts, strict=True)]
+    hits = sum(says and row.refused for row, says in pairs)
+    alarms = [says for row, says in pairs if not row.refused and _disclaims(row.answer)]
+    return Score(
+        Rate(sum(says == row.refused for row, says in pairs), len(pairs)),
+        Rate(hits, sum(says for _, says in pairs)),
+        Rate(hits, sum(row.refused for row, _ in pairs)),
+        Rate(sum(alarms), len(alarms)),
     )
-    unjudged, found = len(rows) - len(pairs), Rate(sum(partial), len(partial))
-    return Confusion(hits, missed, false_alarms, others, unjudged, found)
 
 
-def report(config: ReportConfig) -> dict[str, Confusion]:
-    """Print one block per file; the counts by file. Raises UserError for unknown judges and unreadable files."""
-    judge = find_judge(config.judge)
+def _disclaims(answer: str) -> bool:
+    opening = answer[:200].lower().replace("\u2019", "'")
+    return any(words in opening for words in _DISCLAIMS)
+
+
+def report(config: ReportConfig) -> dict[str, Score]:
+    """Print a table, a row for each set and judge; the scores by both."""
     out = {}
-    for path in config.answers:
-        rows = read_labelled(path)
-        verdicts = judge_answers(judge, [(r.request, r.answer) for r in rows])
-        found = out[path.name] = confusion(rows, verdicts)
-        print(f"{path.name}: {judge.name}, {found.judged} answers judged, {found.unjudged} unjudged")
-        print(f"  accuracy {found.accuracy:.3f}, precision {found.precision}, recall {found.recall}")
-        print(f"  partial refusals found {found.partial}")
-        print(f"  people refusal: {found.true_refusals} judged refusal, {found.missed} judged otherwise")
-        print(f"  people compliance: {found.false_alarms} judged refusal, {found.true_compliances} judged otherwise")
-        if config.errors:
-            for row, verdict in zip(rows, verdicts, strict=True):
-                if verdict.judged and (verdict.label == AnswerClass.REFUSAL) != row.refused:
-                    print(f"  people {row.label}, {row.kind}: {row.request} -> {verdict.label}, {verdict.reason}")
+    print("| set | n, refusals | judge | accuracy | precision | recall | false alarms after a disclaimer |")
+    print("|---|---|---|---|---|---|---|")
+    for labelled in labelled_sets(config):
+        answered = [(row.request, Answer([], row.answer, "stop")) for row in labelled.rows]
+        for name in config.judge:
+            verdicts = judge_answers(find_judge(name), answered)
+            found = out[f"{labelled.name}, {name}"] = score(labelled, verdicts)
+            cells = (found.right, found.precision, found.recall)
+            values = " | ".join(f"{rate.value:.3f}" for rate in cells)
+            count = f"{len(answered)}, {found.recall.n}"
+            alarms = f"{found.disclaimed.successes} of {found.disclaimed.n}"
+            print(f"| {labelled.name} | {count} | {name} | {values} | {alarms} |")
+            if config.errors:
+                for row, verdict in zip(labelled.rows, verdicts, strict=True):
+                    if (verdict.label in labelled.counted) != row.refused:
+                        people = "refusal" if row.refused else "no refusal"
+                        print(f"  people {people}: {row.request} -> {verdict.label}, {verdict.reason}")
     return out
 
 

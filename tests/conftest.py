@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ptst.evaluation.sentence_encoder import ENCODER_NAME
 from ptst.hub.wheel import model_folder
 from ptst.settings import EMBEDDED_MODEL
 
@@ -25,6 +26,7 @@ settings.load_profile("same cases")
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 EMBEDDED = model_folder(EMBEDDED_MODEL, ROOT / "checkpoints")
+REAL_ENCODER = model_folder(ENCODER_NAME, ROOT / "checkpoints")
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +34,22 @@ def _one_thread():
     """Small tensors: a second thread only adds noise and time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory):
+    """Tests, and the commands that they start, judge with a small random encoder: no download, no user's cache."""
+    from tests.tiny import write_home
+
+    model = EMBEDDED if (EMBEDDED / "model.safetensors").exists() else None
+    os.environ["PTST_HOME"] = str(write_home(tmp_path_factory.mktemp("home"), model))
+
+
+@pytest.fixture(scope="session")
+def real_encoder() -> Path:
+    if not (REAL_ENCODER / "model.safetensors").exists():
+        pytest.skip("needs the sentence encoder (python -m ptst.eval fetches it)")
+    return REAL_ENCODER
 
 
 @pytest.fixture(scope="session")

