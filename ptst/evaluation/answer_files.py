@@ -15,6 +15,7 @@ from ptst.data.files import kind_of
 from ptst.data.layouts import asked_text
 from ptst.data.readers import KINDS, read_rows
 from ptst.errors import Setting, UserError
+from ptst.evaluation.graders.prompt import Question
 from ptst.evaluation.stored_answers import VERDICTS, AnswerSet, StoredAnswer
 from ptst.generation.request import Answer
 from ptst.progress import say
@@ -23,8 +24,9 @@ from ptst.progress import say
 REQUESTS = ("request", "objective", "goal", "behavior", "prompt", "question", "instruction", "input")
 ANSWERS = ("answer", "response", "completion", "assistant_response", "generation", "output")
 LABELS = ("label", "human_label", "human_score", "final_label", "tone")
+REFERENCE = "reference"  # for judges that compare with one
 _MORE = ("id", "model", "task", "seed")
-NAMES = tuple(dict.fromkeys((*REQUESTS, *ANSWERS, *LABELS, *_MORE, *KNOWN)))
+NAMES = tuple(dict.fromkeys((*REQUESTS, *ANSWERS, *LABELS, REFERENCE, *_MORE, *KNOWN)))
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ def _answer(cells: Cells, columns: _Columns, name: str) -> StoredAnswer:
     request = asked_text(cells, columns.request)
     if not request.strip():
         raise UserError(f"{columns.request} is empty", "give it a request or delete the row", cells.place)
+    if reference := _plain(cells.get(REFERENCE)):
+        request = Question(request, reference)
     cut = _plain(cells.get("finish_reason")) == "length" or _plain(cells.get("cut")).lower() in ("true", "1")
     answer = Answer([], cells.text(columns.answer), "length" if cut else "stop")
     more: Mapping[str, str] = {key: _plain(cells.get(key)) for key in _MORE}

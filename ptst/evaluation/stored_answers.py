@@ -14,6 +14,7 @@ from typing import Any
 
 from ptst.errors import UserError
 from ptst.evaluation.answers import read_answers
+from ptst.evaluation.graders.prompt import Question
 from ptst.evaluation.verdicts import OLD_CLASSES, UNJUDGED, AnswerClass, Verdict
 from ptst.generation.request import Answer
 from ptst.reading import parse_json, read_text
@@ -42,7 +43,8 @@ class StoredAnswer:
     @cached_property
     def digest(self) -> str:
         """Of all that a judge sees."""
-        seen = json.dumps([self.request, self.answer.text, self.answer.truncated])
+        reference = [self.request.reference] if isinstance(self.request, Question) else []
+        seen = json.dumps([self.request, self.answer.text, self.answer.truncated, *reference])
         return hashlib.sha256(seen.encode()).hexdigest()[:32]
 
 

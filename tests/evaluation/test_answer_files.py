@@ -45,6 +45,13 @@ def test_columns_are_read_by_the_names_that_sets_give_them(tmp_path, name, text)
     assert labels in (["1"], ["true"])
 
 
+def test_a_reference_goes_to_judges_that_compare_with_one(tmp_path):
+    path = written(tmp_path, "a.csv", "question,answer,reference\n2 + 2?,4,4\n2 + 2?,4,5\n2 + 2?,4,\n")
+    found = read_answer_file(path, NO_RULES).answers
+    assert [getattr(a.request, "reference", None) for a in found] == ["4", "5", None]
+    assert len({a.digest for a in found}) == 3
+
+
 def test_other_names_are_told(tmp_path):
     path = written(tmp_path, "a.csv", "ask,reply,answer,mine\nr,a,no,x\n")
     rules = ColumnRules.of(["request=ask,answer=reply", "label=mine"], known_names=NAMES)
@@ -106,7 +113,7 @@ def test_one_id_may_have_an_answer_of_each_model_and_seed(tmp_path):
 
 
 def test_a_file_that_was_changed_is_noticed_by_its_ids_and_a_longer_one_is_judged_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "find_judges", lambda _: [one])
+    monkeypatch.setattr(judging, "find_judges", lambda *_: [one])
     one = OpeningJudge("No")
     rows = [{"id": str(i), "request": "r", "answer": f"No {i}"} for i in range(3)]
     config = JudgeConfig(folder=tmp_path / "a.csv")
@@ -156,7 +163,7 @@ def test_unknown_labels_are_listed_and_can_be_told():
 
 
 def test_a_judge_is_measured_by_peoples_labels_beside_keyword_lists(tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "find_judges", lambda _: [OpeningJudge("No")])
+    monkeypatch.setattr(judging, "find_judges", lambda *_: [OpeningJudge("No")])
     answers = [("No.", "1")] * 6 + [("I'm sorry.", "1")] * 2 + [("No problem!", "0")] * 3 + [("Yes.", "0")] * 9
     rows = [{"request": f"r{i}", "answer": a, "human_score": s} for i, (a, s) in enumerate(answers)]
     told = judge(JudgeConfig(report=write_csv(tmp_path / "a.csv", *rows)))
@@ -183,7 +190,7 @@ def test_unjudged_answers_count_apart_and_classes_have_a_kappa(tmp_path, monkeyp
             label = {"n": AnswerClass.REFUSAL, "o": AnswerClass.OFF_TOPIC, "?": None}[answer.text]
             return Verdict(label, "")
 
-    monkeypatch.setattr(judging, "find_judges", lambda _: [Some()])
+    monkeypatch.setattr(judging, "find_judges", lambda *_: [Some()])
     labelled = [("n", "refusal"), ("n", "refusal"), ("o", "off-topic"), ("o", "incoherent"), ("?", "compliance")]
     rows = [{"request": f"r{i}", "answer": a, "label": s} for i, (a, s) in enumerate(labelled)]
     told = judge(JudgeConfig(report=write_csv(tmp_path / "a.csv", *rows)))

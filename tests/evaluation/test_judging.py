@@ -26,7 +26,7 @@ def own_judges(monkeypatch):
 
     def use(*judges) -> JudgeConfig:
         by_name = {one.name: one for one in judges}
-        monkeypatch.setattr(judging, "find_judges", lambda names: [by_name[name] for name in names])
+        monkeypatch.setattr(judging, "find_judges", lambda names, *_: [by_name[name] for name in names])
         monkeypatch.setattr("ptst.evaluation.judge_config.judge_kind", by_name.__getitem__)
 
     return use

@@ -1,18 +1,6 @@
-"""Text of others inside a prompt, so that it cannot end its own quotation."""
+"""Text of others inside an API's message, which a server might read control tokens in."""
 
-import hashlib
 import re
-from itertools import count
-
-
-def quoted(text: str, name: str) -> str:
-    """The text between two marks that name it and hold a code. The code is drawn from the text and does not occur in
-    it, so nothing in the text can be taken for the closing mark; the same text always gets the same marks."""
-    data = text.encode(errors="surrogatepass")
-    codes = (hashlib.sha256(b"%d:%s" % (n, data)).hexdigest()[:8] for n in count())
-    code = next(code for code in codes if code not in text.casefold())
-    return f"=== {name} begins {code} ===\n{text}\n=== {name} ends {code} ==="
-
 
 # Names of control tokens: <|im_end|>, <|turn>, <\uff5cUser\uff5c>, </s>, <end_of_turn>, [/INST], <<SYS>>.
 _BAR = r"[|\uff5c]"
