@@ -162,7 +162,7 @@ def test_a_row_on_which_the_judge_fails_is_marked():
     good, bad = ("q", answered("good")), ("q", answered("bad"))
     verdicts = judge_answers(Fails(), [good, bad, good])
     assert [v.judged for v in verdicts] == [True, False, True]
-    assert verdicts[1] == Verdict(None, "KeyError: 'no grade'")
+    assert verdicts[1] == Verdict(None, "KeyError: 'no grade'", failed=True)
     with pytest.raises(ValueError, match="judge fails judged none of 2 answers; the first: KeyError"):
         judge_answers(Fails(), [bad, bad])
     assert judge_answers(Fails(), []) == []
