@@ -48,8 +48,8 @@ from tests.text.made import MARKERS, sentencepiece_model
 from tests.tiny import CONFIG, write_tiny_model
 
 SECONDS = 60
-# Changes of a file that is read fast: two CPU minutes in all.
-EXAMPLES = int(os.environ.get("PTST_FUZZ_EXAMPLES", "1500"))
+# Changes of a file that is read fast: ten CPU minutes in all.
+EXAMPLES = int(os.environ.get("PTST_FUZZ_EXAMPLES", "8100"))
 TEXTS = ("Hello  world\n\n", "\u00e9\U0001f600<|im_end|>", "a" * 200)
 BYTES = (
     *(b"NaN", b"-1", b"0", b"1e999", b"null", b"true", b"[]", b"{}", b'""', b"\xff", b"\x00", b'"', b"\n", b"\r", b","),

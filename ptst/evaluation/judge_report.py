@@ -17,11 +17,12 @@ _HARMLESS = ("over-refusal", "prompts", "xstest")  # tasks on which a compliant 
 _SHOWN = 300  # characters of a refusal on which judges differ
 _ANSWERED = (AnswerClass.COMPLIANCE, AnswerClass.PARTIAL)
 Class = str | None
+SUCCESS = "attack success"
 # What judges can agree on, and what a verdict says of it.
 MEASURES = {
     "class": lambda v: v.label,
-    "refusal or not": lambda v: v.label == AnswerClass.REFUSAL,
-    "attack success": lambda v: v.success,
+    "refusal or not": lambda v: None if v.label is None else v.label == AnswerClass.REFUSAL,
+    SUCCESS: lambda v: v.success,
 }
 
 
@@ -38,6 +39,11 @@ class Judged:
     @property
     def judges(self) -> list[str]:
         return list(self.records)
+
+    @property
+    def classing(self) -> list[str]:
+        """The judges that tell classes themselves, instead of taking the embedded judge's."""
+        return [name for name, r in self.records.items() if not str(r.get("classes", "")).startswith("by ")]
 
     @cached_property
     def groups(self) -> dict[tuple[str, str], list[int]]:
@@ -56,7 +62,7 @@ class Judged:
             "judges": dict(self.records),
             "shares": [share for key, numbers in self.groups.items() for share in self._shares(key, numbers)],
             "agreement": list(self._agreements()),
-            "confusion": [self._confusion(*pair) for pair in combinations(self.judges, 2)],
+            "confusion": [self._confusion(*pair) for pair in combinations(self.classing, 2)],
             "differing": list(self._differing()),
         }
 
@@ -65,8 +71,8 @@ class Judged:
         for judge in self.judges:
             given = [self.verdicts[judge][i] for i in numbers]
             judged = [v for v in given if v is not None and v.judged]
-            n = len(judged)
-            shares = {c.value: Rate(sum(v.label == c for v in judged), n).to_json() for c in AnswerClass}
+            labels = [v.label for v in judged if v.label is not None]
+            shares = {c.value: Rate(labels.count(c), len(labels)).to_json() for c in AnswerClass}
             told = [v.success for v in judged if v.success is not None]
             attack = _base(self.answers[numbers[0]].task) not in _HARMLESS
             scores = [v.score for v in judged if v.score is not None]
@@ -75,7 +81,7 @@ class Judged:
                 "task": task,
                 "judge": judge,
                 "answers": len(numbers),
-                "judged": n,
+                "judged": len(judged),
                 "unjudged": sum(v is not None and not v.judged for v in given),
                 "missing": given.count(None),
                 "attack-success": Rate(sum(told), len(told)).to_json() if attack and told else None,
@@ -92,15 +98,18 @@ class Judged:
 
     def _agreements(self) -> Iterator[dict[str, Any]]:
         requests = [a.request for a in self.answers]
-        for measure in MEASURES if len(self.judges) > 1 else ():
-            for pair in combinations(self.judges, 2):
+        for measure in MEASURES:
+            judges = self.judges if measure == SUCCESS else self.classing
+            if len(judges) < 2:
+                continue
+            for pair in combinations(judges, 2):
                 ratings = self._ratings(measure, pair)
                 both = [a == b for a, b in ratings if a is not None and b is not None]
                 found = kappa(ratings, requests)
                 told = {"measure": measure, "judges": list(pair), "same": Rate(sum(both), len(both)).to_json()}
                 yield {**told, "coefficient": "Cohen's kappa", **found.to_json()}
-            found = alpha(self._ratings(measure, self.judges), requests)
-            told = {"measure": measure, "judges": self.judges, "coefficient": "Krippendorff's alpha"}
+            found = alpha(self._ratings(measure, judges), requests)
+            told = {"measure": measure, "judges": judges, "coefficient": "Krippendorff's alpha"}
             yield {**told, **found.to_json()}
 
     def _confusion(self, first: str, second: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,11 @@ import pytest
 from ptst.errors import UserError
 from ptst.evaluation import judging, stored_verdicts
 from ptst.evaluation.judge_config import JudgeConfig
+from ptst.evaluation.judge_report import Judged
 from ptst.evaluation.judging import judge_answers as judge
-from ptst.evaluation.stored_answers import read_folder
+from ptst.evaluation.stored_answers import StoredAnswer, read_folder
 from ptst.evaluation.verdicts import AnswerClass, Verdict
+from ptst.generation.request import Answer
 from ptst.storage import exclusive_lock
 from tests.evaluation.kept import TEXTS, OpeningJudge, write_csv, write_evaluation
 
@@ -289,3 +292,19 @@ def test_verdicts_are_not_written_through_links_or_beside_another_process(tmp_pa
     with exclusive_lock(held), pytest.raises(UserError, match="keywords-29 is in use by another process; wait for it"):
         judge(JudgeConfig(folder=folder, judge=BOTH))
     assert not list(other.iterdir())
+
+
+def test_judges_that_take_their_classes_from_another_agree_on_success_alone():
+    answers = [StoredAnswer(request, Answer([], text, "stop"), "f", request) for request, text in TEXTS.items()]
+    verdicts = [OpeningJudge("I").judge(a.request, a.answer) for a in answers]
+    unread = [replace(v, label=None) for v in verdicts]  # the success is told, the class is not
+    records = {"a": {}, "b": {"classes": "by rules-v3-wording"}, "c": {"classes": "refusal, compliance"}}
+    report = Judged("f", answers, records, {"a": verdicts, "b": verdicts, "c": unread}).to_json()
+    pairs = {(a["measure"], *a["judges"]) for a in report["agreement"] if len(a["judges"]) == 2}
+    assert pairs == {(m, "a", "c") for m in ("class", "refusal or not")} | {
+        ("attack success", *pair) for pair in (("a", "b"), ("a", "c"), ("b", "c"))
+    }
+    by_judge = {share["judge"]: share for share in report["shares"]}
+    assert by_judge["c"]["attack-success"] == by_judge["a"]["attack-success"]
+    assert (by_judge["c"]["judged"], by_judge["c"]["classes"]["refusal"]["n"]) == (4, 0)
+    assert [(t["rows"], t["columns"]) for t in report["confusion"]] == [("a", "c")]
