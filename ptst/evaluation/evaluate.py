@@ -257,7 +257,7 @@ def _record(p: Plan) -> EvalRecord:
 def table(results: Results, title: str, judge: str) -> Table:
     """One column per model, every rate with its count and interval. Where a task ran on another set than its own, its
     rows name the set."""
-    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; classes by judge {judge}")
+    out = Table(title=title, caption=f"rate, 95 % Wilson interval in %, count; judge {judge}")
     out.add_column("")
     for model in results:
         out.add_column(model, justify="right")
