@@ -21,13 +21,13 @@ KNOWN = (
 )
 _SUFFIXES = (
     *("id", "ids", "idx", "index", "uuid", "hash", "md5", "sha256", "url", "source", "dataset", "subset", "split"),
-    *("category", "categories", "subcategory", "tag", "tags", "type", "topic", "subject", "domain", "name"),
+    *("category", "categories", "subcategory", "tag", "tags", "type", "topic", "subtopic", "subject", "domain", "name"),
     *("lang", "language", "locale", "license", "author", "annotator", "worker", "model", "generator", "provider"),
     *("date", "time", "timestamp", "created", "updated", "version", "score", "rating", "difficulty", "level"),
     *("qid", "qtype", "count", "length", "len", "tokens", "size"),
 )
 _BOOKKEEPING = re.compile(
-    rf"(?!(file|image|tool|function)s?_?name)(\w+[_-])?({'|'.join(_SUFFIXES)})"
+    rf"(?!(file|image|tool|function)s?[ _]?name)(\w+[ _-])?({'|'.join(_SUFFIXES)})"
     r"|(num|n|nr|no)_\w+|created_at|updated_at|behaviorid|prompt_style|(semantic|functional)category|__index_level_\d+__"
 )
 _ROW_NUMBERS = re.compile(r"unnamed: \d+|")  # the index that pandas writes as a column
@@ -173,12 +173,14 @@ def refuse(names: list[str], what: str, place: str) -> None:
     listed, several = ", ".join(map(repr, names)), len(names) > 1
     it = "them" if several else "it"
     cause = f"the {what}{'s' * several} {listed} may belong to the prompt or the loss, and no rule reads {it}"
+    written = f"write {it} into the text of the {'question' if what == 'column' else 'message'}"
     remedy: tuple[str, ...] = (f"leave {it} out with ", Setting("ignore_columns"))
-    if {"context", "input", "history"}.issuperset(names):
-        remedy = (*remedy, ", or write it into the text of the question")
-    elif not {"", *KNOWN}.issuperset(names):
-        passage = next((f", as in context={name}" for name in names if name in _PASSAGES), "")
-        remedy = (*remedy, f", or name {it} with ", Setting("columns"), passage)
+    if {"", *KNOWN}.issuperset(names):
+        remedy = (*remedy, f", or {written}")
+    elif passage := next((name for name in names if name in _PASSAGES), None):
+        remedy = (*remedy, f", {written}, or name it with ", Setting("columns"), f", as in context={passage}")
+    else:
+        remedy = (*remedy, f", {written}, or name {it} with ", Setting("columns"), " if a rule has another name for it")
     raise UserError(cause, remedy, place)
 
 

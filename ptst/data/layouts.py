@@ -7,7 +7,7 @@
     instruction                 output | response; `input` (Alpaca) or `context` (Dolly) after it; `history`: pairs
     prompt                      response | completion, each a text or (TRL) a list of messages
     input                       output, or ChatDoctor's answer_icliniq
-    query                       response (MetaMath)
+    query                       response (MetaMath); `history` (ms-swift)
     vanilla                     completion; asked as `adversarial` where that is filled (WildJailbreak)
     prompt | question | ...     chosen (and rejected), if asked for
 
@@ -171,9 +171,10 @@ def _layout(cells: Cells) -> tuple[str, str, str]:
             raise UserError(cause, "write each conversation as one row with its messages in a list", cells.place)
         if empty := next((name for name in LISTS if name in cells.present), None):
             raise UserError(f"{empty} is empty", "leave the row out", cells.place)
-        needed = "it needs question and answer, instruction and output, prompt and response, or messages; "
-        names = (needed, Setting("columns"), " names other columns, as in question=ask,answer=reply")
-        raise UserError(f"the row has {cells.listed()}", names, cells.place)
+        needed = "it needs question and answer, instruction and output, prompt and response, or messages; name two"
+        named = (" columns of text with ", Setting("columns"), ", as in question=ask,answer=reply")
+        written = ", or, where more belongs to them (choices, several turns in one text), write the rows so"
+        raise UserError(f"the row has {cells.listed()}", (needed, *named, written), cells.place)
     return (systems[0] if systems else "", *found[0])
 
 
@@ -203,7 +204,7 @@ def _asked(cells: Cells, ask: str) -> list[Message]:
     if ask in LISTS or (isinstance(cells.get(ask), list) and ask == "prompt"):
         return untrained(read_messages(cells, ask))
     user = Message("user", asked_text(cells, ask))
-    return [*_history(cells), user] if ask == "instruction" and "history" in cells.filled else [user]
+    return [*_history(cells), user] if ask in ("instruction", "query") and "history" in cells.filled else [user]
 
 
 def asked_text(cells: Cells, ask: str) -> str:

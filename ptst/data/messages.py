@@ -20,7 +20,7 @@ LISTS = ("messages", "conversations", "conversation", "items", "data")
 TRANSCRIPTS = ("text", "transcript")
 # By the names of others. What OpenAI calls developer is what was system before.
 _ROLES = dict(zip(ROLES, ROLES, strict=True)) | {"developer": "system", "human": "user", "prompter": "user"}
-_ROLES |= dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "bot", "model"), "assistant")
+_ROLES |= dict.fromkeys(("gpt", "chatgpt", "bard", "bing", "bot", "ai", "model"), "assistant")
 _TOOLS = frozenset(
     (
         *("tool", "function", "ipython", "environment", "observation", "function_call", "tool_call"),

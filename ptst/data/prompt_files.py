@@ -13,6 +13,7 @@ from ptst.data.columns import Cells, ColumnRules
 from ptst.data.files import Row, kind_of, numbered_lines, stem_of
 from ptst.data.json_rows import Number, read_json, read_jsonl
 from ptst.data.layouts import asked_text
+from ptst.data.messages import open_transcript
 from ptst.data.tables import names, read_table
 from ptst.data.typed import read_parquet
 from ptst.errors import Setting, UserError
@@ -48,8 +49,8 @@ PROMPT_COLUMNS = (
 )
 # What prompt sets have besides: answers, and what people or judges said of them.
 _NOT_ASKED = re.compile(
-    r"goal|behavior|targets?|answer|output|reference|focus|note|agreement|tags|jailbroken|annotation_\d|is_\w*safe"
-    r"|(\w+_)?(response|completion|label)(_\d)?"
+    r"goal|behavior|targets?|answer|output|reference|focus|note|tags|jailbroken\w*|annotation_\d|is_\w*safe"
+    r"|number_of_queries|queries_to_jailbreak|(\w+_)?(response|completion|label|agreement)(_\d)?"
 )
 
 
@@ -105,6 +106,9 @@ def to_prompts(
             prompt = prompt[0]
         if not isinstance(prompt, str) or isinstance(prompt, Number) or not prompt.strip():
             raise UserError(f"{column!r} is missing, empty or not text", "give it a prompt or delete the row", place)
+        if open_transcript(prompt):
+            cause = f"{column!r} is a transcript (Human:, Assistant:), and prompts are asked as they are written"
+            raise UserError(cause, "give the question alone", place)
         asked = prompt if column == "turns" else asked_text(cells, column)
         if lone := re.search(r"[\ud800-\udfff]", asked):
             cause = f"the prompt holds a lone surrogate, U+{ord(lone[0]):04X}, at character {lone.start()}"
@@ -115,7 +119,8 @@ def to_prompts(
         if column == "vanilla" and asked != prompt:
             goal = prompt
         family = _label(cells, "family")
-        cells.check_rest(partial(tuple, [asked]), filter(_NOT_ASKED.fullmatch, cells.filled))
+        flags = (name.strip().lower() for name, value in row.items() if isinstance(value, bool))  # no words to ask
+        cells.check_rest(partial(tuple, [asked]), [*filter(_NOT_ASKED.fullmatch, cells.filled), *flags])
         prompts.append(SafetyPrompt(name, asked, category, family, goal))
     return prompts
 

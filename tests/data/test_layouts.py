@@ -126,7 +126,7 @@ def test_preference_pairs_only_if_asked():
         ({**QA, "hint": "h", "options": ["x"]}, "the columns 'hint', 'options' may .* no rule reads them"),
         ({"prompt": "p", "response": "r", "context": "c"}, "ignore_columns, or write it into the text of the question"),
         ({**QA, "passage": "p"}, "or name it with columns, as in context=passage"),
-        ({**QA, "reward": 1}, "or name it with columns$"),
+        ({**QA, "reward": 1}, "question, or name it with columns if a rule has another name for it$"),
         ({"messages": [USER, {**BOT, "tool_calls": [{"id": 1}]}]}, "d:1, message 2: the message has tool_calls; no"),
         ({"messages": [USER, {"role": "assistant", "function_call": {"name": "f"}}]}, "the message has function_call"),
         ({"messages": []}, "messages is empty; leave the row out"),
@@ -177,7 +177,7 @@ def test_ignored_columns_are_counted(tmp_path):
 
 def test_columns_can_be_named():
     row = {"prompt": "p", "reply": "r", "ctx": "c"}
-    with pytest.raises(UserError, match=r"it needs .* columns names other columns"):
+    with pytest.raises(UserError, match=r"it needs .* name two columns of text with columns"):
         read(row)
     assert read(row, columns=("question=prompt,answer=reply", "context=CTX")) == "u:c\n\np | a:r"
     messages = [{"speaker": "user", "text": "u"}, {"speaker": "assistant", "text": "a"}]

@@ -66,6 +66,8 @@ def read(row: dict, **rules) -> str:
          "u:h | a-g | u:i | a:j"),
         # Others.
         ({"id": "n.1", "system_prompt": "s", "question": "q", "response": "r"}, "s:s | u:q | a:r (id)"),  # OpenOrca
+        ({"query": "q", "response": "r", "history": [["a", "b"]]}, "u:a | a:b | u:q | a:r"),  # ms-swift
+        ({"conversations": [HUMAN, {"from": "ai", "value": "c"}]}, "u:h | a:c"),
         ({"type": "t", "query": "q", "original_question": "p", "response": "r"},
          "u:q | a:r (type original_question)"),  # MetaMath
         ({"vanilla": "v", "adversarial": "w", "completion": "c", "data_type": "t"}, "u:w | a:c (data_type)"),
@@ -125,10 +127,12 @@ def test_preference_sets_open(row, expected):
         ({"message_id": "1", "parent_id": None, "text": "t", "role": "prompter"}, "belongs to a tree of messages; wr"),
         ({"message_tree_id": "1", "prompt": {"text": "t", "replies": []}}, "belongs to a tree of messages; write each"),
         ({"prompt": "p", "response": "r", "category": {"x": True}, "is_safe": False}, "columns 'category', 'is_safe'"),
-        ({"prompt": "p", "response_0": "r", "response_1": "s", "better_response_id": 0}, "columns names other"),
+        ({"prompt": "p", "response_0": "r", "response_1": "s", "better_response_id": 0}, "name two columns of text"),
         ({"prompt": "p", "response": "r", "helpfulness": 4, "verbosity": 2}, "'helpfulness', 'verbosity' may .*leave"),
         ({"prompt": "p", "completion": "c", "label": True}, "the column 'label' may belong"),
-        ({"question": "q", "opa": "1", "opb": "2", "cop": 1}, "columns names other columns, as in question=ask"),
+        ({"question": "q", "opa": "1", "opb": "2", "cop": 1}, r"as in question=ask,answer=reply, or, where more belongs"
+         r" to them \(choices, several turns in one text\), write the rows so$"),  # MedMCQA
+        ({"question": "q", "answer": "a", "options": ["a"]}, "with ignore_columns, write it into the text of the que"),
         ({"question": "q", "answerKey": "A"}, "the row has answerKey, question; a question of ARC has"),
     ],
 )  # fmt: skip
@@ -179,6 +183,13 @@ def test_the_rendered_text_is_told_by_its_first_wrong_row(tmp_path):
         ({"prompt": "p", "response_0": "r", "is_response_0_safe": True, "safer_response_id": 0},
          ("s-1", "p", "", "", "")),  # PKU-SafeRLHF
         ({"qid": 1, "question": "q", "source": "s", "1-category": "a"}, ("s-1", "q", "", "", "")),  # SALAD-Bench
+        ({"prompt": "p", "adversarial": False, "response": "r", "prompt_harm_label": "l", "subcategory": "s",
+          "response_harm_agreement": 0.5}, ("s-1", "p", "", "", "")),  # WildGuardMix
+        ({"Main Category": "c", "Subcategory": "d", "Question": "q"}, ("s-1", "q", "", "", "")),  # CatQA
+        ({"id": 1, "topic": "t", "subtopic": "s", "question": "q"}, ("1", "q", "", "", "")),  # HarmfulQA
+        ({"index": 0, "goal": "g", "behavior": "b", "prompt": "p", "response": "r", "number_of_queries": 1,
+          "queries_to_jailbreak": 1, "prompt_tokens": 9, "jailbroken": True, "jailbroken_llama_guard1": False},
+         ("s-1", "p", "", "", "g")),  # JailbreakBench's attacks
     ],
 )  # fmt: skip
 def test_prompt_sets_open(row, expected):
@@ -192,6 +203,9 @@ def test_prompt_sets_open(row, expected):
         ({"question_id": 1, "turns": ["t", "u"]}, "'turns' is missing, empty or not text"),
         ({"user_input": "u", "toxicity": 0}, "here are user_input, toxicity; name it with columns, as in prompt="),
         ({"prompt": [USER]}, "'prompt' is missing, empty or not text"),
+        ({"prompt": "p", "adversarial": "w"}, "the column 'adversarial' may belong"),
+        ({"prompt": "p", "Image Name": "i.png"}, "the column 'image name' may belong"),
+        ({"prompt": "\n\nHuman: h\n\nAssistant:"}, "'prompt' is a transcript .* give the question alone"),
         ({"question": "q", "risk_area": "r"}, "the column 'risk_area' may belong"),
     ],
 )  # fmt: skip
