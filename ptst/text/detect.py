@@ -54,6 +54,11 @@ def find_format(
     if fingerprint and fingerprint != template.fingerprint:
         cause = f"the chat template is not the one that the chat format {chosen} was derived from"
         raise UserError(cause, "put that back, or train again", folder)
+    if tokenizer.bos and "bos_token" in template.text and not tokenizer.has_control(tokenizer.bos):
+        cause = (
+            f"the chat template writes bos_token, which is named {tokenizer.bos!r}, and the tokenizer has no such token"
+        )
+        raise UserError(cause, "name the right one as bos_token in tokenizer_config.json", folder)
     if name in CHAT_FORMATS:
         template = replace(template, switches=CHAT_FORMATS[name].switches)
     try:

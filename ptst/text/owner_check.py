@@ -165,6 +165,8 @@ def fit(
     reader = Reader(tokenizer)
     if probes.get(Shape(False, 1)) is None and probes.get(Shape(True, 1)) is None:
         return Fit((), probes.error(Shape(False, 1)))
+    if probes.rewrites:
+        return Fit((), "the chat template rewrites the texts of messages")
     for shape in shapes:
         spelled, (system, turns) = probes.found[shape], _split(shape.messages)
         if isinstance(spelled, TemplateFailed):

@@ -51,6 +51,24 @@ def test_the_spelling_decides(tmp_path, template, names, wanted, differences):
         assert got.how.startswith("derived from the folder's chat template")
 
 
+@pytest.mark.parametrize("rule", ["upper", "replace('\\n', ' ')"])
+def test_a_template_that_rewrites_texts_is_no_known_format(tmp_path, rule):
+    rewritten = folders.CHATML.replace("m.content", f"(m.content | {rule})")
+    folders.write_folder(tmp_path, rewritten, folders.CONTROL["chatml"])
+    for chosen in (None, "chatml"):
+        with pytest.raises(UserError, match="the chat template rewrites the texts of messages"):
+            found(tmp_path, chosen)
+    assert found(tmp_path, "chatml", allow_chat_template=True).chat_format.name == "chatml"
+
+
+def test_a_bos_token_that_the_tokenizer_lacks(tmp_path):
+    folders.write_folder(tmp_path, "{{ bos_token }}" + folders.CHATML, folders.CONTROL["chatml"], bos_token="<BOS>")
+    with pytest.raises(UserError, match="which is named '<BOS>', and the tokenizer has no such token; name the right"):
+        found(tmp_path)
+    folders.write_folder(tmp_path, folders.CHATML, folders.CONTROL["chatml"], bos_token="<BOS>")
+    assert found(tmp_path).chat_format.name == "chatml"
+
+
 def test_without_a_chat_template_the_vocabulary_decides_and_that_is_said(tmp_path):
     folders.write_folder(tmp_path, None, folders.CONTROL["llama3"])
     got = found(tmp_path)
