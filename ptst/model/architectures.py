@@ -78,6 +78,7 @@ WITHOUT_EFFECT = frozenset(
         *("bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "initializer_range", "attention_dropout"),
         *("pretraining_tp", "_name_or_path", "name_or_path", "max_length", "is_llama_config", "problem_type"),
         *("transformers.js_config", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version"),
+        "model_name",  # of unsloth
         *("output_attentions", "output_hidden_states", "chunk_size_feed_forward", "id2label", "label2id"),
         *("gradient_checkpointing", "num_labels", "use_return_dict", "torchscript", "use_bfloat16", "_commit_hash"),
         *("attn_implementation", "_attn_implementation", "_attn_implementation_internal", "_flash_attn_2_enabled"),
