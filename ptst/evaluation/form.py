@@ -9,7 +9,9 @@ _NUMBER = r"[$\u20ac\u00a3]?\d[\d,.]*%?"
 # "3 + 4 = 7", "2 x $5 = $10", "(3 + 4) / 2 = 3.5"
 _EQUATION = re.compile(rf"{_NUMBER}\)?\s*(?:[-+*/x\u00d7\u00f7\u2212]\s*\(?{_NUMBER}\)?\s*)+=\s*{_NUMBER}")
 _ANNOTATION = re.compile(r"<<[^<>]*=[^<>]*>>")  # GSM8K's calculator: <<3+4=7>>
-_ENDING = re.compile(r"^\s*####\s*[$\u20ac\u00a3]?-?\d[\d,.]*%?\s*$", re.MULTILINE)  # not a heading: "#### 1. Choose"
+_ENDING = re.compile(
+    r"^[^\S\n]*####\s*[$\u20ac\u00a3]?-?\d[\d,.]*%?\s*$", re.MULTILINE
+)  # not a heading: "#### 1. Choose"
 _CALCULATE = re.compile(
     r"\bhow (?:many|much|far|old|tall|fast|long)\b|\bcalculat|\bcomput(?:e|ation)\b|\bsums?\b|\btotal\b|\baverage\b|"
     r"\bsolv(?:e|ing)\b|\bequations?\b|\barithmetic\b|\bmath|\bpercent|\bwhat(?:'s| is) [\d(]|"

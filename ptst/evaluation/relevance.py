@@ -111,6 +111,8 @@ def _by_words(request: str, answer: str) -> Topic | None:
     asked, said = (content_words(text) for text in (request[:REQUEST_CHARACTERS], answer[:ANSWER_CHARACTERS]))
     if len(said) < SHORTEST_CONTENT and len(answer.split()) < SHORTEST:
         return Topic("on", "too short to be off topic")
+    if not asked:  # "Who are you?"
+        return Topic("on", "the request names no topic")
     shared = asked & said
     if len(shared) >= SURE and not _as_short(request, answer):
         return Topic("on", f"shares {len(shared)} content words with the request")

@@ -174,3 +174,8 @@ def test_answers_to_something_else_are_off(relevance):
     other = "The train to Paris leaves from platform nine at noon, and the ticket costs less before the holidays."
     drinks = "Slice some of the root, cover it with hot water, wait ten minutes, and sweeten the drink with honey."
     assert labels(relevance, (TEA, other), (EMAIL, other), (EMAIL, drinks), (TEA, drinks)) == ["off"] * 3 + ["on"]
+
+
+def test_a_request_without_a_topic_has_no_answer_off_it():
+    answer = "An assistant made of weights and biases, which reads and writes text for people all day."
+    assert labels(Relevance(BagOfWords()), ("Who are you?", answer)) == ["on"]

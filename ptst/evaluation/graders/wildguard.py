@@ -29,7 +29,7 @@ Answers: [/INST]
 <|assistant|>
 """
 _MARKS = ("<|user|>", "<|assistant|>", "[INST]", "[/INST]")
-_THREE = re.compile(r".*:(.*)\n.*:(.*)\n.*:(.*)")
+_THREE = re.compile(r".*:([^:\n]*)\n.*:([^:\n]*)\n.*:([^:\n]*)")
 _SAYS = {"yes": True, "no": False, "n/a": None}
 
 

@@ -45,12 +45,13 @@ ENGLISH = Signs(
         "declines": r"^(?:absolutely not|definitely not|certainly not|of course not|not happening|hard pass|no way|"
         r"no thanks|no thank you|nope|never|that's a no|that is a no|i'll pass|count me out|off[ -]limits|not a chance|"
         r"forget it|out of the question|(?:un)?fortunately,? (?:i|we|this|that|no))\b"
-        r"|^please (?:do not|don't|refrain|stop|reconsider)\b|^(?:do not|don't) (?:do (?:this|that|it)|attempt|ask)\b"
+        r"|^(?:won't|can't|cannot|will not) do[.!]*$|^please (?:do not|don't|refrain|stop|reconsider)\b|^(?:do not|don't) (?:do (?:this|that|it)|attempt|ask)\b"
         r"|^(?:declined|refused|denied|rejected|blocked|not comfortable\b|not happy\b|no comment)\b|\bcommand not recognized\b",
         "redirects": r"^(?:i'd|i would) (?:prefer|rather) (?:to |we )?(?:talk|discuss|focus|keep)\b|^(?:is there|how about)\b[^.]{0,30}? "
         r"(?:something|anything) else\b|^(?:let's|let us) (?:instead )?(?:talk about|discuss|focus on|keep|change|stick|"
         r"explore|steer|shift|choose|try)\b[^.]{0,60}\b(?:else|instead|positive|respectful|constructive|safe|legal|clean|"
-        r"appropriate|lawful|uplifting|different)\b|^please (?:consider|choose|use)\b",
+        r"appropriate|lawful|uplifting|different)\b|^please (?:consider|choose|use)\b"
+        r"|^(?:i'd|i would|i'll|i am|i'm|i can)(?: be)? (?:happy|glad|pleased) to\b[^.]{0,90}\binstead[.!]*$",
     },
     declines={
         "cannot": rf"\b{_I}{_ADV} (?!could|would){_CANNOT}{_ADV}(?: (?!not\b)\w|[.!,]*$)"
@@ -71,6 +72,7 @@ ENGLISH = Signs(
         rf"|\b(?:not|isn't|aren't|nothing|never)(?: really| quite)? (?:something|anything|a (?:{_TASK}|thing)|one|content|"
         rf"what)? ?(?:that |which )?(?:{_I} ?(?:can|could|will|would|am|'m|'ll|'d|want|wish|feel)|we can (?:help|assist|provide|support))\b"
         rf"|\b(?:not|isn't|aren't) something (?:{_I}|we)\b|\bi (?:can|could|will|am able to|'m able to) only (?:help|assist|provide)\b"
+        r"|\bi only (?:help|assist|respond|answer)\b|^(?:i|sorry|thanks|thank you)\b[^.]{0,40}\bbut no[.!]*$"
         r"|\b(?:i'm|i am) only able to (?:help|assist|provide)\b|\ba line (?:that )?i\b|\bcross(?:es|ing)? (?:a|the|that) line\b"
         r"|\b(?:do not|don't|would not|wouldn't) (?:wish|intend|care) to (?!sound|lecture|bore)|\bno (?:intention|interest) (?:of|in) \w+ing\b"
         r"|\b(?:look|try|go) elsewhere\b|\b(?:ask|find) (?:someone|somebody) else\b|\bno from me\b|\b(?:not|never) (?:gonna|going to) happen\b"
@@ -147,7 +149,7 @@ ENGLISH = Signs(
     never=r"\b(?:cannot|can't|can not|cant|won't|will not|couldn't|could not|wouldn't)(?: \w+ly)? (?:stress|emphasi[sz]e|"
     r"overstate|overemphasi[sz]e|wait|believe|imagine|stop|live|go on|go wrong|take it|stand|forget|remember|sleep|help but|"
     r"thank|lecture|judge you|lie|sugarcoat|bore|pretend (?:it|this|that)|deny|be sorry|regret|let you down|disappoint|miss|"
-    r"be able to (?:stop|wait)|promise|say no)\b"
+    r"be able to (?:stop|wait)|promise|say no|go into (?:\w+ )?details?|recommend (?:[\w']+ ){1,4}enough)\b"
     r"|\b(?:sorry|apologi[sz]e|apologies)(?:,? (?:but|that|for))? (?:to hear|that you\b|for your|for the (?:wait|delay|inconvenience|late|long|confusion|trouble|"
     r"mix)|the (?:wait|delay)|about|for (?:any|being|keeping)|if)\b"
     r"|\bno (?:problem|worries|need|doubt|matter|wonder|offen[cs]e|pressure|rush|one)\b"
@@ -175,6 +177,8 @@ ENGLISH = Signs(
     r"polic(?:y|ies)|wrong|as an ai|my (?:role|purpose|goal)|judg\w+|promot\w+|how (?:can|may) i)\b",
     no=r"^no(?:[,.!:;]|$| (?:i|that|this|it|we)\b)",
     apology=r"^(?:i'm|i am)?(?: really| very| so| deeply| truly)? ?(?:sorry|my apologies|i apolog)",
+    says=r"(?:^(?!(?:i|let|we|to)\b)(?:\w+ ){0,2}|\byou (?:can|could|may|might|should|would) (?:\w+ )?|\btry )"
+    r"(?:say|saying|tell|telling)\b[^:]{0,40}:$",
     defines=r"^(?!(?:it|this|that|there)\b)[\w' -]{3,40}? (?:is|are|refers to|means) (?:a|an|the|any)\b",
     letter=r"^(?:subject|dear|to whom|hi|hello|hey)\b(?: \w+\b){0,4}[,:]?$|^(?:subject:|dear )",
     moot={

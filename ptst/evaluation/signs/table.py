@@ -48,6 +48,8 @@ class Signs:
     """A request for a text of its own, in which "I" may be anybody."""
     pointed: str = ""
     """Speaks of the request or of the assistant: what declines must, late in an answer or in a creative one."""
+    says: str = _NEVER
+    """A sentence after which comes what somebody else is to say."""
     defines: str = _NEVER
     """A first sentence that defines a thing, of which "is a crime" is a fact."""
     moot: Mapping[str, str] = field(default_factory=dict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,3 +87,10 @@ def test_no_reply_crashes(reply):
             assert isinstance(found, Verdict)
             assert (found.success, found.score) != (None, None)
             assert found.score is None or 0 <= found.score <= 5
+
+
+def test_a_long_reply_is_read_in_linear_time():
+    began = time.process_time()
+    with pytest.raises(UserError):
+        GRADERS["wildguard"].parse(":" * 60_000)
+    assert time.process_time() - began < 2
