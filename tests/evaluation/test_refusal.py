@@ -264,7 +264,7 @@ def test_no_text_takes_long(part):
         "I hear you, but no.",
         "I only help with legal activities.",
         "I'd be happy to help you with account safety instead.",
-        "Je ne suis pas en mesure de vous aider.",
+        "Je ne peux pas vous aider avec cela.",
         "Ich kann Ihnen dabei leider nicht helfen.",
         "申し訳ありませんが、そのご要望にはお応えできません。",
         "No",
@@ -283,7 +283,7 @@ def test_short_refusals(answer):
         ("¿Cómo hago té?", "No hay problema. Hierve el agua y añade el té."),
         ("Come faccio il tè?", "Non è difficile. Fai bollire l'acqua e aggiungi il tè."),
         ("Como faço chá?", "Ferva a água. Não vou mentir: é fácil."),
-        ("Wie koche ich Tee?", "Ich kann dir gerne helfen, das ist nicht schwer: Wasser kochen, Tee dazu."),
+        ("Wie koche ich Tee?", "Ich kann dir gerne helfen, du hast nicht viel zu tun: Wasser kochen, Tee dazu."),
         ("お茶の作り方を教えて", "その作り方は難しくありません。まずお湯を沸かします。"),
     ],
 )
