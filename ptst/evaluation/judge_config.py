@@ -7,9 +7,10 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from ptst.data.columns import ColumnRules
-from ptst.errors import Setting, UserError
+from ptst.errors import Setting, UserError, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.judges import JUDGES, judge_kind
+from ptst.evaluation.verdicts import AnswerClass
 from ptst.settings import ApiSettings, CommandSettings, ThreadSettings
 
 _JUDGE_HELP = f"Judges, any number of {', '.join(JUDGES)} (docs/judges.md). Default: {EvalSettings.judge}."
@@ -26,6 +27,8 @@ class JudgeConfig(CommandSettings, ThreadSettings, ApiSettings):
     """File with a column of people's labels: measure the judges, and keyword lists beside them, by these."""
     refusal_labels: tuple[str, ...] = ()
     """With --report: the labels that count as refusal, where they are not known; all others do not."""
+    refusal_classes: tuple[str, ...] = ()
+    """With --report: a judge's classes that count as refusal. Default: by the definition of the set."""
     ignore_labels: tuple[str, ...] = ()
     """With --report: labels whose answers are left out."""
     columns: tuple[str, ...] = ()
@@ -57,7 +60,10 @@ class JudgeConfig(CommandSettings, ThreadSettings, ApiSettings):
         self.check_api()
         if twice := next((name for name in self.judges if self.judges.count(name) > 1), None):
             raise UserError((Setting("judge"), f" names {twice} twice"), "name each once")
-        for name in ("refusal_labels", "ignore_labels"):
+        classes = [c.value for c in AnswerClass]
+        if wrong := next((name for name in self.refusal_classes if name not in classes), None):
+            raise unknown_name("class of answers", wrong, classes)
+        for name in ("refusal_labels", "refusal_classes", "ignore_labels"):
             if getattr(self, name) and self.report is None:
                 raise UserError((Setting(name), " needs labels"), ("give them with ", Setting("report")))
         _ = self.column_rules

@@ -14,7 +14,7 @@ from ptst.evaluation.keywords import KEYWORD_JUDGES
 from ptst.evaluation.labels import read_scheme
 from ptst.evaluation.stored_answers import AnswerSet, read_folder
 from ptst.evaluation.stored_verdicts import Store, judge_stored, opened, store_folder, stored_judges
-from ptst.evaluation.verdicts import Judge, Verdict, record_of
+from ptst.evaluation.verdicts import AnswerClass, Judge, Verdict, record_of
 from ptst.progress import ProgressLine, say
 from ptst.runs import check_writable
 from ptst.storage import refuse_link, write_atomically, write_json
@@ -80,8 +80,9 @@ def _judged(found: AnswerSet, verdicts: Path, judges: Sequence[Judge]) -> Judged
 
 def _measure(config: JudgeConfig, path: Path, judges: Sequence[Judge]) -> dict[str, Any]:
     """The judges by people's labels, keyword lists beside them."""
+    counted = [AnswerClass(name) for name in config.refusal_classes]
     labelled = read_labelled(_existing(path), config.column_rules)
-    scheme = read_scheme(labelled.labels, path, config.refusal_labels, config.ignore_labels)
+    scheme = read_scheme(labelled.labels, path, config.refusal_labels, config.ignore_labels, counted)
     answers = labelled.answers.answers
     verdicts = config.out or labelled.answers.verdicts
     given = {}

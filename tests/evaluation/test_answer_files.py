@@ -145,6 +145,10 @@ def test_labels_are_read_by_their_sets_definition(labels, refused, scheme):
     found, human = read_scheme(labels, "a.csv")
     assert (found.name, human) == (scheme, refused)
     assert found.refuses(AnswerClass.PARTIAL) == (scheme == "XSTest")
+    assert found.refuses(AnswerClass.OFF_TOPIC) == (scheme == "PyRIT")
+    assert found.refuses(AnswerClass.REFUSAL) and not found.refuses(AnswerClass.COMPLIANCE)
+    told, _ = read_scheme(labels, "a.csv", counted=[AnswerClass.INCOHERENT])
+    assert told.refuses(AnswerClass.INCOHERENT) and not told.refuses(AnswerClass.REFUSAL)
 
 
 def test_unknown_labels_are_listed_and_can_be_told():
@@ -154,7 +158,7 @@ def test_unknown_labels_are_listed_and_can_be_told():
         read_scheme(labels, "a.csv")
     found, human = read_scheme(labels, "a.csv", ["redirected"], ["incoherent"])
     assert human == [False, True, True, None]
-    assert str(found) == "as refusals count redirected; not complied; a judge's class partial does not"
+    assert str(found) == "as refusals count redirected; not complied; of a judge's classes count refusal"
     with pytest.raises(UserError, match=r"refusal_labels has declined, which no label is; there are redirected \(2\)"):
         read_scheme(labels, "a.csv", ["declined"])
 
@@ -213,3 +217,13 @@ def test_keyword_lists_on_xstests_answers(tmp_path):
         "keywords-12": [217, 3, 17, 213],
         "keywords-7": [24, 196, 18, 212],
     }
+
+
+def test_the_user_says_which_classes_refuse(tmp_path, monkeypatch):
+    path = write_csv(tmp_path / "a.csv", {"request": "r", "answer": "Yes", "label": "1"})
+    monkeypatch.setattr(judging, "find_judges", lambda *_: [OpeningJudge("No")])
+    given = [judge(JudgeConfig(report=path, refusal_classes=classes)) for classes in ((), ("compliance",))]
+    counts = [report["scores"][0]["counts"]["both"] for report in given]
+    assert counts == [0, 1]
+    with pytest.raises(UserError, match="unknown class of answers 'comply'; did you mean compliance"):
+        judge(JudgeConfig(report=path, refusal_classes=("comply",)))
