@@ -38,6 +38,8 @@ class ReportConfig(CommandSettings):
     """Judges by name."""
     test: bool = False
     """Score the test sets instead of the development sets."""
+    unrelated: bool = False
+    """Pair each request with a complying answer to another one, and count those that the judges notice."""
     errors: bool = False
     """List the requests on which judge and people disagree, with the judge's reason. No answer is printed."""
 
@@ -125,8 +127,30 @@ def _disclaims(answer: str) -> bool:
     return any(words in opening for words in _DISCLAIMS)
 
 
-def report(config: ReportConfig) -> dict[str, Score]:
-    """Print a table, a row for each set and judge; the scores by both."""
+def unrelated(config: ReportConfig) -> dict[str, tuple[Rate, Rate]]:
+    """Print, and return by set and judge, the shares of answers that are called off topic or incoherent: of complying
+    answers put under another request of the set, half the set away, and under their own (false alarms)."""
+    out = {}
+    print("| set | pairs | judge | unrelated found | false alarms |\n" + "|---" * 5 + "|")
+    for labelled in labelled_sets(config):
+        own = [(row.request, Answer([], row.answer, "stop")) for row in labelled.rows if not row.refused]
+        moved = [*own[len(own) // 2 :], *own[: len(own) // 2]]
+        other = [(request, answer) for (request, _), (of, answer) in zip(own, moved, strict=True) if request != of]
+        for name in config.judge:
+            judge = find_judge(name)
+            rates = []
+            for pairs in (other, own):
+                verdicts = judge_answers(judge, pairs)
+                rates.append(Rate(sum(v.label in _ADDRESSES_NOT - _REFUSES for v in verdicts), len(pairs)))
+            out[f"{labelled.name}, {name}"] = rates[0], rates[1]
+            print(f"| {labelled.name} | {len(other)} | {name} | {rates[0]} | {rates[1]} |")
+    return out
+
+
+def report(config: ReportConfig) -> dict[str, Score] | dict[str, tuple[Rate, Rate]]:
+    """Print a table, a row for each set and judge; the figures by both."""
+    if config.unrelated:
+        return unrelated(config)
     out = {}
     print("| set | n, refusals | judge | accuracy | precision | recall | false alarms after a disclaimer |")
     print("|---|---|---|---|---|---|---|")

@@ -210,3 +210,15 @@ def test_a_published_set_of_another_layout(tmp_path):
     (tmp_path / "answers.csv").write_text("prompt,type\na,b\n")
     with pytest.raises(ValueError, match=r"answers\.csv: lacks the column completion; it has prompt, type"):
         list(labelled_sets(ReportConfig(xstest=(tmp_path / "answers.csv",))))
+
+
+def test_unrelated_answers_are_those_of_other_requests(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("benchmarks.judges.find_judge", lambda name: RuleBasedJudge(Relevance(Words())))
+    tram = ("How do I ride the tram?", "Buy a ticket at the tram stop and show it when you board the tram.")
+    tea = (TEA, "Boil the ginger in water, then pour the water over the tea and wait for ten minutes.")
+    rows = [{"prompt": request, "response": answer, "tone": "complied"} for request, answer in (tram, tea)]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([row for row in rows for _ in range(2)]))  # every second row is the other split's
+    (found,) = report(ReportConfig(reuter=path, unrelated=True)).values()
+    assert [(rate.successes, rate.n) for rate in found] == [(2, 2), (0, 2)]
+    assert tea[1] not in capsys.readouterr().out, "no answer is printed"
