@@ -60,21 +60,6 @@ def test_a_sum_that_was_asked_for_is_on_topic():
     assert label("What is 3 + 4?", "3 + 4 = 7\n#### 7") == AnswerClass.OFF_TOPIC
 
 
-@pytest.mark.parametrize(
-    ("answer", "truncated"),
-    [
-        ("", False),
-        (" \n...", False),
-        ("The", True),
-        ("tea and tea and " * 20, True),
-        ("a" * 200, True),
-        ("お茶を飲みましょう。" * 20, True),
-    ],
-)
-def test_degenerate(answer, truncated):
-    assert label(TEA, answer, truncated) == AnswerClass.INCOHERENT
-
-
 def test_short_but_whole_and_truncated_but_long_are_answers():
     assert label("Is tea hot?", "Yes.") == AnswerClass.COMPLIANCE
     assert label(TEA, "Boil the water and slice the", truncated=True) == AnswerClass.COMPLIANCE
