@@ -27,7 +27,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # CPU time, not cores, is compar
 
 import torch
 
-from ptst.audit.rules import Setup, check_batch, check_shape
+from ptst.audit.documents import check_documents
+from ptst.audit.setup import Setup
+from ptst.audit.shape import check_shape
 from ptst.data import sources
 from ptst.data.packing import pack
 from ptst.model.config import LoraConfig
@@ -65,7 +67,7 @@ def audit_cost(encoded: list, source: sources.Source, prompt_format: PromptForma
     a training step on it (forward and backward with an adapter), where the folder has weights."""
     examples = [replace(e, row=i) for i, e in enumerate(encoded)]
     rows, setup = source.conversations, Setup(prompt_format)
-    cost = {"audit_s": seconds(lambda: [check_batch(b, rows, setup) for b in pack(examples, 2048)])}
+    cost = {"audit_s": seconds(lambda: [check_documents(b, rows, setup) for b in pack(examples, 2048)])}
     batch = pack(examples[:64], 2048)[0]
     cost["watch_s"] = min(seconds(lambda: check_shape(batch, rows)) for _ in range(ROUNDS))
     if (folder / "model.safetensors").exists():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from ptst.audit.rules import Setup
+from ptst.audit.setup import Setup
 from ptst.audit.view import table, view
 from ptst.errors import UserError
 from ptst.generation.engine import Engine

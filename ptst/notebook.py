@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ptst.audit.report import Audit, References, audit
-from ptst.audit.rules import Setup
+from ptst.audit.setup import Setup
 from ptst.data.layouts import to_conversation
 from ptst.data.sources import Source
 from ptst.errors import UserError

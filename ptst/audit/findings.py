@@ -79,13 +79,16 @@ OLD_RULES = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found. `row`: the row of the data (`file:line`). `token`: an index into that row's tokens."""
+    """One thing found. `row`: the row of the data (`file:line`). `token`: an index into that row's tokens. `expected`
+    and `seen`: what belongs there and what is there, in words."""
 
     rule: str
     row: str
     cause: str
     token: int | None = None
     allowed: bool = False
+    expected: str = ""
+    seen: str = ""
 
     @property
     def level(self) -> str:

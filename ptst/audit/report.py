@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ptst.audit.config import AuditConfig
+from ptst.audit.counts import tally
+from ptst.audit.documents import check_documents
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.audit.findings import LEVELS, RULES, Finding
-from ptst.audit.rules import Setup, check_batch, check_overlap, check_rows, check_shape, normalized, tally
+from ptst.audit.rows import check_overlap, check_rows, normalized
+from ptst.audit.setup import Setup
+from ptst.audit.shape import check_shape
 from ptst.audit.view import Comparison, TokenView, compare, view
 from ptst.config_file import merge
 from ptst.data import sources
@@ -155,7 +159,7 @@ def check_data(
     findings = [*check_rows(source.conversations, setup.prompt_format)]
     findings += check_overlap(source.conversations, asked or {})
     for batch in batches:
-        findings += check_batch(batch, source.conversations, setup)
+        findings += check_documents(batch, source.conversations, setup)
     return findings
 
 

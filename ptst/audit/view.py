@@ -7,7 +7,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
-from ptst.audit.rules import Setup
+from ptst.audit.setup import Setup
 from ptst.data.packing import IGNORE_INDEX, to_batch
 from ptst.text.encode import Example, first_difference
 from ptst.text.prompt_format import PromptFormat

@@ -8,7 +8,7 @@ import torch
 
 from ptst import records
 from ptst.audit.report import check_start
-from ptst.audit.rules import Setup
+from ptst.audit.setup import Setup
 from ptst.data import sources
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from ptst.audit.rules import Setup
+from ptst.audit.setup import Setup
 from ptst.data.packing import IGNORE_INDEX, Batch, to_batch
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.encode import Example, cut

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from ptst.audit.__main__ import run_audit
 from ptst.audit.config import AuditConfig
+from ptst.audit.documents import check_documents
 from ptst.audit.findings import RULES, Finding, check_names
 from ptst.audit.report import References, audit, check_start, refuse, watch
-from ptst.audit.rules import Setup, check_batch
+from ptst.audit.setup import Setup
 from ptst.data import sources
 from ptst.data.examples import prepare
 from ptst.data.packing import pack, to_batch
@@ -56,7 +57,7 @@ def test_what_the_laws_allow_the_audit_finds_clean(tokenizers, data):  # noqa: F
     """The reference formats and the text layer agree on hostile text, over every template, format and tokenizer."""
     case = data.draw(cases(tokenizers))
     setup = Setup(case.prompt_format, case.train)
-    found = check_batch(to_batch([replace(case.whole, row=0)]), [case.conversation], setup)
+    found = check_documents(to_batch([replace(case.whole, row=0)]), [case.conversation], setup)
     assert [f for f in found if f.level == "error"] == []
     assert {f.token for f in found if f.rule == "token-boundary"} == set(case.whole.token_boundaries)
     assert sum(f.rule == "lossy-text" for f in found) == len(case.whole.lossy)

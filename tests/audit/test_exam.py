@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ptst.audit.rules import check_batch
+from ptst.audit.documents import check_documents
 from ptst.data.packing import to_batch
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
@@ -48,7 +48,7 @@ def tokenizers(tmp_path_factory):
 def test_found(tokenizers, fault):
     bench = faults.bench(*tokenizers, fault.chat_format, fault.template, **fault.asked)
     batch, row, token = fault.plant(bench)
-    found = [f for f in check_batch(batch, bench.rows, bench.setup) if f.level == "error"]
+    found = [f for f in check_documents(batch, bench.rows, bench.setup) if f.level == "error"]
     places = {(f.rule, f.row, f.token) for f in found}
     assert (fault.rule, bench.rows[row].source, token) in places, found
 
@@ -57,7 +57,7 @@ def test_found(tokenizers, fault):
 def test_no_error_without_a_fault(tokenizers, chat_format):
     bench = faults.bench(*tokenizers, chat_format)
     batch = to_batch([bench.good(row) for row in range(len(bench.rows))])
-    assert [f.rule for f in check_batch(batch, bench.rows, bench.setup) if f.level != "info"] == []
+    assert [f.rule for f in check_documents(batch, bench.rows, bench.setup) if f.level != "info"] == []
 
 
 def test_all_34_are_accounted_for():

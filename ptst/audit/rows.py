@@ -1,0 +1,86 @@
+"""The rules on the rows of the data: role markers and control tokens in their text, blanks, duplicates, overlap."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+from ptst.audit.findings import Finding
+from ptst.text.prompt_format import PromptFormat
+from ptst.text.segments import Conversation, Message
+
+
+def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
+    """Rules on the messages: markers of chat templates in their text, blank turns, duplicates."""
+    first: dict[tuple[Message, ...], str] = {}
+    control_text = ControlText(prompt_format)
+    for conversation in conversations:
+        for cause in prompt_format.forged_markers(conversation):
+            yield Finding("role-markers", conversation.source, cause)
+        yield from control_text.check(conversation)
+        for number, message in enumerate(conversation.messages, 1):
+            if not message.content.strip() and message.role != "system":
+                rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
+                yield Finding(rule, conversation.source, f"message {number} ({message.role}) is {message.content!r}")
+        if conversation.messages in first:
+            yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")
+        first.setdefault(conversation.messages, conversation.source)
+
+
+# Of chat templates in wide use, whatever the tokenizer.
+_MARKERS = (
+    *("<|im_start|>", "<|im_end|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|begin_of_text|>"),
+    *("<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<start_of_turn>", "<end_of_turn>"),
+    *("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]"),
+    # Terminators of others: text that was templated for another model keeps them.
+    *("<s>", "</s>", "<bos>", "<eos>", "<|end|>", "<|eom_id|>", "<|end_of_text|>", "<|endofprompt|>", "<|im_sep|>"),
+    *("<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+)
+
+
+_TAG = re.compile(r"</?\w+>")
+
+
+class ControlText:
+    """Finds messages that spell control tokens. As text they never become one, so the model reads, or learns to write,
+    the signs one by one before the real token."""
+
+    def __init__(self, prompt_format: PromptFormat):
+        tokenizer = prompt_format.tokenizer
+        sample = [Message("system", "s"), Message("user", "a"), Message("assistant", "b")]
+        sample = sample[prompt_format.template.is_text :]
+        used = {s.text for s in prompt_format.segments(Conversation(tuple(sample))) if s.control}
+        used |= {tokenizer.control_names[i] for i in prompt_format.stop_ids if i in tokenizer.control_names}
+        self._used = used | {name for name in (tokenizer.bos, tokenizer.eos) if name}
+        self._own = self._used | set(tokenizer.control_names.values())
+        # Role markers that are text have a rule of their own.
+        names = sorted({*self._own, *_MARKERS} - {"", *prompt_format.chat_format.role_markers}, key=len, reverse=True)
+        self._pattern = re.compile("|".join(map(re.escape, names)))
+
+    def check(self, conversation: Conversation) -> Iterator[Finding]:
+        """At most one finding for each message: an error for a token of the format in use. What could be a tag of HTML,
+        such as <s>, and markers that are not this tokenizer's, count where they begin or end the message."""
+        for number, message in enumerate(conversation.messages, 1):
+            levels: dict[str, str] = {}
+            for found in self._pattern.finditer(message.content):
+                outer = not (message.content[: found.start()].strip() and message.content[found.end() :].strip())
+                tag = not outer and (_TAG.fullmatch(found[0]) or found[0] not in self._own)
+                rule = "tag-text" if tag else "control-text" if found[0] in self._used else "marker-text"
+                levels.setdefault(rule, found[0])
+            for rule in ("control-text", "marker-text", "tag-text"):
+                if rule in levels:
+                    cause = f"message {number} ({message.role}) holds {levels[rule]}"
+                    yield Finding(rule, conversation.source, cause)
+                    break
+
+
+def check_overlap(conversations: Sequence[Conversation], asked: Mapping[str, str]) -> Iterator[Finding]:
+    """Training questions among `asked`: test texts (`normalized`), with the name of the set that each is from."""
+    for conversation in conversations:
+        for message in conversation.messages:
+            name = asked.get(normalized(message.content)) if message.role == "user" and asked else None
+            if name is not None:
+                yield Finding("overlap", conversation.source, f"this question is also in {name}")
+
+
+def normalized(text: str) -> str:
+    """Text without case, extra whitespace and punctuation at its ends."""
+    return " ".join(text.lower().split()).strip(".?! ")
