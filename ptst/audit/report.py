@@ -13,6 +13,7 @@ from ptst.audit.counts import tally
 from ptst.audit.documents import check_documents
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.audit.findings import LEVELS, RULES, Finding
+from ptst.audit.provenance import provenance
 from ptst.audit.rows import check_overlap, check_rows, normalized
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
@@ -51,7 +52,8 @@ class References:
 
 @dataclass(frozen=True)
 class Audit:
-    """The report. `rows`: (row, its tokens) of the rows that are shown."""
+    """The report. `rows`: (row, its tokens) of the rows that are shown. `provenance`: versions, date, settings and
+    fingerprints."""
 
     model: str
     data: str
@@ -61,6 +63,7 @@ class Audit:
     counts: dict[str, Any]
     rows: list[tuple[str, list[TokenView]]]
     comparison: Comparison | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -92,6 +95,7 @@ class Audit:
             "findings": [asdict(f) | {"level": f.level} for f in self.listed],
             "counts": self.counts,
             "rows": [{"row": row, "tokens": [asdict(t) for t in tokens]} for row, tokens in self.rows],
+            "provenance": dict(self.provenance),
         }
         return report | ({"comparison": asdict(self.comparison)} if self.comparison else {})
 
@@ -190,7 +194,7 @@ def audit_data(config: AuditConfig) -> Audit:
     what = f"template {template.name}, {prompt_format.described}"
     say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, {what}")
     size = settings.micro_batch_tokens
-    return audit(
+    report = audit(
         source,
         Setup(prompt_format, settings.train_on, limit, settings.too_long),
         References(folder, run, test, _asked_at_test(config, settings)),
@@ -199,6 +203,7 @@ def audit_data(config: AuditConfig) -> Audit:
         show=config.rows,
         allow=config.allow,
     )
+    return replace(report, provenance=provenance(config, folder, [source], prompt_format))
 
 
 def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:

@@ -7,6 +7,7 @@ from itertools import groupby
 from rich.table import Table
 from rich.text import Text
 
+from ptst.audit.alignment import Stretch, align
 from ptst.audit.setup import Setup
 from ptst.data.packing import IGNORE_INDEX, to_batch
 from ptst.text.encode import Example, first_difference
@@ -93,7 +94,8 @@ def table(tokens: Sequence[TokenView], title: str, marked: Mapping[int, str], co
 
 @dataclass(frozen=True)
 class Comparison:
-    """A row as a training sequence and as a test prompt, decoded: the first `same` of `prompt_tokens` tokens agree."""
+    """A row as a training sequence and as a test prompt, decoded: the first `same` of `prompt_tokens` tokens agree.
+    `aligned`: both token by token."""
 
     row: str
     train_template: str
@@ -102,6 +104,7 @@ class Comparison:
     prompt: str
     same: int
     prompt_tokens: int
+    aligned: list[Stretch]
 
     @property
     def is_prefix(self) -> bool:
@@ -120,4 +123,5 @@ def compare(example: Example, conversation: Conversation, train: PromptFormat, t
     prompt = test.encode(conversation.prompt()).ids
     decode, same = test.tokenizer.decode, first_difference(example.ids, prompt)
     names = (conversation.source, train.template.name, test.template.name)
-    return Comparison(*names, decode(example.ids), decode(prompt), same, len(prompt))
+    aligned = align(example.ids, example.loss_mask, prompt, test.tokenizer)
+    return Comparison(*names, decode(example.ids), decode(prompt), same, len(prompt), aligned)
