@@ -44,6 +44,12 @@ _ERRORS = {
     ),
     "bad-row": ("the row cannot be trained on", "correct or remove the row"),
     "chat-template": ("the model's chat template renders otherwise", "choose the chat format of the model"),
+    "crosses-documents": ("a label belongs to the next document", "ignore the first label of every document"),
+    "padding-trained": ("a token of the padding is trained", "ignore it in the labels"),
+    "padding-inside": ("padding lies inside of a document", "pad at one end of a row"),
+    "attention-mask": ("a trained token is not attended", "mask padding only"),
+    "token-ids": ("an id is not one of the model's", "use the model's own tokenizer, and pad with an id of it"),
+    "dtype": ("ids are not whole numbers", "give them as 64-bit integers"),
     "run-drift": ("the run's data would be encoded differently today", "train again, or restore version and files"),
 }
 _WARNINGS = {
@@ -53,8 +59,12 @@ _WARNINGS = {
     "blank-prompt": ("a user's turn is empty or blank", "remove the row, or give it a question"),
     "untrained": ("rows without a trained token were left out", "raise the length limit"),
     "overlap": ("training rows are also asked at test time", "remove them from one of the two"),
+    "all-trained": ("all of a document is trained, its prompt too", "mask prompts, unless this is pretraining"),
+    "split-document": ("a document begins in the middle of an answer", "do not divide conversations between rows"),
+    "unfinished-answer": ("an answer ends with its document, without a terminator", "was it cut at the length limit?"),
 }
 _NOTES = {
+    "left-padding": ("rows are padded at the left", "nothing, if positions or the attention mask say so"),
     "token-boundary": ("the answer was encoded as a continuation", "nothing; the same happens at test time"),
     "cut": ("rows were cut; a cut answer has no terminator", "raise the length limit"),
     "dropped": ("rows longer than the limit were left out", "raise the length limit, or cut the rows"),
