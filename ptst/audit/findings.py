@@ -50,6 +50,14 @@ _ERRORS = {
     "attention-mask": ("a trained token is not attended", "mask padding only"),
     "token-ids": ("an id is not one of the model's", "use the model's own tokenizer, and pad with an id of it"),
     "dtype": ("ids are not whole numbers", "give them as 64-bit integers"),
+    "row-lost": ("a row of the file has no conversation", "report it: the readers lose a row"),
+    "row-twice": ("a row of the file is used more than once", "report it: the readers double a row"),
+    "row-unknown": ("a conversation comes from no row that was asked for", "report it: its place is wrong"),
+    "rows-exchanged": ("rows are exchanged, or out of order", "report it: the readers mix up rows"),
+    "row-differs": ("a conversation is not what its row says", "compare the row with docs/data.md"),
+    "column-lost": ("a column is left out and not told", "name it with ignore_columns, or report it"),
+    "family-differs": ("the rows are of another template family", "set template_family"),
+    "split-leak": ("a row of the validation or test set is trained on", "report it: the split is wrong"),
     "run-drift": ("the run's data would be encoded differently today", "train again, or restore version and files"),
 }
 _WARNINGS = {
@@ -72,6 +80,7 @@ _NOTES = {
     "tag-text": ("a message holds a tag or a foreign marker in its text", "nothing, if it is meant as text"),
     "duplicate": ("rows repeat earlier ones", "remove them unless they should count twice"),
     "known-difference": ("a known difference from the format's owner", "nothing; docs/chat-formats.md says why"),
+    "rows-unchecked": ("rows are not compared with their file, or by their cells only", "read a sample of them"),
     "other-prompt": ("training and test templates differ", "nothing, if that is intended"),
 }
 _LEVELS = {"error": _ERRORS, "warning": _WARNINGS, "info": _NOTES}

@@ -105,6 +105,10 @@ class Cells:
         self._read.add(name)
         return self._cells.get(name)
 
+    def peek(self, name: str) -> Any:
+        """The cell, without marking its column as read."""
+        return self._cells.get(name)
+
     def text(self, name: str) -> str:
         """The text of a cell. Raises UserError for another type."""
         value = self.get(name)

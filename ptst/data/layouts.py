@@ -164,7 +164,7 @@ def _layout(cells: Cells) -> tuple[str, str, str]:
     if len(found) > 1:
         raise several([" with ".join(filter(None, pair)) for pair in found], cells.place)
     if not found:
-        if spoken := next((name for name in TRANSCRIPTS if transcript(cells.get(name))), None):
+        if spoken := next((name for name in TRANSCRIPTS if transcript(cells.peek(name))), None):
             return systems[0] if systems else "", spoken, ""
         if not {"message_id", "message_tree_id"}.isdisjoint(cells.present):  # OASST's
             cause = "the row belongs to a tree of messages"
