@@ -93,10 +93,9 @@ def _story(texts: list[str], split: str) -> tuple[str, str] | None:
     """The story that question and answer tell, and its numbers; None where they fit none of the split, an equation is
     wrong, or the numbers belong to another split."""
     whole = "\0".join(texts)
-    for name, pattern in _patterns("train" if split == "train" else "held-out"):
-        if found := pattern.fullmatch(whole):
-            break
-    else:
+    stories = _patterns("train" if split == "train" else "held-out")
+    name, found = next(((name, m) for name, pattern in stories if (m := pattern.fullmatch(whole))), ("", None))
+    if found is None:
         return None
     for left, sign, right, result in _EQUATION.findall(texts[1]):
         a, b, c = int(left), int(right), int(result)

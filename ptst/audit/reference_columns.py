@@ -6,20 +6,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 FLAGS = frozenset(("train", "training", "trainable", "weight", "loss_mask"))
-_LAST_WORDS = frozenset(
-    (
-        "id ids idx index uuid hash md5 sha256 url source dataset subset split category categories subcategory tag tags "
-        "type topic subtopic subject domain name lang language locale license author annotator worker model generator "
-        "provider date time timestamp created updated version score rating difficulty level qid qtype count length len "
-        "tokens size"
-    ).split()
+_LAST_WORDS = re.compile(
+    "ids?|idx|index|uuid|hash|md5|sha256|url|source|dataset|subset|split|category|categories|subcategory|tags?|type|topic"
+    "|subtopic|subject|domain|name|lang|language|locale|license|author|annotator|worker|model|generator|provider|date"
+    "|time|timestamp|created|updated|version|score|rating|difficulty|level|qid|qtype|count|length|len|tokens|size"
 )
-_WHOLE = frozenset(
-    "created_at updated_at behaviorid prompt_style semanticcategory functionalcategory settings".split()
-)
+_WHOLE = re.compile("created_at|updated_at|behaviorid|prompt_style|semanticcategory|functionalcategory|settings")
 _FILES = re.compile(r"(file|image|tool|function)s?[ _]?name")
 _LABEL = re.compile(r"(?:\w+[ _-])?([a-z0-9]+)|(?:num|n|nr|no)_\w+|__index_level_\d+__")
 _PANDAS = re.compile(r"unnamed: \d+|")
@@ -45,6 +40,11 @@ class Columns:
     use_chosen: bool = False
     names: dict[str, str] = field(init=False)
     ignored: frozenset[str] = field(init=False)
+
+    @classmethod
+    def of(cls, settings: Any) -> Self:
+        """The settings of these names of a command."""
+        return cls(settings.columns, settings.ignore_columns, settings.use_chosen)
 
     def __post_init__(self) -> None:
         pairs = [part.split("=", 1) for text in self.columns for part in text.split(",") if "=" in part]
@@ -147,10 +147,12 @@ def is_label(name: str, value: Any) -> bool:
 def _names_label(name: str) -> bool:
     if _FILES.match(name):
         return False
-    if name in _WHOLE:
+    if _WHOLE.fullmatch(name):
         return True
     found = _LABEL.fullmatch(name)
-    return found is not None and (found[1] is None or found[1] in _LAST_WORDS or name.startswith(_NUMBERS))
+    return found is not None and (
+        found[1] is None or _LAST_WORDS.fullmatch(found[1]) is not None or name.startswith(_NUMBERS)
+    )
 
 
 _NUMBERS = ("num_", "n_", "nr_", "no_")

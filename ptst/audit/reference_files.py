@@ -52,8 +52,8 @@ def ending(path: Path) -> str:
     return ENDINGS.get(Path(name).suffix, "")
 
 
-def file_rows(path: Path) -> Iterator[Row]:
-    """The rows of a data file in order."""
+def file_rows(path: Path, bare: str = "") -> Iterator[Row]:
+    """The rows of a data file in order. `bare`: the name of the column in a CSV whose first line is no name."""
     kind = ending(path)
     if kind == "parquet":
         yield from _parquet(path)
@@ -65,7 +65,9 @@ def file_rows(path: Path) -> Iterator[Row]:
             yield from _json(file.read().decode("utf-8-sig"), path)
         elif kind:
             # The newlines are kept: they are part of quoted cells.
-            yield from _table(io.TextIOWrapper(file, "utf-8-sig", newline=""), path, "\t" if kind == "tsv" else ",")
+            yield from _table(
+                io.TextIOWrapper(file, "utf-8-sig", newline=""), path, "\t" if kind == "tsv" else ",", bare
+            )
 
 
 def text_lines(path: Path) -> list[str]:
@@ -94,7 +96,7 @@ def _json(text: str, path: Path) -> Iterator[Row]:
     """The objects of one list, or one after another; of the list `jailbreaks`, where the file is one object of it."""
     at = _after_space(text, 0)
     if text[at : at + 1] == "{":
-        first, end = _DECODER.raw_decode(text, at)
+        _, end = _DECODER.raw_decode(text, at)
         if _after_space(text, end) < len(text):
             yield from _values(text, at, path, "")
             return
@@ -121,8 +123,8 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
-def _table(file: io.TextIOWrapper, path: Path, separator: str) -> Iterator[Row]:
-    """Cells are text as it is written. Comments ("# ") above the names are no rows."""
+def _table(file: io.TextIOWrapper, path: Path, separator: str, bare: str) -> Iterator[Row]:
+    """Cells are text as it is written. Comments ("# ") above the names are no rows; with `bare`, they are prompts."""
     first, above = file.readline(), 1
     if named := _EXCEL.fullmatch(first):
         separator, above, first = named[1], 2, ""
@@ -131,8 +133,10 @@ def _table(file: io.TextIOWrapper, path: Path, separator: str) -> Iterator[Row]:
     line = above
     for cells in reader:
         place, line = f"{path}:{line}", reader.line_num + above
-        if not cells or (names is None and len(cells) == 1 and cells[0].startswith("# ")):
+        if not cells or (names is None and not bare and len(cells) == 1 and cells[0].startswith("# ")):
             continue
+        if names is None and bare and len(cells) == 1 and not re.fullmatch(r"\s*\w+\s*", cells[0]):
+            names = [bare]
         if names is None:
             names = [cell.strip() for cell in cells]
         elif len(cells) != len(names):

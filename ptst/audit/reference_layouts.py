@@ -6,7 +6,7 @@ A row gives messages (role, text, trained or not), or is `Refused`, or `Unknown`
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,12 +31,9 @@ _LEFT_OUT = {
     "query": ("original_question",),
 }
 _ROLES = {"system": "system", "developer": "system", "user": "user", "human": "user", "prompter": "user"}
-_ROLES |= {name: "assistant" for name in "assistant gpt chatgpt bard bing bot ai model".split()}
-_TOOLS = frozenset(
-    (
-        "tool function ipython environment observation function_call tool_call tool_calls function_response "
-        "tool_response function-call function-response"
-    ).split()
+_ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bard", "bing", "bot", "ai", "model"), "assistant")
+_TOOLS = re.compile(
+    "tool|function|ipython|environment|observation|(function|tool)_(call|response)|tool_calls|function-call|function-response"
 )
 _SPOKEN = (r"(?:^|\n\n)(Human|Assistant):[ ]?", r"### (Human|Assistant):[ ]?")
 DOCTOR = "If you are a doctor, please answer the medical questions based on the patient's description."
@@ -51,7 +48,7 @@ class Meant:
     family: str
 
 
-def meaning(row: dict[str, Any], columns: Columns) -> Meant:
+def meaning(row: Mapping[str, Any], columns: Columns) -> Meant:
     """The messages of a row. Raises Refused and Unknown."""
     record = Record(row, columns)
     systems = [name for name in ("system", "system_prompt") if name in record.filled]
@@ -75,7 +72,7 @@ def meaning(row: dict[str, Any], columns: Columns) -> Meant:
     return Meant(tuple(messages), record.unused, _family(row))
 
 
-def _family(row: dict[str, Any]) -> str:
+def _family(row: Mapping[str, Any]) -> str:
     def there(*names: str) -> bool:
         return all(row.get(name) is not None for name in names)
 
@@ -87,12 +84,14 @@ def _family(row: dict[str, Any]) -> str:
 def _layout(record: Record, use_chosen: bool) -> tuple[str, str]:
     """The columns of question and answer; of a list of messages, (name, "")."""
     filled, cells = record.filled, record.cells
-    found = [(name, "") for name in _LISTS if name in filled]
-    found += [(ask, reply) for ask, replies in _QUESTIONS.items() if ask in cells for reply in replies if reply in cells]
+    found: list[tuple[str, str]] = [(name, "") for name in _LISTS if name in filled]
+    found += [
+        (ask, reply) for ask, replies in _QUESTIONS.items() if ask in cells for reply in replies if reply in cells
+    ]
     if "instruction" in filled:
         found = [pair for pair in found if pair[0] != "input"]
     if "chosen" in filled and use_chosen:
-        asks = [name for name in ("prompt", "question", "instruction") if name in filled]
+        asks: list[str] = [name for name in ("prompt", "question", "instruction") if name in filled]
         asks = asks or [name for name in ("input", *_LISTS) if name in filled]
         found = [pair for pair in found if pair[1] or pair[0] not in asks]
         found += [(ask, "chosen") for ask in asks or [""]]
@@ -145,7 +144,7 @@ def _message(message: Any, record: Record, column: str, columns: Columns) -> Sai
     if {"role", "from"} <= keys.keys() or {"content", "value"} <= keys.keys():
         raise Refused("the message has two roles or contents")
     role, content = keys.get("role", keys.get("from")), keys.get("content", keys.get("value"))
-    if not isinstance(role, str) or content is None or role.lower() in _TOOLS:
+    if not isinstance(role, str) or content is None or _TOOLS.fullmatch(role.lower()):
         raise Refused("the message has no role that is read, or no content")
     role = _ROLES.get(role.lower(), role)
     flags = {name: value for name, value in keys.items() if name in FLAGS and name not in columns.ignored}

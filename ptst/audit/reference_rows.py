@@ -12,9 +12,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
-from typing import Any, Self
 
 from ptst.audit.findings import Finding
 from ptst.audit.reference_builtin import BUILT_IN, check_word_problems
@@ -37,11 +36,6 @@ class Request:
     holdout: float = 0.0
     columns: Columns = field(default_factory=Columns)
     errors: Sequence[UserError] = ()
-
-    @classmethod
-    def of(cls, settings: Any, name: str, split: str = "train", **asked: Any) -> Self:
-        """With the settings of a command for columns (`columns`, `ignore_columns`, `use_chosen`)."""
-        return cls(name, split, columns=Columns(settings.columns, settings.ignore_columns, settings.use_chosen), **asked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +158,7 @@ def split_of(messages: Sequence[Said], holdout: float) -> str:
 
 
 # The named sets of the hub: folder, configuration and split.
-_HUB = {
+_HUB: dict[str, dict[str, tuple[str, str | None, str]]] = {
     "gsm8k": {"train": ("openai/gsm8k", "main", "train")},
     "chatdoctor": {"train": ("lavita/ChatDoctor-HealthCareMagic-100k", None, "train")},
     "openorca": {"train": ("Open-Orca/OpenOrca", None, "train")},
@@ -259,7 +253,7 @@ def _out_of_order(wanted: Sequence[str], seen: Sequence[str]) -> Iterator[Findin
     """The first conversation that comes before one whose row is earlier in the file."""
     known = {place: number for number, place in enumerate(wanted)}
     numbers = [known[place] for place in seen if place in known]
-    for before, after in zip(numbers, numbers[1:], strict=False):
+    for before, after in pairwise(numbers):
         if after < before:
             cause = f"the row comes after {wanted[before]}, which follows it in the file"
             yield Finding("rows-exchanged", wanted[after], cause)

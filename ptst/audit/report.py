@@ -14,6 +14,9 @@ from ptst.audit.documents import check_documents
 from ptst.audit.drift import check_chat_template, check_run
 from ptst.audit.findings import LEVELS, RULES, Finding
 from ptst.audit.provenance import provenance
+from ptst.audit.reference_columns import Columns
+from ptst.audit.reference_prompts import check_asked
+from ptst.audit.reference_rows import Request, check_source
 from ptst.audit.rows import check_overlap, check_rows, normalized
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
@@ -107,13 +110,14 @@ def audit(
     *,
     micro_batch_tokens: int = 2048,
     unreadable: Iterable[UserError] = (),
+    found_in_files: Iterable[Finding] = (),
     show: int = 1,
     allow: Iterable[str] = (),
 ) -> Audit:
     """Audit a data set under a training setup.
 
-    `unreadable`: errors of rows that could not be read. `show`: number of rows whose tokens are shown, those with
-    findings first. `allow`: rules whose findings become notes."""
+    `unreadable`: errors of rows that could not be read. `found_in_files`: of the rows against their files. `show`:
+    number of rows whose tokens are shown, those with findings first. `allow`: rules whose findings become notes."""
     references, allowed = references or References(), set(allow)
     # Role markers in messages are findings here, so they do not stop the encoding.
     setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
@@ -125,6 +129,7 @@ def audit(
     batches = pack(examples, micro_batch_tokens)
     causes = [UserError(e.cause, e.remedy).tell(lambda name: f"the setting {name}") for e in bad_rows]
     findings = [Finding("bad-row", e.where, cause) for e, cause in zip(bad_rows, causes, strict=True)]
+    findings += found_in_files
     findings += check_data(source, batches, setup, references.asked)
     left_out = {rule: getattr(prepared, rule) for rule in ("dropped", "cut", "untrained")}
     findings += [Finding(rule, "", f"{number} of {prepared.rows} rows") for rule, number in left_out.items() if number]
@@ -177,7 +182,9 @@ def audit_data(config: AuditConfig) -> Audit:
         raise UserError(f"this is a run of {run.model}, not of {settings.model}", where=config.checkpoint)
     unreadable: list[UserError] = []
     source = sources.load(settings.data, "train", settings.limit, unreadable, settings.holdout, settings.column_rules)
-    if not source.conversations and not unreadable:
+    rows = (settings.data, "train", settings.limit, settings.holdout)
+    found = [*check_source(source, Request(*rows, Columns.of(settings), unreadable))]
+    if not source.conversations and not unreadable and not found:
         raise UserError("there are no rows to audit", where=settings.data)
     shape = DecoderConfig.from_folder(folder)
     template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
@@ -197,9 +204,10 @@ def audit_data(config: AuditConfig) -> Audit:
     report = audit(
         source,
         Setup(prompt_format, settings.train_on, limit, settings.too_long),
-        References(folder, run, test, _asked_at_test(config, settings)),
+        References(folder, run, test, _asked_at_test(config, settings, found)),
         micro_batch_tokens=size if size != "auto" else run.micro_batch_tokens if run else limit,
         unreadable=unreadable,
+        found_in_files=found,
         show=config.rows,
         allow=config.allow,
     )
@@ -219,7 +227,8 @@ def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
     return replace(settings, **given)
 
 
-def _asked_at_test(config: AuditConfig, settings: TrainConfig) -> dict[str, str]:
+def _asked_at_test(config: AuditConfig, settings: TrainConfig, found: list[Finding]) -> dict[str, str]:
+    """The texts of the tests (`normalized`). What is wrong with them is added to `found`."""
     sets: dict[str, Iterable[str]] = {
         "the built-in harmful requests": (p.prompt for p in safety_sets.harmful_requests()),
         "the built-in benign look-alikes": (p.prompt for p in safety_sets.look_alikes()),
@@ -228,9 +237,13 @@ def _asked_at_test(config: AuditConfig, settings: TrainConfig) -> dict[str, str]
         sets[str(config.safety_data)] = (p.prompt for p in read_prompts(config.safety_data, settings.column_rules))
     name = config.test_data or (settings.data if settings.data.startswith(sources.DEFAULT) else None)
     if name is not None:
-        questions = sources.load(name, "test", rules=settings.column_rules).conversations
-        sets[f"the test data {name}"] = (m.content for c in questions for m in c.messages if m.role == "user")
-    return {normalized(text): name for name, texts in sets.items() for text in texts}
+        questions = sources.load(name, "test", rules=settings.column_rules)
+        found += check_source(questions, Request(name, "test", columns=Columns.of(settings)))
+        users = (m.content for c in questions.conversations for m in c.messages if m.role == "user")
+        sets[f"the test data {name}"] = users
+    asked = {normalized(text): name for name, texts in sets.items() for text in texts}
+    found += check_asked(asked, config.safety_data, Columns.of(settings))
+    return asked
 
 
 def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:

@@ -123,6 +123,7 @@ def test_preference_sets_open(row, expected):
         ({"conversations": ["q", {"from": "gpt", "value": "g"}]}, "message 1 is not an object"),
         ({"conversation": [{"input": "i", "output": ["o"]}]}, "output is a list, not text"),
         ({"text": "\n\nHuman: h\n\nHuman: i\n\nAssistant: j"}, "roles are user, user, assistant"),
+        ({"text": "t", "transcript": "Human: h\n\nAssistant: g"}, "the column 'text' may belong"),
         ({"text": "He said: Human: h"}, "the row has text; it needs question and answer"),
         ({"message_id": "1", "parent_id": None, "text": "t", "role": "prompter"}, "belongs to a tree of messages; wr"),
         ({"message_tree_id": "1", "prompt": {"text": "t", "replies": []}}, "belongs to a tree of messages; write each"),
