@@ -55,7 +55,7 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     allow: tuple[str, ...] = ()
     """Rules that may be broken: their findings become notes."""
     html: Path | None = None
-    """File for the report as one HTML page, with details on hover."""
+    """File for the report as one HTML page, which needs no network."""
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
