@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ptst.errors import UserError, unknown_name
 
@@ -25,6 +26,8 @@ _ERRORS = {
     "prompt-trained": ("a trained token is never sampled by the model", "train answers and terminators only"),
     "answer-untrained": ("a token of an answer is not trained", "derive the loss mask from segments"),
     "terminator-untrained": ("the token that ends an answer is not trained", "train it, also as padding token"),
+    "train-on": ("other answers are trained than was asked", "apply train_on and the messages' flags"),
+    "mask-shifted": ("the loss mask is shifted by one token", "shift labels by one, once, and the mask with them"),
     "terminator-missing": ("an answer has no terminator", "close every answer as the format does"),
     "terminator-extra": ("a terminator is where the format has none", "close every answer once"),
     "double-bos": ("two BOS tokens in a row", "let the template or the tokenizer add BOS, not both"),
@@ -32,7 +35,21 @@ _ERRORS = {
     "extra-bos": ("a BOS is where the format has none", "put BOS as the format does"),
     "forged-control": ("text of a message became a control token", "encode messages as text"),
     "control-tokens": ("control tokens are not those of the format", "write roles as the format's owner does"),
-    "text-differs": ("the ids decode to a text other than the row's", "encode the row's text unchanged"),
+    "control-spelled": ("a control token was encoded as text", "look control tokens up by name"),
+    "system-prompt": ("the system prompt is not the template's", "write the template's system prompt, once"),
+    "template-differs": (
+        "the row is written in the words of another template, task format or chat format",
+        "use one template, task format and chat format for all rows",
+    ),
+    "row-exchanged": ("text of another row is in the row's place", "keep messages and rows together"),
+    "message-differs": ("the text of a message is not the row's", "encode the row's text unchanged"),
+    "message-lost": ("a message of the row is missing", "encode every message, or drop the row"),
+    "message-extra": ("a message is there that the row does not have", "encode every message once"),
+    "turns-swapped": ("messages of the row are in another order", "keep the order of the messages"),
+    "text-differs": (
+        "the text around the messages is not that of template and chat format",
+        "write it as template and chat format do",
+    ),
     "unnatural-ids": ("text was encoded in several calls", "encode text between control tokens in one call"),
     "prompt-differs": ("the test prompt is no prefix of the training row", "encode both by the same code"),
     "cut-short": ("the row ends early without being cut", "drop long rows, or choose too_long cut"),
@@ -119,9 +136,31 @@ class Finding:
         """Row and token."""
         return self.row + (f", token {self.token}" if self.token is not None else "")
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values."""
+        rule = RULES[self.rule]
+        return {
+            "rule": self.rule,
+            "level": self.level,
+            "row": self.row,
+            "token": self.token,
+            "cause": self.cause,
+            "expected": self.expected,
+            "seen": self.seen,
+            "meaning": rule.meaning,
+            "remedy": rule.remedy,
+            "allowed": self.allowed,
+        }
+
+    @property
+    def message(self) -> str:
+        """The cause with what was expected and seen."""
+        both = f" (expected {self.expected}, seen {self.seen})" if self.expected or self.seen else ""
+        return f"{self.cause}{both}"
+
     def __str__(self) -> str:
         place = f"{self.place}: " if self.place else ""
-        return f"{self.level} {self.rule}: {place}{self.cause}; {RULES[self.rule].remedy}"
+        return f"{self.level} {self.rule}: {place}{self.message}; {RULES[self.rule].remedy}"
 
 
 def check_names(rules: Iterable[str]) -> None:

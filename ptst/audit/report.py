@@ -95,7 +95,7 @@ class Audit:
             "family": self.prompt_format.family.name,
             "chat_format": self.prompt_format.format_name,
             "found": self.found,
-            "findings": [asdict(f) | {"level": f.level} for f in self.listed],
+            "findings": [f.to_json() for f in self.findings],
             "counts": self.counts,
             "rows": [{"row": row, "tokens": [asdict(t) for t in tokens]} for row, tokens in self.rows],
             "provenance": dict(self.provenance),

@@ -460,7 +460,7 @@ def a_row_longer_than_the_limit_is_packed(b):
     return to_batch([b.good(SINGLE)]), SINGLE, 30
 
 
-@fault(32, "text-differs")
+@fault(32, "message-differs")
 def the_first_token_of_an_answer_is_skipped_as_bos(b):
     start = b.start(SINGLE)
     return to_batch([spliced(b.good(SINGLE), start, 1, [])]), SINGLE, start
