@@ -85,8 +85,8 @@ def why_labels_differ(batch: Batch) -> Iterator[tuple[int, Cause]]:
     """Each document with a label that is not the next token; what is wrong everywhere in the same way, once."""
     told: set[str] = set()
     for number, (start, end) in enumerate(pairwise(batch.cu_seqlens)):
-        following = [*batch.tokens[start + 1 : end], None]
         labels = batch.labels[start:end]
+        following = [*batch.tokens[start + 1 : end], None][: len(labels)]
         wrong = [i for i, (a, b) in enumerate(zip(labels, following, strict=True)) if a not in (IGNORE_INDEX, b)]
         if not wrong:
             continue

@@ -95,7 +95,7 @@ def other_row_cause(c: Compared) -> Cause | None:
 def other_words_cause(c: Compared) -> Cause | None:
     """The row in the words of another template, task format or chat format."""
     p = c.setup.prompt_format
-    ways: dict[str, dict] = {f"the task format is {f.name}": {"family": f} for f in FAMILIES.values()}
+    ways: dict[str, dict] = {f"the task format is {f.name}": {"family": f} for f in reversed(FAMILIES.values())}
     ways |= {f"the template is {t.name}": {"template": t} for t in TEMPLATES.values()}
     ways |= {f"the chat format is {f.name}": {"chat_format": f} for f in CHAT_FORMATS.values()}
     known, rest = [n for n in c.others.found if n in ways], [n for n in ways if n not in c.others.found]

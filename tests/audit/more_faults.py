@@ -25,8 +25,8 @@ ROWS = (
     (("user", "what is in the tin?"), ("assistant", "the tin is in the bin.")),
     (("user", "one thing"), ("assistant", "two things"), ("user", "and the third?"), ("assistant", "four of them")),
     (
-        ("user", " the caf\u00e9\r\nin\u00a0town \ufb01 "),
-        ("assistant", "\tna\u00efve\u200b \u2013 caf\u00e9\r\n done "),
+        ("user", " the \u00e9t\u00e9\r\nin\u00a0town \ufb01 "),
+        ("assistant", "\tna\u00efve\u200b \u2013 \u00e9t\u00e9\r\n done "),
     ),
     (("system", "Be terse."), ("user", "how many?"), ("assistant", "seven")),
     (("system", "Think in steps."), ("user", "how few?"), ("assistant", "eleven")),
@@ -148,10 +148,9 @@ def another_templates_safety_prompt(b):
     return with_template(b, SINGLE, system=MPT)
 
 
-@fault("system-prompt", "other words from character 37", "llama2", "chat:llama")
+@fault("system-prompt", "other words from character", "llama2", "chat:llama")
 def one_word_of_the_safety_prompt(b):
-    assert LLAMA[37:43] == "honest"
-    return with_template(b, MULTI, system=LLAMA[:37] + "polite" + LLAMA[43:])
+    return with_template(b, MULTI, system=LLAMA.replace("honest", "polite", 1))
 
 
 @fault("system-prompt", "twice", template="chat:mpt")
