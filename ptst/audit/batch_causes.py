@@ -21,7 +21,7 @@ class Bounds:
     explained: set[int]
 
 
-def why_bounds_differ(batch: Batch, expected: Sequence[list[int]]) -> Bounds:
+def why_bounds_differ(batch: Batch, expected: Sequence[Sequence[int]]) -> Bounds:
     """Which boundaries are wrong. `expected`: the ids of each document's row."""
     cu, bounds = batch.cu_seqlens, [0, *accumulate(map(len, expected))]
     if cu == bounds:
@@ -42,9 +42,9 @@ def why_bounds_differ(batch: Batch, expected: Sequence[list[int]]) -> Bounds:
         both, size = batch.tokens[start:end], len(expected[i])
         if i in found.explained or middle - start == size:
             continue
-        if batch.rows[i] == batch.rows[i + 1] and both == expected[i]:
+        if batch.rows[i] == batch.rows[i + 1] and both == list(expected[i]):
             found.causes[i] = _bounds_cause(_SPLIT, len(both), middle - start)
-        elif both == expected[i] + expected[i + 1]:
+        elif both == [*expected[i], *expected[i + 1]]:
             found.causes[i] = _bounds_cause(_MOVED, size, middle - start)
         else:
             continue

@@ -18,10 +18,10 @@ from ptst.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Cause:
-    """A rule that is broken, at a token of the document."""
+    """A rule that is broken, at a token of the document; None where it is about all of it."""
 
     rule: str
-    token: int
+    token: int | None
     words: str
     expected: str = ""
     seen: str = ""

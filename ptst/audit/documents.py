@@ -3,17 +3,18 @@ formats write it. One cause gives one finding: what follows from it is left out.
 
 from collections.abc import Iterator, Sequence
 
-from ptst.audit.batch_causes import why_bounds_differ, why_labels_differ, why_positions_differ
+from ptst.audit.batch_causes import Bounds, why_bounds_differ, why_labels_differ, why_positions_differ
 from ptst.audit.causes import why_tokens_differ
 from ptst.audit.characters import difference
 from ptst.audit.compared import Cause, Compared, limited
 from ptst.audit.findings import Finding
 from ptst.audit.mask_causes import why_masks_differ
 from ptst.audit.other_rows import other_rows
-from ptst.audit.reference_formats import reference
+from ptst.audit.reference_formats import Reference, reference
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
 from ptst.data.packing import IGNORE_INDEX, Batch
+from ptst.errors import UserError
 from ptst.text.encode import first_difference
 from ptst.text.segments import Conversation
 
@@ -22,9 +23,10 @@ _IN_DETAIL = ("boundaries", "labels", "position-ids")  # rules of the shape that
 
 def check_documents(batch: Batch, conversations: Sequence[Conversation], setup: Setup) -> list[Finding]:
     """All rules on a batch: its shape, then each document against the row that it came from."""
-    references = [reference(conversations[row], setup.prompt_format, setup.train_on) for row in batch.rows]
+    references = _references([conversations[row] for row in batch.rows], setup)
     shape = check_shape(batch, conversations)
-    bounds = why_bounds_differ(batch, [limited(r.ids, setup) for r in references])
+    said = [() if isinstance(r, UserError) else limited(r.ids, setup) for r in references]
+    bounds = why_bounds_differ(batch, said) if all(said) else Bounds({}, set())
     if any(f.rule == "boundaries" for f in shape) and not bounds.causes:
         return shape  # documents cannot be separated, so they cannot be compared
     causes = {number: [cause] for number, cause in bounds.causes.items()}
@@ -36,8 +38,11 @@ def check_documents(batch: Batch, conversations: Sequence[Conversation], setup: 
     for number in sorted(untold):
         start, end = batch.cu_seqlens[number : number + 2]
         loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
-        row = conversations[batch.rows[number]]
-        c = Compared(batch.tokens[start:end], loss_mask, references[number], row, setup, others)
+        row, expected = conversations[batch.rows[number]], references[number]
+        if isinstance(expected, UserError):
+            causes.setdefault(number, []).append(Cause("bad-row", None, str(expected)))
+            continue
+        c = Compared(batch.tokens[start:end], loss_mask, expected, row, setup, others)
         labels_wrong = any(cause.rule == "labels" for cause in causes.get(number, ()))
         causes.setdefault(number, []).extend(_document_causes(c, labels_wrong))
     explained = {conversations[batch.rows[number]].source for number in bounds.explained}
@@ -47,6 +52,17 @@ def check_documents(batch: Batch, conversations: Sequence[Conversation], setup: 
         for number in sorted(causes)
         for cause in causes[number]
     ]
+
+
+def _references(conversations: Sequence[Conversation], setup: Setup) -> list[Reference | UserError]:
+    """What each row must be; of one that cannot be encoded, the reason."""
+    out: list[Reference | UserError] = []
+    for conversation in conversations:
+        try:
+            out.append(reference(conversation, setup.prompt_format, setup.train_on))
+        except UserError as error:
+            out.append(error)
+    return out
 
 
 def _document_causes(c: Compared, labels_wrong: bool) -> Iterator[Cause]:
@@ -69,6 +85,6 @@ def _document_causes(c: Compared, labels_wrong: bool) -> Iterator[Cause]:
     prompt = c.setup.prompt_format.encode(c.conversation.prompt()).ids
     if c.ids[: len(prompt)] != prompt[: len(c.ids)]:
         at = first_difference(c.ids, prompt)
-        if why is None or at < why.token:  # else the same difference
+        if why is None or at < (why.token or 0):  # else the same difference
             words = "training and test encode the prompt differently"
             yield Cause("prompt-differs", at, words, c.show(prompt, at), c.show(c.ids, at))

@@ -10,7 +10,7 @@ from ptst.audit.other_rows import message_pattern, rows_in
 from ptst.audit.stretches import Piece
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import FAMILIES, TEMPLATES
+from ptst.text.templates import FAMILIES, TEMPLATES, Family
 
 _SIGN = "\ue0f3"
 _ENOUGH = 48  # characters that follow a system prompt, by which its end is known
@@ -22,8 +22,9 @@ def system_cause(c: Compared) -> Cause | None:
     template = c.setup.prompt_format.template
     if template.is_text:
         return None
+    other = f"{template.name}, changed"
     if c.layout.system is None:
-        signed = c.written_text(template=replace(template, system=_SIGN))
+        signed = c.written_text(template=replace(template, name=other, system=_SIGN))
         seen = _between(c, *signed.split(_SIGN, 1)) if signed and signed.count(_SIGN) == 1 else None
         if not seen:
             return None
@@ -31,7 +32,7 @@ def system_cause(c: Compared) -> Cause | None:
         return c.cause("system-prompt", words, "none", quoted(seen))
     without = c.conversation.messages[c.conversation.system is not None :]
     bare = replace(c.conversation, messages=without)
-    none = c.written(bare, template=replace(template, system=None, task_system=None), family=_no_task(c))
+    none = c.written(bare, template=replace(template, name=other, system=None, task_system=None), family=_no_task(c))
     if none is not None and none == c.ids:
         return c.cause("system-prompt", "the system prompt is missing", quoted(c.layout.system), "none")
     flat = [piece for pieces in c.layout.pieces for piece in pieces]
@@ -45,8 +46,10 @@ def system_cause(c: Compared) -> Cause | None:
     return c.cause("system-prompt", *_system_words(c, seen))
 
 
-def _no_task(c: Compared):
-    return replace(c.setup.prompt_format.family, task=None)
+def _no_task(c: Compared) -> Family:
+    """The task format without a system prompt of its own."""
+    family = c.setup.prompt_format.family
+    return replace(family, name=f"{family.name}, changed", task=None)
 
 
 def _between(c: Compared, before: str, behind: str) -> str | None:

@@ -192,7 +192,7 @@ def the_rows_own_system_prompt_is_dropped_beside_the_templates(b):
 
 @fault("system-prompt", "lacks the whitespace at its end", template="chat:alpaca")
 def the_system_prompt_is_stripped(b):
-    own = replace(b.setup.prompt_format.template, system="Do as you are told. \n")
+    own = replace(b.setup.prompt_format.template, name="chat:mine", system="Do as you are told. \n")
     b = replace(b, setup=replace(b.setup, prompt_format=replace(b.setup.prompt_format, template=own)))
     batch, row, token = with_template(b, SINGLE, system="Do as you are told.")
     return batch, row, token, b
