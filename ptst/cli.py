@@ -6,7 +6,6 @@ Modules that take seconds to import are imported by a command's `run`, after its
 
 import dataclasses
 import importlib
-import json
 import os
 import re
 import select
@@ -115,8 +114,9 @@ def run(
         _end(error, prog, config_type, "--debug" in arguments)
         raise
     if config.json and result is not None:
-        # A name of a file may hold bytes that are not UTF-8; as \udc.. they are JSON.
-        print(json.dumps(result, ensure_ascii=False).encode(errors="backslashreplace").decode())
+        from ptst.progress import printable_json
+
+        print(printable_json(result))
     return result
 
 

@@ -4,6 +4,7 @@ Data, answers and names of files may hold escape sequences, which could change t
 and rich's markup. Everything for people is printed through `open_console` or `printable`.
 """
 
+import json
 import os
 import re
 import sys
@@ -31,13 +32,24 @@ class _Words(Console):
         os.close(nowhere)
 
 
-# Control characters but line feed and tab, signs that reverse the direction of writing, and lone surrogates.
-_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters but line feed and tab, signs that reverse the direction of writing, characters that show nothing
+# (joiners stay between letters or pictures that need them), and lone surrogates.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180e\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufeff\uffa0\ufff9-\ufffb\U000e0000-\U000e007f\ud800-\udfff]"
+    "|(?<=[\x00-\x7f])[\u200c\u200d]|[\u200c\u200d](?=[\x00-\x7f])"
+)
 
 
 def printable(text: str) -> str:
-    """The text for a terminal: what could command it is shown as U+...., as in U+001B."""
+    """The text for a terminal: what could command it, or would not be seen, is shown as U+...., as in U+001B."""
     return _UNPRINTABLE.sub(lambda found: f"U+{ord(found[0]):04X}", text)
+
+
+def printable_json(value: Any) -> str:
+    """A value as JSON on one line, in which such characters are escaped: the same value, and no command."""
+    text = json.dumps(value, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 class _Printable:

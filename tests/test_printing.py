@@ -16,7 +16,7 @@ from ptst.audit.config import AuditConfig
 from ptst.audit.page import page
 from ptst.audit.report import audit_data
 from ptst.experiment.tables import to_csv
-from ptst.progress import ProgressLine, open_console, printable, say
+from ptst.progress import ProgressLine, open_console, printable, printable_json, say
 from ptst.settings import CommandSettings
 from tests.tiny import write_tiny_model
 
@@ -33,6 +33,14 @@ def test_what_is_printable_stays():
     assert printable(text) == text
     assert printable(EVIL) == SHOWN
     assert printable("\ud800").encode() == b"U+D800"  # a lone surrogate cannot be encoded
+    assert printable("a\u200bb\ufeff c\u200dd \U000e0041\u2066") == "aU+200BbU+FEFF cU+200Dd U+E0041U+2066"
+
+
+def test_json_commands_no_terminal():
+    value = {f"k{EVIL}": [f"{EVIL}\u200b\U000e0041\n\u00e9", 1]}
+    text = printable_json(value)
+    assert_harmless(text)
+    assert json.loads(text) == value and "\u200b" not in text and "\u00e9" in text
 
 
 @pytest.fixture

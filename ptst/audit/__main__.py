@@ -23,10 +23,12 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Audit, print or write the report, and return it as JSON values. Raises UserError for a user's mistakes."""
     from ptst.audit.page import write_page
     from ptst.audit.report import audit_data
+    from ptst.audit.summary import write_files
 
     report = audit_data(config)
     if config.html is not None:
         write_page(report, config.html)
+    write_files(report, config.junit, config.sarif)
     if not config.json:
         print_report(report)
     return report.to_json()

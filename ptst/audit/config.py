@@ -57,12 +57,19 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     html: Path | None = None
     """File for the report as one HTML page, which needs no network."""
 
+    junit: Path | None = None
+    """File for the report as JUnit XML, for GitLab or Jenkins."""
+    sarif: Path | None = None
+    """File for the report as SARIF, for GitHub."""
+
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
         from ptst.audit.findings import check_names
 
         check_names(self.allow)
         check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit")
-        if self.html is not None and not self.html.parent.is_dir():
-            cause = (Setting("html"), f" {self.html}: there is no folder {self.html.parent} to write it into")
-            raise UserError(cause, "make it, or choose another path")
+        for name in ("html", "junit", "sarif"):
+            path = getattr(self, name)
+            if path is not None and not path.parent.is_dir():
+                cause = (Setting(name), f" {path}: there is no folder {path.parent} to write it into")
+                raise UserError(cause, "make it, or choose another path")
