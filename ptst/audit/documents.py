@@ -9,7 +9,7 @@ from ptst.audit.characters import difference
 from ptst.audit.compared import Cause, Compared, limited
 from ptst.audit.findings import Finding
 from ptst.audit.mask_causes import why_masks_differ
-from ptst.audit.other_rows import other_rows
+from ptst.audit.other_rows import OtherRows, other_rows
 from ptst.audit.reference_formats import Reference, reference
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
@@ -21,37 +21,65 @@ from ptst.text.segments import Conversation
 _IN_DETAIL = ("boundaries", "labels", "position-ids")  # rules of the shape that are applied here to every document
 
 
-def check_documents(batch: Batch, conversations: Sequence[Conversation], setup: Setup) -> list[Finding]:
-    """All rules on a batch: its shape, then each document against the row that it came from."""
-    references = _references([conversations[row] for row in batch.rows], setup)
+def check_documents(
+    batch: Batch,
+    conversations: Sequence[Conversation],
+    setup: Setup,
+    references: Sequence[Reference | UserError] | None = None,
+) -> list[Finding]:
+    """All rules on a batch: its shape, then each document against the row that it came from. `references`: by row, what
+    its document must be, or why the row has none; built here if not given."""
     shape = check_shape(batch, conversations)
-    said = [() if isinstance(r, UserError) else limited(r.ids, setup) for r in references]
+    if any(not 0 <= row < len(conversations) for row in batch.rows):
+        number, row = next((n, r) for n, r in enumerate(batch.rows) if not 0 <= r < len(conversations))
+        cause = f"the row of document {number} is {row}, of {len(conversations)}"
+        return [*shape, Finding("unknown-document", "batch", cause, batch.cu_seqlens[: number + 1][-1])]
+    rows = [conversations[row] for row in batch.rows]
+    expected = [references[row] for row in batch.rows] if references is not None else _references(rows, setup)
+    said = [() if isinstance(r, UserError) else limited(r.ids, setup) for r in expected]
     bounds = why_bounds_differ(batch, said) if all(said) else Bounds({}, set())
     if any(f.rule == "boundaries" for f in shape) and not bounds.causes:
         return shape  # documents cannot be separated, so they cannot be compared
-    causes = {number: [cause] for number, cause in bounds.causes.items()}
-    untold = set(range(len(batch.rows))) - bounds.explained
-    others = other_rows(conversations)
-    for number, cause in (*why_positions_differ(batch), *why_labels_differ(batch)) if untold else ():
-        if number in untold:
-            causes.setdefault(number, []).append(cause)
-    for number in sorted(untold):
-        start, end = batch.cu_seqlens[number : number + 2]
-        loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
-        row, expected = conversations[batch.rows[number]], references[number]
-        if isinstance(expected, UserError):
-            causes.setdefault(number, []).append(Cause("bad-row", None, str(expected)))
-            continue
-        c = Compared(batch.tokens[start:end], loss_mask, expected, row, setup, others)
-        labels_wrong = any(cause.rule == "labels" for cause in causes.get(number, ()))
-        causes.setdefault(number, []).extend(_document_causes(c, labels_wrong))
-    explained = {conversations[batch.rows[number]].source for number in bounds.explained}
+    explained = {rows[number].source for number in bounds.explained}
     own = [f for f in shape if f.rule not in _IN_DETAIL and f.row not in explained]
+    causes = _causes(batch, rows, expected, bounds, setup, other_rows(conversations))
     return own + [
-        Finding(cause.rule, conversations[batch.rows[number]].source, cause.words, cause.token, False, *cause.shown)
-        for number in sorted(causes)
-        for cause in causes[number]
+        Finding(cause.rule, rows[number].source, cause.words, cause.token, False, *cause.shown)
+        for number, cause in sorted(causes, key=lambda found: found[0])
     ]
+
+
+def _causes(
+    batch: Batch,
+    rows: Sequence[Conversation],
+    expected: Sequence[Reference | UserError],
+    bounds: Bounds,
+    setup: Setup,
+    others: OtherRows,
+) -> Iterator[tuple[int, Cause]]:
+    """The causes by document."""
+    yield from bounds.causes.items()
+    labels_wrong: set[int] = set()
+    told = len(bounds.explained) == len(rows)
+    for number, cause in () if told else (*why_positions_differ(batch), *why_labels_differ(batch)):
+        if number not in bounds.explained:
+            labels_wrong |= {number} if cause.rule == "labels" else set()
+            yield number, cause
+    for number, reference in enumerate(expected):
+        if number in bounds.explained:
+            continue
+        start, end = batch.cu_seqlens[number : number + 2]
+        if isinstance(reference, UserError):
+            yield number, Cause("bad-row", None, _sentence(reference))
+            continue
+        loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
+        c = Compared(batch.tokens[start:end], loss_mask, reference, rows[number], setup, others)
+        for cause in _document_causes(c, number in labels_wrong):
+            yield number, cause
+
+
+def _sentence(error: UserError) -> str:
+    return UserError(error.cause, error.remedy).tell(lambda name: f"the setting {name}")
 
 
 def _references(conversations: Sequence[Conversation], setup: Setup) -> list[Reference | UserError]:

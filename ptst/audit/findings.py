@@ -53,6 +53,7 @@ _ERRORS = {
     "unnatural-ids": ("text was encoded in several calls", "encode text between control tokens in one call"),
     "prompt-differs": ("the test prompt is no prefix of the training row", "encode both by the same code"),
     "cut-short": ("the row ends early without being cut", "drop long rows, or choose too_long cut"),
+    "unknown-document": ("a document belongs to no row of the data", "train what was prepared, and no more"),
     "too-long": ("the row is longer than the limit", "drop or cut it before packing"),
     "role-markers": ("a message holds role markers, which could open or close a turn", "remove them"),
     "control-text": (
