@@ -10,7 +10,7 @@ from ptst.audit.compared import Cause, Compared, limited
 from ptst.audit.findings import Finding
 from ptst.audit.mask_causes import why_masks_differ
 from ptst.audit.other_rows import OtherRows, other_rows
-from ptst.audit.reference_formats import Reference, reference
+from ptst.audit.reference_formats import Reference
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
 from ptst.data.packing import IGNORE_INDEX, Batch
@@ -35,7 +35,11 @@ def check_documents(
         cause = f"the row of document {number} is {row}, of {len(conversations)}"
         return [*shape, Finding("unknown-document", "batch", cause, batch.cu_seqlens[: number + 1][-1])]
     rows = [conversations[row] for row in batch.rows]
-    expected = [references[row] for row in batch.rows] if references is not None else _references(rows, setup)
+    expected = (
+        [references[row] for row in batch.rows]
+        if references is not None
+        else setup.oracle.references(rows, setup.train_on)
+    )
     said = [() if isinstance(r, UserError) else limited(r.ids, setup) for r in expected]
     bounds = why_bounds_differ(batch, said) if all(said) else Bounds({}, set())
     if any(f.rule == "boundaries" for f in shape) and not bounds.causes:
@@ -80,17 +84,6 @@ def _causes(
 
 def _sentence(error: UserError) -> str:
     return UserError(error.cause, error.remedy).tell(lambda name: f"the setting {name}")
-
-
-def _references(conversations: Sequence[Conversation], setup: Setup) -> list[Reference | UserError]:
-    """What each row must be; of one that cannot be encoded, the reason."""
-    out: list[Reference | UserError] = []
-    for conversation in conversations:
-        try:
-            out.append(reference(conversation, setup.prompt_format, setup.train_on))
-        except UserError as error:
-            out.append(error)
-    return out
 
 
 def _document_causes(c: Compared, labels_wrong: bool) -> Iterator[Cause]:

@@ -1,236 +1,244 @@
 """Reference formats: an independent implementation of all chat formats, used as an oracle.
 
-The rules compare the tokens that reach the loss with it. It shares only the templates' words and the tokenizer's one
-call with the text layer: formats are plain strings here, and the loss mask follows from them. Of a format that was
-derived from a chat template it shares the literals, too, and puts them together by itself.
+The rules compare the tokens that reach the loss with it. It shares nothing with the pipeline (`ptst.text`, `ptst.data`)
+but the names of what was chosen and the messages: formats are plain strings here, the loss mask follows from them, the
+words are pinned in `reference_words`, and `reference_tokenizer` reads the tokenizer's files by itself. Of a format that
+was derived from a chat template the literals are those of the format under test, put together here; that these are the
+chat template's own words is compared, by ids, in `owner`.
 """
 
-import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
-from ptst.text.chat_formats import ChatFormat
-from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation, Segment
-from ptst.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Run:
-    """A control token by name, or the text of one tokenizer call: the prompt's part, then the model's."""
-
-    prompt: str = ""
-    answer: str = ""
-    control: bool = False
-    trained: bool = False
-
-    @property
-    def text(self) -> str:
-        return self.prompt + self.answer
+from ptst.audit.reference_roles import FORMATS, TERMINATORS, Names, Run, Turn, control, derived, text, words
+from ptst.audit.reference_tokenizer import ReferenceTokenizer, Text, open_reference_tokenizer
+from ptst.audit.reference_words import Script, task_of, wording_of
+from ptst.errors import UserError
+from ptst.text.segments import Conversation
 
 
 @dataclass(frozen=True)
 class Reference:
     """Ids and loss mask that a row must have; the index of each run's first id; token boundaries; lossy runs with what
-    they decode to."""
+    they decode to. `prompt_length`: the ids before the newest answer, which are the prompt at test time. `texts` and
+    `authors` have one entry for each id."""
 
     ids: list[int]
     loss_mask: list[bool]
     runs: list[tuple[int, Run]]
     token_boundaries: list[int]
     lossy: dict[int, str]
+    prompt_length: int = 0
+    bare: list[bool] = field(default_factory=list, repr=False)
+    tokenizer: ReferenceTokenizer | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def _written(self) -> list[tuple[str, str]]:
+        out: list[tuple[str, str]] = []
+        boundaries, tokenizer = set(self.token_boundaries), self.tokenizer
+        assert tokenizer is not None
+        for (start, run), bare in zip(self.runs, self.bare, strict=True):
+            if run.control:
+                out.append((run.prompt, "control"))
+                continue
+            if not run.text:
+                continue
+            spans = tokenizer.spans(run.text, bare)
+            boundary = start + len(tokenizer.spans(run.prompt, bare)) if boundaries else 0
+            if boundary in boundaries:
+                at = len(run.prompt)
+                later = tokenizer.spans(run.answer, tokenizer.is_bare(None, True))
+                spans = tokenizer.spans(run.prompt, bare) + [(i, a + at, b + at) for i, a, b in later]
+            out += _authored(run, spans)
+        return out
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each token; a character of several tokens is the first one's."""
+        return [text for text, _ in self._written]
+
+    @property
+    def authors(self) -> list[str]:
+        """Who wrote each token: control, scaffold, system, user or assistant; of several, who wrote most of it."""
+        return [author for _, author in self._written]
 
 
-def reference(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Reference:
-    """What a training row must be. Raises UserError as the tokenizer does."""
-    tokenizer, out = prompt_format.tokenizer, Reference([], [], [], [], {})
-    runs, after = [*_runs(conversation, prompt_format, train_on)], None
-    for number, run in enumerate(runs):
-        behind = runs[number + 1].prompt if number + 1 < len(runs) and runs[number + 1].control else None
-        if not run.control and not run.text.strip() and (after in tokenizer.rstrip or behind in tokenizer.lstrip):
-            continue  # the control token swallows it
-        start = len(out.ids)
-        out.runs.append((start, run))
-        if run.control:
-            after = run.prompt
-            ids, num_prompt = [tokenizer.control_id(run.prompt)], 0 if run.trained else 1
-        else:
-            prompt, ids = (tokenizer.encode(text, after=after) for text in (run.prompt, run.text))
-            num_prompt = len(prompt)
-            if ids[:num_prompt] != prompt:
-                out.token_boundaries.append(start + num_prompt)
-                ids = prompt + tokenizer.encode(run.answer, continuation=True)
-            if (decoded := tokenizer.decode_text(ids, after)) != run.text:
-                out.lossy[start] = decoded
-        out.ids.extend(ids)
-        out.loss_mask.extend([False] * num_prompt + [run.trained] * (len(ids) - num_prompt))
-    return out
+def _authored(run: Run, spans: Iterable[tuple[int, int, int]]) -> Iterable[tuple[str, str]]:
+    """(text, author) of each token of a run of text."""
+    text, done = run.text, 0
+    spelt = [author for author, part in run.parts for _ in part]
+    for _, start, end in spans:
+        own = spelt[start:end] or spelt[start : start + 1] or spelt[-1:] or ["scaffold"]
+        yield text[done:end], max(reversed(own), key=own.count)
+        done = max(done, end)
 
 
-def template_words(conversation: Conversation, prompt_format: PromptFormat) -> tuple[str | None, list[str]]:
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """What rows must be under a prompt format. `template_file`: the TOML file of a user's own template."""
+
+    prompt_format: Any
+    template_file: Path | None = None
+
+    @cached_property
+    def tokenizer(self) -> ReferenceTokenizer:
+        """The audit's own tokenizer. Under a derived format, text after control tokens is as `transformers` has it."""
+        p = self.prompt_format
+        return open_reference_tokenizer(p.tokenizer.origin, p.chat_format.is_derived)
+
+    @cached_property
+    def script(self) -> Script:
+        p = self.prompt_format
+        return Script(wording_of(p.template, self.template_file), task_of(p.family))
+
+    @property
+    def is_text(self) -> bool:
+        return self.prompt_format.template.name.startswith("text:")
+
+    @cached_property
+    def terminator(self) -> str:
+        """The control token that ends an answer."""
+        p, eos = self.prompt_format, self.tokenizer.eos or ""
+        if self.is_text:
+            return eos
+        return (p.chat_format.terminator if p.chat_format.is_derived else TERMINATORS.get(p.chat_format.name)) or eos
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """The ids that end an answer: the terminator, EOS, and those that the folder's files name."""
+        return self.tokenizer.ends | {self.tokenizer.id_of(self.terminator)}
+
+    def references(self, conversations: Sequence[Conversation], train_on: str = "all") -> list[Reference | UserError]:
+        """What each row must be; of a row that cannot be said or encoded, the reason. All texts go through the
+        tokenizer in one call, each distinct one once."""
+        rows = [_tried(self._calls, c, train_on) for c in conversations]
+        wanted = [text for row in rows if not isinstance(row, UserError) for call in row for text in call[1:3] if text]
+        known = self.tokenizer.encode(wanted)
+        return [row if isinstance(row, UserError) else _tried(self._put, row, known) for row in rows]
+
+    def reference(self, conversation: Conversation, train_on: str = "all") -> Reference:
+        """What one row must be. Raises UserError for one that cannot be said or encoded."""
+        (found,) = self.references([conversation], train_on)
+        if isinstance(found, UserError):
+            raise UserError(found.cause, found.remedy, found.where or conversation.source)
+        return found
+
+    def _calls(self, conversation: Conversation, train_on: str) -> "list[Call]":
+        """Each run with the texts to encode for it: the prompt's part, all of it."""
+        tokenizer, after, calls = self.tokenizer, None, list[Call]()
+        runs = [*self._runs(conversation, train_on)]
+        if tokenizer.rstrip or tokenizer.lstrip:
+            runs = self._without_swallowed(runs)
+        for run in runs:
+            if run.control:
+                after = run.prompt
+                calls.append((run, None, None))
+                continue
+            bare = tokenizer.is_bare(after)
+            whole = (run.text, bare)
+            calls.append((run, (run.prompt, bare) if run.sampled else whole, whole))
+        return calls
+
+    def _put(self, calls: "Sequence[Call]", known: dict[Text, list[int] | UserError]) -> Reference:
+        """The row of encoded runs."""
+        out = Reference([], [], [], [], {}, tokenizer=self.tokenizer)
+        speaks, length = False, 0
+        for run, before, whole in calls:
+            start = len(out.ids)
+            out.runs.append((start, run))
+            out.bare.append(whole is not None and whole[1])
+            if before is None or whole is None:
+                ids, num_prompt = [self.tokenizer.id_of(run.prompt)], 0 if run.sampled else 1
+            else:
+                prompt, ids = _ids(known[before]), _ids(known[whole])
+                num_prompt = len(prompt)
+                if ids[:num_prompt] != prompt:
+                    out.token_boundaries.append(start + num_prompt)
+                    again = (run.answer, self.tokenizer.is_bare(None, True))
+                    ids = prompt + _ids(self.tokenizer.encode([again])[again])
+                if not self.tokenizer.restores(run.text, ids, whole[1]):
+                    out.lossy[start] = self.tokenizer.decode_run(ids, whole[1])
+            if run.sampled and not (speaks and num_prompt == 0):
+                length = start + num_prompt
+            speaks = run.sampled
+            out.ids.extend(ids)
+            out.loss_mask.extend([False] * num_prompt + [run.trained] * (len(ids) - num_prompt))
+        return replace(out, prompt_length=length)
+
+    def _without_swallowed(self, runs: list[Run]) -> list[Run]:
+        """The runs without whitespace of the scaffold that a control token beside it swallows."""
+        out = []
+        for before, run, behind in zip([None, *runs], runs, [*runs[1:], None], strict=False):
+            parts = list(run.parts)
+            if before and before.prompt in self.tokenizer.rstrip and before.control and parts[:1]:
+                parts[0] = _stripped(parts[0], str.lstrip)
+            if behind and behind.prompt in self.tokenizer.lstrip and behind.control and parts[:1]:
+                parts[-1] = _stripped(parts[-1], str.rstrip)
+            if tuple(parts) != run.parts:
+                said = tuple(parts[run.given :]) if run.sampled else None
+                run = text(tuple(parts[: run.given]), said, run.trained)
+            out.append(run)
+        return out
+
+    def _runs(self, conversation: Conversation, train_on: str) -> Iterable[Run]:
+        """The runs of a training row, which ends in an answer."""
+        p, t, script = self.prompt_format, self.tokenizer, self.script
+        if self.is_text:
+            script.check_text(conversation, p.template.name)
+        if not conversation.turns or len(conversation.turns) % 2:
+            raise UserError("the conversation does not end in an answer", "give it one")
+        system, turns = script.say(conversation)
+        asked, answers = turns[::2], turns[1::2]
+        wanted = [m.trained for m in conversation.turns if m.role == "assistant"]
+        trained = [wanted[i] and (train_on == "all" or i + 1 == len(answers)) for i in range(len(answers))]
+        if self.is_text:
+            said = (*words(script.join), *answers[0])
+            return [*map(control, t.file.opening), text(asked[0], said, trained[0]), control(t.eos, trained[0], True)]
+        close = " " if len(answers) > 1 else ""
+        rows = [Turn(*row, close) for row in zip(asked, answers, trained, strict=True)]
+        if script.wording.demonstration:
+            shown, answer = map(words, script.wording.demonstration)
+            rows.insert(0, Turn(shown, answer, False))
+        if p.chat_format.is_derived:
+            return derived(p.chat_format, system, rows, t.eos)
+        if p.chat_format.name not in FORMATS:
+            raise UserError(f"there is no reference format {p.chat_format.name}", "choose another chat format")
+        return FORMATS[p.chat_format.name](system, rows, Names(t.bos, t.eos, "" if script.wording.tight else " "))
+
+
+# A run, its prompt's text and its whole text; a control token has none.
+Call = tuple[Run, Text | None, Text | None]
+
+
+def _tried(work: Callable[..., Any], *given: Any) -> Any:
+    """What `work` returns, or the UserError that it raises."""
+    try:
+        return work(*given)
+    except UserError as error:
+        return error
+
+
+def _ids(found: list[int] | UserError) -> list[int]:
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def _stripped(part: tuple[str, str], strip: Callable[[str], str]) -> tuple[str, str]:
+    author, words_ = part
+    return (author, strip(words_)) if author == "scaffold" else part
+
+
+def reference(conversation: Conversation, prompt_format: Any, train_on: str) -> Reference:
+    """What one training row must be (`Oracle.reference`)."""
+    return Oracle(prompt_format).reference(conversation, train_on)
+
+
+def template_words(conversation: Conversation, prompt_format: Any) -> tuple[str | None, list[str]]:
     """The system prompt and the text of every turn, in the template's words."""
-    template, family = prompt_format.template, prompt_format.family
-    task = family.task if conversation.system is None else conversation.system
-    user, system = template.user, template.system
-    if task is not None:
-        if family.has_task and template.task_system is not None:
-            user, system = template.task_user or user, template.task_system.replace("{task}", task, 1)
-        else:
-            system = task if system is None else system + "\n\n" + task
-    user = user.replace("{question}", family.question).replace("{cue}", family.cue)
-
-    def wrapped(text: str) -> str:
-        return re.sub(r"\{(x|task)\}", lambda found: {"x": text, "task": task or ""}[found[1]], user)
-
-    return system, [wrapped(m.content) if m.role == "user" else m.content for m in conversation.turns]
-
-
-def control(name: str | None, trained: bool = False) -> Run:
-    return Run(prompt=name or "", control=True, trained=trained)
-
-
-def _runs(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Iterable[Run]:
-    """The runs of a training row, which ends in an answer."""
-    template, t = prompt_format.template, prompt_format.tokenizer
-    system, texts = template_words(conversation, prompt_format)
-    asked, answers = texts[::2], texts[1::2]
-    wanted = [m.trained for m in conversation.turns if m.role == "assistant"]
-    trained = [wanted[i] and (train_on == "all" or i + 1 == len(answers)) for i in range(len(answers))]
-    if template.is_text:
-        prefix = prompt_format.family.join if template.join is None else template.join
-        return [
-            *map(control, t.opening),
-            Run(asked[0], prefix + answers[0], trained=trained[0]),
-            control(t.eos, trained[0]),
-        ]
-    closings = [" " if len(answers) > 1 else ""] * len(answers)
-    if template.demonstration:
-        asked, answers = [template.demonstration[0], *asked], [template.demonstration[1], *answers]
-        trained, closings = [False, *trained], ["", *closings]
-    turns = list(zip(asked, answers, trained, closings, strict=True))
-    chat_format, gap = prompt_format.chat_format, "" if template.tight else " "
-    if chat_format.is_derived:
-        return _derived(chat_format, system, turns, t)
-    return _FORMATS[chat_format.name](system, turns, t, gap)
-
-
-def _llama2(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
-    out: list[Run] = []
-    head = "" if system is None else f"<<SYS>>\n{system}\n<</SYS>>\n\n"
-    for user, answer, trained, close in turns:
-        text = Run(f"[INST] {head}{user}{gap}[/INST]", f" {answer}{close}", trained=trained)
-        out += [control(t.bos), text, control(t.eos, trained)]
-        head = ""
-    return out
-
-
-def _mistral_v1(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
-    out = [control(t.bos)]
-    head = "" if system is None else f"{system}\n\n"
-    for user, answer, trained, _ in turns:
-        out += [Run(f"[INST] {head}{user}{gap}[/INST]", f" {answer}", trained=trained), control(t.eos, trained)]
-        head = ""
-    return out
-
-
-def _mistral_v3(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Run]:
-    out = [control(t.bos)]
-    for number, (user, answer, trained, _) in enumerate(turns, 1):
-        head = f"{system}\n\n" if number == len(turns) and system is not None else ""
-        out += [control("[INST]"), Run(head + user), control("[/INST]")]
-        out += [Run(answer=answer, trained=trained), control(t.eos, trained)]
-    return out
-
-
-def _mistral_v7(system: str | None, turns: list, t: Tokenizer, _gap: str) -> list[Run]:
-    block = [] if system is None else [control("[SYSTEM_PROMPT]"), Run(system), control("[/SYSTEM_PROMPT]")]
-    return [control(t.bos), *block, *_mistral_v3(None, turns, t, "")[1:]]
-
-
-_DATES = "Cutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-
-
-def _llama3(system: str | None, turns: list, t: Tokenizer, _gap: str, dates: str = "") -> list[Run]:
-    def block(role: str, text: Run, trained: bool = False) -> list[Run]:
-        name = [control("<|start_header_id|>"), Run(role), control("<|end_header_id|>"), Run("\n\n")]
-        return [*name, text, control("<|eot_id|>", trained)]
-
-    out = [control(t.bos)]
-    if system is not None or dates:
-        opened = block("system", Run(system or ""))
-        out += [*opened[:3], Run("\n\n" + dates), *opened[4 if system is not None else 5 :]]
-    for user, answer, trained, _ in turns:
-        out += block("user", Run(user)) + block("assistant", Run(answer=answer, trained=trained), trained)
-    return out
-
-
-def _llama3_dated(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
-    return _llama3(system, turns, t, gap, _DATES)
-
-
-def _chatml(system: str | None, turns: list, _t: Tokenizer, _gap: str, think: bool = True) -> list[Run]:
-    start, end, line = control("<|im_start|>"), control("<|im_end|>"), Run("\n")
-    out = [] if system is None else [start, Run(f"system\n{system}"), end, line]
-    for number, (user, answer, trained, _) in enumerate(turns, 1):
-        out += [start, Run(f"user\n{user}"), end, line]
-        asked = [Run("assistant\n", answer, trained=trained)]
-        if not think and number == len(turns):  # earlier answers have no block
-            block = [control("<think>"), Run("\n\n"), control("</think>")]
-            asked = [Run("assistant\n"), *block, Run("\n\n", answer, trained=trained)]
-        out += [start, *asked, control("<|im_end|>", trained), line]
-    return out
-
-
-def _chatml_no_think(system: str | None, turns: list, t: Tokenizer, gap: str) -> list[Run]:
-    return _chatml(system, turns, t, gap, think=False)
-
-
-def _derived(f: ChatFormat, system: str | None, turns: list, t: Tokenizer) -> list[Run]:
-    """Of a derived format: first every stretch with whose it is, then the runs between control tokens."""
-    parts: list[tuple[str, bool, bool, bool]] = []  # text, control token, the model's, trained
-
-    def literal(segments: Iterable[Segment], own: bool = False, trained: bool = False) -> None:
-        parts.extend((s.text, s.control, own, trained) for s in segments)
-
-    for i, (user, answer, trained, _) in enumerate(turns):
-        newest = i + 1 == len(turns)
-        holds = system is not None and (newest if f.system_last else i == 0)
-        literal(f.later if i else () if holds and not f.system_last else f.start or ())
-        if holds:
-            literal(f.system[0])
-            parts.append((system or "", False, False, False))
-            literal(f.system[1])
-        parts.append((user, False, False, False))
-        if f.history and not newest:
-            literal(f.history[0])
-            parts.append((answer, False, False, False))
-            literal(f.history[1])
-            continue
-        literal(f.user_end)
-        literal(f.answer_prefix, True, trained)
-        parts.append((answer, False, True, trained))
-        literal((*f.closing, Segment(f.terminator or t.eos or "", control=True)), True, trained)
-        literal(f.after_answer)
-    out: list[Run] = []
-    for is_control, group in groupby(parts, key=lambda part: part[1]):
-        stretch = list(group)
-        if is_control:
-            out += [control(text, trained) for text, _, _, trained in stretch]
-            continue
-        prompt, answer = ("".join(text for text, _, own, _ in stretch if own is whose) for whose in (False, True))
-        if prompt or answer or any(own for _, _, own, _ in stretch):
-            out.append(Run(prompt, answer, trained=any(p[3] for p in stretch)))
-    return out
-
-
-_FORMATS: dict[str, Callable[[str | None, list, Tokenizer, str], list[Run]]] = {
-    "mistral-v7": _mistral_v7,
-    "llama3-dated": _llama3_dated,
-    "chatml-no-think": _chatml_no_think,
-    "llama2": _llama2,
-    "mistral-v1": _mistral_v1,
-    "mistral-v3": _mistral_v3,
-    "llama3": _llama3,
-    "chatml": _chatml,
-}
+    system, turns = Oracle(prompt_format).script.say(conversation)
+    system_text = None if system is None else "".join(part for _, part in system)
+    return system_text, ["".join(part for _, part in turn) for turn in turns]

@@ -3,12 +3,25 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 from ptst.errors import Setting, UserError
-from ptst.text.added_tokens import AddedToken
+from ptst.text.added_tokens import AddedToken, TokenSettings
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a tokenizer was read from, so that the audit can read the same by itself: the file at `path`, with settings
+    as they were given; or the files of a model `folder`, which has `rows` embedding rows (None: not said)."""
+
+    path: Path
+    settings: TokenSettings | dict[str, Any] | None = None
+    folder: Path | None = None
+    rows: int | None = None
 
 
 class Tokenizer(ABC):
@@ -17,6 +30,7 @@ class Tokenizer(ABC):
     sentencepiece puts a dummy space before every text. After a control token, that is the rule for those of the model
     itself (`own`); after one that was added later, for folders whose tokenizer does so (`spaced`)."""
 
+    origin: Origin
     vocab_size: int
     bos: str | None  # names of control tokens
     eos: str | None

@@ -18,7 +18,7 @@ from ptst.errors import UserError
 from ptst.progress import say_once
 from ptst.reading import parse_json, read_text
 from ptst.text.added_tokens import AddedToken, TokenSettings
-from ptst.text.base_tokenizer import Tokenizer
+from ptst.text.base_tokenizer import Origin, Tokenizer
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
 SECONDS = 30  # that an unknown regular expression may take over one text
@@ -35,8 +35,8 @@ class JsonTokenizer(Tokenizer):
     contradict it."""
 
     def __init__(self, path: Path, settings: TokenSettings | dict | None = None):
+        self.path, self.origin = path, Origin(path, settings)
         settings = settings if isinstance(settings, TokenSettings) else TokenSettings.of(settings or {})
-        self.path = path
         text, rules = read_rules(path)
         flagged = flag_markers(rules, settings)
         self._tok = self._load(json.dumps(rules) if flagged else text)

@@ -16,7 +16,8 @@ from ptst.text.tokenizer import Tokenizer, configured_ends, load_tokenizer
 @dataclass(frozen=True)
 class PromptFormat:
     """Everything that turns a conversation into ids. `eos_ids`: end-of-sequence ids that the model folder names.
-    `found`: in words, how the chat format was found and how it compares with the folder's chat template."""
+    `found`: in words, how the chat format was found and how it compares with the folder's chat template. `folder`: the
+    model folder that it was opened from, None for one put together by hand."""
 
     template: Template
     family: Family
@@ -25,6 +26,7 @@ class PromptFormat:
     allow_role_markers: bool = False
     eos_ids: frozenset[int] = frozenset()
     found: str = ""
+    folder: Path | None = None
 
     @property
     def terminator_id(self) -> int:
@@ -122,7 +124,9 @@ def open_prompt_format(
     template = with_default_system_prompt(template, folder)
     if own.chat_format.is_derived:
         tokenizer = tokenizer.like_transformers()
-    return PromptFormat(template, find_family(family), own.chat_format, tokenizer, allow_role_markers, eos_ids, own.how)
+    return PromptFormat(
+        template, find_family(family), own.chat_format, tokenizer, allow_role_markers, eos_ids, own.how, folder
+    )
 
 
 def end_of_sequence_ids(folder: Path, tokenizer: Tokenizer) -> frozenset[int]:

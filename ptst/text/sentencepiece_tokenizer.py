@@ -12,7 +12,7 @@ from pathlib import Path
 from ptst.errors import UserError
 from ptst.reading import open_regular, refuse_pointer
 from ptst.text.added_tokens import TokenSettings
-from ptst.text.base_tokenizer import Tokenizer
+from ptst.text.base_tokenizer import Origin, Tokenizer
 
 _NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # sentencepiece_model.proto, ModelProto.SentencePiece.Type
 _USER_DEFINED_TYPE = bytes([3 << 3, _USER_DEFINED])
@@ -23,6 +23,7 @@ class SentencePieceTokenizer(Tokenizer):
     kind, and for settings that it cannot follow: tokens of text, and another name for one of its pieces."""
 
     def __init__(self, path: Path, settings: TokenSettings | dict | None = None):
+        self.origin = Origin(path, settings)
         settings = settings if isinstance(settings, TokenSettings) else TokenSettings.of(settings or {})
         with open_regular(path) as file:
             data = file.read()

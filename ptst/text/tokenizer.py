@@ -13,7 +13,7 @@ from ptst.errors import UserError
 from ptst.progress import say_once
 from ptst.reading import check_regular
 from ptst.text.added_tokens import AddedToken, TokenSettings, optional_json, token_name
-from ptst.text.base_tokenizer import Tokenizer
+from ptst.text.base_tokenizer import Origin, Tokenizer
 from ptst.text.json_tokenizer import JsonTokenizer
 from ptst.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -32,6 +32,7 @@ def load_tokenizer(folder: Path | str, embedding_rows: int | None = None) -> Tok
     tokenizer = _open(folder, settings)
     if tokenizer.eos is None and (name := _configured_end(folder, tokenizer)) is not None:
         tokenizer = _open(folder, replace(settings, eos=name, special=settings.special | {name}))
+    tokenizer.origin = Origin(tokenizer.origin.path, folder=folder, rows=embedding_rows)
     if embedding_rows is not None:
         tokenizer = _within(tokenizer, embedding_rows, folder)
     if tokenizer.eos is None or not tokenizer.has_control(tokenizer.eos):

@@ -116,9 +116,9 @@ def controls(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory) -> dict[str, Tokenizer]:
     folder = tmp_path_factory.mktemp("tok")
-    byte_tokenizer().save(str(folder / "tokenizer.json"))
+    byte_tokenizer().save(str(folder / "bytes.json"))
     settings_ = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    found: dict[str, Tokenizer] = {"bytes": JsonTokenizer(folder / "tokenizer.json", settings_)}
+    found: dict[str, Tokenizer] = {"bytes": JsonTokenizer(folder / "bytes.json", settings_)}
     for name, path in {
         "llama2": SHARED / "tokenizers/llama2.tokenizer.model",
         "tok512": SHARED / "models/stories260K/tok512.model",
