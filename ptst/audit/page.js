@@ -1,5 +1,6 @@
 
 // The tokens: one of each document takes the focus, the arrow keys move on, a panel says what is known of it.
+const report = data("findings-data");
 const tokens = all(".document .t");
 const places = new Map(tokens.map((token, i) => [token, i]));
 let chosen = null;
@@ -22,10 +23,10 @@ function choose(token) {
   $("#panel-text").textContent = token.textContent;
   $("#panel-details").textContent = token.title;
   tell(`${token.textContent}: ${token.title}`);
-  const links = (token.dataset.findings || "").split(" ").filter(Boolean).map((number, i) => {
+  const links = (token.dataset.findings || "").split(" ").filter(Boolean).map((number) => {
     const link = document.createElement("a");
     link.href = `#f${number}`;
-    link.textContent = `finding ${i + 1}`;
+    link.textContent = report.findings[number][report.fields.indexOf("rule")];
     return link;
   });
   $("#panel-findings").replaceChildren(...links.flatMap((link) => [link, " "]));
@@ -126,7 +127,6 @@ shortcuts({
 }, $("#shortcuts"));
 
 // The findings: filtered by words and level, copied as JSON with the names of their fields.
-const report = data("findings-data");
 if ($("#filter")) {
   const objects = report.findings.map((values) => Object.fromEntries(report.fields.map((name, i) => [name, values[i]])));
   const lines = objects.map((f) => [f.rule, f.row, f.token ?? "", f.cause, f.expected, f.seen].join(" ").toLowerCase());
@@ -138,5 +138,8 @@ if ($("#filter")) {
     const number = now.filter(Boolean).length;
     tell(number === now.length ? "" : `${number} of ${now.length} findings`, $("#kept"));
   });
-  $("#copy").addEventListener("click", () => copyText(JSON.stringify(objects.filter((_, i) => kept[i]), null, 1), $("#kept")));
+  $("#copy").addEventListener("click", () => {
+    const chosen = objects.filter((_, i) => kept[i]).map((f) => ({ ...f, ...report.rules[f.rule] }));
+    copyText(JSON.stringify(chosen, null, 1), $("#kept"));
+  });
 }

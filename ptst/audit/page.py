@@ -1,7 +1,7 @@
 """The audit as one HTML page: no network, legible without scripts or colour, in light and dark, on any width."""
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def page(report: Audit) -> str:
         total=len(report.findings),
         groups=group(findings, report.found, packs),
         levels={level: n for level in ("error", "warning", "info") if (n := sum(f.level == level for f in findings))},
-        findings_json={"fields": [*(f.name for f in fields(Finding)), "level"], "findings": _compact(findings)},
+        findings_json=_compact(findings),
         pair=report.comparison,
         stretches=stretches,
         packs=packs,
@@ -71,9 +71,16 @@ def page(report: Audit) -> str:
     )
 
 
-def _compact(findings: Sequence[Finding]) -> list[list[Any]]:
-    """Findings without the names of their fields."""
-    return [[*astuple(f), f.level] for f in findings]
+def _compact(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Findings as JSON has them, without the names of their fields and with each rule's words once."""
+    of_rules = ("meaning", "remedy")
+    values = [f.to_json() for f in findings]
+    names = [name for name in (values[0] if values else ()) if name not in of_rules]
+    return {
+        "rules": {v["rule"]: {name: v[name] for name in of_rules} for v in values},
+        "fields": names,
+        "findings": [[v[name] for name in names] for v in values],
+    }
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,7 @@ PAGES, AUDIT = Path(ptst.pages.__file__).parent, Path(audit_page.__file__).paren
 VOID = {"meta", "link", "br", "wbr", "input", "hr", "img"}
 UNCLOSED = {"td", "th", "tr", "li", "dt", "dd", "p"}  # HTML lets their end tags be left out
 HOSTILE = "</script><script>hack()</script><img src=x onerror=hack()>\x1b]0;t\x07\u202e\u2028\ud800&lt;\"'`{{60007*7}}"
-SHOWN = (
-    HOSTILE.replace("\x1b", "U+001B").replace("\x07", "U+0007").replace("\u202e", "U+202E").replace("\ud800", "U+D800")
-)
+SHOWN = "".join(f"U+{ord(c):04X}" if c in "\x1b\x07\u202e\u2028\ud800" else c for c in HOSTILE)
 
 
 class Page(HTMLParser):
@@ -233,10 +231,10 @@ def test_hostile_text_stays_text(hostile):
     text = found.one("main")["text"]
     assert text.count(SHOWN) >= 10  # model, findings, counts, settings
     assert "420049" not in text  # no template in data is evaluated
-    report = json.loads(found.one(id="findings-data")["text"])
-    first = dict(zip(report["fields"], report["findings"][0], strict=True))
-    assert first["cause"] == first["expected"] == HOSTILE  # copied as it is
-    assert len(report["findings"]) == len(hostile.findings)
+    data = json.loads(found.one(id="findings-data")["text"])
+    copied = [dict(zip(data["fields"], values, strict=True)) for values in data["findings"]]
+    assert [f | data["rules"][f["rule"]] for f in copied] == [f.to_json() for f in select(hostile.findings)]
+    assert copied[0]["cause"] == HOSTILE
 
 
 def test_the_policy_allows_this_style_and_this_script_alone(report):
@@ -323,13 +321,11 @@ def test_contrast_in_light_and_dark():
 
 def test_many_findings_leave_room_for_every_rule(report):
     rules = ("labels", "prompt-trained", "blank-answer", "cut")
-    many = [Finding(rules[min(i % 40, 3)], f"rows.jsonl:{i}", f"cause {i}", i) for i in range(4 * MAX_FINDINGS)]
+    rule = [rules[i] if i < 2 else rules[2 + i % 2] for i in range(40)]  # two of few findings, two of many
+    many = [Finding(rule[i % 40], f"rows.jsonl:{i}", f"cause {i}", i) for i in range(4 * MAX_FINDINGS)]
     chosen = select(many)
-    assert len(chosen) == MAX_FINDINGS
+    assert Counter(f.rule for f in chosen) == dict(zip(rules, (1000, 1000, 4000, 4000), strict=True))
     counts = Counter(f.rule for f in many)
-    assert {rule: n for rule, n in Counter(f.rule for f in chosen).items() if rule != "cut"} == {
-        rule: n for rule, n in counts.items() if rule != "cut"
-    }
     assert [f.level for f in chosen] == sorted((f.level for f in chosen), key=("error", "warning", "info").index)
     start = time.process_time()
     html = page(replace(report, findings=many))
@@ -359,6 +355,9 @@ def test_a_browser_runs_the_pages_script_and_no_other(hostile, tmp_path):
     # What gets through would leave its mark.
     path.write_text(page(hostile).replace("hack()", "document.documentElement.lang='hacked'"))
     flags = ("--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom")
-    done = subprocess.run([browser, *flags, path.as_uri()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([browser, *flags, f"{path.as_uri()}#d0-t2"], capture_output=True, text=True, timeout=120)
     assert '<html lang="en" class="scripted">' in done.stdout, done.stderr[-500:]
-    assert 'tabindex="0"' in done.stdout  # the tokens take the focus
+    found = Page(done.stdout)
+    token = found.one("span", id="d0-t2", tabindex="0", cls="chosen")
+    assert found.one(id="panel-details")["text"] == token["attrs"]["title"]
+    assert [e["attrs"]["href"] for e in found.all("a") if found.one(id="panel") in e["within"]] == ["#f0"]

@@ -30,7 +30,7 @@ def test_what_was_read_is_named(tiny_folder, tmp_path):
         assert sums[name] == hashlib.sha256((tiny_folder / name).read_bytes()).hexdigest()
     template = json.loads((tiny_folder / "tokenizer_config.json").read_text())["chat_template"]
     assert sums["chat template"] == hashlib.sha256(template.encode()).hexdigest()
-    assert len(sums["prompt format"]) == 64
+    assert sums["prompt format"] == prompt_fingerprint(report.prompt_format)
     assert found["settings"] == {"model": str(tiny_folder), "data": str(data), "rows": 2}
     assert found["versions"]["ptst"] == __version__
     assert found["date"].endswith(" UTC")
