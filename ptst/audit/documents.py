@@ -69,15 +69,15 @@ def _causes(
         if number not in bounds.explained:
             labels_wrong |= {number} if cause.rule == "labels" else set()
             yield number, cause
-    for number, reference in enumerate(expected):
+    for number, written in enumerate(expected):
         if number in bounds.explained:
             continue
         start, end = batch.cu_seqlens[number : number + 2]
-        if isinstance(reference, UserError):
-            yield number, Cause("bad-row", None, _sentence(reference))
+        if isinstance(written, UserError):
+            yield number, Cause("bad-row", None, _sentence(written))
             continue
         loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
-        c = Compared(batch.tokens[start:end], loss_mask, reference, rows[number], setup, others)
+        c = Compared(batch.tokens[start:end], loss_mask, written, rows[number], setup, others)
         for cause in _document_causes(c, number in labels_wrong):
             yield number, cause
 
