@@ -81,8 +81,8 @@ def why_positions_differ(batch: Batch) -> Iterator[tuple[int, Cause]]:
         yield number, Cause("position-ids", wrong, words, str(wrong), str(seen))
 
 
-def why_labels_differ(batch: Batch) -> Iterator[tuple[int, Cause]]:
-    """Each document with a label that is not the next token; what is wrong everywhere in the same way, once."""
+def why_labels_differ(batch: Batch) -> Iterator[tuple[int, Cause | None]]:
+    """Each document with a label that is not the next token; None where the same is wrong as in one before."""
     told: set[str] = set()
     for number, (start, end) in enumerate(pairwise(batch.cu_seqlens)):
         labels = batch.labels[start:end]
@@ -92,6 +92,7 @@ def why_labels_differ(batch: Batch) -> Iterator[tuple[int, Cause]]:
             continue
         words, everywhere = _label_words(batch, number, wrong)
         if everywhere and words in told:
+            yield number, None
             continue
         told.add(words)
         first = wrong[0]
@@ -110,6 +111,8 @@ def _label_words(batch: Batch, number: int, wrong: list[int]) -> tuple[str, bool
         hits = [i for i in labelled if i + by < len(tokens) and labels[i] == tokens[i + by]]
         return len(labelled) > 1 and len(hits) * 5 >= len(labelled) * 4
 
+    if (lowest := min(labels)) < min(0, IGNORE_INDEX):
+        return f"{lowest} is neither a token nor the ignore index, which is {IGNORE_INDEX}", True
     if is_shifted(0):
         return "the labels are the tokens themselves: they are not shifted", True
     if is_shifted(2):

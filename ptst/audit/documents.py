@@ -63,11 +63,10 @@ def _causes(
 ) -> Iterator[tuple[int, Cause]]:
     """The causes by document."""
     yield from bounds.causes.items()
-    labels_wrong: set[int] = set()
-    told = len(bounds.explained) == len(rows)
-    for number, cause in () if told else (*why_positions_differ(batch), *why_labels_differ(batch)):
-        if number not in bounds.explained:
-            labels_wrong |= {number} if cause.rule == "labels" else set()
+    whole = len(bounds.explained) == len(rows)  # one cause for all of the batch
+    labels = {} if whole else dict(why_labels_differ(batch))
+    for number, cause in () if whole else (*why_positions_differ(batch), *labels.items()):
+        if number not in bounds.explained and cause is not None:
             yield number, cause
     for number, written in enumerate(expected):
         if number in bounds.explained:
@@ -78,7 +77,7 @@ def _causes(
             continue
         loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
         c = Compared(batch.tokens[start:end], loss_mask, written, rows[number], setup, others)
-        for cause in _document_causes(c, number in labels_wrong):
+        for cause in _document_causes(c, number in labels):
             yield number, cause
 
 

@@ -61,7 +61,7 @@ def rows_in(c: Compared, seen: Sequence[Stretch]) -> Iterator[Conversation]:
     """Other rows that have a message which the first stretches hold in the place of one."""
     patterns = {pattern for pieces in c.layout.pieces if (pattern := message_pattern(pieces)) is not None}
     tried: set[str] = set()
-    for stretch in seen[:MOST]:
+    for stretch in seen[: 8 * MOST]:
         for pattern in patterns:
             match = re.fullmatch(pattern, stretch.text, re.DOTALL) if stretch.control is None else None
             for text in filter(None, match.groups() if match else ()):

@@ -34,8 +34,9 @@ ROWS = (
     (("user", "first?"), ("assistant", "not this"), ("user", "second?"), ("assistant", "but this")),
     (("user", "spell \u65e5\u672c"), ("assistant", "it is \u65e5\u672c\u8a9e \U0001f600 indeed")),
     (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"), ("user", "e"), ("assistant", "f")),
+    (("user", "go on"), ("assistant", "\n\nyes, the end")),
 )
-SINGLE, MULTI, ODD, SYSTEM, SYSTEM2, FORGED, FLAGGED, WIDE, LONG = range(len(ROWS))
+SINGLE, MULTI, ODD, SYSTEM, SYSTEM2, FORGED, FLAGGED, WIDE, LONG, BOUNDARY = range(len(ROWS))
 
 
 @dataclass(frozen=True)
@@ -269,6 +270,20 @@ def answers_in_lower_case(b):
     rows[SINGLE] = replace(rows[SINGLE], messages=(rows[SINGLE].messages[0], Message("assistant", "The Tin")))
     b = replace(b, rows=tuple(rows))
     return *edited(b, SINGLE, lambda m: m.content.lower()), b
+
+
+@fault("message-differs", "message 2 (assistant) ends early")
+def an_answer_behind_a_token_boundary_loses_its_last_token(b):
+    e = b.good(BOUNDARY)
+    assert e.token_boundaries
+    return instead(b, spliced(e, len(e.ids) - 3, 1, []))
+
+
+@fault("unnatural-ids")
+def a_token_boundary_in_another_place(b):
+    e, start = b.good(BOUNDARY), b.start(BOUNDARY)
+    assert e.ids[start : start + 2] == b.ids("\n") * 2
+    return instead(b, spliced(e, start, 2, b.ids("\n\n"), True))
 
 
 @fault("message-differs", "message 2 (assistant) differs from character")
@@ -518,6 +533,12 @@ def the_labels_of_another_document(b):
     labels = batch.labels[size : size * 2]
     wrong = next(i for i, x in enumerate(labels) if x not in (IGNORE_INDEX, *batch.tokens[i + 1 : i + 2]))
     return replace(batch, labels=[*labels, *batch.labels[size:]]), SINGLE, wrong
+
+
+@fault("labels", "-100 is neither a token nor the ignore index")
+def another_ignore_index(b):
+    batch = to_batch([b.good(SINGLE), b.good(MULTI)])
+    return replace(batch, labels=[-100 if t == IGNORE_INDEX else t for t in batch.labels]), SINGLE, 0
 
 
 @fault("labels", "next document's first token")
