@@ -1,21 +1,14 @@
-"""Documents as stretches: control tokens one by one, and the text between them, divided into pieces by who wrote what.
+"""Documents as stretches: control tokens one by one, and the text between them, in pieces by who wrote what."""
 
-The pieces of a reference are found by writing its row once more with signs in place of the messages, so that a message
-is told from the template's words around it, whatever both of them say."""
-
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 
-from ptst.audit.reference_formats import Reference, reference, template_words
+from ptst.audit.reference_formats import Reference, template_words
 from ptst.audit.setup import Setup
 from ptst.text.segments import Conversation
 from ptst.text.tokenizer import Tokenizer
-
-_SIGN = "\ue0f1{}\ue0f2"
-_SIGNS = re.compile("\ue0f1(\\d+)\ue0f2")
 
 
 @dataclass(frozen=True)
@@ -74,31 +67,14 @@ class Layout:
 
     @cached_property
     def pieces(self) -> list[list[Piece]]:
-        """The pieces of each stretch; one piece of scaffold where they cannot be told apart."""
-        messages = tuple(
-            m if m.role == "system" else replace(m, content=_SIGN.format(i))
-            for i, m in enumerate(self.conversation.messages)
-        )
-        signed = replace(self.conversation, messages=messages)
-        texts = _texts(reference(signed, self.setup.prompt_format, self.setup.train_on))
-        real = [s.text for s in self.stretches]
-        if len(texts) != len(real):
-            return [[Piece(text)] for text in real]
-        left = self.system or None
+        """The pieces of each stretch; one of scaffold where the tokenizer loses text, so that they are not known."""
+        numbers = (i for i, m in enumerate(self.conversation.messages) if m.role != "system")
+        written = [pieces for pieces in _pieces(self.reference, numbers) if any(p.text for p in pieces)]
         out = []
-        for text, expected in zip(texts, real, strict=True):
-            pieces: list[Piece] = []
-            for i, part in enumerate(_SIGNS.split(text)):
-                if i % 2:
-                    pieces.append(Piece(self.conversation.messages[int(part)].content, int(part)))
-                elif left is not None and left in part:
-                    before, _, behind = part.rpartition(left)
-                    pieces += [Piece(before), Piece(left, is_system=True), Piece(behind)]
-                    left = None
-                else:
-                    pieces.append(Piece(part))
-            pieces = [p for p in pieces if p.text or not p.is_scaffold]
-            out.append(pieces if "".join(p.text for p in pieces) == expected else [Piece(expected)])
+        for stretch, pieces in zip_longest(self.stretches, written[: len(self.stretches)], fillvalue=None):
+            assert stretch is not None
+            shown = _cut(pieces or [], len(stretch.text))
+            out.append(shown if "".join(p.text for p in shown) == stretch.text else [Piece(stretch.text)])
         return out
 
     @cached_property
@@ -117,13 +93,33 @@ class Layout:
         return out
 
 
-def _texts(written: Reference) -> list[str]:
-    """The text of each stretch, runs without a control token between them joined."""
-    out: list[str] = []
+def _pieces(written: Reference, numbers: Iterator[int]) -> Iterator[list[Piece]]:
+    """The pieces of each stretch of a reference: runs without a control token between them are one. `numbers`: the
+    indices of its messages without the system prompt."""
     for is_control, runs in groupby((run for _, run in written.runs), lambda run: run.control):
-        texts = [run.text for run in runs]
-        out += texts if is_control else ["".join(texts)]
-    return [text for text in out if text]
+        if is_control:
+            yield from ([Piece(run.text)] for run in runs)
+            continue
+        parts = [part for run in runs for part in run.parts]
+        pieces: list[Piece] = []
+        for author, text in parts:
+            if author in ("user", "assistant"):
+                pieces.append(Piece(text, next(numbers)))
+            elif author == "scaffold" and pieces and pieces[-1].is_scaffold:
+                pieces[-1] = Piece(pieces[-1].text + text)
+            elif text:
+                pieces.append(Piece(text, is_system=author == "system"))
+        yield pieces
+
+
+def _cut(pieces: Sequence[Piece], length: int) -> list[Piece]:
+    """The pieces of a text that is cut to so many characters."""
+    out, left = [], length
+    for piece in pieces:
+        if left > 0 or not piece.text:
+            out.append(replace(piece, text=piece.text[:left]))
+        left -= len(piece.text)
+    return out
 
 
 def _text_ends(ids: Sequence[int], stretch: Stretch, setup: Setup) -> list[tuple[int, int]]:

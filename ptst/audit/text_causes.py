@@ -43,7 +43,7 @@ def system_cause(c: Compared) -> Cause | None:
     seen = _between(c, before, behind)
     if seen is None or seen == c.layout.system:
         return None
-    return c.cause("system-prompt", *_system_words(c, seen))
+    return c.cause("system-prompt", *_system_words(c, c.layout.system, seen))
 
 
 def _no_task(c: Compared) -> Family:
@@ -63,8 +63,8 @@ def _between(c: Compared, before: str, behind: str) -> str | None:
     return None if end < 0 else text[len(before) : end]
 
 
-def _system_words(c: Compared, seen: str) -> tuple[str, str, str]:
-    wanted, template = c.layout.system or "", c.setup.prompt_format.template
+def _system_words(c: Compared, wanted: str, seen: str) -> tuple[str, str, str]:
+    template = c.setup.prompt_format.template
     both = quoted(wanted), quoted(seen)
     if not seen:
         return "the system prompt is empty", *both
@@ -177,7 +177,7 @@ def _stretch_cause(c: Compared, seen: str, expected: str, pieces: list[Piece]) -
         return c.cause("text-differs", words, *shown)
     piece, text = found
     if piece.is_system:
-        return c.cause("system-prompt", *_system_words(c, text))
+        return c.cause("system-prompt", *_system_words(c, piece.text, text))
     return message_cause(c, piece.message or 0, text)
 
 

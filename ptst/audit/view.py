@@ -1,24 +1,36 @@
 """Every token of a row as the loss gets it: id, text, author, position, label; and the prompt at test time."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 
 from rich.table import Table
 from rich.text import Text
 
 from ptst.audit.alignment import Stretch, align
+from ptst.audit.reference_formats import Reference
 from ptst.audit.setup import Setup
+from ptst.audit.stretches import stretches, token_texts
 from ptst.data.packing import IGNORE_INDEX, to_batch
+from ptst.errors import UserError
 from ptst.text.encode import Example, first_difference
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation, Segment
+from ptst.text.segments import Conversation, Message
 from ptst.text.tokenizer import Tokenizer
 
 # Whitespace made visible; other characters that do not print are shown as U+....
 VISIBLE = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5", "\r": "\u240d", "\x00": "\u2400"}
 COLUMNS = ("token", "id", "text", "author", "document", "position", "trained", "label", "")
-COLOURS = {"control": "magenta", "scaffold": "cyan", "system": "yellow", "user": "blue", "assistant": "green"}
+MAX_ALIGNED = 4_000_000  # tokens of a document times tokens of its row, between their common ends
+MIN_ALIGNED = 3  # fewer equal tokens in a row may be so by chance
+COLOURS = {
+    "unknown": "red",
+    "control": "magenta",
+    "scaffold": "cyan",
+    "system": "yellow",
+    "user": "blue",
+    "assistant": "green",
+}
 
 
 @dataclass(frozen=True)
@@ -42,39 +54,62 @@ def visible(text: str) -> str:
     return "".join(VISIBLE.get(c, c if c.isprintable() else f"U+{ord(c):04X}") for c in text)
 
 
-def authors(ids: Sequence[int], segments: Sequence[Segment], tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """(text, author) of each token; a token that spans two authors belongs to the one who wrote more of it."""
-    spans = [s.author for s in segments if not s.control for _ in s.text]
-    out: list[tuple[str, str]] = []
-    done = 0  # characters
-    after: str | None = None
-    for name, run in groupby(ids, tokenizer.control_names.get):
-        recent: list[int] = []
-        before, after = after, name
-        for token in run:
-            if name is not None:
-                out.append((name, "control"))
-                continue
-            recent = [*recent[-63:], token]  # enough to see what this token adds
-            text = tokenizer.decode_text(recent, before)[len(tokenizer.decode_text(recent[:-1], before)) :]
-            written = spans[done : done + len(text)] or spans[-1:] or ["scaffold"]
-            out.append((text, max(reversed(written), key=written.count)))
-            done += len(text)
-    return out
-
-
-def view(example: Example, conversation: Conversation, setup: Setup) -> list[TokenView]:
-    """The tokens of one example, which is packed alone."""
+def view(
+    example: Example, conversation: Conversation, setup: Setup, reference: Reference | None = None
+) -> list[TokenView]:
+    """The tokens of one example, which is packed alone. `reference`: what it must be; built here if not given."""
     batch = to_batch([example])
-    segments = setup.prompt_format.segments(conversation, setup.train_on)
-    written = authors(batch.tokens, segments, setup.prompt_format.tokenizer)
+    tokenizer = setup.prompt_format.tokenizer
+    written = words(batch.tokens, reference or _reference(conversation, setup), tokenizer)
     loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[:-1])]
     labels = [None if label == IGNORE_INDEX else label for label in batch.labels]
     columns = zip(batch.tokens, written, batch.position_ids, loss_mask, labels, strict=True)
     return [
-        TokenView(i, token, *words, 0, position, trained, label, token_boundary=i in example.token_boundaries)
-        for i, (token, words, position, trained, label) in enumerate(columns)
+        TokenView(i, token, *told, 0, position, trained, label, token_boundary=i in example.token_boundaries)
+        for i, (token, told, position, trained, label) in enumerate(columns)
     ]
+
+
+def _reference(conversation: Conversation, setup: Setup) -> Reference | None:
+    """What a conversation must be: of one without an answer, any answer's beginning. None where there is none."""
+    answer = () if conversation.answered else (Message("assistant", "a"),)
+    whole = replace(conversation, messages=(*conversation.messages, *answer))
+    try:
+        return setup.oracle.reference(whole, setup.train_on)
+    except UserError:
+        return None
+
+
+def words(ids: Sequence[int], reference: Reference | None, tokenizer: Tokenizer) -> list[tuple[str, str]]:
+    """(text, author) of each token. Tokens that are not the reference's have the author of the token that they are
+    aligned with, or are unknown. Of a character in several tokens the first shows it, and the others nothing."""
+    known = [] if reference is None else [*zip(reference.texts, reference.authors, strict=True)]
+    if reference is not None and list(ids) == reference.ids[: len(ids)]:
+        return known[: len(ids)]
+    same = {} if reference is None else _aligned(ids, reference.ids)
+    out: list[tuple[str, str]] = []
+    after: str | None = None
+    for stretch in stretches(ids, tokenizer):
+        texts = [stretch.text]
+        if stretch.control is None:
+            texts = token_texts(ids[stretch.start : stretch.end], tokenizer, after)
+        for i, text in enumerate(texts, stretch.start):
+            author = "control" if stretch.control is not None else "unknown"
+            out.append((text, known[same[i]][1] if i in same and author == "unknown" else author))
+        after = stretch.control
+    return out
+
+
+def _aligned(ids: Sequence[int], expected: Sequence[int]) -> dict[int, int]:
+    """Indices of `ids` with those of the same tokens in `expected`."""
+    first = first_difference(ids, expected)
+    last = first_difference(ids[: first - 1 if first else None : -1], expected[: first - 1 if first else None : -1])
+    same = {i: i for i in range(first)} | {len(ids) - i: len(expected) - i for i in range(1, last + 1)}
+    middle, other = ids[first : len(ids) - last], expected[first : len(expected) - last]
+    if len(middle) * len(other) <= MAX_ALIGNED:
+        for a, b, size in SequenceMatcher(None, middle, other, autojunk=False).get_matching_blocks():
+            same |= {first + a + i: first + b + i for i in range(size) if size >= MIN_ALIGNED}
+    return same
 
 
 def table(tokens: Sequence[TokenView], title: str, marked: Mapping[int, str], columns: int = len(COLUMNS)) -> Table:
