@@ -14,6 +14,7 @@ from ptst import cli
 from ptst.audit.config import AuditConfig
 
 if TYPE_CHECKING:
+    from ptst.audit.foreign import BatchesAudit
     from ptst.audit.report import Audit
 
 COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
@@ -21,6 +22,18 @@ COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Audit, print or write the report, and return it as JSON values. Raises UserError for a user's mistakes."""
+    if config.batches is not None:
+        from ptst.audit.foreign import audit_batches
+        from ptst.audit.summary import write_files
+        from ptst.progress import printable
+
+        batches = audit_batches(config)
+        write_files(batches, config.junit, config.sarif)
+        if not config.json:
+            print_report(batches)
+            for name, why in batches.not_checked.items():
+                print(f"not checked: {printable(name)}: {printable(why)}")
+        return batches.to_json()
     from ptst.audit.page import write_page
     from ptst.audit.report import audit_data
     from ptst.audit.summary import write_files
@@ -34,7 +47,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
     return report.to_json()
 
 
-def print_report(report: Audit) -> None:
+def print_report(report: Audit | BatchesAudit) -> None:
     """The report on a terminal, which nothing in it commands."""
     from ptst.audit.findings import VERDICTS
     from ptst.audit.view import table

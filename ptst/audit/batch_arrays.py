@@ -189,8 +189,8 @@ def _whole(name: str, array: np.ndarray, lowest: int | None = None) -> Ints:
         if not np.isfinite(array).all():
             at = int(np.flatnonzero(~np.isfinite(array))[0])
             raise UserError(f"{name} holds {array[at]} at index {at}", "give whole numbers")
-        if (array != np.floor(array)).any():
-            at = int(np.flatnonzero(array != np.floor(array))[0])
+        if ((array != np.floor(array)) | (np.abs(array) > MAX_ID)).any():
+            at = int(np.flatnonzero((array != np.floor(array)) | (np.abs(array) > MAX_ID))[0])
             raise UserError(f"{name} holds {array[at]} at index {at}", "give whole numbers")
     array = array.astype(np.int64, copy=False)
     if array.size and (array.max() > MAX_ID or (lowest is not None and array.min() < lowest)):

@@ -135,11 +135,14 @@ def check_batch(
 
 def check_arrays(arrays: BatchArrays, known: Known, shifted: bool | None = None) -> Checked:
     """As `check_batch`, of arrays that are read."""
-    v, findings = look(arrays, known, shifted)
-    for rule in _RULES:
-        findings += rule(v)
-    checked = Checked(findings, v.convention, arrays.ignore_index, len(arrays.starts))
-    checked.not_checked = dict(arrays.unread) | v.not_checked
+    return check_view(*look(arrays, known, shifted))
+
+
+def check_view(v: View, found: list[Finding]) -> Checked:
+    """All rules on a batch whose labels are recognized. `found`: what `look` found of them."""
+    findings = [*found, *(finding for rule in _RULES for finding in rule(v))]
+    checked = Checked(findings, v.convention, v.arrays.ignore_index, len(v.arrays.starts))
+    checked.not_checked = dict(v.arrays.unread) | v.not_checked
     return checked
 
 
@@ -392,6 +395,9 @@ def _eos(v: View) -> Iterator[Finding]:
     seen = np.where(v.over != IGNORED, v.over, a.ids[ends])
     open_end = (v.trained[ends] | (v.over != IGNORED)) & ~np.isin(seen, list(stops))
     for number in np.flatnonzero(open_end):
+        last = slice(max(int(a.starts[number]), int(ends[number]) - 2), int(ends[number]))
+        if (is_stop[last] & v.trained[last]).any():
+            continue  # a line break behind the terminator, which some trainers train, too
         behind = int(a.ends[number])
         if a.mask is None and behind < len(a.ids) and is_stop[behind] and behind not in a.starts:
             continue  # reported above

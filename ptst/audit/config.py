@@ -50,6 +50,13 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Of preference pairs, read the chosen answer."""
     limit: int | None = None
     """Audit only the first N rows."""
+    batches: Path | None = None
+    """Batches that any trainer is about to feed its model, instead of --data: JSONL, Parquet, npz, safetensors or a
+    folder of datasets.save_to_disk (docs/audit.md)."""
+    messages: str | None = None
+    """The conversations that --batches were made from, in the order of its rows: data as for ptst.train."""
+    labels: Literal["told", "aligned", "shifted"] = "told"
+    """Of --batches: whether labels are aligned with the tokens, or shifted already. Default: told by the labels."""
     rows: int = 1
     """Number of rows whose tokens are shown; those with findings come first."""
     allow: tuple[str, ...] = ()
@@ -67,6 +74,13 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
         from ptst.audit.findings import check_names
 
         check_names(self.allow)
+        if self.batches is None and (self.messages is not None or self.labels != "told"):
+            name = "labels" if self.messages is None else "messages"
+            raise UserError((Setting(name), " is of ", Setting("batches"), ", which is not given"), "give both")
+        for name in ("data", "test_template", "test_data", "safety_data", "checkpoint", "html") if self.batches else ():
+            if getattr(self, name) is not None:
+                without_effect = (Setting(name), " has no effect on ", Setting("batches"))
+                raise UserError(without_effect, ("leave it out; the conversations are given as ", Setting("messages")))
         check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit")
         for name in ("html", "junit", "sarif"):
             path = getattr(self, name)

@@ -62,6 +62,8 @@ _ERRORS = {
     ),
     "bad-row": ("the row cannot be trained on", "correct or remove the row"),
     "chat-template": ("the model's chat template renders otherwise", "choose the chat format of the model"),
+    "row-missing": ("a row of the messages is in no batch", "do not drop the last batch; pack every row"),
+    "row-repeated": ("several documents are the same row", "sample rows without replacement"),
     "crosses-documents": ("a label belongs to the next document", "ignore the first label of every document"),
     "padding-trained": ("a token of the padding is trained", "ignore it in the labels"),
     "padding-inside": ("padding lies inside of a document", "pad at one end of a row"),
@@ -91,6 +93,8 @@ _WARNINGS = {
     "unfinished-answer": ("an answer ends with its document, without a terminator", "was it cut at the length limit?"),
 }
 _NOTES = {
+    "left-out-answers": ("whole answers are not trained", "nothing, if that is meant"),
+    "tail-trained": ("whitespace behind the terminator is trained", "nothing; it is never sampled"),
     "left-padding": ("rows are padded at the left", "nothing, if positions or the attention mask say so"),
     "token-boundary": ("the answer was encoded as a continuation", "nothing; the same happens at test time"),
     "cut": ("rows were cut; a cut answer has no terminator", "raise the length limit"),
