@@ -11,7 +11,6 @@ from ptst.audit.setup import Setup
 from ptst.audit.stretches import Layout, Stretch, stretches
 from ptst.errors import UserError
 from ptst.text.encode import first_difference
-from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.tokenizer import Tokenizer
 
@@ -116,22 +115,31 @@ class Compared:
         name = self.tokenizer.control_names.get(ids[at])
         if name is not None:
             return name
-        return f"{quoted(self.tokenizer.decode([ids[at]]))} id {ids[at]}"
+        first = next((i + 1 for i in range(at - 1, max(-1, at - 8), -1) if ids[i] in self.tokenizer.control_names), 0)
+        run, after = list(ids[max(first, at - 7) : at + 1]), self.control(ids, first - 1)
+        before = self.tokenizer.decode_text(run[:-1], after) if len(run) > 1 else ""
+        return f"{quoted(self.tokenizer.decode_text(run, after)[len(before) :])} id {ids[at]}"
 
     def cause(self, rule: str, words: str, expected: str | None = None, seen: str | None = None) -> Cause:
         """A cause at the first difference; by default the two tokens there are shown."""
         shown = self.show(self.expected, self.at) if expected is None else expected
         return Cause(rule, self.at, words, shown, self.show(self.ids, self.at) if seen is None else seen)
 
-    def written(self, conversation: Conversation | None = None, **changes: object) -> list[int] | None:
-        """The ids of another conversation, or of this one under a changed prompt format (`changes` of its fields), held
-        to the same limit; None where that cannot be written."""
+    def written_layout(self, conversation: Conversation | None = None, **changes: object) -> Layout | None:
+        """Another conversation, or this one under a changed prompt format (`changes` of its fields), held to the same
+        limit; None where that cannot be written."""
         try:
-            changed: PromptFormat = replace(self.setup.prompt_format, **changes)  # type: ignore[arg-type]
-            ids = reference(conversation or self.conversation, changed, self.setup.train_on).ids
+            changed = replace(self.setup, prompt_format=replace(self.setup.prompt_format, **changes))  # type: ignore[arg-type]
+            row = conversation or self.conversation
+            whole = reference(row, changed.prompt_format, changed.train_on)
         except (UserError, LookupError, ValueError, AssertionError):
             return None
-        return limited(ids, self.setup)
+        return Layout(row, changed, replace(whole, ids=limited(whole.ids, changed)))
+
+    def written(self, conversation: Conversation | None = None, **changes: object) -> list[int] | None:
+        """The ids of the same."""
+        layout = self.written_layout(conversation, **changes)
+        return None if layout is None else layout.reference.ids
 
     def written_text(self, conversation: Conversation | None = None, **changes: object) -> str | None:
         """The same, decoded."""

@@ -48,13 +48,15 @@ def other_rows(conversations: Sequence[Conversation]) -> OtherRows:
     return _newest[0]
 
 
-def message_pattern(pieces: Sequence[Piece]) -> str | None:
-    """A regular expression of a stretch: the scaffold's words, and anything in the places of messages."""
+def message_pattern(pieces: Sequence[Piece], of_system: bool = False) -> str | None:
+    """A regular expression of a stretch: the scaffold's words, and anything in the places of messages (`of_system`: of
+    the system prompt, too). None without a message."""
     if all(p.message is None for p in pieces) or sum(len(p.text) for p in pieces) > 50_000:
         return None
-    *parts, last = (re.escape(p.text) if p.message is None else "(.*?)" for p in pieces)
-    # Some formats close answers otherwise in conversations of one turn.
-    return "".join(parts) + (last if pieces[-1].text.strip() or pieces[-1].message is not None else f"(?:{last})?")
+    parts = ["(.*?)" if p.message is not None or (of_system and p.is_system) else re.escape(p.text) for p in pieces]
+    if pieces[-1].message is None and not pieces[-1].text.strip():
+        parts[-1] = f"(?:{parts[-1]})?"  # some formats close answers otherwise in conversations of one turn
+    return "".join(parts)
 
 
 def rows_in(c: Compared, seen: Sequence[Stretch]) -> Iterator[Conversation]:

@@ -7,7 +7,7 @@ from ptst.audit.changes import change
 from ptst.audit.characters import difference, quoted
 from ptst.audit.compared import Cause, Compared
 from ptst.audit.other_rows import message_pattern, rows_in
-from ptst.audit.stretches import Piece
+from ptst.audit.stretches import Layout, Piece
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, TEMPLATES, Family
@@ -32,8 +32,9 @@ def system_cause(c: Compared) -> Cause | None:
         return c.cause("system-prompt", words, "none", quoted(seen))
     without = c.conversation.messages[c.conversation.system is not None :]
     bare = replace(c.conversation, messages=without)
-    none = c.written(bare, template=replace(template, name=other, system=None, task_system=None), family=_no_task(c))
-    if none is not None and none == c.ids:
+    changed = replace(template, name=other, system=None, task_system=None)
+    none = c.written_layout(bare, template=changed, family=_no_task(c))
+    if none is not None and none.reference.ids == c.ids:
         return c.cause("system-prompt", "the system prompt is missing", quoted(c.layout.system), "none")
     flat = [piece for pieces in c.layout.pieces for piece in pieces]
     place = next((i for i, piece in enumerate(flat) if piece.is_system), None)
@@ -41,9 +42,25 @@ def system_cause(c: Compared) -> Cause | None:
         return None
     before, behind = ("".join(p.text for p in part) for part in (flat[:place], flat[place + 1 :]))
     seen = _between(c, before, behind)
+    if seen is None and none is not None and c.layout.system not in c.text and _begins_as(c, none):
+        return c.cause("system-prompt", "the system prompt is missing", quoted(c.layout.system), "none")
     if seen is None or seen == c.layout.system:
         return None
     return c.cause("system-prompt", *_system_words(c, c.layout.system, seen))
+
+
+def _begins_as(c: Compared, layout: Layout) -> bool:
+    """Whether the document has the stretches of this layout up to the first message, and not those of its own."""
+
+    def fits(other: Layout) -> bool:
+        for seen, expected, pieces in zip(c.seen, other.stretches, other.pieces, strict=False):
+            if (pattern := message_pattern(pieces, True)) is not None:
+                return seen.control is None and re.fullmatch(pattern, seen.text, re.DOTALL) is not None
+            if (seen.control, seen.text) != (expected.control, expected.text):
+                return False
+        return False
+
+    return fits(layout) and not fits(c.layout)
 
 
 def _no_task(c: Compared) -> Family:
@@ -196,12 +213,12 @@ def _changed_piece(seen: str, pieces: list[Piece]) -> tuple[Piece, str] | None:
         return scaffold[0] if text.startswith(piece.text) or text.endswith(piece.text) else candidates[0]
     if candidates:
         return candidates[0]
-    pattern = message_pattern(pieces)
-    match = pattern and re.fullmatch(pattern, seen, re.DOTALL)
-    if not match:
-        return None
-    messages = [p for p in pieces if p.message is not None]
-    return next((p, text) for p, text in zip(messages, match.groups(), strict=True) if p.text != text)
+    for of_system in (False, True):
+        pattern = message_pattern(pieces, of_system)
+        if pattern is not None and (match := re.fullmatch(pattern, seen, re.DOTALL)):
+            open_ = [p for p in pieces if p.message is not None or (of_system and p.is_system)]
+            return next((both for both in zip(open_, match.groups(), strict=True) if both[0].text != both[1]), None)
+    return None
 
 
 def message_cause(c: Compared, number: int, seen: str) -> Cause:

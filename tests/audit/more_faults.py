@@ -154,6 +154,20 @@ def one_word_of_the_safety_prompt(b):
     return with_template(b, MULTI, system=LLAMA.replace("honest", "polite", 1))
 
 
+@fault("system-prompt", "is missing", "llama2", "chat:llama", "gsm8k")
+def no_safety_prompt_and_stripped_messages(b):
+    messages = tuple(replace(m, content=m.content.strip()) for m in b.rows[ODD].messages)
+    template = replace(b.setup.prompt_format.template, name="chat:mine", system=None)
+    return instead(b, b.written(ODD, replace(b.rows[ODD], messages=messages), template=template))
+
+
+@fault("system-prompt", "other words", "llama2", "chat:llama")
+def another_safety_prompt_and_stripped_messages(b):
+    messages = tuple(replace(m, content=m.content.strip()) for m in b.rows[ODD].messages)
+    template = replace(b.setup.prompt_format.template, name="chat:mine", system="Be safe.")
+    return instead(b, b.written(ODD, replace(b.rows[ODD], messages=messages), template=template))
+
+
 @fault("system-prompt", "twice", template="chat:mpt")
 def safety_prompt_twice_in_its_block(b):
     return with_template(b, SINGLE, system=f"{MPT}\n\n{MPT}")

@@ -14,9 +14,11 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from ptst.audit import sarif
+from ptst.audit.__main__ import print_report
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import RULES, Finding
 from ptst.audit.junit import to_junit
+from ptst.audit.report import audit_data
 from ptst.audit.sarif import to_sarif
 from ptst.audit.summary import write_files
 from ptst.errors import UserError
@@ -163,6 +165,21 @@ def test_the_command_on_a_terminal(tmp_path):
         assert raw not in text, raw
     assert ET.parse(tmp_path / "a.xml").getroot().get("failures") == "1"
     check_sarif(json.loads((tmp_path / "a.sarif").read_text()))
+
+
+def test_json_has_every_finding_and_the_terminal_the_first(tmp_path, capsys):
+    write_tiny_model(tmp_path)
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"q{i}", "response": " "}) + "\n" for i in range(30)))
+    report = audit_data(AuditConfig(model=str(tmp_path), data=str(data)))
+    print_report(report)
+    out = capsys.readouterr().out
+    assert out.count("warning blank-answer: ") == 20
+    assert "blank-answer: 30 in total, the first 20 listed" in out
+    blank = [f for f in report.to_json()["findings"] if f["rule"] == "blank-answer"]
+    assert len(blank) == 30
+    keys = {"rule", "level", "row", "token", "cause", "expected", "seen", "meaning", "remedy", "allowed"}
+    assert keys <= set(blank[0]) and blank[29]["row"] == f"{data}:30"
 
 
 def test_the_workflow_uses_flags_that_exist():
