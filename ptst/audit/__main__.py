@@ -55,7 +55,8 @@ def print_report(report: Audit | BatchesAudit) -> None:
 
     out, listed = open_console(), report.listed
     for row, tokens in report.rows:
-        marked = {f.token: f.rule for f in listed if f.row == row and f.token is not None and f.level != "info"}
+        found = [f for f in report.findings if f.row == row and f.level != "info"]
+        marked = {f.token: f.rule for f in found if f.token is not None}
         out.print(table(tokens, row, marked))
         out.print()
     if pair := report.comparison:

@@ -148,7 +148,7 @@ def said(conversation: Conversation) -> tuple[Said, ...]:
 
 
 def split_of(messages: Sequence[Said], holdout: float) -> str:
-    """The split of a row by the sha256 of its messages, as docs/evaluation.md has it: of the numbers from 0 to 1, the
+    """The split of a row by the sha256 of its messages, as docs/tasks.md has it: of the numbers from 0 to 1, the
     lowest half of `holdout` is the validation set, the highest the test set."""
     listed = [[role, text] if trained else [role, text, False] for role, text, trained in messages]
     number = int(hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:16], 16) / 2**64
