@@ -102,6 +102,8 @@ _NOTES = {
     "unused-column": ("a column of the data is not read", "nothing, if it does not belong to the prompt or the loss"),
     "tag-text": ("a message holds a tag or a foreign marker in its text", "nothing, if it is meant as text"),
     "duplicate": ("rows repeat earlier ones", "remove them unless they should count twice"),
+    "template-refuses": ("the model's chat template refuses a conversation", "nothing, if it trains as intended"),
+    "blank-system": ("a system prompt is empty or blank", "leave it out, unless it should replace a default one"),
     "known-difference": ("a known difference from the format's owner", "nothing; docs/chat-formats.md says why"),
     "rows-unchecked": ("rows are not compared with their file, or by their cells only", "read a sample of them"),
     "other-prompt": ("training and test templates differ", "nothing, if that is intended"),

@@ -11,8 +11,9 @@ from typing import Any
 from ptst.audit.config import AuditConfig
 from ptst.audit.counts import tally
 from ptst.audit.documents import check_documents
-from ptst.audit.drift import check_chat_template, check_run
+from ptst.audit.drift import check_run
 from ptst.audit.findings import LEVELS, RULES, Finding
+from ptst.audit.owner import check_owner
 from ptst.audit.provenance import provenance
 from ptst.audit.reference_columns import Columns
 from ptst.audit.reference_prompts import check_asked
@@ -136,7 +137,7 @@ def audit(
     findings += [Finding("unused-column", "", f"{name} ({number} rows)") for name, number in source.unused.items()]
     if references.folder is not None:
         answered = [c for c in source.conversations if c.answered]
-        findings += check_chat_template(references.folder, answered, prompt_format)
+        findings += check_owner(references.folder, answered, setup)
     if references.run is not None:
         findings += check_run(references.run, prompt_format, source.fingerprint, prepared.encoding)
     comparison = None

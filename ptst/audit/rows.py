@@ -17,8 +17,8 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
             yield Finding("role-markers", conversation.source, cause)
         yield from control_text.check(conversation)
         for number, message in enumerate(conversation.messages, 1):
-            if not message.content.strip() and message.role != "system":
-                rule = "blank-answer" if message.role == "assistant" else "blank-prompt"
+            if not message.content.strip():
+                rule = {"assistant": "blank-answer", "user": "blank-prompt"}.get(message.role, "blank-system")
                 yield Finding(rule, conversation.source, f"message {number} ({message.role}) is {message.content!r}")
         if conversation.messages in first:
             yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")

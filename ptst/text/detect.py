@@ -15,7 +15,7 @@ from ptst.text.probes import ANSWERED, LONGER, PROMPTS, Probes, probe
 from ptst.text.tokenizer import Tokenizer
 
 DERIVED = "derived"
-_probe = lru_cache(32)(probe)
+probed = lru_cache(32)(probe)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def find_format(
     if name in CHAT_FORMATS:
         template = replace(template, switches=CHAT_FORMATS[name].switches)
     try:
-        probes = _probe(template)
+        probes = probed(template)
     except UserError as error:
         if allow_chat_template and (usable := _usable(name, tokenizer)):
             return usable

@@ -141,8 +141,30 @@ DUMMY_SPACE = KnownDifference(
     "before every run of text, unless the folder's tokenizer.json or its setting legacy says otherwise",
     "Meta's code does so",
 )
+TIGHT = KnownDifference(
+    "tight-marker",
+    ("llama2", "mistral-v1"),
+    "Meta and Mistral put a space before [/INST]",
+    "chat:self-reminder has none",
+    "the paper's template has none",
+)
+TOKEN_BOUNDARY = KnownDifference(
+    "token-boundary",
+    ("chatml", "llama2", "llama3", "mistral-v1", "derived"),
+    "transformers encodes a rendered chat template at once, so a message's line breaks join those before it",
+    "Llama 3's messages are encoded apart, as in Meta's code; an answer never changes the ids of its prompt",
+    "the prompt at test time must be a prefix of the training sequence",
+)
+EMPTY_SYSTEM_PROMPT = KnownDifference(
+    "empty-system-prompt",
+    ("chatml", "llama2", "mistral-v1", "mistral-v3", "derived"),
+    "some chat templates write an empty system prompt as if there were none",
+    "a system block that is empty, as most chat templates write it",
+    "with Qwen2.5 or SmolLM2 an empty system prompt is the way to have no default one",
+)
 KNOWN_DIFFERENCES = (
     *(OUTER_WHITESPACE, ROLE_MARKERS, SINGLE_TURN_CLOSE, DEFAULT_SYSTEM_PROMPT, DATE_PREAMBLE, LONG_RUNS),
     *(CONTROL_SPACE, ANSWER_SPACE, LOST_SYSTEM_PROMPT, SYSTEM_IN_USER_TURN, ROW_END, GENERATION_PROMPT),
     *(NO_TERMINATOR, EMPTY_REASONING, TEXT_DEPENDENT, FIXED_DATE, DUMMY_SPACE),
+    *(TIGHT, TOKEN_BOUNDARY, EMPTY_SYSTEM_PROMPT),
 )

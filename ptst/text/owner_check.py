@@ -5,7 +5,7 @@ Each known difference is an edit of either side; the fewest edits that make both
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
 
@@ -14,20 +14,33 @@ from ptst.text.chat_formats import NO_REASONING, ChatFormat
 from ptst.text.chat_template import TemplateFailed
 from ptst.text.derive import Reader
 from ptst.text.encode import first_difference, without_swallowed
-from ptst.text.probes import ANSWERED, PROMPTS, Probes, Shape
-from ptst.text.segments import Message, Segment, plain_turns
+from ptst.text.probes import ANSWERED, PROMPTS, Probes, Shape, split_marks
+from ptst.text.segments import Message, Segment, Turn
 from ptst.text.tokenizer import Tokenizer
 
 _MOST_EDITS = 4
 _DATES = re.compile(r"Cutting Knowledge Date: [^\n]*\nToday Date: [^\n]*\n\n")
 _EMPTY_BLOCK = "<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
+_MONTH = "(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]*"
+_DATE = "|".join(
+    (
+        rf"\b\d{{1,2}}(?:st|nd|rd|th)?(?: of)?[ -]{_MONTH},?[ -]\d{{4}}\b",
+        rf"\b{_MONTH}(?: \d{{1,2}}(?:st|nd|rd|th)?)?,? \d{{4}}\b",
+        r"\b\d{4}[-/.]\d{1,2}(?:[-/.]\d{1,2})?\b",
+        r"\b\d{1,2}[-/.]\d{1,2}[-/.]\d{4}\b",
+        "\\d{4}\u5e74\\d{1,2}\u6708\\d{1,2}\u65e5",
+    )
+)
+_DATED_LINES = re.compile(rf"(\n*(?:[^\n]*(?:{_DATE})[^\n]*(?:\n+|$))+)")
 
 
 @dataclass(frozen=True)
 class Sides:
     """A conversation as the format is to write it, and the text that the chat template wrote. `default`: the system
     prompt that the template inserts; `ignores_flag`: it has no generation prompt; `spaced`: with a space as text after
-    control tokens."""
+    control tokens. `shown` of the first turns are a demonstration; `tight`: no space before [/INST]; `any_date`: a line
+    of the chat template's with a date in any spelling is a date preamble, in any chat format. `opening`: what the chat
+    template itself writes before a question; without its own system block it must be ours, too."""
 
     chat_format: ChatFormat
     tokenizer: Tokenizer
@@ -37,6 +50,10 @@ class Sides:
     default: str | None = None
     ignores_flag: bool = False
     spaced: bool = False
+    shown: int = 0
+    tight: bool = False
+    any_date: bool = False
+    opening: str | None = None
 
     @property
     def ours(self) -> str:
@@ -48,7 +65,8 @@ class Sides:
     @property
     def segments(self) -> list[Segment]:
         block = None if self.system is None else [Segment(self.system, "system")]
-        segments = self.chat_format.render(block, plain_turns(self.turns), self.tokenizer, "last")
+        turns = [Turn(m.role, (Segment(m.content, m.role),), i < self.shown) for i, m in enumerate(self.turns)]
+        segments = self.chat_format.render(block, turns, self.tokenizer, "last", self.tight)
         return without_swallowed(segments, self.tokenizer)
 
 
@@ -77,10 +95,32 @@ def _outer_whitespace(s: Sides) -> Sides:
 
 
 def _date_preamble(s: Sides) -> Sides:
+    if s.any_date:
+        undated = _without_dates(s)
+        return s if undated.theirs == s.theirs else undated
     if s.chat_format.name != "llama3":
         return s
     theirs = _DATES.sub("", s.theirs, count=1)
     return replace(s, theirs=theirs.replace(_EMPTY_BLOCK, "", 1) if s.system is None else theirs)
+
+
+def _without_dates(s: Sides) -> Sides:
+    """Their text without its own lines that hold a date, and without as many of the line breaks around these as makes
+    both sides equal; a system block that was there for the dates is an empty one."""
+    parts: list[str] = []
+    for piece in Reader(s.tokenizer).read(s.theirs):
+        parts += [piece.text] if piece.control else split_marks(piece.text)
+    split = [_DATED_LINES.split(part) for part in parts]
+    most = max((dated.count("\n") for cut in split for dated in cut[1::2]), default=0)
+    edited = s
+    for kept in range(most + 1):
+        texts = [
+            words if i % 2 == 0 else "\n" * min(kept, words.count("\n")) for cut in split for i, words in enumerate(cut)
+        ]
+        edited = replace(s, theirs="".join(texts), system=s.system or "")
+        if edited.ours == edited.theirs:
+            break
+    return edited
 
 
 def _empty_reasoning(s: Sides) -> Sides:
@@ -120,8 +160,11 @@ def _control_space(s: Sides) -> Sides:
 _EDITS: dict[str, Callable[[Sides], Sides]] = {
     known.DEFAULT_SYSTEM_PROMPT.name: _default_system_prompt,
     known.LOST_SYSTEM_PROMPT.name: _lost_system_prompt,
+    known.TIGHT.name: lambda s: replace(s, tight=False),
     known.SINGLE_TURN_CLOSE.name: _edit_format(lambda f: not f.closes_single, closes_single=True),
-    known.ANSWER_SPACE.name: _edit_format(lambda f: f.name == "mistral-v1", answer_prefix=()),
+    known.ANSWER_SPACE.name: _edit_format(
+        lambda f: f.name == "mistral-v1" and f.answer_prefix == (Segment(" "),), answer_prefix=()
+    ),
     known.CONTROL_SPACE.name: _control_space,
     known.DATE_PREAMBLE.name: _date_preamble,
     known.EMPTY_REASONING.name: _empty_reasoning,
@@ -133,19 +176,49 @@ _EDITS: dict[str, Callable[[Sides], Sides]] = {
 _LAST = (known.GENERATION_PROMPT.name, known.ROW_END.name, known.OUTER_WHITESPACE.name)
 
 
-def explain(sides: Sides) -> tuple[str, ...] | None:
-    """Names of the fewest known differences that explain all of a difference; None where nothing does."""
+# Edits that give our side a system block, so that its own beginning is not compared.
+_INSERTED = {known.DEFAULT_SYSTEM_PROMPT.name, known.DATE_PREAMBLE.name}
+
+
+def _with_opening(sides: Sides, edited: Sides) -> Sides:
+    """The edited sides if our beginning without a system prompt is right; else ours beside what it must be."""
+    own = sides.ours.partition(sides.turns[0].content)[0]
+    if sides.system is not None or sides.opening in (None, own):
+        return edited
+    return replace(sides, theirs=(sides.opening or "") + sides.ours[len(own) :])
+
+
+def explain(sides: Sides, allowed: Collection[str] | None = None) -> tuple[str, ...] | None:
+    """Names of the fewest known differences (of those `allowed`) that explain all of a difference; None where nothing
+    does."""
+    names, edited = nearest(sides, allowed)
+    return names if edited.ours == edited.theirs else None
+
+
+def nearest(sides: Sides, allowed: Collection[str] | None = None) -> tuple[tuple[str, ...], Sides]:
+    """The fewest known differences that explain a difference, with both sides edited; where nothing does, those after
+    which both agree up to the latest character."""
+    best: tuple[tuple[str, ...], Sides] = ((), sides)
     if sides.ours == sides.theirs:
-        return ()
-    edits = {name: edit for name, edit in _EDITS.items() if name in _LAST or edit(sides) != sides}
+        return best
+    ours, theirs = sides.ours, sides.theirs
+    agreed = first_difference(ours, theirs)
+    edits = {
+        name: edit
+        for name, edit in _EDITS.items()
+        if (allowed is None or name in allowed) and (name in _LAST or edit(sides) != sides)
+    }
     for count in range(1, _MOST_EDITS + 1):
         for names in combinations(edits, count):
             edited = sides
             for name in names:
                 edited = edits[name](edited)
-            if edited.ours == edited.theirs:
-                return names
-    return None
+            ours, theirs = edited.ours, edited.theirs
+            if ours == theirs:
+                return names, edited if not _INSERTED.intersection(names) else _with_opening(sides, edited)
+            if (further := first_difference(ours, theirs)) > agreed:
+                best, agreed = (names, edited), further
+    return best
 
 
 @dataclass(frozen=True)
@@ -158,9 +231,14 @@ class Fit:
 
 
 def fit(
-    chat_format: ChatFormat, probes: Probes, tokenizer: Tokenizer, shapes: Sequence[Shape] = (*PROMPTS, *ANSWERED)
+    chat_format: ChatFormat,
+    probes: Probes,
+    tokenizer: Tokenizer,
+    shapes: Sequence[Shape] = (*PROMPTS, *ANSWERED),
+    any_date: bool = False,
 ) -> Fit:
-    """Compare a chat format with the folder's chat template on conversations of several shapes."""
+    """Compare a chat format with the folder's chat template on conversations of several shapes. `any_date` as in
+    `Sides`."""
     found: list[str] = []
     reader = Reader(tokenizer)
     if probes.get(Shape(False, 1)) is None and probes.get(Shape(True, 1)) is None:
@@ -178,6 +256,7 @@ def fit(
             continue
         theirs = reader.clean(spelled.text)
         sides = Sides(chat_format, tokenizer, system, turns, theirs, probes.default, probes.ignores_flag)
+        sides = replace(sides, any_date=any_date)
         names = explain(sides)
         if names is None:
             return Fit(tuple(found), first_wrong(sides.ours, theirs, shape))
@@ -200,7 +279,7 @@ def first_wrong(ours: str, theirs: str, shape: Shape | None = None) -> str:
 
 
 def _shown(text: str) -> str:
-    for mark, word in (("S", "{system}"), ("U\\d", "{user}"), ("A\\d", "{answer}")):
+    for mark, word in (("S", "{system}"), ("U\\d+", "{user}"), ("A\\d+", "{answer}")):
         text = re.sub(f"\ue0f0{mark}\ue0f1", word, text)
     return repr(text)
 

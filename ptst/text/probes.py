@@ -13,7 +13,7 @@ from ptst.text.segments import Message
 
 SECONDS = 5
 _MARK = "\ue0f0{}\ue0f1"  # of the private use area, which no template spells
-_MARKS = re.compile("\ue0f0(S|[UA]\\d)\ue0f1")
+_MARKS = re.compile("\ue0f0(S|[UA]\\d+)\ue0f1")
 _SPACED = "\n  {} \n"
 _REASONED = "<think>\nr\n</think>\n\n{}"
 _ODD = ("$5 {}", "<tool_response>{}</tool_response>", "<<SYS>> {}")
@@ -70,6 +70,11 @@ class Spelling:
         """The template's text between two messages that are neighbours, "" where they are none."""
         at = self.slots.index(before) + 1
         return self.literals[at] if self.slots[at : at + 1] == (after,) else ""
+
+
+def split_marks(text: str) -> list[str]:
+    """A text of a chat template, cut around the marks of messages."""
+    return re.split("(\ue0f0(?:S|[UA]\\d+)\ue0f1)", text)
 
 
 def spelling(text: str) -> Spelling:

@@ -1,13 +1,12 @@
-"""Against the model's own chat_template and a finished run."""
+"""Against a finished run."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from ptst.audit.drift import check_chat_template, check_run
+from ptst.audit.drift import check_run
 from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS
@@ -59,24 +58,3 @@ def test_a_run_that_would_be_encoded_otherwise(prompt_format):
     (finding,) = check_run(run, prompt_format, fingerprint, "another")
     assert (finding.rule, finding.level) == ("run-drift", "error")
     assert "token ids" in finding.cause
-
-
-def test_the_models_default_system_prompt_is_a_known_difference(prompt_format, tiny_folder):
-    (finding,) = check_chat_template(tiny_folder, ROWS, prompt_format)
-    assert (finding.rule, finding.level, finding.row) == ("known-difference", "info", "r:1")
-    assert finding.cause.startswith("default-system-prompt: ")
-    given = tuple(Conversation((Message("system", "S"), *c.messages), c.source) for c in ROWS)
-    assert list(check_chat_template(tiny_folder, given, prompt_format)) == []
-
-
-def test_another_models_template_is_an_error(prompt_format, tmp_path):
-    own = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": own}))
-    (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
-    assert (finding.rule, finding.level) == ("chat-template", "error")
-    assert "at character 0" in finding.cause
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ ''.__class__.__mro__ }}"}))
-    (finding,) = check_chat_template(tmp_path, ROWS, prompt_format)
-    assert "forbids" in finding.cause
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    assert list(check_chat_template(tmp_path, ROWS, prompt_format)) == []

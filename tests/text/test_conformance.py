@@ -362,6 +362,41 @@ def test_dummy_space(tmp_path):
     assert len(kept.encode("a")) == 2  # with the space
 
 
+def test_tight_marker(tmp_path):
+    """TIGHT: the paper's self-reminder has no space before [/INST], the owners have one."""
+    folders.write_folder(tmp_path, folders.MISTRAL_V1)
+    p = open_prompt_format(tmp_path, find_template("chat:self-reminder"), "plain", allow_role_markers=True)
+    spelled = "".join(s.text for s in p.segments(conversation(None, ("Q",))))
+    assert spelled.endswith("content![/INST]")
+    assert theirs(tmp_path, "content!", system=None).endswith("content! [/INST]")
+
+
+def test_token_boundary(tmp_path):
+    """TOKEN_BOUNDARY: a line break that begins an answer joins the one before it when all is read at once."""
+    p, ours = opened(tmp_path, folders.CHATML, folders.CONTROL["chatml"])
+    encoded = p.encode(conversation(None, ("Q", "\nA")))
+    assert ours("Q", "\nA", system=None) == theirs(tmp_path, "Q", "\nA", system=None)
+    assert encoded.token_boundaries
+    assert len(encoded.ids) == len(p.tokenizer.encode_markers(theirs(tmp_path, "Q", "\nA", system=None))) + 1
+
+
+def test_empty_system_prompt(tmp_path):
+    """EMPTY_SYSTEM_PROMPT: mistral-common and templates that ask whether there is a text leave it out; ours, as most
+    templates do, writes an empty block."""
+    dropping = "{% if not messages[0].content %}{% set messages = messages[1:] %}{% endif %}" + folders.CHATML
+    _, ours = opened(tmp_path, dropping, folders.CONTROL["chatml"], "chatml")
+    assert theirs(tmp_path, "Q", system="") == theirs(tmp_path, "Q", system=None)
+    assert ours("Q", system="") == "<|im_start|>system\n<|im_end|>\n" + ours("Q", system=None)
+    tokenizer = mistral_tokenizer("v1")
+    assert owners.mistral("v1")("", [Message("user", "Q")]) == owners.mistral("v1")(None, [Message("user", "Q")])
+    assert tokenizer.decode(ours_ids("mistral-v1", tokenizer, "", "Q")) == "<s>[INST] \n\nQ [/INST]"
+
+
+def ours_ids(chat_format, tokenizer, system, *texts):
+    turns = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(texts)]
+    return encode(render(chat_format, system, turns, tokenizer), tokenizer).ids
+
+
 # Foreign templates that mean harm.
 
 

@@ -1,0 +1,77 @@
+"""Which rows are compared with the folder's chat template, and the conversations that the template gets."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from ptst.audit.reference_formats import template_words
+from ptst.text.prompt_format import PromptFormat
+from ptst.text.segments import Conversation, Message
+
+FIRST = 20  # rows from the beginning of the data
+UNUSUAL = 4  # rows of each unusual kind
+
+
+def sample(conversations: Sequence[Conversation]) -> list[Conversation]:
+    """The first rows, and some of each kind that chat templates may treat otherwise."""
+    chosen = dict.fromkeys(range(min(FIRST, len(conversations))))
+    for kind in _KINDS:
+        rows = (i for i, c in enumerate(conversations) if kind(c))
+        chosen |= dict.fromkeys(i for _, i in zip(range(UNUSUAL), rows, strict=False))
+    lengths = [sum(len(m.content) for m in c.messages) for c in conversations]
+    longest = sorted(range(len(conversations)), key=lambda i: -lengths[i])[:UNUSUAL]
+    return [conversations[i] for i in sorted(chosen | dict.fromkeys(longest))]
+
+
+def _any(test: Callable[[str], bool]) -> Callable[[Conversation], bool]:
+    return lambda c: any(test(m.content) for m in c.messages)
+
+
+_KINDS: tuple[Callable[[Conversation], bool], ...] = (
+    lambda c: c.system is not None,
+    lambda c: c.system is None,
+    lambda c: len(c.turns) > 2,
+    lambda c: len(c.turns) > 4,
+    lambda c: not all(m.trained for m in c.messages),
+    _any(lambda text: text != text.strip()),
+    _any(lambda text: not text.strip()),
+    _any(lambda text: not text.isascii()),
+    _any(lambda text: any(sign in text for sign in ("<|", "</", "[/", "[I", "<<"))),
+    _any(lambda text: "\r" in text or "\t" in text or "\n\n" in text),
+    lambda c: c.messages[-1].content[:1].isspace(),
+)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A conversation in the template's words: its row, our ids of it, the texts of its messages. `shown`: number of
+    turns of a demonstration, which come first."""
+
+    row: str
+    ids: list[int]
+    system: str | None
+    texts: tuple[str, ...]
+    shown: int
+
+    @property
+    def messages(self) -> list[str]:
+        """The texts in order, with the system prompt."""
+        return [*([] if self.system is None else [self.system]), *self.texts]
+
+
+def asked(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Iterator[Asked]:
+    """A row's generation prompt and its training form. Raises UserError for what our format cannot write."""
+    shown = prompt_format.template.demonstration or ()
+    for form in dict.fromkeys((conversation.prompt(), conversation)):
+        system, texts = template_words(form, prompt_format)
+        ids = prompt_format.encode(form, train_on).ids
+        yield Asked(conversation.source, ids, system, (*shown, *texts), len(shown))
+
+
+def written(messages: Sequence[str], with_system: bool, merged: int | None = None) -> list[Message]:
+    """Messages with their roles. `merged`: the user's turn whose text gets the system prompt, before a blank line."""
+    system, turns = (messages[0], [*messages[1:]]) if with_system else (None, [*messages])
+    if merged is not None and system is not None:
+        turns[merged] = f"{system}\n\n{turns[merged]}"
+        system = None
+    made = [Message(("user", "assistant")[i % 2], text) for i, text in enumerate(turns)]
+    return made if system is None else [Message("system", system), *made]
