@@ -244,19 +244,19 @@ class Comparison:
         at = first_difference(ours, theirs)
         # Edits of our side stand before the place, so that it is as far from the end without them.
         place = max(0, len(marks.fill(kind.sides.ours)) - (len(ours) - at))
-        return self._differs(row, token_at(row.ids, place, self.prompt_format.tokenizer), theirs[at:], ours[at:])
+        expected, seen = (repr(words[at : at + 24]) if words[at:] else "the end" for words in (theirs, ours))
+        return self._finding(row, token_at(row.ids, place, self.prompt_format.tokenizer), expected, seen)
 
     def _ids_differ(self, row: Asked, theirs: list[int]) -> Finding:
         at, tokenizer = first_difference(row.ids, theirs), self.prompt_format.tokenizer
-        shown = [
-            f"{' '.join(map(str, ids[at : at + 4]))} {tokenizer.decode(ids[at : at + 4])!r}" if ids[at:] else "the end"
-            for ids in (theirs, row.ids)
-        ]
-        return self._differs(row, at, *shown, ids=True)
 
-    def _differs(self, row: Asked, token: int, expected: str, seen: str, ids: bool = False) -> Finding:
-        if not ids:
-            expected, seen = (repr(words[:24]) if words else "the end" for words in (expected, seen))
+        def shown(ids: list[int]) -> str:
+            near = ids[at : at + 4]
+            return f"{' '.join(map(str, near))} {tokenizer.decode(near)!r}" if near else "the end"
+
+        return self._finding(row, at, shown(theirs), shown(row.ids))
+
+    def _finding(self, row: Asked, token: int, expected: str, seen: str) -> Finding:
         what = "a conversation that ends in an answer" if len(row.texts) % 2 == 0 else "a generation prompt"
         cause = f"in {what}, the model's own chat template gives {expected}, our format {seen}"
         return Finding("chat-template", row.row, cause, token, expected=expected, seen=seen)

@@ -24,8 +24,8 @@ _EMPTY_BLOCK = "<|start_header_id|>system<|end_header_id|>\n\n<|eot_id|>"
 _MONTH = "(?:Jan|Feb|Mar|Apr|May|June?|July?|Aug|Sept?|Oct|Nov|Dec)[a-z]*"
 _DATE = "|".join(
     (
-        rf"\b\d{{1,2}}(?:st|nd|rd|th)?(?: of)?[ -]{_MONTH},?[ -]\d{{4}}\b",
-        rf"\b{_MONTH}(?: \d{{1,2}}(?:st|nd|rd|th)?)?,? \d{{4}}\b",
+        rf"\b\d{{1,2}}(?:st|[nr]d|th)?(?: of)?[ -]{_MONTH},?[ -]\d{{4}}\b",
+        rf"\b{_MONTH}(?: \d{{1,2}}(?:st|[nr]d|th)?)?,? \d{{4}}\b",
         r"\b\d{4}[-/.]\d{1,2}(?:[-/.]\d{1,2})?\b",
         r"\b\d{1,2}[-/.]\d{1,2}[-/.]\d{4}\b",
         "\\d{4}\u5e74\\d{1,2}\u6708\\d{1,2}\u65e5",

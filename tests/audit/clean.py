@@ -58,7 +58,7 @@ _RUSSIAN = "\u0417\u0434\u0440\u0430\u0432\u0441\u0442\u0432\u0443\u0439\u0442\u
 _FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 _KOREAN = "\ub124, \uac00\ub2a5\ud574\uc694."
 _LANGUAGES = (
-    (None, "Wie hei\u00dft du?", "Ich hei\u00dfe M\u00fcller \u2013 \u201esch\u00f6n\u201c, na\u00efve caf\u00e9."),
+    (None, "Wie hei\u00dft du?", "Ich hei\u00dfe M\u00fcller \u2013 \u201esch\u00f6n\u201c, na\u00efve \u00e9t\u00e9."),
     (None, _CHINESE, f"\u662f\u7684\u3002\n{_JAPANESE}"),
     (_URDU, "\u0645\u0631\u062d\u0628\u0627", _ARABIC),
     (None, _HINDI, f"{_THAI_HEBREW} {_RUSSIAN}"),
