@@ -19,6 +19,7 @@ from pathlib import Path
 from ptst.audit.findings import Finding
 from ptst.audit.owner_ids import Piece, read, token_at
 from ptst.audit.owner_rows import Asked, asked, sample, written
+from ptst.audit.reference_tokenizer import ReferenceTokenizer
 from ptst.audit.setup import Setup
 from ptst.errors import UserError
 from ptst.text import known_differences as known
@@ -46,14 +47,14 @@ def check_owner(folder: Path, conversations: Sequence[Conversation], setup: Setu
     rows: list[Asked] = []
     for conversation in sample(conversations):
         try:
-            rows += asked(conversation, prompt_format, setup.train_on)
+            rows += asked(conversation, setup)
         except UserError:
             continue
     if not rows:
         return
     template = replace(template, switches=prompt_format.chat_format.switches)
     try:
-        yield from Comparison(template, probed(template), prompt_format, rows).findings()
+        yield from Comparison(template, probed(template), prompt_format, setup.oracle.tokenizer, rows).findings()
     except UserError as error:  # of the template as such: it does not end, or calls what is forbidden
         yield Finding("chat-template", "", str(error))
 
@@ -82,6 +83,7 @@ class Comparison:
     template: ChatTemplate
     probes: Probes
     prompt_format: PromptFormat
+    tokenizer: ReferenceTokenizer
     rows: list[Asked]
     counted: dict[str, list[str]] = field(default_factory=dict)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -202,9 +204,9 @@ class Comparison:
 
     def _compare(self, row: Asked, text: str, kind: Kind) -> Finding | None:
         """The finding of a difference that is not explained; one that is gets counted."""
-        tokenizer = self.prompt_format.tokenizer
-        spelled = any(name in m for m in row.messages for name in tokenizer.control_names.values())
-        if not spelled and kind.merged is None and tokenizer.encode_markers(text) == row.ids:
+        tokenizer, theirs = self.tokenizer, self.prompt_format.tokenizer.encode_markers
+        spelled = any(name in m for m in row.messages for name in tokenizer.control)
+        if not spelled and kind.merged is None and theirs(text) == row.ids:
             return None
         marks = _Marks(kind.sides.system is not None, row.messages)
         if not kind.explained:
@@ -218,11 +220,11 @@ class Comparison:
             self._count(name, row)
         if text != (kept := marks.fill(kind.theirs)):
             self._count(self._texts_differ(row, text, kind, kept), row)
-        whole = None if spelled else tokenizer.encode_markers(marks.fill(kind.sides.ours))
+        whole = None if spelled else theirs(marks.fill(kind.sides.ours))
         if row.ids != ids:
             self._count(known.TOKEN_BOUNDARY.name, row)
         elif whole not in (None, row.ids):
-            if not tokenizer.puts_dummy_space:
+            if not tokenizer.file.dummy:
                 return self._ids_differ(row, whole or [])
             self._count(known.DUMMY_SPACE.name, row)
         return None
@@ -245,10 +247,10 @@ class Comparison:
         # Edits of our side stand before the place, so that it is as far from the end without them.
         place = max(0, len(marks.fill(kind.sides.ours)) - (len(ours) - at))
         expected, seen = (repr(words[at : at + 24]) if words[at:] else "the end" for words in (theirs, ours))
-        return self._finding(row, token_at(row.ids, place, self.prompt_format.tokenizer), expected, seen)
+        return self._finding(row, token_at(row.ids, place, self.tokenizer), expected, seen)
 
     def _ids_differ(self, row: Asked, theirs: list[int]) -> Finding:
-        at, tokenizer = first_difference(row.ids, theirs), self.prompt_format.tokenizer
+        at, tokenizer = first_difference(row.ids, theirs), self.tokenizer
 
         def shown(ids: list[int]) -> str:
             near = ids[at : at + 4]

@@ -1,12 +1,13 @@
-"""Texts of chat templates to ids: what spells a control token outside of messages is one."""
+"""Texts of chat templates to ids by the audit's own tokenizer: outside of messages, control tokens are read."""
 
+import re
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import groupby
 
-from ptst.text.derive import Reader
-from ptst.text.tokenizer import Tokenizer
+from ptst.audit.reference_tokenizer import ReferenceTokenizer
+from ptst.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -18,48 +19,84 @@ class Piece:
     sampled: bool = False
 
 
-def read(pieces: Sequence[Piece], tokenizer: Tokenizer, apart: bool = False) -> list[int]:
+@dataclass(frozen=True)
+class _Part:
+    """A control token, or text; `begins`: the model begins to write here."""
+
+    text: str
+    control: bool = False
+    begins: bool = False
+
+
+def read(pieces: Sequence[Piece], tokenizer: ReferenceTokenizer, apart: bool = False) -> list[int]:
     """Ids of a conversation. Text between control tokens is encoded in one call; `apart`: every message in a call of
-    its own, and an answer as the continuation of its prompt, where the ids of that would change otherwise."""
-    parts: list[tuple[str, bool, bool, bool]] = []  # text, control token, message, the model begins
-    reader = Reader(tokenizer)
-    for is_message, group in groupby(pieces, key=lambda piece: piece.message):
-        for piece in group if is_message else _joined(list(group)):
-            read_as = [] if is_message else reader.read(piece.text)
-            made = [(s.text, s.control, False) for s in read_as] or [(piece.text, False, is_message)]
-            parts += [(*part, piece.sampled and i == 0) for i, part in enumerate(made)]
+    its own, and an answer as the continuation of its prompt, where the ids of that would change otherwise. Raises
+    UserError for text that cannot be encoded."""
     ids: list[int] = []
     after: str | None = None
-    for is_control, run in groupby(parts, key=lambda part: part[1]):
+    for is_control, run in groupby(_parts(pieces, tokenizer), key=lambda part: part.control):
         if is_control:
-            for text, *_ in run:
-                ids.append(tokenizer.control_id(text))
-                after = text
+            names = [part.text for part in run]
+            ids += map(tokenizer.id_of, names)
+            after = names[-1]
         else:
             ids += _run([*run], tokenizer, after, apart)
     return ids
 
 
-def _joined(pieces: list[Piece]) -> list[Piece]:
+def _parts(pieces: Sequence[Piece], tokenizer: ReferenceTokenizer) -> Iterator[_Part]:
+    """The pieces, cut at control tokens outside of messages; without the whitespace that these swallow."""
+    names = sorted(filter(str.strip, tokenizer.control), key=len, reverse=True)
+    cut = re.compile(f"({'|'.join(map(re.escape, names))})")
+    for is_message, group in groupby(pieces, key=lambda piece: piece.message):
+        for piece in group if is_message else _joined([*group]):
+            found = [piece.text] if is_message else cut.split(piece.text)
+            begins = piece.sampled
+            for i, text in enumerate(found):
+                if i % 2 == 0 and not is_message:
+                    text = text.lstrip() if i and found[i - 1] in tokenizer.rstrip else text
+                    text = text.rstrip() if found[i + 1 : i + 2] and found[i + 1] in tokenizer.lstrip else text
+                if text:
+                    yield _Part(text, i % 2 == 1, begins)
+                    begins = False
+
+
+def _joined(pieces: list[Piece]) -> Iterator[Piece]:
     """Neighbours of the format as one piece, so that control tokens are found by their names alone."""
-    starts = [0, *(i for i, piece in enumerate(pieces) if piece.sampled and i), len(pieces)]
-    return [Piece("".join(p.text for p in pieces[a:b]), False, pieces[a].sampled) for a, b in pairwise(starts)]
+    for piece, *more in _runs(pieces):
+        yield Piece(piece.text + "".join(p.text for p in more), False, piece.sampled)
 
 
-def _run(run: list[tuple[str, bool, bool, bool]], tokenizer: Tokenizer, after: str | None, apart: bool) -> list[int]:
-    texts = [text for text, *_ in run]
-    whole = tokenizer.encode("".join(texts), after=after)
+def _runs(pieces: list[Piece]) -> list[list[Piece]]:
+    runs: list[list[Piece]] = []
+    for piece in pieces:
+        if not runs or piece.sampled:
+            runs.append([])
+        runs[-1].append(piece)
+    return runs
+
+
+def _run(run: list[_Part], tokenizer: ReferenceTokenizer, after: str | None, apart: bool) -> list[int]:
+    texts, bare = [part.text for part in run], tokenizer.is_bare(after)
+    whole = _encoded("".join(texts), bare, tokenizer)
     if not apart:
         return whole
-    begins = next((i for i, part in enumerate(run) if part[3]), None)
+    begins = next((i for i, part in enumerate(run) if part.begins), None)
     if begins:
-        prompt = tokenizer.encode("".join(texts[:begins]), after=after)
+        prompt = _encoded("".join(texts[:begins]), bare, tokenizer)
         if whole[: len(prompt)] == prompt:
             return whole
-        return prompt + tokenizer.encode("".join(texts[begins:]), continuation=True)
-    return [i for text in texts for i in tokenizer.encode(text, after=after)]
+        return prompt + _encoded("".join(texts[begins:]), tokenizer.is_bare(None, True), tokenizer)
+    return [i for text in texts for i in _encoded(text, bare, tokenizer)]
 
 
-def token_at(ids: Sequence[int], place: int, tokenizer: Tokenizer) -> int:
+def _encoded(text: str, bare: bool, tokenizer: ReferenceTokenizer) -> list[int]:
+    ids = tokenizer.encode([(text, bare)])[(text, bare)]
+    if isinstance(ids, UserError):
+        raise ids
+    return ids
+
+
+def token_at(ids: Sequence[int], place: int, tokenizer: ReferenceTokenizer) -> int:
     """Index of the token that writes the character at a place."""
-    return bisect_right(range(len(ids)), place, key=lambda i: len(tokenizer.decode([*ids[: i + 1]])))
+    return bisect_right(range(len(ids)), place, key=lambda i: len(tokenizer.decode(ids[: i + 1])))

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ptst.audit.reference_formats import template_words
-from ptst.text.prompt_format import PromptFormat
+from ptst.audit.setup import Setup
 from ptst.text.segments import Conversation, Message
 
 FIRST = 20  # rows from the beginning of the data
@@ -58,13 +57,17 @@ class Asked:
         return [*([] if self.system is None else [self.system]), *self.texts]
 
 
-def asked(conversation: Conversation, prompt_format: PromptFormat, train_on: str) -> Iterator[Asked]:
-    """A row's generation prompt and its training form. Raises UserError for what our format cannot write."""
-    shown = prompt_format.template.demonstration or ()
+def asked(conversation: Conversation, setup: Setup) -> Iterator[Asked]:
+    """A row's generation prompt and its training form, in the words that the oracle knows. Raises UserError for what
+    our format cannot write."""
+    script = setup.oracle.script
+    shown = script.wording.demonstration or ()
     for form in dict.fromkeys((conversation.prompt(), conversation)):
-        system, texts = template_words(form, prompt_format)
-        ids = prompt_format.encode(form, train_on).ids
-        yield Asked(conversation.source, ids, system, (*shown, *texts), len(shown))
+        system, turns = script.say(form)
+        ids = setup.prompt_format.encode(form, setup.train_on).ids
+        texts = ("".join(part for _, part in turn) for turn in turns)
+        said = None if system is None else "".join(part for _, part in system)
+        yield Asked(conversation.source, ids, said, (*shown, *texts), len(shown))
 
 
 def written(messages: Sequence[str], with_system: bool, merged: int | None = None) -> list[Message]:

@@ -202,11 +202,12 @@ class Oracle:
         if script.wording.demonstration:
             shown, answer = map(words, script.wording.demonstration)
             rows.insert(0, Turn(shown, answer, False))
+        names = Names(t.bos, t.eos, "" if script.wording.tight else " ")
         if p.chat_format.is_derived:
-            return derived(p.chat_format, system, rows, t.eos)
+            return derived(p.chat_format, system, rows, names)
         if p.chat_format.name not in FORMATS:
             raise UserError(f"there is no reference format {p.chat_format.name}", "choose another chat format")
-        return FORMATS[p.chat_format.name](system, rows, Names(t.bos, t.eos, "" if script.wording.tight else " "))
+        return FORMATS[p.chat_format.name](system, rows, names)
 
 
 # A run, its prompt's text and its whole text; a control token has none.

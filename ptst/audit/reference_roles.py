@@ -159,7 +159,7 @@ TERMINATORS = {"llama3": _EOT, "llama3-dated": _EOT, "chatml": _IM_END, "chatml-
 _Stretch = tuple[str, str, bool, bool, bool]
 
 
-def derived(f: Any, system: Parts | None, turns: list[Turn], eos: str | None) -> list[Run]:
+def derived(f: Any, system: Parts | None, turns: list[Turn], t: Names) -> list[Run]:
     """A format that was derived from a chat template: first every stretch of its literals and of messages in order,
     then the runs between control tokens."""
     out: list[_Stretch] = []
@@ -184,11 +184,14 @@ def derived(f: Any, system: Parts | None, turns: list[Turn], eos: str | None) ->
             message(turn.answer)
             literal(f.history[1])
             continue
+        at = len(out)
         literal(f.user_end)
+        if not t.gap and out[at:] and out[at][0].startswith(" [/INST]"):
+            out[at] = (out[at][0][1:], *out[at][1:])
         literal(f.answer_prefix, True, turn.trained)
         message(turn.answer, True, turn.trained)
         literal(f.closing, True, turn.trained)
-        out.append((f.terminator or eos or "", "scaffold", True, True, turn.trained))
+        out.append((f.terminator or t.eos or "", "scaffold", True, True, turn.trained))
         literal(f.after_answer)
     return _runs_of(out)
 

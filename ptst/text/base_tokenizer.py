@@ -75,11 +75,6 @@ class Tokenizer(ABC):
     def _dummy_space(self) -> bool:
         """Whether a space is put before every text."""
 
-    @property
-    def puts_dummy_space(self) -> bool:
-        """Whether a space is put before a text."""
-        return self._dummy_space
-
     def _glued(self, after: str | None) -> bool:
         """Whether text after this control token has no dummy space."""
         return after is not None and not self.spaced and after not in self.own
