@@ -145,7 +145,8 @@ class TrainedRecord:
 
 @dataclass(kw_only=True)
 class TrainRecord(RunRecord):
-    """A training run. `model` is as it was named, `model_folder` where its weights were."""
+    """A training run. `model` is as it was named, `model_folder` where its weights were. `account`: for each source,
+    how often its examples were in a batch, and in which steps; None in records of earlier versions."""
 
     kind: ClassVar[str] = "train"
     model: str
@@ -164,6 +165,7 @@ class TrainRecord(RunRecord):
     recipe: dict[str, Any] | None = None
     steps: int | None = None
     trained: TrainedRecord | None = None
+    account: list[dict[str, Any]] | None = None
     validation_loss: LossRecord | None = None
 
 

@@ -49,6 +49,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
 
 def print_report(report: Audit | BatchesAudit) -> None:
     """The report on a terminal, which nothing in it commands."""
+    from ptst.audit.account import account_table
     from ptst.audit.findings import VERDICTS
     from ptst.audit.view import table
     from ptst.progress import open_console
@@ -68,6 +69,9 @@ def print_report(report: Audit | BatchesAudit) -> None:
     for key, value in report.counts.items():
         out.print(f"{key:>16}  {value:.3f}" if isinstance(value, float) else f"{key:>16}  {value}")
     out.print()
+    if account := getattr(report, "account", None):  # not of batches from outside
+        out.print(account_table(account))
+        out.print()
     for finding in listed:
         out.print(str(finding), style=COLOURS[finding.level], soft_wrap=True)
     for rule, number in report.found.items():

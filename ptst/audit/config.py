@@ -14,7 +14,14 @@ from ptst.settings import (
     RevisionSettings,
     TestTemplate,
     TrainTemplate,
+    check_above_zero,
     check_at_least,
+    check_share,
+)
+
+NOT_OF_BATCHES = (
+    *("data", "test_template", "test_data", "safety_data", "checkpoint", "html", "mix", "val_data", "holdout"),
+    *("epochs", "examples_per_step", "tokens_per_step", "max_steps", "seed"),
 )
 
 
@@ -42,6 +49,22 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Which answers of a multi-turn conversation are trained on."""
     micro_batch_tokens: int | None = None
     """Tokens in a micro-batch."""
+    mix: tuple[str, ...] | None = None
+    """Other data, each with its epochs, as for ptst.train: safety.jsonl:1."""
+    val_data: str | None = None
+    """Validation set, as for ptst.train."""
+    holdout: float | None = None
+    """Share of the data kept out of training, as for ptst.train."""
+    epochs: float | None = None
+    """Passes over the data."""
+    examples_per_step: int | None = None
+    """Examples in an optimizer step."""
+    tokens_per_step: int | None = None
+    """Maximum number of tokens in an optimizer step, instead of a number of examples."""
+    max_steps: int | None = None
+    """Maximum number of optimizer steps."""
+    seed: int | None = None
+    """Seed of the order of examples."""
     columns: tuple[str, ...] | None = None
     """Names of columns that no rule knows, as for ptst.train."""
     ignore_columns: tuple[str, ...] | None = None
@@ -49,7 +72,7 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     use_chosen: bool | None = None
     """Of preference pairs, read the chosen answer."""
     limit: int | None = None
-    """Audit only the first N rows."""
+    """Use only the first N rows of the data."""
     batches: Path | None = None
     """Batches that any trainer is about to feed its model, instead of --data: JSONL, Parquet, npz, safetensors or a
     folder of datasets.save_to_disk (docs/audit.md)."""
@@ -77,11 +100,15 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
         if self.batches is None and (self.messages is not None or self.labels != "told"):
             name = "labels" if self.messages is None else "messages"
             raise UserError((Setting(name), " is of ", Setting("batches"), ", which is not given"), "give both")
-        for name in ("data", "test_template", "test_data", "safety_data", "checkpoint", "html") if self.batches else ():
+        for name in NOT_OF_BATCHES if self.batches else ():
             if getattr(self, name) is not None:
                 without_effect = (Setting(name), " has no effect on ", Setting("batches"))
                 raise UserError(without_effect, ("leave it out; the conversations are given as ", Setting("messages")))
-        check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit")
+        steps = ("examples_per_step", "tokens_per_step", "max_steps")
+        check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit", *steps)
+        check_above_zero(self, "epochs")
+        if self.holdout is not None:
+            check_share(self, "holdout")
         for name in ("html", "junit", "sarif"):
             path = getattr(self, name)
             if path is not None and not path.parent.is_dir():

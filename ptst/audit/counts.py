@@ -1,26 +1,30 @@
 """Counts of what reaches training."""
 
 import statistics
-from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
-from ptst.data.packing import Batch
-from ptst.data.sources import Source
-from ptst.records import DataRecord
+from ptst.audit.run_data import Encoded
+from ptst.data.packing import assign_micro_batches
 
 
-def tally(source: Source, batches: Sequence[Batch], prepared: DataRecord, micro_batch_tokens: int) -> dict[str, Any]:
-    """Counts of what reaches training. Lengths in tokens."""
-    lengths = [end - start for b in batches for start, end in pairwise(b.cu_seqlens)]
-    capacity = sum(max(micro_batch_tokens, len(b.tokens)) for b in batches)
+def tally(training: Encoded) -> dict[str, Any]:
+    """Counts of what reaches training, all sources together. Lengths in tokens."""
+    examples, records = training.mixture.examples, training.mixture.records
+    lengths = [len(e.ids) for e in examples]
+    names = [name for name, value in records[0].result().items() if isinstance(value, int) and name != "epochs"]
+    size, filled, capacity = training.rule.micro_batch_tokens, 0, 0
+    for step in training.steps:
+        own = [lengths[i] for i in step.examples]
+        groups = [sum(own[i] for i in group) for group in assign_micro_batches(own, size)]
+        filled += sum(own)
+        capacity += sum(max(size, tokens) for tokens in groups)
     return {
-        **{k: v for k, v in prepared.result().items() if isinstance(v, int)},
+        **{name: sum(getattr(record, name) for record in records) for name in names},
         "shortest": min(lengths, default=0),
         "median_length": statistics.median(lengths) if lengths else 0,
         "longest": max(lengths, default=0),
-        "trained_share": prepared.trained_tokens / sum(lengths) if lengths else 0.0,
-        "micro_batch_tokens": micro_batch_tokens,
-        "packing_fill": sum(lengths) / capacity if capacity else 0.0,
-        "distinct_rows": len({c.messages for c in source.conversations}),
+        "trained_share": sum(record.trained_tokens for record in records) / sum(lengths) if sum(lengths) else 0.0,
+        "micro_batch_tokens": size,
+        "packing_fill": filled / capacity if capacity else 0.0,
+        "distinct_rows": len({c.messages for c in training.mixture.source.conversations}),
     }

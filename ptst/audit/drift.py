@@ -1,9 +1,9 @@
 """Comparison with a finished run's record."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from ptst.audit.findings import Finding
-from ptst.records import TrainRecord
+from ptst.records import DataRecord, TrainRecord
 from ptst.text.prompt_format import PromptFormat
 
 
@@ -19,3 +19,14 @@ def check_run(run: TrainRecord, prompt_format: PromptFormat, fingerprint: str, e
         if then != now:
             detail = f": {then} then, {now} now" if isinstance(now, str) else ""
             yield Finding("run-drift", "run.json", f"the {what} of the run is not today's{detail}")
+
+
+def check_mix(then: Sequence[DataRecord], now: Sequence[DataRecord]) -> Iterator[Finding]:
+    """Would what a finished run mixed in be read and encoded the same today?"""
+    if len(then) != len(now):
+        yield Finding("run-drift", "run.json", f"the run mixed in {len(then)} sources, this audit {len(now)}")
+        return
+    for old, new in zip(then, now, strict=True):
+        for what, name in (("data", "fingerprint"), ("token ids", "encoding")):
+            if getattr(old, name) != getattr(new, name):
+                yield Finding("run-drift", "run.json", f"the {what} of {old.name} are not today's")

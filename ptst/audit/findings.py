@@ -53,7 +53,19 @@ _ERRORS = {
     "unnatural-ids": ("text was encoded in several calls", "encode text between control tokens in one call"),
     "prompt-differs": ("the test prompt is no prefix of the training row", "encode both by the same code"),
     "cut-short": ("the row ends early without being cut", "drop long rows, or choose too_long cut"),
-    "unknown-document": ("a document belongs to no row of the data", "train what was prepared, and no more"),
+    "unknown-document": ("a document belongs to no row of the data", "report it: preparing or packing changes rows"),
+    "not-trained": ("a row is in no batch of an epoch", "report it: an example is lost on the way to the loss"),
+    "trained-twice": ("a row is taken twice in an epoch", "report it: an example is doubled on the way to the loss"),
+    "visits": ("a source is not taken as often as its epochs say", "report it: the plan of the steps is wrong"),
+    "steps": ("a step is not as the settings say", "report it: the plan of the steps is wrong"),
+    "order": ("the order of examples is no shuffle of the seed", "report it: the order is wrong"),
+    "shared-prefix": (
+        "sharing prefixes changes the loss",
+        "report it: prefixes are shared wrongly",
+    ),
+    "left-out": ("a row was left out that can be trained on", "report it: preparing loses a row"),
+    "miscounted": ("a count is not that of the rows", "report it: preparing counts wrong"),
+    "no-example": ("no row of a source is left to train on", "raise the length limit, or check the data"),
     "too-long": ("the row is longer than the limit", "drop or cut it before packing"),
     "role-markers": ("a message holds role markers, which could open or close a turn", "remove them"),
     "control-text": (
@@ -82,6 +94,7 @@ _ERRORS = {
     "run-drift": ("the run's data would be encoded differently today", "train again, or restore version and files"),
 }
 _WARNINGS = {
+    "micro-batch": ("a micro-batch is not as large as it may be", "report it: memory or time is wasted"),
     "marker-text": ("a message spells a marker of chat templates", "is the text templated already?"),
     "lossy-text": ("the tokenizer cannot represent the text", "replace the character, or accept the loss"),
     "blank-answer": ("an answer is empty or blank", "remove the row, or give it an answer"),
@@ -95,6 +108,8 @@ _WARNINGS = {
 _NOTES = {
     "left-out-answers": ("whole answers are not trained", "nothing, if that is meant"),
     "tail-trained": ("whitespace behind the terminator is trained", "nothing; it is never sampled"),
+    "part-of-epoch": ("a source is not taken in whole epochs", "nothing, if that is intended"),
+    "longer-than-pack": ("an example is longer than a pack", "nothing; it gets a step, or a pack, of its own"),
     "left-padding": ("rows are padded at the left", "nothing, if positions or the attention mask say so"),
     "token-boundary": ("the answer was encoded as a continuation", "nothing; the same happens at test time"),
     "cut": ("rows were cut; a cut answer has no terminator", "raise the length limit"),

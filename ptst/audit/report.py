@@ -1,44 +1,46 @@
-"""The audit: a data set is prepared as for training, every rule is applied to it, one report says what was found. In
-training, no run starts and no step is taken on an error that is not allowed (`check_start`, `watch`)."""
+"""The audit: the data of a run are prepared as for training and put into its micro-batches, every rule is applied to
+them, one report says what was found."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from ptst.audit.account import SourceAccount
+from ptst.audit.batch_checks import Pack, rows_of
 from ptst.audit.config import AuditConfig
 from ptst.audit.counts import tally
-from ptst.audit.documents import check_documents
-from ptst.audit.drift import check_run
-from ptst.audit.findings import LEVELS, RULES, Finding
+from ptst.audit.drift import check_mix, check_run
+from ptst.audit.findings import LEVELS, Finding
 from ptst.audit.owner import check_owner
 from ptst.audit.provenance import provenance
 from ptst.audit.reference_columns import Columns
 from ptst.audit.reference_prompts import check_asked
 from ptst.audit.reference_rows import Request, check_source
-from ptst.audit.rows import check_overlap, check_rows, normalized
+from ptst.audit.rows import bad_row, normalized
+from ptst.audit.run_checks import check_encoded
+from ptst.audit.run_data import Encoded, RunData
 from ptst.audit.setup import Setup
-from ptst.audit.shape import check_shape
-from ptst.audit.view import Comparison, TokenView, compare, view
+from ptst.audit.step_rule import StepRule
+from ptst.audit.view import Comparison, TokenView, compare
 from ptst.config_file import merge
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
-from ptst.data.examples import length_limit, prepare
-from ptst.data.packing import Batch, pack
+from ptst.data.examples import length_limit, parse_mix
 from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import Source
-from ptst.errors import Setting, UserError
+from ptst.errors import UserError
 from ptst.hub.locate import locate_model
 from ptst.model.config import DecoderConfig
 from ptst.progress import say
-from ptst.records import CHECKPOINTS, TrainRecord, read_finished
+from ptst.records import CHECKPOINTS, DataRecord, TrainRecord, read_finished
 from ptst.settings import CommandSettings
-from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import find_template, load_template, with_default_system_prompt
 from ptst.training.config import TrainConfig
+from ptst.training.run_sources import RunSources, read_main, read_others
 
 LISTED = 20  # findings of one rule that are listed; all are counted
 
@@ -56,7 +58,8 @@ class References:
 
 @dataclass(frozen=True)
 class Audit:
-    """The report. `rows`: (row, its tokens) of the rows that are shown. `provenance`: versions, date, settings and
+    """The report. `packs`: the micro-batches that are shown, with all their documents; `show`: how many rows of them
+    are listed. `account`: what became of the rows of each source. `provenance`: versions, date, settings and
     fingerprints."""
 
     model: str
@@ -65,9 +68,16 @@ class Audit:
     test_template: str
     findings: list[Finding]
     counts: dict[str, Any]
-    rows: list[tuple[str, list[TokenView]]]
+    packs: list[Pack]
+    account: list[SourceAccount] = field(default_factory=list)
+    show: int = 1
     comparison: Comparison | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[tuple[str, list[TokenView]]]:
+        """The rows that are listed, with their tokens; those with findings first."""
+        return rows_of(self.packs, {f.row for f in self.findings if f.level != "info"}, self.show)
 
     @property
     def verdict(self) -> str:
@@ -98,6 +108,7 @@ class Audit:
             "found": self.found,
             "findings": [f.to_json() for f in self.findings],
             "counts": self.counts,
+            "account": [account.to_json() for account in self.account],
             "rows": [{"row": row, "tokens": [asdict(t) for t in tokens]} for row, tokens in self.rows],
             "provenance": dict(self.provenance),
         }
@@ -105,7 +116,7 @@ class Audit:
 
 
 def audit(
-    source: Source,
+    data: Source | RunData,
     setup: Setup,
     references: References | None = None,
     *,
@@ -115,62 +126,86 @@ def audit(
     show: int = 1,
     allow: Iterable[str] = (),
 ) -> Audit:
-    """Audit a data set under a training setup.
+    """Audit the data of a run under a training setup.
 
-    `unreadable`: errors of rows that could not be read. `found_in_files`: of the rows against their files. `show`:
-    number of rows whose tokens are shown, those with findings first. `allow`: rules whose findings become notes."""
+    `data`: all of it with the run's plan, or one source, of which the audit takes one pass in micro-batches of
+    `micro_batch_tokens`, and whose rows had the errors `unreadable`. `show`: number of rows whose tokens are listed,
+    those with findings first. `allow`: rules whose findings become notes."""
     references, allowed = references or References(), set(allow)
+    run = RunData.of(data, micro_batch_tokens, unreadable) if isinstance(data, Source) else data
     # Role markers in messages are findings here, so they do not stop the encoding.
     setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
-    prompt_format, errors = setup.prompt_format, dict[int, UserError]()
-    examples, prepared = prepare(
-        source, prompt_format, setup.max_length or 10**9, setup.too_long, setup.train_on, errors
-    )
-    bad_rows = [*unreadable, *errors.values()]
-    batches = pack(examples, micro_batch_tokens)
-    causes = [UserError(e.cause, e.remedy).tell(lambda name: f"the setting {name}") for e in bad_rows]
-    findings = [Finding("bad-row", e.where, cause) for e, cause in zip(bad_rows, causes, strict=True)]
-    findings += found_in_files
-    findings += check_data(source, batches, setup, references.asked)
-    left_out = {rule: getattr(prepared, rule) for rule in ("dropped", "cut", "untrained")}
-    findings += [Finding(rule, "", f"{number} of {prepared.rows} rows") for rule, number in left_out.items() if number]
-    findings += [Finding("unused-column", "", f"{name} ({number} rows)") for name, number in source.unused.items()]
-    if references.folder is not None:
-        answered = [c for c in source.conversations if c.answered]
-        findings += check_owner(references.folder, answered, setup)
-    if references.run is not None:
-        findings += check_run(references.run, prompt_format, source.fingerprint, prepared.encoding)
-    comparison = None
-    if references.test is not None and examples:
-        test = replace(references.test, allow_role_markers=True)
-        comparison = compare(examples[0], source.conversations[examples[0].row], prompt_format, test)
-        if test.template != prompt_format.template:
-            cause = f"{prompt_format.template.name} and {test.template.name} differ from token {comparison.same} on"
-            findings.append(Finding("other-prompt", comparison.row, cause, comparison.same))
-    findings = [replace(f, allowed=f.rule in allowed) for f in findings]
+    training = Encoded.training(run, setup)
+    sources = [source for source, _ in run.training]
+    checked = [check_encoded(training, run.training, setup, show, references.asked, run.unreadable)]
+    if run.validation is not None:
+        held_out = Encoded.validation(run.validation, setup, run.rule.micro_batch_tokens)
+        unread = run.unreadable[len(sources) :]
+        checked.append(check_encoded(held_out, [(run.validation, 1.0)], setup, show, unreadable=unread))
+    findings = [bad_row(error) for errors in run.unreadable for error in errors]
+    findings += [*run.found_in_files, *(f for each in checked for f in each.findings)]
+    for source, record in zip(sources, training.mixture.records, strict=True):
+        findings += _left_out(source, record, source.name if len(sources) > 1 else "")
+    findings += _compare(training, setup, references)
+    comparison, note = _compare_with_test(training, setup.prompt_format, references.test)
+    findings = [replace(f, allowed=f.rule in allowed) for f in [*findings, *note]]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
-    counts = tally(source, batches, prepared, micro_batch_tokens)
-    counts["bad_rows"] = len(bad_rows)
-    counts["duplicates"] = len(source.conversations) - counts["distinct_rows"]
+    return Audit(
+        model=references.folder.name if references.folder else "",
+        data=training.mixture.source.name,
+        prompt_format=setup.prompt_format,
+        test_template=(references.test or setup.prompt_format).template.name,
+        findings=findings,
+        counts=_counts(run, training, findings),
+        packs=[*checked[0].packs, *(pack for each in checked[1:] if each.flagged for pack in each.packs)],
+        account=[account for each in checked for account in each.accounts],
+        show=show,
+        comparison=comparison,
+    )
+
+
+def _left_out(source: Source, record: DataRecord, name: str) -> Iterator[Finding]:
+    """What became of a source's rows and columns. `name`: where there are several."""
+    for rule in ("dropped", "cut", "untrained"):
+        if number := getattr(record, rule):
+            yield Finding(rule, name, f"{number} of {record.rows} rows")
+    for column, number in source.unused.items():
+        yield Finding("unused-column", name, f"{column} ({number} rows)")
+
+
+def _compare(training: Encoded, setup: Setup, references: References) -> Iterator[Finding]:
+    """Comparisons with the folder's chat template and with a finished run."""
+    if references.folder is not None:
+        answered = [c for c in training.mixture.source.conversations if c.answered]
+        yield from check_owner(references.folder, answered, setup)
+    if references.run is not None:
+        main, *others = training.mixture.records
+        yield from check_run(references.run, setup.prompt_format, main.fingerprint or "", main.encoding)
+        yield from check_mix(references.run.mix, others)
+
+
+def _compare_with_test(
+    training: Encoded, prompt_format: PromptFormat, test: PromptFormat | None
+) -> tuple[Comparison | None, list[Finding]]:
+    """The first example beside its prompt at test time, with a note where the templates differ."""
+    if test is None or not training.mixture.examples:
+        return None, []
+    test, example = replace(test, allow_role_markers=True), training.mixture.examples[0]
+    comparison = compare(example, training.mixture.source.conversations[example.row], prompt_format, test)
+    if test.template == prompt_format.template:
+        return comparison, []
+    cause = f"{prompt_format.template.name} and {test.template.name} differ from token {comparison.same} on"
+    return comparison, [Finding("other-prompt", comparison.row, cause, comparison.same)]
+
+
+def _counts(run: RunData, training: Encoded, findings: Sequence[Finding]) -> dict[str, Any]:
+    """What the report counts."""
+    counts = tally(training)
+    counts["bad_rows"] = len(training.bad) + sum(len(errors) for errors in run.unreadable)
+    counts["duplicates"] = len(training.mixture.source.conversations) - counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):
         counts[rule.replace("-", "_")] = sum(f.rule == rule for f in findings)
-    flagged = {f.row for f in findings if f.level != "info"}
-    shown = sorted(examples, key=lambda e: source.conversations[e.row].source not in flagged)[:show]
-    rows = [(source.conversations[e.row].source, view(e, source.conversations[e.row], setup)) for e in shown]
-    model = references.folder.name if references.folder else ""
-    test_template = (references.test or prompt_format).template.name
-    return Audit(model, source.name, prompt_format, test_template, findings, counts, rows, comparison)
-
-
-def check_data(
-    source: Source, batches: Iterable[Batch], setup: Setup, asked: Mapping[str, str] | None = None
-) -> list[Finding]:
-    """All rules on the rows and batches of a data set, for command and training alike. `asked` as in `References`."""
-    findings = [*check_rows(source.conversations, setup.prompt_format)]
-    findings += check_overlap(source.conversations, asked or {})
-    for batch in batches:
-        findings += check_documents(batch, source.conversations, setup)
-    return findings
+    return counts
 
 
 def audit_data(config: AuditConfig) -> Audit:
@@ -181,12 +216,14 @@ def audit_data(config: AuditConfig) -> Audit:
     folder = locate_model(settings.model, CHECKPOINTS)
     if run is not None and Path(run.model_folder).name != folder.resolve().name:
         raise UserError(f"this is a run of {run.model}, not of {settings.model}", where=config.checkpoint)
-    unreadable: list[UserError] = []
-    source = sources.load(settings.data, "train", settings.limit, unreadable, settings.holdout, settings.column_rules)
+    unreadable: list[list[UserError]] = [[]]
+    source = read_main(settings, unreadable[0])
     rows = (settings.data, "train", settings.limit, settings.holdout)
-    found = [*check_source(source, Request(*rows, Columns.of(settings), unreadable))]
-    if not source.conversations and not unreadable and not found:
+    found = [*check_source(source, Request(*rows, Columns.of(settings), unreadable[0]))]
+    if not source.conversations and not unreadable[0] and not found:
         raise UserError("there are no rows to audit", where=settings.data)
+    read = read_others(settings, source, unreadable)
+    found += _check_others(settings, read, unreadable[1:])
     shape = DecoderConfig.from_folder(folder)
     template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
     family = settings.template_family or source.family
@@ -202,17 +239,26 @@ def audit_data(config: AuditConfig) -> Audit:
     what = f"template {template.name}, {prompt_format.described}"
     say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, {what}")
     size = settings.micro_batch_tokens
-    report = audit(
-        source,
-        Setup(prompt_format, settings.train_on, limit, settings.too_long),
-        References(folder, run, test, _asked_at_test(config, settings, found)),
-        micro_batch_tokens=size if size != "auto" else run.micro_batch_tokens if run else limit,
-        unreadable=unreadable,
-        found_in_files=found,
-        show=config.rows,
-        allow=config.allow,
-    )
-    return replace(report, provenance=provenance(config, folder, [source], prompt_format))
+    size = size if size != "auto" else run.micro_batch_tokens if run else limit
+    own = {f.name: getattr(settings, f.name) for f in fields(StepRule) if f.name != "micro_batch_tokens"}
+    compared = References(folder, run, test, _asked_at_test(config, settings, found))
+    data = RunData(read.training, read.validation, StepRule(size, **own), unreadable, found)
+    train_setup = Setup(prompt_format, settings.train_on, limit, settings.too_long, settings.template_file)
+    report = audit(data, train_setup, compared, show=config.rows, allow=config.allow)
+    used = [*(s for s, _ in read.training), *([read.validation] if read.validation else [])]
+    return replace(report, provenance=provenance(config, folder, used, prompt_format))
+
+
+def _check_others(
+    settings: TrainConfig, read: RunSources, unreadable: Sequence[Sequence[UserError]]
+) -> Iterator[Finding]:
+    """What is mixed in, and the validation set, against their files."""
+    asked = [(name, "train", 0.0) for name, _ in map(parse_mix, settings.mix)]
+    if settings.validation is not None:
+        asked.append((settings.validation[0], "validation", settings.validation[1]))
+    found = [source for source, _ in read.training[1:]] + ([read.validation] if read.validation else [])
+    for source, (name, split, holdout), errors in zip(found, asked, unreadable, strict=True):
+        yield from check_source(source, Request(name, split, None, holdout, Columns.of(settings), errors))
 
 
 def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
@@ -224,7 +270,8 @@ def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
     if config.template is not None:
         given.setdefault("template_file", None)
     if config.data is not None:  # a run with a holdout was trained on the rest of its own data
-        given["holdout"] = 0.0
+        for name, none in (("holdout", 0.0), ("val_data", None), ("mix", ())):
+            given.setdefault(name, none)
     return replace(settings, **given)
 
 
@@ -245,37 +292,3 @@ def _asked_at_test(config: AuditConfig, settings: TrainConfig, found: list[Findi
     asked = {normalized(text): name for name, texts in sets.items() for text in texts}
     found += check_asked(asked, config.safety_data, Columns.of(settings))
     return asked
-
-
-def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
-    """Raise UserError for the first finding of error level whose rule is not allowed."""
-    allowed = set(allow)
-    errors = [f for f in findings if f.level == "error" and f.rule not in allowed]
-    if errors:
-        first, more = errors[0], len(errors) - 1
-        rest = f" ({more} more: python -m ptst.audit lists them)" if more else ""
-        remedy = (f"{RULES[first.rule].remedy}, or allow it with ", Setting("allow"), f" {first.rule}{rest}")
-        raise UserError(f"{first.rule}: {first.cause}", remedy, first.place)
-
-
-def check_start(
-    source: Source, examples: Sequence[Example], setup: Setup, micro_batch_tokens: int, allow: Iterable[str]
-) -> list[str]:
-    """Apply all rules to rows and batches before the first step; returns one line for each kind of warning. Raises
-    UserError for an error that is not allowed."""
-    findings = check_data(source, pack(examples, micro_batch_tokens), setup)
-    allowed = set(allow)
-    refuse(findings, allowed)
-    warnings: dict[str, list[Finding]] = {}
-    for f in findings:
-        if f.level == "warning" and f.rule not in allowed:
-            warnings.setdefault(f.rule, []).append(f)
-    return [
-        f"warning: {RULES[rule].meaning} in {len(found)} places, the first at {found[0].row}: {found[0].cause}"
-        for rule, found in warnings.items()
-    ]
-
-
-def watch(source: Source, allow: Iterable[str]) -> Callable[[Batch], None]:
-    """The cheap rules as a check of every batch that training builds. What it returns raises UserError."""
-    return lambda batch: refuse(check_shape(batch, source.conversations), frozenset(allow))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from ptst.audit.findings import Finding
+from ptst.errors import UserError
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 
@@ -79,6 +80,12 @@ def check_overlap(conversations: Sequence[Conversation], asked: Mapping[str, str
             name = asked.get(normalized(message.content)) if message.role == "user" and asked else None
             if name is not None:
                 yield Finding("overlap", conversation.source, f"this question is also in {name}")
+
+
+def bad_row(error: UserError, row: str = "") -> Finding:
+    """The finding for a row that cannot be read or encoded."""
+    cause = UserError(error.cause, error.remedy).tell(lambda name: f"the setting {name}")
+    return Finding("bad-row", row or error.where, cause)
 
 
 def normalized(text: str) -> str:

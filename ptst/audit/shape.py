@@ -32,7 +32,7 @@ def check_shape(batch: Batch, conversations: Sequence[Conversation]) -> list[Fin
         cause = f"position {batch.position_ids[wrong]} instead of {expected[wrong]}"
         found.append(finding("position-ids", cause, wrong))
     last = set(cu[1:])
-    for i, (label, after) in enumerate(zip(batch.labels, [*batch.tokens[1:], IGNORE_INDEX], strict=True)):
+    for i, (label, after) in enumerate(zip(batch.labels, [*batch.tokens[1:], IGNORE_INDEX], strict=False)):
         if label != IGNORE_INDEX and (label != after or i + 1 in last):
             what = "the document's end" if i + 1 in last else f"token {after}"
             found.append(finding("labels", f"the label is {label}, but {what} follows", i))

@@ -137,16 +137,26 @@ def parse_mix(text: str) -> tuple[str, float]:
 
 
 def mix(
-    sources: Sequence[tuple[Source, float]], prompt_format: PromptFormat, max_length: int, too_long: str, train_on: str
+    sources: Sequence[tuple[Source, float]],
+    prompt_format: PromptFormat,
+    max_length: int,
+    too_long: str,
+    train_on: str,
+    errors: dict[int, UserError] | None = None,
 ) -> Mixture:
     """Prepare each (source, epochs); the first is the main one. Raises UserError as `prepare`, and for a source
-    without an example to train on."""
+    without an example to train on. With `errors`, rows that cannot be trained on are left out and their errors
+    collected there by index into all rows, and a source may be left without an example."""
     conversations: list[Conversation] = []
     examples: list[Example] = []
     plans, records = [], []
     for source, epochs in sources:
-        own, record = prepare(source, prompt_format, max_length, too_long, train_on)
-        check_not_empty(own, source.name)
+        bad = None if errors is None else dict[int, UserError]()
+        own, record = prepare(source, prompt_format, max_length, too_long, train_on, bad)
+        if errors is None:
+            check_not_empty(own, source.name)
+        else:
+            errors.update((row + len(conversations), error) for row, error in (bad or {}).items())
         examples += [replace(example, row=example.row + len(conversations)) for example in own]
         conversations += source.conversations
         plans.append(SourcePlan(len(own), epochs))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ptst.config_file import read_config
+from ptst.data.sources import DEFAULT
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.model.config import TARGETS, LoraConfig
 from ptst.records import FILE, TrainRecord, read_record
@@ -124,6 +125,15 @@ class TrainConfig(CommandSettings, RevisionSettings, ThreadSettings, TrainSettin
     """Run folder. Default: checkpoints/train-<date>-<time>. An unfinished run with the same settings is resumed."""
     resume: Path | None = field(default=None, metadata=NO_EFFECT)
     """Run folder to resume, with its own settings."""
+
+    @property
+    def validation(self) -> tuple[str, float] | None:
+        """The data of the validation set, with its holdout; None without one."""
+        if self.val_data:
+            return self.val_data, 0.0
+        if self.holdout:
+            return self.data, self.holdout
+        return (DEFAULT, 0.0) if self.data.startswith(DEFAULT) else None
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""

@@ -1,12 +1,12 @@
 """Validation loss and sample answers during training, on the live weights. Neither changes what is trained: no
 gradient, no dropout, no random number taken from training."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ptst.data.packing import rank_micro_batches, share_prefixes, to_batch
+from ptst.data.step_batches import MicroBatch, StepBatches
 from ptst.generation.engine import generate
 from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.decoder import Decoder
@@ -22,16 +22,23 @@ MAX_NEW_TOKENS = 128  # of a sample answer
 
 
 @torch.no_grad()
-def validation_loss(decoder: Decoder, examples: Sequence[Example], micro_batch_tokens: int, world: World) -> float:
-    """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same."""
+def validation_loss(
+    decoder: Decoder,
+    examples: Sequence[Example],
+    micro_batch_tokens: int,
+    world: World,
+    check: Callable[[MicroBatch], None] = lambda _batch: None,
+) -> float:
+    """Mean loss per trained token (nats). Each rank computes a share; all must call and get the same. `check`: called
+    with every micro-batch before it is computed."""
     trained = sum(sum(e.loss_mask[1:]) for e in examples)
     own, slow_down = 0.0, SlowDown()
-    batches = list(rank_micro_batches([len(e.ids) for e in examples], micro_batch_tokens, world.rank, world.size))
+    place = micro_batch_tokens, world.rank, world.size
+    batches = StepBatches(examples, range(len(examples)), *place, check=check)
     with ProgressLine("validation", len(batches)) as progress:
-        for done, documents in enumerate(batches, 1):
-            batch = share_prefixes(to_batch([examples[i] for i in documents]))
-            with slow_down.watch(decoder.device, len(batch.tokens)):
-                own += float(batch_loss(decoder, batch, trained))
+        for done, batch in enumerate(batches, 1):
+            with slow_down.watch(decoder.device, len(batch.computed.tokens)):
+                own += float(batch_loss(decoder, batch.computed, trained))
             progress.update(done)
     return world.sum(own)
 

@@ -4,11 +4,11 @@ import math
 import time
 from collections import Counter
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ptst.audit.report import watch
+from ptst.audit.step_rule import StepRule
 from ptst.errors import Setting, UserError
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full
@@ -27,6 +27,7 @@ from ptst.training.metrics import Metrics
 from ptst.training.parallel import ALONE, World
 from ptst.training.run_plan import RunPlan, plan_run
 from ptst.training.trainer import StepReport, Trainer
+from ptst.training.watch import LedgerWatch, validation_check
 
 SAMPLES = 4  # questions answered at every evaluation
 
@@ -94,7 +95,11 @@ class _Session:
         self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world)
         conversations = mixture.source.conversations
         self.trainer.name_example = lambda i: conversations[mixture.examples[i].row].source
-        self.trainer.check_batch = watch(mixture.source, config.allow)
+        rule = StepRule(**{f.name: getattr(plan.trainer, f.name) for f in fields(StepRule)})
+        self.watch = self.trainer.watch = LedgerWatch(mixture, self.trainer.steps, rule, world, config.allow)
+        held_out = plan.validation
+        rows = held_out.source.conversations if held_out.source else ()
+        self.check_validation = validation_check(rows, held_out.examples, config.allow)
         self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
         self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
         self.metrics: Metrics | None = None
@@ -104,6 +109,7 @@ class _Session:
         self.losses = replace(self.losses, **self.checkpoints.restore().get("losses", {}))
         trainer, main = self.trainer, self.world.is_main_process
         agreement.check_weights(trainer.steps, trainer.tensors, self.world)
+        self.watch.resume(trainer.steps[: trainer.done])
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
         with Interrupt(self.world) as interrupt, line as progress:
             if progress is not None:
@@ -140,7 +146,8 @@ class _Session:
         plan, decoder, start = self.plan, self.trainer.decoder, time.perf_counter()
         loss = None
         if plan.validation.examples:
-            loss = validation_loss(decoder, plan.validation.examples, plan.trainer.micro_batch_tokens, self.world)
+            size = plan.trainer.micro_batch_tokens
+            loss = validation_loss(decoder, plan.validation.examples, size, self.world, self.check_validation)
             if not math.isfinite(loss):
                 remedy = ("lower ", Setting("lr"), ", or look at the validation data")
                 raise UserError(f"after step {step} the validation loss is {loss}", remedy)
@@ -197,4 +204,4 @@ class _Session:
             load_checkpoint(best, self.trainer.parameters)
             self.save_weights(self.out / "best", steps=losses.best_step, validation_loss=losses)
             say(f"the best validation loss was {losses.best:.4f} after step {losses.best_step}: {self.out / 'best'}")
-        return run.finish(result, steps=steps, trained=trained, validation_loss=losses)
+        return run.finish(result, steps=steps, trained=trained, validation_loss=losses, account=self.watch.account())

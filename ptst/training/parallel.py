@@ -3,7 +3,7 @@ step's micro-batches, and the gradients are summed. The divisor of the loss (tra
 to every rank beforehand, as all compute the same plan.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,6 +36,14 @@ class World:
     def sum(self, value: float) -> float:
         """A number summed over the ranks (all must call)."""
         return self._reduce(value, dist.ReduceOp.SUM)
+
+    def sum_all(self, values: Sequence[int]) -> list[int]:
+        """Whole numbers, each summed over the ranks (all must call with as many)."""
+        if self.size == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.int64, device=_on())
+        dist.all_reduce(total)
+        return list(map(int, total.tolist()))
 
     def min(self, value: float) -> float:
         """The smallest number of the ranks (all must call)."""

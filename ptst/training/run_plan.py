@@ -3,14 +3,15 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ptst import records
-from ptst.audit.report import check_start
+from ptst.audit.gate import Prepared, check_start
 from ptst.audit.setup import Setup
-from ptst.data import sources
-from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, parse_mix, prepare
+from ptst.audit.verdicts import verdict_key
+from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, prepare
 from ptst.data.order import Step
 from ptst.data.packing import largest_micro_batch
 from ptst.data.sources import Source
@@ -26,6 +27,7 @@ from ptst.training import memory, recipes
 from ptst.training.config import TrainConfig
 from ptst.training.memory import MemoryPlan, Method
 from ptst.training.parallel import ALONE, World
+from ptst.training.run_sources import read_main, read_others
 from ptst.training.trainer import TrainerConfig
 
 
@@ -57,10 +59,24 @@ class RunPlan:
     def check(self) -> None:
         """Run the audit's rules on all examples and say its warnings. Raises UserError for an error not allowed."""
         c = self.config
-        setup = Setup(self.model.prompt_format, c.train_on, self.max_length, c.too_long)
+        setup = Setup(self.model.prompt_format, c.train_on, self.max_length, c.too_long, c.template_file)
+        data = [Prepared(self.mixture.source, self.mixture.examples, self.mixture.records)]
+        if self.validation.source and self.validation.record:
+            data.append(Prepared(self.validation.source, self.validation.examples, [self.validation.record]))
         size = self.trainer.micro_batch_tokens
-        for warning in check_start(self.mixture.source, self.mixture.examples, setup, size, c.allow):
+        key = verdict_key(((p.source, p.examples) for p in data), *self._audited(), size)
+        for warning in check_start(data, setup, size, c.allow, key, say):
             say(warning)
+
+    def _audited(self) -> tuple[Any, ...]:
+        """What an audit's verdict depends on besides the data."""
+        c, p = self.config, self.model.prompt_format
+        asked = c.train_on, self.max_length, c.too_long, sorted(p.stop_ids), p.allow_role_markers
+        words = None if c.template_file is None else c.template_file.read_text("utf-8", "surrogateescape")
+        held_out = [self.validation.record] if self.validation.record else []
+        counts = [dataclasses.astuple(dataclasses.replace(r, epochs=0)) for r in (*self.mixture.records, *held_out)]
+        parts = [repr(part) for part in (p.template, p.family, p.chat_format)]
+        return asked, words, counts, parts, tokenizer_fingerprint(self.model.folder)
 
     def record(self, world: World) -> TrainRecord:
         """The record of the run at its beginning."""
@@ -94,7 +110,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     """
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     say(f"reading {config.data}")
-    source = sources.load(config.data, "train", config.limit, holdout=config.holdout, rules=config.column_rules)
+    source = read_main(config)
     with world.main_process_first():
         model = open_model(
             config.model,
@@ -134,32 +150,24 @@ def plan_memory(
 
 def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int) -> tuple[Mixture, Validation]:
     """Encode training and validation data, and say what became of them."""
-    prompt_format = model.prompt_format
-    rules, mixed = config.column_rules, map(parse_mix, config.mix)
-    others = [(sources.load(name, "train", rules=rules), epochs) for name, epochs in mixed]
-    asked = [(source, config.epochs), *others]
+    prompt_format, how = model.prompt_format, (max_length, config.too_long, config.train_on)
+    read = read_others(config, source)
+    asked, held_out = read.training, read.validation
     say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
-    for read, _ in asked:
-        if read.note:
-            say(f"{read.name}: {read.note}")
-    mixture = mix(asked, prompt_format, max_length, config.too_long, config.train_on)
+    for each in [*(s for s, _ in asked), *([held_out] if held_out else [])]:
+        if each.note:
+            say(f"{each.name}: {each.note}")
+    mixture = mix(asked, prompt_format, *how)
     for c in mixture.records:
         say(
             f"{c.name}, {c.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
             f"them trained; {c.dropped} dropped, {c.cut} cut, {c.token_boundaries} token boundaries"
         )
-    holdout = 0.0 if config.val_data else config.holdout
-    name = config.val_data or (config.data if holdout else None)
-    if name is None and config.data.startswith(sources.DEFAULT):
-        name = sources.DEFAULT
-    if name is None:
+    if held_out is None:
         return mixture, Validation()
-    held_out = sources.load(name, "validation", holdout=holdout, rules=rules)
-    examples, record = prepare(held_out, prompt_format, max_length, config.too_long, config.train_on)
-    check_not_empty(examples, name)
-    if held_out.note:
-        say(f"{name}: {held_out.note}")
-    return mixture, Validation(held_out, examples, dataclasses.replace(record, name=absolute(name)))
+    examples, record = prepare(held_out, prompt_format, *how)
+    check_not_empty(examples, held_out.name)
+    return mixture, Validation(held_out, examples, dataclasses.replace(record, name=absolute(held_out.name)))
 
 
 def epoch_folders(config: TrainConfig, steps: Sequence[Step]) -> dict[int, str]:

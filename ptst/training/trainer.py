@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ptst.data.order import SourcePlan, Step, plan
-from ptst.data.packing import Batch, rank_micro_batches, share_prefixes, to_batch
+from ptst.data.packing import to_batch
+from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError, Words
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss
@@ -31,6 +32,7 @@ from ptst.text.encode import Example
 from ptst.training.masters import Masters
 from ptst.training.parallel import ALONE, World, sum_over_ranks
 from ptst.training.schedule import PassSettings, StepSettings, factor
+from ptst.training.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +161,8 @@ class Trainer:
         self.average = None if average is None else Average(self.masters.tensors, average, self.masters.write)
         self.done = 0
         """Steps taken so far; a checkpoint that is loaded sets it."""
-        self.check_batch: Callable[[Batch], None] = lambda _batch: None
-        """Called with every micro-batch before its documents share prefixes; may raise."""
+        self.watch = Watch()
+        """Sees every step and micro-batch before it is computed; may raise."""
         self.name_example: Callable[[int], str] = "example {}".format
         """Names an example by its index, for messages."""
 
@@ -183,7 +185,10 @@ class Trainer:
         lr = self._set_learning_rate(planned)
         chosen = [self.examples[i] for i in planned.examples]
         trained = sum(sum(e.loss_mask[1:]) for e in chosen)  # nothing predicts the first token of a document
-        loss, computed = self._backward(planned, chosen, trained)
+        self.watch.begin_step(number, planned.epoch)
+        loss, computed = self._backward(planned, trained)
+        if number == len(self.steps):
+            self.watch.finish()
         norm = self._sum_gradients(loss)
         mean_loss, grad_norm = torch.stack([loss, norm.to(loss)]).tolist()  # the step's only wait for the device
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
@@ -218,24 +223,20 @@ class Trainer:
             group["lr"] = lr
         return lr
 
-    def _backward(self, planned: Step, chosen: Sequence[Example], trained: int) -> tuple[Tensor, float]:
+    def _backward(self, planned: Step, trained: int) -> tuple[Tensor, float]:
         """Accumulate the gradient of this rank's micro-batches. Returns their loss, and the share of their tokens that
         was computed."""
         decoder, config = self.decoder, self.config
         loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
         tokens = computed = 0
-        lengths = [len(e.ids) for e in chosen]
-        for documents in rank_micro_batches(lengths, config.micro_batch_tokens, self.world.rank, self.world.size):
-            batch = to_batch([chosen[i] for i in documents])
-            self.check_batch(batch)
-            tokens += len(batch.tokens)
-            if not decoder.lora_dropout:  # under dropout each document has a mask of its own, in its prefix too
-                batch = share_prefixes(batch)
-            seeds = [dropout_seed(config.seed, self.done + 1, planned.examples[i]) for i in documents]
-            decoder.dropout_seeds = seeds
-            part = batch_loss(decoder, batch, trained)
+        place = config.micro_batch_tokens, self.world.rank, self.world.size
+        share = not decoder.lora_dropout  # under dropout each document has a mask of its own, in its prefix too
+        for batch in StepBatches(self.examples, planned.examples, *place, share, self.watch.take):
+            decoder.dropout_seeds = [dropout_seed(config.seed, self.done + 1, i) for i in batch.examples]
+            part = batch_loss(decoder, batch.computed, trained)
             part.backward()
-            computed += len(batch.tokens)
+            tokens += len(batch.whole.tokens)
+            computed += len(batch.computed.tokens)
             loss += part.detach()
         decoder.dropout_seeds = None
         return loss, computed / tokens if tokens else 1.0

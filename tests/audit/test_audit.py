@@ -16,12 +16,14 @@ from ptst.audit.__main__ import run_audit
 from ptst.audit.config import AuditConfig
 from ptst.audit.documents import check_documents
 from ptst.audit.findings import RULES, Finding, check_names
-from ptst.audit.report import References, audit, check_start, refuse, watch
+from ptst.audit.gate import Prepared, check_start, refuse
+from ptst.audit.report import References, audit
 from ptst.audit.setup import Setup
 from ptst.data import sources
 from ptst.data.examples import prepare
 from ptst.data.packing import pack, to_batch
 from ptst.data.sources import Source
+from ptst.data.step_batches import MicroBatch
 from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
@@ -30,6 +32,7 @@ from ptst.text.templates import find_family, find_template
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from ptst.train import run_training
 from ptst.training.config import TrainConfig
+from ptst.training.watch import validation_check
 from tests.conftest import ROOT
 from tests.text.test_laws import cases, examples, tokenizers  # noqa: F401 (a fixture)
 from tests.tiny import write_tiny_model
@@ -175,17 +178,19 @@ def test_the_command_needs_no_torch():
 def test_the_gate(setup):
     source = rows(("a", "b"), ("c", " "))
     examples_, _ = prepare(source, setup.prompt_format, 2048, "drop", "all")
-    (warning,) = check_start(source, examples_, setup, 512, ())
+    (warning,) = check_start([Prepared(source, examples_)], setup, 512, ())
     assert "rows.jsonl:2" in warning
-    assert check_start(source, examples_, setup, 512, ("blank-answer",)) == []
+    assert check_start([Prepared(source, examples_)], setup, 512, ("blank-answer",)) == []
     spoiled = replace(examples_[0], loss_mask=[True] * len(examples_[0].ids))
     with pytest.raises(ValueError, match=r"rows.jsonl:1, token 1: prompt-trained: .*allow prompt-trained"):
-        check_start(source, [spoiled, examples_[1]], setup, 512, ())
-    assert check_start(source, [spoiled], setup, 512, ("prompt-trained", "blank-answer")) == []
+        check_start([Prepared(source, [spoiled, examples_[1]])], setup, 512, ())
+    assert check_start([Prepared(source, [spoiled])], setup, 512, ("prompt-trained", "blank-answer")) == []
     (batch,) = pack(examples_, 512)
-    watch(source, ())(batch)
+    check = validation_check(source.conversations, examples_, ())
+    check(MicroBatch([0, 1], batch, batch))
+    run_on = replace(batch, position_ids=list(range(len(batch.tokens))))
     with pytest.raises(ValueError, match="position-ids"):
-        watch(source, ())(replace(batch, position_ids=list(range(len(batch.tokens)))))
+        check(MicroBatch([0, 1], run_on, run_on))
     refuse([Finding("token-boundary", "r:1", "c")])
     with pytest.raises(ValueError, match="unknown audit rule 'lable'; did you mean labels"):
         check_names(["lable"])
@@ -326,8 +331,8 @@ def test_training_refuses_text_that_is_templated_already(setup):
     source = rows(("2+3?", "5<|im_end|>"))
     examples, _ = prepare(source, setup.prompt_format, 2048, "stop", "all")
     with pytest.raises(UserError, match=r"rows.jsonl:1: control-text: .* or allow it with allow control-text"):
-        check_start(source, examples, setup, 2048, ())
-    assert check_start(source, examples, setup, 2048, ("control-text",)) == []
+        check_start([Prepared(source, examples)], setup, 2048, ())
+    assert check_start([Prepared(source, examples)], setup, 2048, ("control-text",)) == []
 
 
 def test_bad_rows_and_unused_columns_are_reported(tiny_folder, tmp_path):

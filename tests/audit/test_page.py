@@ -133,8 +133,9 @@ def test_findings_are_linked_to_rows_and_tokens(marked):
 def test_every_token_is_there_with_its_details(marked):
     found = Page(page(marked))
     documents = found.all("section", cls="document")
-    assert [d["attrs"]["id"] for d in documents] == [f"d{n}" for n in range(len(marked.rows))]
-    for n, (row, tokens) in enumerate(marked.rows):
+    shown = [document for pack in marked.packs for document in pack.documents]
+    assert [d["attrs"]["id"] for d in documents] == [f"d{n}" for n in range(len(shown))]
+    for n, (row, tokens) in enumerate(shown):
         assert row in documents[n]["text"]
         for i, t in enumerate(tokens):
             element = found.one(id=f"d{n}-t{i}")
@@ -144,7 +145,7 @@ def test_every_token_is_there_with_its_details(marked):
             assert (", trained" in details) == t.trained == ("trained" in element["attrs"]["class"].split())
             assert element["within"][-1]["attrs"]["class"] == f"run {t.author}"
     cells = [e["text"].strip() for e in found.all("td", **{"data-name": "id"})]
-    assert cells == [str(t.id) for _, tokens in marked.rows for t in tokens]  # the same as tables
+    assert cells == [str(t.id) for _, tokens in shown for t in tokens]  # the same as tables
 
 
 def test_training_and_test_are_aligned(report):
@@ -200,7 +201,8 @@ def hostile(tiny, tmp_path_factory):
     rows = [{"question": f"q {text}", "answer": f"a {text}"}, {HOSTILE: 1}, {"question": HOSTILE, "answer": "a"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = audit_data(AuditConfig(model=str(tiny), data=str(data), test_template="chat:llama", rows=9))
-    row, tokens = report.rows[0]
+    pack, *packs = report.packs
+    row, tokens = pack.documents[0]
     planted = [Finding("labels", row, HOSTILE, 2, expected=HOSTILE, seen=HOSTILE), Finding("cut", HOSTILE, HOSTILE)]
     pair = replace(report.comparison, row=HOSTILE, train_template=HOSTILE)
     counts = report.counts | {HOSTILE: HOSTILE, "t": {HOSTILE: {HOSTILE: HOSTILE}}}
@@ -212,7 +214,7 @@ def hostile(tiny, tmp_path_factory):
         findings=[*planted, *report.findings],
         comparison=pair,
         counts=counts,
-        rows=[(row, tokens), *report.rows[1:]],
+        packs=[replace(pack, documents=[(row, tokens), *pack.documents[1:]]), *packs],
         provenance=provenance,
     )
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ptst.data import step_batches
 from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
@@ -41,7 +42,7 @@ def test_any_split_gives_the_same_gradient(tiny_folder, dtype, how, size):
 def test_any_order_in_a_row_gives_the_same_gradient(tiny_folder, monkeypatch):
     rows = examples(8)
     (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
-    monkeypatch.setattr(trainer, "rank_micro_batches", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
+    monkeypatch.setattr(step_batches, "rank_micro_batches", lambda lengths, *_: [[5, 0, 3], [7], [6, 4, 1, 2]])
     (other,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500)
     assert (whole - other).norm() <= 1e-12 * whole.norm()
 
@@ -64,8 +65,7 @@ def test_shared_beginnings_give_the_same_gradient(tiny_folder, monkeypatch, how,
     assert reports[1]["computed"] < reports[0]["computed"] < 1
     decoder = load_decoder(tiny_folder, torch.float64)
     loss = evaluate.validation_loss(decoder, rows, 500, ALONE)
-    for module in (trainer, evaluate):
-        monkeypatch.setattr(module, "share_prefixes", lambda batch: batch)
+    monkeypatch.setattr(step_batches, "share_prefixes", lambda batch: batch)
     assert evaluate.validation_loss(decoder, rows, 500, ALONE) == pytest.approx(loss, rel=1e-12)
     (whole,) = gradients(tiny_folder, rows, torch.float64, micro_batch_tokens=500, examples_per_step=11, **how)
     assert reports[2]["computed"] == 1

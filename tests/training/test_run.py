@@ -84,8 +84,8 @@ def test_mixed_data_are_trained_and_counted(tiny_folder, tmp_path, monkeypatch, 
     path = tmp_path / "safety.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in SAFETY))
     seen = Counter()
-    real = trainer.to_batch
-    monkeypatch.setattr(trainer, "to_batch", lambda chosen: seen.update(e.row for e in chosen) or real(chosen))
+    real = trainer.batch_loss
+    monkeypatch.setattr(trainer, "batch_loss", lambda d, batch, n: seen.update(batch.rows) or real(d, batch, n))
     config = replace(CONFIG, model=str(tiny_folder), epochs=2.0, mix=(f"{path}:1",), out=tmp_path / "run")
     result = run_training(config)
     assert seen == dict.fromkeys(range(6), 2) | dict.fromkeys(range(6, 11), 1)

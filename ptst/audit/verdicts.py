@@ -1,0 +1,84 @@
+"""The gate's verdicts, remembered in the user's cache: runs of a grid over the same data check them once.
+
+A verdict is found again by a key over all that it depends on: every row and example, the prompt format with the
+tokenizer's files, the settings that decide what is trained, and the code of the audit, the text layer and the data
+layer. Only verdicts without an error are kept. The cache saves time alone: a damaged entry is as good as none.
+"""
+
+import hashlib
+import json
+from array import array
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ptst
+from ptst.data.sources import Source
+from ptst.errors import UserError
+from ptst.storage import cache_home, write_atomically
+from ptst.text.encode import Example
+
+FOLDER = "audit-verdicts"
+VERSION = 1  # of the format
+MOST = 500  # entries; the oldest are removed
+_CODE = ("audit", "text", "data")
+_SUFFIXES = (".py", ".json", ".toml", ".jinja", ".txt")
+
+
+class Warning(NamedTuple):
+    """The findings of one rule of warning level: their number, and the first one's row and cause."""
+
+    rule: str
+    number: int
+    row: str
+    cause: str
+
+
+def verdict_key(data: Iterable[tuple[Source, Sequence[Example]]], *others: Any) -> str:
+    """The key of data under a setup. `others`: everything else that the verdict depends on, as JSON has it."""
+    digest = hashlib.sha256(json.dumps([VERSION, code_fingerprint(), others], sort_keys=True, default=str).encode())
+    for source, examples in data:
+        digest.update(json.dumps([source.name, len(source.conversations), len(examples)]).encode())
+        for c in source.conversations:
+            row = [c.source, *([m.role, m.content, m.trained] for m in c.messages)]
+            digest.update(json.dumps(row).encode() + b"\n")
+        for e in examples:
+            digest.update(array("q", [e.row, len(e.ids), *e.ids]).tobytes() + bytes(e.loss_mask))
+    return digest.hexdigest()
+
+
+@lru_cache(1)
+def code_fingerprint() -> str:
+    """sha256 over the files of the code that makes and checks examples."""
+    digest, root = hashlib.sha256(), Path(ptst.__file__).parent
+    for package in _CODE:
+        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in _SUFFIXES):
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def recall(key: str) -> list[Warning] | None:
+    """The warnings of a remembered verdict; None where there is none."""
+    try:
+        entry = json.loads((cache_home() / FOLDER / f"{key}.json").read_text(encoding="utf-8"))
+        if entry["key"] != key:
+            return None
+        warnings = [Warning(*warning) for warning in entry["warnings"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    kinds = (str, int, str, str)
+    return warnings if all(tuple(map(type, w)) == kinds for w in warnings) else None
+
+
+def remember(key: str, warnings: Sequence[Warning]) -> None:
+    """Keep a verdict without an error."""
+    folder = cache_home() / FOLDER
+    with suppress(OSError, UserError):  # a cache that cannot be written saves no time, and does no harm
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / f"{key}.json", json.dumps({"key": key, "warnings": warnings}, indent=1).encode())
+        old = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-MOST]
+        for path in old:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""Training's watch: every micro-batch is checked and counted before it is computed, so that no row is lost, doubled or
+exchanged between the data and the loss."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from ptst.audit.document_check import DocumentCheck, document_hash
+from ptst.audit.findings import Finding
+from ptst.audit.gate import refuse
+from ptst.audit.ledger import Ledger, LedgerSource
+from ptst.audit.step_rule import StepRule
+from ptst.data.examples import Mixture
+from ptst.data.order import Step
+from ptst.data.step_batches import MicroBatch
+from ptst.text.encode import Example
+from ptst.text.segments import Conversation
+from ptst.training.parallel import ALONE, World
+
+
+class Watch:
+    """Watches nothing. `begin_step`, `take` and `finish` may raise UserError."""
+
+    def begin_step(self, number: int, epoch: float) -> None:
+        """Before a step."""
+
+    def take(self, batch: MicroBatch) -> None:
+        """Before a micro-batch is computed."""
+
+    def finish(self) -> None:
+        """Before the last update of the weights."""
+
+
+class LedgerWatch(Watch):
+    """Keeps the ledger of a run, of this rank's share. Errors of rules in `allow` do not stop it.
+
+    Raises UserError for steps that are not as the settings say."""
+
+    def __init__(
+        self, mixture: Mixture, steps: Sequence[Step], rule: StepRule, world: World = ALONE, allow: Iterable[str] = ()
+    ):
+        self._allowed, self._world = frozenset(allow), world
+        self._rows = [example.row for example in mixture.examples]
+        self._lengths = [len(example.ids) for example in mixture.examples]
+        check = document_check(mixture.source.conversations, mixture.examples)
+        sources = ledger_sources(mixture)
+        planned = Ledger(sources, rule, check)
+        self._replay(planned, steps)
+        planned.finish()
+        self._refuse(planned.findings)
+        self.ledger = Ledger(sources, rule, check, world.size, world.sum_all)
+
+    def resume(self, steps: Sequence[Step]) -> None:
+        """Count the steps that an earlier process took, as they were planned: their batches are not built again."""
+        self._replay(self.ledger, steps, self._world.is_main_process)
+
+    def begin_step(self, number: int, epoch: float) -> None:
+        self._refuse(self.ledger.begin_step(number, epoch))
+
+    def take(self, batch: MicroBatch) -> None:
+        if found := self.ledger.take(batch):
+            self._refuse(found)
+
+    def finish(self) -> None:
+        self._refuse(self.ledger.finish())
+
+    def account(self) -> list[dict[str, Any]]:
+        """For each source, how often its examples were taken, and in which steps."""
+        pairs = zip(self.ledger.sources, self.ledger.accounts, strict=True)
+        return [{"name": source.name, **asdict(account)} for source, account in pairs]
+
+    def _replay(self, ledger: Ledger, steps: Sequence[Step], counts: bool = True) -> None:
+        for number, step in enumerate(steps, 1):
+            chosen = step.examples if counts else []
+            tokens = sum(self._lengths[i] for i in chosen)
+            ledger.plan_step(number, step.epoch, [self._rows[i] for i in chosen], tokens)
+
+    def _refuse(self, found: Sequence[Finding]) -> None:
+        if found:
+            number = self.ledger.step if hasattr(self, "ledger") else 0
+            refuse([replace(f, cause=f.cause + f" (step {number})" * bool(number)) for f in found], self._allowed)
+
+
+def document_check(conversations: Sequence[Conversation], examples: Sequence[Example]) -> DocumentCheck:
+    """What the documents of these examples must be; the gate has compared the examples with their rows."""
+    return DocumentCheck(conversations, {e.row: document_hash(e.ids, e.loss_mask) for e in examples})
+
+
+def validation_check(
+    conversations: Sequence[Conversation], examples: Sequence[Example], allow: Iterable[str]
+) -> Callable[[MicroBatch], None]:
+    """A check of every micro-batch of a validation set; it raises UserError."""
+    check, allowed = document_check(conversations, examples), frozenset(allow)
+    return lambda batch: refuse(check.check(batch), allowed)
+
+
+def ledger_sources(mixture: Mixture) -> list[LedgerSource]:
+    """The sources of a mixture as the ledger counts them."""
+    sources, first = list[LedgerSource](), 0
+    for record, plan in zip(mixture.records, mixture.plans, strict=True):
+        own = tuple(sorted(e.row for e in mixture.examples if first <= e.row < first + record.rows))
+        sources.append(LedgerSource(record.name, record.epochs or plan.epochs, first, record.rows, own))
+        first += record.rows
+    return sources
