@@ -22,6 +22,7 @@ from ptst.audit.text_causes import (
     other_words_cause,
     stretch_cause,
     system_cause,
+    system_moved_cause,
 )
 
 
@@ -49,6 +50,7 @@ TESTS: tuple[Callable[[Compared], Cause | None], ...] = (
     _same_controls,
     other_words_cause,
     cut_left_cause,
+    system_moved_cause,
     control_cause,
     _other_text,
 )

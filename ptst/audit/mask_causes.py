@@ -29,6 +29,9 @@ def why_masks_differ(c: Compared, why: Cause | None) -> Iterator[Cause]:
         if rule == "answer-untrained" and c.control(c.ids, i) is not None:
             rule = "terminator-untrained"
         wrong.setdefault(rule, []).append(i)
+    answers, ends = wrong.get("answer-untrained", []), wrong.get("terminator-untrained", [])
+    if answers and ends and all(end - 1 in answers for end in ends):
+        answers += wrong.pop("terminator-untrained")  # not trained to their ends
     for rule, places in wrong.items():
         yield _flags(c, rule, places)
 

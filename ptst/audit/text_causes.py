@@ -49,6 +49,18 @@ def system_cause(c: Compared) -> Cause | None:
     return c.cause("system-prompt", *_system_words(c, c.layout.system, seen))
 
 
+def system_moved_cause(c: Compared) -> Cause | None:
+    """The system prompt is there, and not in its place."""
+    system = c.layout.system
+    if not system or c.text.count(system) != 1 or c.setup.prompt_format.template.is_text:
+        return None
+    before, behind = (text.partition(system)[0] for text in (c.expected_text, c.text))
+    if c.controls(c.expected) == c.controls(c.ids) or before == behind:
+        return None
+    words = "the system prompt stands in another place"
+    return c.cause("system-prompt", words, *(f"after {quoted(text[-30:])}" for text in (before, behind)))
+
+
 def _begins_as(c: Compared, layout: Layout) -> bool:
     """Whether the document has the stretches of this layout up to the first message, and not those of its own."""
 
@@ -190,12 +202,23 @@ def _stretch_cause(c: Compared, seen: str, expected: str, pieces: list[Piece]) -
         if cause := other_words_cause(c):
             return cause
         at, *shown = difference(expected, seen)
+        if found is None and _system_unmarked(seen, pieces):
+            return c.cause("system-prompt", "the system prompt is not between the chat format's words for it", *shown)
         words = f"the words around the messages differ at character {at} of their stretch"
         return c.cause("text-differs", words, *shown)
     piece, text = found
     if piece.is_system:
         return c.cause("system-prompt", *_system_words(c, piece.text, text))
     return message_cause(c, piece.message or 0, text)
+
+
+def _system_unmarked(seen: str, pieces: list[Piece]) -> bool:
+    """Whether a stretch has the system prompt without the words that must precede and follow it."""
+    place = next((i for i, p in enumerate(pieces) if p.is_system), None)
+    if place is None or pieces[place].text not in seen:
+        return False
+    behind = pieces[place + 1].text if len(pieces) > place + 1 and pieces[place + 1].is_scaffold else ""
+    return "".join(p.text for p in pieces[: place + 1]) + behind not in seen
 
 
 def _changed_piece(seen: str, pieces: list[Piece]) -> tuple[Piece, str] | None:
@@ -210,7 +233,9 @@ def _changed_piece(seen: str, pieces: list[Piece]) -> tuple[Piece, str] | None:
     scaffold = [(p, text) for p, text in candidates if p.is_scaffold]
     if scaffold and len(candidates) > len(scaffold):
         piece, text = scaffold[0]
-        return scaffold[0] if text.startswith(piece.text) or text.endswith(piece.text) else candidates[0]
+        if _is_put_in(piece.text, text):
+            return scaffold[0]
+        return next(both for both in candidates if not both[0].is_scaffold)
     if candidates:
         return candidates[0]
     for of_system in (False, True):
@@ -219,6 +244,15 @@ def _changed_piece(seen: str, pieces: list[Piece]) -> tuple[Piece, str] | None:
             open_ = [p for p in pieces if p.message is not None or (of_system and p.is_system)]
             return next((both for both in zip(open_, match.groups(), strict=True) if both[0].text != both[1]), None)
     return None
+
+
+_MARKUP = re.compile(r"(?:\s|<[^<>]*>|\[[^\[\]]*\])+")
+
+
+def _is_put_in(words: str, seen: str) -> bool:
+    """Whether whitespace or markup, which no message's text is, was put in before or behind the scaffold's words."""
+    more = [seen.removeprefix(words), seen.removesuffix(words)]
+    return any(len(text) == len(seen) - len(words) and _MARKUP.fullmatch(text) for text in more)
 
 
 def message_cause(c: Compared, number: int, seen: str) -> Cause:

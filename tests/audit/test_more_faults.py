@@ -11,7 +11,7 @@ from ptst.audit.documents import check_documents
 from ptst.data.packing import to_batch
 from ptst.text.encode import Example, cut, first_difference
 from ptst.text.tokenizer import JsonTokenizer
-from tests.audit import more_faults
+from tests.audit import more_faults, order_faults, token_faults, word_faults
 from tests.tiny import byte_tokenizer
 
 
@@ -23,6 +23,13 @@ def tokenizers(tmp_path_factory):
     ours, raw = JsonTokenizer(path, settings), JsonTokenizer(path, settings)
     raw._tok.encode_special_tokens, raw._kept_out = False, frozenset()
     return ours, raw
+
+
+def test_the_exam_is_whole():
+    """The modules put their faults into the list when they are imported."""
+    modules = (word_faults, order_faults, token_faults)
+    counts = [sum(f.plant.__module__ == module.__name__ for f in more_faults.FAULTS) for module in modules]
+    assert min(counts) > 20 and sum(counts) == len(more_faults.FAULTS) == len({f.name for f in more_faults.FAULTS})
 
 
 @pytest.mark.parametrize("fault", more_faults.FAULTS, ids=lambda f: f.name)
