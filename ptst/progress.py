@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, Self
 
@@ -41,15 +42,20 @@ _UNPRINTABLE = re.compile(
 )
 
 
+def replace_unprintable(text: str, escape: Callable[[str], str]) -> str:
+    """The text with an escape for each character that could command a terminal, or would not be seen."""
+    return _UNPRINTABLE.sub(lambda found: escape(found[0]), text)
+
+
 def printable(text: str) -> str:
-    """The text for a terminal: what could command it, or would not be seen, is shown as U+...., as in U+001B."""
-    return _UNPRINTABLE.sub(lambda found: f"U+{ord(found[0]):04X}", text)
+    """The text for a terminal, such characters as U+...., as in U+001B."""
+    return replace_unprintable(text, lambda character: f"U+{ord(character):04X}")
 
 
 def printable_json(value: Any) -> str:
-    """A value as JSON on one line, in which such characters are escaped: the same value, and no command."""
+    """A value as JSON on one line, with such characters escaped: the same value, and no command."""
     text = json.dumps(value, ensure_ascii=False)
-    return _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return replace_unprintable(text, lambda character: json.dumps(character)[1:-1])
 
 
 class _Printable:

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import signal
+import tomllib
+from dataclasses import replace
 
 import pytest
 from rich.table import Table
@@ -15,6 +17,7 @@ from ptst.audit.__main__ import print_report
 from ptst.audit.config import AuditConfig
 from ptst.audit.page import page
 from ptst.audit.report import audit_data
+from ptst.config_file import to_toml
 from ptst.experiment.tables import to_csv
 from ptst.progress import ProgressLine, open_console, printable, printable_json, say
 from ptst.settings import CommandSettings
@@ -34,6 +37,13 @@ def test_what_is_printable_stays():
     assert printable(EVIL) == SHOWN
     assert printable("\ud800").encode() == b"U+D800"  # a lone surrogate cannot be encoded
     assert printable("a\u200bb\ufeff c\u200dd \U000e0041\u2066") == "aU+200BbU+FEFF cU+200Dd U+E0041U+2066"
+
+
+def test_settings_as_toml_command_no_terminal():
+    template = f"{EVIL}\u200b\x7f\U000e0041\u00e9"
+    text = to_toml(replace(AuditConfig(), data=template))
+    assert_harmless(text)
+    assert tomllib.loads(text)["data"] == template and "\u00e9" in text
 
 
 def test_json_commands_no_terminal():
