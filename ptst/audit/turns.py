@@ -212,6 +212,9 @@ class Grammar:
         if stop is None:
             if self.history and text.startswith(self.history[1], close):
                 return close + len(self.history[1]) - len(self.after)
+            if not self._opens_turn(text, close):
+                cause = "a text that spells it became a control token"
+                return self._wrong(text, close, self.terminator, "forged-control", cause)
             return self._wrong(text, close, self.terminator, "terminator-missing", "something else follows the answer")
         if close == begin and self.prefix and stop == self.terminator:
             return self._wrong(text, close, self.prefix, "terminator-extra", "a terminator stands before the answer")
@@ -224,6 +227,11 @@ class Grammar:
             cause = "a text that spells it became the terminator" if control >= 0 else "text follows the terminator"
             return self._wrong(text, close, b"", "forged-control", cause)
         return behind
+
+    def _opens_turn(self, text: bytes, at: int) -> bool:
+        """Whether a control token is the first of a turn, or of an answer."""
+        literals = (self.start, self.system[0], self.later, self.begins_answer)
+        return any(text.startswith(x, at) for x in literals if x) or text.endswith(MARK, 0, at)
 
     def _differs(self, text: bytes, at: int, expected: bytes) -> Wrong:
         """What is here instead of a literal, by its cause."""
