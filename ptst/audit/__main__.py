@@ -22,21 +22,23 @@ COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Audit, print or write the report, and return it as JSON values. Raises UserError for a user's mistakes."""
+    from ptst.audit.page import write_page
+    from ptst.audit.summary import write_files
+
     if config.batches is not None:
         from ptst.audit.foreign import audit_batches
-        from ptst.audit.summary import write_files
         from ptst.progress import printable
 
         batches = audit_batches(config)
+        if config.html is not None:
+            write_page(batches, config.html)
         write_files(batches, config.junit, config.sarif)
         if not config.json:
             print_report(batches)
             for name, why in batches.not_checked.items():
                 print(f"not checked: {printable(name)}: {printable(why)}")
         return batches.to_json()
-    from ptst.audit.page import write_page
     from ptst.audit.report import audit_data
-    from ptst.audit.summary import write_files
 
     report = audit_data(config)
     if config.html is not None:

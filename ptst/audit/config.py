@@ -20,7 +20,7 @@ from ptst.settings import (
 )
 
 NOT_OF_BATCHES = (
-    *("data", "test_template", "test_data", "safety_data", "checkpoint", "html", "mix", "val_data", "holdout"),
+    *("data", "test_template", "test_data", "safety_data", "checkpoint", "mix", "val_data", "holdout"),
     *("epochs", "examples_per_step", "tokens_per_step", "max_steps", "seed"),
 )
 

@@ -2,6 +2,7 @@
 they were made from."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -13,6 +14,7 @@ from ptst.audit.findings import LEVELS, Finding
 from ptst.audit.foreign_compare import Comparison, renamed
 from ptst.audit.foreign_documents import ForeignDocument, ForeignFile
 from ptst.audit.foreign_rows import ExpectedRows
+from ptst.audit.provenance import provenance
 from ptst.audit.recognized import Recognizer
 from ptst.audit.setup import Setup
 from ptst.audit.token_bytes import TokenBytes
@@ -49,6 +51,7 @@ class BatchesAudit:
     not_checked: dict[str, str]
     rows: list[tuple[str, list[TokenView]]] = field(default_factory=list)
     comparison: None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:
@@ -80,6 +83,7 @@ class BatchesAudit:
             "findings": [f.to_json() for f in self.findings],
             "counts": self.counts,
             "not_checked": self.not_checked,
+            "provenance": dict(self.provenance),
             "rows": [{"row": row, "tokens": [asdict(t) for t in tokens]} for row, tokens in self.rows],
         }
 
@@ -122,7 +126,9 @@ def audit_batches(config: AuditConfig) -> BatchesAudit:
     counts = _counts(file) | counts
     named = (folder.name, str(config.batches), config.messages or "")
     rows = _shown(file, setup, {f.row.partition(" (")[0] for f in findings if f.level != "info"}, config.rows)
-    return BatchesAudit(*named, prompt_format, findings, counts, not_checked, rows)
+    read = {source.name: source} if source else {}
+    origin = provenance(config, folder, read, prompt_format, [config.batches])
+    return BatchesAudit(*named, prompt_format, findings, counts, not_checked, rows, provenance=origin)
 
 
 def known_of(folder: Path, prompt_format: PromptFormat, size: int, max_length: int | None) -> Known:

@@ -1,10 +1,13 @@
 """The audit as one HTML page: no network, legible without scripts or colour, in light and dark, on any width."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ptst.audit.account import COLUMNS
 from ptst.audit.findings import VERDICTS, Finding
 from ptst.audit.page_content import (
     after,
@@ -12,6 +15,7 @@ from ptst.audit.page_content import (
     group,
     select,
     select_packs,
+    show_account,
     show_packs,
     show_stretches,
     tables,
@@ -22,10 +26,13 @@ from ptst.errors import Setting, UserError
 from ptst.pages import render
 from ptst.storage import write_atomically
 
+if TYPE_CHECKING:
+    from ptst.audit.foreign import BatchesAudit
+
 TEMPLATE = Path(__file__).with_name("page.html.jinja")
 
 
-def write_page(report: Audit, path: Path) -> None:
+def write_page(report: Audit | BatchesAudit, path: Path) -> None:
     """Write the report as one HTML page. Raises UserError where that fails."""
     try:
         write_atomically(path, page(report).encode())
@@ -34,10 +41,11 @@ def write_page(report: Audit, path: Path) -> None:
         raise UserError(cause, "choose another path") from None
 
 
-def page(report: Audit) -> str:
+def page(report: Audit | BatchesAudit) -> str:
     """The whole page."""
     p = report.prompt_format
-    every = _packs(report)
+    own = report if isinstance(report, Audit) else None
+    every: Sequence[Any] = own.packs if own else [_Alone([row]) for row in report.rows]
     findings, chosen = select(report.findings), select_packs(every)
     packs = show_packs(chosen, findings)
     stretches = list(show_stretches(report.comparison.aligned)) if report.comparison else []
@@ -47,14 +55,8 @@ def page(report: Audit) -> str:
         title=f"Audit: {p.template.name} on {report.data}",
         verdict=VERDICTS[report.verdict],
         verdict_class="clean" if report.verdict == "info" else report.verdict,
-        facts={
-            "Model": report.model,
-            "Data": report.data,
-            "Training template": p.template.name,
-            "Test template": report.test_template,
-            "Chat format": p.format_name,
-            "Family": p.family.name,
-        },
+        facts=_facts(report),
+        not_checked={} if isinstance(report, Audit) else report.not_checked,
         total=len(report.findings),
         groups=group(findings, report.found, packs),
         levels={level: n for level in ("error", "warning", "info") if (n := sum(f.level == level for f in findings))},
@@ -63,6 +65,8 @@ def page(report: Audit) -> str:
         stretches=stretches,
         packs=packs,
         num_packs=len(every),
+        account=show_account(own.account) if own else [],
+        account_columns=COLUMNS,
         counts=counts,
         count_tables=count_tables,
         provenance=report.provenance,
@@ -83,15 +87,25 @@ def _compact(findings: Sequence[Finding]) -> dict[str, Any]:
     }
 
 
+def _facts(report: Audit | BatchesAudit) -> dict[str, str]:
+    """What was audited, by name; what does not apply is left out."""
+    p = report.prompt_format
+    found = {
+        "Model": report.model,
+        "Data": report.data,
+        "Messages": "" if isinstance(report, Audit) else report.messages,
+        "Template": p.template.name,
+        "Test template": report.test_template if isinstance(report, Audit) else "",
+        "Chat format": p.format_name,
+        "Family": p.family.name,
+    }
+    return {name: value for name, value in found.items() if value}
+
+
 @dataclass(frozen=True)
 class _Alone:
-    """A row as a pack of its own."""
+    """A document of which the micro-batch is not known."""
 
     documents: list[tuple[str, list[TokenView]]]
     step: int | None = None
     batch: Any = None
-
-
-def _packs(report: Audit) -> Sequence[Any]:
-    found = getattr(report, "packs", None)
-    return [_Alone([row]) for row in report.rows] if found is None else found

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from ptst.audit.account import COLUMNS, SourceAccount
 from ptst.audit.alignment import Stretch
 from ptst.audit.findings import LEVELS, RULES, Finding
 from ptst.audit.view import TokenView, visible
@@ -71,7 +72,8 @@ class PageDocument:
 
 @dataclass(frozen=True)
 class PagePack:
-    """A micro-batch that is shown: its step (None where that is not known), boundaries and documents."""
+    """A micro-batch that is shown: its step (None where none takes it), boundaries (none where its document is shown
+    alone) and documents."""
 
     step: int | None
     cu_seqlens: list[int]
@@ -139,9 +141,11 @@ def select_packs(packs: Sequence[Any], limit: int = MAX_TOKENS) -> list[Any]:
 
 def show_packs(packs: Sequence[Any], findings: Sequence[Finding]) -> list[PagePack]:
     """Packs with their documents; the findings in a row are marked where the row is shown first."""
+    shown = {row for pack in packs for row, _ in pack.documents}
     by_row: dict[str, list[tuple[int, Finding]]] = {}
     for number, f in enumerate(findings):
-        by_row.setdefault(f.row, []).append((number, f))
+        row = f.row if f.row in shown else f.row.rpartition(" (")[0]  # a batch's document, with its message
+        by_row.setdefault(row, []).append((number, f))
     out, count = list[PagePack](), 0
     for pack in packs:
         documents = []
@@ -197,6 +201,17 @@ def show_stretches(stretches: Sequence[Stretch]) -> Iterator[PageStretch]:
 
 def _span(start: int, size: int) -> str:
     return f"{start}" if size == 1 else f"{start} to {start + size - 1}"
+
+
+def show_account(accounts: Sequence[SourceAccount]) -> list[tuple[str, list[str]]]:
+    """(source, its numbers) as `account.COLUMNS` names them."""
+    return [
+        (
+            account.name + f" ({account.part})" * (account.part != "training"),
+            ["" if (v := getattr(account, name)) is None else f"{v:g}" for name in COLUMNS],
+        )
+        for account in accounts
+    ]
 
 
 def tables(values: Mapping[str, Any]) -> tuple[dict[str, str], list[tuple[str, list[str], list[list[str]]]]]:

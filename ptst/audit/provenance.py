@@ -3,7 +3,7 @@
 import hashlib
 import json
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -25,15 +25,21 @@ _TURNS = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
 
 
 def provenance(
-    config: CommandSettings, folder: Path, sources: Iterable[Source], prompt_format: PromptFormat
+    config: CommandSettings,
+    folder: Path,
+    sources: Mapping[str, Source],
+    prompt_format: PromptFormat,
+    more: Iterable[Path] = (),
 ) -> dict[str, Any]:
-    """Date (UTC), versions, git commit, the settings that were given, and sha256 of data, files and prompt format."""
+    """Date (UTC), versions, git commit, the settings that were given, and sha256 of the data (sources by name), `more`
+    files or folders of files, the folder's tokenizer and chat template, and the prompt format."""
     files = sorted({path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file()})
     defaults, template = to_dict(type(config)()), None
     with suppress(UserError):  # a damaged one is a finding
         template = read_chat_template(folder)
     fingerprints = {
-        **{f"data {source.name}": source.fingerprint for source in sources},
+        **{f"data {name}": source.fingerprint for name, source in sources.items()},
+        **{str(path): _sha256(path) for each in more for path in _files(each)},
         **{str(path.relative_to(folder)): _sha256(path) for path in files},
         **({"chat template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()} if template else {}),
         "prompt format": prompt_fingerprint(prompt_format),
@@ -66,6 +72,10 @@ def _versions() -> dict[str, str | None]:
         with suppress(PackageNotFoundError):
             found[name] = version(name)
     return found
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
 
 
 def _sha256(path: Path) -> str:

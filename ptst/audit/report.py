@@ -245,7 +245,8 @@ def audit_data(config: AuditConfig) -> Audit:
     data = RunData(read.training, read.validation, StepRule(size, **own), unreadable, found)
     train_setup = Setup(prompt_format, settings.train_on, limit, settings.too_long, settings.template_file)
     report = audit(data, train_setup, compared, show=config.rows, allow=config.allow)
-    used = [*(s for s, _ in read.training), *([read.validation] if read.validation else [])]
+    used = {source.name: source for source, _ in read.training}
+    used |= {f"{source.name} (validation)": source for source in [read.validation] if source is not None}
     return replace(report, provenance=provenance(config, folder, used, prompt_format))
 
 

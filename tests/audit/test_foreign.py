@@ -3,11 +3,13 @@ batches of any layout are clean; mistakes are one sentence."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 
 import numpy as np
 import pytest
+from markupsafe import escape
 
 from ptst.audit.__main__ import main, run_audit
 from ptst.audit.config import AuditConfig
@@ -285,6 +287,24 @@ def test_the_report(tmp_path, folder, bench):
     assert {"row-missing", "text-differs"} <= set(alone.not_checked)
     no_roles = audited(tmp_path, folder, bench, files.packed(good(bench)), messages=False, chat_format="llama2")
     assert "no document has the role markers of the chat format llama2" in no_roles.not_checked["roles"]
+
+
+def test_the_page(tmp_path, folder, bench):
+    arrays = files.padded(good(bench))
+    arrays["labels"][0, np.flatnonzero(arrays["labels"][0] >= 0)[-1]] = -100  # the terminator
+    np.savez(tmp_path / "b.npz", **arrays)
+    messages, page = files.write_messages(tmp_path / "rows.jsonl", bench), tmp_path / "page.html"
+    given = {"chat_format": "chatml", "html": page, "messages": str(messages)}
+    report = run_audit(AuditConfig(batches=tmp_path / "b.npz", model=str(folder), **given))
+    html = page.read_text()
+    at = [f["token"] for f in report["findings"] if f["row"].startswith("b.npz:1") and f["token"] is not None]
+    assert at and all(f'href="#d0-t{token}"' in html for token in at)  # also where the place names the message, too
+    assert hashlib.sha256((tmp_path / "b.npz").read_bytes()).hexdigest() in html
+    given["messages"] = None
+    report = run_audit(AuditConfig(batches=tmp_path / "b.npz", model=str(folder), **given))
+    assert report["not_checked"].items() and all(
+        escape(why) in page.read_text() for why in report["not_checked"].values()
+    )
 
 
 def test_exit_codes(tmp_path, folder, bench, monkeypatch, capsys):

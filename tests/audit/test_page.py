@@ -19,12 +19,15 @@ import pytest
 
 import ptst.audit.page as audit_page
 import ptst.pages
+from ptst.audit.account import COLUMNS
 from ptst.audit.alignment import Stretch
+from ptst.audit.batch_checks import Pack
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import Finding
 from ptst.audit.page import page
 from ptst.audit.page_content import MAX_FINDINGS, select, select_packs, show_stretches, tables
 from ptst.audit.report import audit_data
+from ptst.data.packing import to_batch
 from tests.tiny import write_tiny_model
 
 PAGES, AUDIT = Path(ptst.pages.__file__).parent, Path(audit_page.__file__).parent
@@ -97,7 +100,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(scope="module")
 def marked(report):
     """With findings at a token, in a row, in a row that is not shown, and in none."""
-    row, tokens = report.rows[0]
+    row, tokens = report.packs[0].documents[0]
     token = next(n for n, t in enumerate(tokens) if t.trained)
     more = [
         Finding("labels", row, "the label is the token itself", token, expected="id 7", seen="id 8"),
@@ -110,7 +113,7 @@ def marked(report):
 
 def test_findings_are_linked_to_rows_and_tokens(marked):
     found = Page(page(marked))
-    row, tokens = marked.rows[0]
+    row, tokens = marked.packs[0].documents[0]
     items = [found.one("li", id=f"f{n}") for n in range(len(marked.findings))]
     for item, finding in zip(items, select(marked.findings), strict=True):
         assert finding.cause in item["text"] and finding.place in item["text"]
@@ -133,9 +136,13 @@ def test_findings_are_linked_to_rows_and_tokens(marked):
 def test_every_token_is_there_with_its_details(marked):
     found = Page(page(marked))
     documents = found.all("section", cls="document")
-    shown = [document for pack in marked.packs for document in pack.documents]
-    assert [d["attrs"]["id"] for d in documents] == [f"d{n}" for n in range(len(shown))]
-    for n, (row, tokens) in enumerate(shown):
+    every = [d for pack in marked.packs for d in pack.documents]
+    assert [d["attrs"]["id"] for d in documents] == [f"d{n}" for n in range(len(every))]
+    assert len(every) == 3 and len(marked.packs) == 1  # all in one micro-batch, and shown so
+    bounds = " ".join(map(str, marked.packs[0].batch.cu_seqlens))
+    (pack,) = found.all("section", cls="pack")
+    assert "micro-batch of 3 documents" in pack["text"] and f"(cu_seqlens): {bounds}" in pack["text"]
+    for n, (row, tokens) in enumerate(every):
         assert row in documents[n]["text"]
         for i, t in enumerate(tokens):
             element = found.one(id=f"d{n}-t{i}")
@@ -145,7 +152,7 @@ def test_every_token_is_there_with_its_details(marked):
             assert (", trained" in details) == t.trained == ("trained" in element["attrs"]["class"].split())
             assert element["within"][-1]["attrs"]["class"] == f"run {t.author}"
     cells = [e["text"].strip() for e in found.all("td", **{"data-name": "id"})]
-    assert cells == [str(t.id) for _, tokens in shown for t in tokens]  # the same as tables
+    assert cells == [str(t.id) for _, tokens in every for t in tokens]  # the same as tables
 
 
 def test_training_and_test_are_aligned(report):
@@ -177,7 +184,18 @@ def test_the_report_names_what_it_read(marked):
         assert value in text
 
 
-def test_counts_by_source_are_a_table():
+def test_the_account_of_every_source(marked):
+    found = Page(page(marked))
+    (source,) = marked.account
+    section = found.one("section", id="account")
+    (name,) = [e["text"] for e in found.all("th", scope="row") if section in e["within"]]
+    assert name == source.name
+    cells = {e["attrs"]["data-name"]: e["text"] for e in found.all("td") if section in e["within"]}
+    assert cells == {c: "" if (v := getattr(source, c)) is None else f"{v:g}" for c in COLUMNS}
+    assert all(words in section["text"] for words in COLUMNS.values())
+
+
+def test_counts_that_are_tables():
     single, found = tables(
         {
             "fill": 0.5,
@@ -201,8 +219,7 @@ def hostile(tiny, tmp_path_factory):
     rows = [{"question": f"q {text}", "answer": f"a {text}"}, {HOSTILE: 1}, {"question": HOSTILE, "answer": "a"}]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     report = audit_data(AuditConfig(model=str(tiny), data=str(data), test_template="chat:llama", rows=9))
-    pack, *packs = report.packs
-    row, tokens = pack.documents[0]
+    row, tokens = report.packs[0].documents[0]
     planted = [Finding("labels", row, HOSTILE, 2, expected=HOSTILE, seen=HOSTILE), Finding("cut", HOSTILE, HOSTILE)]
     pair = replace(report.comparison, row=HOSTILE, train_template=HOSTILE)
     counts = report.counts | {HOSTILE: HOSTILE, "t": {HOSTILE: {HOSTILE: HOSTILE}}}
@@ -214,7 +231,7 @@ def hostile(tiny, tmp_path_factory):
         findings=[*planted, *report.findings],
         comparison=pair,
         counts=counts,
-        packs=[replace(pack, documents=[(row, tokens), *pack.documents[1:]]), *packs],
+        packs=[replace(report.packs[0], documents=[(row, tokens), *report.packs[0].documents[1:]])],
         provenance=provenance,
     )
 
@@ -338,11 +355,7 @@ def test_many_findings_leave_room_for_every_rule(report):
 
 
 def test_packs_are_shown_whole():
-    class Pack:
-        def __init__(self, *sizes):
-            self.documents = [("r", [None] * size) for size in sizes]
-
-    packs = [Pack(30, 30), Pack(30), Pack(30), Pack(1)]
+    packs = [Pack(1, to_batch([]), [("r", [None] * n) for n in sizes]) for sizes in ((30, 30), (30,), (30,), (1,))]
     assert select_packs(packs, 90) == packs[:2]
     assert select_packs(packs, 10) == packs[:1]
     assert select_packs(packs, 10**6) == packs
