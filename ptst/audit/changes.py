@@ -66,7 +66,7 @@ CHANGES: dict[str, Callable[[str], str]] = {
     "is UTF-8 read as Latin-1": _mojibake,
     "lacks its characters outside ASCII": lambda text: text.encode("ascii", "ignore").decode(),
     "has question marks for its characters outside ASCII": lambda text: text.encode("ascii", "replace").decode(),
-    "stands there twice": lambda text: text + text,
+    "is there twice": lambda text: text + text,
 }
 
 

@@ -1,4 +1,4 @@
-"""A document beside the reference for its row, as the tests of `causes` look at it."""
+"""A document with the reference for its row, as the tests of `causes` need it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ def limited(ids: list[int], setup: Setup) -> list[int]:
 
 @dataclass(frozen=True)
 class Compared:
-    """One document of a batch, with its loss mask, beside the reference for its row; and the other rows of the data."""
+    """One document of a batch, with its loss mask and the reference for its row, and the other rows of the data."""
 
     ids: list[int]
     loss_mask: list[bool]

@@ -124,10 +124,10 @@ def _inserted_turn(c: Compared, more: int) -> Cause | None:
     if c.at == len(c.expected):
         return _appended(c, shown)
     if c.layout.system and c.layout.system in text:
-        return c.cause("system-prompt", "the system prompt stands there twice", *shown)
+        return c.cause("system-prompt", "the system prompt is there twice", *shown)
     for number, message in enumerate(c.conversation.messages, 1):
         if len(message.content) > 1 and message.content in text:
-            return c.cause("message-extra", f"message {number} ({message.role}) stands there twice", *shown)
+            return c.cause("message-extra", f"message {number} ({message.role}) is there twice", *shown)
     return c.cause("control-tokens", "control tokens and text are put in", *shown)
 
 
@@ -195,11 +195,11 @@ def control_cause(c: Compared) -> Cause | None:
     if got == c.stop:
         return c.cause("terminator-extra", f"{got} where the format has none")
     if wanted == c.stop:
-        words = f"{got} stands in place of the terminator {wanted}" if got else f"{wanted} is missing"
+        words = f"{got} is in place of the terminator {wanted}" if got else f"{wanted} is missing"
         return c.cause("terminator-missing", words)
     if got is not None and got == c.bos:
         return c.cause("extra-bos", f"{got} where the format has none")
     if c.controls(c.ids) == c.controls(c.expected):
         return None
-    words = f"{got or 'text'} stands in place of {wanted}" if wanted else f"{got} stands in place of text"
+    words = f"{got or 'text'} is in place of {wanted}" if wanted else f"{got} is in place of text"
     return c.cause("control-tokens", words if got or wanted else "control tokens follow other text than the row's")

@@ -1,4 +1,4 @@
-"""Texts of the whole data set by what they say, to tell whose text stands in a row's place."""
+"""Texts of the whole data set by what they say, to tell whose text is in a row's place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit as SARIF 2.1.0, which GitHub shows beside the lines of the data files."""
+"""The audit as SARIF 2.1.0, which GitHub shows at the lines of the data files."""
 
 import hashlib
 import json

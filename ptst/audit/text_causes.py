@@ -18,7 +18,7 @@ PATIENCE = 100  # documents for which other templates are tried without success
 
 
 def system_cause(c: Compared) -> Cause | None:
-    """The system prompt is missing, has other words, stands there twice, or is one too many."""
+    """The system prompt is missing, has other words, is there twice, or is one too many."""
     template = c.setup.prompt_format.template
     if template.is_text:
         return None
@@ -57,7 +57,7 @@ def system_moved_cause(c: Compared) -> Cause | None:
     before, behind = (text.partition(system)[0] for text in (c.expected_text, c.text))
     if c.controls(c.expected) == c.controls(c.ids) or before == behind:
         return None
-    words = "the system prompt stands in another place"
+    words = "the system prompt is in another place"
     return c.cause("system-prompt", words, *(f"after {quoted(text[-30:])}" for text in (before, behind)))
 
 
@@ -98,12 +98,12 @@ def _system_words(c: Compared, wanted: str, seen: str) -> tuple[str, str, str]:
     if not seen:
         return "the system prompt is empty", *both
     if seen.count(wanted) > 1:
-        return "the system prompt stands there twice", *both
+        return "the system prompt is there twice", *both
     own = c.conversation.system
     if own is not None and seen == template.system:
         return "the row's own system prompt is missing", *both
     if own is not None and seen == own:
-        return "the template's system prompt is missing, the row's own stands alone", *both
+        return "the template's system prompt is missing, only the row's own is there", *both
     if named := next((t.name for t in TEMPLATES.values() if t.system == seen), None):
         return f"the system prompt is that of {named}", *both
     for other, number in c.others.having(seen):
@@ -176,7 +176,7 @@ def other_turns_cause(c: Compared) -> Cause | None:
         if i and put(pairs[i:]) == c.ids:
             return c.cause("message-lost", f"all before {name(i)} is missing")
         if put(pairs[: i + 1] + pairs[i:]) == c.ids:
-            return c.cause("message-extra", f"{name(i)} stand there twice")
+            return c.cause("message-extra", f"{name(i)} are there twice")
         for j in range(i):
             order = list(pairs)
             order[i], order[j] = order[j], order[i]
@@ -256,13 +256,13 @@ def _is_put_in(words: str, seen: str) -> bool:
 
 
 def message_cause(c: Compared, number: int, seen: str) -> Cause:
-    """What stands in the place of a message, and whence."""
+    """What is in the place of a message, and where it comes from."""
     message = c.conversation.messages[number]
     who, expected = f"message {number + 1} ({message.role})", message.content
     both = quoted(expected), quoted(seen)
     for other, m in enumerate(c.conversation.messages):
         if m.content == seen != "" and other != number:
-            words = f"message {other + 1} ({m.role}) stands in the place of {who}"
+            words = f"message {other + 1} ({m.role}) is in the place of {who}"
             return c.cause("turns-swapped", words, *both)
     changed = change(expected, seen)
     if changed is None or len(seen) > 8:

@@ -1,4 +1,4 @@
-"""Faults of whose text stands where: rows, turns and templates."""
+"""Faults of order: text of other rows, turns and templates."""
 
 from __future__ import annotations
 

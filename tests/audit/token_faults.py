@@ -54,7 +54,7 @@ def text_is_parsed(b):
     return instead(b, spliced(e, b.start(FORGED), len(plain), b.raw.encode(text), True))
 
 
-@fault("terminator-missing", "<|endoftext|> stands in place of the terminator <|im_end|>")
+@fault("terminator-missing", "<|endoftext|> is in place of the terminator <|im_end|>")
 def another_token_ends_the_answer(b):
     e = b.good(SINGLE)
     return instead(b, spliced(e, len(e.ids) - 2, 1, [b.control("<|endoftext|>")], True))
