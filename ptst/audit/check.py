@@ -376,7 +376,7 @@ def _eos(v: View) -> Iterator[Finding]:
         return
     if v.convention == UNKNOWN:
         return
-    is_stop = np.isin(a.ids, list(stops))
+    is_stop = is_any(a.ids, stops)
     untrained = is_stop & ~v.trained
     untrained[1:] &= v.trained[:-1]
     untrained[0] = False
@@ -393,7 +393,7 @@ def _eos(v: View) -> Iterator[Finding]:
     if not len(ends):
         return
     seen = np.where(v.over != IGNORED, v.over, a.ids[ends])
-    open_end = (v.trained[ends] | (v.over != IGNORED)) & ~np.isin(seen, list(stops))
+    open_end = (v.trained[ends] | (v.over != IGNORED)) & ~is_any(seen, stops)
     for number in np.flatnonzero(open_end):
         last = slice(max(int(a.starts[number]), int(ends[number]) - 2), int(ends[number]))
         if (is_stop[last] & v.trained[last]).any():
@@ -403,6 +403,14 @@ def _eos(v: View) -> Iterator[Finding]:
             continue  # reported above
         cause = "its last token is trained and does not end an answer"
         yield v.found("unfinished-answer", behind - 1, cause, seen=seen[number])
+
+
+def is_any(ids: Ints, wanted: Iterable[int]) -> Ints:
+    """Which ids are one of a few."""
+    found = np.zeros(len(ids), bool)
+    for one in wanted:
+        found |= ids == one
+    return found
 
 
 _RULES = (_ids, _boundaries, _positions, _padding, _loss_mask, _bos, _eos)
