@@ -108,16 +108,15 @@ def audit(tokens: list[tuple[str, str, bool]]) -> str:
 
 def example_tokens() -> list[tuple[str, str, bool]]:
     """A short problem as training encodes it for the embedded model."""
-    from ptst.audit.view import authors, visible
+    from ptst.audit.setup import Setup
+    from ptst.audit.view import view, visible
     from ptst.open import open_model
     from ptst.text.segments import Conversation, Message
 
     p = open_model("smollm2-135m-instruct", "chat:vanilla", family="gsm8k").prompt_format
     turns = Message("user", "Ann has 17 pens and buys 25. How many now?"), Message("assistant", "17 + 25 = 42\n#### 42")
-    example = p.encode(Conversation(turns))
-    segments = p.segments(Conversation(turns))
-    told = authors(example.ids, segments, p.tokenizer)
-    return [(visible(t), a, bool(m)) for (t, a), m in zip(told, example.loss_mask, strict=True)]
+    conversation = Conversation(turns)
+    return [(visible(t.text), t.author, t.trained) for t in view(p.encode(conversation), conversation, Setup(p))]
 
 
 if __name__ == "__main__":
