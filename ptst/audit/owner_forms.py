@@ -194,10 +194,15 @@ def _read(shape: Shape, texts: Sequence[str | TemplateFailed]) -> Written | None
     trims = {}
     if around[1::2] == parts[1::2]:
         for i in range(1, len(parts), 2):
-            front, behind = around[i - 1].endswith, around[i + 1].startswith
+            # With the template's own text there: it may end in a line break, too.
+            before, front = parts[i - 1], around[i - 1].endswith
+            after, behind = parts[i + 1], around[i + 1].startswith
             cut = [
                 "" if kept else "\n" if half else string.whitespace
-                for kept, half in ((front(_FRONT), front("\t")), (behind(_BEHIND), behind("\t")))
+                for kept, half in (
+                    (front(before + _FRONT), front(before + "\t")),
+                    (behind(_BEHIND + after), behind("\t" + after)),
+                )
             ]
             trims[parts[i]] = (cut[0], cut[1])
     return Written(tuple(parts), tuple(begins), trims)

@@ -179,3 +179,28 @@ def test_libraries_label_the_answer_and_its_end_where_the_template_marks_them(
         tokens = made["tokens"]
         assert tokens["answer"][0] == tokens["answer"][1] and tokens["end"] == [3, 3]
         assert not any(tokens[p][0] for p in ("header", "user", "open", "after")), tokens
+
+
+CUT = (  # as Qwen3's template writes answers: only their first line breaks are cut, behind a line break of its own
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+    "{{ (m.content.lstrip('\n') if m.role == 'assistant' else m.content) + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_a_template_that_cuts_line_breaks_behind_its_own_is_right(tmp_path):
+    from ptst.audit.config import AuditConfig
+    from ptst.audit.foreign import audit_batches
+    from tests.tiny import byte_tokenizer, write_tiny_model
+
+    model = write_tiny_model(tmp_path)
+    settings = json.loads((model / "tokenizer_config.json").read_text()) | {"chat_template": CUT}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    encode = byte_tokenizer().encode
+    ids, labels = labeled(lambda text: encode(text).ids, (HEAD, False), (ANSWER + "<|im_end|>", True), ("\n", False))
+    row = [ROW[0], {"role": "assistant", "content": f"\n\n{ANSWER}"}]
+    (tmp_path / "b.jsonl").write_text(json.dumps({"input_ids": [ids], "labels": [labels]}))
+    (tmp_path / "m.jsonl").write_text(json.dumps({"messages": row}))
+    asked = AuditConfig(batches=tmp_path / "b.jsonl", model=str(model), messages=str(tmp_path / "m.jsonl"))
+    report = audit_batches(asked)
+    assert not [str(f) for f in report.findings if f.level != "info"]
