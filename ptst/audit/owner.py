@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ptst.audit.findings import Finding
-from ptst.audit.owner_ids import Piece, read, token_at
+from ptst.audit.owner_ids import APART, Piece, read, token_at
 from ptst.audit.owner_rows import Asked, asked, sample, written
 from ptst.audit.reference_tokenizer import ReferenceTokenizer
 from ptst.audit.setup import Setup
@@ -213,8 +213,7 @@ class Comparison:
             return self._format_differs(row, kind, marks)
         pieces = [Piece(*part) for part in marks.pieces(kind.sides)]
         ids = read(pieces, tokenizer)
-        apart = ids if ids == row.ids else read(pieces, tokenizer, apart=True)
-        if row.ids not in (ids, apart):
+        if not any(row.ids == (ids if way == APART[0] else read(pieces, tokenizer, way)) for way in APART):
             return self._ids_differ(row, ids)
         for name in kind.names:
             self._count(name, row)

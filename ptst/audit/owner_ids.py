@@ -28,9 +28,13 @@ class _Part:
     begins: bool = False
 
 
-def read(pieces: Sequence[Piece], tokenizer: ReferenceTokenizer, apart: bool = False) -> list[int]:
-    """Ids of a conversation. Text between control tokens is encoded in one call; `apart`: every message in a call of
-    its own, and an answer as the continuation of its prompt, where the ids of that would change otherwise. Raises
+# What is encoded apart from what precedes it: nothing; answers, where the ids of their prompt would change otherwise;
+# these, and every other message.
+APART = ("nothing", "answers", "messages")
+
+
+def read(pieces: Sequence[Piece], tokenizer: ReferenceTokenizer, apart: str = "nothing") -> list[int]:
+    """Ids of a conversation: text between control tokens is encoded in one call, but for what is `apart`. Raises
     UserError for text that cannot be encoded."""
     ids: list[int] = []
     after: str | None = None
@@ -76,10 +80,10 @@ def _runs(pieces: list[Piece]) -> list[list[Piece]]:
     return runs
 
 
-def _run(run: list[_Part], tokenizer: ReferenceTokenizer, after: str | None, apart: bool) -> list[int]:
+def _run(run: list[_Part], tokenizer: ReferenceTokenizer, after: str | None, apart: str) -> list[int]:
     texts, bare = [part.text for part in run], tokenizer.is_bare(after)
     whole = _encoded("".join(texts), bare, tokenizer)
-    if not apart:
+    if apart == "nothing":
         return whole
     begins = next((i for i, part in enumerate(run) if part.begins), None)
     if begins:
@@ -87,6 +91,8 @@ def _run(run: list[_Part], tokenizer: ReferenceTokenizer, after: str | None, apa
         if whole[: len(prompt)] == prompt:
             return whole
         return prompt + _encoded("".join(texts[begins:]), tokenizer.is_bare(None, True), tokenizer)
+    if apart == "answers":
+        return whole
     return [i for text in texts for i in _encoded(text, bare, tokenizer)]
 
 

@@ -57,20 +57,37 @@ class PiecesFile:
         if piece is None:
             self.control[name] = number
 
+    def encode(self, texts: Sequence[str], bare: bool) -> list[list[int]]:
+        if not bare:
+            return self._sp.encode([*texts], num_threads=1)
+        first = len(self._newline)
+        found = self._sp.encode(["\n" + text for text in texts], num_threads=1)
+        return [
+            ids[first:] if ids[:first] == self._newline else self._behind_another(text)
+            for text, ids in zip(texts, found, strict=True)
+        ]
+
     @cached_property
     def _newline(self) -> list[int]:
         return self._sp.encode("\n")
 
-    def encode(self, texts: Sequence[str], bare: bool) -> list[list[int]]:
-        if not bare:
-            return self._sp.encode([*texts], num_threads=1)
-        # A line break before the text takes the dummy space; it never merges with what follows.
-        first = len(self._newline)
-        return [ids[first:] for ids in self._sp.encode(["\n" + text for text in texts], num_threads=1)]
+    def _before(self, text: str) -> str:
+        """What is put before a bare text to take the dummy space: a line break, or, where the vocabulary joins both, a
+        character without a piece."""
+        for before in ("\n", "\U0010fffd"):
+            own = self._sp.encode(before)
+            if self._sp.encode(before + text)[: len(own)] == own:
+                return before
+        raise UserError(f"the tokenizer joins the text {text[:20]!r} with what precedes it", "leave it out")
+
+    def _behind_another(self, text: str) -> list[int]:
+        before = self._before(text)
+        return self._sp.encode(before + text)[len(self._sp.encode(before)) :]
 
     def spans(self, text: str, bare: bool) -> list[tuple[int, int, int]]:
         (ids,) = self.encode([text], bare)
-        names = self._sp.encode("\n" + text if bare else text, out_type=str)[-len(ids) :] if ids else []
+        before = self._before(text) if bare else ""
+        names = self._sp.encode(before + text, out_type=str)[-len(ids) :] if ids else []
         # Without normalization a piece is as long as the text that it stands for; the dummy space stands for nothing.
         out, at = [], -1 if self.dummy and not bare else 0
         for number, name in zip(ids, names, strict=True):

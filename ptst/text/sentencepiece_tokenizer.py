@@ -23,7 +23,7 @@ class SentencePieceTokenizer(Tokenizer):
     kind, and for settings that it cannot follow: tokens of text, and another name for one of its pieces."""
 
     def __init__(self, path: Path, settings: TokenSettings | dict | None = None):
-        self.origin = Origin(path, settings)
+        self.path, self.origin = path, Origin(path, settings)
         settings = settings if isinstance(settings, TokenSettings) else TokenSettings.of(settings or {})
         with open_regular(path) as file:
             data = file.read()
@@ -75,11 +75,14 @@ class SentencePieceTokenizer(Tokenizer):
         return {self._sp.id_to_piece(i): i for i in range(self._sp.vocab_size())} | self._control
 
     def _continued(self, text: str) -> list[int]:
-        # A newline never merges with what follows it in a sentencepiece vocabulary: put in front, it takes the dummy
-        # space, and its own ids are removed again.
-        newline, ids = self._ids("\n"), self._ids("\n" + text)
-        assert ids[: len(newline)] == newline, "a newline merged with the text after it"
-        return ids[len(newline) :]
+        # What is put in front takes the dummy space, and its own ids are removed again. A line break hardly ever merges
+        # with what follows it; a character without a piece, which becomes bytes or unknown, never does.
+        for before in ("\n", "\U0010fffd"):
+            own, ids = self._ids(before), self._ids(before + text)
+            if own and ids[: len(own)] == own:
+                return ids[len(own) :]
+        cause = f"the tokenizer joins the text {text[:20]!r} with whatever precedes it"
+        raise UserError(f"{cause}, so an answer cannot be encoded after its prompt", "leave the text out", self.path)
 
     @cached_property
     def _dummy_space(self) -> bool:  # sentencepiece's add_dummy_prefix

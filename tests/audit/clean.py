@@ -4,16 +4,22 @@ tokenizers of real models and chat templates that have the same features as thei
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ptst.audit.findings import Finding
+from ptst.audit.report import References, audit
+from ptst.audit.setup import Setup
 from ptst.data import sources
 from ptst.data.sources import Source
+from ptst.errors import UserError
+from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from tests.conftest import EMBEDDED, SHARED, mistral_tokenizer_file
-from tests.text import made, owners
+from tests.text import folders, made, owners
 
 
 class Missing(Exception):
@@ -154,6 +160,12 @@ def _small_llama3(folder: Path) -> dict:
     return L3
 
 
+def _small_gemma(folder: Path) -> dict:
+    names = ("<s>", "</s>", *folders.CONTROL["gemma"])
+    made.write(folder, rules=made.byte_level(specials=names))
+    return S
+
+
 def _qwen(folder: Path) -> dict:
     made.write(folder, rules=made.byte_level(QWEN_SPLIT, False, QWEN_NAMES, QWEN_ADDED))
     return QWEN
@@ -174,14 +186,55 @@ TOKENIZERS: dict[str, Callable[[Path], dict]] = {
     "mistral-v3": _sentencepiece(lambda: mistral_tokenizer_file("v3")),
     "llama3": _llama3,
     "small-llama3": _small_llama3,
+    "small-gemma": _small_gemma,
     "qwen": _qwen,
     "smollm2": _smollm2,
 }
 
 
-def write_folder(folder: Path, tokenizer: str, template: str, **config: object) -> Path:
-    """A folder with the tokenizer of that name and a chat template. Raises Missing."""
+_MARKER = re.compile(
+    r"<\|[^<>|\s]+\|>|<\uff5c[^<>\uff5c]+\uff5c>|</?s>|<(?:start|end)_(?:of_turn|message)>|\[/?[A-Z_]{4,}\]"
+)
+
+
+def _marked(folder: Path, template: str, config: dict) -> dict:
+    """A byte-level tokenizer with the control tokens that a chat template names."""
+    markers = [name for name in _MARKER.findall(template) if " [/INST]" not in template or "INST" not in name]
+    named = [name for key, name in config.items() if key.endswith("_token") and isinstance(name, str)]
+    made.write(folder, rules=made.byte_level(specials=tuple(dict.fromkeys((*named, *markers)))))
+    return {}
+
+
+def write_folder(folder: Path, tokenizer: str | None, template: str, **config: object) -> Path:
+    """A folder with a chat template and the tokenizer of that name (None: a small one that has its markers). Raises
+    Missing."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = TOKENIZERS[tokenizer](folder) | config
-    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
+    settings = _marked(folder, template, config) if tokenizer is None else TOKENIZERS[tokenizer](folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, **config, "chat_template": template}))
     return folder
+
+
+def accepted(source: Source, prompt_format: PromptFormat) -> Iterator[tuple[str, Source]]:
+    """The rows that training accepts, by which answers it trains on: those that it refuses under `all` and not under
+    `last` by themselves."""
+    rows: dict[str, list[Conversation]] = {}
+    for conversation in source.conversations:
+        for train_on in ("all", "last"):
+            try:
+                prompt_format.encode(conversation, train_on)
+            except UserError:
+                continue
+            rows.setdefault(train_on, []).append(conversation)
+            break
+    for train_on, kept in rows.items():
+        yield train_on, replace(source, conversations=tuple(kept))
+
+
+def alarms(folder: Path, prompt_format: PromptFormat, source: Source) -> tuple[list[str], list[Finding]]:
+    """The rows that training accepts, and every finding of their audit that is no note."""
+    rows, found = list[str](), list[Finding]()
+    for train_on, kept in accepted(source, prompt_format):
+        report = audit(kept, Setup(prompt_format, train_on), References(folder), show=0)
+        rows += [c.source for c in kept.conversations]
+        found += [f for f in report.findings if f.level != "info"]
+    return rows, found

@@ -196,6 +196,8 @@ def test_messages_that_spell_control_tokens(tmp_path):
 def test_ids_that_join_over_a_message_have_a_name(tmp_path):
     folders.write_folder(tmp_path, folders.CHATML, folders.CONTROL["chatml"])
     assert named(found(tmp_path, conversation("a?", "\nb"))) == {"token-boundary": "1 of 2 conversations"}
+    both = conversation("\na?\n", "\nb", "\nc?", "d")  # a question's line breaks do join
+    assert set(named(found(tmp_path, both))) == {"token-boundary"}
 
 
 # Faults of the text layer, each where the folder's template is the only witness.

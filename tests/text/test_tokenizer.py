@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ptst.audit.reference_tokenizer import open_reference_tokenizer
 from ptst.errors import UserError
 from ptst.text import json_tokenizer
 from ptst.text.chat_formats import CHAT_FORMATS
@@ -166,3 +167,24 @@ def test_ctrl_c_in_the_library_is_not_its_fault(tmp_path, monkeypatch):
     monkeypatch.setattr(tokenizer, "_tok", Interrupted())
     with pytest.raises(KeyboardInterrupt):
         tokenizer.encode("abc")
+
+
+@pytest.fixture(scope="module")
+def joining(tmp_path_factory):
+    """A sentencepiece model whose line break is one piece with some words behind it."""
+    folder = tmp_path_factory.mktemp("joining")
+    model = made.sentencepiece_model(user_defined=("\nthe", "\n\n"))
+    made.write(folder, model=model)
+    return folder
+
+
+def test_a_line_break_that_joins_what_follows(joining):
+    """The audit's own tokenizer reads such texts as ours does, as continuations, too."""
+    ours = load_tokenizer(joining)
+    theirs = open_reference_tokenizer(ours.origin)
+    assert ours.encode("\nthe sum")[1:] != ours.encode("\n") + ours.encode("the sum", continuation=True)
+    for text in ("the sum", "\nx", "\nthe", "x\nthe", "of the\n\n", "\U0010fffd"):
+        ids = ours.encode(text, continuation=True)
+        assert ours.decode(ours.encode("a") + ids) == "a" + text
+        assert theirs.encode([(text, True)])[text, True] == ids
+        assert [i for i, *_ in theirs.spans(text, True)] == ids
