@@ -1,7 +1,7 @@
 """The rules on what the loss function gets: first a batch, then each of its documents against its row, as the reference
 formats write it. One cause gives one finding: what follows from it is left out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from ptst.audit.batch_causes import Bounds, why_bounds_differ, why_labels_differ, why_positions_differ
 from ptst.audit.causes import why_tokens_differ
@@ -46,7 +46,8 @@ def check_documents(
         return shape  # documents cannot be separated, so they cannot be compared
     explained = {rows[number].source for number in bounds.explained}
     own = [f for f in shape if f.rule not in _IN_DETAIL and f.row not in explained]
-    causes = _causes(batch, rows, expected, bounds, setup, other_rows(conversations))
+    batch_rules = {f.rule for f in shape}
+    causes = _causes(batch, rows, expected, bounds, batch_rules, setup, other_rows(conversations))
     return own + [
         Finding(cause.rule, rows[number].source, cause.words, cause.token, False, *cause.shown)
         for number, cause in sorted(causes, key=lambda found: found[0])
@@ -58,14 +59,16 @@ def _causes(
     rows: Sequence[Conversation],
     expected: Sequence[Reference | UserError],
     bounds: Bounds,
+    batch_rules: Set[str],
     setup: Setup,
     others: OtherRows,
 ) -> Iterator[tuple[int, Cause]]:
-    """The causes by document."""
+    """The causes by document. `batch_rules`: those that the batch's shape breaks."""
     yield from bounds.causes.items()
     whole = len(bounds.explained) == len(rows)  # one cause for all of the batch
-    labels = {} if whole else dict(why_labels_differ(batch))
-    for number, cause in () if whole else (*why_positions_differ(batch), *labels.items()):
+    labels = dict(why_labels_differ(batch)) if "labels" in batch_rules and not whole else {}
+    positions = why_positions_differ(batch) if "position-ids" in batch_rules and not whole else ()
+    for number, cause in (*positions, *labels.items()):
         if number not in bounds.explained and cause is not None:
             yield number, cause
     for number, written in enumerate(expected):

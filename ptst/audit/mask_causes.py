@@ -15,6 +15,8 @@ _LOCAL = {"system-prompt", "message-differs", "text-differs", "unnatural-ids", "
 def why_masks_differ(c: Compared, why: Cause | None) -> Iterator[Cause]:
     """The causes of wrong flags among the tokens that are the reference's (`why`: the cause of other tokens): one for
     all flags where one explains them, else the first of each rule."""
+    if why is None and c.loss_mask[1:] == c.reference.loss_mask[1 : len(c.ids)]:
+        return
     expected = _aligned(c, why, c.reference.loss_mask)
     wrong_flags = [i for i, (a, b) in enumerate(zip(expected, c.loss_mask, strict=True)) if i and a not in (None, b)]
     if not wrong_flags or (any(expected) and not any(c.loss_mask)):
