@@ -28,19 +28,23 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # CPU time, not cores, is compar
 import torch
 
 from ptst.audit.documents import check_documents
+from ptst.audit.ledger import Ledger, LedgerSource
 from ptst.audit.setup import Setup
-from ptst.audit.shape import check_shape
+from ptst.audit.step_rule import StepRule
 from ptst.data import sources
-from ptst.data.packing import pack
+from ptst.data.packing import Batch, pack, share_prefixes
+from ptst.data.step_batches import MicroBatch
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
 from ptst.model.loss import batch_loss
 from ptst.model.weights import load_decoder
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import find_template
+from ptst.training.watch import document_check
 
 DEFAULT = Path("checkpoints/smollm2-135m-instruct")
 ROUNDS = 5
+TIMES = 20  # that a short piece of work is repeated
 # The peer's templates: the same text as ours, with generation blocks around the answers.
 PEER = {
     "chatml": (
@@ -63,19 +67,32 @@ def seconds(work) -> float:
 
 
 def audit_cost(encoded: list, source: sources.Source, prompt_format: PromptFormat, folder: Path) -> dict[str, float]:
-    """CPU seconds of all rules over the data, and of the cheap rules on one micro-batch; the latter also as a share of
-    a training step on it (forward and backward with an adapter), where the folder has weights."""
+    """CPU seconds of all rules over the data, and of training's ledger on one micro-batch; the latter also as a share
+    of a training step on it (forward and backward with an adapter), where the folder has weights; and in milliseconds
+    per 4,096 tokens."""
     examples = [replace(e, row=i) for i, e in enumerate(encoded)]
     rows, setup = source.conversations, Setup(prompt_format)
     cost = {"audit_s": seconds(lambda: [check_documents(b, rows, setup) for b in pack(examples, 2048)])}
     batch = pack(examples[:64], 2048)[0]
-    cost["watch_s"] = min(seconds(lambda: check_shape(batch, rows)) for _ in range(ROUNDS))
+    cost["watch_s"] = min(watch_cost(examples, rows, batch) for _ in range(ROUNDS))
+    cost["watch_ms_4096"] = cost["watch_s"] / len(batch.tokens) * 4096 * 1000
     if (folder / "model.safetensors").exists():
         decoder = load_decoder(folder, torch.float32)
         add_lora(decoder, LoraConfig(16, 32.0), 0)
         cost["step_s"] = min(seconds(lambda: batch_loss(decoder, batch, 1.0).backward()) for _ in range(2))
         cost["watch_share"] = cost["watch_s"] / cost["step_s"]
     return cost
+
+
+def watch_cost(examples: list, rows: tuple, batch: Batch) -> float:
+    """CPU seconds in which the ledger of a run checks and counts a micro-batch."""
+    own = LedgerSource("data", 1.0, 0, len(rows), tuple(range(len(rows))))
+    rule, check = StepRule(2048, len(rows)), document_check(rows, examples)
+    taken = MicroBatch([], batch, share_prefixes(batch))
+    ledgers = [Ledger([own], rule, check) for _ in range(TIMES)]
+    for ledger in ledgers:
+        ledger.begin_step(1, 0.0)
+    return seconds(lambda: [ledger.take(taken) for ledger in ledgers]) / TIMES
 
 
 def main() -> None:
