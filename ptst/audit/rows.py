@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from ptst.audit.findings import Finding
 from ptst.errors import UserError
+from ptst.text.added_tokens import is_marker
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 
@@ -51,7 +52,8 @@ class ControlText:
         used = {s.text for s in prompt_format.segments(Conversation(tuple(sample))) if s.control}
         used |= {tokenizer.control_names[i] for i in prompt_format.stop_ids if i in tokenizer.control_names}
         self._used = used | {name for name in (tokenizer.bos, tokenizer.eos) if name}
-        self._own = self._used | set(tokenizer.control_names.values())
+        self._used = {name for name in self._used if is_marker(name)}  # Falcon's BOS is >>, which text may well hold
+        self._own = self._used | {name for name in tokenizer.control_names.values() if is_marker(name)}
         # Role markers that are text have a rule of their own.
         names = sorted({*self._own, *_MARKERS} - {"", *prompt_format.chat_format.role_markers}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, names)))

@@ -13,6 +13,7 @@ from ptst.text.prompt_format import open_prompt_format
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import TEMPLATES, find_family
 from tests.audit import clean
+from tests.text import folders
 from tests.text.lookalikes import LOOKALIKES
 
 # Published chat templates in ../shared/configs/templates, with their tokenizers.
@@ -92,3 +93,15 @@ def test_an_empty_system_prompt_is_noted(tiny_folder):
     report = audit(Source("rows", "plain", (Conversation(messages, "r:1"),)), Setup(p), References(tiny_folder))
     assert [(f.rule, f.level, f.row) for f in report.findings] == [("blank-system", "info", "r:1")]
     assert p.tokenizer.decode(p.encode(Conversation(messages)).ids).startswith("<|im_start|>system\n<|im_end|>\n")
+
+
+def test_a_control_token_that_reads_as_text(tmp_path):
+    """Falcon's BOS is >>, which GSM8K's answers hold on every line."""
+    names = folders.CONTROL["chatml"]
+    folders.write_folder(tmp_path, folders.CHATML, (*names, ">>"), bos_token=">>", eos_token="<|im_end|>")
+    p = open_prompt_format(tmp_path, TEMPLATES["chat:plain"], "plain")
+    texts = ("<<12/3=4>>", ">> 4")
+    rows = [Conversation((Message("user", "12 / 3?"), Message("assistant", text)), "r:1") for text in texts]
+    rows.append(Conversation((Message("user", "a?"), Message("assistant", "b<|im_end|>")), "r:3"))
+    _, found = clean.alarms(tmp_path, p, Source("rows", "plain", tuple(rows)))
+    assert [(f.rule, f.row) for f in found] == [("control-text", "r:3")]
