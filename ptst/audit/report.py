@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.audit.account import SourceAccount
+from ptst.audit.asked_settings import check_settings
 from ptst.audit.batch_checks import Pack, rows_of
 from ptst.audit.config import AuditConfig
 from ptst.audit.counts import tally
@@ -22,13 +23,14 @@ from ptst.audit.reference_rows import Request, check_source
 from ptst.audit.rows import bad_row, normalized
 from ptst.audit.run_checks import check_encoded
 from ptst.audit.run_data import Encoded, RunData
+from ptst.audit.run_rows import check_run_rows
 from ptst.audit.setup import Setup
 from ptst.audit.step_rule import StepRule
 from ptst.audit.view import Comparison, TokenView, compare
 from ptst.config_file import merge
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
-from ptst.data.examples import length_limit, parse_mix
+from ptst.data.examples import length_limit
 from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import Source
 from ptst.errors import UserError
@@ -40,7 +42,7 @@ from ptst.settings import CommandSettings
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import find_template, load_template, with_default_system_prompt
 from ptst.training.config import TrainConfig
-from ptst.training.run_sources import RunSources, read_main, read_others
+from ptst.training.run_sources import read_main, read_others
 
 LISTED = 20  # findings of one rule that are listed; all are counted
 
@@ -218,12 +220,10 @@ def audit_data(config: AuditConfig) -> Audit:
         raise UserError(f"this is a run of {run.model}, not of {settings.model}", where=config.checkpoint)
     unreadable: list[list[UserError]] = [[]]
     source = read_main(settings, unreadable[0])
-    rows = (settings.data, "train", settings.limit, settings.holdout)
-    found = [*check_source(source, Request(*rows, Columns.of(settings), unreadable[0]))]
+    read = read_others(settings, source, unreadable)
+    found = [*check_run_rows(settings, read, unreadable)]
     if not source.conversations and not unreadable[0] and not found:
         raise UserError("there are no rows to audit", where=settings.data)
-    read = read_others(settings, source, unreadable)
-    found += _check_others(settings, read, unreadable[1:])
     shape = DecoderConfig.from_folder(folder)
     template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
     family = settings.template_family or source.family
@@ -236,6 +236,7 @@ def audit_data(config: AuditConfig) -> Audit:
         test_template = with_default_system_prompt(find_template(config.test_template), folder)
         test = replace(prompt_format, template=test_template)
     limit = length_limit(settings.max_length, shape.max_positions, settings.micro_batch_tokens)
+    found += check_settings(settings, prompt_format, read.training, limit, shape.max_positions)
     what = f"template {template.name}, {prompt_format.described}"
     say(f"ptst.audit: {len(source.conversations)} rows of {source.name}, {what}")
     size = settings.micro_batch_tokens
@@ -248,18 +249,6 @@ def audit_data(config: AuditConfig) -> Audit:
     used = {source.name: source for source, _ in read.training}
     used |= {f"{source.name} (validation)": source for source in [read.validation] if source is not None}
     return replace(report, provenance=provenance(config, folder, used, prompt_format))
-
-
-def _check_others(
-    settings: TrainConfig, read: RunSources, unreadable: Sequence[Sequence[UserError]]
-) -> Iterator[Finding]:
-    """What is mixed in, and the validation set, against their files."""
-    asked = [(name, "train", 0.0) for name, _ in map(parse_mix, settings.mix)]
-    if settings.validation is not None:
-        asked.append((settings.validation[0], "validation", settings.validation[1]))
-    found = [source for source, _ in read.training[1:]] + ([read.validation] if read.validation else [])
-    for source, (name, split, holdout), errors in zip(found, asked, unreadable, strict=True):
-        yield from check_source(source, Request(name, split, None, holdout, Columns.of(settings), errors))
 
 
 def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from ptst import records
-from ptst.audit.gate import Prepared, check_start
+from ptst.audit.gate import Prepared, check_start, refuse
+from ptst.audit.run_rows import check_run_rows
 from ptst.audit.setup import Setup
 from ptst.audit.verdicts import verdict_key
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, prepare
@@ -152,6 +153,7 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
     """Encode training and validation data, and say what became of them."""
     prompt_format, how = model.prompt_format, (max_length, config.too_long, config.train_on)
     read = read_others(config, source)
+    refuse(check_run_rows(config, read), config.allow)
     asked, held_out = read.training, read.validation
     say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
     for each in [*(s for s, _ in asked), *([held_out] if held_out else [])]:
