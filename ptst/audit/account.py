@@ -47,11 +47,6 @@ class SourceAccount:
     last: int | None
     rows: Mapping[str, Sequence[int] | str]
 
-    @property
-    def summary(self) -> dict[str, Any]:
-        """All but the rows."""
-        return {"source": self.name, "part": self.part, **{name: getattr(self, name) for name in COLUMNS}}
-
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
