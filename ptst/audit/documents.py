@@ -15,7 +15,7 @@ from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
 from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.errors import UserError
-from ptst.text.encode import first_difference
+from ptst.text.encode import Example, first_difference
 from ptst.text.segments import Conversation
 
 _IN_DETAIL = ("boundaries", "labels", "position-ids")  # rules of the shape that are applied here to every document
@@ -71,7 +71,8 @@ def _causes(
     for number, cause in (*positions, *labels.items()):
         if number not in bounds.explained and cause is not None:
             yield number, cause
-    for number, written in enumerate(expected):
+    prompts = setup.prompt_format.encode_all([row.prompt() for row in rows])
+    for number, (written, prompt) in enumerate(zip(expected, prompts, strict=True)):
         if number in bounds.explained:
             continue
         start, end = batch.cu_seqlens[number : number + 2]
@@ -80,7 +81,7 @@ def _causes(
             continue
         loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
         c = Compared(batch.tokens[start:end], loss_mask, written, rows[number], setup, others)
-        for cause in _document_causes(c, number in labels):
+        for cause in _document_causes(c, number in labels, prompt):
             yield number, cause
 
 
@@ -88,8 +89,9 @@ def _sentence(error: UserError) -> str:
     return UserError(error.cause, error.remedy).tell(lambda name: f"the setting {name}")
 
 
-def _document_causes(c: Compared, labels_wrong: bool) -> Iterator[Cause]:
-    """What is wrong with one document. Where its labels are not its tokens, its loss mask says nothing."""
+def _document_causes(c: Compared, labels_wrong: bool, prompt: Example | UserError) -> Iterator[Cause]:
+    """What is wrong with one document. Where its labels are not its tokens, its loss mask says nothing. `prompt`: the
+    one at test time."""
     for start, run in c.reference.runs:
         if start in c.reference.lossy:
             at, *shown = difference(run.text, c.reference.lossy[start])
@@ -105,9 +107,10 @@ def _document_causes(c: Compared, labels_wrong: bool) -> Iterator[Cause]:
     limit = c.setup.max_length
     if limit is not None and len(c.ids) > limit:
         yield Cause("too-long", limit, f"{len(c.ids)} tokens, the limit is {limit}")
-    prompt = c.setup.prompt_format.encode(c.conversation.prompt()).ids
-    if c.ids[: len(prompt)] != prompt[: len(c.ids)]:
-        at = first_difference(c.ids, prompt)
+    if isinstance(prompt, UserError):
+        yield Cause("prompt-differs", 0, f"there is no prompt at test time: {_sentence(prompt)}")
+    elif c.ids[: len(prompt.ids)] != prompt.ids[: len(c.ids)]:
+        at = first_difference(c.ids, prompt.ids)
         if why is None or at < (why.token or 0):  # else the same difference
             words = "training and test encode the prompt differently"
-            yield Cause("prompt-differs", at, words, c.show(prompt, at), c.show(c.ids, at))
+            yield Cause("prompt-differs", at, words, c.show(prompt.ids, at), c.show(c.ids, at))

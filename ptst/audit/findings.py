@@ -92,6 +92,8 @@ _ERRORS = {
     "split-leak": ("a row of the validation or test set is trained on", "report it: the split is wrong"),
     "setting-ignored": ("a setting is not what is used", "report it: the command does not do what was asked"),
     "asked-differs": ("the texts of the test are not those of its file", "report it: overlap would be missed"),
+    "tokenizer": ("the tokenizer is not what its files say", "report it; use an earlier version until it is mended"),
+    "stop-ids": ("an answer ends at other tokens than it should", "report it; or correct eos_token_id in the folder"),
     "run-drift": ("the run's data would be encoded differently today", "train again, or restore version and files"),
 }
 _WARNINGS = {

@@ -13,6 +13,7 @@ from ptst.audit.findings import RULES, Finding
 from ptst.audit.rows import check_rows
 from ptst.audit.setup import Setup
 from ptst.audit.verdicts import Warning
+from ptst.audit.tokenizer_check import check_tokenizer
 from ptst.data.sources import Source
 from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError
@@ -72,7 +73,7 @@ def check_start(
 def _check(part: Prepared, setup: Setup, micro_batch_tokens: int) -> list[Finding]:
     conversations = part.source.conversations
     references = build_references(conversations, setup)
-    found = [*check_rows(conversations, setup.prompt_format)]
+    found = [*check_tokenizer(setup, conversations), *check_rows(conversations, setup.prompt_format)]
     for batch in StepBatches(part.examples, range(len(part.examples)), micro_batch_tokens):
         found += check_documents(batch.whole, conversations, setup, references)
     fates, made = [find_fate(reference, setup) for reference in references], {e.row for e in part.examples}

@@ -92,7 +92,7 @@ class Oracle:
     @cached_property
     def script(self) -> Script:
         p = self.prompt_format
-        return Script(wording_of(p.template, self.template_file), task_of(p.family))
+        return Script(wording_of(p.template, self.template_file, p.folder), task_of(p.family))
 
     @property
     def is_text(self) -> bool:

@@ -37,7 +37,8 @@ File = JsonFile | PiecesFile
 @dataclass(frozen=True, eq=False)
 class ReferenceTokenizer:
     """A tokenizer of the audit's own. `control`: ids of control tokens by name. `ends`: ids that end an answer by the
-    folder's files. `lstrip`, `rstrip`: control tokens that swallow the whitespace before and after them."""
+    folder's files. `lstrip`, `rstrip`: control tokens that swallow the whitespace before and after them. `rows`: the
+    embedding rows that ids must not exceed."""
 
     file: File
     control: dict[str, int]
@@ -45,6 +46,7 @@ class ReferenceTokenizer:
     lstrip: frozenset[str] = frozenset()
     rstrip: frozenset[str] = frozenset()
     like_transformers: bool = False
+    rows: int | None = None
 
     @cached_property
     def names(self) -> dict[int, str]:
@@ -61,6 +63,10 @@ class ReferenceTokenizer:
     @property
     def eos(self) -> str | None:
         return self.file.eos
+
+    def vocabulary(self) -> dict[str, int]:
+        """The ids of all tokens that have an embedding row, by name."""
+        return {name: i for name, i in self.file.vocabulary().items() if self.rows is None or i < self.rows}
 
     def id_of(self, name: str) -> int:
         """Id of a control token. Raises UserError where there is none of that name."""
@@ -208,7 +214,7 @@ def _made(file: File, ends: frozenset[int], rows: int | None) -> ReferenceTokeni
         frozenset(name for name, flags in file.flags.items() if getattr(flags, side) and name in control)
         for side in ("lstrip", "rstrip")
     )
-    return ReferenceTokenizer(file, control, ends | own, lstrip, rstrip)
+    return ReferenceTokenizer(file, control, ends | own, lstrip, rstrip, rows=rows)
 
 
 def _chosen(folder: Path, said: Said) -> File:

@@ -8,7 +8,7 @@ Template object under test.
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 from ptst.audit.reference_roles import Parts
 from ptst.errors import UserError
+from ptst.text.chat_template import open_chat_template
 from ptst.text.segments import Conversation
 
 
@@ -113,9 +114,9 @@ TASKS = {
 MODEL_DEFAULT = "model-default"
 
 
-def wording_of(template: Any, file: Path | None = None, default: Callable[[], str | None] | None = None) -> Wording:
-    """The words of a template: pinned ones by its name, those of its TOML `file`, else the object's own. `default`:
-    what the folder's chat template inserts as a system prompt."""
+def wording_of(template: Any, file: Path | None = None, folder: Path | None = None) -> Wording:
+    """The words of a template: pinned ones by its name, those of its TOML `file`, else the object's own. `folder`: the
+    model whose chat template may insert a system prompt that the file asks for."""
     if template.name in WORDINGS:
         return WORDINGS[template.name]
     keys = Wording.__dataclass_fields__
@@ -124,8 +125,21 @@ def wording_of(template: Any, file: Path | None = None, default: Callable[[], st
         given = {key: value for key, value in tomllib.loads(file.read_text("utf-8")).items() if key in keys}
         given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
         if given.get("system") == MODEL_DEFAULT:
-            given["system"] = default() if default is not None else template.system
+            given["system"] = template.system if folder is None else inserted_by(folder)
     return Wording(**given)
+
+
+def inserted_by(folder: Path) -> str | None:
+    """The system prompt that the folder's chat template inserts into a conversation without one."""
+    chat_template = open_chat_template(folder)
+    signs = [{"role": "system", "content": "SYSTEM-SIGN"}, {"role": "user", "content": "USER-SIGN"}]
+    found = chat_template.render([signs, signs[1:]]) if chat_template is not None else []
+    if len(found) < 2 or not all(isinstance(text, str) for text in found):
+        return None
+    given, bare = map(str, found)
+    before, sign, after = given.partition("SYSTEM-SIGN")
+    inserted = bare.removeprefix(before).removesuffix(after)
+    return inserted if sign and f"{before}{inserted}{after}" == bare and inserted else None
 
 
 def task_of(family: Any) -> Task:

@@ -14,6 +14,7 @@ from ptst.audit.order_checks import LEAST
 from ptst.audit.rows import bad_row, check_overlap, check_rows
 from ptst.audit.run_data import Encoded, plan_steps
 from ptst.audit.setup import Setup
+from ptst.audit.tokenizer_check import check_tokenizer
 from ptst.data.sources import Source
 from ptst.errors import UserError
 
@@ -44,6 +45,7 @@ def check_encoded(
     fates = [find_fate(reference, setup) for reference in references]
     on_rows = [*map(bad_row, encoded.bad.values()), *check_rows(conversations, setup.prompt_format)]
     on_rows += check_overlap(conversations, asked or {})
+    on_rows += check_tokenizer(setup, conversations) if encoded.is_training else ()
     parts = _parts(encoded, sources, fates)
     on_rows += _check_sources(encoded, parts, fates)
     flagged = {f.row for f in on_rows if f.level != "info"}
