@@ -1,13 +1,16 @@
 """How fast do conversations become token ids with a loss mask? Rows per second of CPU time, ours against transformers'
-`apply_chat_template(return_assistant_tokens_mask=True)`, in turn in one process. Needs `pip install -e .[bench]`.
+`apply_chat_template(return_assistant_tokens_mask=True)`, both given all rows at once, in turn in one process. Needs
+`pip install -e .[bench]`.
 
     python benchmarks/text.py                                       word problems, the default model's tokenizer
     python benchmarks/text.py --data gsm8k.jsonl --model FOLDER     other rows, another tokenizer (ChatML or Llama-2)
     python benchmarks/text.py --json FILE                           the figures for machines, too
 
 The peer gets a chat template with `{% generation %}` blocks, which it needs for its mask and few models ship. Ours also
-checks, in the time measured, that the prompt is a prefix of the training ids and that the ids decode to the text. Then:
-the cost of the audit's rules, over all rows (once per run) and on every batch, the latter relative to a training step.
+checks, in the time measured, that the prompt is a prefix of the training ids and that the ids decode to the text.
+`checked`: ours with every row compared with the audit's reference formats, which encode it again by themselves.
+`own_share`, `checked_share`: of the peer's CPU time, the median of all rounds; below 1 ours is faster. Then: the cost
+of all the audit's rules, over all rows (once per run) and on every batch, the latter relative to a training step.
 """
 
 from __future__ import annotations
@@ -43,7 +46,7 @@ from ptst.text.templates import find_template
 from ptst.training.watch import document_check
 
 DEFAULT = Path("checkpoints/smollm2-135m-instruct")
-ROUNDS = 5
+ROUNDS = 7
 TIMES = 20  # that a short piece of work is repeated
 # The peer's templates: the same text as ours, with generation blocks around the answers.
 PEER = {
@@ -110,7 +113,14 @@ def main() -> None:
     chat_format = prompt_format.chat_format.name
 
     def ours() -> list:
-        return [prompt_format.encode(c) for c in source.conversations]
+        return prompt_format.encode_all(source.conversations)
+
+    oracle = Setup(prompt_format).oracle
+
+    def checked() -> None:
+        wanted = oracle.references(source.conversations)
+        for example, reference in zip(ours(), wanted, strict=True):
+            assert (example.ids, example.loss_mask) == (reference.ids, reference.loss_mask)
 
     figures = {"rows": len(source.conversations), "format": chat_format, "tokenizer": args.model.name}
     figures |= {"machine": platform.processor() or platform.machine(), "python": platform.python_version()}
@@ -129,18 +139,17 @@ def main() -> None:
         rows = [[{"role": m.role, "content": m.content} for m in c.messages] for c in source.conversations]
         asked = {"chat_template": PEER[chat_format], "return_assistant_tokens_mask": True, "return_dict": True}
 
-        def theirs() -> list:
-            return [peer.apply_chat_template(r, **asked) for r in rows]
+        def theirs() -> dict:
+            return peer.apply_chat_template(rows, **asked)
 
         answers = theirs()
-        same = sum(e.ids == list(a["input_ids"]) for e, a in zip(encoded, answers, strict=True))
-        masks = sum(
-            list(map(int, e.loss_mask)) == list(a["assistant_masks"]) for e, a in zip(encoded, answers, strict=True)
-        )
-        figures |= {"same_ids": same, "same_masks": masks}
-        turns = [(seconds(ours), seconds(theirs)) for _ in range(ROUNDS)]
-        figures["ours_s"], figures["theirs_s"] = (min(t) for t in zip(*turns, strict=True))
-        figures["ratio"] = statistics.median(b / a for a, b in turns)
+        ids, masks = answers["input_ids"], answers["assistant_masks"]
+        figures["same_ids"] = sum(e.ids == list(i) for e, i in zip(encoded, ids, strict=True))
+        figures["same_masks"] = sum(list(map(int, e.loss_mask)) == list(m) for e, m in zip(encoded, masks, strict=True))
+        turns = [(seconds(ours), seconds(checked), seconds(theirs)) for _ in range(ROUNDS)]
+        figures["ours_s"], figures["checked_s"], figures["theirs_s"] = (min(t) for t in zip(*turns, strict=True))
+        for at, name in enumerate(("own_share", "checked_share")):
+            figures[name] = statistics.median(turn[at] / turn[2] for turn in turns)
     figures |= audit_cost(encoded, source, prompt_format, args.model)
     for key, value in figures.items():
         print(f"{key:>14}  {value:.4g}" if isinstance(value, float) else f"{key:>14}  {value}")

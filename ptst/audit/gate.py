@@ -12,8 +12,8 @@ from ptst.audit.fates import check_prepared, find_fate
 from ptst.audit.findings import RULES, Finding
 from ptst.audit.rows import check_rows
 from ptst.audit.setup import Setup
-from ptst.audit.verdicts import Warning
 from ptst.audit.tokenizer_check import check_tokenizer
+from ptst.audit.verdicts import Warning
 from ptst.data.sources import Source
 from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError

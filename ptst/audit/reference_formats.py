@@ -8,7 +8,7 @@ chat template's own words is compared, by ids, in `owner`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -117,7 +117,10 @@ class Oracle:
         rows = [_tried(self._calls, c, train_on) for c in conversations]
         wanted = [text for row in rows if not isinstance(row, UserError) for call in row for text in call[1:3] if text]
         known = self.tokenizer.encode(wanted)
-        return [row if isinstance(row, UserError) else _tried(self._put, row, known) for row in rows]
+        runs = {call[2] for row in rows if not isinstance(row, UserError) for call in row if call[2]}
+        encoded = [(text, ids) for text in runs if isinstance(ids := known[text], list)]
+        lossy = {text for text, ids in encoded if not self.tokenizer.restores(text, ids)}
+        return [row if isinstance(row, UserError) else _tried(self._put, row, known, lossy) for row in rows]
 
     def reference(self, conversation: Conversation, train_on: str = "all") -> Reference:
         """What one row must be. Raises UserError for one that cannot be said or encoded."""
@@ -142,31 +145,37 @@ class Oracle:
             calls.append((run, (run.prompt, bare) if run.sampled else whole, whole))
         return calls
 
-    def _put(self, calls: "Sequence[Call]", known: dict[Text, list[int] | UserError]) -> Reference:
-        """The row of encoded runs."""
-        out = Reference([], [], [], [], {}, tokenizer=self.tokenizer)
+    def _put(self, calls: "Sequence[Call]", known: dict[Text, list[int] | UserError], lossy: set[Text]) -> Reference:
+        """The row of encoded runs. `lossy`: texts that their ids do not give back."""
+        tokenizer = self.tokenizer
+        row, mask = list[int](), list[bool]()
+        runs, boundaries, lost = list[tuple[int, Run]](), list[int](), dict[int, str]()
         speaks, length = False, 0
         for run, before, whole in calls:
-            start = len(out.ids)
-            out.runs.append((start, run))
-            out.bare.append(whole is not None and whole[1])
+            start = len(row)
+            runs.append((start, run))
             if before is None or whole is None:
-                ids, num_prompt = [self.tokenizer.id_of(run.prompt)], 0 if run.sampled else 1
+                ids, num_prompt = [tokenizer.id_of(run.prompt)], 0 if run.sampled else 1
             else:
-                prompt, ids = _ids(known[before]), _ids(known[whole])
-                num_prompt = len(prompt)
-                if ids[:num_prompt] != prompt:
-                    out.token_boundaries.append(start + num_prompt)
-                    again = (run.answer, self.tokenizer.is_bare(None, True))
-                    ids = prompt + _ids(self.tokenizer.encode([again])[again])
-                if not self.tokenizer.restores(run.text, ids, whole[1]):
-                    out.lossy[start] = self.tokenizer.decode_run(ids, whole[1])
+                ids, is_lossy = _ids(known[whole]), whole in lossy
+                num_prompt = len(ids)
+                if run.sampled:
+                    prompt = _ids(known[before])
+                    num_prompt = len(prompt)
+                    if ids[:num_prompt] != prompt:
+                        boundaries.append(start + num_prompt)
+                        again = (run.answer, tokenizer.is_bare(None, True))
+                        ids = prompt + _ids(tokenizer.encode([again])[again])
+                        is_lossy = not tokenizer.restores(whole, ids)
+                if is_lossy:
+                    lost[start] = tokenizer.decode_run(ids, whole[1])
             if run.sampled and not (speaks and num_prompt == 0):
                 length = start + num_prompt
             speaks = run.sampled
-            out.ids.extend(ids)
-            out.loss_mask.extend([False] * num_prompt + [run.trained] * (len(ids) - num_prompt))
-        return replace(out, prompt_length=length)
+            row += ids
+            mask += [False] * num_prompt + [run.trained] * (len(ids) - num_prompt)
+        bare = [whole is not None and whole[1] for _, _, whole in calls]
+        return Reference(row, mask, runs, boundaries, lost, length, bare, tokenizer)
 
     def _without_swallowed(self, runs: list[Run]) -> list[Run]:
         """The runs without whitespace of the scaffold that a control token beside it swallows."""

@@ -5,7 +5,7 @@ become one all the same (by merges), it is cut through that token, and what foll
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -121,11 +121,11 @@ class JsonFile:
         return made
 
     def _run(self, tok: Any, texts: Sequence[str]) -> list[list[int]]:
-        return [found.ids for found in self._encodings(tok, texts)]
+        return [found.ids for found in self._encodings(tok.encode_batch_fast, texts)]
 
-    def _encodings(self, tok: Any, texts: Sequence[str]) -> list[Any]:
+    def _encodings(self, encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
         try:
-            return tok.encode_batch([*texts], add_special_tokens=False)
+            return encode([*texts], add_special_tokens=False)
         except BaseException as error:  # a regular expression may panic, which is no Exception
             if isinstance(error, Exception) or type(error).__name__ == "PanicException":
                 raise broken(f"the tokenizer fails on a text ({error})", self._path) from None
@@ -144,7 +144,7 @@ class JsonFile:
         while waiting:
             start, end, is_bare = waiting.pop()
             part = text[start:end]
-            (found,) = self._encodings(self._bare if is_bare else self._whole, [part])
+            (found,) = self._encodings((self._bare if is_bare else self._whole).encode_batch, [part])
             tokens = [*zip(found.ids, found.offsets, strict=True)]
             cuts = [self._cut(i, part, place) for i, place in tokens if self._is_wrong(i, part, place)]
             if not cuts:

@@ -64,6 +64,7 @@ class ReferenceTokenizer:
     def eos(self) -> str | None:
         return self.file.eos
 
+    @cached_property
     def vocabulary(self) -> dict[str, int]:
         """The ids of all tokens that have an embedding row, by name."""
         return {name: i for name, i in self.file.vocabulary().items() if self.rows is None or i < self.rows}
@@ -110,12 +111,12 @@ class ReferenceTokenizer:
         """Ids of a text with their places. A character of several tokens is at the place of each."""
         return self.file.spans(text, bare) if text else []
 
-    def restores(self, text: str, ids: Sequence[int], bare: bool) -> bool:
+    def restores(self, text: Text, ids: Sequence[int]) -> bool:
         """Whether the ids of one run of text decode to it."""
-        table = self.file.bytes_of
-        if table is not None and b"".join(map(table.__getitem__, ids)) == self._lead(bare) + text.encode():
+        table, (words, bare) = self.file.bytes_of, text
+        if table is not None and b"".join(map(table.__getitem__, ids)) == self._lead(bare) + words.encode():
             return True
-        return self.decode_run(ids, bare) == text
+        return self.decode_run(ids, bare) == words
 
     def _lead(self, bare: bool) -> bytes:
         return b" " if self.file.dummy and not bare else b""

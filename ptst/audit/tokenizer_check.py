@@ -43,7 +43,7 @@ def _names_differ(p: PromptFormat, oracle: Oracle) -> Iterator[Finding]:
     control = {name: ours.control_id(name) for name in ours.control_names.values()}
     for what, expected, seen in (
         ("control tokens", own.control, control),
-        ("tokens", own.vocabulary(), {name: i for name, i in ours.tokens.items() if own.rows is None or i < own.rows}),
+        ("tokens", own.vocabulary, {name: i for name, i in ours.tokens.items() if own.rows is None or i < own.rows}),
     ):
         if expected != seen:
             name = min(n for n in expected.keys() | seen if expected.get(n) != seen.get(n))

@@ -4,7 +4,7 @@ sources mixed in one training run, each with its own number of epochs."""
 import hashlib
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,8 @@ from ptst.records import DataRecord
 from ptst.text.encode import Example, cut
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
+
+AT_ONCE = 4096  # conversations that are encoded together
 
 
 def prepare(
@@ -33,16 +35,13 @@ def prepare(
     beyond_limit: list[tuple[int, str]] = []
     counts: dict[str, Any] = dict.fromkeys(("dropped", "cut", "untrained", "token_boundaries", "lossy"), 0)
     first_lossy = ""
-    for row, conversation in enumerate(source.conversations):
-        try:
-            if not conversation.answered:
-                raise UserError("the conversation ends without an assistant turn to train on", "", conversation.source)
-            example = replace(prompt_format.encode(conversation, train_on), row=row)
-        except UserError as error:
+    for row, (conversation, found) in enumerate(_encoded(source.conversations, prompt_format, train_on)):
+        if isinstance(found, UserError):
             if errors is None:
-                raise
-            errors[row] = error
+                raise found
+            errors[row] = found
             continue
+        example = replace(found, row=row)
         counts["token_boundaries"] += len(example.token_boundaries)
         if example.lossy:
             counts["lossy"] += 1
@@ -78,6 +77,20 @@ def prepare(
         **counts,
     )
     return examples, record
+
+
+def _encoded(
+    conversations: Sequence[Conversation], prompt_format: PromptFormat, train_on: str
+) -> Iterator[tuple[Conversation, Example | UserError]]:
+    """Every conversation, encoded, or the reason why not."""
+    for at in range(0, len(conversations), AT_ONCE):
+        part = conversations[at : at + AT_ONCE]
+        for conversation, found in zip(part, prompt_format.encode_all(part, train_on), strict=True):
+            if not conversation.answered:
+                cause = "the conversation ends without an assistant turn to train on"
+                yield conversation, UserError(cause, "", conversation.source)
+            else:
+                yield conversation, found
 
 
 def _too_long(beyond_limit: list[tuple[int, str]], max_length: int, num_rows: int) -> UserError:

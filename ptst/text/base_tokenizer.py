@@ -1,16 +1,19 @@
 """What both kinds of tokenizers share: text to ids and back, with control tokens looked up by name alone."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Self
 
 from ptst.errors import Setting, UserError
 from ptst.text.added_tokens import AddedToken, TokenSettings
+
+Run = tuple[str, bool]  # a run of text, and whether it is bare: without the dummy space
+SHORT = 256  # characters of a run that is worth remembering
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,62 @@ class Tokenizer(ABC):
         """Ids of a run of text; none of them is a control token's. `continuation`: the text continues other text, so no
         dummy space precedes it; `after`: the control token before it. Raises UserError for text that is not Unicode
         (lone surrogates)."""
+        run = text, self.is_bare(after, continuation)
+        ids = self.encode_all((run,))[run]
+        if isinstance(ids, UserError):
+            raise ids
+        return [*ids]
+
+    def is_bare(self, after: str | None, continuation: bool = False) -> bool:
+        """Whether a run of text has no dummy space where the tokenizer puts one: a continuation, and after some control
+        tokens."""
+        return self._dummy_space and (continuation or self._glued(after))
+
+    def encode_all(self, runs: Iterable[Run]) -> dict[Run, list[int] | UserError]:
+        """Ids of many runs of text (text, is bare), each distinct one encoded once, all in one call of the library; of
+        text that cannot be encoded, the reason. The ids are not the caller's to change."""
+        known = self._known  # templates and role names recur in every row
+        found: dict[Run, list[int] | UserError] = {}
+        new: dict[bool, list[str]] = {False: [], True: []}
+        for run in runs:
+            if run not in found:
+                found[run] = known.get(run, [])
+                if not found[run] and run[0]:
+                    new[run[1]].append(run[0])
+        for bare, texts in new.items():
+            if not texts:
+                continue
+            for text, ids in zip(texts, self._encode_all(texts, bare), strict=True):
+                found[text, bare] = ids
+                if len(text) < SHORT and not isinstance(ids, UserError):
+                    known[text, bare] = ids
+        if len(known) > 4096:
+            known.clear()
+        return found
+
+    def _encode_all(self, texts: list[str], bare: bool) -> Sequence[list[int] | UserError]:
         try:
-            text.encode("utf-8")
+            for text in texts:
+                text.encode("utf-8")
+            return self._continued_all(texts) if bare else self._ids_all(texts)
         except UnicodeEncodeError as error:
             surrogate = f"a lone surrogate, U+{ord(text[error.start]):04X}, at character {error.start}"
-            raise UserError(f"the text holds {surrogate}, which is not valid Unicode", "remove it") from None
-        if not text:
-            return []
-        continuation = self._dummy_space and (continuation or self._glued(after))
-        # Templates and role names recur in every row.
-        return list(self._remembered(text, continuation)) if len(text) < 4096 else self._encode(text, continuation)
+            failed = UserError(f"the text holds {surrogate}, which is not valid Unicode", "remove it")
+        except UserError as error:
+            failed = error
+        if len(texts) == 1:
+            return [failed]
+        return [self._encode_all([text], bare)[0] for text in texts]  # to find those that cannot be encoded
 
-    def _encode(self, text: str, continuation: bool) -> list[int]:
-        return self._continued(text) if continuation else self._ids(text)
+    def _ids_all(self, texts: list[str]) -> list[list[int]]:
+        return [self._ids(text) for text in texts]
+
+    def _continued_all(self, texts: list[str]) -> list[list[int]]:
+        return [self._continued(text) for text in texts]
 
     @cached_property
-    def _remembered(self) -> Callable[[str, bool], tuple[int, ...]]:
-        return lru_cache(1024)(lambda text, continuation: tuple(self._encode(text, continuation)))
+    def _known(self) -> dict[Run, list[int]]:
+        return {}
 
     @property
     @abstractmethod
@@ -81,9 +123,16 @@ class Tokenizer(ABC):
 
     def decode_text(self, ids: list[int], after: str | None = None) -> str:
         """Text of the ids of one run of text, without its dummy space; `after`: the control token before it."""
-        if not (self._dummy_space and self._glued(after)):
-            return self._decode(ids)
-        return self._decode([*self._ids("a"), *ids])[1:]
+        return self.decode_all([(ids, self.is_bare(after))])[0]
+
+    def decode_all(self, runs: Sequence[tuple[list[int], bool]]) -> list[str]:
+        """Texts of the ids of many runs of text (ids, is bare), without dummy spaces."""
+        before = self._ids("a") if any(bare for _, bare in runs) else []
+        texts = self._decode_all([[*before, *ids] if bare else ids for ids, bare in runs])
+        return [text[1:] if bare else text for text, (_, bare) in zip(texts, runs, strict=True)]
+
+    def _decode_all(self, runs: list[list[int]]) -> list[str]:
+        return [self._decode(ids) for ids in runs]
 
     def decode(self, ids: list[int], after: str | None = None) -> str:
         """Text of ids, control tokens by name; the dummy space of each run of text is dropped."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ptst.errors import UserError
+from ptst.text.base_tokenizer import Run
 from ptst.text.segments import Segment
 from ptst.text.tokenizer import Tokenizer
 
@@ -44,34 +46,99 @@ class Example:
         return sum(self.loss_mask)
 
 
-def encode(segments: list[Segment], tokenizer: Tokenizer) -> Example:
+def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Example:
     """Ids and loss mask. Raises UserError for lone surrogates and for control tokens that the tokenizer lacks."""
+    (found,) = encode_all([segments], tokenizer)
+    if isinstance(found, UserError):
+        raise found
+    return found
+
+
+def encode_all(rows: Sequence[Sequence[Segment] | UserError], tokenizer: Tokenizer) -> list[Example | UserError]:
+    """Many rows at once: every distinct run of text is encoded once, all in one call of the tokenizer's library. Of a
+    row that cannot be encoded, the reason (`encode`), or the one that it came with."""
+    split = [row if isinstance(row, UserError) else _runs(row, tokenizer) for row in rows]
+    runs = [run for row in split if not isinstance(row, UserError) for run in row if run.whole is not None]
+    encoded = tokenizer.encode_all(text for run in runs for text in (run.prompt, run.whole) if text is not None)
+    whole = {run.whole: ids for run in runs if run.whole and isinstance(ids := encoded[run.whole], list)}
+    decoded = tokenizer.decode_all([(ids, text[1]) for text, ids in whole.items()])
+    lossy = {text: found for text, found in zip(whole, decoded, strict=True) if text[0] != found}
+    return [row if isinstance(row, UserError) else _joined(row, tokenizer, encoded, lossy) for row in split]
+
+
+@dataclass(slots=True)
+class _Run:
+    """Segments that are encoded in one call: a control token, or a run of text. `prompt`, `whole`: the prompt's part of
+    it, and all of it, each with whether it is bare; None for a control token."""
+
+    segments: list[Segment]
+    bare: bool = False
+    prompt: Run | None = None
+    whole: Run | None = None
+
+
+def _runs(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[_Run]:
+    """Control tokens one by one; between them, the runs of text that are encoded in one call."""
+    runs: list[_Run] = []
+    after: str | None = None  # the control token before
+    open_run: list[Segment] = []
+    for segment in segments:
+        if segment.control:
+            runs.append(_Run([segment]))
+            after, open_run = segment.text, []
+        elif open_run and not segment.apart:
+            open_run.append(segment)
+        else:
+            open_run = [segment]
+            runs.append(_Run(open_run, bare=tokenizer.is_bare(after)))
+    for run in runs:
+        if not run.segments[0].control:
+            given = [s.text for s in run.segments if not s.sampled]
+            said = run.segments[len(given) :]
+            assert all(s.sampled for s in said), "within a run of text, what the model samples comes last"
+            prompt = "".join(given)
+            run.prompt = prompt, run.bare
+            run.whole = ("".join([prompt, *[s.text for s in said]]), run.bare) if said else run.prompt
+    return runs
+
+
+def _joined(
+    runs: list[_Run], tokenizer: Tokenizer, encoded: dict[Run, list[int] | UserError], lossy: dict[Run, str]
+) -> Example | UserError:
+    """The row of encoded runs."""
     ids: list[int] = []
     loss_mask: list[bool] = []
     token_boundaries: list[int] = []
-    lossy: list[Lossy] = []
-    after: str | None = None  # the control token before
-    for run in _runs(segments):
-        if run[0].control:
-            after = run[0].text
-            ids.append(tokenizer.control_id(after))
-            loss_mask.append(run[0].trained)
+    lost: list[Lossy] = []
+    for run in runs:
+        first = run.segments[0]
+        if run.prompt is None or run.whole is None:
+            try:
+                ids.append(tokenizer.control_id(first.text))
+            except UserError as error:
+                return error
+            loss_mask.append(first.trained)
             continue
-        sampled = [s.sampled for s in run]
-        assert sampled == sorted(sampled), "within a run of text, what the model samples comes last"
-        prompt = "".join(s.text for s in run if not s.sampled)
-        reply = "".join(s.text for s in run if s.sampled)
-        prompt_ids = tokenizer.encode(prompt, after=after)
-        all_ids = tokenizer.encode(prompt + reply, after=after) if reply else prompt_ids
-        if all_ids[: len(prompt_ids)] != prompt_ids:
+        prompt_ids, all_ids = encoded[run.prompt], encoded[run.whole]
+        if isinstance(prompt_ids, UserError):
+            return prompt_ids
+        if isinstance(all_ids, UserError):
+            return all_ids
+        decoded = lossy.get(run.whole)
+        if run.whole is not run.prompt and all_ids[: len(prompt_ids)] != prompt_ids:
             token_boundaries.append(len(ids) + len(prompt_ids))
-            all_ids = prompt_ids + tokenizer.encode(reply, continuation=True)
+            try:
+                reply = tokenizer.encode(run.whole[0][len(run.prompt[0]) :], continuation=True)
+            except UserError as error:
+                return error
+            all_ids = prompt_ids + reply
+            (decoded,) = tokenizer.decode_all([(all_ids, run.whole[1])])
         ids += all_ids
-        loss_mask += [False] * len(prompt_ids) + [any(s.trained for s in run)] * (len(all_ids) - len(prompt_ids))
-        decoded = tokenizer.decode_text(all_ids, after)
-        if decoded != prompt + reply:
-            lossy.append(_first_loss(run, decoded))
-    return Example(ids, loss_mask, tuple(token_boundaries), tuple(lossy))
+        trained = run.segments[-1].trained or any(s.trained for s in run.segments)
+        loss_mask += [False] * len(prompt_ids) + [trained] * (len(all_ids) - len(prompt_ids))
+        if decoded is not None and decoded != run.whole[0]:
+            lost.append(_first_loss(run.segments, decoded))
+    return Example(ids, loss_mask, tuple(token_boundaries), tuple(lost))
 
 
 def without_swallowed(segments: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
@@ -87,16 +154,6 @@ def without_swallowed(segments: list[Segment], tokenizer: Tokenizer) -> list[Seg
             text = text.rstrip() if behind and behind.control and behind.text in tokenizer.lstrip else text
         out.append(replace(segment, text=text))
     return out
-
-
-def _runs(segments: list[Segment]) -> list[list[Segment]]:
-    """Control tokens one by one; between them, the runs of text that are encoded in one call."""
-    runs: list[list[Segment]] = []
-    for segment in segments:
-        if not runs or segment.control or segment.apart or runs[-1][0].control:
-            runs.append([])
-        runs[-1].append(segment)
-    return runs
 
 
 def _first_loss(run: list[Segment], decoded: str) -> Lossy:

@@ -173,12 +173,32 @@ class JsonTokenizer(Tokenizer):
     def _dummy_space(self) -> bool:
         return self._prefixed and self._ids("a") != self._continued("a")
 
+    def _ids_all(self, texts: list[str]) -> list[list[int]]:
+        return self._encode_all_with(self._tok, texts)
+
+    def _continued_all(self, texts: list[str]) -> list[list[int]]:
+        return self._encode_all_with(self._bare, texts)
+
+    def _encode_all_with(self, tok, texts: list[str]) -> list[list[int]]:
+        if self._limit is not None or len(texts) == 1:
+            return [self._encode_with(tok, text) for text in texts]
+        try:
+            found = [encoding.ids for encoding in tok.encode_batch_fast(texts, add_special_tokens=False)]
+        except BaseException as error:
+            raise self._explain(error, "the tokenizer fails on a text") from None
+        for at, ids in enumerate(found):
+            if not self._kept_out.isdisjoint(ids) or self._is_spelt(texts[at]):
+                found[at] = self._encode_with(tok, texts[at])
+        return found
+
+    def _is_spelt(self, text: str) -> bool:
+        return any(name in text for name in self._spelt)
+
     def _encode_with(self, tok, text: str) -> list[int]:
         # The fast form returns ids without their offsets in the text.
         try:
             ids = within(self._limit, lambda: tok.encode_batch_fast([text], add_special_tokens=False)[0].ids)
-            spelt = any(name in text for name in self._spelt)
-            if self._kept_out.isdisjoint(ids) and not spelt:
+            if self._kept_out.isdisjoint(ids) and not self._is_spelt(text):
                 return ids
             found = tok.encode(text, add_special_tokens=False)
         except TimeoutError:
@@ -210,6 +230,18 @@ class JsonTokenizer(Tokenizer):
             return text
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on ids") from None
+
+    def _decode_all(self, runs: list[list[int]]) -> list[str]:
+        if len(runs) == 1:
+            return [self._decode(runs[0])]
+        try:
+            texts = self._tok.decode_batch(runs, skip_special_tokens=False)
+        except BaseException as error:
+            raise self._explain(error, "the tokenizer fails on ids") from None
+        for at, ids in enumerate(runs):
+            if (self._bytes and _REPLACEMENT in texts[at]) or not self._literal.keys().isdisjoint(ids) or not ids:
+                texts[at] = self._decode(ids)
+        return texts
 
     def _with_whole_characters(self, ids: list[int]) -> Iterator[int]:
         """The ids with every byte that belongs to no character replaced by those of U+FFFD, as sentencepiece reads

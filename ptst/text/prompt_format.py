@@ -1,13 +1,14 @@
 """The prompt format: template x chat format x task format (family) x tokenizer, put together in one place for training,
 testing, auditing, chatting and judging, so that these cannot differ."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import NO_CHAT_FORMAT, ChatFormat
 from ptst.text.detect import Found, check_name, find_format
-from ptst.text.encode import Example, encode, without_swallowed
+from ptst.text.encode import Example, encode_all, without_swallowed
 from ptst.text.segments import Conversation, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
 from ptst.text.tokenizer import Tokenizer, configured_ends, load_tokenizer
@@ -59,11 +60,25 @@ class PromptFormat:
         """Ids of the whole conversation, or, where it ends in a user turn, of the generation prompt. Raises UserError,
         naming the row, for what the template or format cannot express, for text that is not Unicode, and, unless
         `allow_role_markers`, for messages that hold the chat format's role markers as plain text."""
-        self.check_role_markers(conversation)
+        (found,) = self.encode_all([conversation], train_on)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    def encode_all(self, conversations: Sequence[Conversation], train_on: str = "all") -> list[Example | UserError]:
+        """Many conversations at once, several times faster than one by one. Of one that `encode` refuses, the error."""
+        rows = [self._segments_or_error(conversation, train_on) for conversation in conversations]
+        return [
+            UserError(found.cause, found.remedy, conversation.source) if isinstance(found, UserError) else found
+            for found, conversation in zip(encode_all(rows, self.tokenizer), conversations, strict=True)
+        ]
+
+    def _segments_or_error(self, conversation: Conversation, train_on: str) -> list[Segment] | UserError:
         try:
-            return encode(self.segments(conversation, train_on), self.tokenizer)
+            self.check_role_markers(conversation)
+            return self.segments(conversation, train_on)
         except UserError as error:
-            raise UserError(error.cause, error.remedy, conversation.source) from None
+            return error
 
     def check_role_markers(self, conversation: Conversation) -> None:
         """Raise UserError if a message holds a role marker that is plain text, unless these are allowed: the model

@@ -77,7 +77,7 @@ class Conversation:
         return Conversation(self.messages[:-1], self.source) if self.answered else self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """A stretch of one author: the data's system, user or assistant, or the scaffold (template and chat format).
 
@@ -93,7 +93,7 @@ class Segment:
     apart: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A user's or assistant's turn in a template's words, split by author. `demonstration`: shown, never trained."""
 

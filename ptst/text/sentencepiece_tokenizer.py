@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ptst.errors import UserError
 from ptst.reading import open_regular, refuse_pointer
@@ -84,6 +85,15 @@ class SentencePieceTokenizer(Tokenizer):
         cause = f"the tokenizer joins the text {text[:20]!r} with whatever precedes it"
         raise UserError(f"{cause}, so an answer cannot be encoded after its prompt", "leave the text out", self.path)
 
+    def _ids_all(self, texts: list[str]) -> list[list[int]]:
+        return self._sp.encode(texts, num_threads=1)
+
+    def _continued_all(self, texts: list[str]) -> list[list[int]]:
+        own = self._ids("\n")
+        found = self._ids_all(["\n" + text for text in texts])
+        pairs = zip(texts, found, strict=True)
+        return [ids[len(own) :] if own and ids[: len(own)] == own else self._continued(text) for text, ids in pairs]
+
     @cached_property
     def _dummy_space(self) -> bool:  # sentencepiece's add_dummy_prefix
         return self._sp.id_to_piece(self._ids("a")[0]).startswith("\u2581")
@@ -93,8 +103,13 @@ class SentencePieceTokenizer(Tokenizer):
         size = self._sp.vocab_size()
         return self._sp.decode([i for i in ids if i < size])
 
+    def _decode_all(self, runs: list[list[int]]) -> list[str]:
+        size = self._sp.vocab_size()
+        runs = [ids if max(ids, default=0) < size else [i for i in ids if i < size] for ids in runs]
+        return self._sp.decode(runs, num_threads=1) if runs else []
 
-def _load(data: bytes, path: Path):
+
+def _load(data: bytes, path: Path) -> Any:
     from sentencepiece import SentencePieceProcessor
 
     try:

@@ -17,6 +17,7 @@ import re
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from ptst.errors import Setting, UserError, Words, unknown_name
@@ -157,10 +158,15 @@ def with_default_system_prompt(template: Template, folder: Path | str) -> Templa
 def fill(words: str, family: Family, x: str, task: str = "") -> list[Segment]:
     """A template's words with the user's text at `{x}` and the task's system prompt at `{task}`, split by author. The
     words are split at their places, never formatted: texts may hold braces."""
-    words = words.replace("{question}", family.question).replace("{cue}", family.cue)
-    assert words.count("{x}") == 1, f"{words!r} needs one place for the user's text"
     theirs = {"{x}": Segment(x, "user"), "{task}": Segment(task, "system")}
-    return [theirs.get(part, Segment(part)) for part in re.split(r"(\{x\}|\{task\})", words) if part]
+    return [theirs.get(part.text, part) for part in _split_at_places(words, family.question, family.cue)]
+
+
+@lru_cache(256)
+def _split_at_places(words: str, question: str, cue: str) -> tuple[Segment, ...]:
+    words = words.replace("{question}", question).replace("{cue}", cue)
+    assert words.count("{x}") == 1, f"{words!r} needs one place for the user's text"
+    return tuple(Segment(part) for part in re.split(r"(\{x\}|\{task\})", words) if part)
 
 
 def chat_words(
