@@ -153,7 +153,8 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--source", action="append", default=[], metavar="PEER=PATH")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared", help="real tokenizers and templates")
     parser.add_argument("--seconds", type=int, default=1800, help="after which a library is stopped")
-    parser.add_argument("--audit", action="store_true", help="also what `audit --batches` says of the batches")
+    what = "libraries whose batches are also given to `audit --batches` (default: all)"
+    parser.add_argument("--audit", nargs="*", choices=PEERS, default=None, help=what)
     parser.add_argument("--merge", type=Path, help="results of an earlier run; those of this run replace them")
     parser.add_argument("--json", type=Path, help="write the results")
     parser.add_argument("--page", type=Path, help="write the table and the facts as Markdown")
@@ -200,7 +201,7 @@ def main() -> None:
                 own = own_ids(ran, out)
                 ran = [result for result in ran if result["setting"] != "uncut"]
             ran = [finish(result, out, folders, own, spellers) for result in ran]
-            if args.audit:
+            if args.audit is not None and peer in (args.audit or PEERS):
                 said += audits(ran, out, folders)
             results += [{k: v for k, v in result.items() if k != "file"} for result in ran]
             print(f"{peer}: {len(ran)} results", file=sys.stderr)

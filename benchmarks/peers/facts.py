@@ -87,7 +87,10 @@ def documents(batch: dict) -> Iterator[Document]:
         starts = _starts(batch, i, masks[i], place, len(row))
         for start, end in zip(starts, [*starts[1:], len(row)], strict=True):
             kept = [t for t in range(start, end) if masks[i][t]]
-            if kept and (batch.get("seq_lens") is None or any(labels[i][t] != IGNORED for t in kept)):
+            block = range(start, end)
+            if batch.get("seq_lens") and end == len(row) and _run(row[start:end], labels[i][start:end]) == len(block):
+                continue  # the last block may be padding
+            if kept:
                 first, last = kept[0], kept[-1] + 1
                 own = place[first:last] if place else None
                 yield Document(row[first:last], labels[i][first:last], own, inside=start > starts[0])

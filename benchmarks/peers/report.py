@@ -13,6 +13,7 @@ from pathlib import Path
 from .facts import PARTS, Parts, Speller, documents, take_apart
 
 PLAIN = ("single", "turns", "system", "edges")  # corpora that nothing is cut in and that spell no markers
+ALL = 9  # folders
 COLUMNS = {
     "answer": "answer",
     "end": "its end token",
@@ -162,15 +163,22 @@ def _audit_words(said: dict) -> str:
 
 
 def facts(results: list[dict]) -> list[str]:
-    """One sentence for each thing that ran, by library; each can be rerun with the script."""
-    return [line for group in by_setting(results).values() for line in _facts_of(group)]
+    """One sentence for each thing that ran, by library; what several settings share is said once. Each can be rerun
+    with the script."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for (_, setting), group in by_setting(results).items():
+        head, sentences = _facts_of(group)
+        for sentence in sentences:
+            said.setdefault((head, sentence), []).append(f"`{setting}`")
+    return [f"{head}, {', '.join(settings)}: {sentence}." for (head, sentence), settings in said.items()]
 
 
-def _facts_of(group: list[dict]) -> list[str]:
+def _facts_of(group: list[dict]) -> tuple[str, list[str]]:
+    """Library with version, and sentences."""
     first = group[0]
     versions = first["versions"]
     name = {"cookbook": "llama-cookbook"}.get(first["peer"], first["peer"])
-    head = f"{name} {versions.get(name, '?')}, `{first['setting']}`"
+    head = f"{name} {versions.get(name, '?')}"
     errors: dict[str, list[dict]] = {}
     for result in group:
         if "error" in result:
@@ -183,26 +191,29 @@ def _facts_of(group: list[dict]) -> list[str]:
             hit = [f for f, word in share(ran, part).items() if word == state]
             if hit:
                 counts = _counts(plain, part, hit)
-                said.append(f"labels {counts} of {words}: {listed(hit)}")
+                said.append(f"labels {counts} of {words}: {_folders(hit)}")
     for part, words in (("header", "role markers before an answer"), ("after", "what follows the end token")):
         said += _labeled(plain, part, words)
     said += _labeled(plain, "bos", "BOS")
+    # Control tokens in a text swallow spaces, so that its words may not be found.
+    spelled = [r for r in ran if r["corpus"] != "control"]
     for key, words in SEEN.items():
-        hit = [r for r in ran if r["seen"].get(key)]
+        hit = [r for r in (ran if key == "double_bos" else spelled) if r["seen"].get(key)]
         if hit:
             said.append(f"{words} ({sum(r['seen'][key] for r in hit)} in {_where(hit)})")
     said += _differences(plain)
-    absent = [r for r in ran if "rows_absent" in r]
+    absent = [r for r in spelled if "rows_absent" in r]
     if absent:
         number = sum(len(r["rows_absent"]) for r in absent)
-        said.append(f"{number} of {sum(r['rows'] for r in absent)} rows are in no batch ({_where(absent)})")
-    return [f"{head}: {sentence}." for sentence in said]
+        of = sum(r["rows"] for r in absent)
+        said.append(f"the questions of {number} of {of} rows are in no batch ({_where(absent)})")
+    return head, said
 
 
 SEEN = {
     "double_bos": "a document begins with two BOS tokens",
     "joined": "a document that the arrays do not divide holds several conversations",
-    "headless": "a document begins inside a conversation",
+    "headless": "a document holds no row's question",
     "system_missing": "the text of the system prompt is not in the document",
     "stripped": "outer whitespace of an answer is not in the tokens",
     "cut_answers": "an answer is cut",
@@ -212,7 +223,14 @@ SEEN = {
 
 
 def _where(results: list[dict]) -> str:
-    return f"{listed(r['folder'] for r in results)}; {listed(r['corpus'] for r in results)}"
+    folders = dict.fromkeys(r["folder"] for r in results)
+    corpora = listed(r["corpus"] for r in results)
+    return f"{_folders(folders)}; {corpora}"
+
+
+def _folders(names: Iterable[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    return "all folders" if len(unique) >= ALL else listed(unique)
 
 
 def _counts(results: list[dict], part: str, folders: list[str]) -> str:
@@ -227,7 +245,7 @@ def _labeled(results: list[dict], part: str, words: str) -> list[str]:
     sample = next((r["sample"][part] for r in hit if part in r.get("sample", {})), "")
     example = f", such as {sample!r}" if sample else ""
     folders = [r["folder"] for r in hit]
-    return [f"labels {_counts(results, part, folders)} tokens of {words}{example}: {listed(folders)}"]
+    return [f"labels {_counts(results, part, folders)} tokens of {words}{example}: {_folders(folders)}"]
 
 
 def _differences(results: list[dict]) -> list[str]:
