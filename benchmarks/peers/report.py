@@ -132,13 +132,21 @@ def page(results: list[dict], audits: list[dict], problems: dict[str, str]) -> s
 
 HEAD = """# Who trains what
 
-Made by `python benchmarks/who_trains_what.py` ([how](../benchmarks/who_trains_what.py)); the counts are in
-[who_trains_what.json](../benchmarks/results/who_trains_what.json). Each library's own data preparation and collator
-made batches of six small corpora for nine model folders, on a CPU. The table says which of these tokens have a label,
-over the corpora single, turns, system and edges: `all`, `some` or `none`, for most folders first, others by name.
-"Header" is what stands between a question and its answer (the token that ends the question included), "what follows"
-is between an answer's end token and the next message. The last columns compare with the ids that `transformers` gives
-for the folder's own chat template. qwen2.5 and qwen3 are Qwen's templates on SmolLM2's vocabulary."""
+Which tokens the data layers of other trainers label, measured on their own batches: preparation and collator of each
+library, over six small corpora and nine model folders, on a CPU. Made by `benchmarks/who_trains_what.py`; all counts are
+in [who_trains_what.json](../benchmarks/results/who_trains_what.json). Rerun:
+
+    pip install -e '.[audit-peers]'
+    python benchmarks/who_trains_what.py --audit trl renderers
+
+That runs `transformers`, TRL and renderers; each other library runs where `--python NAME=INTERPRETER` has it, in an
+environment of its own. Six tokenizers: SmolLM2's (also with Qwen's templates: qwen2.5, qwen3), Llama 2's (also with
+TinyLlama's template), Mistral's v0.1 and v0.3, and Llama 3's (also with Llama 3.1's template).
+
+The table has the corpora single, turns, system and edges: `all`, `some` or `none` of a part's tokens have a label, for
+most folders first, for others by name. "Header before it" is what lies between a question and its answer, with the token
+that ends the question; "what follows it" lies between an answer's end token and the next message. The last columns
+compare with the ids that `transformers` gives for the folder's own chat template."""
 AUDIT_HEAD = """Rules of `ptst audit --batches FILE --model FOLDER --messages FILE` with the number of findings, over
 all corpora but long; notes are left out."""
 

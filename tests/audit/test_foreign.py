@@ -182,6 +182,12 @@ def last_answers(bench):
     return out
 
 
+def last_answers_with_newlines(bench):
+    """As a completion that is all that a template adds to the prompt."""
+    whole = zip(last_answers(bench), with_newlines(bench), strict=True)
+    return [(ids, [*last[:-1], more[-1]]) for (ids, last), (_, more) in whole]
+
+
 def without_the_last_newline(bench):
     return [(ids[:-1], labels[:-1]) for ids, labels in good(bench)]
 
@@ -196,6 +202,12 @@ def test_choices_of_trainers_are_notes(tmp_path, folder, bench, choice, note, me
     report = audited(tmp_path, folder, bench, files.padded(choice(bench)), messages)
     assert wrong(report) == []
     assert note is None or note in report.found
+
+
+def test_two_choices_at_once_are_notes(tmp_path, folder, bench):
+    report = audited(tmp_path, folder, bench, files.padded(last_answers_with_newlines(bench)))
+    assert wrong(report) == []
+    assert {"tail-trained", "left-out-answers"} <= report.found.keys()
 
 
 def test_what_one_document_does_alone_is_no_choice(tmp_path, folder, bench):
