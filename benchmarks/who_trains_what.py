@@ -129,7 +129,7 @@ def audited(batches: Path, folder: Path, messages: Path) -> dict:
     except UserError as error:
         return {"refused": short(str(error).replace(str(batches.parent), "<path>"))}
     found = Counter(f"{finding.level}: {finding.rule}" for finding in report.findings)
-    first = {f.rule: short(f.cause) for f in reversed(report.findings)}
+    first = {f.rule: short(f.cause.replace(str(batches.parent), "<path>")) for f in reversed(report.findings)}
     return {"rows": len(messages.read_text().splitlines()), "found": dict(found), "first": first}
 
 
@@ -226,26 +226,35 @@ def write(args: argparse.Namespace, results: list[dict], said: list[dict], probl
     print(text)
 
 
+KEYS = ("peer", "setting", "folder")
+SHARED = ("versions", "words")
+
+
 def unpacked(file: Path) -> dict:
     """The JSON of an earlier run, each result with what its setting shares."""
     read = json.loads(file.read_text())
     shared = {(s["peer"], s["setting"]): s for s in read["settings"]}
-    return read | {"results": [shared[r["peer"], r["setting"]] | r for r in read["results"]]}
+    results = [
+        shared[entry["peer"], entry["setting"]] | {k: entry[k] for k in KEYS} | {"corpus": corpus} | result
+        for entry in read["results"]
+        for corpus, result in entry["corpora"].items()
+    ]
+    return read | {"results": results}
 
 
 def packed(results: list[dict], said: list[dict], problems: dict[str, str]) -> str:
-    """JSON with one result on a line; what all results of a setting share is there once."""
-    same = ("versions", "words")
-    settings = [{k: r[k] for k in ("peer", "setting", *same)} for r in results]
+    """JSON with one setting and folder on a line; what all results of a setting share is there once."""
+    settings = [{k: r[k] for k in ("peer", "setting", *SHARED)} for r in results]
     unique = list({(s["peer"], s["setting"]): s for s in settings}.values())
-    lists = {
-        "settings": unique,
-        "results": [{k: v for k, v in r.items() if k not in same} for r in results],
-        "audits": said,
-    }
+    left_out = {*KEYS, *SHARED, "corpus"}
+    entries = [
+        dict(zip(KEYS, key, strict=True))
+        | {"corpora": {r["corpus"]: {k: v for k, v in r.items() if k not in left_out} for r in group}}
+        for key, group in grouped_by(results, *KEYS).items()
+    ]
     parts = [f'"problems": {json.dumps(problems)}']
-    for name, entries in lists.items():
-        lines = ",\n".join(json.dumps(entry, ensure_ascii=True) for entry in entries)
+    for name, lists in {"settings": unique, "results": entries, "audits": said}.items():
+        lines = ",\n".join(json.dumps(entry, separators=(",", ":")) for entry in lists)
         parts.append(f'"{name}": [\n{lines}\n]')
     return "{" + ",\n".join(parts) + "}\n"
 

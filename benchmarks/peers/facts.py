@@ -87,13 +87,12 @@ def documents(batch: dict) -> Iterator[Document]:
         starts = _starts(batch, i, masks[i], place, len(row))
         for start, end in zip(starts, [*starts[1:], len(row)], strict=True):
             kept = [t for t in range(start, end) if masks[i][t]]
-            block = range(start, end)
-            if batch.get("seq_lens") and end == len(row) and _run(row[start:end], labels[i][start:end]) == len(block):
-                continue  # the last block may be padding
             if kept:
                 first, last = kept[0], kept[-1] + 1
                 own = place[first:last] if place else None
-                yield Document(row[first:last], labels[i][first:last], own, inside=start > starts[0])
+                made = Document(row[first:last], labels[i][first:last], own, inside=start > starts[0])
+                if len(set(made.ids)) > 1 or any(made.trained):  # else padding that the arrays count as tokens
+                    yield made
 
 
 def _masks(rows: list, labels: list) -> list[list[int]]:
@@ -191,6 +190,14 @@ def _mark(text: bytes, row: list, limit: int, marks: bytearray, seen: Counter) -
         if part == "answer":
             header = slice(cursor, at)
             marks[header] = bytes([PARTS.index("header") + 1]) * (at - cursor)
+            # First line breaks may be the answer's, or the header's where the template trims: they are not counted.
+            begin = at
+            if message["content"][0] == "\n":
+                while text[at : at + 1] == b"\n" and length:
+                    at, length = at + 1, length - 1
+                while begin > cursor and text[begin - 1 : begin] == b"\n":
+                    begin -= 1
+                marks[begin:at] = bytes([PARTS.index("join") + 1]) * (at - begin)
             whole = message["content"].strip().encode()
             seen["cut_answers"] += length < len(whole)
             seen["stripped"] += length >= len(whole) and length < len(message["content"].encode())
@@ -223,12 +230,13 @@ def _count(document: Document, pieces: list[bytes], marks: bytearray, speller: S
     for i, (piece, trained) in enumerate(zip(pieces, document.trained, strict=True)):
         inside = [marks[b] for b in range(at, at + len(piece)) if marks[b]]
         at += len(piece)
-        texts = [number for number in inside if PARTS[number - 1] != "header"]
+        texts = [number for number in inside if PARTS[number - 1] not in ("header", "join")]
         if texts:
             part = PARTS[max(texts, key=texts.count) - 1]
             ended, before = part != "answer", part
         elif inside:
-            part = "join" if piece == b" " else "header"
+            lone = piece == b" " or PARTS[inside[-1] - 1] == "join"
+            part = "join" if lone else "header"
         elif i == 0 and document.ids[0] == speller.bos:
             part = "bos"
         elif before == "answer" and not ended:

@@ -133,8 +133,8 @@ def page(results: list[dict], audits: list[dict], problems: dict[str, str]) -> s
 HEAD = """# Who trains what
 
 Which tokens the data layers of other trainers label, measured on their own batches: preparation and collator of each
-library, over six small corpora and nine model folders, on a CPU. Made by `benchmarks/who_trains_what.py`; all counts are
-in [who_trains_what.json](../benchmarks/results/who_trains_what.json). Rerun:
+library, over six small corpora and nine model folders, on a CPU. Made by `benchmarks/who_trains_what.py`; all counts
+are in [who_trains_what.json](../benchmarks/results/who_trains_what.json). Rerun:
 
     pip install -e '.[audit-peers]'
     python benchmarks/who_trains_what.py --audit trl renderers
@@ -144,9 +144,9 @@ environment of its own. Six tokenizers: SmolLM2's (also with Qwen's templates: q
 TinyLlama's template), Mistral's v0.1 and v0.3, and Llama 3's (also with Llama 3.1's template).
 
 The table has the corpora single, turns, system and edges: `all`, `some` or `none` of a part's tokens have a label, for
-most folders first, for others by name. "Header before it" is what lies between a question and its answer, with the token
-that ends the question; "what follows it" lies between an answer's end token and the next message. The last columns
-compare with the ids that `transformers` gives for the folder's own chat template."""
+most folders first, for others by name. "Header before it" is what lies between a question and its answer, with the
+token that ends the question; "what follows it" lies between an answer's end token and the next message. The last
+columns compare with the ids that `transformers` gives for the folder's own chat template."""
 AUDIT_HEAD = """Rules of `ptst audit --batches FILE --model FOLDER --messages FILE` with the number of findings, over
 all corpora but long; notes are left out."""
 
@@ -250,18 +250,27 @@ def _labeled(results: list[dict], part: str, words: str) -> list[str]:
     hit = [r for r in results if r["tokens"].get(part, [0])[0]]
     if not hit:
         return []
-    sample = next((r["sample"][part] for r in hit if part in r.get("sample", {})), "")
-    example = f", such as {sample!r}" if sample else ""
+    samples: dict[str, str] = {}
+    for result in hit:
+        samples.setdefault(result.get("sample", {}).get(part, ""), result["folder"])
+    samples.pop("", None)
+    example = ", such as " + ", ".join(f"{s!r} ({f})" for s, f in list(samples.items())[:3]) if samples else ""
     folders = [r["folder"] for r in hit]
     return [f"labels {_counts(results, part, folders)} tokens of {words}{example}: {_folders(folders)}"]
 
 
 def _differences(results: list[dict]) -> list[str]:
-    said = []
+    """Folders by how many of their rows have other ids than the template gives, with the first difference."""
+    folders: dict[str, list[str]] = {}
+    examples: dict[str, str] = {}
     for folder in dict.fromkeys(r["folder"] for r in results):
         own = [r for r in results if r["folder"] == folder and "template_ids" in r]
-        example = next((r["example"] for r in own if "example" in r), None)
-        if example:
-            equal, compared = (sum(r["template_ids"][i] for r in own) for i in (0, 1))
-            said.append(f"{folder}: {equal} of {compared} rows have the ids of the folder's template; {example}")
-    return said
+        equal, compared = (sum(r["template_ids"][i] for r in own) for i in (0, 1))
+        if equal < compared:
+            words = f"{equal} of {compared} rows"
+            folders.setdefault(words, []).append(folder)
+            examples.setdefault(words, next(f"in {folder} {r['example']}" for r in own if "example" in r))
+    return [
+        f"{words} have the ids of the folder's template ({_folders(names)}); {examples[words]}"
+        for words, names in folders.items()
+    ]

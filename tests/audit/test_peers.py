@@ -98,6 +98,14 @@ def test_documents_are_divided_by_what_the_batch_has(peers, encode):
     assert [len(d.ids) for d in facts.documents(padded)] == [n, n - 4]
 
 
+def test_padding_that_counts_as_tokens_is_no_document(peers, encode):
+    facts, _ = peers
+    ids, labels = labeled(encode, (HEAD, False), (ANSWER + "<|im_end|>\n", True))
+    row = {"input_ids": [[*ids, 7, 7, 7]], "labels": [[*labels, *[-100] * 3]], "attention_mask": [[1] * (len(ids) + 3)]}
+    row["position_ids"] = [[*range(len(ids)), 0, 0, 0]]
+    assert [d.ids for d in facts.documents(row)] == [ids]
+
+
 def test_double_bos_joined_rows_and_cut_answers_are_counted(peers, folder, encode, tmp_path):
     ids, labels = labeled(encode, ("<s><s>" + HEAD, False), (ANSWER[:5], True))
     other = [{"role": "user", "content": "And 2 + 2?"}, {"role": "assistant", "content": "It is four."}]
@@ -118,7 +126,9 @@ def test_table_and_facts_say_what_differs(peers, folder, encode, tmp_path):
     said = report.facts(results)
     assert "somebody 1.2, `plain`: raises `ValueError: no <b>` (other; single)." in said
     assert "somebody 1.2, `plain`: labels 0 of 1 of the token that ends an answer: chatml." in said
-    assert any("0 of 1 rows have the ids of the folder's template; token 0:" in line for line in said)
+    assert any(
+        "0 of 1 rows have the ids of the folder's template (chatml); in chatml token 0:" in line for line in said
+    )
     line = report.table(results).splitlines()[-1]
     assert line.startswith("| somebody, `plain` | all | none | none | none | none |")
 
@@ -204,3 +214,12 @@ def test_a_template_that_cuts_line_breaks_behind_its_own_is_right(tmp_path):
     asked = AuditConfig(batches=tmp_path / "b.jsonl", model=str(model), messages=str(tmp_path / "m.jsonl"))
     report = audit_batches(asked)
     assert not [str(f) for f in report.findings if f.level != "info"]
+
+
+def test_kept_results_are_read_as_they_were(peers, tmp_path):
+    script = importlib.import_module("who_trains_what")
+    result = {"peer": "trl", "versions": {"trl": "1"}, "setting": "a", "words": "b", "folder": "f", "corpus": "single"}
+    results = [result | {"rows": 1, "error": "no"}, result | {"corpus": "turns", "tokens": {"end": [1, 2]}, "seen": {}}]
+    (tmp_path / "kept.json").write_text(script.packed(results, [], {"axolotl": "not there"}))
+    read = script.unpacked(tmp_path / "kept.json")
+    assert read["results"] == results and read["problems"] == {"axolotl": "not there"}
