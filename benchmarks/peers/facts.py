@@ -200,7 +200,8 @@ def _mark(text: bytes, row: list, limit: int, marks: bytearray, seen: Counter) -
                 marks[begin:at] = bytes([PARTS.index("join") + 1]) * (at - begin)
             whole = message["content"].strip().encode()
             seen["cut_answers"] += length < len(whole)
-            seen["stripped"] += length >= len(whole) and length < len(message["content"].encode())
+            told = message["content"].lstrip("\n").encode()
+            seen["stripped"] += len(whole) <= length < len(told)
             seen["answers"] += 1
         marks[at : at + length] = bytes([PARTS.index(part) + 1]) * length
         if part != "system":

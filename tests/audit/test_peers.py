@@ -106,6 +106,16 @@ def test_padding_that_counts_as_tokens_is_no_document(peers, encode):
     assert [d.ids for d in facts.documents(row)] == [ids]
 
 
+@pytest.mark.parametrize(("answer", "stripped"), [(ANSWER, 0), (f"\n\n{ANSWER}", 0), (f"  {ANSWER}", 1)])
+def test_outer_whitespace_that_is_gone_is_counted(peers, folder, encode, tmp_path, answer, stripped):
+    """First line breaks may be the header's: nothing is said of them."""
+    ids, labels = labeled(encode, (HEAD, False), (ANSWER + "<|im_end|>", True), ("\n", False))
+    row = [ROW[0], {"role": "assistant", "content": answer}]
+    made = measured(peers, folder, tmp_path, {"input_ids": [ids], "labels": [labels]}, rows=(row,))
+    assert made["seen"].get("stripped", 0) == stripped
+    assert made["tokens"]["answer"] == [len(encode(ANSWER))] * 2
+
+
 def test_double_bos_joined_rows_and_cut_answers_are_counted(peers, folder, encode, tmp_path):
     ids, labels = labeled(encode, ("<s><s>" + HEAD, False), (ANSWER[:5], True))
     other = [{"role": "user", "content": "And 2 + 2?"}, {"role": "assistant", "content": "It is four."}]
