@@ -46,7 +46,7 @@ def named(findings) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", folders.SPELLED)
-@pytest.mark.parametrize("template", ["chat:alpaca", "chat:self-reminder"])
+@pytest.mark.parametrize("template", ["chat:self-reminder", pytest.param("chat:alpaca", marks=pytest.mark.thorough)])
 def test_the_owners_own_format(tmp_path, name, template):
     folders.write_folder(tmp_path, folders.SPELLED[name], folders.CONTROL.get(name, ()))
     given = conversation("a?", "b", "c?", "d", system="S")
@@ -144,7 +144,7 @@ OPENED = {
 
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("name", OPENED)
-@pytest.mark.parametrize("date", [*DATES[:2], *(pytest.param(d, marks=pytest.mark.thorough) for d in DATES[2:])])
+@pytest.mark.parametrize("date", [DATES[0], *(pytest.param(d, marks=pytest.mark.thorough) for d in DATES[1:])])
 def test_dates_have_a_name_with_and_without_a_system_prompt(tmp_path, date, name, behind):
     opened, end = OPENED[name]
     given = "(messages[0].content if messages[0].role == 'system' else '')"
