@@ -41,9 +41,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are forked
 
 from audit_mutations_inputs import SCENARIOS, write_inputs
 
+from ptst.audit.account.run_data import Encoded, RunData, StepRule
 from ptst.audit.config import AuditConfig
 from ptst.audit.report import _settings, audit_data
-from ptst.audit.run_data import Encoded, RunData, StepRule
 from ptst.audit.setup import Setup
 from ptst.data.examples import length_limit
 from ptst.data.packing import Batch

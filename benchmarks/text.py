@@ -30,10 +30,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"  # CPU time, not cores, is compar
 
 import torch
 
+from ptst.audit.account.ledger import Ledger, LedgerSource
+from ptst.audit.account.step_rule import StepRule
 from ptst.audit.documents import check_documents
-from ptst.audit.ledger import Ledger, LedgerSource
 from ptst.audit.setup import Setup
-from ptst.audit.step_rule import StepRule
 from ptst.data import sources
 from ptst.data.packing import Batch, pack, share_prefixes
 from ptst.data.step_batches import MicroBatch

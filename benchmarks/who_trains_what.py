@@ -120,8 +120,8 @@ def audits(results: list[dict], out: Path, folders: dict[str, Path]) -> list[dic
 
 def audited(batches: Path, folder: Path, messages: Path) -> dict:
     """Rules with counts, or why the file is refused."""
+    from ptst.audit.batches.audit import audit_batches
     from ptst.audit.config import AuditConfig
-    from ptst.audit.foreign import audit_batches
     from ptst.errors import UserError
 
     try:

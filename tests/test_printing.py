@@ -15,7 +15,7 @@ from rich.table import Table
 from ptst import cli, progress
 from ptst.audit.__main__ import print_report
 from ptst.audit.config import AuditConfig
-from ptst.audit.page import page
+from ptst.audit.output.page import page
 from ptst.audit.report import audit_data
 from ptst.config_file import to_toml
 from ptst.experiment.tables import to_csv

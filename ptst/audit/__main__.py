@@ -14,7 +14,7 @@ from ptst import cli
 from ptst.audit.config import AuditConfig
 
 if TYPE_CHECKING:
-    from ptst.audit.foreign import BatchesAudit
+    from ptst.audit.batches.audit import BatchesAudit
     from ptst.audit.report import Audit
 
 COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
@@ -22,11 +22,11 @@ COLOURS = {"error": "red", "warning": "yellow", "info": "blue"}
 
 def run_audit(config: AuditConfig) -> dict[str, Any]:
     """Audit, print or write the report, and return it as JSON values. Raises UserError for a user's mistakes."""
-    from ptst.audit.page import write_page
-    from ptst.audit.summary import write_files
+    from ptst.audit.output.page import write_page
+    from ptst.audit.output.summary import write_files
 
     if config.batches is not None:
-        from ptst.audit.foreign import audit_batches
+        from ptst.audit.batches.audit import audit_batches
         from ptst.progress import printable
 
         batches = audit_batches(config)
@@ -51,7 +51,7 @@ def run_audit(config: AuditConfig) -> dict[str, Any]:
 
 def print_report(report: Audit | BatchesAudit) -> None:
     """The report on a terminal, which nothing in it commands."""
-    from ptst.audit.account import account_table
+    from ptst.audit.account.table import account_table
     from ptst.audit.findings import VERDICTS
     from ptst.audit.view import table
     from ptst.progress import open_console

@@ -3,14 +3,14 @@ formats write it. One cause gives one finding: what follows from it is left out.
 
 from collections.abc import Iterator, Sequence, Set
 
-from ptst.audit.batch_causes import Bounds, why_bounds_differ, why_labels_differ, why_positions_differ
-from ptst.audit.causes import why_tokens_differ
-from ptst.audit.characters import difference
-from ptst.audit.compared import Cause, Compared, limited
+from ptst.audit.causes.batch import Bounds, why_bounds_differ, why_labels_differ, why_positions_differ
+from ptst.audit.causes.characters import difference
+from ptst.audit.causes.compared import Cause, Compared, limited
+from ptst.audit.causes.find import why_tokens_differ
+from ptst.audit.causes.mask import why_masks_differ
+from ptst.audit.causes.other_rows import OtherRows, other_rows
 from ptst.audit.findings import Finding
-from ptst.audit.mask_causes import why_masks_differ
-from ptst.audit.other_rows import OtherRows, other_rows
-from ptst.audit.reference_formats import Reference
+from ptst.audit.reference.formats import Reference
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
 from ptst.data.packing import IGNORE_INDEX, Batch

@@ -8,24 +8,24 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ptst.audit.account import SourceAccount
-from ptst.audit.asked_settings import check_settings
-from ptst.audit.batch_checks import Pack, rows_of
+from ptst.audit.account.asked_settings import check_settings
+from ptst.audit.account.batch_checks import Pack, rows_of
+from ptst.audit.account.counts import tally
+from ptst.audit.account.run_checks import check_encoded
+from ptst.audit.account.run_data import Encoded, RunData
+from ptst.audit.account.run_rows import check_run_rows
+from ptst.audit.account.step_rule import StepRule
+from ptst.audit.account.table import SourceAccount
 from ptst.audit.config import AuditConfig
-from ptst.audit.counts import tally
 from ptst.audit.drift import check_mix, check_run
 from ptst.audit.findings import LEVELS, Finding
-from ptst.audit.owner import check_owner
-from ptst.audit.provenance import provenance
-from ptst.audit.reference_columns import Columns
-from ptst.audit.reference_prompts import check_asked
-from ptst.audit.reference_rows import Request, check_source
+from ptst.audit.output.provenance import provenance
+from ptst.audit.owner.compare import check_owner
+from ptst.audit.reference.columns import Columns
+from ptst.audit.reference.prompts import check_asked
+from ptst.audit.reference.rows import Request, check_source
 from ptst.audit.rows import bad_row, normalized
-from ptst.audit.run_checks import check_encoded
-from ptst.audit.run_data import Encoded, RunData
-from ptst.audit.run_rows import check_run_rows
 from ptst.audit.setup import Setup
-from ptst.audit.step_rule import StepRule
 from ptst.audit.view import Comparison, TokenView, compare
 from ptst.config_file import merge
 from ptst.data import sources

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ptst.audit.reference_formats import Oracle
+from ptst.audit.reference.formats import Oracle
 from ptst.text.prompt_format import PromptFormat
 
 

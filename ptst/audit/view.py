@@ -7,10 +7,10 @@ from difflib import SequenceMatcher
 from rich.table import Table
 from rich.text import Text
 
-from ptst.audit.alignment import Stretch, align
-from ptst.audit.reference_formats import Reference
+from ptst.audit.causes.stretches import stretches, token_texts
+from ptst.audit.output.alignment import Stretch, align
+from ptst.audit.reference.formats import Reference
 from ptst.audit.setup import Setup
-from ptst.audit.stretches import stretches, token_texts
 from ptst.data.packing import IGNORE_INDEX, to_batch
 from ptst.errors import UserError
 from ptst.text.encode import Example, first_difference

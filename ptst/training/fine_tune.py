@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ptst.audit.step_rule import StepRule
+from ptst.audit.account.step_rule import StepRule
 from ptst.errors import Setting, UserError
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full

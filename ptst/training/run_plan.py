@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ptst import records
-from ptst.audit.gate import Prepared, check_start, refuse
-from ptst.audit.run_rows import check_run_rows
+from ptst.audit.account.gate import Prepared, check_start, refuse
+from ptst.audit.account.run_rows import check_run_rows
+from ptst.audit.account.verdicts import verdict_key
 from ptst.audit.setup import Setup
-from ptst.audit.verdicts import verdict_key
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, prepare
 from ptst.data.order import Step
 from ptst.data.packing import largest_micro_batch

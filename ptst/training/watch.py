@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ptst.audit.document_check import DocumentCheck, document_hash
+from ptst.audit.account.document_check import DocumentCheck, document_hash
+from ptst.audit.account.gate import refuse
+from ptst.audit.account.ledger import Ledger, LedgerSource
+from ptst.audit.account.step_rule import StepRule
 from ptst.audit.findings import Finding
-from ptst.audit.gate import refuse
-from ptst.audit.ledger import Ledger, LedgerSource
-from ptst.audit.step_rule import StepRule
 from ptst.data.examples import Mixture
 from ptst.data.order import Step
 from ptst.data.step_batches import MicroBatch

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptst.audit.alignment import align, token_texts
+from ptst.audit.output.alignment import align, token_texts
 from ptst.text.tokenizer import SentencePieceTokenizer, load_tokenizer
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model

@@ -15,9 +15,9 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
-from ptst.audit import batch_files
-from ptst.audit.batch_files import read_batches
-from ptst.audit.foreign_documents import ForeignFile, Known
+from ptst.audit.batches import files as batch_files
+from ptst.audit.batches.documents import ForeignFile, Known
+from ptst.audit.batches.files import read_batches
 from ptst.errors import UserError
 
 ROWS = [{"input_ids": [1, 5 + i, 6, 2], "labels": [-100, -100, 6, 2]} for i in range(5)]

@@ -13,14 +13,14 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ptst.audit import sarif
 from ptst.audit.__main__ import print_report
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import RULES, Finding
-from ptst.audit.junit import to_junit
+from ptst.audit.output import sarif
+from ptst.audit.output.junit import to_junit
+from ptst.audit.output.sarif import to_sarif
+from ptst.audit.output.summary import write_files
 from ptst.audit.report import audit_data
-from ptst.audit.sarif import to_sarif
-from ptst.audit.summary import write_files
 from ptst.errors import UserError
 from tests.conftest import ROOT
 from tests.tiny import write_tiny_model

@@ -12,8 +12,8 @@ import pytest
 from markupsafe import escape
 
 from ptst.audit.__main__ import main, run_audit
+from ptst.audit.batches.audit import audit_batches
 from ptst.audit.config import AuditConfig
-from ptst.audit.foreign import audit_batches
 from ptst.data.packing import to_batch
 from ptst.errors import UserError
 from ptst.text.tokenizer import JsonTokenizer

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from ptst.audit.batch_checks import BatchChecks
-from ptst.audit.document_check import shares_prefixes
-from ptst.audit.order_checks import is_clustered, is_repeated, is_sorted
+from ptst.audit.account.batch_checks import BatchChecks
+from ptst.audit.account.document_check import shares_prefixes
+from ptst.audit.account.order import is_clustered, is_repeated, is_sorted
+from ptst.audit.account.run_data import RunData
+from ptst.audit.account.step_rule import StepRule
 from ptst.audit.report import audit
-from ptst.audit.run_data import RunData
 from ptst.audit.setup import Setup
-from ptst.audit.step_rule import StepRule
 from ptst.data import examples, order, packing, step_batches
 from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
 from ptst.data.sources import Source

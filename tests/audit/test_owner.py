@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.audit import owner
-from ptst.audit.owner_rows import FIRST, sample
+from ptst.audit.owner import compare as owner
+from ptst.audit.owner.rows import FIRST, sample
 from ptst.audit.setup import Setup
 from ptst.text import prompt_format as prompt_formats
 from ptst.text.chat_formats import CHAT_FORMATS, ChatFormat, text

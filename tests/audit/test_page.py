@@ -17,15 +17,15 @@ from pathlib import Path
 
 import pytest
 
-import ptst.audit.page as audit_page
+import ptst.audit.output.page as audit_page
 import ptst.pages
-from ptst.audit.account import COLUMNS
-from ptst.audit.alignment import Stretch
-from ptst.audit.batch_checks import Pack
+from ptst.audit.account.batch_checks import Pack
+from ptst.audit.account.table import COLUMNS
 from ptst.audit.config import AuditConfig
 from ptst.audit.findings import Finding
-from ptst.audit.page import page
-from ptst.audit.page_content import MAX_FINDINGS, select, select_packs, show_stretches, tables
+from ptst.audit.output.alignment import Stretch
+from ptst.audit.output.page import page
+from ptst.audit.output.page_content import MAX_FINDINGS, select, select_packs, show_stretches, tables
 from ptst.audit.report import audit_data
 from ptst.data.packing import to_batch
 from tests.tiny import write_tiny_model

@@ -209,8 +209,8 @@ CUT = (  # as Qwen3's template writes answers: only their first line breaks are 
 
 
 def test_a_template_that_cuts_line_breaks_behind_its_own_is_right(tmp_path):
+    from ptst.audit.batches.audit import audit_batches
     from ptst.audit.config import AuditConfig
-    from ptst.audit.foreign import audit_batches
     from tests.tiny import byte_tokenizer, write_tiny_model
 
     model = write_tiny_model(tmp_path)

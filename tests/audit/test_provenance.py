@@ -10,7 +10,7 @@ import pytest
 
 from ptst import __version__
 from ptst.audit.config import AuditConfig
-from ptst.audit.provenance import prompt_fingerprint
+from ptst.audit.output.provenance import prompt_fingerprint
 from ptst.audit.report import audit_data
 from ptst.data import sources
 from ptst.text.chat_formats import CHAT_FORMATS

@@ -14,12 +14,12 @@ import datasets
 import pytest
 
 from ptst.audit.findings import Finding
-from ptst.audit.reference_builtin import check_word_problems
-from ptst.audit.reference_columns import Columns, Refused, Unknown
-from ptst.audit.reference_files import file_rows, from_json
-from ptst.audit.reference_layouts import meaning
-from ptst.audit.reference_prompts import check_asked, plain, prompt_texts
-from ptst.audit.reference_rows import Request, check_source, split_of
+from ptst.audit.reference.builtin import check_word_problems
+from ptst.audit.reference.columns import Columns, Refused, Unknown
+from ptst.audit.reference.files import file_rows, from_json
+from ptst.audit.reference.layouts import meaning
+from ptst.audit.reference.prompts import check_asked, plain, prompt_texts
+from ptst.audit.reference.rows import Request, check_source, split_of
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
 from ptst.data.columns import ColumnRules

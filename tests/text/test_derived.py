@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.audit.reference_formats import reference
+from ptst.audit.reference.formats import reference
 from ptst.errors import UserError
 from ptst.text import laws
 from ptst.text.chat_formats import CHAT_FORMATS, control, text

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ptst.audit.reference_formats import reference
+from ptst.audit.reference.formats import reference
 from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS, NO_CHAT_FORMAT
 from ptst.text.chat_template import default_system_prompt, read_chat_template, render_chat_template

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ptst.audit.reference_formats import reference, template_words
+from ptst.audit.reference.formats import reference, template_words
 from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS

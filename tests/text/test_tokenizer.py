@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ptst.audit.reference_tokenizer import open_reference_tokenizer
+from ptst.audit.reference.tokenizer import open_reference_tokenizer
 from ptst.errors import UserError
 from ptst.text import json_tokenizer
 from ptst.text.chat_formats import CHAT_FORMATS

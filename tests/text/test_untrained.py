@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from ptst.audit.reference_formats import reference
+from ptst.audit.reference.formats import reference
 from ptst.data.examples import prepare
 from ptst.data.sources import Source
 from ptst.errors import UserError

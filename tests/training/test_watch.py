@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.audit import verdicts
-from ptst.audit.gate import Prepared, check_start
-from ptst.audit.step_rule import StepRule
+from ptst.audit.account import verdicts
+from ptst.audit.account.gate import Prepared, check_start
+from ptst.audit.account.step_rule import StepRule
 from ptst.data import order, step_batches
 from ptst.data.examples import Mixture
 from ptst.data.order import SourcePlan

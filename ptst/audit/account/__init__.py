@@ -1,0 +1,1 @@
+"""Every row accounted for, from the data to the optimizer steps."""

@@ -1,0 +1,119 @@
+"""All rules on encoded data: on rows, on the batches of every step, and on what became of each row."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ptst.audit.account.batch_checks import BatchChecks, Pack
+from ptst.audit.account.document_check import DIFFERENT, DocumentCheck
+from ptst.audit.account.expected import build_references
+from ptst.audit.account.fates import Fate, check_prepared, find_fate
+from ptst.audit.account.ledger import Ledger, LedgerSource
+from ptst.audit.account.order import LEAST
+from ptst.audit.account.run_data import Encoded, plan_steps
+from ptst.audit.account.table import SourceAccount, write_account
+from ptst.audit.findings import Finding
+from ptst.audit.reference.tokenizer_check import check_tokenizer
+from ptst.audit.rows import bad_row, check_overlap, check_rows
+from ptst.audit.setup import Setup
+from ptst.data.sources import Source
+from ptst.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found; `packs` to show, which have findings if `flagged`; the account of every source."""
+
+    findings: list[Finding]
+    packs: list[Pack]
+    flagged: bool
+    accounts: list[SourceAccount]
+
+
+def check_encoded(
+    encoded: Encoded,
+    sources: Sequence[tuple[Source, float]],
+    setup: Setup,
+    show: int,
+    asked: Mapping[str, str] | None = None,
+    unreadable: Sequence[Sequence[UserError]] = (),
+) -> Checked:
+    """All rules on rows and batches; also on examples that no step takes. `sources`: of the rows, in order, with their
+    epochs. `asked`: texts of tests (`normalized`), with the set of each. `unreadable`: errors of each source's other
+    rows."""
+    conversations = encoded.mixture.source.conversations
+    references = build_references(conversations, setup)
+    fates = [find_fate(reference, setup) for reference in references]
+    on_rows = [*map(bad_row, encoded.bad.values()), *check_rows(conversations, setup.prompt_format)]
+    on_rows += check_overlap(conversations, asked or {})
+    on_rows += check_tokenizer(setup, conversations) if encoded.is_training else ()
+    parts = _parts(encoded, sources, fates)
+    on_rows += _check_sources(encoded, parts, fates)
+    flagged = {f.row for f in on_rows if f.level != "info"}
+    checks = BatchChecks(conversations, references, setup, show, flagged, on_rows)
+    hashes = {row: fates[row].document for part in parts for row in part.examples}
+    documents = DocumentCheck(conversations, {row: known for row, known in hashes.items() if known is not None})
+    ledger = Ledger(parts, encoded.rule, documents, steps_of={})
+    for number, step in enumerate(encoded.steps, 1):
+        ledger.begin_step(number, step.epoch)
+        for batch in encoded.batches(step):
+            ledger.take(batch)
+            checks.take(batch.whole, number if encoded.is_training else None)
+    ledger.finish()
+    if (left := encoded.left()).examples:
+        for batch in encoded.batches(left):
+            checks.take(batch.whole)
+    # A document that is not its row's has a finding already that says why.
+    explained = {f.row for f in checks.findings if f.level == "error"}
+    found = [f for f in ledger.findings if f.rule not in DIFFERENT or f.row not in explained]
+    if not encoded.is_training:  # one pass in one step, which is no shuffle
+        found = [replace(f, rule="not-trained") if f.rule == "visits" else f for f in found]
+    else:
+        found += check_seed(encoded)
+    accounts = [
+        write_account(
+            part,
+            "training" if encoded.is_training else "validation",
+            ledger.accounts[n],
+            fates[part.first : part.first + part.rows],
+            [c.source for c in conversations[part.first : part.first + part.rows]],
+            ledger.steps_of or {},
+            [error.where for error in (unreadable[n] if n < len(unreadable) else ())],
+        )
+        for n, part in enumerate(parts)
+    ]
+    findings = list(dict.fromkeys([*checks.findings, *found]))  # a document may be in several batches
+    return Checked(findings, checks.packs(), bool(checks.flagged), accounts)
+
+
+def _parts(encoded: Encoded, sources: Sequence[tuple[Source, float]], fates: Sequence[Fate]) -> list[LedgerSource]:
+    """The sources as the ledger counts them: which rows must be trained on, by their references."""
+    parts, first = list[LedgerSource](), 0
+    for source, epochs in sources:
+        rows = range(first, first + len(source.conversations))
+        due = tuple(row for row in rows if fates[row].is_example and row not in encoded.bad)
+        parts.append(LedgerSource(source.name, epochs, first, len(rows), due))
+        first += len(rows)
+    return parts
+
+
+def _check_sources(encoded: Encoded, parts: Sequence[LedgerSource], fates: Sequence[Fate]) -> Iterator[Finding]:
+    """Whether preparing left out what it should, and counted it."""
+    made = {example.row for example in encoded.mixture.examples}
+    conversations = encoded.mixture.source.conversations
+    for part, record in zip(parts, encoded.mixture.records, strict=True):
+        own = slice(part.first, part.first + part.rows)
+        rows = [{row - part.first for row in found} for found in (made, encoded.bad)]
+        places = [conversation.source for conversation in conversations[own]]
+        yield from check_prepared(record, places, fates[own], *rows)
+
+
+def check_seed(encoded: Encoded) -> Iterator[Finding]:
+    """Whether the order follows from the seed: the same again, and another one for another seed."""
+    name, (plan, *_), steps = encoded.mixture.source.name, encoded.mixture.plans, encoded.steps
+    if [step.examples for step in plan_steps(encoded.mixture, encoded.rule)] != [step.examples for step in steps]:
+        yield Finding("order", name, "the same seed gives another order the second time")
+    if plan.count < LEAST or len(steps) < 2:
+        return
+    other = plan_steps(encoded.mixture, replace(encoded.rule, seed=encoded.rule.seed + 1))
+    if [set(step.examples) for step in other] == [set(step.examples) for step in steps]:
+        yield Finding("order", name, f"seeds {encoded.rule.seed} and {encoded.rule.seed + 1} give the same order")

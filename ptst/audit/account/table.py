@@ -1,0 +1,103 @@
+"""The account of a run's data: what became of every row of every source, and in which steps it was trained."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from ptst.audit.account.fates import Fate
+from ptst.audit.account.ledger import Account, LedgerSource
+
+COLUMNS = {
+    "read": "rows that were read",
+    "bad": "rows that cannot be read or trained on",
+    "dropped": "rows above the length limit, left out",
+    "untrained": "rows without a trained token, left out",
+    "cut": "rows cut to the length limit",
+    "examples": "rows that became an example",
+    "trained": "examples that were in a batch of a step",
+    "taken": "how often examples were in a batch",
+    "epochs": "epochs as asked",
+    "steps": "optimizer steps with examples of the source",
+    "first": "the first of them",
+    "last": "the last of them",
+}
+
+
+@dataclass(frozen=True)
+class SourceAccount:
+    """The account of one source. Numbers of rows, as `COLUMNS` says; `rows`: of each row, by its place, the steps that
+    took it, or what became of it."""
+
+    name: str
+    part: str
+    read: int
+    bad: int
+    dropped: int
+    untrained: int
+    cut: int
+    examples: int
+    trained: int
+    taken: int
+    epochs: float
+    steps: int
+    first: int | None
+    last: int | None
+    rows: Mapping[str, Sequence[int] | str]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def write_account(
+    source: LedgerSource,
+    part: str,
+    account: Account,
+    fates: Sequence[Fate],
+    places: Sequence[str],
+    steps_of: Mapping[int, Sequence[int]],
+    unreadable: Sequence[str],
+) -> SourceAccount:
+    """The account of a source from its ledger. `fates`, `places`: of its rows. `unreadable`: places of rows that could
+    not be read."""
+    examples, kinds = set(source.examples), [fate.kind for fate in fates]
+    rows: dict[str, Sequence[int] | str] = dict.fromkeys(unreadable, "bad")
+    for row, place in enumerate(places, source.first):
+        kind = kinds[row - source.first]
+        if row in examples:
+            rows[place] = list(steps_of.get(row, ()))
+        else:
+            rows[place] = kind if kind in ("dropped", "untrained") else "bad"
+    left_out = kinds.count("dropped") + kinds.count("untrained")
+    return SourceAccount(
+        name=source.name,
+        part=part,
+        read=len(kinds) + len(unreadable),
+        bad=len(kinds) + len(unreadable) - len(examples) - left_out,
+        dropped=kinds.count("dropped"),
+        untrained=kinds.count("untrained"),
+        cut=sum(kind == "cut" and source.first + n in examples for n, kind in enumerate(kinds)),
+        examples=len(examples),
+        trained=sum(row in steps_of for row in examples),
+        taken=account.visits,
+        epochs=source.epochs,
+        steps=account.steps,
+        first=account.first_step,
+        last=account.last_step,
+        rows=rows,
+    )
+
+
+def account_table(accounts: Sequence[SourceAccount]) -> Table:
+    """The accounts as a table for a terminal."""
+    out = Table(title="account of the rows", title_justify="left", box=None, pad_edge=False)
+    out.add_column("source", overflow="fold")
+    for name in COLUMNS:
+        out.add_column(name, justify="right")
+    for account in accounts:
+        values = (getattr(account, name) for name in COLUMNS)
+        name = account.name + f" ({account.part})" * (account.part != "training")
+        out.add_row(Text(name), *("" if v is None else f"{v:g}" for v in values))
+    return out

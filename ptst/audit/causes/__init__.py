@@ -1,0 +1,1 @@
+"""What is wrong with a document: the likely cause of its difference from the reference."""

@@ -1,0 +1,1 @@
+"""The model folder's own chat template compared with ours, by ids."""
