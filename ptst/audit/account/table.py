@@ -12,15 +12,15 @@ from ptst.audit.account.ledger import Account, LedgerSource
 
 COLUMNS = {
     "read": "rows that were read",
-    "bad": "rows that cannot be read or trained on",
-    "dropped": "rows above the length limit, left out",
-    "untrained": "rows without a trained token, left out",
+    "bad": "rows that cannot be trained on",
+    "dropped": "rows too long, left out",
+    "untrained": "rows without a trained token",
     "cut": "rows cut to the length limit",
     "examples": "rows that became an example",
-    "trained": "examples that were in a batch of a step",
-    "taken": "how often examples were in a batch",
+    "trained": "examples in a batch of a step",
+    "taken": "times that examples were in one",
     "epochs": "epochs as asked",
-    "steps": "optimizer steps with examples of the source",
+    "steps": "optimizer steps with such a batch",
     "first": "the first of them",
     "last": "the last of them",
 }
@@ -91,13 +91,12 @@ def write_account(
 
 
 def account_table(accounts: Sequence[SourceAccount]) -> Table:
-    """The accounts as a table for a terminal."""
+    """The accounts as a table for a terminal: a column for each source, as there are more numbers than sources."""
     out = Table(title="account of the rows", title_justify="left", box=None, pad_edge=False)
-    out.add_column("source", overflow="fold")
-    for name in COLUMNS:
-        out.add_column(name, justify="right")
+    out.add_column("")
     for account in accounts:
-        values = (getattr(account, name) for name in COLUMNS)
-        name = account.name + f" ({account.part})" * (account.part != "training")
-        out.add_row(Text(name), *("" if v is None else f"{v:g}" for v in values))
+        out.add_column(Text(account.name + f" ({account.part})" * (account.part != "training")), justify="right")
+    for name, meaning in COLUMNS.items():
+        values = (getattr(account, name) for account in accounts)
+        out.add_row(meaning, *("" if v is None else f"{v:g}" for v in values))
     return out
