@@ -5,7 +5,6 @@ Rows may have any layout of `ptst.data.layouts`. Those of ChatDoctor (the doctor
 and OpenOrca (system_prompt, question, response) are recognized by it, which sets their template family.
 """
 
-import gc
 import hashlib
 import json
 import re
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 
+from ptst.collector import paused_collector
 from ptst.data.builtin.word_problems import generate
 from ptst.data.columns import ColumnRules
 from ptst.data.files import Row, check_limit, kind_of
@@ -213,9 +213,7 @@ def _conversations(
     """Conversations of the first `limit` rows, the families of their layouts ("" for a layout without one), and the
     numbers of rows whose columns were not read."""
     conversations, families, unused = [], set(), Counter[str]()
-    collects = gc.isenabled()
-    gc.disable()  # nothing made here is cyclic, and looking for cycles among so much takes a fifth of the time
-    try:
+    with paused_collector():
         for place, row in islice(rows, limit):
             try:
                 conversations.append(to_conversation(row, place, rules, unused))
@@ -224,7 +222,4 @@ def _conversations(
                 if errors is None:
                     raise
                 errors.append(error)
-    finally:
-        if collects:
-            gc.enable()
     return conversations, families, unused

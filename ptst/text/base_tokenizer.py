@@ -13,7 +13,7 @@ from ptst.errors import Setting, UserError
 from ptst.text.added_tokens import AddedToken, TokenSettings
 
 Run = tuple[str, bool]  # a run of text, and whether it is bare: without the dummy space
-SHORT = 256  # characters of a run that is worth remembering
+SHORT = 64  # characters of a run that is worth remembering
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ptst.collector import paused_collector
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import NO_CHAT_FORMAT, ChatFormat
 from ptst.text.detect import Found, check_name, find_format
@@ -67,10 +68,12 @@ class PromptFormat:
 
     def encode_all(self, conversations: Sequence[Conversation], train_on: str = "all") -> list[Example | UserError]:
         """Many conversations at once, several times faster than one by one. Of one that `encode` refuses, the error."""
-        rows = [self._segments_or_error(conversation, train_on) for conversation in conversations]
+        with paused_collector():
+            rows = [self._segments_or_error(conversation, train_on) for conversation in conversations]
+            encoded = encode_all(rows, self.tokenizer)
         return [
             UserError(found.cause, found.remedy, conversation.source) if isinstance(found, UserError) else found
-            for found, conversation in zip(encode_all(rows, self.tokenizer), conversations, strict=True)
+            for found, conversation in zip(encoded, conversations, strict=True)
         ]
 
     def _segments_or_error(self, conversation: Conversation, train_on: str) -> list[Segment] | UserError:

@@ -16,6 +16,7 @@ from typing import Any
 from ptst.audit.reference.roles import FORMATS, TERMINATORS, Names, Run, Turn, control, derived, text, words
 from ptst.audit.reference.tokenizer import ReferenceTokenizer, Text, open_reference_tokenizer
 from ptst.audit.reference.words import Script, task_of, wording_of
+from ptst.collector import paused_collector
 from ptst.errors import UserError
 from ptst.text.segments import Conversation
 
@@ -114,6 +115,10 @@ class Oracle:
     def references(self, conversations: Sequence[Conversation], train_on: str = "all") -> list[Reference | UserError]:
         """What each row must be; of a row that cannot be said or encoded, the reason. All texts go through the
         tokenizer in one call, each distinct one once."""
+        with paused_collector():
+            return self._all(conversations, train_on)
+
+    def _all(self, conversations: Sequence[Conversation], train_on: str) -> list[Reference | UserError]:
         rows = [_tried(self._calls, c, train_on) for c in conversations]
         wanted = [text for row in rows if not isinstance(row, UserError) for call in row for text in call[1:3] if text]
         known = self.tokenizer.encode(wanted)
