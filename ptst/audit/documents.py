@@ -1,7 +1,7 @@
 """The rules on what the loss function gets: first a batch, then each of its documents against its row, as the reference
 formats write it. One cause gives one finding: what follows from it is left out."""
 
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from ptst.audit.causes.batch import Bounds, why_bounds_differ, why_labels_differ, why_positions_differ
 from ptst.audit.causes.characters import difference
@@ -25,7 +25,7 @@ def check_documents(
     batch: Batch,
     conversations: Sequence[Conversation],
     setup: Setup,
-    references: Sequence[Reference | UserError] | None = None,
+    references: Sequence[Reference | UserError] | Mapping[int, Reference | UserError] | None = None,
 ) -> list[Finding]:
     """All rules on a batch: its shape, then each document against the row that it came from. `references`: by row, what
     its document must be, or why the row has none; built here if not given."""

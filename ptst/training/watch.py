@@ -44,11 +44,11 @@ class LedgerWatch(Watch):
         self._lengths = [len(example.ids) for example in mixture.examples]
         check = document_check(mixture.source.conversations, mixture.examples)
         sources = ledger_sources(mixture)
+        self.ledger = Ledger(sources, rule, check, world.size, world.sum_all)
         planned = Ledger(sources, rule, check)
         self._replay(planned, steps)
         planned.finish()
         self._refuse(planned.findings)
-        self.ledger = Ledger(sources, rule, check, world.size, world.sum_all)
 
     def resume(self, steps: Sequence[Step]) -> None:
         """Count the steps that an earlier process took, as they were planned: their batches are not built again."""
@@ -77,7 +77,7 @@ class LedgerWatch(Watch):
 
     def _refuse(self, found: Sequence[Finding]) -> None:
         if found:
-            number = self.ledger.step if hasattr(self, "ledger") else 0
+            number = self.ledger.step
             refuse([replace(f, cause=f.cause + f" (step {number})" * bool(number)) for f in found], self._allowed)
 
 

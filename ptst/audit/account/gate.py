@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from ptst.audit.account import verdicts
 from ptst.audit.account.expected import build_references
-from ptst.audit.account.fates import check_prepared, find_fate
+from ptst.audit.account.fates import Fate, check_prepared, find_fate
 from ptst.audit.account.verdicts import Warning
 from ptst.audit.documents import check_documents
 from ptst.audit.findings import RULES, Finding
@@ -19,6 +19,8 @@ from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError
 from ptst.records import DataRecord
 from ptst.text.encode import Example
+
+CHUNK = 2048  # rows
 
 
 def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
@@ -71,18 +73,27 @@ def check_start(
 
 
 def _check(part: Prepared, setup: Setup, micro_batch_tokens: int) -> list[Finding]:
+    """All rules on the rows and examples of a part, CHUNK rows at a time: references of all rows would take several
+    times the memory of the examples."""
     conversations = part.source.conversations
-    references = build_references(conversations, setup)
     found = [*check_tokenizer(setup, conversations), *check_rows(conversations, setup.prompt_format)]
-    for batch in StepBatches(part.examples, range(len(part.examples)), micro_batch_tokens):
-        found += check_documents(batch.whole, conversations, setup, references)
-    fates, made = [find_fate(reference, setup) for reference in references], {e.row for e in part.examples}
+    fates: list[Fate] = []
+    chunks: dict[int, list[Example]] = {}
+    for example in part.examples:
+        chunks.setdefault(example.row // CHUNK, []).append(example)
+    for number in sorted({*chunks, *range(-(-len(conversations) // CHUNK))}):
+        first, own = number * CHUNK, chunks.get(number, [])
+        references = dict(enumerate(build_references(conversations[max(0, first) : first + CHUNK], setup), first))
+        fates += [find_fate(reference, setup) for reference in references.values()]
+        for batch in StepBatches(own, range(len(own)), micro_batch_tokens, share=False):
+            found += check_documents(batch.whole, conversations, setup, references)
+    made = {e.row for e in part.examples}
     ends = [*accumulate(record.rows for record in part.records)]
     for record, end in zip(part.records, ends, strict=True):
         rows = range(end - record.rows, end)
-        own = {row - rows.start for row in made.intersection(rows)}
+        taken = {row - rows.start for row in made.intersection(rows)}
         places = [conversations[row].source for row in rows]
-        found += check_prepared(record, places, fates[rows.start : end], own, ())
+        found += check_prepared(record, places, fates[rows.start : end], taken, ())
     return list(dict.fromkeys(found))
 
 

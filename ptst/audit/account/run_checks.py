@@ -1,5 +1,6 @@
 """All rules on encoded data: on rows, on the batches of every step, and on what became of each row."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,11 @@ from ptst.audit.findings import Finding
 from ptst.audit.reference.tokenizer_check import check_tokenizer
 from ptst.audit.rows import bad_row, check_overlap, check_rows
 from ptst.audit.setup import Setup
+from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import UserError
+
+RARE = 18  # of two random choices, the logarithm of 1 / the chance that they are the same
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,26 @@ def _check_sources(encoded: Encoded, parts: Sequence[LedgerSource], fates: Seque
 
 
 def check_seed(encoded: Encoded) -> Iterator[Finding]:
-    """Whether the order follows from the seed: the same again, and another one for another seed."""
-    name, (plan, *_), steps = encoded.mixture.source.name, encoded.mixture.plans, encoded.steps
-    if [step.examples for step in plan_steps(encoded.mixture, encoded.rule)] != [step.examples for step in steps]:
-        yield Finding("order", name, "the same seed gives another order the second time")
-    if plan.count < LEAST or len(steps) < 2:
-        return
-    other = plan_steps(encoded.mixture, replace(encoded.rule, seed=encoded.rule.seed + 1))
-    if [set(step.examples) for step in other] == [set(step.examples) for step in steps]:
-        yield Finding("order", name, f"seeds {encoded.rule.seed} and {encoded.rule.seed + 1} give the same order")
+    """Whether the order follows from the seed: the same again, and another one for another seed. Of what is mixed in,
+    which examples an epoch takes must differ; within it, they are shuffled with the main source's."""
+    main, rule, steps = encoded.mixture.source.name, encoded.rule, encoded.steps
+    if [step.examples for step in plan_steps(encoded.mixture, rule)] != [step.examples for step in steps]:
+        yield Finding("order", main, "the same seed gives another order the second time")
+    other = plan_steps(encoded.mixture, replace(rule, seed=rule.seed + 1))
+    same = f"seeds {rule.seed} and {rule.seed + 1} give the same order"
+    first = encoded.mixture.plans[0].count
+    if first >= LEAST and len(steps) > 1 and [set(s.examples) for s in other] == [set(s.examples) for s in steps]:
+        yield Finding("order", main, same)
+    for plan, record in zip(encoded.mixture.plans[1:], encoded.mixture.records[1:], strict=True):
+        own = range(first, first := first + plan.count)
+        taken, again = (_taken_by_epoch(planned, own) for planned in (steps, other))
+        if taken == again and sum(math.log(math.comb(plan.count, len(part))) for part in taken) > RARE:
+            yield Finding("order", record.name, same)
+
+
+def _taken_by_epoch(steps: Sequence[Step], own: range) -> list[set[int]]:
+    """The examples of one source that each epoch takes."""
+    taken: dict[int, set[int]] = {}
+    for step in steps:
+        taken.setdefault(int(step.epoch), set()).update(i for i in step.examples if i in own)
+    return [*taken.values()]
