@@ -125,6 +125,16 @@ class Tokenizer(ABC):
         """Text of the ids of one run of text, without its dummy space; `after`: the control token before it."""
         return self.decode_all([(ids, self.is_bare(after))])[0]
 
+    def lossy(self, encoded: Mapping[Run, list[int]]) -> dict[Run, str]:
+        """What runs of text decode to, of those that their ids do not give back."""
+        unsure = {run: ids for run, ids in encoded.items() if not self._gives_back(run, ids)}
+        decoded = self.decode_all([(ids, run[1]) for run, ids in unsure.items()])
+        return {run: text for run, text in zip(unsure, decoded, strict=True) if text != run[0]}
+
+    def _gives_back(self, run: Run, ids: list[int]) -> bool:
+        """Whether the ids of a run certainly decode to it; False where decoding must tell."""
+        return False
+
     def decode_all(self, runs: Sequence[tuple[list[int], bool]]) -> list[str]:
         """Texts of the ids of many runs of text (ids, is bare), without dummy spaces."""
         before = self._ids("a") if any(bare for _, bare in runs) else []

@@ -61,8 +61,7 @@ def encode_all(rows: Sequence[Sequence[Segment] | UserError], tokenizer: Tokeniz
     runs = [run for row in split if not isinstance(row, UserError) for run in row if run.whole is not None]
     encoded = tokenizer.encode_all(text for run in runs for text in (run.prompt, run.whole) if text is not None)
     whole = {run.whole: ids for run in runs if run.whole and isinstance(ids := encoded[run.whole], list)}
-    decoded = tokenizer.decode_all([(ids, text[1]) for text, ids in whole.items()])
-    lossy = {text: found for text, found in zip(whole, decoded, strict=True) if text[0] != found}
+    lossy = tokenizer.lossy(whole)
     return [row if isinstance(row, UserError) else _joined(row, tokenizer, encoded, lossy) for row in split]
 
 

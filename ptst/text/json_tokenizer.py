@@ -18,7 +18,8 @@ from ptst.errors import UserError
 from ptst.progress import say_once
 from ptst.reading import parse_json, read_text
 from ptst.text.added_tokens import AddedToken, TokenSettings
-from ptst.text.base_tokenizer import Origin, Tokenizer
+from ptst.text.base_tokenizer import Origin, Run, Tokenizer
+from ptst.text.byte_level import TokenBytes
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
 SECONDS = 30  # that an unknown regular expression may take over one text
@@ -230,6 +231,17 @@ class JsonTokenizer(Tokenizer):
             return text
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on ids") from None
+
+    @cached_property
+    def _token_bytes(self) -> TokenBytes | None:
+        """The bytes of tokens, where decoding joins them and does no more."""
+        decoder = json.loads(self._tok.decoder.__getstate__()) if self._tok.decoder else {}
+        is_byte_level = decoder.get("type") == "ByteLevel" and not self._prefixed
+        return TokenBytes(self._tok.id_to_token, self._literal) if is_byte_level else None
+
+    def _gives_back(self, run: Run, ids: list[int]) -> bool:
+        table = self._token_bytes
+        return table is not None and b"".join(map(table.__getitem__, ids)) == run[0].encode()
 
     def _decode_all(self, runs: list[list[int]]) -> list[str]:
         if len(runs) == 1:

@@ -80,6 +80,7 @@ def agree(ours, name: str, texts: list[str]) -> None:
                 decoded = read.decode_text(ids, after)
                 assert own.decode_run(ids, bare) == decoded, (name, text)
                 assert own.restores((text, bare), ids) is (decoded == text), (name, text)
+                assert read.lossy({(text, bare): ids}) == ({} if decoded == text else {(text, bare): decoded})
                 spans = own.spans(text, bare)
                 assert [i for i, _, _ in spans] == ids
                 assert all(0 <= start <= end <= len(text) for _, start, end in spans), (name, text, spans)
