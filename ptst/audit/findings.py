@@ -1,12 +1,15 @@
 """What the audit can find: every rule by name, with its level, what it means and what to do."""
 
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from ptst.errors import UserError, unknown_name
 
 LEVELS = ("info", "warning", "error")
+LISTED = 20  # findings of one rule that are listed; all are counted
 VERDICTS = {"error": "errors found", "warning": "warnings found", "info": "clean"}
 
 
@@ -186,6 +189,28 @@ class Finding:
     def __str__(self) -> str:
         place = f"{self.place}: " if self.place else ""
         return f"{self.level} {self.rule}: {place}{self.message}; {RULES[self.rule].remedy}"
+
+
+class Findings:
+    """What every report has: its findings, and what follows from them."""
+
+    findings: list[Finding]
+
+    @property
+    def verdict(self) -> str:
+        """The highest level among the findings; info if there are none."""
+        return max((f.level for f in self.findings), key=LEVELS.index, default="info")
+
+    @property
+    def found(self) -> dict[str, int]:
+        """Number of findings by rule, in order of appearance."""
+        return dict(Counter(f.rule for f in self.findings))
+
+    @property
+    def listed(self) -> list[Finding]:
+        """The first findings of every rule, so that one rule cannot hide the others."""
+        numbers: defaultdict[str, count] = defaultdict(count)
+        return [f for f in self.findings if next(numbers[f.rule]) < LISTED]
 
 
 def check_names(rules: Iterable[str]) -> None:

@@ -1,10 +1,8 @@
 """The audit: the data of a run are prepared as for training and put into its micro-batches, every rule is applied to
 them, one report says what was found."""
 
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from ptst.audit.account.step_rule import StepRule
 from ptst.audit.account.table import SourceAccount
 from ptst.audit.config import AuditConfig
 from ptst.audit.drift import check_mix, check_run
-from ptst.audit.findings import LEVELS, Finding
+from ptst.audit.findings import LEVELS, Finding, Findings
 from ptst.audit.output.provenance import provenance
 from ptst.audit.owner.compare import check_owner
 from ptst.audit.reference.columns import Columns
@@ -44,8 +42,6 @@ from ptst.text.templates import find_template, load_template, with_default_syste
 from ptst.training.config import TrainConfig
 from ptst.training.run_sources import read_main, read_others
 
-LISTED = 20  # findings of one rule that are listed; all are counted
-
 
 @dataclass(frozen=True)
 class References:
@@ -59,7 +55,7 @@ class References:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Findings):
     """The report. `packs`: the micro-batches that are shown, with all their documents; `show`: how many rows of them
     are listed. `account`: what became of the rows of each source. `provenance`: versions, date, settings and
     fingerprints."""
@@ -80,22 +76,6 @@ class Audit:
     def rows(self) -> list[tuple[str, list[TokenView]]]:
         """The rows that are listed, with their tokens; those with findings first."""
         return rows_of(self.packs, {f.row for f in self.findings if f.level != "info"}, self.show)
-
-    @property
-    def verdict(self) -> str:
-        """The highest level among the findings; info if there are none."""
-        return max((f.level for f in self.findings), key=LEVELS.index, default="info")
-
-    @property
-    def found(self) -> dict[str, int]:
-        """Number of findings by rule, in order of appearance."""
-        return dict(Counter(f.rule for f in self.findings))
-
-    @property
-    def listed(self) -> list[Finding]:
-        """The first findings of every rule, so that one rule cannot hide the others."""
-        numbers: defaultdict[str, count] = defaultdict(count)
-        return [f for f in self.findings if next(numbers[f.rule]) < LISTED]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""

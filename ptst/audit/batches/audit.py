@@ -1,10 +1,8 @@
 """The audit of what any trainer is about to feed its model: a file of batches, with or without the conversations that
 they were made from."""
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from ptst.audit.batches.rows import ExpectedRows
 from ptst.audit.batches.token_bytes import TokenBytes
 from ptst.audit.batches.turns import Grammar
 from ptst.audit.config import AuditConfig
-from ptst.audit.findings import LEVELS, Finding
+from ptst.audit.findings import LEVELS, Finding, Findings
 from ptst.audit.output.provenance import provenance
 from ptst.audit.setup import Setup
 from ptst.audit.view import TokenView
@@ -32,14 +30,13 @@ from ptst.text.chat_template import open_chat_template
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
 from ptst.text.templates import find_template, load_template
 
-LISTED = 20  # findings of one rule that are listed; all are counted
 # Rules on a batch alone that hold whatever its rows are.
 _SHAPE = frozenset(("labels", "boundaries", "position-ids", "padding-trained", "padding-inside", "attention-mask"))
 _SHAPE |= {"token-ids", "dtype", "crosses-documents", "too-long", "left-padding"}
 
 
 @dataclass(frozen=True)
-class BatchesAudit:
+class BatchesAudit(Findings):
     """The report. `not_checked`: what could not be judged, and why. `rows`: (document, its tokens) of those shown."""
 
     model: str
@@ -52,22 +49,6 @@ class BatchesAudit:
     rows: list[tuple[str, list[TokenView]]] = field(default_factory=list)
     comparison: None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def verdict(self) -> str:
-        """The highest level among the findings; info if there are none."""
-        return max((f.level for f in self.findings), key=LEVELS.index, default="info")
-
-    @property
-    def found(self) -> dict[str, int]:
-        """Number of findings by rule, in order of appearance."""
-        return dict(Counter(f.rule for f in self.findings))
-
-    @property
-    def listed(self) -> list[Finding]:
-        """The first findings of every rule, so that one rule cannot hide the others."""
-        numbers: defaultdict[str, count] = defaultdict(count)
-        return [f for f in self.findings if next(numbers[f.rule]) < LISTED]
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""
