@@ -42,16 +42,16 @@ def prepare(
             errors[row] = found
             continue
         example = replace(found, row=row)
-        counts["token_boundaries"] += len(example.token_boundaries)
-        if example.lossy:
-            counts["lossy"] += 1
-            first_lossy = first_lossy or f"{conversation.where}{example.lossy[0]}"
         length = len(example.ids)
         if length > max_length and too_long == "stop":
             beyond_limit.append((length, conversation.source))
             if errors is not None:
                 errors[row] = UserError(f"{length} tokens exceed the limit of {max_length}", where=conversation.source)
             continue
+        counts["token_boundaries"] += len(example.token_boundaries)
+        if example.lossy:
+            counts["lossy"] += 1
+            first_lossy = first_lossy or f"{conversation.where}{example.lossy[0]}"
         if length > max_length:
             counts["cut" if too_long == "cut" else "dropped"] += 1
             if too_long == "drop":

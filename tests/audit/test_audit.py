@@ -17,7 +17,7 @@ from ptst.audit.account.gate import Prepared, check_start, refuse
 from ptst.audit.config import AuditConfig
 from ptst.audit.documents import check_documents
 from ptst.audit.findings import RULES, Finding, check_names
-from ptst.audit.report import References, audit
+from ptst.audit.report import References, audit, audit_data
 from ptst.audit.setup import Setup
 from ptst.data import sources
 from ptst.data.examples import prepare
@@ -52,6 +52,16 @@ def setup(tiny_folder):
     return Setup(
         PromptFormat(find_template("vanilla"), find_family("plain"), CHAT_FORMATS["chatml"], tokenizer), max_length=2048
     )
+
+
+def test_a_row_that_is_too_long_is_one_finding(tmp_path, tiny_folder):
+    """Its token boundary is not counted, neither in preparing nor by the rows."""
+    rows = [{"question": "Hello", "answer": "\n\nyes " * times} for times in (1, 20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"data": str(tmp_path / "rows.jsonl"), "model": str(tiny_folder), "max_length": 60}
+    report = audit_data(AuditConfig(**given))
+    assert [(f.rule, f.row.rpartition(":")[2]) for f in report.findings if f.level == "error"] == [("bad-row", "2")]
+    assert report.found["token-boundary"] == 1
 
 
 @examples(2000)
