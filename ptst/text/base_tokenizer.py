@@ -122,8 +122,9 @@ class Tokenizer(ABC):
         return after is not None and not self.spaced and after not in self.own
 
     def decode_text(self, ids: list[int], after: str | None = None) -> str:
-        """Text of the ids of one run of text, without its dummy space; `after`: the control token before it."""
-        return self.decode_all([(ids, self.is_bare(after))])[0]
+        """Text of the ids of one run of text, without its dummy space; `after`: the control token before it. What is no
+        id (-100, in the batch of another trainer) has no text, as an id without a token."""
+        return self.decode_all([([i for i in ids if i >= 0], self.is_bare(after))])[0]
 
     def lossy(self, encoded: Mapping[Run, list[int]]) -> dict[Run, str]:
         """What runs of text decode to, of those that their ids do not give back."""

@@ -114,6 +114,17 @@ def test_bug_34_padding_beyond_the_embedding(tmp_path, folder, bench):
     assert (report.findings[0].row, report.findings[0].token) == ("b.npz:1", len(good(bench)[0][0]))
 
 
+@pytest.mark.parametrize("messages", [True, False], ids=["messages", "alone"])
+@pytest.mark.parametrize("chat_format", ["chatml", "llama2"])
+def test_bug_18_the_ids_are_the_labels(tmp_path, folder, tokenizers, chat_format, messages):
+    bench = faults.bench(*tokenizers, chat_format)
+    rows = good(bench)
+    rows[2] = rows[2][1], rows[2][1]
+    report = audited(tmp_path, folder, bench, files.padded(rows), messages)
+    assert [(f.row, f.token) for f in report.findings if f.rule == "token-ids"] == [("b.npz:3", 0)]
+    assert {f.row.partition(" (")[0] for f in report.findings if f.level == "error"} == {"b.npz:3"}
+
+
 def test_at_least_30_of_34_are_planted():
     assert {f.number for f in faults.FAULTS} | OWN == set(range(1, 35)) - ELSEWHERE
 
