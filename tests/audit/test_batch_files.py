@@ -132,6 +132,16 @@ def _objects(path):
     return path / "b.npz"
 
 
+def _no_rows(path):
+    np.savez(path / "b.npz", input_ids=np.zeros((0, 5), int), labels=np.zeros((0, 5), int))
+    return path / "b.npz"
+
+
+def _small_floats(path):
+    save_tensors({"input_ids": torch.ones(1, 4).to(torch.float8_e4m3fn)}, path / "b.safetensors")
+    return path / "b.safetensors"
+
+
 def _cut(kind):
     def write(path):
         file = kind(path, ROWS)
@@ -189,6 +199,8 @@ def _plain_folder(path):
         (_text("b.jsonl", '{"input_ids": [], "labels": []}'), "the batch has no tokens"),
         (_text("b.json", "3"), "a int is no row of tokens"),
         (_objects, "an array holds pickled objects, which are never loaded"),
+        (_no_rows, "there are no rows"),
+        (_small_floats, "the file cannot be read as safetensors"),
         (_cut(npz), "the file cannot be read as npz"),
         (_bad_member, "an entry is no array"),
         (_bytes("b.npz", b"PK\x03\x04 and no more"), "the file cannot be read as npz"),

@@ -344,6 +344,11 @@ def test_a_document_that_begins_in_an_answer():
         ({"input_ids": np.zeros((1, 2, 3), int), "labels": np.zeros((1, 2, 3), int)}, "3 dimensions"),
         ({"input_ids": [[[1], [2, 3]]], "labels": [[1]]}, "rows within rows"),
         ({"input_ids": np.array([{}, {}]), "labels": [1, 2]}, "input_ids holds objects"),
+        (padded() | {"labels": np.zeros((0, 10), int)}, "input_ids has 3 rows and labels 0 rows"),
+        (padded() | {"cu_seqlens": np.array(30)}, "cu_seqlens has 0 dimensions"),
+        (padded() | {"seq_lens": np.ones((3, 1, 1), int)}, "seq_lens has 3 dimensions"),
+        (padded() | {"loss_mask": np.array(1)}, "loss mask has 0 dimensions"),
+        (padded() | {"labels": torch.empty((3, 10), device="meta")}, "labels is no array of whole numbers"),
         ("text", "a str is no batch"),
         (3, "a int is no batch"),
     ],
@@ -352,6 +357,22 @@ def test_what_is_no_batch_is_one_sentence(batch, words):
     with pytest.raises(UserError) as error:
         check_batch(batch)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "eos", [np.int64(2), torch.tensor(2), np.array([2]), torch.tensor([2]), {2}, iter([2])], ids=repr
+)
+def test_ids_are_numbers_of_any_library(eos):
+    assert [*map(str, check_batch(eos_is_padding(), **IDS | {"eos_id": eos}))] == [
+        *map(str, check_batch(eos_is_padding(), **IDS))
+    ]
+
+
+@pytest.mark.parametrize("name", ["eos_id", "bos_id", "pad_id", "vocab_size", "max_length", "ignore_index"])
+@pytest.mark.parametrize("value", ["</s>", 2.0, ["</s>"]], ids=repr)
+def test_what_is_no_id_is_one_sentence(name, value):
+    with pytest.raises(UserError, match=f"{name} is .*, not a whole number"):
+        check_batch(padded(), **{name: value})
 
 
 def test_what_cannot_be_judged_is_named():

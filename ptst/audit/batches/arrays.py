@@ -137,7 +137,7 @@ def _flat(name: str, value: Any) -> tuple[np.ndarray, Ints | None]:
             return array, None
         if array.ndim == 2:
             return array.reshape(-1), np.full(array.shape[0], array.shape[1])
-        if name in ("input_ids", "labels"):
+        if name not in ("attention_mask", "position_ids") or not array.ndim:
             raise UserError(f"{name} has {array.ndim} dimensions", "give one row, or rows of tokens")
         return array, None
     lengths = np.array([len(part) for part in array])
@@ -168,7 +168,7 @@ def _array(name: str, value: Any) -> np.ndarray | list[np.ndarray]:
             value = np.array(value) if value else np.zeros(0, np.int64)
         elif value.dtype == object and value.ndim == 1 and len(value) and _is_row(value[0]):
             return _array(name, list(value))
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         reason = "rows within rows differ in length" if "inhomogeneous" in str(error) else error
         raise UserError(f"{name} is no array of whole numbers ({reason})", "give ids in rows") from None
     return _numbers(name, value)
@@ -228,7 +228,7 @@ def _same_length(name: str, found: tuple[np.ndarray, Ints | None], lengths: Ints
 
 
 def _rows(lengths: Ints) -> str:
-    return f"{len(lengths)} rows" if len(lengths) > 1 else f"1 row of {lengths[0]} tokens"
+    return f"1 row of {lengths[0]} tokens" if len(lengths) == 1 else f"{len(lengths)} rows"
 
 
 def _labels(

@@ -8,7 +8,9 @@ No model and no tokenizer are needed, and a batch of 4,096 tokens takes less tha
 without them is not guessed: `not_checked` names it.
 """
 
+import operator
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -60,9 +62,26 @@ def check_batch(
     `shifted`: whether labels are shifted by one already, as torchtune and NeMo give them, or aligned with the tokens,
     as transformers' models want them (None: told by the labels). `eos_id`: one or more ids that end an answer. Raises
     UserError for what is no batch: arrays of other lengths, labels that are neither ids nor the ignore index."""
-    stops = None if eos_id is None else frozenset([eos_id] if isinstance(eos_id, int) else eos_id)
-    known = Known(bos_id, stops, pad_id, vocab_size, max_length)
-    return check_arrays(read_arrays(batch, ignore_index, pad_id, stops or ()), known, shifted)
+    stops = None if eos_id is None else frozenset(_whole_numbers("eos_id", eos_id))
+    given = {"bos_id": bos_id, "pad_id": pad_id, "vocab_size": vocab_size, "max_length": max_length}
+    one = {name: None if value is None else _whole_number(name, value) for name, value in given.items()}
+    known = Known(one["bos_id"], stops, one["pad_id"], one["vocab_size"], one["max_length"])
+    ignored = _whole_number("ignore_index", ignore_index)
+    return check_arrays(read_arrays(batch, ignored, known.pad_id, stops or ()), known, shifted)
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)  # of int, and of a number of numpy or torch
+    except TypeError:
+        raise UserError(f"{name} is {value!r}, not a whole number", "give the tokenizer's or the model's") from None
+
+
+def _whole_numbers(name: str, value: Any) -> list[int]:
+    values = [value]
+    with suppress(TypeError):  # a number
+        values = [value] if isinstance(value, str) else list(value)
+    return [_whole_number(name, one) for one in values]
 
 
 def check_arrays(arrays: BatchArrays, known: Known, shifted: bool | None = None) -> Checked:

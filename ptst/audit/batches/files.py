@@ -227,7 +227,7 @@ def _safetensors(path: Path) -> Iterator[FileBatch]:
     try:
         with safe_open(path, framework="np") as file:
             yield from _arrays({name: partial(file.get_tensor, name) for name in file.keys()}, path)  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # a type numpy has not
         if isinstance(error, UserError):
             raise
         raise _damaged("safetensors", error, path) from None
@@ -255,6 +255,8 @@ def _by_rows(arrays: dict[str, np.ndarray], name: str) -> Iterator[FileBatch]:
     """A batch of many rows, ROWS at a time where every array has one entry per row."""
     ids = next(arrays[key] for key in KEYS["input_ids"] if key in arrays)
     number = len(ids) if ids.ndim > 1 else 1
+    if not number:
+        return
     places = [f"{name}:{i}" for i in range(1, number + 1)]
     whole = {key for key, array in arrays.items() if array.ndim < 2 or len(array) != number}
     if number <= ROWS or any(key in _NAMES for key in whole):
