@@ -215,6 +215,19 @@ def test_choices_of_trainers_are_notes(tmp_path, folder, bench, choice, note, me
     assert note is None or note in report.found
 
 
+@pytest.mark.parametrize("messages", [True, False], ids=["messages", "alone"])
+def test_a_fault_of_one_row_leaves_the_choice_of_all_a_note(tmp_path, folder, bench, messages):
+    rows = with_newlines(bench)
+    rows[2] = rows[2][0], [-100] * len(rows[2][0])
+    ids, labels = rows[4]
+    first = next(i for i, label in enumerate(labels) if label >= 0)
+    rows[4] = ids, [*labels[: first - 1], ids[first - 1], *labels[first:]]
+    report = audited(tmp_path, folder, bench, files.padded(rows), messages)
+    found = {(f.rule, f.row.partition(" (")[0]) for f in report.findings if f.level != "info"}
+    assert found == {("nothing-trained", "b.npz:3"), ("prompt-trained", "b.npz:5")}
+    assert report.found["tail-trained"] == 1
+
+
 def test_two_choices_at_once_are_notes(tmp_path, folder, bench):
     report = audited(tmp_path, folder, bench, files.padded(last_answers_with_newlines(bench)))
     assert wrong(report) == []

@@ -166,10 +166,10 @@ class Comparison:
         expected, trained = form.loss_mask[:size], [*form.loss_mask[:1], *d.trained[1:]]
         tails = {i for i in _tails(form, size, self.setup) if trained[i] and not expected[i]}
         bare = [own and i not in tails for i, own in enumerate(trained)]
-        if tails and bare in (expected, _last_answer(expected)):
+        if tails:  # what else is wrong with the document is a finding of its own
             self._tails.append(Finding("prompt-trained", place, "what follows the terminator is trained", min(tails)))
             trained = bare
-        self._with_tails += bool(_tails(form, size, self.setup))
+        self._with_tails += any(trained[1:]) and bool(_tails(form, size, self.setup))
         if not any(expected[1:]) and not any(trained[1:]) and any(form.loss_mask):
             self.findings.append(Finding("nothing-trained", place, "the row is cut before its first answer", 0))
             return

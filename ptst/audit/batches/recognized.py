@@ -182,10 +182,10 @@ class Recognizer:
                     i += 1
         trained = [i for i in range(1, len(d.ids)) if d.trained[i]]
         prompt = [i for i in trained if i not in own]
-        self._with_tails += bool(tails)
-        if prompt and tails.issuperset(prompt):
-            self._tails.append(Finding("prompt-trained", d.place, "what follows the terminator is trained", prompt[0]))
-        elif prompt:
+        self._with_tails += bool(tails and trained)
+        if also := tails.intersection(prompt):
+            self._tails.append(Finding("prompt-trained", d.place, "what follows the terminator is trained", min(also)))
+        if prompt := [i for i in prompt if i not in tails]:
             number = f"{len(prompt)} {'token' if len(prompt) == 1 else 'tokens'}"
             self.findings.append(Finding("prompt-trained", d.place, f"{number} outside of answers", prompt[0]))
         if not any(whole) or not trained:
