@@ -64,7 +64,7 @@ def test_a_row_that_is_too_long_is_one_finding(tmp_path, tiny_folder):
     assert report.found["token-boundary"] == 1
 
 
-@examples(2000)
+@examples(700)
 @given(data=st.data())
 def test_what_the_laws_allow_the_audit_finds_clean(tokenizers, data):  # noqa: F811
     """The reference formats and the text layer agree on hostile text, over every template, format and tokenizer."""

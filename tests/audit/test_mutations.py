@@ -22,8 +22,8 @@ def plant(*options: str) -> tuple[int, int]:
 
 
 def test_a_sample_of_planted_faults_is_found():
-    found, counted = plant("--sample", "10")
-    assert found == counted >= 8
+    found, counted = plant("--sample", "6")
+    assert found == counted >= 5
 
 
 @pytest.mark.thorough
