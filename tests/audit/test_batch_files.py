@@ -200,7 +200,7 @@ def _plain_folder(path):
         (_text("b.json", "3"), "a int is no row of tokens"),
         (_objects, "an array holds pickled objects, which are never loaded"),
         (_no_rows, "there are no rows"),
-        (_small_floats, "the file cannot be read as safetensors"),
+        (_small_floats, "an array is of no type of whole numbers"),
         (_cut(npz), "the file cannot be read as npz"),
         (_bad_member, "an entry is no array"),
         (_bytes("b.npz", b"PK\x03\x04 and no more"), "the file cannot be read as npz"),

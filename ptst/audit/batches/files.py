@@ -217,6 +217,7 @@ def _npz(path: Path) -> Iterator[FileBatch]:
             remedy = "pad the rows to one length, or save lists as JSONL"
             raise UserError("an array holds pickled objects, which are never loaded", remedy, path) from None
         raise _damaged("npz", error, path) from None
+    # KeyError: a member is missing; NotImplementedError: a compression that zipfile has not; SyntaxError: in a header.
     except (OSError, EOFError, zipfile.BadZipFile, KeyError, NotImplementedError, SyntaxError) as error:
         raise _damaged("npz", error, path) from None
 
@@ -227,7 +228,9 @@ def _safetensors(path: Path) -> Iterator[FileBatch]:
     try:
         with safe_open(path, framework="np") as file:
             yield from _arrays({name: partial(file.get_tensor, name) for name in file.keys()}, path)  # noqa: SIM118
-    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:  # a type numpy has not
+    except (TypeError, AttributeError) as error:  # of a type that numpy has not
+        raise UserError(f"an array is of no type of whole numbers ({error})", "save ids as int64", path) from None
+    except (SafetensorError, OSError, ValueError) as error:
         if isinstance(error, UserError):
             raise
         raise _damaged("safetensors", error, path) from None
