@@ -17,11 +17,10 @@ from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import find_family, find_template
-from ptst.text.tokenizer import JsonTokenizer, load_tokenizer
+from ptst.text.tokenizer import load_tokenizer
 from ptst.training.trainer import Trainer, TrainerConfig
 from tests.audit import faults
 from tests.conftest import ROOT
-from tests.tiny import byte_tokenizer
 
 # What no batch can show, and the test that keeps it right.
 ELSEWHERE = {
@@ -32,16 +31,6 @@ ELSEWHERE = {
     31: ("tests/audit/test_drift.py", "test_a_run_that_would_be_encoded_otherwise"),
     34: ("tests/audit/test_exam.py", "test_training_never_touches_the_base_or_its_size"),
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bytes") / "tokenizer.json"
-    byte_tokenizer().save(str(path))
-    settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    ours, raw = JsonTokenizer(path, settings), JsonTokenizer(path, settings)
-    raw._tok.encode_special_tokens, raw._kept_out = False, frozenset()
-    return ours, raw
 
 
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda f: f"{f.number}-{f.name}")

@@ -10,19 +10,7 @@ import pytest
 from ptst.audit.documents import check_documents
 from ptst.data.packing import to_batch
 from ptst.text.encode import Example, cut, first_difference
-from ptst.text.tokenizer import JsonTokenizer
 from tests.audit import more_faults, order_faults, token_faults, word_faults
-from tests.tiny import byte_tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bytes") / "tokenizer.json"
-    byte_tokenizer().save(str(path))
-    settings = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    ours, raw = JsonTokenizer(path, settings), JsonTokenizer(path, settings)
-    raw._tok.encode_special_tokens, raw._kept_out = False, frozenset()
-    return ours, raw
 
 
 def test_the_exam_is_whole():
