@@ -142,6 +142,8 @@ are in [who_trains_what.json](../benchmarks/results/who_trains_what.json). Rerun
 That runs `transformers`, TRL and renderers; each other library runs where `--python NAME=INTERPRETER` has it, in an
 environment of its own. Six tokenizers: SmolLM2's (also with Qwen's templates: qwen2.5, qwen3), Llama 2's (also with
 TinyLlama's template), Mistral's v0.1 and v0.3, and Llama 3's (also with Llama 3.1's template).
+LLaMA-Factory runs with an empty stand-in for torchaudio, which texts do not need. The libraries were run one
+after another, and their results merged (`--merge`).
 
 The table has the corpora single, turns, system and edges: `all`, `some` or `none` of a part's tokens have a label, for
 most folders first, for others by name. "Header before it" is what lies between a question and its answer, with the
