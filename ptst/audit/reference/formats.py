@@ -2,7 +2,7 @@
 
 The rules compare the tokens that reach the loss with it. It shares nothing with the pipeline (`ptst.text`, `ptst.data`)
 but the names of what was chosen and the messages: formats are plain strings here, the loss mask follows from them, the
-words are pinned in `reference_words`, and `reference_tokenizer` reads the tokenizer's files by itself. Of a format that
+words are pinned in `reference.words`, and `reference.tokenizer` reads the tokenizer's files by itself. Of a format that
 was derived from a chat template the literals are those of the format under test, put together here; that these are the
 chat template's own words is compared, by ids, in `owner`.
 """

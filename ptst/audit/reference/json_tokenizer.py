@@ -1,4 +1,4 @@
-"""`tokenizer.json` as the oracle reads it (see `reference_tokenizer`).
+"""`tokenizer.json` as the oracle reads it (see `reference.tokenizer`).
 
 Control tokens are flagged special in the rules, so that the library leaves them alone in a text. Where a text would
 become one all the same (by merges), it is cut through that token, and what follows the cut continues what precedes it.

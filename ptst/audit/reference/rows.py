@@ -1,6 +1,6 @@
 """Every row of the data, from the file to its conversation: none lost, doubled, exchanged or altered.
 
-The files are read a second time by rules that share nothing with `ptst.data` (`reference_files`, `reference_layouts`),
+The files are read a second time by rules that share nothing with `ptst.data` (`reference.files`, `reference.layouts`),
 row by row beside the conversations. Where both agree, that is all. Where they do not, everything is compared by place
 (`file:line`), so that each row is told with what happened to it.
 """

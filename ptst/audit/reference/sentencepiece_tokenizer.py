@@ -1,4 +1,4 @@
-"""`tokenizer.model` as the oracle reads it (see `reference_tokenizer`): sentencepiece.
+"""`tokenizer.model` as the oracle reads it (see `reference.tokenizer`): sentencepiece.
 
 The library matches user-defined pieces in a text, and some models' role markers are such pieces. The file is therefore
 taken apart and put together again with every control token as a control piece, which no text becomes.

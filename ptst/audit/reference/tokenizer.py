@@ -2,7 +2,7 @@
 
 The audit compares what the text layer made of a row with what this tokenizer makes of it, so nothing here is imported
 from there: a fault in the text layer's tokenizer is a difference then. `tokenizer.json` is read by the library
-`tokenizers`, `tokenizer.model` by `sentencepiece`, the small files beside them by `reference_settings`. Only the place
+`tokenizers`, `tokenizer.model` by `sentencepiece`, the small files beside them by `reference.settings`. Only the place
 of the files is taken from the tokenizer under test (its `origin`).
 
 A text is read either as a whole text, with sentencepiece's dummy space before it, or `bare`, as one that continues
