@@ -4,19 +4,17 @@ Prompts are sent as data: each message is a JSON string, so that no judged text 
 Names of control tokens in judged text are broken, because servers of open models would read them as the tokens.
 """
 
-import asyncio
 import hashlib
 import json
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptst.api.asking import ask_all
+from ptst.api.endpoint import Address, Endpoint, Trouble, check_package
+from ptst.api.replies import Reply, ReplyFile, Usage
 from ptst.errors import UserError
-from ptst.evaluation.graders.endpoint import Address, Endpoint, Trouble, check_package
 from ptst.evaluation.graders.quote import without_control_tokens
-from ptst.evaluation.graders.replies import Reply, ReplyFile, Usage
 from ptst.evaluation.verdicts import judge_name_in_files
 from ptst.progress import ProgressLine, say_once
 from ptst.settings import ApiSettings
@@ -65,7 +63,7 @@ class ApiAsk:
                 self._count(key, known[key])
             missing = {key: request for key, request in asked.items() if key not in known}
             troubles = self._ask(missing, len(asked)) if missing else {}
-            return [known[key].outcome() if key in known else UserError(troubles[key]) for key in keys]
+            return [_outcome(known[key]) if key in known else UserError(troubles[key]) for key in keys]
 
     def _count(self, key: str, reply: Reply) -> None:
         if key not in self._counted:
@@ -105,28 +103,24 @@ class ApiAsk:
                 failed = f", {len(troubles):,} without a reply" if troubles else ""
                 line.update(done, self.usage.words(price) + failed)
 
-            _run(self._ask_all(requests, on_outcome))
-        if end := self.endpoint.end:
-            kept = f"{self.usage.replies:,} replies are kept" if self.file.path else "no more prompts were sent"
-            raise UserError(f"{url} {end.words}", kept)
+            ask_all(self.endpoint, requests, self.settings.api_concurrency, on_outcome, self._kept)
         return troubles
 
-    async def _ask_all(
-        self, requests: Mapping[str, dict[str, Any]], on_outcome: Callable[[str, Reply | Trouble], None]
-    ) -> None:
-        """One request alone, to learn what ends them all, then many at once."""
-        rest = iter(requests.items())
+    def _kept(self) -> str:
+        return f"{self.usage.replies:,} replies are kept" if self.file.path else "no more prompts were sent"
 
-        async def work(some: Iterable[tuple[str, dict[str, Any]]]) -> None:
-            for key, request in some:
-                if self.endpoint.end:
-                    return
-                on_outcome(key, await self.endpoint.ask(request))
 
-        async with self.endpoint.open():
-            if not self.endpoint.reached:
-                await work(islice(rest, 1))
-            await asyncio.gather(*(work(rest) for _ in range(self.settings.api_concurrency)))
+def _outcome(reply: Reply) -> str | UserError:
+    """The text of a reply, or the error that says why there is none to read."""
+    if reply.finish_reason == "content_filter":
+        return UserError("the endpoint's content filter stopped the reply")
+    if reply.refusal:
+        return UserError(f"the model refuses to grade: {reply.refusal[:200]}")
+    if reply.text.strip():
+        return reply.text
+    if reply.finish_reason == "length":
+        return UserError(f"the reply ended at {reply.tokens_out} tokens, before its text", "allow more tokens")
+    return UserError(f"the reply is empty (finish reason {reply.finish_reason or 'not given'})")
 
 
 def _safe(text: str) -> str:
@@ -136,22 +130,3 @@ def _safe(text: str) -> str:
     if safe != text:
         say_once("note: judged texts name control tokens; each name is sent with a space in it, as in < |im_end|>")
     return safe
-
-
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run to the end in a thread, because a notebook's own has an event loop at work; Ctrl-C cancels it at once."""
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
-
-    async def main() -> None:
-        task = asyncio.ensure_future(work)
-        running.append((asyncio.get_running_loop(), task))
-        await task
-
-    with ThreadPoolExecutor(1) as thread:
-        done = thread.submit(asyncio.run, main())
-        try:
-            done.result()
-        finally:
-            if not done.done():
-                for loop, task in running:
-                    loop.call_soon_threadsafe(task.cancel)

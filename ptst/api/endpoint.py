@@ -13,7 +13,7 @@ import math
 import os
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -21,8 +21,8 @@ from importlib.util import find_spec
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from ptst.api.replies import Reply
 from ptst.errors import Setting, UserError
-from ptst.evaluation.graders.replies import Reply
 from ptst.progress import say_once
 from ptst.reading import parse_json
 
@@ -38,6 +38,9 @@ _REFUSED = re.compile(r"support|unknown|unrecogni|unexpected|not permitted|not a
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _NO_MODEL = ("model_not_found", "invalid_model")
 _LOGGERS = ("openai", "httpx", "httpx2", "httpcore", "httpcore2")
+JUDGE_KEYS = ("OPENAI_API_KEY",)  # environment variables: the first that is set has the key
+MODEL_KEYS = ("PTST_MODEL_API_KEY", "OPENAI_API_KEY")
+_JUDGE_URL = Setting("api_base_url")
 
 
 @dataclass(frozen=True)
@@ -60,32 +63,37 @@ class Address:
     url: str
     key: str
     authorization: str | None = None
+    variable: str = "OPENAI_API_KEY"
+    """The environment variable that has the key."""
 
     def __repr__(self) -> str:
         return f"Address({self.url!r})"
 
     @classmethod
-    def of(cls, base_url: str | None) -> "Address":
-        """Of a base URL, by default `OPENAI_BASE_URL`, with the key in `OPENAI_API_KEY`. Raises UserError for what
-        cannot be a URL or a key, and where there is no key; it shows neither, since either may hold a secret."""
+    def of(cls, base_url: str | None, keys: Sequence[str] = JUDGE_KEYS, setting: Setting = _JUDGE_URL) -> "Address":
+        """Of a base URL (the value of `setting`), by default `OPENAI_BASE_URL`, with the key in the first of the
+        environment variables `keys` that is set. Raises UserError for what cannot be a URL or a key, and where there
+        is no key; it shows neither, since either may hold a secret."""
         url = base_url or os.environ.get("OPENAI_BASE_URL") or OPENAI
         parts = _split(url)
         if parts is None:
-            cause = (Setting("api_base_url"), " (or OPENAI_BASE_URL) is not the address of an endpoint")
+            cause = (setting, " (or OPENAI_BASE_URL) is not the address of an endpoint")
             raise UserError(cause, "it has the form https://HOST/v1, without ? and #")
         host, user, password = parts
         authorization = None
         if base_url and (user or password):
-            cause = (Setting("api_base_url"), " holds a user name or a password, which records of settings would keep")
+            cause = (setting, " holds a user name or a password, which records of settings would keep")
             raise UserError(cause, "give such an address as OPENAI_BASE_URL")
         if user or password:
             authorization = "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        found = {name: key for name in keys if (key := os.environ.get(name, "").strip())}
+        variable = next(iter(found), keys[-1])
+        key = found.get(variable, "")
         if not key and authorization is None:
-            raise UserError("OPENAI_API_KEY is not set", "a local server that needs no key takes any word")
+            raise UserError(f"{variable} is not set", "a local server that needs no key takes any word")
         if not re.fullmatch(r"[!-~]*", key):
-            raise UserError("OPENAI_API_KEY holds a space or another character that no key has", "copy it again")
-        return cls(host, key or "none", authorization)
+            raise UserError(f"{variable} holds a space or another character that no key has", "copy it again")
+        return cls(host, key or "none", authorization, variable)
 
     def clean(self, text: str) -> str:
         """The text without the key, and without what UTF-8 cannot hold."""
@@ -94,7 +102,7 @@ class Address:
         password = base64.b64decode(code).decode().partition(":")[2]
         for secret in (self.key, code, password):
             if len(secret) >= _SHORT:
-                text = text.replace(secret, "[OPENAI_API_KEY]")
+                text = text.replace(secret, f"[{self.variable}]")
         return text.encode(errors="backslashreplace").decode()
 
 
@@ -114,7 +122,7 @@ def _split(url: str) -> tuple[str, str, str] | None:
 def check_package() -> None:
     """Raise UserError where the package openai is not installed."""
     if find_spec("openai") is None:
-        raise UserError("judges by API need the package openai", "pip install openai, or ptst-lab[api]")
+        raise UserError("models behind an API need the package openai", "pip install openai, or ptst-lab[api]")
 
 
 class Endpoint:
@@ -222,7 +230,7 @@ class Endpoint:
         message = " ".join(self.address.clean(said if isinstance(said, str) else str(said)).split())
         words = f"answers with status {status}" + (f" ({message[:200]})" if message else "")
         if status in (401, 403):  # not in its own words: they may hold a part of the key
-            return Trouble(f"refuses the key in OPENAI_API_KEY (status {status})", final=True)
+            return Trouble(f"refuses the key in {self.address.variable} (status {status})", final=True)
         if code in _NO_MONEY or status == 402:
             return Trouble(f"has no credit left for this key (status {status})", final=True)
         if status in (404, 405) or code in _NO_MODEL:

@@ -1,4 +1,4 @@
-"""Judges by API, against a stand-in server: prompts, records, cost."""
+"""Models behind an API, asked by a judge, against a stand-in server: prompts, records, cost."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import time
 
 import pytest
 
+from ptst.api import replies
 from ptst.errors import UserError
-from ptst.evaluation.graders import replies
 from ptst.evaluation.graders.api import ApiAsk
 from ptst.settings import ApiSettings
 from ptst.storage import lock
 from ptst.text.segments import Message
-from tests.evaluation.endpoint import KEY, Say, asker, echo, reply, serve, set_environment, user
+from tests.api.server import KEY, Say, asker, echo, reply, serve, set_environment, user
 
 pytest.importorskip("openai", reason="needs the package openai")
 

@@ -31,18 +31,6 @@ class Reply:
     tokens_in: int | None
     tokens_out: int | None
 
-    def outcome(self) -> str | UserError:
-        """The text, or the error that says why there is none to read."""
-        if self.finish_reason == "content_filter":
-            return UserError("the endpoint's content filter stopped the reply")
-        if self.refusal:
-            return UserError(f"the model refuses to grade: {self.refusal[:200]}")
-        if self.text.strip():
-            return self.text
-        if self.finish_reason == "length":
-            return UserError(f"the reply ended at {self.tokens_out} tokens, before its text", "allow more tokens")
-        return UserError(f"the reply is empty (finish reason {self.finish_reason or 'not given'})")
-
 
 @dataclass(frozen=True)
 class Usage:

@@ -1,4 +1,4 @@
-"""Judges by API, against a stand-in server with faults; the key is in nothing that is shown or kept."""
+"""An API asked by a judge, against a stand-in server with faults; the key is in nothing that is shown or kept."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import traceback
 
 import pytest
 
+from ptst.api import endpoint
+from ptst.api.endpoint import Address, retry_after
 from ptst.errors import UserError
-from ptst.evaluation.graders import endpoint
 from ptst.evaluation.graders.api import ApiAsk
-from ptst.evaluation.graders.endpoint import Address, retry_after
 from ptst.settings import ApiSettings
-from tests.evaluation.endpoint import KEY, Say, asker, echo, fault, reply, serve, set_environment, user
+from tests.api.server import KEY, Say, asker, echo, fault, reply, serve, set_environment, user
 
 pytest.importorskip("openai", reason="needs the package openai")
 

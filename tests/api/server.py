@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from ptst.evaluation.graders import endpoint
+from ptst.api import endpoint
 from ptst.evaluation.graders.api import ApiAsk
 from ptst.settings import ApiSettings
 from ptst.text.segments import Message
@@ -142,7 +142,7 @@ def echo(body: dict[str, Any], _number: int) -> Say:
 
 def set_environment(monkeypatch) -> None:
     """The key and no other setting of the API's clients; repeats without waits."""
-    for name in [n for n in os.environ if n.startswith("OPENAI_") or n.lower().endswith("_proxy")]:
+    for name in [n for n in os.environ if n.startswith(("OPENAI_", "PTST_MODEL_")) or n.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr(endpoint, "FIRST_WAIT", 0.001)
