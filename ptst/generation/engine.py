@@ -34,9 +34,9 @@ class Engine:
     """Answers requests with a decoder.
 
     `stop_ids` end an answer. `decode(prompt ids, answer ids)` gives an answer's text; stop strings need it, and with
-    `stream` the text of events. `adapters` are those that requests may name. A step may be interrupted (Ctrl-C)
-    between any two operations; after that the engine cannot be used, the decoder can. Raises UserError for settings
-    that do not fit together or the memory."""
+    `stream` the text of events. A request may bring its own of these three. `adapters` are those that requests may
+    name. A step may be interrupted (Ctrl-C) between any two operations; after that the engine cannot be used, the
+    decoder can. Raises UserError for settings that do not fit together or the memory."""
 
     def __init__(
         self,
@@ -95,8 +95,9 @@ class Engine:
         if request.adapter is not None and request.adapter not in self.adapters:
             known = ", ".join(sorted(self.adapters)) or "none"
             raise UserError(f"there is no adapter {request.adapter!r} (known: {known})", where=name)
-        if sampling.stop_strings and self.decode is None:
-            raise UserError("stop strings need `decode`, which turns ids into text", where=name)
+        if self._decode_of(request) is None and (sampling.stop_strings or request.stream):
+            what = "stop strings need" if sampling.stop_strings else "streaming text needs"
+            raise UserError(f"{what} `decode`, which turns ids into text", where=name)
         if request.id in self._ids:
             raise UserError("another unfinished request has this id", where=name)
 
@@ -125,9 +126,10 @@ class Engine:
         """One forward pass; returns what is new since the last one."""
         start = time.perf_counter()
         for sequence in self._scheduler.admit():
-            stop_strings = sequence.request.sampling.stop_strings
-            if self.decode is not None and (self.stream or stop_strings):
-                sequence.stream = TextStream(self.decode, sequence.prompt, stop_strings)
+            request, decode = sequence.request, self._decode_of(sequence.request)
+            streams = self.stream if request.stream is None else request.stream
+            if decode is not None and (streams or request.sampling.stop_strings):
+                sequence.stream = TextStream(decode, sequence.prompt, request.sampling.stop_strings)
         launched = self._launch()
         if self._in_flight and (len(self._in_flight) > self._lag or not launched):
             self._collect(self._in_flight.popleft())
@@ -194,19 +196,23 @@ class Engine:
         """Read the tokens of a step."""
         tokens = sampled.tokens.wait().tolist()
         logprobs = sampled.logprobs.wait().tolist() if sampled.logprobs is not None else [0.0] * len(tokens)
-        for sequence, token, logprob in zip(sampled.sequences, tokens, logprobs, strict=True):
+        top_ids, top_values = [copy.wait().tolist() for copy in sampled.top_logprobs or ()] or ([], [])
+        for row, (sequence, token) in enumerate(zip(sampled.sequences, tokens, strict=True)):
             if sequence.finished:
                 continue
+            own = sequence.request.stop_ids
             if token < 0:
                 self._finish(sequence, "error", error="the model's output is not a number")
-            elif token in self.stop_ids:
+            elif token in (self.stop_ids if own is None else own):
                 self._finish(sequence, "stop")
             else:
-                self._append(sequence, token, logprob)
+                if k := sequence.request.sampling.top_logprobs:
+                    sequence.top_logprobs.append(list(zip(top_ids[row][:k], top_values[row][:k], strict=True)))
+                sequence.logprobs.append(logprobs[row])
+                self._append(sequence, token)
 
-    def _append(self, sequence: RequestSequence, token: int, logprob: float) -> None:
+    def _append(self, sequence: RequestSequence, token: int) -> None:
         sequence.answer.append(token)
-        sequence.logprobs.append(logprob)
         self.statistics.tokens += 1
         stream = sequence.stream
         if stream is not None and stream.add(token):
@@ -214,7 +220,7 @@ class Engine:
         elif len(sequence.answer) == sequence.max_new_tokens:
             self._finish(sequence, "length", [token])
         else:
-            self._events.append(Event(sequence.request.id, [token], stream.new_text(False) if stream else ""))
+            self._events.append(_event(sequence, [token], stream.new_text(False) if stream else ""))
 
     def _finish(
         self, sequence: RequestSequence, reason: str, new_tokens: list[int] | None = None, error: str | None = None
@@ -226,16 +232,36 @@ class Engine:
             if reason != "stop_string" and stream.finish():
                 reason = "stop_string"  # it was complete but for a character that seemed unfinished
             text, new_text = stream.text, stream.new_text(True)
-        elif self.decode is not None:
-            text = self.decode(sequence.prompt, sequence.answer)
-        answer = Answer(sequence.answer, text, reason, sequence.logprobs if request.sampling.logprobs else None, error)
-        self._events.append(Event(request.id, new_tokens or [], new_text, answer))
+        elif (decode := self._decode_of(request)) is not None:
+            text = decode(sequence.prompt, sequence.answer)
+        sampling = request.sampling
+        answer = Answer(
+            sequence.answer,
+            text,
+            reason,
+            sequence.logprobs if sampling.logprobs else None,
+            error,
+            sequence.top_logprobs if sampling.top_logprobs else None,
+            sequence.num_cached_tokens,
+        )
+        self._events.append(_event(sequence, new_tokens or [], new_text, answer))
         self._ids.discard(request.id)
         if answer.finish_reason in ("stop", "length", "stop_string"):
             self._earlier.appendleft(token_ids)  # draft tokens from a failed answer might fail, too
             if request.keep_cached:
                 self.cache.cache_prefix(sequence.table, token_ids[: sequence.num_computed_tokens], sequence.adapter)
         self._scheduler.remove(sequence)
+
+    def _decode_of(self, request: Request) -> Decode | None:
+        return request.decode or self.decode
+
+
+def _event(sequence: RequestSequence, tokens: list[int], text: str, answer: Answer | None = None) -> Event:
+    """An event with the log probabilities, as far as they are asked for, of the newest tokens."""
+    sampling, first = sequence.request.sampling, len(sequence.answer) - len(tokens)
+    logprobs = sequence.logprobs[first:] if sampling.logprobs else None
+    top_logprobs = sequence.top_logprobs[first:] if sampling.top_logprobs else None
+    return Event(sequence.request.id, tokens, text, answer, logprobs, top_logprobs)
 
 
 def generate(

@@ -16,7 +16,7 @@ from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import KVCache, common_prefix_length
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.request import Statistics
-from ptst.generation.sampling import log_probabilities, sample
+from ptst.generation.sampling import log_probabilities, sample, top_log_probabilities
 from ptst.generation.scheduler import RequestSequence, Step
 from ptst.generation.transfer import HostCopy, to_device
 
@@ -24,11 +24,13 @@ from ptst.generation.transfer import HostCopy, to_device
 @dataclass
 class Sampled:
     """The tokens sampled in a step, on their way to the host: one for each of `sequences`, which names a sequence
-    several times where draft tokens were accepted."""
+    several times where draft tokens were accepted. `top_logprobs`: ids and log probabilities of the most likely, as
+    many as any of the sequences asks for."""
 
     sequences: list[RequestSequence]
     tokens: HostCopy
     logprobs: HostCopy | None
+    top_logprobs: tuple[HostCopy, HostCopy] | None
 
 
 class ModelRunner:
@@ -108,6 +110,8 @@ class ModelRunner:
             sequence.num_scheduled_tokens += 1
         tokens_N = sample(logits_NV, samplings, uniforms)
         logprobs_N = log_probabilities(logits_NV, tokens_N) if any(s.logprobs for s in samplings) else None
+        most = max(s.top_logprobs for s in samplings)
+        top = top_log_probabilities(logits_NV, most) if most else None
         if draft:
             # The first sampled token that differs from the draft is the last one that counts: what follows was computed
             # from a wrong token. Its keys and values will be overwritten.
@@ -120,4 +124,9 @@ class ModelRunner:
             self.newest_tokens[sequence.slot] = tokens_N[-1]
         else:
             self.newest_tokens[to_device([s.slot for s in sequences], tokens_N.device)] = tokens_N
-        return Sampled(sequences, HostCopy(tokens_N), None if logprobs_N is None else HostCopy(logprobs_N))
+        return Sampled(
+            sequences,
+            HostCopy(tokens_N),
+            None if logprobs_N is None else HostCopy(logprobs_N),
+            None if top is None else (HostCopy(top[0]), HostCopy(top[1])),
+        )

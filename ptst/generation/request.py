@@ -4,6 +4,9 @@ import random
 from dataclasses import dataclass, field
 
 from ptst.errors import Setting, UserError
+from ptst.generation.stop_strings import Decode
+
+MAX_TOP_LOGPROBS = 100
 
 
 @dataclass(frozen=True)
@@ -12,7 +15,8 @@ class Sampling:
 
     `top_k` keeps the k most likely tokens (0: all), then `top_p` the smallest set of those that holds this share of
     their probability. The answer ends before the first of `stop_strings`. `logprobs` asks for each token's log
-    probability under the model itself (temperature 1, all tokens). Raises UserError for a value out of range."""
+    probability under the model itself (temperature 1, all tokens), `top_logprobs` for the so many most likely tokens at
+    its place. Raises UserError for a value out of range."""
 
     max_new_tokens: int = 128
     temperature: float = 0.0
@@ -21,6 +25,8 @@ class Sampling:
     top_k: int = 0
     stop_strings: tuple[str, ...] = ()
     logprobs: bool = False
+    # Changes no answer, so it is not in the text of the settings, by which stored answers are found again.
+    top_logprobs: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -31,13 +37,15 @@ class Sampling:
             raise _out_of_range("top_p", self.top_p, "above 0 and at most 1")
         if self.top_k < 0:
             raise _out_of_range("top_k", self.top_k, "at least 1, or 0 for all tokens")
+        if not 0 <= self.top_logprobs <= MAX_TOP_LOGPROBS:
+            raise _out_of_range("top_logprobs", self.top_logprobs, f"at least 0 and at most {MAX_TOP_LOGPROBS}")
         if isinstance(self.stop_strings, str) or not all(isinstance(s, str) and s for s in self.stop_strings):
             raise _out_of_range("stop_strings", repr(self.stop_strings), "a tuple of strings, none of them empty")
 
-    def generator(self, request_id: str | int) -> random.Random:
-        """The source of a request's uniform random numbers; it depends on (seed, id) and nothing else."""
+    def generator(self, draw: str | int) -> random.Random:
+        """The source of a request's uniform random numbers; it depends on (seed, draw) and nothing else."""
         # Python's generator is seeded by the whole text; torch's CPU generator would use 32 bits of a number.
-        return random.Random(f"{self.seed}:{request_id}")
+        return random.Random(f"{self.seed}:{draw}")
 
 
 @dataclass(frozen=True)
@@ -70,21 +78,37 @@ def _out_of_range(name: str, value: object, wanted: str) -> UserError:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to answer. Its answer depends on `prompt`, `sampling`, `adapter` and `id`, on nothing else.
+    """A prompt to answer. Its answer depends on `prompt`, `sampling`, `adapter`, `draw` and what ends it, on nothing
+    else.
 
     `adapter` names one of the engine's adapters; None is the decoder as it is. `keep_cached`: the keys and values of
-    prompt and answer stay in the prefix cache, so that the next turn of a conversation computes only its new tokens."""
+    prompt and answer stay in the prefix cache, so that the next turn of a conversation computes only its new tokens.
+    `draw`: which of the sampling's sequences of random numbers (None: that of the `id`); the same prompt with the same
+    seed and draw is answered alike. `stop_ids`, `decode`, `stream`: instead of the engine's own (None), where prompts
+    of several templates share it."""
 
     prompt: list[int]
     sampling: Sampling = field(default_factory=Sampling)
     id: str | int = 0
     adapter: str | None = None
     keep_cached: bool = False
+    draw: str | int | None = None
+    stop_ids: frozenset[int] | None = None
+    decode: Decode | None = None
+    stream: bool | None = None
+
+    @property
+    def random_numbers(self) -> random.Random:
+        """The source of its random numbers."""
+        return self.sampling.generator(self.id if self.draw is None else self.draw)
 
 
 def invalid_tokens(token_ids: list[int], vocab_size: int) -> list[int]:
     """Those of `token_ids` that are not in the vocabulary."""
     return [t for t in token_ids if not (hasattr(t, "__index__") and 0 <= t < vocab_size)]
+
+
+TopLogprobs = list[tuple[int, float]]  # (token id, log probability), the likeliest first
 
 
 @dataclass(frozen=True)
@@ -94,13 +118,17 @@ class Answer:
     `token_ids` are without the stop token. `text` ends before the stop string, which `token_ids` may reach into; it is
     empty where the engine has no `decode`. `finish_reason`: "stop" (a stop token), "length" (the token limit),
     "stop_string", "cancelled" or "error". `logprobs` has one value per token id where `Sampling.logprobs` asks for
-    them. `error` says what went wrong where `finish_reason` is "error"."""
+    them, `top_logprobs` the most likely (token id, log probability) at each, the likeliest first, where
+    `Sampling.top_logprobs` does. `error` says what went wrong where `finish_reason` is "error". `num_cached_tokens`:
+    those of the prompt that were in the prefix cache."""
 
     token_ids: list[int]
     text: str
     finish_reason: str
     logprobs: list[float] | None = None
     error: str | None = None
+    top_logprobs: list[TopLogprobs] | None = None
+    num_cached_tokens: int = field(default=0, compare=False)
 
     @property
     def truncated(self) -> bool:
@@ -110,12 +138,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """Progress of one request: its new tokens, the text that they make certain, and the answer once it is finished."""
+    """Progress of one request: its new tokens, the text that they make certain, and the answer once it is finished.
+    `logprobs` and `top_logprobs` are those of the new tokens, as in `Answer`."""
 
     id: str | int
     token_ids: list[int]
     text: str
     answer: Answer | None = None
+    logprobs: list[float] | None = None
+    top_logprobs: list[TopLogprobs] | None = None
 
 
 @dataclass

@@ -75,3 +75,11 @@ def log_probabilities(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:
     """Log probability of each row's token under the model, float32 (N,)."""
     logits_NV = logits_NV.float()
     return logits_NV.gather(1, tokens_N.clamp(min=0)[:, None]).squeeze(1) - logits_NV.logsumexp(-1)
+
+
+def top_log_probabilities(logits_NV: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Ids and log probabilities, float32, of each row's k most likely tokens (at most V), the likeliest first: two of
+    (N, k)."""
+    logits_NV = logits_NV.float()
+    values_Nk, ids_Nk = logits_NV.topk(min(k, logits_NV.shape[1]), dim=-1)
+    return ids_Nk, values_Nk - logits_NV.logsumexp(-1, keepdim=True)

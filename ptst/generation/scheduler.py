@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from ptst.generation.kv_cache import BLOCK_SIZE, BlockTable, KVCache, blocks_for, common_prefix_length
-from ptst.generation.request import Request, Statistics
+from ptst.generation.request import Request, Statistics, TopLogprobs
 from ptst.generation.stop_strings import TextStream
 
 MIN_SHARED_TOKENS = 32  # a shorter shared prefix is not worth caching
@@ -53,12 +53,14 @@ class RequestSequence(Sequence):
     num_scheduled_tokens: int = 0
     answer: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+    num_cached_tokens: int = 0
     stream: TextStream | None = None
     finished: bool = False
 
     def __post_init__(self) -> None:
         self.max_new_tokens = self.request.sampling.max_new_tokens
-        self._random = self.request.sampling.generator(self.request.id)
+        self._random = self.request.random_numbers
         self._uniforms: list[float] = []
 
     def uniform(self, index: int) -> float:
@@ -161,7 +163,7 @@ class Scheduler:
         if table is None:
             return False
         self.waiting.remove(sequence)
-        sequence.running, sequence.slot = True, self.free_slots.pop()
+        sequence.running, sequence.slot, sequence.num_cached_tokens = True, self.free_slots.pop(), num_cached
         self._start(sequence, table, num_cached)
         self.statistics.cached_tokens += num_cached
         return True

@@ -151,9 +151,11 @@ def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):
 def test_a_shared_prefix_is_computed_once(decoder):
     asked = [[*PREFIX, 100 + i, 5] for i in range(9)]
     engine = Engine(decoder, {2}, EngineOptions(batch_size=9, max_length=200))
-    engine.run([Request(p, Sampling(3), i) for i, p in enumerate(asked)])
+    done: dict = {}
+    engine.run([Request(p, Sampling(3), i) for i, p in enumerate(asked)], done.__setitem__)
     s = engine.statistics
     assert s.cached_tokens == 9 * len(PREFIX)
+    assert {a.num_cached_tokens for a in done.values()} == {len(PREFIX)}
     assert s.prompt_tokens == len(PREFIX) + 9 * 2
     assert s.tokens == 27
     # Ten block tables, and the full blocks of the prefix are held once.
