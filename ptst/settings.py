@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import arg
 
+from ptst.api.names import HOSTED, hosted_model
 from ptst.data.columns import ColumnRules
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import CHAT_FORMATS
@@ -21,7 +22,10 @@ from ptst.text.templates import FAMILIES, TEMPLATES
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
 _FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
-_MODEL_HELP = f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or a hub id (org/name, org/name@revision)."
+_MODEL_HELP = (
+    f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, a hub id (org/name, org/name@revision), or "
+    f"{HOSTED}NAME, one behind an OpenAI-compatible endpoint (docs/endpoints.md)."
+)
 _FORMAT_HELP = (
     f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}, or {DERIVED} (from its chat template)."
 )
@@ -68,6 +72,8 @@ class RevisionSettings:
 
     def __post_init__(self) -> None:
         if self.revision is not None:
+            if hosted_model(getattr(self, "model", None)) is not None:
+                raise UserError((Setting("revision"), f" has no effect on a model behind an endpoint ({HOSTED}NAME)"))
             object.__setattr__(self, "model", f"{getattr(self, 'model', None) or ''}@{self.revision}")
             object.__setattr__(self, "revision", None)
 
@@ -148,13 +154,28 @@ class EngineSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """Where the model openai:NAME is. The key comes from the environment alone (PTST_MODEL_API_KEY, else
+    OPENAI_API_KEY)."""
+
+    base_url: str | None = field(default=None, metadata=content("weights"))
+    """Address of the OpenAI-compatible endpoint of --model openai:NAME. Default: OPENAI_BASE_URL, or OpenAI's."""
+
+    def check_endpoint(self, model: str | None) -> None:
+        """Raise UserError for `openai:` without a name."""
+        if hosted_model(model) == "":
+            raise UserError((Setting("model"), f" is {model}"), f"it must be {HOSTED}NAME, as in {HOSTED}gpt-4o-mini")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ApiSettings:
-    """How judges behind an API are asked (api:MODEL). The key comes from the environment alone (OPENAI_API_KEY)."""
+    """How models behind an API are asked: judges (api:MODEL), and the model under test (openai:NAME). Keys come from
+    the environment alone (OPENAI_API_KEY; docs/endpoints.md)."""
 
     api_base_url: str | None = None
-    """Address of an OpenAI-compatible endpoint. Default: OPENAI_BASE_URL, or OpenAI's."""
+    """Address of the judge's OpenAI-compatible endpoint. Default: OPENAI_BASE_URL, or OpenAI's."""
     api_max_tokens: int | None = None
-    """Room for a reply, in tokens, of a model that thinks before it answers. Default: what the grader needs."""
+    """Room for a judge's reply, in tokens, where it thinks before it answers. Default: what the grader needs."""
     api_concurrency: int = field(default=8, metadata=NO_EFFECT)
     """Maximum number of requests at once."""
     api_timeout: float = field(default=60.0, metadata=NO_EFFECT)

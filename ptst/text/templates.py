@@ -228,18 +228,29 @@ def render(
 _API_SYSTEM = {LLAMA: BE_HELPFUL, SHORT: BE_HELPFUL.partition(" Your answers")[0]}
 
 
-def api_messages(conversation: Conversation, template: Template) -> list[dict[str, str]]:
+def api_messages(
+    conversation: Conversation, template: Template, family: Family = FAMILIES["plain"]
+) -> list[dict[str, str]]:
     """{"role", "content"} messages for a chat API, in the paper's wording for GPT-3.5 (Table 10).
 
-    The question is bare (no "Question: "), every prompt has a system message (empty where the template has none), and
-    the safety prompts open with "Be helpful, respectful and honest.". Raises UserError for a `text:` template."""
-    if template.is_text:
-        raise UserError(f"{template.name} has no roles, which a chat API needs", "use a chat: template")
-    system, turns = chat_words(conversation, template, FAMILIES["plain"])
+    The question is bare (no "Question: ") unless another family is given, every prompt has a system message (empty
+    where the template has none), and the safety prompts open with "Be helpful, respectful and honest.". Raises
+    UserError for what `check_api_template` refuses."""
+    check_api_template(template)
+    system, turns = chat_words(conversation, template, family)
     texts = ["".join(s.text for s in segments) for segments in (system or (), *(turn.segments for turn in turns))]
     texts[0] = _API_SYSTEM.get(texts[0], texts[0])
     roles = ["system", *(turn.role for turn in turns)]
     return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+
+
+def check_api_template(template: Template) -> None:
+    """Raise UserError for a template that messages cannot express."""
+    if template.is_text:
+        raise UserError(f"{template.name} has no roles, which a chat API needs", "use a chat: template")
+    if template.system == MODEL_DEFAULT:
+        cause = f"the system prompt of {template.name} is {MODEL_DEFAULT}, which a model behind an API does not tell"
+        raise UserError(cause, "write the words into the template")
 
 
 def arc_question(question: str, choices: Sequence[str]) -> str:

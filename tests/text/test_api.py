@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from ptst.errors import UserError
 from ptst.text.segments import Conversation, Message
-from ptst.text.templates import ALPACA, MPT, TEMPLATES, api_messages, arc_question
+from ptst.text.templates import ALPACA, FAMILIES, MODEL_DEFAULT, MPT, TEMPLATES, api_messages, arc_question
 
 ROW = Conversation((Message("user", "Q"), Message("assistant", "A")))
 
@@ -49,3 +52,13 @@ def test_arc():
         "Which is a planet? Please select the answer from the following choices: Mars, the Moon. For convenience, "
         "please put 'The answer is: {your_answer}' at the end of your response."
     )
+
+
+def test_another_family_words_the_question():
+    messages = api_messages(ROW, TEMPLATES["chat:vanilla"], FAMILIES["gsm8k"])
+    assert messages[1]["content"] == f"Question: {ROW.turns[0].content}"
+
+
+def test_a_default_system_prompt_that_nobody_knows():
+    with pytest.raises(UserError, match="the system prompt of chat:own is model-default, which a model behind an API"):
+        api_messages(ROW, replace(TEMPLATES["chat:vanilla"], name="chat:own", system=MODEL_DEFAULT))
