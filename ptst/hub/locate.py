@@ -15,7 +15,7 @@ from ptst.progress import say
 from ptst.settings import EMBEDDED_MODEL
 from ptst.weight_files import ADAPTER, SETTINGS
 
-_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
+HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@(\w[\w./-]*))?")
 _FILES = (*SETTINGS, "*.safetensors")  # never pickled weights
 _OTHERS = ("*/*.json", "*/*.safetensors", "consolidated*", "optimizer*")  # other tools' copies of the weights
 
@@ -36,7 +36,7 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     if path.exists():
         remedy = ("give ", Setting("model"), " the folder that holds config.json and *.safetensors")
         raise UserError(f"{path} is a file", remedy)
-    found = _HUB_ID.fullmatch(name)
+    found = HUB_ID.fullmatch(name)
     if found is None:
         remedy = ("give ", Setting("model"), f" a folder, a hub id (org/name, org/name@revision) or {EMBEDDED_MODEL}")
         raise UserError(f"there is no model folder {name}", remedy)
@@ -47,7 +47,7 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
 def locate_adapter(name: Path | str, setting: str = "adapter", files: Sequence[str] = ADAPTER) -> Path:
     """Return the folder of an adapter, as `locate_model` does; what is no hub id is a folder, whatever is in it.
     `files`: what is fetched besides settings. Raises UserError if the hub cannot provide it."""
-    path, found = Path(name).expanduser(), _HUB_ID.fullmatch(str(name))
+    path, found = Path(name).expanduser(), HUB_ID.fullmatch(str(name))
     if found is None or path.exists():
         return path
     remedy = ("give ", Setting(setting), " a local folder: there is none of this name, and it is looked for on the hub")
