@@ -139,8 +139,7 @@ class Endpoint:
         """Connections, and a new chance for what ended the last asking."""
         from openai import AsyncOpenAI, Timeout
 
-        for name in _LOGGERS:  # below a warning they log headers, in which an endpoint may repeat the key
-            logging.getLogger(name).setLevel(logging.WARNING)
+        quiet_loggers()
         headers = {"Authorization": self.address.authorization} if self.address.authorization else None
         self.ended = asyncio.Event()
         self.end: Trouble | None = None
@@ -207,7 +206,8 @@ class Endpoint:
         except (TimeoutError, openai.APITimeoutError, openai.APIConnectionError) as error:
             return self._unreached(error, last)
         except openai.APIStatusError as error:
-            return self._refused(error.status_code, error.body, error.response.headers)
+            self.reached = True
+            return read_refusal(error.status_code, error.body, error.response.headers, self.address)
         except UnicodeError:
             return Trouble("was not asked: the prompt holds a lone surrogate, which is not text")
 
@@ -221,28 +221,34 @@ class Endpoint:
             return Trouble(f"gave no reply within {self.timeout:g} s", again=True, counts=True)
         return Trouble("closed the connection before its reply was whole", again=True, counts=True)
 
-    def _refused(self, status: int, body: object, headers: Any) -> Trouble:
-        """Of an answer with a status of 400 or more."""
-        self.reached = True
-        fields = body if isinstance(body, dict) else {}
-        code = str(fields.get("code") or fields.get("type") or "")
-        said = fields.get("message") or fields.get("detail") or ""
-        message = " ".join(self.address.clean(said if isinstance(said, str) else str(said)).split())
-        words = f"answers with status {status}" + (f" ({message[:200]})" if message else "")
-        if status in (401, 403):  # not in its own words: they may hold a part of the key
-            return Trouble(f"refuses the key in {self.address.variable} (status {status})", final=True)
-        if code in _NO_MONEY or status == 402:
-            return Trouble(f"has no credit left for this key (status {status})", final=True)
-        if status in (404, 405) or code in _NO_MODEL:
-            return Trouble(f"{words}; are its address and the model's name right?", final=True)
-        if status in (408, 409, 429) or status >= 500:
-            wait = retry_after(headers)
-            if wait is not None and wait > LONGEST_WAIT:
-                return Trouble(f"asks to wait for {wait:g} s (status {status})", final=True)
-            return Trouble(words, again=True, wait=wait, counts=True)
-        if code == "content_filter":
-            return Trouble("refuses the prompt (its content filter)", counts=False)
-        return Trouble(words, rename=_refused_parameter(str(fields.get("param") or ""), message))
+
+def quiet_loggers() -> None:
+    """Below a warning the client's libraries log headers, in which an endpoint may repeat the key."""
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def read_refusal(status: int, body: object, headers: Any, address: Address) -> Trouble:
+    """What an answer with a status of 400 or more means."""
+    fields = body if isinstance(body, dict) else {}
+    code = str(fields.get("code") or fields.get("type") or "")
+    said = fields.get("message") or fields.get("detail") or ""
+    message = " ".join(address.clean(said if isinstance(said, str) else str(said)).split())
+    words = f"answers with status {status}" + (f" ({message[:200]})" if message else "")
+    if status in (401, 403):  # not in its own words: they may hold a part of the key
+        return Trouble(f"refuses the key in {address.variable} (status {status})", final=True)
+    if code in _NO_MONEY or status == 402:
+        return Trouble(f"has no credit left for this key (status {status})", final=True)
+    if status in (404, 405) or code in _NO_MODEL:
+        return Trouble(f"{words}; are its address and the model's name right?", final=True)
+    if status in (408, 409, 429) or status >= 500:
+        wait = retry_after(headers)
+        if wait is not None and wait > LONGEST_WAIT:
+            return Trouble(f"asks to wait for {wait:g} s (status {status})", final=True)
+        return Trouble(words, again=True, wait=wait, counts=True)
+    if code == "content_filter":
+        return Trouble("refuses the prompt (its content filter)", counts=False)
+    return Trouble(words, rename=_refused_parameter(str(fields.get("param") or ""), message))
 
 
 def _spelled(request: dict[str, Any], spelling: dict[str, str | None]) -> dict[str, Any]:
