@@ -277,7 +277,7 @@ def adapter_matrices(
             raise UserError(f"{name} has shape {list(tensor.shape)}, the model needs {list(wanted[key])}", _OTHER, path)
         if key in tensors:
             raise UserError(f"{key} is there twice, also as {name!r}", "save one adapter alone", path)
-        check_floating(name, tensor, path)
+        check_floating(name, tensor.dtype, path)
         tensors[key] = tensor.to(torch.promote_types(tensor.dtype, torch.float32))
     if missing := sorted(wanted.keys() - tensors.keys()):
         cause = f"the adapter lacks {len(missing)} tensors that {CONFIG} names, the first is {missing[0]}"

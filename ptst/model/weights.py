@@ -5,7 +5,8 @@ Tensors are read one at a time into place, at the requested dtype: a second copy
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -42,63 +43,97 @@ _QUANTIZED = re.compile(
 _WRAPPED = re.compile(r"(_orig_mod|module|base_model|_fsdp_wrapped_module)\.")
 # Stored by older tools with the weights; it follows from the config.
 _RECOMPUTED = ("rotary_emb.inv_freq",)
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a weights file: its name there, and what the file says of it."""
+
+    name: str
+    path: Path
+    shape: torch.Size
+    dtype: torch.dtype
+
+    @property
+    def numel(self) -> int:
+        return self.shape.numel()
 
 
 def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
     """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient). Raises UserError if the
     folder, a file or a tensor is missing, damaged, of another shape, or unexpected."""
+    decoder = empty_decoder(folder)
+    modules = dict(decoder.named_modules())
+    for key, tensor in read_weights(find_weights(folder, decoder)):
+        owner, _, leaf = key.rpartition(".")
+        # Copied even at the same dtype: the tensor is a view of the file's pages.
+        value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+        setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
+    return decoder.eval()
+
+
+def empty_decoder(folder: Path | str) -> Decoder:
+    """The decoder of a folder without its weights, on the device `meta`. Raises UserError if there is no such folder,
+    or for its config.json."""
     folder = Path(folder)
     if not folder.is_dir():
         remedy = ("give ", Setting("model"), " a folder with config.json and *.safetensors")
         raise UserError(f"there is no model folder {folder}", remedy)
     config = DecoderConfig.from_folder(folder)
     with torch.device("meta"):
-        decoder = Decoder(config)
-    missing = set(decoder.state_dict())
-    modules = dict(decoder.named_modules())
-    seen: dict[str, Path] = {}
-    head: tuple[Path, Tensor] | None = None  # one that should be the embedding
-    for name, where, tensor in _tensors(folder):
+        return Decoder(config)
+
+
+def find_weights(folder: Path | str, decoder: Decoder) -> dict[str, StoredTensor]:
+    """Where each parameter of a decoder is in the files of a folder, in the order of the decoder. Reads no values but
+    those of a head that should be the embedding. Raises UserError for a file or a tensor that is missing, damaged, of
+    another shape or no floating-point type, comes twice, or has no place in the decoder."""
+    folder, expected = Path(folder), decoder.state_dict()
+    found: dict[str, StoredTensor] = {}
+    head: StoredTensor | None = None  # one that should be the embedding
+    for name, path, tensor in _tensors(folder):
         key = name.removeprefix("model.")
         if key.endswith(_RECOMPUTED):
             continue
-        if key in seen:
-            others = seen[key].name if seen[key] != where else "the same file"
-            raise UserError(f"tensor {name!r} comes twice, here and in {others}", _TWICE, where)
-        seen[key] = where
-        if key == "lm_head.weight" and config.tie_embeddings:
-            head = where, tensor
+        stored, before = StoredTensor(name, path, tensor.shape, tensor.dtype), found.get(key)
+        if key == _HEAD and decoder.config.tie_embeddings:
+            before, head = head, stored
+        if before is not None:
+            others = before.path.name if before.path != path else "the same file"
+            raise UserError(f"tensor {name!r} comes twice, here and in {others}", _TWICE, path)
+        if stored is head:
             continue
-        if key not in missing:
-            raise UserError(f"tensor {name!r} has no place in this architecture", _way_out(name), where)
-        _place(modules, key, tensor, where, dtype, device)
-        missing.discard(key)
-    if head is not None and "embed_tokens.weight" in missing:  # of the two, some tools save the head
-        _place(modules, "embed_tokens.weight", head[1], head[0], dtype, device)
-        missing.discard("embed_tokens.weight")
-    if missing:
+        if key not in expected:
+            raise UserError(f"tensor {name!r} has no place in this architecture", _way_out(name), path)
+        _check(stored, key, expected[key].shape)
+        found[key] = stored
+    if head is not None and _EMBEDDING not in found:  # of the two, some tools save the head
+        _check(head, _EMBEDDING, expected[_EMBEDDING].shape)
+        found[_EMBEDDING] = head
+    if missing := expected.keys() - found.keys():
         first = hf_name(min(missing))
         raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}", _BOTH, folder)
-    if head is not None and not _same(head[1], decoder.embed_tokens.weight):
+    if head is not None and not _same(head, found[_EMBEDDING]):
         cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
-        raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head[0])
-    return decoder.eval()
+        raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head.path)
+    return {key: found[key] for key in expected}
 
 
-def _place(
-    modules: Mapping[str, torch.nn.Module], key: str, tensor: Tensor, where: Path, dtype: torch.dtype, device: str
-) -> None:
-    """Put a tensor of a file into the decoder. Raises UserError where its type or its shape does not fit."""
+def read_weights(stored: Mapping[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
+    """(key, tensor) of what `find_weights` found, or a part of it, lazily, file by file; each a view of its file."""
+    for path in dict.fromkeys(each.path for each in stored.values()):
+        keys = {each.name: key for key, each in stored.items() if each.path == path}
+        yield from ((keys[name], tensor) for name, tensor in read_safetensors(path, keys))
+
+
+def _check(stored: StoredTensor, key: str, shape: torch.Size) -> None:
+    """Raise UserError where the type or the shape of a stored tensor does not fit."""
     name = hf_name(key)
-    check_floating(name, tensor, where)
-    owner, _, leaf = key.rpartition(".")
-    expected = getattr(modules[owner], leaf).shape
-    if tensor.shape != expected:
-        cause = f"{name} has shape {list(tensor.shape)}, config.json says {list(expected)}"
-        raise UserError(cause, _BOTH, where)
-    # Copied even at the same dtype: the tensor is a view of the file's pages.
-    value = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
-    setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
+    check_floating(name, stored.dtype, stored.path)
+    if stored.shape != shape:
+        cause = f"{name} has shape {list(stored.shape)}, config.json says {list(shape)}"
+        raise UserError(cause, _BOTH, stored.path)
 
 
 def _way_out(name: str) -> str:
@@ -108,12 +143,13 @@ def _way_out(name: str) -> str:
     return _UNQUANTIZED if _QUANTIZED.search(name) else _BOTH
 
 
-def _same(tensor: Tensor, loaded: Tensor) -> bool:
-    """Whether a tensor of a file has the values of a loaded one, compared in parts to save memory."""
-    if tensor.shape != loaded.shape:
-        return False
-    pairs = zip(tensor.split(4096), loaded.split(4096), strict=True)
-    return all(torch.equal(part.to(loaded.dtype), other.cpu()) for part, other in pairs)
+def _same(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two tensors have the same values, compared in parts to save memory."""
+    if one.shape != other.shape or one == other:
+        return one == other
+    (_, tensor), (_, second) = *read_weights({"one": one}), *read_weights({"other": other})
+    pairs = zip(tensor.split(4096), second.split(4096), strict=True)
+    return all(torch.equal(part.to(second.dtype), others) for part, others in pairs)
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
@@ -125,10 +161,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Path, Tensor]]:
         yield from ((name, path, tensor) for name, tensor in read_safetensors(path))
 
 
-def check_floating(name: str, tensor: Tensor, where: Path) -> None:
+def check_floating(name: str, dtype: torch.dtype, where: Path) -> None:
     """Raise UserError for weights that are no real numbers: integers (quantized, say), truth values, complex ones."""
-    if not tensor.is_floating_point():
-        kind = str(tensor.dtype).removeprefix("torch.")
+    if not dtype.is_floating_point:
+        kind = str(dtype).removeprefix("torch.")
         remedy = f"weights must be float32, bfloat16 or float16; if these are quantized, {_UNQUANTIZED}"
         raise UserError(f"{name} is of type {kind}", remedy, where)
 
@@ -136,8 +172,9 @@ def check_floating(name: str, tensor: Tensor, where: Path) -> None:
 MAPPED = 2**27
 
 
-def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of a file, lazily. Raises UserError if it is missing, damaged or not safetensors.
+def read_safetensors(path: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of a file, lazily; `names`: of these alone. Raises UserError if it is missing, damaged or not
+    safetensors.
 
     A tensor is a view of the file's pages, which count as memory of this process as long as the file is open: it is
     opened anew after every MAPPED bytes."""
@@ -147,7 +184,8 @@ def read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         while left is None or left:
             mapped = 0
             with safe_open(path, framework="pt") as file:
-                left = list(file.keys())[::-1] if left is None else left
+                if left is None:
+                    left = [name for name in file.keys() if names is None or name in names][::-1]  # noqa: SIM118
                 while left and mapped < MAPPED:
                     name = left.pop()
                     tensor = file.get_tensor(name)
