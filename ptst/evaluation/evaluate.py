@@ -13,7 +13,9 @@ from ptst.data.columns import ColumnRules
 from ptst.errors import UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.long_table import write_long_table
 from ptst.evaluation.measure import check_room, evaluate_model, find_tools, in_own_families
+from ptst.evaluation.stored_answers import BASE, TUNED
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
 from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
 from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
@@ -26,7 +28,6 @@ from ptst.storage import write_json
 from ptst.text.templates import Family, Template, find_template, load_template
 from ptst.threads import resume_threads
 
-BASE, TUNED = "untouched", "fine-tuned"  # names of the models in results and files
 LITTLE_SAFETY = 0.20
 # Sets whose names would repeat what the label says.
 _OWN = ("", prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, sources.DEFAULT, "chatdoctor", "xstest")
@@ -196,6 +197,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
             say(f"the answers so far are kept in {run.folder}; the same command resumes from there")
             raise
         write_json(run.folder / "results.json", result.to_json())
+        write_long_table(run.folder)
         run.finish()
     return result
 

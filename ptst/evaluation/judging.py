@@ -12,6 +12,7 @@ from ptst.evaluation.judge_report import Judged
 from ptst.evaluation.judges import find_judges, judge_each
 from ptst.evaluation.keywords import KEYWORD_JUDGES
 from ptst.evaluation.labels import read_scheme
+from ptst.evaluation.long_table import write_judged
 from ptst.evaluation.stored_answers import AnswerSet, read_folder
 from ptst.evaluation.stored_verdicts import Store, judge_stored, opened, store_folder, stored_judges
 from ptst.evaluation.verdicts import AnswerClass, Judge, Verdict, record_of
@@ -35,6 +36,7 @@ def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     verdicts = config.out or found.verdicts
     for one in judges:
         add_verdicts(found, verdicts, one)
+    write_judged(found, verdicts)
     report = _judged(found, verdicts, judges).to_json()
     return _write(verdicts, "report", report, judge_report.to_markdown(report), judge_report.to_markdown(report, 20))
 

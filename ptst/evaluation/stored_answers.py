@@ -20,6 +20,7 @@ from ptst.generation.request import Answer
 from ptst.reading import parse_json, read_text
 from ptst.records import read_json, record_kind
 
+BASE, TUNED = "untouched", "fine-tuned"  # names of the models of an evaluation, in results and files
 VERDICTS = "verdicts"  # the folder of all judges' verdicts, in that of the answers
 _MAKE = "give the folder of a ptst.eval or a ptst.grid, or a CSV or JSONL file of answers"
 
@@ -61,8 +62,9 @@ class AnswerSet:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where one task's answers of one model are; `sealed`: the sha256 of the rows, `judge`: the record of theirs."""
+class Place:
+    """Where one task's answers of one model are; `sealed`: the sha256 of the rows, `judge`: the record of theirs,
+    `figures`: the file of a grid's cell."""
 
     name: str
     model: str
@@ -71,17 +73,23 @@ class _Place:
     rows: Path
     sealed: str | None = None
     judge: Mapping[str, Any] | None = None
+    figures: Mapping[str, Any] = field(default_factory=dict)
+
+
+def places(folder: Path) -> Iterator[Place]:
+    """Of the folder of an evaluation or a grid. Raises UserError for any other folder."""
+    kind = record_kind(folder)
+    if kind not in ("eval", "grid"):
+        what = f"is the folder of a ptst.{kind}, which keeps no answers" if kind else "holds no evaluation and no grid"
+        raise UserError(what, _MAKE, folder)
+    return _evaluation(folder) if kind == "eval" else _grid(folder)
 
 
 def read_folder(folder: Path) -> AnswerSet:
     """The judged tasks' answers in the folder of an evaluation or a grid, finished or not. Raises UserError for any
     other folder, one without such answers, and answers that are not as they were written."""
-    kind = record_kind(folder)
-    if kind not in ("eval", "grid"):
-        what = f"is the folder of a ptst.{kind}, which keeps no answers" if kind else "holds no evaluation and no grid"
-        raise UserError(what, _MAKE, folder)
     answers, notes, judges = list[StoredAnswer](), list[str](), dict[str, Mapping[str, Any]]()
-    for place in _evaluation(folder) if kind == "eval" else _grid(folder):
+    for place in places(folder):
         found, judge = _read(place)
         answers += found
         if not found:
@@ -94,15 +102,15 @@ def read_folder(folder: Path) -> AnswerSet:
     return AnswerSet(folder, folder / VERDICTS, answers, judges, notes)
 
 
-def _evaluation(folder: Path) -> Iterator[_Place]:
+def _evaluation(folder: Path) -> Iterator[Place]:
     results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
     kept = {p.relative_to(folder / "answers") for p in (folder / "answers").rglob("*.jsonl")}
     for name in sorted(kept | {p.relative_to(folder) for p in folder.glob("*.jsonl")}):
         model, _, task = str(name.with_suffix("")).partition(".")
-        yield _Place(str(name), model, task, folder / "answers" / name, folder / name, judge=results.get("judge"))
+        yield Place(str(name), model, task, folder / "answers" / name, folder / name, judge=results.get("judge"))
 
 
-def _grid(folder: Path) -> Iterator[_Place]:
+def _grid(folder: Path) -> Iterator[Place]:
     cells = folder / "cells"
     endings = (".answers.jsonl", ".rows.jsonl")
     found = {str(p.relative_to(cells)).removesuffix(e) for e in endings for p in cells.glob(f"*/*{e}")}
@@ -113,12 +121,12 @@ def _grid(folder: Path) -> Iterator[_Place]:
         test, task = figures.get("test"), figures.get("task") or rest
         label = f"{model} under {test}" if test else model
         sealed, judge = figures.get("rows"), figures.get("judge")
-        yield _Place(f"{name}.jsonl", label, task, answers, rows, sealed, judge)
+        yield Place(f"{name}.jsonl", label, task, answers, rows, sealed, judge, figures)
 
 
-def _read(place: _Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
+def _read(place: Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
     """A task's answers with their own verdicts, and the record of their judge."""
-    rows = list(_rows(place)) if place.rows.exists() else []
+    rows = list(read_rows(place)) if place.rows.exists() else []
     if rows and "class" not in rows[0]:
         return [], None
     kept = _kept(place)
@@ -134,7 +142,7 @@ def _read(place: _Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
     return [replace(answer, **verdict) for answer, verdict in zip(kept, own, strict=True)], judge
 
 
-def _kept(place: _Place) -> list[StoredAnswer] | None:
+def _kept(place: Place) -> list[StoredAnswer] | None:
     """The answers of an answer file; None where an earlier version wrote it, without the requests."""
     if not place.answers.exists():
         return None
@@ -161,7 +169,7 @@ def _kept(place: _Place) -> list[StoredAnswer] | None:
     ]
 
 
-def _rows(place: _Place) -> Iterator[dict[str, Any]]:
+def read_rows(place: Place) -> Iterator[dict[str, Any]]:
     """The judged rows of a task. Raises UserError for a file that is damaged, or not as the cell was measured."""
     try:
         text = read_text(place.rows)
@@ -179,7 +187,7 @@ def _rows(place: _Place) -> Iterator[dict[str, Any]]:
         yield row
 
 
-def _of_rows(rows: Sequence[Mapping[str, Any]], place: _Place) -> list[StoredAnswer]:
+def _of_rows(rows: Sequence[Mapping[str, Any]], place: Place) -> list[StoredAnswer]:
     found, counts = list[StoredAnswer](), dict[Any, int]()
     for row in rows:
         seed = row.get("seed")

@@ -7,6 +7,7 @@ from typing import Any
 
 from ptst.errors import Setting, UserError
 from ptst.evaluation.judges import find_judge
+from ptst.evaluation.long_table import write_long_table
 from ptst.evaluation.tasks.table import base
 from ptst.experiment import tables
 from ptst.experiment.align_config import AlignConfig
@@ -26,6 +27,8 @@ from ptst.records import CHECKPOINTS, find_record
 from ptst.runs import check_writable, differences, merged, share
 from ptst.settings import EMBEDDED_MODEL
 from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
+
+_FILES = ("results.json", "results.csv", "results.md", "results.png", "answers.parquet", "answers.csv")
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,12 @@ def run_grid(config: GridConfig) -> GridResult:
         say("summarizing the cells")
         summary = summarize(grid)
         with lock(grid.out / LOCKS, "results", wait=True):
-            remove_partial_files_of(*(grid.out / f"results.{end}" for end in ("json", "csv", "md", "png")))
+            remove_partial_files_of(*(grid.out / name for name in _FILES))
             record = run.finish()
             write_json(grid.out / "results.json", {**record.to_json(), **summary})
             write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
             write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
+            write_long_table(grid.out)
             safety = next((task for task in grid.tasks if base(task) == "safety"), None)
             picture = safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
     return GridResult(grid.out, summary, picture)
