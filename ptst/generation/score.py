@@ -2,33 +2,60 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
 from ptst.errors import UserError
 from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import BlockTable, CachedPrefix, KVCache, blocks_for, common_prefix_length
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.paged_attention import StepAttention
-from ptst.generation.request import invalid_tokens
-from ptst.generation.sampling import log_probabilities
+from ptst.generation.request import TopLogprobs, invalid_tokens
+from ptst.generation.sampling import log_probabilities, top_log_probabilities
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 
 MAX_BATCH_TOKENS = 1024  # per forward pass (one longer example may exceed it)
 MAX_LOGITS_ROWS = 128  # in memory at once
+Watch = Callable[[int], AbstractContextManager[None]]
 
 
-@torch.inference_mode()
+def _unwatched(_tokens: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Of a row's scored tokens, in order: the log probability (nats) of each, and the likeliest tokens at its place."""
+
+    logprobs: list[float]
+    top_logprobs: list[TopLogprobs] = field(default_factory=list)
+
+
 def token_log_probabilities(
     decoder: Decoder,
     rows: Sequence[tuple[list[int], list[bool]]],
     adapter: Adapter | None = None,
-    watch: Callable[[int], AbstractContextManager[None]] = lambda _tokens: nullcontext(),
+    watch: Watch = _unwatched,
 ) -> list[list[float]]:
-    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask). `watch` is entered for
-    every batch, with its number of tokens. Raises UserError for a row that does not begin with a masked-out token or
-    has nothing to score, that is longer than the model's context, or with a token outside the vocabulary."""
+    """The log probability (nats) of every token whose mask is true, for rows of (ids, mask). Raises as `score`."""
+    return [scored.logprobs for scored in score(decoder, rows, adapter, watch)]
+
+
+@torch.inference_mode()
+def score(
+    decoder: Decoder,
+    rows: Sequence[tuple[list[int], list[bool]]],
+    adapter: Adapter | None = None,
+    watch: Watch = _unwatched,
+    top_logprobs: int = 0,
+) -> list[Scored]:
+    """What the model makes of every token whose mask is true, for rows of (ids, mask), with the `top_logprobs` most
+    likely tokens at its place. `watch` is entered for every batch, with its number of tokens. Raises UserError for a
+    row that does not begin with a masked-out token or has nothing to score, that is longer than the model's context, or
+    with a token outside the vocabulary."""
     _check(decoder.config, rows)
     if not rows:
         return []
@@ -62,7 +89,7 @@ def token_log_probabilities(
         compute([table], 0, [first[:shared]])
         prefix = cache.cache_prefix(table, first[:shared], None)
         cache.free(table)
-    out: list[list[float]] = []
+    out: list[Scored] = []
     for batch in batches:
         tables = [allocate(len(ids[i])) for i in batch]
         parts = [ids[i][shared:] for i in batch]
@@ -71,12 +98,25 @@ def token_log_probabilities(
         places, targets, counts = _scored([rows[i] for i in batch], shared)
         hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
         targets_N = torch.tensor(targets, device=forward.device)
-        chunks = zip(hidden_NE.split(MAX_LOGITS_ROWS), targets_N.split(MAX_LOGITS_ROWS), strict=True)
-        logprobs_N = torch.cat([log_probabilities(forward.logits(h_nE), t_n) for h_nE, t_n in chunks])
-        out += [part.tolist() for part in logprobs_N.double().split(counts)]
+        logprobs, top = _logprobs(forward, hidden_NE, targets_N, top_logprobs)
+        for count in counts:
+            out.append(Scored(logprobs[:count], top[:count]))
+            logprobs, top = logprobs[count:], top[count:]
         for table in tables:
             cache.free(table)
     return out
+
+
+def _logprobs(forward: Forward, hidden_NE: Tensor, targets_N: Tensor, k: int) -> tuple[list[float], list[TopLogprobs]]:
+    """Of each row, the log probability of its target, and its k most likely tokens."""
+    logprobs, top = list[float](), list[TopLogprobs]()
+    for h_nE, t_n in zip(hidden_NE.split(MAX_LOGITS_ROWS), targets_N.split(MAX_LOGITS_ROWS), strict=True):
+        logits_nV = forward.logits(h_nE)
+        logprobs += log_probabilities(logits_nV, t_n).double().tolist()
+        if k:
+            ids, values = (each.tolist() for each in top_log_probabilities(logits_nV, k))
+            top += [list(zip(*pair, strict=True)) for pair in zip(ids, values, strict=True)]
+    return logprobs, top
 
 
 def _scored(rows: Sequence[tuple[list[int], list[bool]]], shared: int) -> tuple[list[int], list[int], list[int]]:
