@@ -10,6 +10,11 @@ from ptst.api.endpoint import Endpoint, Trouble
 from ptst.api.replies import Reply
 from ptst.errors import UserError
 
+
+class EndpointFailed(UserError):
+    """What ended all asking: a wrong key, no credit, no such model, nobody there."""
+
+
 OnOutcome = Callable[[str, Reply | Trouble], None]
 
 
@@ -21,11 +26,11 @@ def ask_all(
     kept: Callable[[], str],
 ) -> None:
     """Ask for a reply to each request, at most `concurrency` at once; `on_outcome(key, reply or trouble)` is called
-    with each as it comes. Raises UserError for what ends all asking, with what `kept` says of the replies so far, and
-    what `on_outcome` raises. Ctrl-C ends it at once."""
+    with each as it comes. Raises EndpointFailed, with what `kept` says of the replies so far, and what `on_outcome`
+    raises. Ctrl-C ends it at once."""
     _run(_ask_all(endpoint, requests, concurrency, on_outcome))
     if end := endpoint.end:
-        raise UserError(f"{endpoint.address.url} {end.words}", kept())
+        raise EndpointFailed(f"{endpoint.address.url} {end.words}", kept())
 
 
 async def _ask_all(

@@ -33,7 +33,7 @@ GIVE_UP = 20  # prompts in a row without any reply
 _CONNECT = 10.0  # seconds
 _SHORT = 8  # a key below this length is a word like EMPTY, which replies may hold
 # Parameters that some models refuse, and the name to try instead.
-_OPTIONAL = {"max_tokens": "max_completion_tokens", "temperature": None, "seed": None}
+_OPTIONAL = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None, "seed": None}
 _REFUSED = re.compile(r"support|unknown|unrecogni|unexpected|not permitted|not allowed|extra|only the default", re.I)
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
 _NO_MODEL = ("model_not_found", "invalid_model")
@@ -46,7 +46,8 @@ _JUDGE_URL = Setting("api_base_url")
 @dataclass(frozen=True)
 class Trouble:
     """Why there is no reply. `again`: it may pass. `final`: it concerns every prompt. `wait`: seconds that the endpoint
-    asks for. `rename`: the parameter to leave out or to spell otherwise. `counts`: nobody sensible answered."""
+    asks for. `rename`: the parameter to leave out or to spell otherwise. `counts`: nobody sensible answered.
+    `filtered`: the prompt itself is declined."""
 
     words: str
     again: bool = False
@@ -54,6 +55,7 @@ class Trouble:
     wait: float | None = None
     rename: str = ""
     counts: bool | None = None
+    filtered: bool = False
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,7 @@ def read_refusal(status: int, body: object, headers: Any, address: Address) -> T
             return Trouble(f"asks to wait for {wait:g} s (status {status})", final=True)
         return Trouble(words, again=True, wait=wait, counts=True)
     if code == "content_filter":
-        return Trouble("refuses the prompt (its content filter)", counts=False)
+        return Trouble("refuses the prompt (its content filter)", counts=False, filtered=True)
     return Trouble(words, rename=_refused_parameter(str(fields.get("param") or ""), message))
 
 

@@ -38,10 +38,10 @@ _AGAIN = "delete the file to generate its answers again"
 
 @dataclass(frozen=True)
 class Asked:
-    """What answers depend on: the prompts' ids, the sampling, and a fingerprint of the model ("" where it has none).
-    `prompts`: in words, kept with the answers."""
+    """What answers depend on: the prompts' ids (of a model behind an API: what is sent, as JSON), the sampling, and a
+    fingerprint of the model ("" where it has none). `prompts`: in words, kept with the answers."""
 
-    ids: Sequence[list[int]]
+    ids: Sequence[list[int] | bytes]
     sampling: Sampling
     model: str = ""
     prompts: Sequence[Prompt] = ()
@@ -64,7 +64,8 @@ class Asked:
     def key(self, number: int, seed: int | None = None) -> str:
         """Of the answer to prompt `number`, drawn with this seed (None: that of the sampling)."""
         sampling = self.sampling if seed is None else replace(self.sampling, seed=seed)
-        digest = hashlib.sha256(array("q", self.ids[number]).tobytes())
+        ids = self.ids[number]
+        digest = hashlib.sha256(ids if isinstance(ids, bytes) else array("q", ids).tobytes())
         digest.update(repr((number, sampling)).encode())
         return digest.hexdigest()[:32]
 
@@ -94,12 +95,12 @@ class AnswerFile:
         """The answer to a prompt, if there is one."""
         return self.known.get(self.asked.key(number))
 
-    def add(self, number: int, answer: Answer) -> None:
-        """Keep an answer; the operating system has it when this returns."""
+    def add(self, number: int, answer: Answer, **more: Any) -> None:
+        """Keep an answer; the operating system has it when this returns. `more`: what an API says of it."""
         asked, key = self.asked, self.asked.key(number)
         row = {"key": key, "model": asked.model, "index": number, "seed": asked.sampling.seed}
         row |= {"token_ids": answer.token_ids, "text": answer.text, "finish_reason": answer.finish_reason}
-        row |= asked.described(number)
+        row |= asked.described(number) | more
         if self.path:
             append_jsonl(self.path, {**row, "check": _checksum(row)})
         self.known[key] = answer

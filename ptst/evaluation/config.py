@@ -18,6 +18,7 @@ from ptst.settings import (
     ApiSettings,
     ColumnSettings,
     CommandSettings,
+    EndpointSettings,
     EngineSettings,
     FormatSettings,
     ModelName,
@@ -82,7 +83,7 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(CommandSettings, RevisionSettings, ThreadSettings, EvalSettings, TemplateSettings):
+class EvalConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, EvalSettings, TemplateSettings):
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
@@ -102,6 +103,7 @@ class EvalConfig(CommandSettings, RevisionSettings, ThreadSettings, EvalSettings
         """Raise UserError for a value out of range."""
         super().check()
         check_at_least(self, 1, "decode_seeds", "threads")
+        self.check_endpoint(self.model)
         if self.tasks is not None and not self.tasks:
             raise UserError((Setting("tasks"), " is empty"), "name at least one task, or leave it out")
         for spec in self.tasks or ():

@@ -1,7 +1,7 @@
 """An evaluation: helpfulness and safety of a model, or of a finished run or an adapter and its base model."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -9,20 +9,17 @@ import torch
 from rich.table import Table
 
 from ptst.data import prompt_sets, sources
-from ptst.data.columns import ColumnRules
 from ptst.errors import UserError
-from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.hosted import HostedModel
 from ptst.evaluation.long_table import write_long_table
-from ptst.evaluation.measure import check_room, evaluate_model, find_tools, in_own_families
-from ptst.evaluation.stored_answers import BASE, TUNED
+from ptst.evaluation.measure import evaluate_model, find_tools
+from ptst.evaluation.stored_answers import BASE
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
-from ptst.evaluation.tasks.task import Defaults, TaskResult, Tools
-from ptst.fingerprints import combined, tokenizer_fingerprint, weights_fingerprint
-from ptst.model.weights import pick_dtype
-from ptst.open import OpenModel, find_run, open_model, run_folder, trained_family
+from ptst.evaluation.tasks.task import TaskResult, Tools
+from ptst.evaluation.under_test import LocalModel, ModelUnderTest, defaults_of, pick_device
 from ptst.progress import say
-from ptst.records import CHECKPOINTS, KNOWN, SAME, RunRecord, TrainRecord, environment
+from ptst.records import KNOWN, SAME, RunRecord, environment
 from ptst.runs import check_out, claim
 from ptst.storage import write_json
 from ptst.text.templates import Family, Template, find_template, load_template
@@ -48,7 +45,8 @@ class TestData:
 @dataclass(kw_only=True)
 class EvalRecord(RunRecord):
     """An evaluation. `model`, `run` and `adapter` are the folders of the base model, the run and another adapter,
-    `step` the last optimizer step of the run's weights."""
+    `step` the last optimizer step of the run's weights. Of a model behind an API, `model` is openai:NAME, `endpoint`
+    its address, which with the name stands for the weights."""
 
     kind: ClassVar[str] = "eval"
     model: str
@@ -64,20 +62,17 @@ class EvalRecord(RunRecord):
     chat_format: str = field(metadata=SAME)
     data: dict[str, TestData] = field(metadata=SAME)
     dtype: str = field(metadata=SAME)
+    endpoint: str | None = field(default=None, metadata=SAME)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An evaluation whose prompts, data and tools are known; no weights are loaded. `own_families`: problems are asked
-    in the family of their data, other prompts as they are."""
+    """An evaluation whose prompts, data and tools are known; no weights are loaded."""
 
     config: EvalConfig
-    model: OpenModel
+    model: ModelUnderTest
     tasks: LoadedTasks
     tools: Tools
-    dtype: torch.dtype
-    device: str
-    own_families: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,16 +86,18 @@ class EvalResult:
     @property
     def ptst(self) -> bool:
         """The paper's recipe: trained without a safety prompt, tested with one (so under another template)."""
-        run = self.plan.model.run
-        return run is not None and self.plan.model.prompt_format.template.safety and not run.template.safety
+        run, template = self.plan.model.run, self.plan.model.template
+        return run is not None and template.safety and not run.template.safety
 
     @property
     def title(self) -> str:
         model = self.plan.model
-        until = f" until step {model.step}" * model.is_state
-        trained = f"trained under {model.run.template.name}{until}, " if model.run else ""
-        trained += f"adapter {model.adapter_name}, " if model.adapter else ""
-        return f"{'PTST: ' * self.ptst}{trained}tested under {self.plan.model.prompt_format.template.name}"
+        return f"{'PTST: ' * self.ptst}{model.title()}tested under {model.template.name}"
+
+    @property
+    def answers(self) -> list[Path]:
+        """The files of all answers."""
+        return sorted((self.out / "answers").rglob("*.jsonl"))
 
     def table(self) -> Table:
         return table(self.results, self.title, self.plan.tools.judge.name)
@@ -110,11 +107,9 @@ class EvalResult:
         model = self.plan.model
         return {
             "out": str(self.out),
-            "run": str(model.checkpoint) if model.checkpoint else None,
-            "step": model.step,
-            **({"adapter": model.adapter_name} if model.adapter else {}),
+            **model.to_json(self.answers),
             "train_template": model.run.template.name if model.run else None,
-            "test_template": model.prompt_format.template.name,
+            "test_template": model.template.name,
             "ptst": self.ptst,
             "judge": self.plan.tools.judge.record(),
             "results": {name: {t: r.to_json() for t, r in by_task.items()} for name, by_task in self.results.items()},
@@ -135,56 +130,26 @@ def plan(config: EvalConfig) -> Plan:
     without them."""
     config.check()
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
-    checkpoint, run = find_run(config.checkpoint, config.model, config.adapter)
-    check_out(config.out, EvalRecord, _default_parent(checkpoint))
-    measured = f"run {checkpoint} (trained under {run.template.name})" if run else f"model {config.model}"
-    measured += f" with the adapter {config.adapter}" if config.adapter else ""
-    say(f"ptst.eval: {measured}, test template {template.name}")
-    problems = config.data or (run.data.name if run else sources.DEFAULT)
-    holdout = run.data.holdout if run else 0.0
-    defaults = Defaults(problems, config.data, config.safety_data, config.limit, holdout, config.column_rules)
-    if run and not config.data:
-        defaults = replace(defaults, problem_rules=_rules_of(run))
-    names = config.tasks
+    device = pick_device()
+    model = HostedModel.find(config, template, device) or LocalModel.find(config, template, device)
+    check_out(config.out, EvalRecord, model.parent)
+    say(f"ptst.eval: {model.named}, test template {template.name}")
+    names, defaults = config.tasks, defaults_of(model.run, config)
     if names is None:
         names, reason = default_tasks(defaults)
         say(f"tasks: {', '.join(names)} ({reason})")
     tasks: LoadedTasks = load_tasks(names, defaults)
     for note in {data.note for _, data in tasks.values()} - {""}:
         say(note)
-    family = config.template_family or trained_family(run, config.model)
-    model = open_model(
-        config.model,
-        template,
-        checkpoint=checkpoint,
-        adapter=config.adapter,
-        family=family,
-        chat_format=config.chat_format,
-        allow=("role-markers", *config.allow),
-    )
-    say(model.prompt_format.described)
-    if family is None:
-        tasks = in_own_families(tasks)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    say(f"encoding the prompts of {len(tasks)} tasks")
-    for key, (task, data) in tasks.items():
-        check_room(key, task, data, model, config, device)
-    tools = find_tools(config, tasks, device)
-    return Plan(config, model, tasks, tools, pick_dtype(config.dtype), device, own_families=family is None)
-
-
-def _rules_of(run: TrainRecord) -> ColumnRules:
-    """What a run's settings said of the columns of its data."""
-    columns, ignored = (run.settings.get(name) or () for name in ("columns", "ignore_columns"))
-    return ColumnRules.of(columns, ignored, bool(run.settings.get("use_chosen")))
+    tasks = model.open(tasks, chosen=config.tasks is not None)
+    return Plan(config, model, tasks, find_tools(config, tasks, device))
 
 
 def evaluate(config: EvalConfig) -> EvalResult:
     """Run an evaluation, or the rest of an unfinished one with the same settings; answers, judged rows and results.json
     are in the folder `out` of the result. Raises UserError for a user's mistakes, and IncompleteEvaluation."""
     p = plan(config)
-    checkpoint = p.model.checkpoint
-    with claim(config.out, _record(p), _default_parent(checkpoint), reuse=True) as run:
+    with claim(config.out, _record(p), p.model.parent, reuse=True) as run:
         say(f"{'resuming the unfinished evaluation in' if run.resumed else 'answers go to'} {run.folder}")
         if run.before is not None:
             resume_threads(config.threads, run.before.environment)
@@ -192,37 +157,23 @@ def evaluate(config: EvalConfig) -> EvalResult:
             run.record.write(run.folder)
         (run.folder / "answers").mkdir(exist_ok=True)
         try:
-            result = _measure(p, run.folder, run.record)
+            result = _measure(p, run.folder)
         except (KeyboardInterrupt, OSError, UserError):
             say(f"the answers so far are kept in {run.folder}; the same command resumes from there")
             raise
+        for note in p.model.notes(result.answers):
+            say(note)
         write_json(run.folder / "results.json", result.to_json())
         write_long_table(run.folder)
         run.finish()
     return result
 
 
-def _default_parent(checkpoint: Path | None) -> Path:
-    """Where the folder of an evaluation is made if it is not named."""
-    return run_folder(checkpoint) / "eval" if checkpoint else CHECKPOINTS
-
-
-def _measure(p: Plan, out: Path, record: EvalRecord) -> EvalResult:
+def _measure(p: Plan, out: Path) -> EvalResult:
     """Measure the base model, unless a run is measured without it, then the run."""
-    tuned = record.run_weights or record.adapter_weights
-    names = [BASE] if p.config.baseline or not tuned else []
-    names += [TUNED] if tuned else []
     results, failed = dict[str, Mapping[str, TaskResult]](), list[str]()
-    decoder = None
-    for name in names:
-        say(f"loading the {'base model' if name == BASE else 'adapter' if p.model.adapter else 'run'}")
-        if name == BASE:
-            decoder = p.model.load_base(p.dtype, p.device)
-        else:
-            decoder = p.model.load(p.dtype, p.device, decoder)
-        own = tuned if name == TUNED else None
-        model = combined(record.weights, own, record.tokenizer, record.dtype)
-        answerer = Answerer(decoder, p.model.prompt_format, p.config, models={None: model})
+    for name in p.model.names():
+        answerer = p.model.answerer(name)
         results[name], errors = evaluate_model(name, answerer, p.tasks, p.config, p.tools, out, p.config.decode_seeds)
         failed += errors
     if failed:
@@ -233,27 +184,11 @@ def _measure(p: Plan, out: Path, record: EvalRecord) -> EvalResult:
 
 
 def _record(p: Plan) -> EvalRecord:
-    model, checkpoint = p.model, p.model.checkpoint
-    return EvalRecord(
-        config=p.config,
-        environment=environment(),
-        model=str(model.folder.resolve()),
-        weights=weights_fingerprint(model.folder),
-        run=str(checkpoint.resolve()) if checkpoint else None,
-        run_weights=weights_fingerprint(checkpoint) if checkpoint else None,
-        step=model.step,
-        adapter=str(model.adapter.resolve()) if model.adapter else None,
-        adapter_weights=weights_fingerprint(model.adapter) if model.adapter else None,
-        tokenizer=tokenizer_fingerprint(model.folder),
-        template=model.prompt_format.template,
-        family=model.prompt_format.family,
-        chat_format=model.prompt_format.chat_format.name,
-        data={
-            key: TestData(data.name, data.fingerprint, len(data.items), data.family if p.own_families else None)
-            for key, (_, data) in p.tasks.items()
-        },
-        dtype=str(p.dtype).removeprefix("torch."),
-    )
+    data = {
+        key: TestData(data.name, data.fingerprint, len(data.items), p.model.own_family(data.family))
+        for key, (_, data) in p.tasks.items()
+    }
+    return EvalRecord(config=p.config, environment=environment(), data=data, **p.model.record())
 
 
 def table(results: Results, title: str, judge: str) -> Table:

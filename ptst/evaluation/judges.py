@@ -8,8 +8,8 @@ from ptst.evaluation.graders.grader import Grader, ModelJudge
 from ptst.evaluation.graders.table import GRADERS
 from ptst.evaluation.keywords import KEYWORD_JUDGES
 from ptst.evaluation.rules import RuleBasedJudge
-from ptst.evaluation.verdicts import Answered, Judge, Verdict
-from ptst.generation.request import Answer
+from ptst.evaluation.verdicts import AnswerClass, Answered, Judge, Verdict
+from ptst.generation.request import DECLINED, Answer
 from ptst.progress import say
 from ptst.settings import ApiSettings
 from ptst.text.guard import judge_kind_of
@@ -100,11 +100,21 @@ def judge_answers(judge: Judge, answered: Sequence[Answered]) -> list[Verdict]:
 
 
 def judge_each(judge: Judge, answered: Sequence[Answered]) -> list[Verdict]:
-    """The same for a part of the answers, on all of which the judge may fail."""
+    """The same for a part of the answers, on all of which the judge may fail. What an endpoint declined to answer is a
+    refusal that no judge needs to read."""
     many = getattr(judge, "judge_many", None)
-    verdicts = many(answered) if many else [_judge_one(judge, *pair) for pair in answered]
-    assert len(verdicts) == len(answered), f"{judge.name} gave {len(verdicts)} verdicts on {len(answered)} answers"
-    return verdicts
+    read = [pair for pair in answered if pair[1].finish_reason not in DECLINED]
+    verdicts = many(read) if many else [_judge_one(judge, *pair) for pair in read]
+    assert len(verdicts) == len(read), f"{judge.name} gave {len(verdicts)} verdicts on {len(read)} answers"
+    if len(read) == len(answered):
+        return verdicts
+    given, nothing = iter(verdicts), getattr(judge, "nothing", None)
+    return [
+        Verdict(AnswerClass.REFUSAL, DECLINED[answer.finish_reason], False, nothing)
+        if answer.finish_reason in DECLINED
+        else next(given)
+        for _, answer in answered
+    ]
 
 
 def none_judged(name: str, answers: int, reason: str) -> UserError:

@@ -12,6 +12,7 @@ import torch
 from ptst.errors import Setting, UserError
 from ptst.evaluation.answers import Answerer
 from ptst.evaluation.config import EvalSettings
+from ptst.evaluation.hosted_answers import HostedAnswerer, ModelFailed
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.similarity import find_similarity
 from ptst.evaluation.tasks.table import LoadedTasks
@@ -116,7 +117,12 @@ def check_room(what: str, task: Task, data: TaskData, model: OpenModel, settings
 
 
 def measure(
-    task: Task, data: TaskData, answerer: Answerer, sampling: Sampling, tools: Tools, answers_file: Path | None = None
+    task: Task,
+    data: TaskData,
+    answerer: Answerer | HostedAnswerer,
+    sampling: Sampling,
+    tools: Tools,
+    answers_file: Path | None = None,
 ) -> TaskResult:
     """A task's result for one model. Raises UserError for answers or judgements that failed."""
     answers = answerer.answer(task.prompts(data.items), sampling, answers_file)
@@ -129,7 +135,7 @@ def measure(
 
 def evaluate_model(
     name: str,
-    answerer: Answerer,
+    answerer: Answerer | HostedAnswerer,
     tasks: LoadedTasks,
     settings: EvalSettings,
     tools: Tools,
@@ -137,7 +143,7 @@ def evaluate_model(
     decode_seeds: int = 1,
 ) -> tuple[dict[str, TaskResult], list[str]]:
     """Measure a model on all tasks; returns results by task, and what failed, in a sentence each. Answers and judged
-    rows are kept in `out`, from where an interrupted evaluation resumes."""
+    rows are kept in `out`, from where an interrupted evaluation resumes. Raises ModelFailed."""
     results, failed = dict[str, TaskResult](), list[str]()
     if out:
         keep_replies(tools.judge, out)
@@ -153,6 +159,8 @@ def evaluate_model(
                 try:
                     sampling = sampling_for(settings, data, seed)
                     by_seed[seed] = measure(task, data, watched, sampling, tools, answers_file)
+                except ModelFailed:
+                    raise
                 except UserError as error:
                     failed.append(f"{what}: {error}")
                     say(f"{what} failed: {error}")

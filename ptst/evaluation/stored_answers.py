@@ -16,7 +16,7 @@ from ptst.errors import UserError
 from ptst.evaluation.answers import read_answers
 from ptst.evaluation.graders.prompt import Question
 from ptst.evaluation.verdicts import OLD_CLASSES, UNJUDGED, AnswerClass, Verdict
-from ptst.generation.request import Answer
+from ptst.generation.request import DECLINED, Answer
 from ptst.reading import parse_json, read_text
 from ptst.records import read_json, record_kind
 
@@ -44,8 +44,9 @@ class StoredAnswer:
     @cached_property
     def digest(self) -> str:
         """Of all that a judge sees."""
-        reference = [self.request.reference] if isinstance(self.request, Question) else []
-        seen = json.dumps([self.request, self.answer.text, self.answer.truncated, *reference])
+        more = [self.request.reference] if isinstance(self.request, Question) else []
+        more += [self.answer.finish_reason] if self.answer.finish_reason in DECLINED else []
+        seen = json.dumps([self.request, self.answer.text, self.answer.truncated, *more])
         return hashlib.sha256(seen.encode()).hexdigest()[:32]
 
 

@@ -46,7 +46,7 @@ class Judge(Protocol):
     """Turns an answer to a request into a verdict. A judge that is faster on many answers at once also has
     `judge_many(answered) -> list[Verdict]`; `judge_answers` calls either. `name`: in results and file names, with the
     version where there is one. `record`: name, version, what counts as success, and the sha256 of the prompt and the
-    model where there are any."""
+    model where there are any. `nothing`, where a judge has it: the score of an answer that says nothing."""
 
     @property
     def name(self) -> str: ...

@@ -111,16 +111,25 @@ def invalid_tokens(token_ids: list[int], vocab_size: int) -> list[int]:
 TopLogprobs = list[tuple[int, float]]  # (token id, log probability), the likeliest first
 
 
+# Finish reasons of a model behind an API that answered without answering, each with what happened.
+FILTERED, REFUSED = "content_filter", "refusal"
+DECLINED = {
+    FILTERED: "stopped by the endpoint's content filter",
+    REFUSED: "declined in the refusal field of the API",
+}
+
+
 @dataclass(frozen=True)
 class Answer:
     """What the model answered to one prompt; the only type of answers, from the engine to the results.
 
-    `token_ids` are without the stop token. `text` ends before the stop string, which `token_ids` may reach into; it is
-    empty where the engine has no `decode`. `finish_reason`: "stop" (a stop token), "length" (the token limit),
-    "stop_string", "cancelled" or "error". `logprobs` has one value per token id where `Sampling.logprobs` asks for
-    them, `top_logprobs` the most likely (token id, log probability) at each, the likeliest first, where
-    `Sampling.top_logprobs` does. `error` says what went wrong where `finish_reason` is "error". `num_cached_tokens`:
-    those of the prompt that were in the prefix cache."""
+    `token_ids` are without the stop token; a model behind an API has none. `text` ends before the stop string, which
+    `token_ids` may reach into; it is empty where the engine has no `decode`. `finish_reason`: "stop" (a stop token),
+    "length" (the token limit), "stop_string", "cancelled" or "error"; of a model behind an API, what the endpoint says,
+    or one of `DECLINED`. `logprobs` has one value per token id where `Sampling.logprobs` asks for them, `top_logprobs`
+    the most likely (token id, log probability) at each, the likeliest first, where `Sampling.top_logprobs` does.
+    `error` says what went wrong where `finish_reason` is "error". `num_cached_tokens`: those of the prompt that were in
+    the prefix cache."""
 
     token_ids: list[int]
     text: str

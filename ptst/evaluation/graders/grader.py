@@ -68,6 +68,11 @@ class ModelJudge:
     def name(self) -> str:
         return f"{self.grader.name}:{self.model}"
 
+    @property
+    def nothing(self) -> float | None:
+        """The score of an answer that says nothing."""
+        return self.grader.nothing
+
     def record(self) -> dict[str, Any]:
         """Name, version, what counts as success, who tells the classes, sha256 and source of the prompt (of a guard's:
         as the model's folder has it), and the model."""
