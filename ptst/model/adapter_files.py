@@ -22,6 +22,7 @@ from ptst.model.weights import check_floating, read_safetensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MERGE = "merge it into its base with peft's merge_and_unload, and give the folder of the merged model"
+_NO_MERGE = "give a plain LoRA adapter of a causal language model: this kind cannot be merged into one"
 _OTHER = "was it trained on another model?"
 _LONGEST = 10_000  # characters of a pattern
 
@@ -33,6 +34,8 @@ _USED = {
 _WITHOUT_EFFECT = {
     *("auto_mapping", "revision", "inference_mode", "peft_version", "megatron_core", "qalora_group_size"),
     *("ensure_weight_tying", "runtime_config", "merge_weights"),
+    # Of an initialization: init_lora_weights says which one was in use.
+    *("loftq_config", "eva_config", "corda_config", "lora_ga_config"),
     *("lora_dtype", "lorap_lr_ratio", "lorap_emb_lr"),  # of ms-swift
 }
 # Keys that are on with these values and yet plain LoRA. All others, also those of later versions, must be off: null,
@@ -40,11 +43,15 @@ _WITHOUT_EFFECT = {
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "task_type": ("CAUSAL_LM",),
-    "init_lora_weights": (True, "gaussian", "Gaussian"),  # the base stays as it is
+    "init_lora_weights": (True, "gaussian", "eva", "orthogonal", "mica"),  # the base stays as it is
 }
-
-# Other kinds of adapters that cannot be merged: they put vectors before the prompt.
-_VIRTUAL_TOKENS = ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT")
+# What no chat model comes of by merging: keys whose adapters act on a part of the tokens, depend on the input, have a
+# head of another task or change weights that layers share; kinds that put vectors before the prompt, or depend on it.
+_UNMERGEABLE = {"alora_invocation_tokens", "arrow_config", "use_qalora", "task_type", "layer_replication"}
+_UNMERGEABLE_KINDS = {
+    *("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "ADAPTION_PROMPT", "CPT", "CARTRIDGE"),
+    *("POLY", "SHADOW", "XLORA"),
+}
 
 # A tensor's name as peft writes it, and as trainers do that save around it: with the adapter's name, without the
 # prefix of the wrapper, or from the model without its head.
@@ -163,7 +170,7 @@ def read_lora_config(folder: Path) -> AdapterConfig:
     if not isinstance(raw, dict):
         raise UserError("not a JSON object", where=path)
     if (kind := raw.get("peft_type")) != "LORA":
-        remedy = _MERGE if isinstance(kind, str) and kind not in _VIRTUAL_TOKENS else "give a LoRA adapter"
+        remedy = _MERGE if isinstance(kind, str) and kind not in _UNMERGEABLE_KINDS else "give a LoRA adapter"
         raise UserError(f"peft_type {_short(kind)} is not supported (LORA is)", remedy, path)
     for key, value in raw.items():
         plain = _PLAIN.get(key, ())
@@ -173,7 +180,8 @@ def read_lora_config(folder: Path) -> AdapterConfig:
             and value
             and not any(type(v) is type(known) and v == known for v in plain)
         ):
-            raise UserError(f"{key} = {_short(value)} is not supported", _MERGE, path)
+            remedy = _NO_MERGE if key in _UNMERGEABLE else _MERGE
+            raise UserError(f"{key} = {_short(value)} is not supported", remedy, path)
     take = _Taker(raw, path)
     return AdapterConfig(
         path=path,

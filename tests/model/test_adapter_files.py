@@ -166,16 +166,15 @@ def test_bfloat16_matrices_are_scaled_in_float32(decoder, tmp_path):
     ("change", "message"),
     [
         *(({"init_lora_weights": v}, f"init_lora_weights = '{v}' is not supported; merge it into its base")
-          for v in ("pissa", "pissa_niter_16", "olora", "loftq", "eva", "corda", "lora_ga", "orthogonal", "mica")),
+          for v in ("pissa", "pissa_niter_16", "olora", "loftq", "corda", "lora_ga")),
         ({"use_dora": True}, "use_dora = True is not supported"),
         ({"modules_to_save": ["embed_tokens", "lm_head"]}, r"modules_to_save = \['embed_tokens', 'lm_head'\] is not"),
         ({"lora_bias": True}, "lora_bias = True is not"), ({"bias": "all"}, "bias = 'all' is not"),
-        ({"alora_invocation_tokens": [1, 2]}, "alora_invocation_tokens = "),
+        ({"alora_invocation_tokens": [1, 2]}, r"alora_invocation_tokens = \[1, 2\] is not supported; give a"),
         ({"trainable_token_indices": [5]}, "trainable_token_indices = "),
         ({"layer_replication": [[0, 2]]}, "layer_replication = "),
         ({"target_parameters": ["w"]}, "target_parameters = "),
         ({"fan_in_fan_out": True}, "fan_in_fan_out = "), ({"enable_lora": [True, False]}, "enable_lora = "),
-        ({"eva_config": {"rho": 2.0}}, "eva_config = "), ({"loftq_config": {"loftq_bits": 4}}, "loftq_config = "),
         ({"use_qalora": True}, "use_qalora = "), ({"use_bdlora": {"nblocks": 2}}, "use_bdlora = "),
         ({"megatron_config": {"a": 1}}, "megatron_config = "), ({"kasa_config": {"beta": 1}}, "kasa_config = "),
         ({"task_type": "SEQ_CLS"}, "task_type = 'SEQ_CLS' is not"),
@@ -214,7 +213,9 @@ def test_options_that_are_off_are_no_reason_to_refuse(decoder, tmp_path):
     swift = {"lora_dtype": "float32", "lorap_lr_ratio": 16.0, "lorap_emb_lr": 1e-6, "use_qa_lora": False}
     later = {"of_a_later_version": None, "another": False, "lists": [], "objects": {}, "texts": ""}
     odd = {"runtime_config": {"ephemeral_gpu_offload": False}, "revision": "main", "inference_mode": False}
-    for extra in (DUMP, old, swift, later, odd, {"modules_to_save": [], "megatron_core": None, "task_type": None}):
+    starts = {"init_lora_weights": "eva", "eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}}
+    more = {"modules_to_save": [], "megatron_core": None, "task_type": None}
+    for extra in (DUMP, old, swift, later, odd, starts, {"init_lora_weights": "orthogonal"}, more):
         folder = write_adapter(tmp_path, config_of("names") | extra, ranks_of("names"))
         assert len(read_adapter(decoder, folder).matrices) == 4
 
