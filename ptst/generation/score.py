@@ -1,8 +1,9 @@
 """Log-likelihoods of given answers; the prefix that all rows share is computed once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -44,7 +45,6 @@ def token_log_probabilities(
     return [scored.logprobs for scored in score(decoder, rows, adapter, watch)]
 
 
-@torch.inference_mode()
 def score(
     decoder: Decoder,
     rows: Sequence[tuple[list[int], list[bool]]],
@@ -56,17 +56,31 @@ def score(
     likely tokens at its place. `watch` is entered for every batch, with its number of tokens. Raises UserError for a
     row that does not begin with a masked-out token or has nothing to score, that is longer than the model's context, or
     with a token outside the vocabulary."""
-    _check(decoder.config, rows)
+    check_rows(decoder.config, rows)
     if not rows:
         return []
     forward = Forward(decoder, {"": adapter} if adapter else None)
+    batches = score_batches(forward, rows, "" if adapter else None, watch, top_logprobs)
+    return [scored for batch in batches for scored in batch]
+
+
+@torch.inference_mode()
+def score_batches(
+    forward: Forward,
+    rows: Sequence[tuple[list[int], list[bool]]],
+    adapter: str | None = None,
+    watch: Watch = _unwatched,
+    top_logprobs: int = 0,
+) -> Iterator[list[Scored]]:
+    """The same of rows that `check_rows` has passed, in order, one forward pass after the other, so that other work can
+    be done in between. `adapter`: one of the forward's."""
     ids = [row[0] for row in rows]
     first, last = min(ids), max(ids)  # all others are between them in lexical order and share their common prefix
     # Each row computes the hidden state that predicts its first scored token itself.
     shared = min(common_prefix_length(first, last), min(mask.index(True) for _, mask in rows) - 1)
     batches = _batches([len(row) - shared for row in ids])
     num_blocks = max(sum(blocks_for(len(ids[i])) for i in batch) for batch in batches)
-    cache = KVCache(decoder.config, blocks_for(shared) + num_blocks, forward.dtype, forward.device)
+    cache = KVCache(forward.config, blocks_for(shared) + num_blocks, forward.dtype, forward.device)
 
     prefix: CachedPrefix | None = None
 
@@ -81,15 +95,14 @@ def score(
         tokens_T = torch.tensor([t for part in parts for t in part], device=forward.device)
         positions_T = torch.cat([torch.arange(start, start + len(part)) for part in parts]).to(forward.device)
         prefill = [(table, start, len(part)) for table, part in zip(tables, parts, strict=True)]
-        attend = StepAttention(cache, [], prefill, decoder.config)
-        return forward(tokens_T, positions_T, attend, [("" if adapter else None, None)])
+        attend = StepAttention(cache, [], prefill, forward.config)
+        return forward(tokens_T, positions_T, attend, [(adapter, None)])
 
     if shared:
         table = allocate(shared)
         compute([table], 0, [first[:shared]])
         prefix = cache.cache_prefix(table, first[:shared], None)
         cache.free(table)
-    out: list[Scored] = []
     for batch in batches:
         tables = [allocate(len(ids[i])) for i in batch]
         parts = [ids[i][shared:] for i in batch]
@@ -99,12 +112,11 @@ def score(
         hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
         targets_N = torch.tensor(targets, device=forward.device)
         logprobs, top = _logprobs(forward, hidden_NE, targets_N, top_logprobs)
-        for count in counts:
-            out.append(Scored(logprobs[:count], top[:count]))
-            logprobs, top = logprobs[count:], top[count:]
         for table in tables:
             cache.free(table)
-    return out
+        ends = list(accumulate(counts))
+        spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        yield [Scored(logprobs[span], top[span]) for span in spans]
 
 
 def _logprobs(forward: Forward, hidden_NE: Tensor, targets_N: Tensor, k: int) -> tuple[list[float], list[TopLogprobs]]:
@@ -141,7 +153,8 @@ def _batches(lengths: Sequence[int]) -> list[list[int]]:
     return batches
 
 
-def _check(config: DecoderConfig, rows: Sequence[tuple[list[int], list[bool]]]) -> None:
+def check_rows(config: DecoderConfig, rows: Sequence[tuple[list[int], list[bool]]]) -> None:
+    """Raise UserError for a row that cannot be scored, as `score` says."""
     for i, (token_ids, mask) in enumerate(rows):
         if not any(mask) or mask[0]:
             raise UserError(f"the {'prompt' if any(mask) else 'answer'} has no tokens", where=f"row {i}")

@@ -1,5 +1,6 @@
 """What both kinds of tokenizers share: text to ids and back, with control tokens looked up by name alone."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
@@ -14,6 +15,7 @@ from ptst.text.added_tokens import AddedToken, TokenSettings
 
 Run = tuple[str, bool]  # a run of text, and whether it is bare: without the dummy space
 SHORT = 64  # characters of a run that is worth remembering
+_BYTE_PIECE = re.compile("<0x([0-9A-F]{2})>")
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,23 @@ class Tokenizer(ABC):
         after = self.control_names[prompt_ids[start - 1]] if start else None
         tail = prompt_ids[start:]
         return self.decode(tail + answer_ids, after)[len(self.decode(tail, after)) :]
+
+    def token_bytes(self, number: int) -> bytes:
+        """The bytes of text that one token stands for, maybe a part of a character; a control token's are its name, and
+        an id without a token has none."""
+        if (name := self.control_names.get(number)) is not None:
+            return name.encode()
+        return self._piece_bytes(number)
+
+    def _piece_bytes(self, number: int) -> bytes:
+        piece = self._piece(number) or ""
+        if found := _BYTE_PIECE.fullmatch(piece):
+            return bytes([int(found[1], 16)])
+        return piece.replace("\u2581", " ").encode()
+
+    @abstractmethod
+    def _piece(self, number: int) -> str | None:
+        """The name of a token that is text, as the vocabulary spells it; None for an id without one."""
 
     def control_id(self, name: str) -> int:
         """Id of a control token. Raises UserError when this tokenizer has none of that name."""

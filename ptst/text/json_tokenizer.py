@@ -136,6 +136,13 @@ class JsonTokenizer(Tokenizer):
     def tokens(self) -> dict[str, int]:
         return self._tok.get_vocab() | self._control
 
+    def _piece(self, number: int) -> str | None:
+        return self._tok.id_to_token(number)
+
+    def _piece_bytes(self, number: int) -> bytes:
+        table = self._token_bytes
+        return super()._piece_bytes(number) if table is None else table[number]
+
     def encode_markers(self, text: str) -> list[int]:
         self._tok.encode_special_tokens = False
         try:

@@ -9,8 +9,8 @@ from ptst.collector import paused_collector
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import NO_CHAT_FORMAT, ChatFormat
 from ptst.text.detect import Found, check_name, find_format
-from ptst.text.encode import Example, encode_all, without_swallowed
-from ptst.text.segments import Conversation, Segment
+from ptst.text.encode import Example, encode, encode_all, without_swallowed
+from ptst.text.segments import Conversation, Message, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
 from ptst.text.tokenizer import Tokenizer, configured_ends, load_tokenizer
 
@@ -75,6 +75,15 @@ class PromptFormat:
             UserError(found.cause, found.remedy, conversation.source) if isinstance(found, UserError) else found
             for found, conversation in zip(encoded, conversations, strict=True)
         ]
+
+    def encode_opening(self, conversation: Conversation, opening: str) -> Example:
+        """Ids of a conversation that ends in a user turn, with the unfinished beginning of its answer: no closing text,
+        no terminator. Raises UserError as `encode`."""
+        begun = Conversation((*conversation.messages, Message("assistant", opening)), conversation.source)
+        self.check_role_markers(begun)
+        segments = self.segments(begun, "last")
+        end = max(i for i, s in enumerate(segments) if s.author == "assistant")
+        return encode(segments[: end + 1], self.tokenizer)
 
     def _segments_or_error(self, conversation: Conversation, train_on: str) -> list[Segment] | UserError:
         try:

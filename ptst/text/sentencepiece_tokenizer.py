@@ -75,6 +75,9 @@ class SentencePieceTokenizer(Tokenizer):
     def tokens(self) -> dict[str, int]:
         return {self._sp.id_to_piece(i): i for i in range(self._sp.vocab_size())} | self._control
 
+    def _piece(self, number: int) -> str | None:
+        return self._sp.id_to_piece(number) if number < self._sp.vocab_size() else None
+
     def _continued(self, text: str) -> list[int]:
         # What is put in front takes the dummy space, and its own ids are removed again. A line break hardly ever merges
         # with what follows it; a character without a piece, which becomes bytes or unknown, never does.

@@ -19,9 +19,9 @@ from ptst.evaluation.rates import Rate, RepeatedRate
 from ptst.evaluation.similarity import Similarity
 from ptst.evaluation.verdicts import Judge
 from ptst.generation.request import Answer
-from ptst.text.encode import Example, encode
+from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.segments import Conversation, Message
+from ptst.text.segments import Conversation
 from ptst.text.templates import find_family
 
 
@@ -47,20 +47,11 @@ class Prompt:
         if self.kind == "generate":
             return prompt_format.encode(self.conversation.prompt())
         if self.opening is not None:
-            return _encode_opening(prompt_format, self.conversation.prompt(), self.opening)
+            return prompt_format.encode_opening(self.conversation.prompt(), self.opening)
         example = prompt_format.encode(self.conversation)
         if not any(example.loss_mask):
             raise UserError("there is no reference answer to score", where=self.conversation.source)
         return example
-
-
-def _encode_opening(p: PromptFormat, conversation: Conversation, opening: str) -> Example:
-    """A prompt and the beginning of an answer: no closing text, no terminator."""
-    begun = Conversation((*conversation.messages, Message("assistant", opening)), conversation.source)
-    p.check_role_markers(begun)
-    segments = p.segments(begun, "last")
-    end = max(i for i, s in enumerate(segments) if s.author == "assistant")
-    return encode(segments[: end + 1], p.tokenizer)
 
 
 @dataclass(frozen=True)
