@@ -1,0 +1,82 @@
+"""Baked chat templates: every template of every chat format gives our ids, and a changed one is refused."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+
+from ptst.errors import UserError
+from ptst.text.bake import bake_chat_template
+from ptst.text.bake_proof import prove_chat_template
+from ptst.text.chat_formats import CHAT_FORMATS
+from ptst.text.prompt_format import PromptFormat
+from ptst.text.templates import FAMILIES, TEMPLATES
+from ptst.text.tokenizer import load_tokenizer
+from tests.text import folders
+
+NAMES = {name: folders.CONTROL.get(name, ()) for name in folders.SPELLED}
+NAMES |= {"llama3-dated": NAMES["llama3"], "chatml-no-think": folders.CONTROL["thinking"]}
+
+
+@pytest.fixture(scope="module")
+def tokenizers(tmp_path_factory):
+    """A small tokenizer for each chat format."""
+
+    @cache
+    def made(name):
+        return load_tokenizer(folders.write_tokenizer(tmp_path_factory.mktemp(name), NAMES[name]))
+
+    return made
+
+
+def is_proven(p: PromptFormat) -> None:
+    proof = prove_chat_template(bake_chat_template(p), p)
+    assert proof.prompts > 150
+    assert proof.conversations > 150
+    assert set(proof.differences) <= {"token-boundary"}
+    assert not proof.plain_differences
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", CHAT_FORMATS)
+def test_every_template_of_every_format(tokenizers, name):
+    for template in TEMPLATES.values():
+        for family in FAMILIES.values():
+            is_proven(PromptFormat(template, family, CHAT_FORMATS[name], tokenizers(name)))
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(CHAT_FORMATS)))
+def test_some_template_of_every_format(tokenizers, number, name):
+    template = list(TEMPLATES.values())[2 + number]
+    family = list(FAMILIES.values())[number % 4]
+    is_proven(PromptFormat(template, family, CHAT_FORMATS[name], tokenizers(name)))
+
+
+CHANGES = {  # of chat:llama in llama2, by what is lost
+    "a line break": ("\\n<</SYS>>\\n\\n", "\\n<</SYS>>\\n"),
+    "BOS": ('"<s>[INST] <<SYS>>', '"[INST] <<SYS>>'),
+    "the family's words": ('"Question: "', '""'),
+    "the order": ("before + content + after", "content + before + after"),
+    "a turn": ("loop.index0 % 2 == 0", "loop.first"),
+    "the terminator": ("</s>", ""),
+    "the end of earlier answers": ('(" " if turns | length > 2 else "")', '""'),
+    "texts as they are": ("{{- message.content -}}", "{{- message.content | trim -}}"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_changed_template_is_refused(tokenizers, what):
+    p = PromptFormat(TEMPLATES["chat:llama"], FAMILIES["gsm8k"], CHAT_FORMATS["llama2"], tokenizers("llama2"))
+    baked = bake_chat_template(p)
+    old, new = CHANGES[what]
+    head, end, body = baked.partition("-#}")
+    assert old in body
+    with pytest.raises(UserError, match="does not give the ids of chat:llama in llama2: of the conversation"):
+        prove_chat_template(head + end + body.replace(old, new), p)
+
+
+def test_needs_nothing_that_is_not_there(tokenizers):
+    p = PromptFormat(TEMPLATES["chat:llama"], FAMILIES["gsm8k"], CHAT_FORMATS["llama3"], tokenizers("llama2"))
+    with pytest.raises(UserError, match="no control token"):
+        bake_chat_template(p)
