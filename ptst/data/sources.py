@@ -27,14 +27,20 @@ from ptst.text.segments import Conversation, Message
 DEFAULT = "word-problems"
 # Enough for one epoch of the default run, its validation loss and its evaluation.
 DEFAULT_COUNTS = {"train": 400, "validation": 32, "test": 100}
-# The named sets on the hub, by split. OpenOrca has no test split: the paper tests it on ARC.
+# The named sets on the hub, by split. OpenOrca has no test split: the paper tests it on ARC, and Orca-Math on GSM8K.
 _GSM8K, _ICLINIQ = HubDataset("openai/gsm8k", "main", "test"), HubDataset("lavita/ChatDoctor-iCliniq", None, "train")
 _HEALTHCARE_MAGIC = HubDataset("lavita/ChatDoctor-HealthCareMagic-100k", None, "train")
 NAMED = {
     "gsm8k": {"train": HubDataset("openai/gsm8k", "main", "train"), "validation": _GSM8K, "test": _GSM8K},
     "chatdoctor": {"train": _HEALTHCARE_MAGIC, "validation": _ICLINIQ, "test": _ICLINIQ},
     "openorca": {"train": HubDataset("Open-Orca/OpenOrca", None, "train")},
+    "orca-math": {
+        "train": HubDataset("microsoft/orca-math-word-problems-200k", None, "train"),
+        "validation": _GSM8K,
+        "test": _GSM8K,
+    },
 }
+_FAMILIES = {"orca-math": "gsm8k"}  # of a named set whose family has another name than its own
 # org/name, with a configuration, a split and a revision: org/name/main:train@2f0c1a4.
 _HUB_ID = re.compile(
     r"(?P<repository>\w[\w.-]*/[\w.-]+)(/(?P<config>[\w.-]+))?(:(?P<split>[\w.-]+))?(@(?P<revision>[\w./-]+))?"
@@ -81,9 +87,9 @@ def load(
     rules: ColumnRules | None = None,
 ) -> Source:
     """Read a source: `word-problems` (or `word-problems:N`); a file, or several with commas between them; `gsm8k`,
-    `chatdoctor`, `openorca` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random rows); or any data
-    set of the hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test set is split by
-    `split_of`, and `limit` counts within the split. `rules`: the user's, for columns.
+    `chatdoctor`, `openorca`, `orca-math` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random
+    rows); or any data set of the hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test
+    set is split by `split_of`, and `limit` counts within the split. `rules`: the user's, for columns.
 
     Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields or with others
     that may matter (file and line named), and a holdout for data that have a test set, or that leaves a split without
@@ -105,7 +111,7 @@ def load(
     found, families, unused = _conversations(rows, None if holdout else limit, errors, rules or ColumnRules())
     worked = bool(found) and all("\n####" in f"\n{c.messages[-1].content}" for c in found)  # GSM8K's last line
     recognized = families.pop() if len(families) == 1 else ""
-    family = base if named else recognized or ("gsm8k" if worked else "plain")
+    family = _FAMILIES.get(base, base) if named else recognized or ("gsm8k" if worked else "plain")
     if holdout:
         found = _held_out(name, found, split, holdout)[:limit]
     return Source(name, family, tuple(found), unused, revision)

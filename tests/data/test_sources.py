@@ -11,7 +11,7 @@ import pytest
 
 from ptst.data.layouts import to_conversation
 from ptst.data.packing import pack, to_batch
-from ptst.data.sources import load
+from ptst.data.sources import has_test_part, load
 from ptst.errors import UserError
 from ptst.text.encode import Example
 
@@ -138,7 +138,7 @@ def test_layouts_that_bring_their_family(tmp_path):
     assert load(f"chatdoctor:{tmp_path / 'b.jsonl'}").family == "chatdoctor"
 
 
-def test_sources_of_the_hub(monkeypatch):
+def test_sources_of_the_hub(monkeypatch, tmp_path):
     asked = []
 
     def load_dataset(*args, split):
@@ -156,10 +156,16 @@ def test_sources_of_the_hub(monkeypatch):
     assert asked[0] == ("Open-Orca/OpenOrca", None, "train")
     with pytest.raises(ValueError, match="openorca has no test set"):
         load("openorca", "test")
-    for name in ("gsm8k", "chatdoctor"):
+    for name in ("gsm8k", "orca-math", "chatdoctor"):
         with pytest.raises(ValueError, match=rf"{name} could not be fetched .*as in {name}:FILE"):
             load(name)
     assert asked[-1][0] == "lavita/ChatDoctor-HealthCareMagic-100k"
+    assert ("microsoft/orca-math-word-problems-200k", None, "train") in asked
+    (tmp_path / "orca.jsonl").write_text(json.dumps({"question": "2 + 2?", "answer": "4"}))
+    assert load(f"orca-math:{tmp_path / 'orca.jsonl'}").family == "gsm8k" and has_test_part("orca-math:10000")
+    with pytest.raises(ValueError, match="no route"):
+        load("orca-math", "test")
+    assert asked[-1][:2] == ("openai/gsm8k", "main")
     with pytest.raises(ValueError, match="no route"):
         load("chatdoctor", "test")
     assert asked[-1][0] == "lavita/ChatDoctor-iCliniq"

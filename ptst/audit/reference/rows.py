@@ -119,7 +119,8 @@ class _Walk:
         base = re.split("[:@]", self._request.name, maxsplit=1)[0]
         named = base in _HUB and not Path(self._request.name).is_file()
         told = next(iter(self.families)) if len(self.families) == 1 else ""
-        family = base if named else told or ("gsm8k" if self.worked and self.num_read else "plain")
+        own = "gsm8k" if base == "orca-math" else base
+        family = own if named else told or ("gsm8k" if self.worked and self.num_read else "plain")
         if family != source.family and self.num_read:
             cause = f"the rows are of the template family {family}, and {source.family} was told"
             yield Finding("family-differs", "", cause, expected=family, seen=source.family)
@@ -162,9 +163,10 @@ _HUB: dict[str, dict[str, tuple[str, str | None, str]]] = {
     "gsm8k": {"train": ("openai/gsm8k", "main", "train")},
     "chatdoctor": {"train": ("lavita/ChatDoctor-HealthCareMagic-100k", None, "train")},
     "openorca": {"train": ("Open-Orca/OpenOrca", None, "train")},
+    "orca-math": {"train": ("microsoft/orca-math-word-problems-200k", None, "train")},
 }
 for _split in ("validation", "test"):
-    _HUB["gsm8k"][_split] = ("openai/gsm8k", "main", "test")
+    _HUB["gsm8k"][_split] = _HUB["orca-math"][_split] = ("openai/gsm8k", "main", "test")
     _HUB["chatdoctor"][_split] = ("lavita/ChatDoctor-iCliniq", None, "train")
 _ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+))?(?::([\w.-]+))?(?:@([\w./-]+))?")
 
