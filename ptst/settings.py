@@ -168,6 +168,33 @@ class EndpointSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobSettings:
+    """How the model openai:NAME is fine-tuned, by a job at its endpoint (docs/hosted-training.md)."""
+
+    lr_multiplier: float | None = None
+    """openai:NAME: the job's learning-rate multiplier, in place of --lr. Default: the endpoint chooses."""
+    api_price_train: float | None = field(default=None, metadata=NO_EFFECT)
+    """openai:NAME: price of a million trained tokens, to tell the cost before and after."""
+
+    def check_job(self) -> None:
+        """Raise UserError for a value out of range."""
+        check_above_zero(self, "lr_multiplier")
+        check_at_least(self, 0, "api_price_train")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartSettings:
+    """Whether a job at an endpoint is started, or ended."""
+
+    yes: bool = field(default=False, metadata=NO_EFFECT)
+    """openai:NAME: start the job, which costs money, without asking."""
+    new_job: bool = field(default=False, metadata=NO_EFFECT)
+    """openai:NAME: start another job where the one of these settings has failed or was cancelled."""
+    cancel: bool = field(default=False, metadata=NO_EFFECT)
+    """With --resume RUN: end the job that goes on at the endpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ApiSettings:
     """How models behind an API are asked: judges (api:MODEL), and the model under test (openai:NAME). Keys come from
     the environment alone (OPENAI_API_KEY; docs/endpoints.md)."""

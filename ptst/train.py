@@ -4,15 +4,20 @@ from pathlib import Path
 from typing import Any
 
 from ptst import cli
+from ptst.api.names import hosted_model
+from ptst.hosted.record import HostedRecord, settings_of_run
 from ptst.progress import console, say
+from ptst.records import record_kind
 from ptst.training import recipes
 from ptst.training.config import TrainConfig, settings_to_resume
-from ptst.training.launch import Launch, read_launch
+from ptst.training.launch import Launch, read_launch, refuse_several
 
 
 def run_training(config: TrainConfig) -> dict[str, Any] | None:
     """Fine-tune with words of progress; returns what `--json` prints, on the main process. Raises UserError for a
     user's mistakes, and SystemExit with 130, 143 or 129 after a signal, when the run is saved."""
+    if hosted_model(config.model) is not None or config.cancel:
+        return _run_hosted(config)
     launch = read_launch()
     console.quiet = launch.rank > 0  # one rank speaks for all
     try:
@@ -57,9 +62,35 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     return done.record.result
 
 
+def _run_hosted(config: TrainConfig) -> dict[str, Any] | None:
+    """The same by a job at an endpoint, which one process asks for."""
+    from ptst.hosted.fine_tune import cancel_hosted, fine_tune_hosted
+    from ptst.hosted.plan import plan_hosted
+
+    config.check()
+    refuse_several("ptst.train with a model behind an endpoint")
+    if config.cancel:
+        return cancel_hosted(config)
+    say(f"ptst.train: {config.model}, template {config.template_file or config.template}, data {config.data}")
+    if config.dry_run:
+        plan = plan_hosted(config)
+        console.print(plan.table())
+        return plan.described()
+    done = fine_tune_hosted(config)
+    command = f"python -m ptst.eval --checkpoint {done.folder} --template chat:llama"
+    say(f"finished: the model is {done.record.tuned_model}; next: {command}")
+    return done.record.result
+
+
 def start(arguments: list[str]) -> tuple[TrainConfig, str] | None:
     """The settings to start from: a recipe's, or those of the run to resume."""
+    if hosted_model(cli.value_of(arguments, "--model")) is not None:
+        from ptst.hosted.checks import explicit, refuse_local
+
+        refuse_local(explicit(arguments))  # a default that is written out is refused as any other value
     if folder := cli.value_of(arguments, "--resume"):
+        if record_kind(Path(folder)) == HostedRecord.kind:
+            return settings_of_run(TrainConfig(resume=Path(folder))), ""
         return settings_to_resume(Path(folder)), ""
     name = cli.value_of(arguments, "--recipe")
     if name in recipes.RECIPES:

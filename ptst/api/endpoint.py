@@ -15,7 +15,7 @@ import random
 import re
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from importlib.util import find_spec
 from typing import Any
@@ -47,7 +47,7 @@ _JUDGE_URL = Setting("api_base_url")
 class Trouble:
     """Why there is no reply. `again`: it may pass. `final`: it concerns every prompt. `wait`: seconds that the endpoint
     asks for. `rename`: the parameter to leave out or to spell otherwise. `counts`: nobody sensible answered.
-    `filtered`: the prompt itself is declined."""
+    `filtered`: the prompt itself is declined. `status`: of the refusal."""
 
     words: str
     again: bool = False
@@ -56,6 +56,7 @@ class Trouble:
     rename: str = ""
     counts: bool | None = None
     filtered: bool = False
+    status: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,22 +207,24 @@ class Endpoint:
                 raw = await api.with_raw_response.create(**request)
             return read_reply(raw.text, self.address)
         except (TimeoutError, openai.APITimeoutError, openai.APIConnectionError) as error:
-            return self._unreached(error, last)
+            return unreached(error, self.timeout, gone=last or not self.reached)
         except openai.APIStatusError as error:
             self.reached = True
             return read_refusal(error.status_code, error.body, error.response.headers, self.address)
         except UnicodeError:
             return Trouble("was not asked: the prompt holds a lone surrogate, which is not text")
 
-    def _unreached(self, error: Exception, last: bool) -> Trouble:
-        cause = type(error.__cause__).__name__
-        if cause in ("ConnectError", "ConnectTimeout"):
-            return Trouble("cannot be reached", again=True, final=last or not self.reached)
-        if cause == "UnsupportedProtocol":
-            return Trouble("cannot be reached over its protocol", final=True)
-        if isinstance(error, TimeoutError) or "Timeout" in cause:
-            return Trouble(f"gave no reply within {self.timeout:g} s", again=True, counts=True)
-        return Trouble("closed the connection before its reply was whole", again=True, counts=True)
+
+def unreached(error: Exception, timeout: float, gone: bool) -> Trouble:
+    """What it means that no answer came. `gone`: nobody there is final."""
+    cause = type(error.__cause__).__name__
+    if cause in ("ConnectError", "ConnectTimeout"):
+        return Trouble("cannot be reached", again=True, final=gone)
+    if cause == "UnsupportedProtocol":
+        return Trouble("cannot be reached over its protocol", final=True)
+    if isinstance(error, TimeoutError) or "Timeout" in cause:
+        return Trouble(f"gave no reply within {timeout:g} s", again=True, counts=True)
+    return Trouble("closed the connection before its reply was whole", again=True, counts=True)
 
 
 def quiet_loggers() -> None:
@@ -232,6 +235,10 @@ def quiet_loggers() -> None:
 
 def read_refusal(status: int, body: object, headers: Any, address: Address) -> Trouble:
     """What an answer with a status of 400 or more means."""
+    return replace(_refusal(status, body, headers, address), status=status)
+
+
+def _refusal(status: int, body: object, headers: Any, address: Address) -> Trouble:
     fields = body if isinstance(body, dict) else {}
     code = str(fields.get("code") or fields.get("type") or "")
     said = fields.get("message") or fields.get("detail") or ""

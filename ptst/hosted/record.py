@@ -1,13 +1,15 @@
 """The record of a fine-tuning job at an endpoint: `run.json`, as other runs have it."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ptst.config_file import read_config
 from ptst.errors import UserError
-from ptst.records import SAME, DataRecord, RunRecord, read_record
+from ptst.records import FILE, SAME, DataRecord, RunRecord, read_record
 from ptst.text.templates import Family, Template
+from ptst.training.config import TrainConfig
 
 _FREE = {"identity": "free"}
 
@@ -60,7 +62,7 @@ class HostedRecord(RunRecord):
     data: RowsRecord = field(metadata=SAME)
     mix: tuple[RowsRecord, ...] = field(default=(), metadata=SAME)
     validation: RowsRecord | None = field(default=None, metadata=SAME)
-    mark: str = field(metadata=SAME)
+    mark: str
     token_count: str = ""
     recipe: dict[str, Any] | None = None
     job: JobRecord | None = None
@@ -82,6 +84,17 @@ def read_hosted(folder: Path) -> HostedRecord:
         remedy = f"wait for it with ptst train --resume {folder}"
         raise UserError(f"{folder} is not a finished training run (status {record.status!r})", remedy)
     return record
+
+
+def settings_of_run(config: TrainConfig) -> TrainConfig:
+    """The settings of the run to resume, with what was given beside it of how to go on. Raises UserError as
+    `read_record`."""
+    assert config.resume is not None
+    read_record(config.resume, HostedRecord)  # says what is wrong with it
+    given = {name: getattr(config, name) for name in ("yes", "new_job", "cancel", "json", "debug")}
+    if config.model == TrainConfig().model:  # the folder alone was named
+        config = read_config(config.resume / FILE, TrainConfig(), HostedRecord.kind)
+    return replace(config, resume=config.resume or None, **given)
 
 
 def job_record(job: dict[str, Any]) -> JobRecord:

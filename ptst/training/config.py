@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ptst.api.names import HOSTED, hosted_model
 from ptst.config_file import read_config
 from ptst.data.sources import DEFAULT
 from ptst.errors import Setting, UserError, unknown_name
@@ -17,10 +18,13 @@ from ptst.settings import (
     ROUNDING,
     ColumnSettings,
     CommandSettings,
+    EndpointSettings,
     FormatSettings,
+    JobSettings,
     ModelName,
     Precision,
     RevisionSettings,
+    StartSettings,
     TemplateSettings,
     ThreadSettings,
     TrainTemplate,
@@ -34,7 +38,7 @@ from ptst.training.schedule import PassSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(PassSettings, FormatSettings, ColumnSettings):
+class TrainSettings(PassSettings, FormatSettings, ColumnSettings, JobSettings):
     """How a model is fine-tuned: what a grid takes under `train.`."""
 
     rank: int = 16
@@ -90,6 +94,7 @@ class TrainSettings(PassSettings, FormatSettings, ColumnSettings):
             summary_writer()  # says early that the package is missing
         check_names(self.allow)
         super().check()
+        self.check_job()
         check_at_least(self, 1, "save_every", "keep", "max_length", "limit", "eval_every")
         check_share(self, "dropout", "holdout")
         _ = self.column_rules  # checks the names
@@ -97,6 +102,8 @@ class TrainSettings(PassSettings, FormatSettings, ColumnSettings):
             raise UserError((Setting("dropout"), " belongs to an adapter"), ("with ", Setting("full"), " it must be 0"))
 
 
+# Settings that only a model behind an endpoint has.
+HOSTED_ONLY = ("base_url", "lr_multiplier", "api_price_train", "yes", "new_job", "cancel")
 _RECIPE_HELP = (
     f"A run of the paper: {', '.join(RECIPES)}. Flags take precedence. With --help: each value and its origin."
 )
@@ -104,14 +111,16 @@ _RECIPE_HELP = (
 
 @with_recipes(lambda name, _given: values(name))
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CommandSettings, RevisionSettings, ThreadSettings, TrainSettings, TemplateSettings):
+class TrainConfig(  # one group of settings after another
+    CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, TrainSettings, StartSettings, TemplateSettings
+):
     """Fine-tune a chat model under a prompt template; ptst.eval reads the run folder."""
 
     recipe: Annotated[str | None, arg(help=_RECIPE_HELP)] = None
     template: TrainTemplate = field(default="chat:vanilla", metadata=content("template"))
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     data: str = field(default="word-problems", metadata=content("data"))
-    """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor, openorca or
+    """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor, openorca, orca-math or
     org/name:split@revision (hub), or a JSONL, JSON, CSV, TSV or Parquet file; several with commas (docs/data.md)."""
     mix: tuple[str, ...] = field(default=(), metadata=content("mix"))
     """Other data under the same template, each with its own epochs, spread over the run: safety.jsonl:1."""
@@ -120,7 +129,7 @@ class TrainConfig(CommandSettings, RevisionSettings, ThreadSettings, TrainSettin
     seed: int = 0
     """Seed of the adapter's initialization and of the order of examples."""
     dry_run: bool = field(default=False, metadata=NO_EFFECT)
-    """Print the memory and step plan and exit."""
+    """Print the memory and step plan, or the plan of a job, and exit."""
     out: Path | None = field(default=None, metadata=NO_EFFECT)
     """Run folder. Default: checkpoints/train-<date>-<time>. An unfinished run with the same settings is resumed."""
     resume: Path | None = field(default=None, metadata=NO_EFFECT)
@@ -150,6 +159,14 @@ class TrainConfig(CommandSettings, RevisionSettings, ThreadSettings, TrainSettin
             )
         for text in self.mix:
             parse_mix(text)
+        self._check_where()
+
+    def _check_where(self) -> None:
+        """Raise UserError for settings of a job at an endpoint where the model is on this machine."""
+        given = [name for name in HOSTED_ONLY if getattr(self, name) not in (None, False)]
+        if given and hosted_model(self.model) is None:
+            cause = (Setting(given[0]), f" is for a model behind an endpoint ({HOSTED}NAME)")
+            raise UserError(cause, ("leave it out, or name such a model as ", Setting("model")))
 
 
 def settings_to_resume(folder: Path) -> TrainConfig:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tests.stand_in.faults import ApiError
@@ -24,12 +24,18 @@ _QUEUED, _RUNNING = 1, 2
 @dataclass(frozen=True)
 class JobScript:
     """How jobs go. `tick`: seconds that a job stays in each state before `running`, and takes for a step. `steps`: of
-    a job, at most. `fails`: the error (`code`, `message`) of a job, and `fails_in` the state in which it comes."""
+    a job, at most. `fails`: the error (`code`, `message`) of a job, and `fails_in` the state in which it comes.
+    `hidden`: seconds before a new job is in the list. `processing`: seconds that a file takes to be read, and
+    `refuses_file`: why it is then refused. `forgets`: keys that a job is shown without."""
 
     tick: float = 0.01
     steps: int = 8
     fails: tuple[str, str] | None = None
     fails_in: str = "running"
+    hidden: float = 0.0
+    processing: float = 0.0
+    refuses_file: str = ""
+    forgets: tuple[str, ...] = ()
 
     @classmethod
     def unsafe(cls) -> JobScript:
@@ -44,10 +50,18 @@ class Upload:
     purpose: str
     content: bytes
     created: float
+    script: JobScript
+
+    @property
+    def status(self) -> str:
+        if time.time() - self.created < self.script.processing:
+            return "uploaded"
+        return "error" if self.script.refuses_file else "processed"
 
     def to_json(self) -> dict[str, Any]:
         fields = {"id": self.id, "object": "file", "bytes": len(self.content), "created_at": int(self.created)}
-        return fields | {"filename": self.name, "purpose": self.purpose, "status": "processed", "status_details": None}
+        why = self.script.refuses_file if self.status == "error" else None
+        return fields | {"filename": self.name, "purpose": self.purpose, "status": self.status, "status_details": why}
 
     def rows(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.content.splitlines() if line.strip()]
@@ -110,7 +124,7 @@ class Job:
         code, message = self.script.fails if status == "failed" and self.script.fails else ("", "")
         error = {"code": code, "message": message, "param": "training_file"} if code else {}
         chosen = self.hyperparameters()
-        return {
+        shown = {
             "id": self.id,
             "object": "fine_tuning.job",
             "model": self.asked["model"],
@@ -132,6 +146,7 @@ class Job:
             "metadata": self.asked.get("metadata"),
             "user_provided_suffix": self.asked.get("suffix"),
         }
+        return {k: v for k, v in shown.items() if k not in self.script.forgets}
 
     def events(self, now: float) -> list[dict[str, Any]]:
         """From the first to the last, as far as the job is by now."""
@@ -194,7 +209,7 @@ class Store:
             raise ApiError(400, f"'{purpose}' is not one of ['fine-tune']", "invalid_value", "purpose")
         if not name.endswith(".jsonl"):
             raise ApiError(400, f"Invalid extension of {name}. Supported formats: jsonl", "invalid_file", "file")
-        file = Upload(f"file-{_tag(len(self.files), name)}", name, purpose, content, time.time())
+        file = Upload(f"file-{_tag(len(self.files), name)}", name, purpose, content, time.time(), self.script)
         self.files[file.id] = file
         return file.to_json()
 
@@ -210,11 +225,13 @@ class Store:
             raise ApiError(400, message, "model_not_available", "model")
         if file not in self.files:
             raise ApiError(400, f"invalid training_file: {file}", "invalid_training_file", "training_file")
+        if (status := self.files[file].status) != "processed":
+            message = f"File '{file}' is not ready to be used for fine-tuning ({status})."
+            raise ApiError(400, message, "invalid_training_file", "training_file")
         rows, problem = read_rows(self.files[file].content)
-        script = JobScript(self.script.tick, fails=("invalid_training_file", problem), fails_in="validating_files")
-        job = Job(
-            f"ftjob-{_tag(len(self.jobs), str(file))}", asked, script if problem else self.script, rows, time.time()
-        )
+        fails = {"fails": ("invalid_training_file", problem), "fails_in": "validating_files"}
+        script = replace(self.script, **fails) if problem else self.script
+        job = Job(f"ftjob-{_tag(len(self.jobs), str(file))}", asked, script, rows, time.time())
         self.jobs[job.id] = job
         return job.to_json(job.created)
 
@@ -230,6 +247,11 @@ class Store:
             raise ApiError(400, message, "invalid_request", "fine_tuning_job_id")
         job.cancelled = now
         return job.to_json(now)
+
+    def listed(self) -> list[dict[str, Any]]:
+        """The jobs, newest first."""
+        now = time.time()
+        return [job.to_json(now) for job in reversed(self.jobs.values()) if now - job.created >= job.script.hidden]
 
     def tuned(self, model: str) -> Job | None:
         """The finished job that made a model."""

@@ -132,8 +132,10 @@ class StandIn:
                 return self.store.create(content)
             case "GET", "fine_tuning", "jobs":
                 wanted = {k[9:-1]: v for k, v in request.query.items() if k.startswith("metadata[")}
-                jobs = [j.to_json(time.time()) for j in reversed(self.jobs.values())]
-                return _page([j for j in jobs if wanted.items() <= (j["metadata"] or {}).items()], request.query)
+                jobs = self.store.listed()
+                if "metadata" not in self.job.forgets:
+                    jobs = [j for j in jobs if wanted.items() <= (j["metadata"] or {}).items()]
+                return _page(jobs, request.query)
             case "GET", "fine_tuning", "jobs", name:
                 return self.store.job(name).to_json(time.time())
             case "GET", "fine_tuning", "jobs", name, "events":
