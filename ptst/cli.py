@@ -37,6 +37,7 @@ COMMANDS = {
 }
 # Earlier spellings, for one version.
 _OLD_FLAGS = {"micro-tokens": "micro-batch-tokens", "recompute": "activation-checkpointing"}
+_OLD_SWITCHES = {"tensorboard": ("log", "tensorboard")}  # a flag without a value, and the flag and value that it is now
 
 
 @contextmanager
@@ -171,8 +172,14 @@ def value_of(arguments: list[str], flag: str) -> str | None:
 def _renamed(arguments: list[str]) -> list[str]:
     """Arguments with earlier spellings of flags replaced, each with a note."""
     out: list[str] = []
+    added: dict[str, list[str]] = {}
     for argument in arguments:
         found = re.fullmatch(r"--((?:train\.|eval\.)?)([a-z_-]+)(=.*)?", argument)
+        if found and found[2] in _OLD_SWITCHES and not found[3]:
+            flag, value = _OLD_SWITCHES[found[2]]
+            print(f"note: --{found[1]}{found[2]} is now --{found[1]}{flag} {value}", file=sys.stderr)
+            added.setdefault(f"--{found[1]}{flag}", []).append(value)
+            continue
         new = found and _OLD_FLAGS.get(found[2].replace("_", "-"))
         if found and new:
             print(f"note: --{found[1]}{found[2]} is now --{found[1]}{new}", file=sys.stderr)
@@ -181,6 +188,9 @@ def _renamed(arguments: list[str]) -> list[str]:
             print(f"note: the audit rule {argument} is now {OLD_RULES[argument]}", file=sys.stderr)
             argument = OLD_RULES[argument]
         out.append(argument)
+    for flag, values in added.items():  # together with values that are given
+        place = out.index(flag) + 1 if flag in out else len(out)
+        out[place:place] = values if flag in out else [flag, *values]
     return out
 
 

@@ -15,6 +15,7 @@ from ptst.reading import parse_json
 from ptst.settings import CommandSettings
 
 Config = TypeVar("Config")
+_OLD_SWITCHES = {"tensorboard": "log"}  # settings of earlier versions, and the list that has their names now
 _OWN = {f.name for f in dataclasses.fields(CommandSettings)}
 
 
@@ -38,7 +39,8 @@ def read_config(path: str | Path, default: Config, command: str) -> Config:
             cause = f"not the record of a ptst.{command}" + " of this version" * (values.get("kind") == command)
             raise UserError(cause, "give the run.json of one, or a TOML file", path)
         known = {f.name for f in dataclasses.fields(default)}  # type: ignore[arg-type]
-        values = {k: v for k, v in values["settings"].items() if v is not None and k in known - {"out", "resume"}}
+        known -= {"out", "resume"}
+        values = {k: v for k, v in _renamed(values["settings"]).items() if v is not None and k in known}
     elif "recipe" in values and getattr(default, "recipe", "") is None:
         named = merge(default, {k: v for k, v in values.items() if k in ("recipe", "quick")}, str(path))
         default = type(default)(**{k: getattr(named, k) for k in ("recipe", "quick") if k in values})
@@ -47,6 +49,7 @@ def read_config(path: str | Path, default: Config, command: str) -> Config:
 
 def merge(default: Config, values: Mapping[str, Any], where: str) -> Config:
     """A configuration with other values for some of its settings. Raises UserError as `read_config`."""
+    values = _renamed(values)
     kinds = get_type_hints(type(default))
     fields = {f.name for f in dataclasses.fields(default)} - (_OWN - {"json"})  # type: ignore[arg-type]
     changes: dict[str, Any] = {}
@@ -63,6 +66,17 @@ def merge(default: Config, values: Mapping[str, Any], where: str) -> Config:
         else:
             changes[name] = _typed(value, kinds[name], f"{where}: {key}")
     return dataclasses.replace(default, **changes)  # type: ignore[type-var]
+
+
+def _renamed(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Settings as this version has them: `tensorboard = true` is `log = ["tensorboard"]`."""
+    found = dict(values)
+    for old, new in _OLD_SWITCHES.items():
+        if isinstance(was := found.get(old), bool):
+            del found[old]
+            if was and old not in (listed := [*found.get(new, ())]):
+                found[new] = [*listed, old]
+    return found
 
 
 def build(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:

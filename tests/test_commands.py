@@ -438,7 +438,7 @@ def test_unknown_flags_and_help(here):
     for name, flags in (
         ("train", "model data template template-family chat-format epochs max-steps lr rank examples-per-step "
          "tokens-per-step micro-batch-tokens dtype seed out full json recipe mix dropout eval-every save-every keep "
-         "resume tensorboard too-long"),
+         "resume log too-long"),
         ("eval", "checkpoint model template tasks limit max-new-tokens batch-size temperature top-p dtype seed data "
          "safety-data judge similarity decode-seeds out json"),
     ):  # fmt: skip

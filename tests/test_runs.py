@@ -106,7 +106,7 @@ def test_what_makes_two_runs_the_same(tmp_path, monkeypatch):
     (tmp_path / "rows.jsonl").write_text("{}")
     old = a_record()
     same = (
-        TrainConfig(out=Path("other"), save_every=3, keep=1, eval_every=2, tensorboard=True, resume=Path("x")),
+        TrainConfig(out=Path("other"), save_every=3, keep=1, eval_every=2, log=("tensorboard",), resume=Path("x")),
         TrainConfig(model="elsewhere", data="rows.jsonl", template="llama", chat_format="chatml"),  # same content
         TrainConfig(micro_batch_tokens=512, activation_checkpointing="block"),
     )

@@ -23,7 +23,7 @@ from ptst.training.heartbeat import named
 from ptst.training.parallel import World
 
 # What ranks may have of their own: where things lie on a node, and threads.
-_FREE = {"out", "resume", "threads", "tensorboard", *(f.name for f in dataclasses.fields(CommandSettings))}
+_FREE = {"out", "resume", "threads", "log", *(f.name for f in dataclasses.fields(CommandSettings))}
 SAMPLE = 1024  # elements of a weight that are compared
 PATIENCE = 3.0  # seconds that a network file system may take to show a new file
 REMEDIES = {

@@ -21,6 +21,7 @@ from ptst.settings import (
     EndpointSettings,
     FormatSettings,
     JobSettings,
+    LoggerName,
     ModelName,
     Precision,
     RevisionSettings,
@@ -76,8 +77,9 @@ class TrainSettings(PassSettings, FormatSettings, ColumnSettings, JobSettings):
     """Number of latest checkpoints to keep, besides the best by validation loss."""
     dtype: Precision = "auto"
     """Data type of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
-    tensorboard: bool = field(default=False, metadata=NO_EFFECT)
-    """Write the metrics for TensorBoard, too (pip install tensorboard)."""
+    log: tuple[LoggerName, ...] = field(default=(), metadata=NO_EFFECT)
+    """Experiment loggers that get the metrics, too, on this machine unless their own variables say otherwise
+    (docs/logging.md)."""
 
     @property
     def lora(self) -> LoraConfig | None:
@@ -87,11 +89,9 @@ class TrainSettings(PassSettings, FormatSettings, ColumnSettings, JobSettings):
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
         from ptst.audit.findings import check_names
+        from ptst.training.loggers import check_loggers
 
-        if self.tensorboard:
-            from ptst.training.metrics import summary_writer
-
-            summary_writer()  # says early that the package is missing
+        check_loggers(self.log)  # says early that a package is missing
         check_names(self.allow)
         super().check()
         self.check_job()

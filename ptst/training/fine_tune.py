@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ptst.training.checkpoint import Checkpoints, load_checkpoint
 from ptst.training.config import TrainConfig, settings_to_resume
 from ptst.training.evaluate import sample_answers, validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
+from ptst.training.loggers import open_loggers
 from ptst.training.memory import explain_oom
 from ptst.training.metrics import Metrics
 from ptst.training.parallel import ALONE, World
@@ -111,9 +112,11 @@ class _Session:
         agreement.check_weights(trainer.steps, trainer.tensors, self.world)
         self.watch.resume(trainer.steps[: trainer.done])
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
-        with Interrupt(self.world) as interrupt, line as progress:
+        with Interrupt(self.world) as interrupt, line as progress, ExitStack() as held:
             if progress is not None:
-                self.metrics = Metrics(self.out, progress, trainer, self.plan.config.tensorboard)
+                asked = self.plan.config.log
+                loggers = held.enter_context(open_loggers(asked, self.out, self.record, trainer.done))
+                self.metrics = Metrics(self.out, progress, trainer, loggers)
             if not trainer.done:
                 self.losses = replace(self.losses, before=self.evaluate(0))
             for report in trainer:

@@ -1,4 +1,4 @@
-"""What a run records as it goes: metrics.jsonl, samples.jsonl, the progress line, TensorBoard.
+"""What a run records as it goes: metrics.jsonl, samples.jsonl, the progress line, the loggers.
 
 What differs between two equal runs by nature (times, speed, memory) is under the key `time`.
 """
@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from ptst import storage
-from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.progress import ProgressLine, say
 from ptst.system_memory import peak_resident_memory
 from ptst.threads import SlowDown
+from ptst.training.loggers import Loggers
 from ptst.training.trainer import StepReport, Trainer
 
 FILES = ("metrics.jsonl", "samples.jsonl")
@@ -91,15 +91,14 @@ def sizes(folder: Path) -> dict[str, int]:
 class Metrics:
     """The metrics of a trainer, from where it is now."""
 
-    def __init__(self, folder: Path, progress: ProgressLine, trainer: Trainer, tensorboard: bool):
+    def __init__(self, folder: Path, progress: ProgressLine, trainer: Trainer, loggers: Loggers):
         self.folder, self.progress, self.trainer = folder, progress, trainer
         self.full = all(p.requires_grad for p in trainer.decoder.parameters())
         self.peak = (peak_flops() or 0.0) * trainer.world.size
         self.smooth: float | None = None
         self.slow_down = SlowDown()
         self.began, self.first = time.monotonic(), trainer.done
-        logs = str(folder / "tensorboard")
-        self.writer = summary_writer()(logs, purge_step=trainer.done + 1) if tensorboard else None
+        self.loggers = loggers
 
     def step(self, report: StepReport) -> None:
         """Record an optimizer step."""
@@ -117,8 +116,7 @@ class Metrics:
         }
         row = dataclasses.asdict(report)
         del row["seconds"], row["computed"], row["group"]
-        storage.append_jsonl(self.folder / "metrics.jsonl", {"kind": "step", **row, "time": times})
-        self._chart(report.step, {k: row[k] for k in ("loss", "lr", "grad_norm")} | times)
+        self._add({"kind": "step", **row, "time": times})
         self.smooth = report.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * report.loss
         mfu = f"  MFU {times['mfu']:.0%}" if self.peak else ""
         self.progress.update(
@@ -132,23 +130,8 @@ class Metrics:
         for sample in samples:
             storage.append_jsonl(self.folder / "samples.jsonl", {"step": step, **sample})
         if loss is not None:
-            row = {"kind": "eval", "step": step, "validation_loss": loss, "time": {"seconds": seconds}}
-            storage.append_jsonl(self.folder / "metrics.jsonl", row)
-            self._chart(step, {"validation_loss": loss})
+            self._add({"kind": "eval", "step": step, "validation_loss": loss, "time": {"seconds": seconds}})
 
-    def _chart(self, step: int, values: dict[str, float | None]) -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self.writer.add_scalar(name, value, step)
-            self.writer.flush()
-
-
-def summary_writer() -> Any:
-    """TensorBoard's writer. Raises UserError when the package is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        cause = (Setting("tensorboard"), " needs the package tensorboard")
-        raise UserError(cause, "pip install tensorboard") from None
-    return SummaryWriter
+    def _add(self, row: dict[str, Any]) -> None:
+        storage.append_jsonl(self.folder / "metrics.jsonl", row)
+        self.loggers.add(row)

@@ -91,7 +91,7 @@ def test_settings_of_jobs_are_refused_for_a_local_model(name):
 
 def test_every_other_setting_is_known_to_one_side():
     """A new setting of training is refused for a job until somebody says what it means there."""
-    assert {"rank", "lr", "full", "micro_batch_tokens", "tensorboard", "threads", "at_epochs"} <= {*checks.LOCAL_ONLY}
+    assert {"rank", "lr", "full", "micro_batch_tokens", "log", "threads", "at_epochs"} <= {*checks.LOCAL_ONLY}
     assert not {"data", "mix", "epochs", "seed", "yes", "base_url", "json", "val_data"} & {*checks.LOCAL_ONLY}
 
 
