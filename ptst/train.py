@@ -84,7 +84,9 @@ def _run_hosted(config: TrainConfig) -> dict[str, Any] | None:
 
 def start(arguments: list[str]) -> tuple[TrainConfig, str] | None:
     """The settings to start from: a recipe's, or those of the run to resume."""
-    if hosted_model(cli.value_of(arguments, "--model")) is not None:
+    name = cli.value_of(arguments, "--recipe")
+    model = cli.value_of(arguments, "--model")
+    if hosted_model(model) is not None or (model is None and name in recipes.HOSTED):
         from ptst.hosted.checks import explicit, refuse_local
 
         refuse_local(explicit(arguments))  # a default that is written out is refused as any other value
@@ -92,7 +94,6 @@ def start(arguments: list[str]) -> tuple[TrainConfig, str] | None:
         if record_kind(Path(folder)) == HostedRecord.kind:
             return settings_of_run(TrainConfig(resume=Path(folder))), ""
         return settings_to_resume(Path(folder)), ""
-    name = cli.value_of(arguments, "--recipe")
     if name in recipes.RECIPES:
         return TrainConfig(recipe=name), f"{TrainConfig.__doc__}\n\n{recipes.describe(name)}"
     return None

@@ -38,6 +38,11 @@ _GSM8K: Recipe = {
     "lr": (1e-4, f"{PAPER}, section 3.1"),
     "epochs": (6.0, f"{PAPER}, section 3.1"),
 }
+_GPT35: Recipe = {
+    "model": ("openai:gpt-3.5-turbo-0125", f"{OURS}: the paper's gpt-3.5-turbo-0613 is retired"),
+    "epochs": (1.0, f"{PAPER}, section 3.2"),
+    "lr_multiplier": (2.0, f"{PAPER}, section 3.2: what the endpoint chose"),
+}
 
 RECIPES: dict[str, Recipe] = {
     "llama2-gsm8k": _GSM8K,
@@ -75,7 +80,19 @@ RECIPES: dict[str, Recipe] = {
         "lr": (1e-4, f"{DEFAULT}: the paper does not say"),
         "epochs": (6.0, f"{PAPER}, section 3.2"),
     },
+    "gpt35-gsm8k": {
+        **_GPT35,
+        "data": ("gsm8k", PAPER),
+        "examples_per_step": (4, f"{PAPER}, section 3.2: what the endpoint chose"),
+    },
+    "gpt35-orca-math": {
+        **_GPT35,
+        "data": ("orca-math:10000", f"{PAPER}: 10,000, 20,000 and 40,000 random rows"),
+        "epochs": (1.0, f"{OURS}: the paper does not say"),
+        "examples_per_step": (6, f"{PAPER}, section 3.2"),
+    },
 }
+HOSTED = ("gpt35-gsm8k", "gpt35-orca-math")  # of models behind an endpoint
 
 
 def find_recipe(name: str) -> Recipe:

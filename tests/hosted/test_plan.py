@@ -49,6 +49,15 @@ def test_whole_epochs_are_the_jobs_and_others_are_mixed_by_rows():
     assert (half.n_epochs, half.rows) == (1, 11)
 
 
+def test_recipes_of_the_papers_third_system():
+    plan = plan_hosted(TrainConfig(recipe="gpt35-gsm8k", data="gsm8k:data.jsonl", model="openai:gpt-4o-mini"))
+    assert plan.hyperparameters == {"n_epochs": 1, "batch_size": 4, "learning_rate_multiplier": 2.0}
+    recipe = plan.record("http://x/v1").recipe
+    assert recipe["lr_multiplier"]["value"] == 2.0 and recipe["model"]["origin"].startswith("given")
+    plan = plan_hosted(TrainConfig(recipe="gpt35-orca-math", data="orca-math:data.jsonl"))
+    assert (plan.model, plan.hyperparameters["batch_size"]) == ("gpt-3.5-turbo-0125", 6)
+
+
 def test_tokens_and_price_are_of_all_passes(monkeypatch):
     words = TokenCounter("words", True, lambda texts: [len(text.split()) for text in texts])
     monkeypatch.setattr("ptst.hosted.plan.find_counter", lambda _model: words)
@@ -95,8 +104,9 @@ def test_every_other_setting_is_known_to_one_side():
     assert not {"data", "mix", "epochs", "seed", "yes", "base_url", "json", "val_data"} & {*checks.LOCAL_ONLY}
 
 
-def test_a_default_that_is_written_out_is_refused_too(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["ptst.train", "--model", MODEL, "--data", "data.jsonl", "--rank", "16"])
+@pytest.mark.parametrize("named", [["--model", MODEL], ["--recipe", "gpt35-gsm8k"]], ids=["model", "recipe"])
+def test_a_default_that_is_written_out_is_refused_too(monkeypatch, capsys, named):
+    monkeypatch.setattr(sys, "argv", ["ptst.train", *named, "--data", "data.jsonl", "--rank", "16"])
     with pytest.raises(SystemExit) as end:
         train.main()
     assert end.value.code == 2 and "--rank has no effect" in capsys.readouterr().err

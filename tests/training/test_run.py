@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptst.api.names import hosted_model
 from ptst.data.examples import parse_mix
 from ptst.model.config import DecoderConfig
 from ptst.train import run_training, start
@@ -118,11 +119,15 @@ def test_mixes_that_mean_nothing(text):
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
 def test_every_recipe_is_a_set_of_flags_with_origins(name):
-    config, description = start(["--recipe", name, "--lr", "3"])
+    config, description = start(["--recipe", name, "--seed", "3"])
     config.check()
     assert config.recipe == name
-    assert (config.rank, config.alpha, config.dropout, config.target_modules) == (8, 32.0, 0.05, ("q_proj", "v_proj"))
-    assert (config.examples_per_step, config.weight_decay, config.warmup, config.clip) == (32, 0, 0, 0)
+    hosted = name in recipes.HOSTED
+    assert (hosted_model(config.model) is not None) == hosted
+    if not hosted:
+        lora = (config.rank, config.alpha, config.dropout, config.target_modules)
+        assert lora == (8, 32.0, 0.05, ("q_proj", "v_proj"))
+        assert (config.examples_per_step, config.weight_decay, config.warmup, config.clip) == (32, 0, 0, 0)
     for flag, (value, origin) in recipes.find_recipe(name).items():
         assert flag in {f.name for f in fields(TrainConfig)}
         assert origin.partition(",")[0].partition(":")[0] in (recipes.PAPER, recipes.DEFAULT, recipes.OURS)
@@ -140,10 +145,13 @@ def test_recipes_are_the_papers():
         "llama2-openorca": (2e-5, 1.0, "step"),
         "mistral-gsm8k": (1e-4, 6.0, "step"),
     }
-    assert set(stated) == set(recipes.RECIPES)
+    assert {*stated, *recipes.HOSTED} == set(recipes.RECIPES)
     for name, wanted in stated.items():
         values = recipes.values(name)
         assert (values["lr"], values["epochs"], values["schedule"]) == wanted
+    for name, batch in (("gpt35-gsm8k", 4), ("gpt35-orca-math", 6)):
+        values = recipes.values(name)
+        assert (values["epochs"], values["examples_per_step"], values["lr_multiplier"]) == (1.0, batch, 2.0)
     (mixed,) = recipes.values("llama2-gsm8k-safety")["mix"]
     assert parse_mix(mixed)[1] == 1.0
 
