@@ -111,8 +111,19 @@ def _tokenizer_config(meta: dict[str, Any]) -> dict[str, Any]:
         "add_prefix_space": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": meta["llama.context_length"],
-        "chat_template": meta["tokenizer.chat_template"],
+        **_chat_templates(meta),
     }
+
+
+def _chat_templates(meta: dict[str, Any]) -> dict[str, Any]:
+    """The chat template as transformers has it in tokenizer_config.json: one text, or a list of named ones."""
+    key = "tokenizer.chat_template"
+    named = {"default": meta[key]} if key in meta else {}
+    named |= {name: meta[f"{key}.{name}"] for name in meta.get("tokenizer.chat_templates", ())}
+    if not named:
+        return {}
+    several = [{"name": name, "template": text} for name, text in named.items()]
+    return {"chat_template": named["default"] if list(named) == ["default"] else several}
 
 
 def _tokenizer(meta: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ child process with limits on time and memory.
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,11 +17,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ptst.errors import UserError
+from ptst.progress import say
 from ptst.reading import read_text
+from ptst.storage import write_atomically
 from ptst.text.added_tokens import optional_json, token_config, token_name
 
 SECONDS = 20
 MEGABYTES = 1024
+JINJA_FILE, MORE = Path("chat_template.jinja"), Path("additional_chat_templates")
+JINJA = (str(JINJA_FILE), f"{MORE}/*.jinja")
+_JSON_FILES = ("tokenizer_config.json", "chat_template.json")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
 _CHILD = Path(__file__).with_name("_jinja_child.py")
 _TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 Message = dict[str, Any]
@@ -108,19 +115,48 @@ def read_chat_template(folder: Path | str) -> str | None:
     as in transformers. None where there is none. Raises UserError for a file that is not text, and for named templates
     without a default one."""
     folder = Path(folder)
-    if (folder / "chat_template.jinja").exists():
-        return _text(folder / "chat_template.jinja")
-    if named := {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}:
-        return _text(_default(named, folder / "additional_chat_templates"))
-    for name in ("tokenizer_config.json", "chat_template.json"):
+    if (folder / JINJA_FILE).exists():
+        return _text(folder / JINJA_FILE)
+    if named := {path.stem: path for path in sorted((folder / MORE).glob("*.jinja"))}:
+        return _text(_default(named, folder / MORE))
+    for name in _JSON_FILES:
         entry = optional_json(folder / name).get("chat_template")
-        if isinstance(entry, list):
-            entry = {e.get("name"): e.get("template") for e in entry if isinstance(e, dict)}
-        if isinstance(entry, dict) and entry:
-            entry = _default({key: text for key, text in entry.items() if isinstance(text, str)}, folder / name)
-        if isinstance(entry, str):
-            return entry
+        if (texts := _named(entry)) or (entry and isinstance(entry, dict)):
+            return _default(texts, folder / name)
     return None
+
+
+def copy_chat_templates(folder: Path, out: Path) -> None:
+    """Put a model folder's chat templates, wherever it has them, into another folder as files: chat_template.jinja, and
+    the other named ones in additional_chat_templates/, where `transformers`, `peft`'s trainers and vLLM have them."""
+    files = {path.relative_to(folder): path.read_bytes() for pattern in JINJA for path in sorted(folder.glob(pattern))}
+    for name, text in () if files else _entries(folder):
+        if not _FILE_NAME.fullmatch(name):
+            say(f"note: {folder}: its chat template {name!r} is left out: the name cannot be a file's")
+            continue
+        files[JINJA_FILE if name == "default" else MORE / f"{name}.jinja"] = text.encode(errors="surrogatepass")
+    for path, content in files.items():
+        if path.parent == MORE and not (out / MORE).is_dir():
+            (out / MORE).mkdir()
+        write_atomically(out / path, content)
+
+
+def _entries(folder: Path) -> list[tuple[str, str]]:
+    """Names and texts of the chat templates in a folder's JSON files."""
+    for file in _JSON_FILES:
+        if named := _named(optional_json(folder / file).get("chat_template")):
+            return list(named.items())
+    return []
+
+
+def _named(entry: object) -> dict[str, str]:
+    """The chat templates of an entry of a JSON file, by name: one text, a list of named ones, or an object of them."""
+    if isinstance(entry, list):
+        entry = {e.get("name"): e.get("template") for e in entry if isinstance(e, dict)}
+    if isinstance(entry, str):
+        entry = {"default": entry}
+    pairs = entry.items() if isinstance(entry, dict) else ()
+    return {str(name): text for name, text in pairs if isinstance(text, str)}
 
 
 def _default(named: Mapping[str, T], where: Path) -> T:

@@ -16,6 +16,7 @@ from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_finished, check_out, check_same, claim, rounding
 from ptst.storage import sync
+from ptst.text.chat_template import copy_chat_templates
 from ptst.threads import resume_threads
 from ptst.training import agreement
 from ptst.training.checkpoint import Checkpoints, load_checkpoint
@@ -173,6 +174,7 @@ class _Session:
             save_full(decoder, base, folder)
         else:
             save_adapter(decoder, folder, self.plan.lora, str(base.resolve()))
+            copy_chat_templates(base, folder)  # that of all the weights comes with the tokenizer
         sync(folder)
         if changes:
             changes |= {"trained": self.trained(changes["steps"]), "finished_at": time.time()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import subprocess
 import zipfile
 from pathlib import Path
@@ -17,6 +18,7 @@ from ptst.hub.gguf_convert import convert, hf_tensor_name
 from ptst.hub.locate import ensure_embedded, locate_adapter, locate_model, locate_tuned
 from ptst.model.weights import load_decoder
 from ptst.settings import EMBEDDED_MODEL
+from ptst.text.chat_template import read_chat_template
 from ptst.text.tokenizer import load_tokenizer
 
 HIDDEN, HEADS, KV_HEADS, INNER, LAYERS = 64, 4, 2, 96, 2
@@ -46,7 +48,7 @@ def toy_gguf(tmp_path_factory) -> Path:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
-    writer.add_chat_template("{{ messages }}")
+    writer.add_chat_template([{"name": "default", "template": "{{ messages }}"}, {"name": "tools", "template": "t"}])
 
     def add(name: str, *shape: int) -> None:
         writer.add_tensor(name, rng.standard_normal(shape).astype(np.float32))
@@ -112,6 +114,9 @@ def test_conversion(toy_gguf, tmp_path):
     assert tokenizer.encode("ab<|im_end|>12")[0] == 5
     assert tokenizer.encode("12") == [7, 8]  # every digit by itself
     assert tokenizer.eos == "<|im_end|>"
+    named = json.loads((tmp_path / "tokenizer_config.json").read_text())["chat_template"]
+    assert named == [{"name": "default", "template": "{{ messages }}"}, {"name": "tools", "template": "t"}]
+    assert read_chat_template(tmp_path) == "{{ messages }}"
     stored = {t.name: np.asarray(t.data) for t in gguf.GGUFReader(toy_gguf).tensors}
     # Row 2 p + h of a head in llama.cpp's order (pair p, half h) is row h * D/2 + p in Hugging Face's.
     head_dim = HIDDEN // HEADS
