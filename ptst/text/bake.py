@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from ptst.errors import Setting, UserError
 from ptst.text.baked import Baked, with_head
 from ptst.text.chat_formats import BOS, control, text
-from ptst.text.chat_template import default_system_prompt
+from ptst.text.chat_template import read_chat_template
 from ptst.text.jinja_words import Part, joined, listed, literal, numbered, refuse, said, spelled
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Segment
@@ -36,9 +36,9 @@ def bake_chat_template(prompt_format: PromptFormat, *, generation: bool = False)
     assert template.system != MODEL_DEFAULT, "with_default_system_prompt comes first"
     baker = _Baker(prompt_format, generation)
     body = baker.text_template() if template.is_text else baker.chat_template()
-    default = None if prompt_format.folder is None else default_system_prompt(prompt_format.folder)
-    made = None if template.is_text else prompt_format.chat_format
-    return with_head(Baked(template.name, prompt_format.family.name, made, default), body)
+    own = None if prompt_format.folder is None else read_chat_template(prompt_format.folder)
+    form = "none" if template.is_text else prompt_format.chat_format.name
+    return with_head(Baked(template.name, prompt_format.family.name, form, own), body)
 
 
 def spelled_names(tokenizer: Tokenizer) -> list[str]:

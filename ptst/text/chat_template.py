@@ -21,6 +21,7 @@ from ptst.progress import say
 from ptst.reading import read_text
 from ptst.storage import write_atomically
 from ptst.text.added_tokens import optional_json, token_config, token_name
+from ptst.text.baked import Baked, read_baked
 
 SECONDS = 20
 MEGABYTES = 1024
@@ -110,10 +111,25 @@ def _run(template: ChatTemplate, rows: str, seconds: int) -> dict:
 
 
 def read_chat_template(folder: Path | str) -> str | None:
-    """The text of a folder's chat template: chat_template.jinja, or the entry of tokenizer_config.json or
-    chat_template.json; of several named ones, the default. Named ones in additional_chat_templates/ replace the entry,
-    as in transformers. None where there is none. Raises UserError for a file that is not text, and for named templates
-    without a default one."""
+    """The text of the model's own chat template: that of the folder, and where ptst baked a template into that one, the
+    one that it replaced. None where there is none. Raises UserError as `written_chat_template`, and for a baked one
+    that was edited."""
+    text = written_chat_template(folder)
+    baked = None if text is None else read_baked(text, folder)
+    return text if baked is None else baked.own
+
+
+def baked_into(folder: Path | str) -> Baked | None:
+    """What was baked into a folder's chat template, None where nothing was. Raises as `read_chat_template`."""
+    text = written_chat_template(folder)
+    return None if text is None else read_baked(text, folder)
+
+
+def written_chat_template(folder: Path | str) -> str | None:
+    """The text of a folder's chat template, as other programs read it: chat_template.jinja, or the entry of
+    tokenizer_config.json or chat_template.json; of several named ones, the default. Named ones in
+    additional_chat_templates/ replace the entry, as in transformers. None where there is none. Raises UserError for a
+    file that is not text, and for named templates without a default one."""
     folder = Path(folder)
     if (folder / JINJA_FILE).exists():
         return _text(folder / JINJA_FILE)

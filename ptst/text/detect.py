@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.text.chat_formats import CHAT_FORMATS, NO_CHAT_FORMAT, ChatFormat
-from ptst.text.chat_template import open_chat_template
+from ptst.text.chat_template import baked_into, open_chat_template
 from ptst.text.derive import NotDerived, derive
 from ptst.text.laws import LawBroken, check_laws
 from ptst.text.owner_check import Fit, fit
@@ -45,6 +45,17 @@ def find_format(
     tokens that end an answer, besides EOS. Raises UserError where none is found, and for a difference from the chat
     template that is no known one, unless these are allowed."""
     check_name(chosen)
+    baked = baked_into(folder)
+    if baked is not None:
+        found = _find(folder, tokenizer, chosen or baked.chat_format, ends, allow_chat_template or not chosen)
+        how = found.how if chosen else found.how.replace("the one asked for", "the one that it was baked in")
+        return Found(found.chat_format, f"{how}; the folder's chat_template.jinja is {baked}")
+    return _find(folder, tokenizer, chosen, ends, allow_chat_template)
+
+
+def _find(
+    folder: Path | str, tokenizer: Tokenizer, chosen: str | None, ends: Collection[str], allow_chat_template: bool
+) -> Found:
     name, _, fingerprint = (chosen or "").partition(":")
     if name == NO_CHAT_FORMAT.name:  # recorded by a run under a text: template
         name = ""
