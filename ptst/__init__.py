@@ -9,6 +9,7 @@ The library's front door. Each name is imported when it is first used, so that `
     fine_tune(TrainConfig(...))             what `ptst train` does; returns the run's folder and record
     generate(model, prompts, Sampling(...)) answers, of several adapters in one batch
     evaluate(EvalConfig(...))               what `ptst eval` does; returns results by model and task
+    export_model(ExportConfig(...))         what `ptst export` does; returns the report
     judge_answers(JudgeConfig(...))         what `ptst judge` does; returns the report
     UserError                               a mistake in settings or data: cause, remedy, where
 """
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from ptst.evaluation.evaluate import evaluate as evaluate
     from ptst.evaluation.judge_config import JudgeConfig as JudgeConfig
     from ptst.evaluation.judging import judge_answers as judge_answers
+    from ptst.exporting.config import ExportConfig as ExportConfig
+    from ptst.exporting.export import export_model as export_model
     from ptst.generation.request import Answer as Answer
     from ptst.generation.request import Sampling as Sampling
     from ptst.notebook import audit_conversation as audit_conversation
@@ -42,6 +45,7 @@ _PLACES = {
     "AuditConfig": "ptst.audit.config",
     "Conversation": "ptst.text.segments",
     "EvalConfig": "ptst.evaluation.config",
+    "ExportConfig": "ptst.exporting.config",
     "JudgeConfig": "ptst.evaluation.judge_config",
     "Message": "ptst.text.segments",
     "OpenModel": "ptst.open",
@@ -51,6 +55,7 @@ _PLACES = {
     "audit_conversation": "ptst.notebook",
     "audit_data": "ptst.audit.report",
     "evaluate": "ptst.evaluation.evaluate",
+    "export_model": "ptst.exporting.export",
     "fine_tune": "ptst.training.fine_tune",
     "generate": "ptst.notebook",
     "judge_answers": "ptst.evaluation.judging",

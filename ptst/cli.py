@@ -32,6 +32,7 @@ COMMANDS = {
     "judge": "judge stored answers, by several judges",
     "audit": "show and check every token that reaches the loss",
     "chat": "talk to a model under a template",
+    "export": "write a run as a folder that other programs load",
     "serve": "serve models under templates by OpenAI's API",
     "align": "give a small chat model some safety to lose",
 }

@@ -93,9 +93,16 @@ class OpenModel:
         """The base model's decoder, frozen."""
         return load_decoder(self.folder, dtype, device)
 
-    def load(self, dtype: torch.dtype = torch.float32, device: str = "cpu", base: Decoder | None = None) -> Decoder:
+    def load(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+        base: Decoder | None = None,
+        merge: bool | None = None,
+    ) -> Decoder:
         """The decoder of the run, of the adapter, or of the base model where there is none. An adapter is attached to
-        `base` where that is given, which is then used up. Raises UserError for files that are damaged or do not fit."""
+        `base` where that is given, which is then used up. `merge`: into the base's weights; None: under float32 alone.
+        Raises UserError for files that are damaged or do not fit."""
         if self.checkpoint is not None and self.run is not None and self.run.full and not self.is_state:
             return load_decoder(self.checkpoint, dtype, device)
         adapter = self.adapter or (self.checkpoint if self.run else None)
@@ -109,7 +116,7 @@ class OpenModel:
             load_adapter(decoder, adapter)
         if self.run is not None and self.run.full:
             return decoder
-        if dtype == torch.float32:
+        if dtype == torch.float32 if merge is None else merge:
             merge_lora(decoder)  # exact enough in float32, and faster; a bfloat16 base keeps the adapter unmerged
         return decoder
 

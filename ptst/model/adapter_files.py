@@ -260,6 +260,12 @@ class _Taker:
         return {name: take_number(dict(value), where, name, whole=whole, signed=not whole) for name in value}
 
 
+def matrix_name(name: str) -> str:
+    """A tensor's name as in the decoder (`layers.0.self_attn.q_proj.lora_A`), whoever wrote it; "" for another one."""
+    found = _TENSOR.fullmatch(_WRAPPER.sub("", name))
+    return found[1] if found else ""
+
+
 def adapter_matrices(
     folder: Path, config: AdapterConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, tuple[Tensor, Tensor]]:
@@ -277,8 +283,7 @@ def adapter_matrices(
         wanted |= {f"{name}.lora_A": (rank, columns), f"{name}.lora_B": (rows, rank)}
     tensors: dict[str, Tensor] = {}
     for name, tensor in read_safetensors(path):
-        found = _TENSOR.fullmatch(_WRAPPER.sub("", name))
-        if found is None or (key := found[1]) not in wanted:
+        if (key := matrix_name(name)) not in wanted:
             remedy = _OTHER if ".lora_A" in name or ".lora_B" in name else f"it is no A or B of a projection: {_MERGE}"
             raise UserError(f"tensor {name!r} has no place in this model", remedy, path)
         if wanted[key] != tuple(tensor.shape):

@@ -5,7 +5,9 @@
 `peft` and others write (adapter_files.py).
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,22 +40,35 @@ def merge_lora(decoder: Decoder) -> None:
         if isinstance(module, LoraLinear):
             owner, _, leaf = name.rpartition(".")
             linear = nn.Linear(1, 1, bias=False, device="meta")
-            delta = module.scale * (module.lora_B.detach() @ module.lora_A.detach())
-            merged = (module.weight.to(delta.dtype) + delta).to(module.weight.dtype)
-            linear.weight, linear.bias = nn.Parameter(merged, requires_grad=False), module.bias
+            merged = merged_weight(module.weight, module.lora_A.detach(), module.lora_B.detach(), module.scale)
+            linear.weight = nn.Parameter(merged.to(module.weight.dtype), requires_grad=False)
+            linear.bias = module.bias
             setattr(decoder.get_submodule(owner), leaf, linear)
+
+
+def merged_weight(weight_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scale: float) -> Tensor:
+    """W + scale * B A in the precision of the adapter, float32 or better; it is the caller's to round."""
+    delta_OI = scale * (b_Or @ a_rI)
+    return weight_OI.to(delta_OI.dtype) + delta_OI
 
 
 def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model: str) -> None:
     """Write the adapter in PEFT's layout, each file atomically; `base_model` is recorded as its base."""
-    folder = Path(folder)
-    tensors = {
-        _PREFIX + name.replace(".lora_A", ".lora_A.weight").replace(".lora_B", ".lora_B.weight"): p
-        for name, p in decoder.named_parameters()
-        if ".lora_" in name
-    }
+    tensors = {name: p for name, p in decoder.named_parameters() if ".lora_" in name}
     assert tensors, "no adapter to save"
-    described = {
+    write_adapter(Path(folder), tensors, describe_adapter(config, base_model))
+
+
+def write_adapter(folder: Path, tensors: Mapping[str, Tensor], described: Mapping[str, Any]) -> None:
+    """Write matrices by their names in the decoder (`layers.0.self_attn.q_proj.lora_A`), and adapter_config.json."""
+    stored = {_PREFIX + name + ".weight": tensor for name, tensor in tensors.items()}
+    save_safetensors(folder / WEIGHTS, stored)
+    write_json(folder / CONFIG, described)
+
+
+def describe_adapter(config: LoraConfig, base_model: str) -> dict[str, Any]:
+    """The adapter_config.json of an adapter of ours."""
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_model,
@@ -68,8 +83,6 @@ def save_adapter(decoder: Decoder, folder: Path, config: LoraConfig, base_model:
         "init_lora_weights": True,
         "modules_to_save": None,
     }
-    save_safetensors(folder / WEIGHTS, tensors)
-    write_json(folder / CONFIG, described)
 
 
 def load_adapter(decoder: Decoder, folder: Path) -> LoraConfig:

@@ -167,6 +167,14 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return described
 
 
+def check_whole(path: Path) -> None:
+    """Raise UserError for a checkpoint that is damaged."""
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        raise UserError(f"the checkpoint {path} cannot be used: {error}") from None
+
+
 def newest_step(folder: Path) -> int:
     """The step of the newest whole checkpoint, or 0 where none was saved yet. Damaged, copied and renamed ones are
     reported and passed over. Raises UserError where no other is left."""
