@@ -50,7 +50,9 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
     seconds = None if any(line.seconds is None for line in left) else sum(line.seconds or 0.0 for line in left)
     memory = max((line.memory for line in left if line.memory is not None), default=None)
     rough = any(line.rough for line in left)
-    print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, rough, memory)}")
+    costs = [line.cost for line in left if line.cost is not None]
+    cost = sum(costs) if costs and len(costs) == len(left) else None
+    print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, rough, memory, cost)}")
     if note:
         print(printable(note))
     return {
@@ -59,6 +61,7 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
         "tokens": tokens,
         "seconds": seconds,
         "memory": memory,
+        "cost": cost,
     }
 
 

@@ -185,14 +185,12 @@ class JobSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class StartSettings:
-    """Whether a job at an endpoint is started, or ended."""
+    """Whether a job at an endpoint is started."""
 
     yes: bool = field(default=False, metadata=NO_EFFECT)
     """openai:NAME: start the job, which costs money, without asking."""
     new_job: bool = field(default=False, metadata=NO_EFFECT)
     """openai:NAME: start another job where the one of these settings has failed or was cancelled."""
-    cancel: bool = field(default=False, metadata=NO_EFFECT)
-    """With --resume RUN: end the job that goes on at the endpoint."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import arg
 
+from ptst.api.names import HOSTED, hosted_model
 from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment import laptop
@@ -14,8 +15,10 @@ from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
     CommandSettings,
+    EndpointSettings,
     ModelName,
     RevisionSettings,
+    StartSettings,
     ThreadSettings,
     check_at_least,
     content,
@@ -41,7 +44,7 @@ def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @with_recipes(recipe_values)
 @dataclass(frozen=True, kw_only=True)
-class GridConfig(CommandSettings, RevisionSettings, ThreadSettings):
+class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, StartSettings):
     """Fine-tune under each training template, test under each test template: the whole matrix, with intervals."""
 
     train_templates: Annotated[
@@ -64,7 +67,8 @@ class GridConfig(CommandSettings, RevisionSettings, ThreadSettings):
     """Training data: word-problems, gsm8k or a file."""
     tuned: tuple[str, ...] = field(default=(), metadata=NO_EFFECT)
     """Models that were fine-tuned elsewhere, tested as the grid's own: NAME=FOLDER. FOLDER, or
-    a hub id, has an adapter of the base model in PEFT's layout, or a whole model (docs/adapters.md)."""
+    a hub id, has an adapter of the base model in PEFT's layout, or a whole model (docs/adapters.md). With --model
+    openai:NAME: NAME=openai:MODEL (docs/endpoints.md)."""
     recipe: Annotated[str | None, arg(help=f"{', '.join(RECIPES)}. Flags take precedence (docs/laptop.md).")] = None
     quick: bool = field(default=False, metadata=NO_EFFECT)
     """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals."""
@@ -100,6 +104,11 @@ class GridConfig(CommandSettings, RevisionSettings, ThreadSettings):
         with settings_group("eval"):
             self.eval.check()
         check_at_least(self, 1, "threads")
+        self.check_endpoint(self.model)
+        for name in ("base_url", "yes", "new_job"):
+            if getattr(self, name) not in (None, False) and hosted_model(self.model) is None:
+                cause = (Setting(name), f" is for models behind an endpoint ({HOSTED}NAME)")
+                raise UserError(cause, ("leave it out, or name such a model as ", Setting("model")))
         for name in ("train_templates", "test_templates", "tasks", "seeds", "at_epochs"):
             values = getattr(self, name)
             optional = name == "at_epochs" or (name == "train_templates" and self.tuned)

@@ -11,6 +11,7 @@ import torch
 
 from ptst.evaluation.measure import TaskSize, sampling_for, task_size
 from ptst.experiment.grid import Grid
+from ptst.experiment.hosted_grid import HostedGrid
 from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token, cache_dtype, plan_blocks
 from ptst.model.weights import pick_dtype
 from ptst.progress import say
@@ -32,16 +33,21 @@ class Estimate:
     seconds: float | None
     rough: bool
     memory: int | None
+    cost: float | None = None
+    """At most, at an endpoint with a price."""
 
     def __str__(self) -> str:
-        left = "finished" if self.finished else in_words(self.tokens, self.seconds, self.rough, self.memory)
-        return f"{self.what}: {left}"
+        left = in_words(self.tokens, self.seconds, self.rough, self.memory, self.cost)
+        return f"{self.what}: {'finished' if self.finished else left}"
 
 
-def in_words(tokens: int | None, seconds: float | None, rough: bool, memory: int | None) -> str:
+def in_words(
+    tokens: int | None, seconds: float | None, rough: bool, memory: int | None, cost: float | None = None
+) -> str:
     minutes = "time unknown" if seconds is None else f"{'roughly ' * rough}{seconds / 60:.1f} min"
     room = "" if memory is None else f", {gigabytes(memory)} of memory"
-    return f"{'unknown' if tokens is None else tokens} tokens, {minutes}{room}"
+    price = "" if cost is None else f", cost at most {cost:,.4f}"
+    return f"{'unknown' if tokens is None else tokens} tokens, {minutes}{room}{price}"
 
 
 def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
@@ -51,6 +57,22 @@ def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
         say("counting the tokens under every template")
         rough = _seconds_per_token(grid)
     return [*_runs(grid, rough), *_cells(grid, rough)]
+
+
+def estimate_hosted(grid: HostedGrid) -> list[Estimate]:
+    """The same of a grid at an endpoint: tokens, and what they cost at most where prices were given. Raises UserError
+    as `plan_hosted`."""
+    price, lines = grid.config.eval.api_price, []
+    for m in grid.runs:
+        plan = grid.plans.get(m.run)
+        tokens, cost = (plan.tokens, plan.cost) if plan else (None, None)
+        lines.append(Estimate(f"train {m.run}", plan is None, tokens, None if plan else 0.0, False, None, cost))
+    for c in grid.cells:
+        size, done = grid.size(c.test, c.task), grid.is_measured(c)
+        cost = None if price is None or done else size.cost(price)
+        seconds = 0.0 if done else None
+        lines.append(Estimate(f"test {c.name}", done, size.tokens_in + size.tokens_out, seconds, False, None, cost))
+    return lines
 
 
 def _runs(grid: Grid, rough: float | None) -> list[Estimate]:

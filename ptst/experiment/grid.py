@@ -10,6 +10,7 @@ A run or cell is finished when its last file, which is written atomically, exist
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -24,19 +25,22 @@ from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group
+from ptst.evaluation.answers import Asked
 from ptst.evaluation.judges import find_judge
-from ptst.evaluation.measure import check_room, find_tools, in_own_families
+from ptst.evaluation.measure import check_room, find_tools, in_own_families, sampling_for
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.verdicts import record_of
 from ptst.experiment import laptop, plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.experiment.tuned import TunedModel, fingerprints, read_tuned
-from ptst.fingerprints import Fingerprint, tokenizer_fingerprint, weights_fingerprint
+from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
+from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
+from ptst.hosted.record import HostedRecord
 from ptst.model.weights import pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
+from ptst.records import plain as as_json
 from ptst.runs import find_shared
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
@@ -61,11 +65,12 @@ class GridRecord(RunRecord):
     sources: dict[str, str] = field(metadata=GROWING)
     tests: dict[str, str] = field(metadata=GROWING)
     tuned: dict[str, str] | None = field(default=None, metadata=GROWING)
+    endpoint: str | None = field(default=None, metadata=SAME)
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Everything that a grid consists of."""
+    """Everything that a grid consists of, here of models on this machine; `HostedGrid` is of models at an endpoint."""
 
     config: GridConfig
     out: Path
@@ -77,7 +82,7 @@ class Grid:
     sources: dict[str, Source]
     """What training reads: `data`, other data by their `mix` setting, and `val-data`, where there is any."""
     device: str = "cpu"
-    tuned: dict[str, TunedModel] = field(default_factory=dict)
+    tuned: Mapping[str, TunedModel | HostedTuned] = field(default_factory=dict)
 
     @classmethod
     def open(cls, config: GridConfig) -> Self:
@@ -114,13 +119,21 @@ class Grid:
             tasks = plan.load_suite(config, read["data"], laptop.families(config.laptop))
         for note in {data.note for _, data in tasks.values()} - {""}:
             say(note)
-        if not train and _family(config) is None:
-            tasks = in_own_families(tasks)
-        tuned = read_tuned(config.tuned)
+        tasks, tuned = cls.as_asked(config, tasks, trained), cls.read_tuned(config)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned)
         cells = plan.plan_cells(models, list(test), list(tasks))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return cls(config, out, models, cells, tasks, train, test, read, device, tuned)
+
+    @staticmethod
+    def as_asked(config: GridConfig, tasks: LoadedTasks, trained: Sequence[Template]) -> LoadedTasks:
+        """The tasks in the words in which these models are asked."""
+        return tasks if trained or _family(config) else in_own_families(tasks)
+
+    @staticmethod
+    def read_tuned(config: GridConfig) -> Mapping[str, TunedModel | HostedTuned]:
+        """Raises UserError as `read_tuned`."""
+        return read_tuned(config.tuned)
 
     @property
     def runs(self) -> list[GridModel]:
@@ -151,19 +164,60 @@ class Grid:
     def weights_folder(self, model: GridModel) -> Path:
         """The base model's folder, or where a run's weights are after the model's epochs, or those of another model."""
         if model.tuned is not None:
-            return self.tuned[model.tuned].folder
+            return self._tuned(model.tuned).folder
         run = self.base.folder if model.is_base else self.run_folder(model)
         return run if model.epochs is None else run / plan.epoch_name(model.epochs)
 
     def is_adapter(self, model: GridModel) -> bool:
         """Whether a model is an adapter over the base model."""
         if model.tuned is not None:
-            return not self.tuned[model.tuned].full
+            return not self._tuned(model.tuned).full
         return not model.is_base and not self.config.train.full
 
-    def run_record(self, model: GridModel) -> TrainRecord | None:
+    def _tuned(self, name: str) -> TunedModel:
+        model = self.tuned[name]
+        assert isinstance(model, TunedModel), "an endpoint's are in a HostedGrid"
+        return model
+
+    def weights(self, model: GridModel) -> Fingerprint:
+        """Of a model's files, read anew."""
+        return weights_fingerprint(self.weights_folder(model))
+
+    def answers_model(self, weights: str) -> str:
+        """The fingerprint of all that a model's answers depend on besides prompt and sampling; `weights`: its own."""
+        base, tokenizer = self.base_fingerprints
+        return combined(base, weights, tokenizer, str(pick_dtype(self.config.eval.dtype)))
+
+    def asked(self, cell: GridCell, weights: str) -> Asked:
+        """What the answers of a cell depend on; `weights`: of its model. Raises UserError as `Prompt.encode`."""
+        task, data = self.tasks[cell.task]
+        sampling, prompt_format = sampling_for(self.config.eval, data), self.opened[cell.test].prompt_format
+        return Asked.of(task.prompts(data.items), prompt_format, sampling, self.answers_model(weights))
+
+    def tested_with(self, test: str) -> dict[str, Any]:
+        """What the figures of every cell under a test template depend on, besides its model, prompts and judge."""
+        prompt_format = self.opened[test].prompt_format
+        base, tokenizer = self.base_fingerprints
+        return {
+            "base": base,
+            "tokenizer": tokenizer,
+            "template": as_json(prompt_format.template),
+            "chat_format": prompt_format.chat_format.name,
+            "dtype": str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
+        }
+
+    def run_record(self, model: GridModel) -> TrainRecord | HostedRecord | None:
         """The record of a run; None where it has not begun."""
         return find_record(self.run_folder(model), TrainRecord)
+
+    def run_figures(self, model: GridModel) -> dict[str, Any]:
+        """Steps, validation losses and what was trained on, of a finished run (None: not recorded then)."""
+        record = self.run_record(model)
+        assert record is not None, "all runs are finished"
+        trained, losses = (getattr(record, name, None) for name in ("trained", "validation_loss"))
+        counts = {k: getattr(trained, k, None) for k in ("examples", "tokens", "trained_tokens")}
+        loss = {k: getattr(losses, k, None) for k in ("before", "after")}
+        return {"steps": getattr(record, "steps", None), **counts, "validation_loss": loss}
 
     def is_trained(self, model: GridModel) -> bool:
         return model.template is None or (
@@ -277,6 +331,46 @@ class Grid:
             tuned=fingerprints(self.tuned),
         )
 
+    def check(self) -> None:
+        """Raise UserError for mistakes that would otherwise show after training: in judge, similarity, templates, data
+        and epochs."""
+        say("checking all prompts and examples under every template")
+        with settings_group("eval"):
+            find_tools(self.config.eval, self.tasks, self.device)
+            for (name, opened), (key, (task, data)) in product(self.opened.items(), self.tasks.items()):
+                check_room(f"{key} under {name}", task, data, opened, self.config.eval, self.device)
+        for name, (template, _) in {**self.train_templates, **self.test_templates}.items():
+            folder = self.base.folder
+            if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
+                say(f"note: {folder} has no default system prompt, so {name} is the same as without one")
+        self.check_tuned()
+        left = [model for model in self.runs if not self.is_trained(model)]
+        for name in dict.fromkeys(model.template for model in left if model.template is not None):
+            with settings_group("train"):
+                mixture = self.mixture(name)
+                if "val-data" in self.sources:
+                    c, source = self.config.train, self.sources["val-data"]
+                    prepare(source, *self.training_format(name), c.too_long, c.train_on)
+            for model in left if self.config.at_epochs else ():
+                if model.template == name:
+                    epoch_folders(self.train_config(model), self.steps(mixture, model.seed))
+
+    def agree(self) -> None:
+        """Ask before money is spent; training here costs none."""
+
+    def figures(self) -> dict[str, Any]:
+        """What the results say besides of models that were asked for money."""
+        return {}
+
+    def notes(self) -> list[str]:
+        """The same in lines of words."""
+        return []
+
+    def check_tuned(self) -> None:
+        """Raise UserError for a model of somebody else's that does not fit the base model."""
+        for name in self.tuned:
+            self._tuned(name).check(self.base)
+
 
 def _chat_format(asked: str | None, template: Template) -> str | None:
     """The chat format that is asked for, under a template that has one."""
@@ -291,29 +385,3 @@ def _family(config: GridConfig) -> str | None:
 def rows_checksum(raw: bytes) -> str:
     """Of a cell's file of judged answers."""
     return hashlib.sha256(raw).hexdigest()
-
-
-def check_grid(grid: Grid) -> None:
-    """Raise UserError for mistakes that would otherwise show after training: in judge, similarity, templates, data and
-    epochs."""
-    say("checking all prompts and examples under every template")
-    with settings_group("eval"):
-        find_tools(grid.config.eval, grid.tasks, grid.device)
-        for (name, opened), (key, (task, data)) in product(grid.opened.items(), grid.tasks.items()):
-            check_room(f"{key} under {name}", task, data, opened, grid.config.eval, grid.device)
-    for name, (template, _) in {**grid.train_templates, **grid.test_templates}.items():
-        folder = grid.base.folder
-        if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
-            say(f"note: {folder} has no default system prompt, so {name} is the same as without one")
-    for tuned in grid.tuned.values():
-        tuned.check(grid.base)
-    left = [model for model in grid.runs if not grid.is_trained(model)]
-    for name in dict.fromkeys(model.template for model in left if model.template is not None):
-        with settings_group("train"):
-            mixture = grid.mixture(name)
-            if "val-data" in grid.sources:
-                c, source = grid.config.train, grid.sources["val-data"]
-                prepare(source, *grid.training_format(name), c.too_long, c.train_on)
-        for model in left if grid.config.at_epochs else ():
-            if model.template == name:
-                epoch_folders(grid.train_config(model), grid.steps(mixture, model.seed))

@@ -14,10 +14,8 @@ from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.stored_verdicts import keep_own, record_change
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.fingerprints import Fingerprint, combined, weights_fingerprint
-from ptst.model.weights import pick_dtype
+from ptst.fingerprints import Fingerprint
 from ptst.progress import say
-from ptst.records import plain
 from ptst.runs import setting_changes
 from ptst.storage import LOCKS, lock
 
@@ -27,17 +25,8 @@ UNKNOWN = "an earlier version of ptst"
 
 def made_of(grid: Grid, cell: GridCell, weights: str) -> dict[str, Any]:
     """Everything that a cell's figures depend on; `weights`: those of its model."""
-    opened, c = grid.opened[cell.test], grid.config.eval
-    return {
-        "weights": weights,
-        "base": grid.base_fingerprints[0],
-        "tokenizer": grid.base_fingerprints[1],
-        "template": plain(opened.prompt_format.template),
-        "chat_format": opened.prompt_format.chat_format.name,
-        "data": grid.tasks[cell.task][1].fingerprint,
-        "judge": c.judge,
-        "dtype": str(pick_dtype(c.dtype)).removeprefix("torch."),
-    }
+    own = {"data": grid.tasks[cell.task][1].fingerprint, "judge": grid.config.eval.judge}
+    return {"weights": weights, **grid.tested_with(cell.test), **own}
 
 
 def made_with() -> dict[str, Any]:
@@ -45,12 +34,6 @@ def made_with() -> dict[str, Any]:
     here = records.environment()
     versions = {name: here["versions"].get(name) for name in ("ptst", "torch")}
     return {**versions, **{name: here[name] for name in ("git_commit", "threads", "device")}}
-
-
-def answers_model(grid: Grid, weights: str) -> str:
-    """The fingerprint of all that a model's answers depend on besides prompt and sampling."""
-    base, tokenizer = grid.base_fingerprints
-    return combined(base, weights, tokenizer, str(pick_dtype(grid.config.eval.dtype)))
 
 
 def versions(figures: Mapping[str, Any]) -> str:
@@ -102,7 +85,7 @@ def check_cells(grid: Grid) -> None:
         if not grid.is_measured(cell) or not grid.is_trained(cell.model):
             continue
         if cell.model not in weights:
-            weights[cell.model] = weights_fingerprint(grid.weights_folder(cell.model))
+            weights[cell.model] = grid.weights(cell.model)
         check_cell(grid, cell, weights[cell.model])
 
 

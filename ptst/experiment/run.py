@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ptst.api.names import hosted_model
 from ptst.errors import Setting, UserError
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.long_table import write_long_table
@@ -13,12 +14,14 @@ from ptst.experiment import tables
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, align, check_aligned, fingerprint
 from ptst.experiment.config import GridConfig
-from ptst.experiment.estimate import Estimate, estimate
-from ptst.experiment.grid import Grid, GridRecord, check_grid
+from ptst.experiment.estimate import Estimate, estimate, estimate_hosted
+from ptst.experiment.grid import Grid, GridRecord
+from ptst.experiment.hosted_grid import HostedGrid
+from ptst.experiment.hosted_worker import HostedWorker
 from ptst.experiment.plan import check_distinct, slug
 from ptst.experiment.provenance import check_cells, judge_anew
 from ptst.experiment.summary import summarize
-from ptst.experiment.workers import work
+from ptst.experiment.workers import Worker, work
 from ptst.fingerprints import weights_fingerprint
 from ptst.hub.locate import locate_model
 from ptst.hub.wheel import model_folder
@@ -45,9 +48,10 @@ def run_grid(config: GridConfig) -> GridResult:
     failed; Interrupted after a signal."""
     config.check()
     check_writable(config.folder)
-    grid = Grid.open(config)
+    grid = open_grid(config)
     check_folder(grid, aligned=not config.laptop)
-    check_grid(grid)
+    grid.check()
+    grid.agree()
     if config.laptop:
         grid = replace(grid, config=replace(config, model=str(_aligned(config))))
         check_folder(grid)
@@ -56,10 +60,12 @@ def run_grid(config: GridConfig) -> GridResult:
     with share(grid.out, replace(grid.record(), config=config)) as run:
         judge_anew(grid)
         check_cells(grid)
-        work(grid)
+        work(HostedWorker(grid) if isinstance(grid, HostedGrid) else Worker(grid))
         check_cells(grid)
         say("summarizing the cells")
-        summary = summarize(grid)
+        summary = {**summarize(grid), **grid.figures()}
+        for note in grid.notes():
+            say(note)
         with lock(grid.out / LOCKS, "results", wait=True):
             remove_partial_files_of(*(grid.out / name for name in _FILES))
             record = run.finish()
@@ -74,8 +80,10 @@ def run_grid(config: GridConfig) -> GridResult:
 
 def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("")."""
-    grid = Grid.open(config)
+    grid = open_grid(config)
     find_judge(config.eval.judge, config.eval.allow, config.eval)
+    if isinstance(grid, HostedGrid):
+        return estimate_hosted(grid), ""
     folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(config) if config.laptop else folder
@@ -83,10 +91,14 @@ def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     if with_model:
         asked = grid if unaligned else replace(grid, config=replace(config, model=str(tested)))
         check_folder(asked, aligned=not unaligned)
-        for tuned in grid.tuned.values():
-            tuned.check(grid.base)
+        grid.check_tuned()
     steps = f"at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}"
     return estimate(grid, with_model), f"the alignment comes first: {steps}" if unaligned else ""
+
+
+def open_grid(config: GridConfig) -> Grid:
+    """The grid of these settings, of models of this machine or of an endpoint. Raises UserError as `Grid.open`."""
+    return (Grid if hosted_model(config.model) is None else HostedGrid).open(config)
 
 
 def check_folder(grid: Grid, aligned: bool = True) -> None:

@@ -65,16 +65,8 @@ def _trained_under(grid: Grid, name: str) -> Template | None:
 
 
 def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
-    """Steps, validation losses and what was trained on, of every grid run (None: not recorded by earlier versions)."""
-    found = {}
-    for model in grid.runs:
-        record = grid.run_record(model)
-        assert record is not None, "all runs are finished"
-        counts = {k: getattr(record.trained, k, None) for k in ("examples", "tokens", "trained_tokens")}
-        loss = {k: getattr(record.validation_loss, k, None) for k in ("before", "after")}
-        settings = {"template": model.template, "seed": model.seed, "steps": record.steps}
-        found[model.run] = {**settings, **counts, "validation_loss": loss}
-    return found
+    """What every grid run was trained on, and how it went."""
+    return {m.run: {"template": m.template, "seed": m.seed, **grid.run_figures(m)} for m in grid.runs}
 
 
 Table = Outcomes | dict[int, float] | None

@@ -7,9 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ptst.api.names import HOSTED, hosted_model
 from ptst.errors import Setting, UserError
 from ptst.experiment.plan import BASE
 from ptst.fingerprints import TOKENIZER, Fingerprint, tokenizer_fingerprint, weights_fingerprint
+from ptst.hosted.record import HostedRecord
 from ptst.hub.locate import locate_tuned
 from ptst.model.adapter_files import CONFIG, read_lora_config
 from ptst.model.config import DecoderConfig
@@ -57,10 +59,23 @@ class TunedModel:
             say(f"note: {self.folder} has another {what} than {base.name}; it is tested with the base model's")
 
 
-def read_tuned(settings: Sequence[str]) -> dict[str, TunedModel]:
-    """The models by name. Raises UserError for a setting that is not NAME=FOLDER or NAME=HUB-ID, a name that is taken,
-    what the hub lacks, and a folder with neither an adapter nor a model."""
-    found: dict[str, TunedModel] = {}
+@dataclass(frozen=True)
+class HostedTuned:
+    """A fine-tuned model behind the grid's endpoint, by its name there; `run`: the record of its job, where it is
+    known. `weights` stands for those that nobody can read."""
+
+    name: str
+    model: str
+    weights: str
+    run: HostedRecord | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {"folder": f"{HOSTED}{self.model}", "kind": "endpoint", "weights": self.weights}
+
+
+def tuned_settings(settings: Sequence[str]) -> dict[str, str]:
+    """What each NAME=WHERE names. Raises UserError for a setting of another form, and for a name that is taken."""
+    found: dict[str, str] = {}
     for text in settings:
         name, _, path = text.partition("=")
         if not re.fullmatch(r"\w[\w.-]*", name) or not path:
@@ -68,6 +83,18 @@ def read_tuned(settings: Sequence[str]) -> dict[str, TunedModel]:
             raise UserError((Setting("tuned"), f" is {text!r}"), remedy)
         if name in found or name in (BASE, "aligned"):
             raise UserError((Setting("tuned"), f": the name {name} is taken"), "choose another")
+        found[name] = path
+    return found
+
+
+def read_tuned(settings: Sequence[str]) -> dict[str, TunedModel]:
+    """The models by name. Raises UserError for a setting that is not NAME=FOLDER or NAME=HUB-ID, a name that is taken,
+    what the hub lacks, and a folder with neither an adapter nor a model."""
+    found: dict[str, TunedModel] = {}
+    for name, path in tuned_settings(settings).items():
+        if hosted_model(path) is not None:
+            cause = f"{path} is behind an endpoint, and the base model of this grid is not"
+            raise UserError(cause, ("name its base model as ", Setting("model"), f" {HOSTED}NAME"))
         folder = locate_tuned(path)
         full = not (folder / CONFIG).exists()
         if full and not (folder / "config.json").exists():
@@ -80,6 +107,6 @@ def read_tuned(settings: Sequence[str]) -> dict[str, TunedModel]:
     return found
 
 
-def fingerprints(models: Mapping[str, TunedModel]) -> dict[str, str]:
+def fingerprints(models: Mapping[str, TunedModel | HostedTuned]) -> dict[str, str]:
     """The weights' fingerprints by name."""
     return {name: model.weights for name, model in models.items()}

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ptst.errors import Setting, UserError, settings_group
-from ptst.evaluation.answers import Answerer, AnswerFile, Asked
+from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid, rows_checksum
 from ptst.experiment.plan import GridCell, GridModel
-from ptst.experiment.provenance import answers_model, made_of, made_with
-from ptst.fingerprints import Fingerprint, weights_fingerprint
+from ptst.experiment.provenance import made_of, made_with
+from ptst.fingerprints import Fingerprint
 from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder, pick_dtype
@@ -33,10 +33,10 @@ from ptst.training.fine_tune import fine_tune
 POLL = 0.5  # seconds between two checks of what other workers have finished
 
 
-def work(grid: Grid) -> None:
+def work(worker: "Worker") -> None:
     """Do all that is left, together with other workers on the folder. What fails is reported and skipped; when
     everything else is finished, a UserError repeats it."""
-    worker, waiting = Worker(grid), False
+    grid, waiting = worker.grid, False
     total = len(grid.runs) + len(grid.cells)
     before = worker.count_finished()
     if before:
@@ -78,7 +78,7 @@ class Worker:
         self.failed: dict[str, UserError] = {}
         self.loaded: tuple[Path, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
-        self.weights: dict[Path, Fingerprint] = {}  # of the folders that were loaded
+        self.weights: dict[GridModel, Fingerprint] = {}  # of those that were loaded
 
     def count_finished(self) -> int:
         return sum(map(self.grid.is_trained, self.grid.runs)) + sum(map(self.grid.is_measured, self.grid.cells))
@@ -117,11 +117,14 @@ class Worker:
         gc.collect()
         try:
             with settings_group("train"), threads_restored():  # a run that is resumed keeps its number
-                fine_tune(self.grid.train_config(model))
+                self._fine_tune(model)
         except UserError as error:
             self._fail(model.run, error)
             return False
         return True
+
+    def _fine_tune(self, model: GridModel) -> None:
+        fine_tune(self.grid.train_config(model))
 
     # Measuring
 
@@ -139,22 +142,24 @@ class Worker:
         ready = [c for c in grid.cells if c.name not in self.failed and grid.is_trained(c.model)]
         open_cells = [c for c in ready if not grid.is_measured(c)]
         for i, first in enumerate(open_cells):
-            # The first, and adapters over the same weights.
-            folder = self._decoder_folder(first.model)
-            others = [c for c in open_cells[i + 1 :] if (c.test, c.task) == (first.test, first.task)]
-            over = (c for c in others if grid.is_adapter(c.model) and self._decoder_folder(c.model) == folder)
-            alike = [first, *over]
-            task, data = grid.tasks[first.task]
-            prompts = len(task.prompts(data.items))
-            together = max(1, -(-2 * grid.config.eval.batch_size // prompts))
             with ExitStack() as held:
-                mine = [c for c in alike[:together] if held.enter_context(lock(grid.out / LOCKS, f"cell.{c.name}"))]
+                together = self._together(first, open_cells[i + 1 :])
+                mine = [c for c in together if held.enter_context(lock(grid.out / LOCKS, f"cell.{c.name}"))]
                 mine = [c for c in mine if not grid.is_measured(c)]
                 remove_partial_files_of(*(grid.cell_file(c, end) for c in mine for end in ("json", "rows.jsonl")))
                 if mine:
                     self._measure(mine)
                     return True
         return False
+
+    def _together(self, first: GridCell, others: Sequence[GridCell]) -> list[GridCell]:
+        """Cells that are measured at once: the first, and adapters over the same weights."""
+        grid, folder = self.grid, self._decoder_folder(first.model)
+        alike = [c for c in others if (c.test, c.task) == (first.test, first.task)]
+        over = (c for c in alike if grid.is_adapter(c.model) and self._decoder_folder(c.model) == folder)
+        task, data = grid.tasks[first.task]
+        most = max(1, -(-2 * grid.config.eval.batch_size // len(task.prompts(data.items))))
+        return [first, *over][:most]
 
     def _measure(self, cells: Sequence[GridCell]) -> None:
         """Measure cells of one test template and one task."""
@@ -173,7 +178,7 @@ class Worker:
                 for cell in cells:
                     self._measure([cell])
             return
-        models = {self._adapter(cell): answers_model(grid, self._weights(cell.model)) for cell in cells}
+        models = {self._adapter(cell): grid.answers_model(self._weights(cell.model)) for cell in cells}
         answerer = Answerer(decoder, opened.prompt_format, grid.config.eval, adapters=adapters, models=models)
         names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
         generated = generates(task, data)
@@ -213,8 +218,12 @@ class Worker:
         write_atomically(self.grid.cell_file(cell, "rows.jsonl"), rows.encode())
         figures = {**cell.identity, "result": result.to_json(), "rows": rows_checksum(rows.encode())}
         figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
-        figures["judge"] = self.grid.judge_record
+        figures |= {"judge": self.grid.judge_record, **self._more(cell)}
         write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds}})
+
+    def _more(self, cell: GridCell) -> dict[str, Any]:
+        """What else is written of a measured cell."""
+        return {}
 
     def _has_sound_answers(self, cell: GridCell) -> bool:
         """Whether the answers that an earlier worker kept are those of this cell; if not, the cell alone fails."""
@@ -222,10 +231,7 @@ class Worker:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             if path.exists():
-                task, data = grid.tasks[cell.task]
-                model = answers_model(grid, self._weights(cell.model))
-                sampling, prompt_format = sampling_for(grid.config.eval, data), grid.opened[cell.test].prompt_format
-                AnswerFile(path, Asked.of(task.prompts(data.items), prompt_format, sampling, model))
+                AnswerFile(path, grid.asked(cell, self._weights(cell.model)))
         except UserError as error:
             self._fail(cell.name, error)
             return False
@@ -241,10 +247,9 @@ class Worker:
 
     def _weights(self, model: GridModel) -> Fingerprint:
         """Of the model's folder, taken before it is loaded."""
-        folder = self.grid.weights_folder(model)
-        if folder not in self.weights:
-            self.weights[folder] = weights_fingerprint(folder)
-        return self.weights[folder]
+        if model not in self.weights:
+            self.weights[model] = self.grid.weights(model)
+        return self.weights[model]
 
     def _adapter(self, cell: GridCell) -> str | None:
         """The name of the adapter that answers; None where the decoder alone does."""

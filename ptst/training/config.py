@@ -134,6 +134,8 @@ class TrainConfig(  # one group of settings after another
     """Run folder. Default: checkpoints/train-<date>-<time>. An unfinished run with the same settings is resumed."""
     resume: Path | None = field(default=None, metadata=NO_EFFECT)
     """Run folder to resume, with its own settings."""
+    cancel: bool = field(default=False, metadata=NO_EFFECT)
+    """With --resume RUN: end the job that goes on at the endpoint."""
 
     @property
     def validation(self) -> tuple[str, float] | None:

@@ -1,0 +1,52 @@
+"""A worker on a grid of models behind an endpoint: it starts jobs and waits for them, and asks for answers."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ptst.errors import UserError, settings_group
+from ptst.evaluation.hosted_answers import ModelFailed, served
+from ptst.evaluation.measure import measure, sampling_for, show_progress
+from ptst.experiment.hosted_grid import HostedGrid
+from ptst.experiment.plan import GridCell, GridModel
+from ptst.experiment.workers import Worker
+from ptst.progress import ProgressLine
+
+
+class HostedWorker(Worker):
+    """This process's part of the work. What no prompt can pass (a wrong key, no credit) ends it: ModelFailed."""
+
+    grid: HostedGrid
+
+    def _fine_tune(self, model: GridModel) -> None:
+        from ptst.hosted.fine_tune import fine_tune_hosted
+
+        fine_tune_hosted(self.grid.train_config(model))
+
+    def _together(self, first: GridCell, others: Sequence[GridCell]) -> list[GridCell]:
+        return [first]
+
+    def _measure(self, cells: Sequence[GridCell]) -> None:
+        (cell,) = cells
+        if not self._has_sound_answers(cell):
+            return
+        grid, (task, data) = self.grid, self.grid.tasks[cell.task]
+        file, began = grid.cell_file(cell, "answers.jsonl"), time.monotonic()
+        what = f"{cell.model.name} under {cell.test}: {cell.task}"
+        with ProgressLine(what, len(task.prompts(data.items)), first=None) as progress:
+            answerer = replace(grid.answerer(cell), on_progress=show_progress(progress))
+            sampling = sampling_for(grid.config.eval, data)
+            try:
+                with settings_group("eval"):
+                    result = measure(task, data, answerer, sampling, self.tools, file)
+            except ModelFailed:
+                raise
+            except UserError as error:
+                self._fail(cell.name, error)
+                return
+        self._write(cell, result, time.monotonic() - began)
+
+    def _more(self, cell: GridCell) -> dict[str, Any]:
+        counts = served([self.grid.cell_file(cell, "answers.jsonl")]).to_json(self.grid.config.eval.api_price)
+        return {"served": {"model": self.grid.name_of(cell.model), **counts}}
