@@ -98,6 +98,14 @@ class TemplateSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """In which other tools' forms results are written, too."""
+
+    inspect_log: bool = field(default=False, metadata=NO_EFFECT)
+    """Write .eval logs, too, one per model and task, for inspect_ai's viewer and scorers (docs/inspect.md)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class FormatSettings:
     """How template and model family are put together."""
 

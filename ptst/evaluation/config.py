@@ -21,6 +21,7 @@ from ptst.settings import (
     EndpointSettings,
     EngineSettings,
     FormatSettings,
+    LogSettings,
     ModelName,
     Precision,
     RevisionSettings,
@@ -83,7 +84,9 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, EvalSettings, TemplateSettings):
+class EvalConfig(
+    CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, EvalSettings, TemplateSettings, LogSettings
+):
     """Measure helpfulness and safety under a test template. Without --checkpoint and --model: the latest run."""
 
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))

@@ -11,13 +11,13 @@ from ptst.errors import Setting, UserError, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.evaluation.judges import JUDGES, judge_kind
 from ptst.evaluation.verdicts import AnswerClass
-from ptst.settings import ApiSettings, CommandSettings, ThreadSettings
+from ptst.settings import ApiSettings, CommandSettings, LogSettings, ThreadSettings
 
 _JUDGE_HELP = f"Judges, any number of {', '.join(JUDGES)} (docs/judges.md). Default: {EvalSettings.judge}."
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig(CommandSettings, ThreadSettings, ApiSettings):
+class JudgeConfig(CommandSettings, ThreadSettings, ApiSettings, LogSettings):
     """Judge stored answers, without the model, and show how far judges agree, or measure judges by people's labels."""
 
     folder: Positional[Path | None] = None
@@ -66,4 +66,6 @@ class JudgeConfig(CommandSettings, ThreadSettings, ApiSettings):
         for name in ("refusal_labels", "refusal_classes", "ignore_labels"):
             if getattr(self, name) and self.report is None:
                 raise UserError((Setting(name), " needs labels"), ("give them with ", Setting("report")))
+        if self.inspect_log and self.report is not None:
+            raise UserError((Setting("inspect_log"), " and ", Setting("report"), " exclude each other"))
         _ = self.column_rules

@@ -7,6 +7,7 @@ from typing import Any
 from ptst.errors import UserError
 from ptst.evaluation import judge_report, yardstick
 from ptst.evaluation.answer_files import read_answer_file, read_labelled
+from ptst.evaluation.inspect_log import check_package, write_judged_logs
 from ptst.evaluation.judge_config import JudgeConfig
 from ptst.evaluation.judge_report import Judged
 from ptst.evaluation.judges import find_judges, judge_each
@@ -25,6 +26,8 @@ def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     """Add the judges' verdicts to stored answers; what report.json in the folder of the verdicts has, with the tables
     in Markdown as `markdown`. Raises UserError for a user's mistakes; verdicts given until then are kept."""
     config.check()
+    if config.inspect_log:
+        check_package()
     judges = find_judges(config.judges, config.allow, config)
     if config.report is not None:
         return _measure(config, config.report, judges)
@@ -37,6 +40,8 @@ def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     for one in judges:
         add_verdicts(found, verdicts, one)
     write_judged(found, verdicts)
+    if config.inspect_log:
+        write_judged_logs(found, verdicts)
     report = _judged(found, verdicts, judges).to_json()
     return _write(verdicts, "report", report, judge_report.to_markdown(report), judge_report.to_markdown(report, 20))
 

@@ -102,14 +102,14 @@ def write_long_table(folder: Path, verdicts: Path | None = None) -> list[Path]:
     own = folder / VERDICTS
     verdicts = verdicts or own
     out = folder if verdicts == own else verdicts
-    return write_table(out, NAME, COLUMNS, _lines(folder, verdicts, out))
+    return write_table(out, NAME, COLUMNS, long_lines(folder, verdicts, out))
 
 
 def write_judged(found: AnswerSet, verdicts: Path) -> list[Path]:
     """The same after judging; of answers from a file, into the folder of the verdicts."""
     if found.source.is_dir():
         return write_long_table(found.source, verdicts)
-    return write_table(verdicts, NAME, COLUMNS, _of_file(found, verdicts))
+    return write_table(verdicts, NAME, COLUMNS, file_lines(found, verdicts))
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,8 @@ class _Judges:
         return {judge: VerdictFile(store_folder(self.folder, judge) / name) for judge in self.records}
 
 
-def _lines(folder: Path, verdicts: Path, out: Path) -> Iterator[Line]:
+def long_lines(folder: Path, verdicts: Path, out: Path) -> Iterator[Line]:
+    """The lines of a folder's table, cell by cell. `out`: what paths of runs are relative to."""
     none: list[Said] = [(None, None)]
     judges, about = _Judges.of(verdicts), _About(folder, out)
     for place in places(folder):
@@ -138,7 +139,8 @@ def _lines(folder: Path, verdicts: Path, out: Path) -> Iterator[Line]:
             yield from ({**cell, **row, **_judged(*verdict)} for verdict in said or none)
 
 
-def _of_file(found: AnswerSet, verdicts: Path) -> Iterator[Line]:
+def file_lines(found: AnswerSet, verdicts: Path) -> Iterator[Line]:
+    """The lines of answers from a file."""
     judges = _Judges.of(verdicts)
     files = {name: judges.files(name) for name in {a.file for a in found.answers}}
     for number, a in enumerate(found.answers):

@@ -16,6 +16,7 @@ from ptst.settings import (
     NO_EFFECT,
     CommandSettings,
     EndpointSettings,
+    LogSettings,
     ModelName,
     RevisionSettings,
     StartSettings,
@@ -44,7 +45,7 @@ def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 @with_recipes(recipe_values)
 @dataclass(frozen=True, kw_only=True)
-class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, StartSettings):
+class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSettings, StartSettings, LogSettings):
     """Fine-tune under each training template, test under each test template: the whole matrix, with intervals."""
 
     train_templates: Annotated[

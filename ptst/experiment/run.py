@@ -7,6 +7,7 @@ from typing import Any
 
 from ptst.api.names import hosted_model
 from ptst.errors import Setting, UserError
+from ptst.evaluation.inspect_log import check_package, write_inspect_logs
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.long_table import write_long_table
 from ptst.evaluation.tasks.table import base
@@ -47,6 +48,8 @@ def run_grid(config: GridConfig) -> GridResult:
     """Do all of a grid, or what is left of it. Raises UserError for a user's mistakes, and where some runs or cells
     failed; Interrupted after a signal."""
     config.check()
+    if config.inspect_log:
+        check_package()
     check_writable(config.folder)
     grid = open_grid(config)
     check_folder(grid, aligned=not config.laptop)
@@ -73,6 +76,8 @@ def run_grid(config: GridConfig) -> GridResult:
             write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
             write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
             write_long_table(grid.out)
+            if config.inspect_log:
+                write_inspect_logs(grid.out)
             safety = next((task for task in grid.tasks if base(task) == "safety"), None)
             picture = safety is not None and tables.heat_map(summary, safety, grid.out / "results.png")
     return GridResult(grid.out, summary, picture)
