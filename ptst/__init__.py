@@ -11,6 +11,7 @@ The library's front door. Each name is imported when it is first used, so that `
     evaluate(EvalConfig(...))               what `ptst eval` does; returns results by model and task
     export_model(ExportConfig(...))         what `ptst export` does; returns the report
     judge_answers(JudgeConfig(...))         what `ptst judge` does; returns the report
+    write_inspect_logs(folder)              .eval logs of an evaluation or a grid, for inspect_ai
     UserError                               a mistake in settings or data: cause, remedy, where
 """
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from ptst.errors import UserError as UserError
     from ptst.evaluation.config import EvalConfig as EvalConfig
     from ptst.evaluation.evaluate import evaluate as evaluate
+    from ptst.evaluation.inspect_log import write_inspect_logs as write_inspect_logs
     from ptst.evaluation.judge_config import JudgeConfig as JudgeConfig
     from ptst.evaluation.judging import judge_answers as judge_answers
     from ptst.exporting.config import ExportConfig as ExportConfig
@@ -60,6 +62,7 @@ _PLACES = {
     "generate": "ptst.notebook",
     "judge_answers": "ptst.evaluation.judging",
     "open_model": "ptst.open",
+    "write_inspect_logs": "ptst.evaluation.inspect_log",
 }
 __all__ = [*_PLACES]
 
