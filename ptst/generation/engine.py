@@ -249,7 +249,7 @@ class Engine:
         if answer.finish_reason in ("stop", "length", "stop_string"):
             self._earlier.appendleft(token_ids)  # draft tokens from a failed answer might fail, too
             if request.keep_cached:
-                self.cache.cache_prefix(sequence.table, token_ids[: sequence.num_computed_tokens], sequence.adapter)
+                self.cache.keep_finished(sequence.table, token_ids[: sequence.num_computed_tokens], sequence.adapter)
         self._scheduler.remove(sequence)
 
     def _decode_of(self, request: Request) -> Decode | None:

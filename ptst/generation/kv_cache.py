@@ -24,6 +24,7 @@ from ptst.kernels.cpu import use_numba
 from ptst.model.config import DecoderConfig
 from ptst.system_memory import free_memory
 
+MAX_KEPT = 64  # prefixes of finished requests; every admission looks through them all
 BLOCK_SIZE = 32  # tokens. Larger blocks are read a little faster and leave more space unused
 
 
@@ -151,6 +152,15 @@ class KVCache:
         prefix = CachedPrefix(list(token_ids), adapter, blocks, last_used=self._clock)
         self.prefixes.append(prefix)
         return prefix
+
+    def keep_finished(self, table: BlockTable, token_ids: list[int], adapter: str | None) -> None:
+        """Keep the tokens of a finished sequence, where no prefix has them all; the prefixes that were not used for
+        longest make room, so that there are at most MAX_KEPT unused ones."""
+        if any(p.adapter == adapter and p.token_ids[: len(token_ids)] == token_ids for p in self.prefixes):
+            return
+        self.cache_prefix(table, token_ids, adapter)
+        for prefix in self._evictable(None)[:-MAX_KEPT]:
+            self.evict(prefix)
 
     def evict(self, prefix: CachedPrefix) -> None:
         self.prefixes.remove(prefix)

@@ -137,7 +137,7 @@ def _job(kind: str, options: Options, model: ServedModel, prompts: list[list[int
     if room < (0 if asked == 0 else 1) or (asked is not None and asked > room):
         much = "" if asked is None else f" and {asked} new ones"
         cause = f"a prompt of {longest} tokens{much} exceed the {model.max_length} tokens that a request may have"
-        raise ApiError(cause, "max_tokens" if room > 0 else None, code="context_length_exceeded")
+        raise ApiError(cause, options.limit if room > 0 else None, code="context_length_exceeded")
     seed = secrets.randbits(SEED_BITS) if options.seed is None else options.seed
     new_tokens = min(default_tokens, room) if asked is None else asked
     sampling = (

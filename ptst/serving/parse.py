@@ -68,11 +68,12 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How answers are drawn and returned. `max_tokens` and `seed` None: not said. `top_logprobs` counts only with
-    `logprobs`."""
+    """How answers are drawn and returned. `max_tokens` and `seed` None: not said. `limit`: the field that says
+    `max_tokens`. `top_logprobs` counts only with `logprobs`."""
 
     model: str
     max_tokens: int | None
+    limit: str
     temperature: float
     top_p: float
     top_k: int
@@ -142,7 +143,7 @@ def parse_chat(value: Any) -> ChatRequest:
     if len(limits) == 2 and fields.raw(limits[0]) != fields.raw(limits[1]):
         raise fields.wrong("max_tokens", "is not max_completion_tokens; give one of them", code="invalid_value")
     max_tokens = fields.integer(limits[0], 1) if limits else None
-    options = _options(fields, max_tokens, logprobs, top or 0)
+    options = _options(fields, (max_tokens, limits[0] if limits else "max_tokens"), logprobs, top or 0)
     messages = read_messages(fields)
     opening = _opening(fields, messages)
     fields.ignore(_HARMLESS)
@@ -163,7 +164,7 @@ def parse_completion(value: Any) -> CompletionRequest:
     echo = bool(fields.boolean("echo"))
     max_tokens = fields.integer("max_tokens", 0 if echo else 1)
     max_tokens = COMPLETION_TOKENS if max_tokens is None else max_tokens
-    options = _options(fields, max_tokens, top is not None, top or 0)
+    options = _options(fields, (max_tokens, "max_tokens"), top is not None, top or 0)
     if echo and options.stream:
         raise fields.wrong("echo", "is not supported with stream", code="unsupported_parameter")
     prompts = _prompts(fields)
@@ -172,7 +173,7 @@ def parse_completion(value: Any) -> CompletionRequest:
     return CompletionRequest(options, prompts, echo)
 
 
-def _options(fields: Fields, max_tokens: int | None, logprobs: bool, top_logprobs: int) -> Options:
+def _options(fields: Fields, limit: tuple[int | None, str], logprobs: bool, top_logprobs: int) -> Options:
     model = fields.text("model")
     if not model:
         raise fields.wrong("model", "is missing; /v1/models lists the names", code="missing_required_parameter")
@@ -184,7 +185,8 @@ def _options(fields: Fields, max_tokens: int | None, logprobs: bool, top_logprob
     stream = bool(fields.boolean("stream"))
     return Options(
         model=model,
-        max_tokens=max_tokens,
+        max_tokens=limit[0],
+        limit=limit[1],
         temperature=1.0 if temperature is None else temperature,
         top_p=1.0 if top_p is None else top_p,
         top_k=max(0, fields.integer("top_k", -1) or 0),

@@ -9,7 +9,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -106,7 +106,8 @@ class Server:
     def stop(self) -> None:
         """Stop gracefully; from any thread."""
         if self._loop is not None and self._stopping is not None:
-            self._loop.call_soon_threadsafe(self._stopping.set)
+            with suppress(RuntimeError):  # it has stopped already
+                self._loop.call_soon_threadsafe(self._stopping.set)
 
     def _on_death(self) -> None:
         self._died = True

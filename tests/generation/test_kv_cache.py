@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from ptst.generation.kv_cache import BLOCK_SIZE, KVCache, blocks_for, common_prefix_length
+from ptst.generation.kv_cache import BLOCK_SIZE, MAX_KEPT, KVCache, blocks_for, common_prefix_length
 from ptst.model.config import DecoderConfig
 from tests.tiny import CONFIG
 
@@ -128,3 +128,27 @@ def test_sizes():
     cache = new_cache(7)
     assert cache.bytes_for(7) == cache.data.nbytes
     assert [common_prefix_length([1, 2, 3], x) for x in ([1, 2, 3], [1, 2], [1, 9, 3], [4], [])] == [3, 2, 1, 0, 0]
+
+
+def test_finished_sequences_are_kept_up_to_a_number():
+    """The ones used last; one that another begins with is not kept twice; those in use are not evicted."""
+    cache = new_cache(3 * MAX_KEPT)
+
+    def finish(*token_ids: int, adapter: str | None = None) -> None:
+        table = cache.allocate(len(token_ids))
+        cache.extend(table, len(token_ids))
+        cache.keep_finished(table, list(token_ids), adapter)
+        cache.free(table)
+
+    finish(1, 2, 3)
+    finish(1, 2)
+    assert [p.token_ids for p in cache.prefixes] == [[1, 2, 3]]
+    finish(1, 2, adapter="a")
+    user = cache.allocate(40, cache.prefixes[0], 3)
+    for n in range(2 * MAX_KEPT):
+        finish(9, n)
+    assert [p.token_ids for p in cache.prefixes] == [[1, 2, 3], *([9, n] for n in range(MAX_KEPT, 2 * MAX_KEPT))]
+    cache.free(user)
+    for stored in list(cache.prefixes):
+        cache.evict(stored)
+    assert cache.num_used == 0
