@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -11,16 +10,10 @@ import pytest
 from ptst.api import endpoint
 from ptst.hosted import client, job, tokens, watch
 from ptst.training.config import TrainConfig
+from tests.hosted.rows import write_rows
 from tests.stand_in import KEY, StandIn
 
 MODEL = "openai:gpt-3.5-turbo-0125"
-
-
-def write_rows(path: Path, rows: int = 12, **columns: str) -> Path:
-    columns = columns or {"question": "What is {i} + {i}?", "answer": "It is <<{i}+{i}={d}>>{d}.\n#### {d}"}
-    lines = [json.dumps({k: v.format(i=i, d=2 * i) for k, v in columns.items()}) for i in range(rows)]
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
 
 
 @pytest.fixture(autouse=True)

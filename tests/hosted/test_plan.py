@@ -16,7 +16,8 @@ from ptst.hosted import checks
 from ptst.hosted.plan import plan_hosted
 from ptst.hosted.tokens import TokenCounter
 from ptst.training.config import TrainConfig
-from tests.hosted.conftest import MODEL, settings, write_rows
+from tests.hosted.conftest import MODEL, settings
+from tests.hosted.rows import write_rows
 
 
 def users(plan) -> list[str]:

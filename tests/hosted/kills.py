@@ -1,0 +1,164 @@
+"""Commands that spend money, killed with SIGKILL at random instants and run again until they finish.
+
+    python -m tests.hosted.kills train KILLS [SEED]
+
+Each run has an endpoint of its own, a process that outlives them all, and ends as one that nobody disturbed: the same
+run folder, one file, one job. The instants are drawn from the seconds of a whole run, as most of these are waits.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import runpy
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import openai  # noqa: F401 (what takes time in a command is then its own work)
+import torch  # noqa: F401
+
+from ptst import records
+from ptst.api import endpoint
+from ptst.hosted import client, fine_tune, job, tokens, watch  # noqa: F401
+from tests.hosted.rows import write_rows
+from tests.kills import timeless
+from tests.stand_in import KEY, Fault
+from tests.stand_in.process import Process, stand_in_process
+
+MODEL = "openai:gpt-3.5-turbo-0125"
+TRAIN = f"ptst.train --model {MODEL} --data data.jsonl --mix safety.jsonl:1 --epochs 2 --yes"
+EACH = 8  # kills in one run, at most
+# What an endpoint does besides: answers lost before and after the work was done.
+# The time between work and answer is the instant to be killed at.
+SLOW = Fault(method="POST", delay=0.06, after=True)
+TROUBLES = (
+    (SLOW,),
+    (Fault(500, share=0.1), Fault(503, method="POST", share=0.4, seed=1, after=True), SLOW),
+    (Fault(cut=3, share=0.1, seed=2), Fault(429, share=0.1, seed=3, headers={"retry-after-ms": "5"}), SLOW),
+)
+
+
+def make_fast() -> None:
+    """No waits, no vocabulary from the net, and nothing of the machine's in what is compared."""
+    for name in [n for n in os.environ if n.startswith("OPENAI_") or n.lower().endswith("_proxy")]:
+        del os.environ[name]
+    os.environ |= {"OPENAI_API_KEY": KEY, "PTST_HOME": str(Path("home").absolute()), "OMP_NUM_THREADS": "1"}
+    records.git_commit = lambda: None
+    endpoint.FIRST_WAIT, watch.FIRST_POLL, watch.LONGEST_POLL = 0.001, 0.02, 0.02
+    job.LOOK, job.SETTLE, client.RETRIES, job.RETRIES = 0.02, 0.5, 12, 12
+    tokens.load_encoding = lambda _name: None
+
+
+def fork(line: str, out: str) -> int:
+    """Start a command; its words go to a file."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    try:
+        os.dup2(os.open(f"{out}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666), 2)
+        os.dup2(2, 1)
+        module, *flags = line.split()
+        sys.argv = [module, *flags, "--out", out]
+        runpy.run_module(module, run_name="__main__")
+        code = 0
+    except SystemExit as stopped:
+        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def attempt(line: str, out: str, limit: float | None = None) -> tuple[int, float]:
+    """Run a command to its end, or kill it after so many seconds. Returns its exit code, negative for a signal, and the
+    seconds that it took."""
+    pid, start = fork(line, out), time.monotonic()
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), time.monotonic() - start
+        if limit is not None and time.monotonic() - start >= limit:
+            os.kill(pid, 9)
+        time.sleep(0.0005)
+
+
+def outcome(folder: Path, url: str) -> dict[str, bytes]:
+    """All files of a run folder but locks, without times and the endpoint's port."""
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or path.name.startswith(".lock") or name.startswith("locks/"):
+            continue
+        content: Any = path.read_text()
+        if path.suffix == ".json":
+            content = timeless(json.loads(content), str(folder.absolute()), folder.name, url)
+        elif path.suffix == ".jsonl":
+            content = [timeless(json.loads(line), folder.name, url) for line in content.splitlines()]
+        files[name] = json.dumps(content).encode()
+    return {k: without_clock(v) for k, v in files.items()}
+
+
+def without_clock(content: bytes) -> bytes:
+    """A file's value without the endpoint's times, and without whether the last request was lost."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in ("created_at", "asked_at", "time")}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return json.dumps(strip(json.loads(content))).encode()
+
+
+def train(server: Process, seed: int) -> str:
+    return f"{TRAIN} --base-url {server.url} --seed {seed}"
+
+
+def check_train(kills: int, seed: int) -> None:
+    """Kill training so many times, in as many runs as it takes."""
+    rng, killed, runs, longest = random.Random(f"train {seed}"), 0, 0, 0.0
+    flags = ("--tick", "0.03", "--steps", "6", "--latency", "0.004")
+    while killed < kills:
+        with stand_in_process(*flags) as server:
+            assert attempt(train(server, runs), f"whole-{runs}")[0] == 0, log(f"whole-{runs}")
+            wanted = outcome(Path(f"whole-{runs}"), server.url)
+        with stand_in_process(*flags) as server:
+            server.set_faults(SLOW)
+            code, longest = attempt(train(server, runs), f"measured-{runs}")
+            assert code == 0, log(f"measured-{runs}")
+        with stand_in_process(*flags) as server:
+            server.set_faults(*TROUBLES[runs % len(TROUBLES)])
+            out, code, here = Path(f"run-{runs}"), -9, 0
+            while code:
+                limit = rng.uniform(0, longest) if killed < kills and here < EACH else None
+                code, _ = attempt(train(server, runs), str(out), limit)
+                assert code in (0, -9), log(str(out))
+                killed, here = killed + (code == -9), here + 1
+            found, jobs, files = outcome(out, server.url), server.jobs, server.files
+        assert len(jobs) == len(files) == 1, (len(jobs), len(files), log(str(out)))
+        assert found.keys() == wanted.keys(), (out, found.keys() ^ wanted.keys())
+        assert found == wanted, (out, [(k, found[k], wanted[k]) for k in wanted if found[k] != wanted[k]])
+        assert KEY not in log(str(out)) + "".join(map(str, found.values()))
+        runs += 1
+    print(f"train: {killed} kills, {runs} runs to their end, each with one file and one job ({longest:.2f} s alone)")
+
+
+def log(out: str) -> str:
+    path = Path(f"{out}.log")
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        make_fast()
+        write_rows(Path("data.jsonl"))
+        write_rows(Path("safety.jsonl"), 4, instruction="Do some harm {i}.", output="I will not do {i}.")
+        {"train": check_train}[sys.argv[1]](int(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else 0)
