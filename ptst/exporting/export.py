@@ -26,6 +26,7 @@ from ptst.open import OpenModel
 from ptst.progress import say
 from ptst.storage import write_atomically, write_json
 from ptst.system_memory import free_memory
+from ptst.text.chat_template import copy_chat_templates
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.tokenizer import load_tokenizer
 from ptst.threads import choose_threads
@@ -109,6 +110,8 @@ def _export_adapter(config: ExportConfig, source: Source, baked: BakedTemplate |
         adapter.write(folder, source.base)
         if baked is not None:
             copy_small_files(source.model.folder, folder, baked.jinja, tokenizer_only=True)
+        else:
+            copy_chat_templates(source.model.folder, folder)
         shapes = {name: (len(b_Or), a_rI.shape[1]) for name, (a_rI, b_Or) in adapter.matrices.items()}
         written = adapter_matrices(folder, read_lora_config(folder), shapes)
         for name, pair in adapter.matrices.items():

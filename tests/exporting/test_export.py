@@ -216,7 +216,8 @@ def test_small_files(model, tmp_path, capsys):
 
 def test_adapter_alone(run, tmp_path):
     report = export(tmp_path / "out", checkpoint=run, adapter_only=True, base_name="org/tiny@main", license="mit")
-    assert set(report.files) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "export.json"}
+    own = {"README.md", "adapter_config.json", "adapter_model.safetensors", "export.json"}
+    assert set(report.files) == own | {"chat_template.jinja"}  # that of the base, whose tokenizer goes with it
     described = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (described["base_model_name_or_path"], described["revision"]) == ("org/tiny", "main")
     files = (folder / "adapter_model.safetensors" for folder in (run, tmp_path / "out"))
