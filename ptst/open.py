@@ -21,11 +21,13 @@ from ptst.model.weights import load_decoder
 from ptst.progress import say
 from ptst.records import (
     CHECKPOINTS,
+    EXPORT,
     FILE,
     TrainRecord,
     find_record,
     latest_run,
     read_finished,
+    read_json,
     read_record,
     record_kind,
 )
@@ -34,7 +36,7 @@ from ptst.text.chat_template import read_chat_template
 from ptst.text.detect import find_format
 from ptst.text.guard import LLAMA_GUARD, judge_kind_of
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
-from ptst.text.templates import Template, find_template, with_default_system_prompt
+from ptst.text.templates import FAMILIES, Template, find_template, with_default_system_prompt
 from ptst.training.checkpoint import list_checkpoints, load_weights
 from ptst.training.config import TrainConfig
 
@@ -193,11 +195,15 @@ def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
 
 
 def trained_family(run: TrainRecord | None, model: str | None) -> str | None:
-    """The template family of what was trained on: by the run, or where `model` is a folder of fully fine-tuned weights.
-    None where nothing is known."""
+    """The template family of what was trained on: by the run, or where `model` is a folder of fully fine-tuned weights
+    or one that ptst.export made. None where nothing is known."""
     if run is None and model is not None:
         with suppress(UserError, OSError):  # a model folder serves, whatever the record in it is worth
             run = find_record(Path(model), TrainRecord)
+            if run is None and (record := Path(model) / EXPORT).exists():
+                values = read_json(record)
+                family = ((isinstance(values, dict) and values.get("training")) or {}).get("family")
+                return family if family in FAMILIES else None
     return run.family.name if run else None
 
 

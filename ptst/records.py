@@ -25,6 +25,7 @@ from ptst.text.templates import Family, Template
 
 VERSION = 2  # of the format; 1 had no number
 FILE = "run.json"
+EXPORT = "export.json"  # in a folder of ptst.export, in the place of the run's record
 CHECKPOINTS = Path("checkpoints")
 SAME = {"identity": "same"}  # two runs that differ in this field are different runs
 KNOWN = {"identity": "known"}  # the same, but earlier versions did not record it (None)

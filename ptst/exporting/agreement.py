@@ -21,7 +21,7 @@ from ptst.model.lora import merge_lora
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 
-QUESTIONS = 8  # of each template
+QUESTIONS = 6  # of each template
 ANSWER = 24  # greedy tokens of each answer
 POSITIONS = 40  # logits compared per prompt: its last tokens and the answer's
 

@@ -24,6 +24,7 @@ from ptst.model.adapter_files import adapter_matrices, read_lora_config
 from ptst.model.weights import load_decoder
 from ptst.open import OpenModel
 from ptst.progress import say
+from ptst.records import EXPORT
 from ptst.storage import write_atomically, write_json
 from ptst.system_memory import free_memory
 from ptst.text.chat_template import copy_chat_templates
@@ -31,8 +32,7 @@ from ptst.text.prompt_format import PromptFormat
 from ptst.text.tokenizer import load_tokenizer
 from ptst.threads import choose_threads
 
-FILE = "export.json"  # what was exported, how it was proven, and how it compares with the run
-_VERSION = 1  # of that file
+_VERSION = 1  # of export.json: what was exported, how it was proven, and how it compares with the run
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _export_template(config: ExportConfig, prompt_format: PromptFormat, base: Ba
 def _finish(folder: Path, facts: CardFacts, record: Mapping[str, Any]) -> dict[str, int]:
     """Write card and record; returns the sizes of all files."""
     write_atomically(folder / README, model_card(facts).encode(errors="backslashreplace"))
-    write_json(folder / FILE, record)
+    write_json(folder / EXPORT, record)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
 

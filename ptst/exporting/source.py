@@ -16,7 +16,7 @@ from ptst.model.config import read_json
 from ptst.model.weights import DTYPES, StoredTensor, empty_decoder, find_weights, read_safetensors
 from ptst.open import OpenModel, find_run, open_model, trained_family
 from ptst.progress import say
-from ptst.text.prompt_format import PromptFormat, open_prompt_format
+from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import Template, find_template, load_template
 from ptst.training.checkpoint import check_whole
 
@@ -121,6 +121,7 @@ def open_template(config: ExportConfig) -> tuple[PromptFormat, BaseName]:
     check_names(config.allow)
     template = _test_template(config)
     assert config.model is not None and template is not None
+    check_used(config.chat_format, template)
     folder = locate_model(config.model)
     vocab_size = read_json(folder / "config.json").get("vocab_size")
     prompt_format = open_prompt_format(

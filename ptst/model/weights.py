@@ -43,6 +43,7 @@ _QUANTIZED = re.compile(
 _WRAPPED = re.compile(r"(_orig_mod|module|base_model|_fsdp_wrapped_module)\.")
 # Stored by older tools with the weights; it follows from the config.
 _RECOMPUTED = ("rotary_emb.inv_freq",)
+_RECORDS = ("run.json", "export.json", "adapter_config.json")
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
@@ -216,8 +217,8 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
     """Write all weights as a Hugging Face folder, with the base's config, tokenizer and chat templates."""
     for path in (path for pattern in SETTINGS for path in base.glob(pattern)):
-        # The base may itself be a run, or hold an adapter; their records would declare this folder to be one.
-        if not path.name.endswith(".index.json") and path.name not in ("run.json", "adapter_config.json"):
+        # The base may itself be a run or an export, or hold an adapter: this folder is none of these.
+        if not path.name.endswith(".index.json") and path.name not in _RECORDS:
             copied = out / path.relative_to(base)
             copied.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copied)
