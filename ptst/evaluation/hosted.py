@@ -17,7 +17,7 @@ from ptst.evaluation.config import EvalConfig, EvalSettings
 from ptst.evaluation.hosted_answers import HostedAnswerer, Served, messages_of, served
 from ptst.evaluation.stored_answers import BASE, TUNED
 from ptst.evaluation.tasks.table import LoadedTasks
-from ptst.hosted.record import HostedRecord, model_weights, read_hosted
+from ptst.hosted.record import HostedRecord, latest_hosted, model_weights, read_hosted
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, record_kind
 from ptst.text.templates import Family, Template, check_api_template, find_family
@@ -89,9 +89,11 @@ class HostedModel:
 
     @classmethod
     def find(cls, config: EvalConfig, template: Template, device: str) -> Self | None:
-        """The one that the settings name; None where they name a model of this machine. Raises UserError for settings
+        """The one that the settings name, or the latest run; None where that is of this machine. Raises UserError for settings
         that an endpoint does not take, and as `read_hosted`."""
         run, checkpoint = None, config.checkpoint
+        if checkpoint is None and config.model is None and config.adapter is None:
+            checkpoint = latest_hosted()
         if checkpoint is not None and config.model is None and record_kind(checkpoint) == HostedRecord.kind:
             run = read_hosted(checkpoint)
         elif hosted_model(config.model) is None:

