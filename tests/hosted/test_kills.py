@@ -14,7 +14,7 @@ pytest.importorskip("openai", reason="needs the package openai")
 
 
 @pytest.mark.thorough
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", ["train", "grid"])
 def test_killed_at_any_instant_nothing_is_paid_for_twice(tmp_path, mode):
     """In a process of its own: it forks, which one with threads cannot safely do."""

@@ -32,6 +32,9 @@ def test_the_same_settings_make_the_same_file_and_mark():
     changed += [{"model": "openai:gpt-4o-mini"}, {"val_data": "data.jsonl"}]
     marks = {plan_hosted(settings(**change)).mark for change in changed}
     assert len(marks) == len(changed) and first.mark not in marks
+    same = write_rows(Path("same.jsonl"), question="What is 1 + 1?", answer="2")
+    files = [plan_hosted(settings(data=str(same), seed=seed)) for seed in (0, 1)]  # the job has a seed of its own
+    assert files[0].content == files[1].content and files[0].mark != files[1].mark
     free = {"yes": True, "api_price_train": 8.0, "out": Path("x"), "base_url": "http://127.0.0.1:1/v1"}
     assert plan_hosted(settings(**free)).mark == first.mark
 
