@@ -67,7 +67,6 @@ def write_inspect_logs(folder: Path, verdicts: Path | None = None) -> list[Path]
     judges = stored_judges(verdicts)
     if isinstance(first := results.get("judge"), dict) and "name" in first:
         judges = {first["name"]: first} | judges
-    record["served"] = results.get("served") or {}
     lines = long_lines(folder, verdicts, table)
     return _write(table / FOLDER, (_log(cell, each, record, judges, table) for cell, each in _cells(lines)))
 
@@ -184,8 +183,9 @@ def _model(
         return f"none/{cell.get('model') or 'unknown'}", {}
     base = str(record.get("model") or cell.get("base_model"))
     if record.get("endpoint"):
-        served = (record.get("served") or {}).get(cell.get("model")) or {}
-        return f"openai/{served.get('model') or hosted_model(base)}", {}
+        run = table / cell["run"] / FILE if cell.get("run") else None
+        tuned = read_json(run).get("tuned_model") if run is not None and run.exists() else None
+        return f"openai/{tuned or hosted_model(base)}", {}
     given: dict[str, Any] = {"lazy": True}
     given |= {key: settings[key] for key in ("chat_format", "dtype") if settings.get(key)}
     if cell.get("model") != BASE and record.get("adapter"):
@@ -199,7 +199,8 @@ def _model(
 def _metadata(cell: Line, record: Mapping[str, Any]) -> dict[str, Any]:
     """What the answers depend on: templates with their words, prompt format, run and fingerprints."""
     found = {key: value for key, value in cell.items() if key in (*_CELL, "base_model", "step", "data", "chat_format")}
-    found |= {"template_family": cell.get("template_family"), "template": record.get("template")}
+    words = record.get("template") or (record.get("templates") or {}).get(cell.get("test_template"))
+    found |= {"template_family": cell.get("template_family"), "template": words}
     found |= {key: record[key] for key in _FINGERPRINTS if record.get(key) is not None}
     data = (record.get("data") or {}).get(cell.get("task"))
     found |= {"data_fingerprint": data["fingerprint"]} if isinstance(data, dict) and "fingerprint" in data else {}
