@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": "talk to a model under a template",
     "export": "write a run as a folder that other programs load",
     "serve": "serve models under templates by OpenAI's API",
+    "push": "upload a run or an exported folder to the hub",
     "align": "give a small chat model some safety to lose",
 }
 # Earlier spellings, for one version.

@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import subprocess
 from dataclasses import dataclass, field
 from importlib.metadata import distributions
@@ -258,6 +259,11 @@ def absolute(name: str) -> str:
         if part and (path.is_file() or (path / "config.json").is_file()):
             return name.replace(part, str(path.absolute()), 1)
     return name
+
+
+def bare(name: str) -> str:
+    """The same names without the folders of this machine, for others to read: of an absolute path the last part."""
+    return re.sub(r"(?<![^,:])/(?!/)[^,:]*", lambda path: Path(path[0]).name, name)
 
 
 def plain(value: Any) -> Any:

@@ -30,6 +30,7 @@ CONFIGS = {
     "audit": "ptst.audit.config:AuditConfig",
     "chat": "ptst.chat:ChatConfig",
     "judge": "ptst.evaluation.judge_config:JudgeConfig",
+    "push": "ptst.exporting.push_config:PushConfig",
     "serve": "ptst.serving.config:ServeConfig",
 }
 ROOMS = ("ptst", "kernels", "tests", "docs", "benchmarks", "examples", ".github", ".ci")

@@ -8,7 +8,6 @@ out with a warning, and catches up when the run is resumed. Metrics and settings
 import contextlib
 import importlib.util
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from typing import Any, Protocol, get_args
 from ptst.errors import Setting, UserError
 from ptst.progress import say
 from ptst.reading import parse_json
-from ptst.records import TrainRecord, read_json
+from ptst.records import TrainRecord, bare, read_json
 from ptst.settings import LoggerName
 from ptst.storage import write_json
 from ptst.training.interrupt import Interrupted
@@ -177,7 +176,7 @@ def params(record: TrainRecord) -> dict[str, Any]:
 def _bare(value: Any) -> Any:
     if isinstance(value, list):
         return [_bare(v) for v in value]
-    return re.sub(r"(?<![^,:])/[^,:]*", lambda path: Path(path[0]).name, value) if isinstance(value, str) else value
+    return bare(value) if isinstance(value, str) else value
 
 
 @contextlib.contextmanager
