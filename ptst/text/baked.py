@@ -48,7 +48,7 @@ def with_head(baked: Baked, body: str) -> str:
     words = [
         f"{_OPEN}{_quiet(baked.template)} in the chat format {baked.chat_format}, task format {baked.family}.",
         "    Rendered, and read as text with control tokens, it gives the token ids of ptst. Where the format has BOS",
-        "    it is in it. Not for editing: the next line holds the model's own chat template, which ptst reads instead.",
+        "    it is in it. Not for editing: the next line holds the model's own chat template, and ptst reads that.",
         f"    {_MARK}{_quiet(json.dumps(record, separators=(',', ':')))}{_CLOSE}",
     ]
     return "\n".join(words) + "\n" + body
@@ -76,7 +76,7 @@ def read_baked(text: str, where: object = "") -> Baked | None:
         raise UserError("the chat template was baked by another version of ptst", _REMEDY, where)
     if checksum != _checksum(body):
         raise UserError(f"the chat template is {names[0]}, baked by ptst, and was edited since", _REMEDY, where)
-    return Baked(*names, own)
+    return Baked(names[0], names[1], names[2], own)
 
 
 def _unpacked(packed: str) -> str:
