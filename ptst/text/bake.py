@@ -20,7 +20,7 @@ from ptst.text.jinja_words import Part, joined, listed, literal, numbered, refus
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Segment
 from ptst.text.templates import MODEL_DEFAULT, Family, Template, fill
-from ptst.text.tokenizer import Tokenizer
+from ptst.text.whole_text import spelled_names
 
 _X, _TASK = (True, "content"), (True, "task")
 
@@ -39,14 +39,6 @@ def bake_chat_template(prompt_format: PromptFormat, *, generation: bool = False)
     own = None if prompt_format.folder is None else read_chat_template(prompt_format.folder)
     form = "none" if template.is_text else prompt_format.chat_format.name
     return with_head(Baked(template.name, prompt_format.family.name, form, own), body)
-
-
-def spelled_names(tokenizer: Tokenizer) -> list[str]:
-    """What other programs read as a token wherever a text spells it: the names of control tokens, and of the unknown
-    token."""
-    tokens = tokenizer.tokens
-    unknown = ("<unk>",) if "<unk>" in tokens else ()
-    return sorted(filter(None, {*tokenizer.control_names.values(), *unknown}), key=tokens.__getitem__)
 
 
 def refused_texts(prompt_format: PromptFormat) -> list[str]:

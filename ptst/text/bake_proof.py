@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
 from ptst.errors import UserError
-from ptst.text.bake import refused_texts, spelled_names
+from ptst.text.bake import refused_texts
 from ptst.text.chat_template import ChatTemplate, TemplateFailed
 from ptst.text.corpus import Case, corpus
 from ptst.text.encode import Example, first_difference
-from ptst.text.json_tokenizer import JsonTokenizer
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Segment
 from ptst.text.templates import render
-from ptst.text.tokenizer import Tokenizer, TokenSettings
+from ptst.text.tokenizer import Tokenizer
+from ptst.text.whole_text import Reader, readers
 
 SECONDS = 30
 OPENED, CLOSED = "\ue0f2", "\ue0f3"  # in place of {% generation %} and its end, to see where they come
@@ -30,7 +30,7 @@ KNOWN = {
     "control-text": "the message spells a control token, and a rendered text cannot tell it from a real one",
     "token-boundary": "the message begins or ends in whitespace, which other programs join with what is beside it; "
     "ptst encodes it apart, so that an answer never changes the ids of its prompt",
-    "dummy-space": "the folder's tokenizer.json puts sentencepiece's space elsewhere than the format's owner does",
+    "dummy-space": "other programs put sentencepiece's space elsewhere than the format's owner does",
     "swallowed-space": "a control token swallows the whitespace at the beginning or end of the message",
 }
 
@@ -39,15 +39,16 @@ KNOWN = {
 class Proof:
     """What a baked template was proven on. `prompts` and `conversations` (that end in an answer) have our ids;
     `refused` are refused by the template, because they hold what would be read as a part of the prompt's format, or by
-    ptst, too. `differences`: conversations with other ids, counted by their known difference; `plain_differences`:
-    those among them that hold nothing out of the ordinary. `reader`: how the text was read."""
+    ptst, too. `differences`: conversations with other ids, counted by their known difference; in all of them a message
+    is out of the ordinary. `reader`: how the text was read. `settings`: what the folder's tokenizer_config.json must
+    say for that, where it says otherwise now."""
 
     prompts: int
     conversations: int
     refused: int
     differences: dict[str, int] = field(default_factory=dict)
-    plain_differences: dict[str, int] = field(default_factory=dict)
     reader: str = ""
+    settings: dict[str, bool] = field(default_factory=dict)
 
     @property
     def reasons(self) -> dict[str, str]:
@@ -57,24 +58,31 @@ class Proof:
     def __str__(self) -> str:
         equal = f"{self.prompts} generation prompts and {self.conversations} conversations have ptst's ids"
         refused = f", {self.refused} with the names of control tokens or role markers are refused" * bool(self.refused)
-        known = ", ".join(f"{count} differ by {name}" for name, count in self.differences.items())
-        return f"{equal}{refused}{', ' if known else ''}{known} (read by {self.reader})"
+        known = "".join(f", {count} differ by {name}" for name, count in self.differences.items())
+        needs = "".join(f", with {key} = {str(value).lower()}" for key, value in self.settings.items())
+        return f"{equal}{refused}{known} (read by {self.reader}{needs})"
 
 
 def prove_chat_template(jinja: str, prompt_format: PromptFormat) -> Proof:
     """Compare a baked template with the prompt format that it was baked from. Raises UserError, naming conversation,
-    position and tokens, for the first difference that is no known one; for one that does not end, calls what the
-    sandbox forbids, or cannot be rendered at all."""
+    position and tokens, for the first difference that is no known one, or that an ordinary conversation has; for one
+    that does not end, calls what the sandbox forbids, or cannot be rendered at all."""
     cases = corpus(prompt_format)
     texts, marked = _rendered(jinja, prompt_format, cases)
     ours = prompt_format.encode_all([case.conversation for case in cases], _trained(prompt_format))
-    prover = _Prover(prompt_format)
-    for case, text, marks, example in zip(cases, texts, marked, ours, strict=True):
-        prover.check(case, text, marks, example)
-    prompts, conversations = prover.equal[False], prover.equal[True]
-    return Proof(
-        prompts, conversations, prover.refused, dict(prover.names), dict(prover.plain_names), prover.reader.name
-    )
+    ways = readers(prompt_format)
+    for reader in ways:
+        prover = _Prover(prompt_format, reader)
+        try:
+            for case, text, marks, example in zip(cases, texts, marked, ours, strict=True):
+                prover.check(case, text, marks, example)
+        except _SpaceElsewhere:
+            if reader is ways[-1]:
+                raise
+            continue
+        prompts, conversations = prover.equal[False], prover.equal[True]
+        return Proof(prompts, conversations, prover.refused, dict(prover.names), reader.name, reader.settings)
+    raise AssertionError("there is a reader")
 
 
 def _rendered(
@@ -98,19 +106,22 @@ def _trained(prompt_format: PromptFormat) -> str:
     return "all" if prompt_format.template.is_text or (f.history is None and not f.system_last) else "last"
 
 
+class _SpaceElsewhere(UserError):
+    """An ordinary conversation that differs in sentencepiece's spaces alone."""
+
+
 class _Prover:
     """Compares renderings one by one, and counts."""
 
-    def __init__(self, prompt_format: PromptFormat):
-        self.p = prompt_format
-        self.reader = _Reader(prompt_format)
+    def __init__(self, prompt_format: PromptFormat, reader: Reader):
+        self.p, self.reader = prompt_format, reader
         self.refused_texts = refused_texts(prompt_format)
         self.equal: Counter[bool] = Counter()  # by whether a conversation ends in an answer
         self.refused = 0
         self.names: Counter[str] = Counter()
-        self.plain_names: Counter[str] = Counter()
 
     def check(self, case: Case, text: str | TemplateFailed, marked: str | None, example: Example | UserError) -> None:
+        """Compare one rendering; raises UserError as `prove_chat_template`."""
         if isinstance(text, TemplateFailed) or isinstance(example, UserError):
             self._check_refused(case, text, example)
             self.refused += 1
@@ -128,11 +139,10 @@ class _Prover:
             self.equal[case.conversation.answered] += 1
             return
         name = self._explain(case, segments, theirs)
-        if name is None or (case.plain and name != "dummy-space"):
-            raise self._differs(case, _tokens(example.ids, theirs, p.tokenizer))
+        if name is None or case.plain:
+            kind = _SpaceElsewhere if name == "dummy-space" else UserError
+            raise self._differs(case, _tokens(example.ids, theirs, p.tokenizer), kind)
         self.names[name] += 1
-        if case.plain:
-            self.plain_names[name] += 1
 
     def _check_refused(self, case: Case, text: object, example: object) -> None:
         """Refused by the template only: because of what a message spells. By us only: never."""
@@ -168,42 +178,10 @@ class _Prover:
                     return "swallowed-space" if swallowed else "token-boundary"
         return None
 
-    def _differs(self, case: Case, what: str) -> UserError:
+    def _differs(self, case: Case, what: str, kind: type[UserError] = UserError) -> UserError:
         p = self.p
         cause = f"the chat template does not give the ids of {p.template.name} in {p.format_name}: of {case}, {what}"
-        return UserError(cause, "bake it anew, or use ptst itself for this template", p.folder or "")
-
-
-class _Reader:
-    """How other programs read a rendered text: whole, and with control tokens wherever it spells them."""
-
-    def __init__(self, prompt_format: PromptFormat):
-        self.tokenizer, folder = prompt_format.tokenizer, prompt_format.folder
-        self.names = spelled_names(self.tokenizer)
-        rules: Tokenizer | None = self.tokenizer if isinstance(self.tokenizer, JsonTokenizer) else None
-        if rules is None and folder is not None and (folder / "tokenizer.json").exists():
-            rules = JsonTokenizer(folder / "tokenizer.json", TokenSettings.from_folder(folder))
-        self.rules = rules
-        self.name = "tokenizer.json" if rules else "tokenizer.model, between control tokens"
-        self._ids = {name: i for name, i in self.tokenizer.tokens.items() if name in set(self.names)}
-        self._cut = re.compile("|".join(map(re.escape, sorted(self.names, key=len, reverse=True))) or "(?!)")
-
-    def read(self, text: str) -> list[int]:
-        if self.rules is not None and (ids := self.rules.encode_markers(text)) is not None:
-            return ids
-        return self._read_apart(text)
-
-    def _read_apart(self, text: str) -> list[int]:
-        """As llama.cpp does: the text is cut at the names of control tokens, the longest first."""
-        ids: list[int] = []
-        at, after = 0, None
-        for match in [*self._cut.finditer(text), None]:
-            if piece := text[at : match.start() if match else len(text)]:
-                ids += self.tokenizer.encode(piece, after=after)
-            if match:
-                ids.append(self._ids[match[0]])
-                at, after = match.end(), match[0]
-        return ids
+        return kind(cause, "bake it anew, or use ptst itself for this template", p.folder or "")
 
 
 def _place(theirs: str, ours: str) -> str:

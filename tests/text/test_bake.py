@@ -35,7 +35,6 @@ def is_proven(p: PromptFormat) -> None:
     assert proof.prompts > 150
     assert proof.conversations > 150
     assert set(proof.differences) <= {"token-boundary"}
-    assert not proof.plain_differences
 
 
 @pytest.mark.thorough
