@@ -35,7 +35,7 @@ _NOT_SHOWN = {"template", "model", "data", "val_data", "mix", "allow", "columns"
 @dataclass(frozen=True)
 class BakedTemplate:
     """A prompt format written as `chat_template.jinja`. `proof`: what was compared, in words; `differences`: known ones
-    between the file and ptst's own rendering."""
+    between the file and ptst's own rendering; `settings`: what tokenizer_config.json must say for the proof."""
 
     template: Template
     family: Family
@@ -43,6 +43,7 @@ class BakedTemplate:
     jinja: str = dataclasses.field(repr=False)
     proof: tuple[str, ...] = ()
     differences: tuple[str, ...] = ()
+    settings: Mapping[str, bool] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,15 @@ from ptst.exporting.agreement import Agreement, Observed, compare, observe, prom
 from ptst.exporting.base_name import BaseName
 from ptst.exporting.card import README, BakedTemplate, CardFacts, Kind, model_card
 from ptst.exporting.config import ExportConfig
-from ptst.exporting.folder import TEMPLATE, add_end_tokens, check_out, copy_small_files, new_folder, update_config
+from ptst.exporting.folder import (
+    TEMPLATE,
+    add_end_tokens,
+    check_out,
+    copy_small_files,
+    new_folder,
+    set_in_tokenizer_config,
+    update_config,
+)
 from ptst.exporting.merge import MergedWeights
 from ptst.exporting.results import Measured, find_results
 from ptst.exporting.shards import write_weights
@@ -85,6 +93,7 @@ def _export_weights(config: ExportConfig, source: Source, baked: BakedTemplate |
         say(f"writing {weights.num_parameters:,} parameters in {_dtypes(weights)} to {config.out}")
         write_weights(folder, weights, config.shard_bytes)
         copy_small_files(source.settings_folder, folder, baked.jinja if baked else None)
+        set_in_tokenizer_config(folder, baked.settings if baked else {})
         update_config(folder, _main_dtype(weights), always=config.dtype is not None, keep_name=source.kind == "copy")
         ends = add_end_tokens(folder, {each.terminator_id for each in source.formats})
         if ends:
@@ -110,6 +119,7 @@ def _export_adapter(config: ExportConfig, source: Source, baked: BakedTemplate |
         adapter.write(folder, source.base)
         if baked is not None:
             copy_small_files(source.model.folder, folder, baked.jinja, tokenizer_only=True)
+            set_in_tokenizer_config(folder, baked.settings)
         else:
             copy_chat_templates(source.model.folder, folder)
         shapes = {name: (len(b_Or), a_rI.shape[1]) for name, (a_rI, b_Or) in adapter.matrices.items()}

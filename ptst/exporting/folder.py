@@ -103,6 +103,16 @@ def copy_small_files(base: Path, out: Path, jinja: str | None, tokenizer_only: b
         say(f"note: not copied from {base}: {', '.join(others)}")
 
 
+def set_in_tokenizer_config(out: Path, settings: Mapping[str, bool]) -> None:
+    """Write settings that the proof of a baked template needs, and say so: they only concern how a rendered text is
+    read."""
+    if settings:
+        values = read_json(out / TOKENIZER_CONFIG)
+        write_json(out / TOKENIZER_CONFIG, {**values, **settings})
+        shown = ", ".join(f'"{key}": {str(value).lower()}' for key, value in settings.items())
+        say(f"{TOKENIZER_CONFIG} gets {shown}, so that transformers reads the chat template's text as ptst does")
+
+
 def _left_out(base: Path, copied: Iterable[Path]) -> list[str]:
     """Names of the folder's other small files; weights and what belongs to a run of ptst are not among them."""
     known = {str(path) for path in copied} | {"README.md", "run.json", "export.json", "model.safetensors.index.json"}

@@ -14,11 +14,16 @@ def bake(prompt_format: PromptFormat) -> BakedTemplate:
     jinja = bake_chat_template(prompt_format)
     proof = prove_chat_template(jinja, prompt_format)
     say(f"proven: {proof}")
+    needs = tuple(
+        f'It needs "{key}": {str(value).lower()} in tokenizer_config.json, where transformers reads Llama\'s class.'
+        for key, value in proof.settings.items()
+    )
     return BakedTemplate(
         prompt_format.template,
         prompt_format.family,
         prompt_format.format_name,
         jinja,
-        (f"Proven: {proof}.",),
+        (f"Proven: {proof}.", *needs),
         tuple(f"{name} ({count}): {proof.reasons[name]}" for name, count in proof.differences.items()),
+        proof.settings,
     )
