@@ -33,6 +33,7 @@ Found = TypeVar("Found")
 JSON = {"content-type": "application/json"}
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache", "x-accel-buffering": "no"}
 BODY_SECONDS = 60.0  # that a client may take to send its request
+LAST_SECONDS = 5.0  # that a client may take to read the end of a stream
 
 
 class Gone(Exception):
@@ -47,7 +48,7 @@ class Service:
         self.key = None if key is None else hashlib.sha256(key.encode()).digest()
         self.stopping = False
         self.running: set[asyncio.Task[Any]] = set()  # requests that are being answered
-        # Encoding holds the event loop up for as long as a prompt is long; one thread, since tokenizers keep caches.
+        # Parsing and encoding would hold the event loop up; one thread, since tokenizers keep caches.
         self.encoder = ThreadPoolExecutor(1, "ptst encoder")
 
     @property
@@ -61,15 +62,21 @@ class Service:
             cause = f"the request asks for {job.num_sequences} answers, and the server takes {self.capacity} at once"
             raise ApiError(cause, "n" if job.options.n > 1 else "prompt", code="too_many_choices")
         waiting = len(self.engine.tickets) + sum(len(s.rows) for s in self.engine.scorings)
-        if waiting + job.num_sequences > self.capacity or waiting >= self.capacity:
-            headers = {"retry-after": str(min(60, 1 + waiting // max(1, self.config.batch_size)))}
-            raise ApiError("the queue is full; try again later", status=429, code="queue_full", headers=headers)
+        if waiting + job.num_sequences > self.capacity:
+            raise self.full(waiting)
         return Answering(job, self.engine)
 
+    def full(self, waiting: int) -> ApiError:
+        """There is no room; with a guess at when there will be."""
+        headers = {"retry-after": str(min(60, 1 + waiting // self.config.batch_size))}
+        return ApiError("the queue is full; try again later", status=429, code="queue_full", headers=headers)
+
     def check_running(self) -> None:
-        """Raise ApiError where no new request is taken."""
+        """Raise ApiError where no new request is taken; a body is not even read then."""
         if self.stopping or not self.engine.alive:
             raise stopping()
+        if len(self.running) > 2 * self.capacity:
+            raise self.full(len(self.running))
 
 
 def application(service: Service) -> ASGIApp:
@@ -106,9 +113,10 @@ async def answer(request: Request) -> Response:
     service: Service = request.app.service
     service.check_running()
     deadline = asyncio.get_running_loop().time() + service.config.request_timeout
-    value = parse_body(await read_body(request, service.config.max_body_bytes))
-    job = await _encoded(request, service, value)
-    request.state.job = job
+    body = await read_body(request, service.config.max_body_bytes)
+    is_chat = request.url.path.endswith("/chat/completions")
+    running = asyncio.get_running_loop().run_in_executor(service.encoder, prepare, service, is_chat, body)
+    job = request.state.job = await running
     answering = service.admit(job)
     if job.options.stream:
         return EventStream(answering, deadline)
@@ -121,17 +129,14 @@ async def answer(request: Request) -> Response:
         answering.close()
 
 
-async def _encoded(request: Request, service: Service, value: Any) -> Job:
-    """The request as a job; its prompt is encoded in another thread."""
-    catalog, most = service.catalog, service.config.max_new_tokens
-    loop = asyncio.get_running_loop()
-    if request.url.path.endswith("/chat/completions"):
+def prepare(service: Service, is_chat: bool, body: bytes) -> Job:
+    """A body as a job. Raises ApiError."""
+    catalog, most, value = service.catalog, service.config.max_new_tokens, parse_body(body)
+    if is_chat:
         chat = parse_chat(value)
-        model = catalog.find(chat.options.model)
-        return await loop.run_in_executor(service.encoder, chat_job, chat, model, most)
+        return chat_job(chat, catalog.find(chat.options.model), most)
     completion = parse_completion(value)
-    model = catalog.find(completion.options.model)
-    return await loop.run_in_executor(service.encoder, completion_job, completion, model, most)
+    return completion_job(completion, catalog.find(completion.options.model), most)
 
 
 async def read_body(request: Request, limit: int) -> bytes:
@@ -176,25 +181,21 @@ class EventStream(Response):
     async def _send_all(self, scope: Scope, send: Send) -> None:
         service: Service = scope["app"].service
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        chunks = self.answering.stream()
+        chunks, last = self.answering.stream(), b""
         try:
             async with asyncio.timeout_at(self.deadline):
                 async for chunk in chunks:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        except TimeoutError:
-            await self._send_error(send, scope, _too_slow(service))
-        except ApiError as error:
-            await self._send_error(send, scope, stopping() if service.stopping else error)
+        except (TimeoutError, ApiError) as error:
+            told = error if isinstance(error, ApiError) else _too_slow(service)
+            told = stopping() if service.stopping else told
+            scope["state"]["error"], last = told.status, sse(told.body())
         finally:
             await chunks.aclose()  # type: ignore[attr-defined]
-        await send({"type": "http.response.body", "body": b""})
-
-    async def _send_error(self, send: Send, scope: Scope, error: ApiError) -> None:
-        scope["state"]["error"] = error.status
-        # A client that does not read must not keep the request for ever.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(5):
-                await send({"type": "http.response.body", "body": sse(error.body()), "more_body": True})
+            self.answering.close()
+        with suppress(TimeoutError):  # a client that does not read must not keep the request for ever
+            async with asyncio.timeout(LAST_SECONDS):
+                await send({"type": "http.response.body", "body": last})
 
 
 async def _unless_gone(receive: Receive, work: Awaitable[Found]) -> Found:
@@ -245,7 +246,7 @@ class Door:
             state["gone"] = True
         finally:
             self.service.running.discard(task)
-            log(scope, status, time.monotonic() - started)
+            log(scope, status or 499, time.monotonic() - started)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, unanswered: Callable[[], bool]) -> None:
         try:

@@ -56,8 +56,8 @@ class Job:
 
     @property
     def num_sequences(self) -> int:
-        """Sequences of the engine that it takes."""
-        return len(self.prompts) * self.options.n if self.sampling is not None else 0
+        """Sequences that it computes, those that are only scored included."""
+        return len(self.prompts) * (self.options.n if self.sampling is not None else 1)
 
     def requests(self) -> list[Request]:
         """One for each choice, those of the first prompt first. The random numbers of a choice depend on the seed and

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import socket
 import time
 
 import pytest
@@ -121,3 +122,21 @@ def test_a_client_that_goes_away_frees_its_sequence_at_once(server, tiny_folder)
         wait_until_idle(server, 5)
         assert engine.statistics.tokens - before < 1500
     assert blocks_left(engine) == 0
+
+
+def test_a_client_that_does_not_read(tiny_folder, monkeypatch):
+    """Its answer is given up in time, and its connection is closed."""
+    monkeypatch.setattr("ptst.serving.app.LAST_SECONDS", 0.2)
+    with running(tiny_folder, request_timeout=1.5) as server:
+        server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # accepted connections have it, too
+        body = {"model": f"{tiny_folder.name}@chat:plain", "messages": [{"role": "user", "content": "Hi"}]}
+        data = json.dumps({**body, "max_tokens": 1900, "temperature": 0, "stream": True, "n": 4}).encode()
+        head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with socket.socket() as lazy:
+            lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            lazy.connect(("127.0.0.1", server.port))
+            lazy.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
+            time.sleep(0.3)
+            assert not is_idle(server)
+            wait_until_idle(server, 10)
+        assert blocks_left(server.service.engine._engine) == 0
