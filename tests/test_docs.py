@@ -32,6 +32,7 @@ CONFIGS = {
     "judge": "ptst.evaluation.judge_config:JudgeConfig",
     "push": "ptst.exporting.push_config:PushConfig",
     "serve": "ptst.serving.config:ServeConfig",
+    "export": "ptst.exporting.config:ExportConfig",
 }
 ROOMS = ("ptst", "kernels", "tests", "docs", "benchmarks", "examples", ".github", ".ci")
 

@@ -73,7 +73,7 @@ class MergedWeights:
         own = self.adapter.matrices.get(key.removesuffix(".weight")) if self.adapter else None
         dtype = self.dtype_of(key)
         if own is None and tensor.dtype == dtype:
-            return tensor
+            return tensor.clone()  # a view would keep all pages of the file that were read in memory
         exact = tensor if own is None or self.adapter is None else merged_weight(tensor, *own, self.adapter.scale)
         written = exact.to(dtype)
         if not torch.isfinite(written).all():
