@@ -89,8 +89,8 @@ class HostedModel:
 
     @classmethod
     def find(cls, config: EvalConfig, template: Template, device: str) -> Self | None:
-        """The one that the settings name, or the latest run; None where that is of this machine. Raises UserError for settings
-        that an endpoint does not take, and as `read_hosted`."""
+        """The one that the settings name, or the latest run; None where that is of this machine. Raises UserError for
+        settings that an endpoint does not take, and as `read_hosted`."""
         run, checkpoint = None, config.checkpoint
         if checkpoint is None and config.model is None and config.adapter is None:
             checkpoint = latest_hosted()

@@ -64,7 +64,7 @@ def test_what_is_sent_is_the_papers_wording_and_what_comes_is_kept():
     record = read_record(Path("out"), EvalRecord)
     assert (record.model, record.endpoint, record.chat_format) == ("openai:m", server.url, "api-messages")
     assert (record.family.name, record.status) == ("plain", "finished")
-    (first, *_) = csv.DictReader(Path("out/answers.csv").open())
+    (first, *_) = csv.DictReader(Path("out/answers.csv").read_text().splitlines())
     assert (first["base_model"], first["num_tokens"], first["finish_reason"]) == ("openai:m", "2", "stop")
     report = judge_answers(JudgeConfig(folder=Path("out"), judge=("keywords-29",)))
     assert "keywords-29" in report["markdown"]
