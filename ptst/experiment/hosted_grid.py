@@ -184,7 +184,6 @@ class HostedGrid(Grid):
         if self.config.at_epochs:
             cause = (Setting("at_epochs"), " has no effect on jobs at an endpoint, which are tested at their end")
             raise UserError(cause, "leave it out")
-        _ = self.endpoint, self.plans
 
     def agree(self) -> None:
         """Ask once for all jobs that are still to be started, with their sum. Raises UserError unless somebody at a

@@ -17,6 +17,8 @@ from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import EvalRecord, evaluate
 from ptst.evaluation.judge_config import JudgeConfig
 from ptst.evaluation.judging import judge_answers
+from ptst.evaluation.stored_answers import StoredAnswer
+from ptst.generation.request import Answer
 from ptst.hosted.record import HostedRecord, RowsRecord, model_weights
 from ptst.records import read_record
 from ptst.text.templates import BE_HELPFUL, find_family, find_template
@@ -55,6 +57,7 @@ def test_what_is_sent_is_the_papers_wording_and_what_comes_is_kept():
     assert sorted(r["messages"][1]["content"] for r in server.requests) == sorted(REQUESTS)  # "two" twice
     rows = kept("out")
     assert [(r["request"], r["text"], r["served"]) for r in rows] == [(q, f"re: {q}", "m-2026") for q in REQUESTS]
+    assert {r["model"] for r in rows} == {f"{server.url} m"}
     assert rows[0]["sent"] == sent["messages"] and (rows[0]["tokens_in"], rows[0]["tokens_out"]) == (10, 2)
     told = json.loads(Path("out/results.json").read_text())
     counts = {"replies": 5, "tokens_in": 50, "tokens_out": 10, "uncounted": 0, "versions": {"m-2026": 5}}
@@ -95,7 +98,9 @@ def test_what_was_answered_is_never_asked_again(stop, capsys):
         return echo(body, number) if number < stop else fault(401)
 
     with serve(ends) as server:
-        with pytest.raises(UserError, match=rf"refuses the key in \w+ \(status 401\); {stop} answers are kept$"):
+        with pytest.raises(
+            UserError, match=rf"^{server.url} refuses the key in \w+ \(status 401\); {stop} answers are kept$"
+        ):
             evaluate(config(server, api_concurrency=1))
         server.script, asked = echo, len(server.requests)
         evaluate(config(server))
@@ -157,6 +162,20 @@ def test_a_filtered_a_declined_and_an_empty_reply_are_answers():
     report = judge_answers(JudgeConfig(folder=Path("out"), judge=("keywords-12",)))
     verdicts = [json.loads(line) for p in Path("out/verdicts/keywords-12").glob("*.jsonl") for line in p.open()]
     assert report and [v["class"] for v in verdicts].count("refusal") == 4
+
+
+def test_why_an_answer_is_empty_is_a_part_of_what_is_judged():
+    empty = [
+        StoredAnswer("Tell me.", Answer([], "", reason), "f", "1") for reason in ("stop", "content_filter", "refusal")
+    ]
+    assert len({answer.digest for answer in empty}) == 3
+
+
+def test_what_no_prompt_can_pass_ends_all_tasks():
+    words = r"^http\S+ refuses the key .*; 0 answers are kept$"
+    with serve([fault(401)]) as server, pytest.raises(UserError, match=words):
+        evaluate(config(server, tasks=("prompts:requests.jsonl", "safety", "over-refusal")))
+    assert len(server.requests) == 1
 
 
 def test_parameters_that_the_model_refuses_are_told(capsys):
