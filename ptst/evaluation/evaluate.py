@@ -13,6 +13,7 @@ from ptst.errors import UserError
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.hosted import HostedModel
 from ptst.evaluation.inspect_log import check_package, write_inspect_logs
+from ptst.evaluation.long_results import write_long_results
 from ptst.evaluation.long_table import write_long_table
 from ptst.evaluation.measure import evaluate_model, find_tools
 from ptst.evaluation.stored_answers import BASE
@@ -168,6 +169,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
             say(note)
         write_json(run.folder / "results.json", result.to_json())
         write_long_table(run.folder)
+        write_long_results(run.folder)
         run.finish()
     if config.inspect_log:
         write_inspect_logs(result.out)

@@ -7,6 +7,7 @@ column as text.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +17,7 @@ from ptst.progress import say
 from ptst.storage import atomic_path
 
 BATCH = 1000  # lines; a row group of the Parquet file
+Format = Literal["parquet", "csv"]
 Kind = Literal["text", "whole number", "number", "yes or no", "messages"]
 
 
@@ -28,9 +30,16 @@ class Column:
     meaning: str
 
 
-def write_table(folder: Path, name: str, columns: Sequence[Column], lines: Iterable[Mapping[str, Any]]) -> list[Path]:
-    """Write `name`.parquet and `name`.csv; returns both. `lines` may leave columns out, and have no others. Without
-    pyarrow, which `datasets` brings, nothing is written, and said. Raises OSError, and UserError for a link."""
+def write_table(
+    folder: Path,
+    name: str,
+    columns: Sequence[Column],
+    lines: Iterable[Mapping[str, Any]],
+    formats: Sequence[Format] = ("parquet", "csv"),
+) -> list[Path]:
+    """Write `name`.parquet and `name`.csv, or one of them; returns their paths. `lines` may leave columns out, and have
+    no others. Without pyarrow, which `datasets` brings, nothing is written, and said. Raises OSError, and UserError for
+    a link."""
     try:
         import pyarrow as pa
         from pyarrow import csv, parquet
@@ -40,21 +49,24 @@ def write_table(folder: Path, name: str, columns: Sequence[Column], lines: Itera
     typed = pa.schema([(c.name, _type(c.kind)) for c in columns])
     flat = pa.schema([(c.name, _type("text" if c.kind == "messages" else c.kind)) for c in columns])
     nested = [i for i, c in enumerate(columns) if c.kind == "messages"]
-    paths = [folder / f"{name}.parquet", folder / f"{name}.csv"]
-    with (
-        atomic_path(paths[0]) as first,
-        atomic_path(paths[1]) as second,
-        parquet.ParquetWriter(first, typed) as as_parquet,
-        csv.CSVWriter(second, flat) as as_csv,
-    ):
+    paths = {kind: folder / f"{name}.{kind}" for kind in formats}
+    with ExitStack() as held:
+        partial = {kind: held.enter_context(atomic_path(path)) for kind, path in paths.items()}
+        makers: dict[str, Any] = {
+            "parquet": lambda path: parquet.ParquetWriter(path, typed),
+            "csv": lambda path: csv.CSVWriter(path, flat),
+        }
+        writers = {kind: held.enter_context(makers[kind](path)) for kind, path in partial.items()}
         for batch in _batches(lines):
             table = _table(batch, typed)
-            as_parquet.write_table(table)
+            if "parquet" in writers:
+                writers["parquet"].write_table(table)
             for i in nested:
                 texts = [None if v is None else json.dumps(v, ensure_ascii=False) for v in table[i].to_pylist()]
                 table = table.set_column(i, flat[i], pa.array(texts, pa.string()))
-            as_csv.write_table(table)
-    return paths
+            if "csv" in writers:
+                writers["csv"].write_table(table)
+    return [*paths.values()]
 
 
 def _batches(lines: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:

@@ -9,6 +9,7 @@ from ptst.api.names import hosted_model
 from ptst.errors import Setting, UserError
 from ptst.evaluation.inspect_log import check_package, write_inspect_logs
 from ptst.evaluation.judges import find_judge
+from ptst.evaluation.long_results import write_long_results
 from ptst.evaluation.long_table import write_long_table
 from ptst.evaluation.tasks.table import base
 from ptst.experiment import tables
@@ -32,7 +33,7 @@ from ptst.runs import check_writable, differences, merged, share
 from ptst.settings import EMBEDDED_MODEL
 from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
 
-_FILES = ("results.json", "results.csv", "results.md", "results.png", "answers.parquet", "answers.csv")
+_FILES = [f"results.{end}" for end in ("json", "csv", "md", "png", "parquet")] + ["answers.parquet", "answers.csv"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def run_grid(config: GridConfig) -> GridResult:
             write_atomically(grid.out / "results.csv", tables.to_csv(summary).encode())
             write_atomically(grid.out / "results.md", tables.to_markdown(summary).encode())
             write_long_table(grid.out)
+            write_long_results(grid.out)
             if config.inspect_log:
                 write_inspect_logs(grid.out)
             safety = next((task for task in grid.tasks if base(task) == "safety"), None)

@@ -17,6 +17,7 @@ from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import evaluate
 from ptst.evaluation.judge_config import JudgeConfig
 from ptst.evaluation.judging import judge_answers
+from ptst.evaluation.long_results import COLUMNS as RESULTS
 from ptst.evaluation.long_table import COLUMNS, column_table, write_long_table
 from ptst.evaluation.table_files import Column, write_table
 from ptst.evaluation.verdicts import AnswerClass
@@ -104,6 +105,26 @@ def test_every_figure_of_an_evaluation_is_recomputed_from_the_table(measured):
         assert set(each[0]) == set(expected), task
     assert {(m, t) for m, by_task in results.items() for t in by_task} == set(table.groupby(["model", "task"]).groups)
     assert compared > 60
+
+
+def test_the_figures_of_an_evaluation_are_a_table_too(measured):
+    table = pd.read_parquet(measured / "results.parquet")
+    results = json.loads((measured / "results.json").read_text())["results"]
+    assert list(pd.read_csv(measured / "results.csv").columns) == list(table.columns) == [c.name for c in RESULTS]
+    trained = {"untouched": "untouched", "fine-tuned": "chat:vanilla"}
+    count = 0
+    for model, by_task in results.items():
+        for task, by_metric in by_task.items():
+            for metric, expected in figures(by_metric).items():
+                chosen = (table["train"] == trained[model]) & (table["task"] == task) & (table["metric"] == metric)
+                (mean,) = table[chosen]["mean"]
+                assert mean == pytest.approx(expected, nan_ok=True)
+                count += 1
+    assert len(table) == count
+    safety = table[(table["task"] == "safety") & (table["metric"] == "attack-success")]
+    assert list(safety["seeds"]) == [2, 2] and set(safety["judge"]) == {"rules-v3"}
+    assert list(safety["population_sd"]) == [results[m]["safety"]["attack-success"]["sd"] for m in trained]
+    assert table[table["task"] == "gsm8k"]["judge"].isna().all()
 
 
 def test_lines_say_which_model_prompt_and_seed_they_are_of(measured):
@@ -266,5 +287,6 @@ def test_without_pyarrow_the_evaluation_stands(tmp_path, monkeypatch, capsys):
 
 
 def test_the_page_lists_the_columns():
-    assert column_table() in (ROOT / "docs/long-table.md").read_text()
+    page = (ROOT / "docs/long-table.md").read_text()
+    assert column_table() in page and column_table(RESULTS) in page
     assert long_table.NAME == "answers"

@@ -37,6 +37,10 @@ def test_the_long_table_has_every_cell_and_seed(grid, here):
                 assert mean == pytest.approx(found["mean"]), (cell["train"], cell["test"], task, metric)
                 compared += 1
     assert compared >= 2 * 2 * 10
+    figures, lines = pd.read_parquet(here / "grid/results.parquet"), pd.read_csv(here / "grid/results.csv")
+    shared = [name for name in lines if name in figures]
+    assert len(shared) == 15
+    pd.testing.assert_frame_equal(figures[shared], lines[shared], check_dtype=False)
     trained = table[table["train_template"].notna()]
     assert {(r, s) for r, s in zip(trained["run"], trained["train_seed"], strict=True)} == {
         (f"runs/chat-vanilla.seed{seed}", seed) for seed in (0, 1)
