@@ -114,13 +114,13 @@ def test_nothing_leaks_and_no_answer_is_lost(server, tiny_folder):
 def test_a_client_that_goes_away_frees_its_sequence_at_once(server, tiny_folder):
     """Long before its answer would have ended."""
     body = {"model": f"{tiny_folder.name}@chat:plain", "messages": [{"role": "user", "content": "Hi"}]}
-    body |= {"max_tokens": 1900, "temperature": 0}
+    body |= {"max_tokens": 1900, "temperature": 0, "n": 8}
     engine = server.service.engine._engine
     for stream in (False, True):
         before = engine.statistics.tokens
         asyncio.run(ask(server.port, {**body, "stream": stream}, 0.15 if not stream else None, 2 if stream else None))
         wait_until_idle(server, 5)
-        assert engine.statistics.tokens - before < 1500
+        assert engine.statistics.tokens - before < 12_000
     assert blocks_left(engine) == 0
 
 
@@ -136,7 +136,7 @@ def test_a_client_that_does_not_read(tiny_folder, monkeypatch):
             lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             lazy.connect(("127.0.0.1", server.port))
             lazy.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-            time.sleep(0.3)
-            assert not is_idle(server)
-            wait_until_idle(server, 10)
+            while not server.service.engine.tickets:
+                time.sleep(0.01)
+            wait_until_idle(server, 30)
         assert blocks_left(server.service.engine._engine) == 0
