@@ -27,15 +27,15 @@ ROWS = [
 PLAIN = [{**row, "q": row["q"].replace("<|im_end|>", "it"), "a": "x", "choices": [" a", " the"]} for row in ROWS]
 
 
-def tasks(rows) -> list[dict]:
-    """One of each kind of request; the data are here."""
+def tasks(rows, end: str = "") -> list[dict]:
+    """One of each kind of request; the data are here. `end`: of every prompt."""
     from datasets import Dataset, DatasetDict
 
     shared = {
         "custom_dataset": lambda **_options: DatasetDict({"test": Dataset.from_list(rows)}),
         "test_split": "test",
         "fewshot_split": "test",
-        "doc_to_text": "Q: {{q[:40]}}\nA:",
+        "doc_to_text": "Q: {{q[:40]}}\nA:" + end,
     }
     choice = {"output_type": "multiple_choice", "doc_to_choice": "choices", "doc_to_target": "gold"}
     until = {"output_type": "generate_until", "doc_to_target": "a", "metric_list": [{"metric": "exact_match"}]}
@@ -73,7 +73,7 @@ def test_the_same_as_lm_evals_own_class(folder):
 
     theirs = HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=2, max_length=100)
     ours = EngineLM(model=folder, batch_size=2, max_length=100)
-    wanted = [{**task, "num_fewshot": 1 if task["task"] == "until" else 0} for task in tasks(PLAIN)]
+    wanted = [{**task, "num_fewshot": 1 if task["task"] == "until" else 0} for task in tasks(PLAIN, end=" ")]
     a, b = run(ours, wanted), run(theirs, wanted)
     assert responses(a, "until") == responses(b, "until")
     assert any(text for ((text,),) in responses(a, "until")), "some answer has words"
