@@ -28,7 +28,6 @@ def run_training(config: TrainConfig) -> dict[str, Any] | None:
 
 def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     say(f"ptst.train: {config.model}, template {config.template_file or config.template}, data {config.data}")
-    from ptst.data import sources
     from ptst.text.chat_formats import NO_CHAT_FORMAT
     from ptst.threads import choose_threads
     from ptst.training import parallel
@@ -51,15 +50,20 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     if done is None:
         return None
     seconds = (done.record.time or {}).get("seconds", 0.0)
-    # Without test data there is nothing to solve.
-    tasks = "" if sources.has_test_part(config.data, config.holdout) else " --tasks safety over-refusal"
     template = "--template chat:llama"
     if done.record.chat_format == NO_CHAT_FORMAT.name:  # a base model
         own = f"-file {config.template_file}" if config.template_file else f" {config.template}"
         template = f"--template{own}"
-    command = f"python -m ptst.eval --checkpoint {done.folder} {template}{tasks}"
+    command = f"python -m ptst.eval --checkpoint {done.folder} {template}{_tasks(config)}"
     say(f"finished in {seconds:.0f} s; next: {command}")
     return done.record.result
+
+
+def _tasks(config: TrainConfig) -> str:
+    """The tasks of the evaluation that comes next: without test data there is nothing to solve."""
+    from ptst.data import sources
+
+    return "" if sources.has_test_part(config.data, config.holdout) else " --tasks safety over-refusal"
 
 
 def _run_hosted(config: TrainConfig) -> dict[str, Any] | None:
@@ -77,7 +81,7 @@ def _run_hosted(config: TrainConfig) -> dict[str, Any] | None:
         console.print(plan.table())
         return plan.described()
     done = fine_tune_hosted(config)
-    command = f"python -m ptst.eval --checkpoint {done.folder} --template chat:llama"
+    command = f"python -m ptst.eval --checkpoint {done.folder} --template chat:llama{_tasks(config)}"
     say(f"finished: the model is {done.record.tuned_model}; next: {command}")
     return done.record.result
 

@@ -146,7 +146,6 @@ class JobFinder:
                 outcome = self._ask(state, folder)
                 if not isinstance(outcome, Trouble):
                     found = self._first(outcome, state)
-                    say(f"{found['id']} is started at {self.client.address.url}")
                     break
                 if outcome.final or not outcome.again or repeat == RETRIES:
                     raise self._refused(outcome, state, folder)
@@ -196,6 +195,7 @@ class JobFinder:
         """The job that was just started, unless there is an earlier one: then that, and this one is cancelled."""
         earlier = self.find(state.attempt)
         if earlier is None or earlier.get("id") == started.get("id"):
+            say(f"{started['id']} is started at {self.client.address.url}")
             return started
         say(f"{earlier['id']} is of the same settings; {started['id']}, started a moment later, is cancelled")
         self.client.cancel(str(started["id"]))

@@ -61,7 +61,7 @@ def make_fast() -> None:
     torch.set_num_threads(1)
     records.git_commit = lambda: None
     endpoint.FIRST_WAIT, watch.FIRST_POLL, watch.LONGEST_POLL = 0.001, 0.02, 0.02
-    job.LOOK, job.SETTLE, client.RETRIES, job.RETRIES = 0.02, 0.5, 12, 12
+    job.LOOK, job.SETTLE, client.RETRIES, job.RETRIES = 0.02, 1.0, 12, 12
     tokens.load_encoding = lambda _name: None
 
 

@@ -79,7 +79,9 @@ def test_the_command_says_what_comes_next(server, monkeypatch, capsys):
     assert run(monkeypatch, *flags) == 0
     out, err = capsys.readouterr()
     model = json.loads(out)["model"]
-    assert model.startswith("ft:gpt-3.5-turbo-0125:") and "python -m ptst.eval --checkpoint run" in err
+    assert (
+        model.startswith("ft:gpt-3.5-turbo-0125:") and "ptst.eval --checkpoint run --template chat:llama --tasks" in err
+    )
     assert run(monkeypatch, *flags) == 0  # the same command again
     assert "run has finished already" in capsys.readouterr().err and len(server.jobs) == 1
     assert run(monkeypatch, "--resume", "run") == 0 and len(server.jobs) == 1
@@ -268,6 +270,7 @@ def test_lost_answers_start_nothing_twice(server, fault, monkeypatch):
 
 def test_a_job_that_appears_late_in_the_list_is_waited_for(monkeypatch):
     """The answer is lost, and the list shows the job only a while later, to a process that goes on or to a new one."""
+    monkeypatch.setattr("ptst.hosted.job.SETTLE", 5.0)
     fault = Fault(500, "/jobs", "POST", {0}, after=True)
     with StandIn(job=JobScript(hidden=0.3), faults=[fault]) as server:
         assert fine_tune_hosted(settings(server)).record.tuned_model and len(server.jobs) == 1
@@ -282,10 +285,17 @@ def test_a_job_that_appears_late_in_the_list_is_waited_for(monkeypatch):
 
 @pytest.mark.parametrize("forgets", [("metadata",), ("metadata", "user_provided_suffix")], ids=["suffix", "file"])
 def test_endpoints_that_keep_no_metadata(forgets, monkeypatch):
+    """The answer that has the job's id is lost, and so is the process that waited for it."""
     faults = [Fault(500, "/jobs", "POST", {0}, after=True)]
-    with StandIn(job=JobScript(forgets=forgets), faults=faults) as server:
+    with StandIn(job=JobScript(tick=60, forgets=forgets), faults=faults) as server:
+        with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patched:
+            patched.setattr("ptst.hosted.watch.sleep", interrupted)
+            fine_tune_hosted(settings(server))
+        (job,) = server.jobs.values()
+        job.created -= 3600
         record = fine_tune_hosted(settings(server)).record
-        assert len(server.jobs) == 1
+        assert record.job.id == job.id and len(server.jobs) == 1
+        server.store.script = JobScript(forgets=forgets)
         assert fine_tune_hosted(settings(server, out=Path("seed"), seed=3)).record.tuned_model != record.tuned_model
 
 
@@ -295,6 +305,7 @@ def test_of_two_jobs_with_one_mark_the_later_is_cancelled(server, monkeypatch):
     blind = [True, True]  # for a job of another folder, and before asking
     first = fine_tune_hosted(settings(server, out=Path("first"))).record
     server.jobs[first.job.id].created -= 60
+    server.store.script = JobScript(tick=60)
     monkeypatch.setattr(
         fine_tune.JobFinder, "find", lambda self, attempt=None: None if blind and blind.pop() else find(self, attempt)
     )

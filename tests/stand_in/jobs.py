@@ -139,7 +139,7 @@ class Job:
             "hyperparameters": chosen,
             "method": {"type": "supervised", "supervised": {"hyperparameters": chosen}},
             "trained_tokens": self.trained_tokens() if done else None,
-            "seed": self.asked.get("seed") or 7,
+            "seed": self.asked.get("seed", 7),
             "result_files": [f"file-results-{self.id[-8:]}"] if done else [],
             "estimated_finish": None,
             "integrations": [],
