@@ -173,8 +173,8 @@ def rounding_change(
 
 
 def accepted_change(rounding: float, logit_range: float) -> float:
-    """The largest change of a logit that rounding explains: four times what moving all weights at random by as much does
-    to this very model on these prompts, and what sums in another order do in float32.
+    """The largest change of a logit that rounding explains: four times what moving all weights at random by as much
+    does to this very model on these prompts, and what sums in another order do in float32.
 
     The largest of millions of changes differs little from one draw to the next: exports that are right changed a logit
     by 0.6 to 1.6 times as much (docs/export.md). A mistake (another scale, a matrix that is left out) changes logits by
