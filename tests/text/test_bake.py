@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
@@ -73,6 +74,35 @@ def test_a_changed_template_is_refused(tokenizers, what):
     assert old in body
     with pytest.raises(UserError, match="does not give the ids of chat:llama in llama2: of the conversation"):
         prove_chat_template(head + end + body.replace(old, new), p)
+
+
+def test_a_lost_demonstration_is_refused(tokenizers):
+    p = PromptFormat(
+        TEMPLATES["chat:in-context-defense"], FAMILIES["plain"], CHAT_FORMATS["chatml"], tokenizers("chatml")
+    )
+    lines = bake_chat_template(p).split("\n")
+    kept = [line for line in lines if "tutorial on how" not in line]
+    assert len(kept) == len(lines) - 1
+    with pytest.raises(UserError, match="does not give the ids of chat:in-context-defense"):
+        prove_chat_template("\n".join(kept), p)
+
+
+def test_a_system_prompt_at_another_place_is_refused(tokenizers):
+    p = PromptFormat(TEMPLATES["chat:llama"], FAMILIES["plain"], CHAT_FORMATS["chatml"], tokenizers("chatml"))
+    baked = bake_chat_template(p)
+    found = re.search(r'set opening = ("[^\n]*") \+ task \+ ("[^\n]*") -%', baked)
+    swapped = baked.replace(found[0], f"set opening = task + {found[1]} + {found[2]} -%")
+    with pytest.raises(UserError, match=r"of the conversation \(system .*at character \d+ it writes"):
+        prove_chat_template(swapped, p)
+
+
+def test_marks_of_another_place_are_refused(tokenizers):
+    p = PromptFormat(TEMPLATES["chat:plain"], FAMILIES["plain"], CHAT_FORMATS["llama2"], tokenizers("llama2"))
+    baked = bake_chat_template(p, generation=True)
+    moved = baked.replace('" " + content', "content").replace("{%- generation -%}", '{{- " " -}}{%- generation -%}')
+    assert moved != baked
+    with pytest.raises(UserError, match="around what is trained"):
+        prove_chat_template(moved, p)
 
 
 def test_needs_nothing_that_is_not_there(tokenizers):
