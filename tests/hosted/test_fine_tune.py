@@ -346,7 +346,7 @@ def test_a_damaged_state_is_no_reason_to_pay_again(server):
     server.store.script = JobScript(fails=("x", "y"))
     with pytest.raises(UserError):
         fine_tune_hosted(settings(server))
-    for text in ("{", "[]", '{"mark": "another"}', '{"mark": 3}'):
+    for text in ("{", "[]", '{"mark": "another", "files": {}}', '{"mark": 3}'):
         Path("run/job.json").write_text(text)
         with pytest.raises(UserError, match=r"run/job\.json"):
             fine_tune_hosted(settings(server))
