@@ -18,6 +18,8 @@ from ptst import push
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import evaluate
+from ptst.exporting.config import ExportConfig
+from ptst.exporting.export import export_model
 from ptst.exporting.parcel import pack
 from ptst.exporting.push_config import PushConfig
 from ptst.push import run_push
@@ -241,6 +243,13 @@ def test_an_exported_folder_goes_up_by_the_same_list(trained, hub, tmp_path):
     (out / "LICENSE").symlink_to(trained / "notes.txt")
     with pytest.raises(UserError, match="is a symbolic link"):
         run_push(config(out, base_name=None))
+
+
+def test_what_ptst_export_writes_goes_up_whole(trained, hub, tmp_path):
+    export_model(ExportConfig(checkpoint=trained, adapter_only=True, base_name=BASE, out=tmp_path / "out"))
+    told = run_push(config(tmp_path / "out", base_name=None))
+    assert not told["left"] and set(hub.files("org/name")) == {path.name for path in (tmp_path / "out").iterdir()}
+    assert str(trained.parent).encode() not in b"".join(hub.files("org/name").values())
 
 
 def test_mistakes_are_one_sentence(trained, hub, tmp_path):
