@@ -141,3 +141,22 @@ def test_baked_templates_of_every_format(tmp_path, name):
 def render(tokenizer, turns: list[tuple[str, str]]) -> list[int]:
     messages = [{"role": role, "content": content} for role, content in turns]
     return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+@pytest.mark.parametrize("name", folders.SPELLED)
+def test_trained_tokens_of_a_baked_template(tmp_path, name):
+    """With marks around what is trained, which transformers and TRL read: the tokens in their loss are those in ours."""
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    folder = folders.write_folder(tmp_path, folders.SPELLED[name], folders.CONTROL.get(name, ()), **settings)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    train_on = "last" if name == "mistral-v3" else "all"  # where the system prompt moves with the last question
+    for template in ("chat:vanilla", "chat:llama"):
+        p = open_prompt_format(folder, find_template(template), "gsm8k")
+        tokenizer.chat_template = bake_chat_template(p, generation=True)
+        for turns in ([*turns, ("assistant", "It is 4.")] for turns in TURNS):
+            example = p.encode(Conversation(tuple(Message(*turn) for turn in turns), "a test"), train_on)
+            messages = [{"role": role, "content": content} for role, content in turns]
+            theirs = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+            assert theirs["input_ids"] == example.ids
+            assert theirs["assistant_masks"] == [int(trained) for trained in example.loss_mask], (template, turns)
+            assert 0 < sum(example.loss_mask) < len(example.ids)
