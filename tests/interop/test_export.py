@@ -145,7 +145,7 @@ def render(tokenizer, turns: list[tuple[str, str]]) -> list[int]:
 
 @pytest.mark.parametrize("name", folders.SPELLED)
 def test_trained_tokens_of_a_baked_template(tmp_path, name):
-    """With marks around what is trained, which transformers and TRL read: the tokens in their loss are those in ours."""
+    """With marks around what is trained, which transformers and TRL read: the tokens in their loss are in ours."""
     settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
     folder = folders.write_folder(tmp_path, folders.SPELLED[name], folders.CONTROL.get(name, ()), **settings)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
