@@ -25,7 +25,7 @@ def model(tiny_folder):
 
 def send(server, path: str, data: bytes, **headers: str) -> httpx.Response:
     headers = {"content-type": "application/json", **{k.replace("_", "-"): v for k, v in headers.items()}}
-    return httpx.post(f"{server.url}/{path}", content=data, headers=headers, timeout=30)
+    return server._http.post(f"{server.url}/{path}", content=data, headers=headers)
 
 
 def check(response: httpx.Response, status: int, param: str | None, code: str | None = None) -> None:
