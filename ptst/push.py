@@ -1,12 +1,11 @@
 """`python -m ptst.push`: a run, or an exported folder, into a repository of the hub."""
 
-import sys
 from typing import Any
 
 from ptst import cli
-from ptst.errors import Setting, UserError
+from ptst.consent import ask_consent
 from ptst.exporting.push_config import PushConfig
-from ptst.progress import console, printable, say
+from ptst.progress import say
 
 
 def run_push(config: PushConfig) -> dict[str, Any]:
@@ -33,21 +32,13 @@ def run_push(config: PushConfig) -> dict[str, Any]:
     if config.dry_run:
         return {**told, "commit": None}
     if not config.yes:
-        _agree(place, config.private)
+        readers = "" if config.private else ", which others can read"
+        question = f"Upload them to {place}{readers}?"
+        ask_consent("uploading needs consent", "the files", question, "nothing was uploaded")
     message = config.message or f"{parcel.name}: {parcel.kind} by ptst"
     done = push_files(config.repo, parcel.uploads, message, revision=config.revision, private=config.private)
     say(f"uploaded: {done.url}")
     return {**told, "commit": done.commit, "url": done.url, "created": done.created}
-
-
-def _agree(place: str, private: bool) -> None:
-    """Raise UserError unless somebody agrees."""
-    if not sys.stdin.isatty():
-        cause = "uploading needs somebody's consent, and nobody is at a terminal"
-        raise UserError(cause, ("give ", Setting("yes"), ", or look at the files with ", Setting("dry_run")))
-    console.print(printable(f"Upload them to {place}{', which others can read' * (not private)}? [y/N] "), end="")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UserError("not agreed: nothing was uploaded")
 
 
 def main() -> None:

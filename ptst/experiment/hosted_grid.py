@@ -4,7 +4,6 @@ It differs from a grid of this machine only in who trains and who answers. Nothi
 endpoint's address and a model's name stand for them.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from ptst import records
 from ptst.api.endpoint import Endpoint
 from ptst.api.names import HOSTED, hosted_model
 from ptst.api.replies import Usage
+from ptst.consent import ask_consent
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
 from ptst.evaluation.hosted import (
@@ -208,12 +208,8 @@ class HostedGrid(Grid):
         console.print(f"(tokens: {self.counter.name}; answers at their longest)")
         if self.config.yes:
             return
-        if not sys.stdin.isatty():
-            cause = f"jobs at {self.url} cost money, and nobody is at a terminal to agree"
-            raise UserError(cause, ("give ", Setting("yes"), ", or look at the plan with ", Setting("dry_run")))
-        console.print("Send the files and start these jobs? [y/N] ", end="")
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UserError("not agreed: nothing was sent, and no job was started")
+        question, refused = "Send the files and start these jobs?", "nothing was sent, and no job was started"
+        ask_consent(f"jobs at {self.url} cost money", "the plan", question, refused)
 
     def _has_job(self, run: str) -> bool:
         """Whether a job goes on that was agreed to."""

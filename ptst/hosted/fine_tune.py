@@ -1,6 +1,5 @@
 """Fine-tuning at an endpoint, in a run folder: from settings to a finished record, found again where it was left."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.api.endpoint import MODEL_KEYS, Address, Trouble, check_package
+from ptst.consent import ask_consent
 from ptst.errors import Setting, UserError
 from ptst.hosted.checks import check_hosted
 from ptst.hosted.client import JobsClient, Json
@@ -132,12 +132,9 @@ def _agree(finder: JobFinder, state: JobState | None) -> None:
     if job is not None and not (config.new_job and job.get("status") in ("failed", "cancelled")):
         return
     console.print(plan.table())
-    if not sys.stdin.isatty():
-        cause = f"a job at {finder.client.address.url} costs money, and nobody is at a terminal to agree"
-        raise UserError(cause, ("give ", Setting("yes"), ", or look at the plan with ", Setting("dry_run")))
-    console.print(f"Send the file to {finder.client.address.url} and start this job? [y/N] ", end="")
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UserError("not agreed: nothing was sent, and no job was started")
+    url = finder.client.address.url
+    question = f"Send the file to {url} and start this job?"
+    ask_consent(f"a job at {url} costs money", "the plan", question, "nothing was sent, and no job was started")
 
 
 def _write_files(folder: Path, plan: HostedPlan) -> None:

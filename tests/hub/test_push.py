@@ -14,7 +14,6 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from ptst import push
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import evaluate
@@ -125,11 +124,11 @@ def test_a_dry_run_sends_nothing_and_needs_no_token(trained, hub, monkeypatch, c
 
 def test_nothing_is_sent_without_consent(trained, hub, monkeypatch):
     asked = config(trained, yes=False)
-    with pytest.raises(UserError, match="nobody is at a terminal; give yes, or look at the files with dry_run"):
+    with pytest.raises(UserError, match="nobody is at a terminal to agree; give yes, or look at the files"):
         run_push(asked)
     for reply, sends in (("n\n", False), ("", False), ("y\n", True)):
         terminal = type("Terminal", (), {"isatty": lambda self: True, "readline": lambda self, reply=reply: reply})()
-        monkeypatch.setattr(push.sys, "stdin", terminal)
+        monkeypatch.setattr("sys.stdin", terminal)
         if sends:
             run_push(asked)
         else:
