@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import gguf
 import pytest
 import torch
 from jinja2 import TemplateError
@@ -23,7 +24,7 @@ from ptst.training.config import TrainConfig
 from ptst.training.fine_tune import fine_tune
 from tests.interop.peers import LIMIT, distance, open_peer, our_logits, peer_logits
 from tests.text import folders
-from tests.tiny import FAMILIES, write_tiny_model
+from tests.tiny import CHAT_TEMPLATE, FAMILIES, write_tiny_model
 
 transformers = pytest.importorskip("transformers", reason="needs the package transformers ('ptst-lab[interop]')")
 
@@ -79,6 +80,15 @@ def test_an_exported_adapter(here):
     assert distance(peer_logits(open_peer(here / "model", here / "adapter")), wanted) <= LIMIT
     assert distance(our_logits(here / "model", here / "adapter"), wanted) <= LIMIT
     assert read_chat_template(here / "adapter") == read_chat_template(here / "model")
+
+
+def test_one_chat_template_for_all_who_look(here):
+    """llama.cpp's converter looks into tokenizer_config.json first, transformers into chat_template.jinja."""
+    baked = (here / "float32/chat_template.jinja").read_text()
+    assert baked != CHAT_TEMPLATE == read_chat_template(here / "model")
+    assert gguf.SpecialVocab(here / "float32").chat_template == baked
+    assert transformers.AutoTokenizer.from_pretrained(here / "float32").chat_template == baked
+    assert gguf.SpecialVocab(here / "bfloat16").chat_template == CHAT_TEMPLATE  # exported without a template
 
 
 def test_ids_and_answers(here):
