@@ -17,12 +17,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from importlib.util import find_spec
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ptst.api.replies import Reply
 from ptst.errors import Setting, UserError
+from ptst.packages import check_package
 from ptst.progress import say_once
 from ptst.reading import parse_json
 
@@ -122,10 +122,30 @@ def _split(url: str) -> tuple[str, str, str] | None:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}", user, password
 
 
-def check_package() -> None:
+def check_client() -> None:
     """Raise UserError where the package openai is not installed."""
-    if find_spec("openai") is None:
-        raise UserError("models behind an API need the package openai", "pip install openai, or ptst-lab[api]")
+    check_package("openai", "models behind an API need", "api")
+
+
+def client_options(address: Address, timeout: float) -> dict[str, Any]:
+    """Options of OpenAI's client, one that waits or an asynchronous one: `timeout` seconds for an answer, and none of
+    its own repeats."""
+    from openai import Timeout
+
+    quiet_loggers()
+    return {
+        "api_key": address.key,
+        "base_url": address.url,
+        "max_retries": 0,
+        "timeout": Timeout(timeout, connect=min(_CONNECT, timeout)),
+        "default_headers": {"Authorization": address.authorization} if address.authorization else None,
+    }
+
+
+def pause(trouble: Trouble, repeat: int) -> float:
+    """Seconds before a repeat: what the endpoint asks for, or twice as long each time."""
+    backoff = min(FIRST_WAIT * 2**repeat, LONGEST_WAIT) * (1 + random.random() / 4)
+    return backoff if trouble.wait is None else trouble.wait
 
 
 class Endpoint:
@@ -140,19 +160,11 @@ class Endpoint:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Connections, and a new chance for what ended the last asking."""
-        from openai import AsyncOpenAI, Timeout
+        from openai import AsyncOpenAI
 
-        quiet_loggers()
-        headers = {"Authorization": self.address.authorization} if self.address.authorization else None
         self.ended = asyncio.Event()
         self.end: Trouble | None = None
-        async with AsyncOpenAI(
-            api_key=self.address.key,
-            base_url=self.address.url,
-            max_retries=0,
-            timeout=Timeout(self.timeout, connect=min(_CONNECT, self.timeout)),
-            default_headers=headers,
-        ) as self.client:
+        async with AsyncOpenAI(**client_options(self.address, self.timeout)) as self.client:
             yield
 
     async def ask(self, request: dict[str, Any]) -> Reply | Trouble:
@@ -168,8 +180,7 @@ class Endpoint:
                 continue
             if outcome.final or not outcome.again or repeat == self.retries or self.end:
                 return self._judge(outcome)
-            backoff = min(FIRST_WAIT * 2**repeat, LONGEST_WAIT) * (1 + random.random() / 4)
-            await self._pause(backoff if outcome.wait is None else outcome.wait)
+            await self._pause(pause(outcome, repeat))
             if self.end:
                 return outcome
             repeat += 1

@@ -12,7 +12,7 @@ from ptst.data import prompt_sets, sources
 from ptst.errors import UserError
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.hosted import HostedModel
-from ptst.evaluation.inspect_log import check_package, write_inspect_logs
+from ptst.evaluation.inspect_log import check_inspect, write_inspect_logs
 from ptst.evaluation.long_results import write_long_results
 from ptst.evaluation.long_table import write_long_table
 from ptst.evaluation.measure import evaluate_model, find_tools
@@ -151,7 +151,7 @@ def evaluate(config: EvalConfig) -> EvalResult:
     """Run an evaluation, or the rest of an unfinished one with the same settings; answers, judged rows and results.json
     are in the folder `out` of the result. Raises UserError for a user's mistakes, and IncompleteEvaluation."""
     if config.inspect_log:
-        check_package()
+        check_inspect()
     p = plan(config)
     with claim(config.out, _record(p), p.model.parent, reuse=True) as run:
         say(f"{'resuming the unfinished evaluation in' if run.resumed else 'answers go to'} {run.folder}")

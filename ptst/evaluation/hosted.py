@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from ptst.api.endpoint import MODEL_KEYS, Address, Endpoint, check_package
+from ptst.api.endpoint import MODEL_KEYS, Address, Endpoint, check_client
 from ptst.api.names import HOSTED, hosted_model
 from ptst.errors import Setting, UserError
 from ptst.evaluation.config import EvalConfig, EvalSettings
@@ -41,7 +41,7 @@ def find_address(base_url: str | None, recorded: str | None = None) -> Address:
 
 def open_endpoint(address: Address, settings: EvalSettings) -> Endpoint:
     """Raises UserError where the package openai is missing."""
-    check_package()
+    check_client()
     return Endpoint(address, settings.api_timeout, settings.api_retries)
 
 

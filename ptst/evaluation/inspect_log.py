@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from ptst.evaluation.inspect_scores import sample_scores, task_scores
 from ptst.evaluation.long_table import Line, file_lines, long_lines
 from ptst.evaluation.stored_answers import BASE, VERDICTS, AnswerSet
 from ptst.evaluation.stored_verdicts import stored_judges
+from ptst.packages import check_package
 from ptst.records import FILE, read_json
 from ptst.storage import refuse_link
 
@@ -44,11 +44,9 @@ _ABOUT_SAMPLE += ("finish_reason", "num_tokens", "truncated")
 _FINGERPRINTS = ("weights", "run_weights", "adapter_weights", "tokenizer", "dtype")
 
 
-def check_package() -> None:
+def check_inspect() -> None:
     """Raise UserError where inspect_ai is not installed."""
-    if find_spec("inspect_ai") is None:
-        cause = (Setting("inspect_log"), " needs the package inspect_ai")
-        raise UserError(cause, "pip install 'ptst-lab[inspect]'")
+    check_package("inspect_ai", (Setting("inspect_log"), " needs"), "inspect")
 
 
 def write_inspect_logs(folder: Path, verdicts: Path | None = None) -> list[Path]:
@@ -57,7 +55,7 @@ def write_inspect_logs(folder: Path, verdicts: Path | None = None) -> list[Path]
 
     Raises UserError where inspect_ai is missing, for files that are not as they were written, and for a log that
     somebody else has changed."""
-    check_package()
+    check_inspect()
     verdicts = verdicts or folder / VERDICTS
     table = folder if verdicts == folder / VERDICTS else verdicts
     record = read_json(folder / FILE)
@@ -75,7 +73,7 @@ def write_judged_logs(found: AnswerSet, verdicts: Path) -> list[Path]:
     """The same after judging; of answers from a file, into the folder of the verdicts."""
     if found.source.is_dir():
         return write_inspect_logs(found.source, verdicts)
-    check_package()
+    check_inspect()
     record = {"finished_at": found.source.stat().st_mtime}
     lines = sorted(file_lines(found, verdicts), key=lambda line: [str(line.get(name)) for name in _CELL])
     judges = stored_judges(verdicts)

@@ -7,7 +7,7 @@ from typing import Any
 from ptst.errors import UserError
 from ptst.evaluation import judge_report, yardstick
 from ptst.evaluation.answer_files import read_answer_file, read_labelled
-from ptst.evaluation.inspect_log import check_package, write_judged_logs
+from ptst.evaluation.inspect_log import check_inspect, write_judged_logs
 from ptst.evaluation.judge_config import JudgeConfig
 from ptst.evaluation.judge_report import Judged
 from ptst.evaluation.judges import find_judges, judge_each
@@ -27,7 +27,7 @@ def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     in Markdown as `markdown`. Raises UserError for a user's mistakes; verdicts given until then are kept."""
     config.check()
     if config.inspect_log:
-        check_package()
+        check_inspect()
     judges = find_judges(config.judges, config.allow, config)
     if config.report is not None:
         return _measure(config, config.report, judges)

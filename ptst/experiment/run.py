@@ -7,7 +7,7 @@ from typing import Any
 
 from ptst.api.names import hosted_model
 from ptst.errors import Setting, UserError
-from ptst.evaluation.inspect_log import check_package, write_inspect_logs
+from ptst.evaluation.inspect_log import check_inspect, write_inspect_logs
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.long_results import write_long_results
 from ptst.evaluation.long_table import write_long_table
@@ -50,7 +50,7 @@ def run_grid(config: GridConfig) -> GridResult:
     failed; Interrupted after a signal."""
     config.check()
     if config.inspect_log:
-        check_package()
+        check_inspect()
     check_writable(config.folder)
     grid = open_grid(config)
     check_folder(grid, aligned=not config.laptop)

@@ -7,21 +7,18 @@ request that has it. Answers are read as JSON, since endpoints differ in the fie
 
 import base64
 import binascii
-import random
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from ptst.api import endpoint
-from ptst.api.endpoint import Address, Trouble, quiet_loggers, read_refusal, unreached
+from ptst.api.endpoint import Address, Trouble, client_options, pause, read_refusal, unreached
 from ptst.errors import UserError, Words
 from ptst.reading import parse_json
 
 TIMEOUT = 60.0  # seconds for an answer
 UPLOAD_TIMEOUT = 1800.0
-CONNECT_TIMEOUT = 10.0
 RETRIES = 8  # of what only reads: outlasts some minutes without a network
 PAGE = 100  # items of a list at once
 Json = dict[str, Any]
@@ -36,17 +33,9 @@ class JobsClient:
         self.reached = False
 
     def __enter__(self) -> Self:
-        from openai import OpenAI, Timeout
+        from openai import OpenAI
 
-        quiet_loggers()
-        authorization = self.address.authorization
-        self._client = OpenAI(
-            api_key=self.address.key,
-            base_url=self.address.url,
-            max_retries=0,
-            timeout=Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
-            default_headers={"Authorization": authorization} if authorization else None,
-        )
+        self._client = OpenAI(**client_options(self.address, TIMEOUT))
         return self
 
     def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
@@ -181,5 +170,4 @@ class JobsClient:
 
 def wait_before_repeat(trouble: Trouble, repeat: int) -> None:
     """As long as the endpoint asks for, or twice as long each time."""
-    backoff = min(endpoint.FIRST_WAIT * 2**repeat, endpoint.LONGEST_WAIT) * (1 + random.random() / 4)
-    time.sleep(backoff if trouble.wait is None else trouble.wait)
+    time.sleep(pause(trouble, repeat))

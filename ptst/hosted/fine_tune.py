@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ptst.api.endpoint import MODEL_KEYS, Address, Trouble, check_package
+from ptst.api.endpoint import MODEL_KEYS, Address, Trouble, check_client
 from ptst.consent import ask_consent
 from ptst.errors import Setting, UserError
 from ptst.hosted.checks import check_hosted
@@ -39,7 +39,7 @@ def fine_tune_hosted(config: TrainConfig) -> HostedRun:
 
     Raises UserError for a user's mistakes, for what the endpoint refuses, and for a job that failed or was cancelled.
     """
-    check_package()
+    check_client()
     if config.resume:
         config = settings_of_run(config)
     out = config.resume or config.out
@@ -80,7 +80,7 @@ def fine_tune_hosted(config: TrainConfig) -> HostedRun:
 def cancel_hosted(config: TrainConfig) -> dict[str, Any]:
     """End the job of the run in `resume`; returns its record. Raises UserError where there is none, and where it has
     ended."""
-    check_package()
+    check_client()
     if (folder := config.resume or config.out) is None:
         raise UserError((Setting("cancel"), " needs the run"), ("give its folder as ", Setting("resume")))
     record = read_record(folder, HostedRecord)

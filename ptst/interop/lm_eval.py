@@ -10,13 +10,13 @@ own defaults are 1 and cuda:0.
 import sys
 
 from ptst.errors import UserError
-from ptst.interop.packages import need
+from ptst.packages import check_package
 from ptst.progress import console
 
 
 def main() -> None:
     try:
-        need("lm_eval", "lm-eval's tasks", "lm-eval")
+        check_package("lm_eval", "lm-eval's tasks need", "lm-eval")
     except UserError as error:
         _fail(error)
     from lm_eval.__main__ import cli_evaluate

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from ptst.errors import Setting, UserError
+from ptst.packages import check_package
 from ptst.progress import say
 from ptst.serving.config import ServeConfig
 
@@ -29,13 +30,8 @@ _POLL = 0.05  # seconds between looks at what is still running
 
 def check_packages() -> None:
     """Raise UserError where the server's packages are missing."""
-    try:
-        import starlette
-        import uvicorn  # noqa: F401
-
-        del starlette
-    except ModuleNotFoundError as error:
-        raise UserError(f"serving needs the package {error.name}", "pip install 'ptst-lab[serve]'") from None
+    for package in ("starlette", "uvicorn"):
+        check_package(package, "serving needs", "serve")
 
 
 def bind(config: ServeConfig) -> socket.socket:

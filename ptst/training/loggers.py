@@ -6,7 +6,6 @@ out with a warning, and catches up when the run is resumed. Metrics and settings
 """
 
 import contextlib
-import importlib.util
 import json
 import sys
 import time
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, get_args
 
-from ptst.errors import Setting, UserError
+from ptst.errors import Setting
+from ptst.packages import check_package
 from ptst.progress import say
 from ptst.reading import parse_json
 from ptst.records import TrainRecord, bare, read_json
@@ -33,8 +33,7 @@ Row = Mapping[str, Any]  # of metrics.jsonl
 def check_loggers(names: Sequence[str]) -> None:
     """Raise UserError for a logger whose package is not installed, before anything is computed."""
     for name in names:
-        if importlib.util.find_spec(name) is None:
-            raise UserError((Setting("log"), f" {name} needs the package {name}"), f"pip install 'ptst-lab[{name}]'")
+        check_package(name, (Setting("log"), f" {name} needs"), name)
 
 
 @dataclass

@@ -314,8 +314,8 @@ def test_without_key_or_package(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", " \n")
     with pytest.raises(UserError, match="OPENAI_API_KEY is not set; a local server that needs no key takes any word"):
         ApiAsk("m", 9)
-    monkeypatch.setattr(endpoint, "find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"need the package openai; pip install openai, or ptst-lab\[api\]"):
+    monkeypatch.setattr("ptst.packages.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"need the package openai; pip install 'ptst-lab\[api\]'"):
         ApiAsk("m", 9)
 
 

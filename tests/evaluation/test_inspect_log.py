@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ptst.errors import UserError
-from ptst.evaluation import inspect_log, judging
+from ptst.evaluation import judging
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import evaluate
 from ptst.evaluation.inspect_log import write_inspect_logs
@@ -152,7 +152,7 @@ def test_later_judges_and_answers_of_others(tmp_path, monkeypatch):
 
 
 def test_without_the_package_nothing_begins(tmp_path, monkeypatch):
-    monkeypatch.setattr(inspect_log, "find_spec", lambda _name: None)
+    monkeypatch.setattr("ptst.packages.find_spec", lambda _name: None)
     with pytest.raises(UserError) as caught:
         evaluate(EvalConfig(model="nowhere", inspect_log=True))
     assert str(caught.value) == "inspect_log needs the package inspect_ai; pip install 'ptst-lab[inspect]'"

@@ -354,8 +354,8 @@ def test_a_damaged_state_is_no_reason_to_pay_again(server):
 
 
 def test_the_package_is_named_where_it_is_missing(server, monkeypatch):
-    monkeypatch.setattr("ptst.api.endpoint.find_spec", lambda _name: None)
-    with pytest.raises(UserError, match=r"need the package openai; pip install openai, or ptst-lab\[api\]"):
+    monkeypatch.setattr("ptst.packages.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match=r"need the package openai; pip install 'ptst-lab\[api\]'"):
         fine_tune_hosted(settings(server))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.api.asking import ask_all
-from ptst.api.endpoint import Address, Endpoint, Trouble, check_package
+from ptst.api.endpoint import Address, Endpoint, Trouble, check_client
 from ptst.api.replies import Reply, ReplyFile, Usage
 from ptst.errors import UserError
 from ptst.evaluation.graders.quote import without_control_tokens
@@ -35,7 +35,7 @@ class ApiAsk:
 
     def __init__(self, model: str, max_new_tokens: int, settings: ApiSettings = _DEFAULT):
         settings.check_api()
-        check_package()
+        check_client()
         if not model:
             raise UserError("a judge by API needs a model's name", "say api:MODEL")
         self.model, self.settings = model, settings
