@@ -37,8 +37,7 @@ class Adapter:
 
     def write(self, folder: Path, base: BaseName) -> None:
         """Write it in PEFT's layout with `base` as its base model, under the names that peft writes."""
-        named = {"base_model_name_or_path": base.id, "revision": base.revision}
-        write_adapter(folder, self.tensors, {**self.described, **named})
+        write_adapter(folder, self.tensors, {**self.described, **base.in_adapter_config()})
 
 
 def read_adapter(model: OpenModel, decoder: Decoder) -> Adapter | None:

@@ -34,6 +34,13 @@ class BaseName:
         """`org/name@revision`, or the name for people."""
         return f"{self.id}@{self.revision}" if self.id and self.revision else self.id or self.shown
 
+    def in_adapter_config(self) -> dict[str, str | None]:
+        """How adapter_config.json names it. Raises UserError where its id on the hub is not known."""
+        if self.id is None:
+            cause = f"the name of the base model {self.shown} on the hub is not known"
+            raise UserError(cause, ("give it: ", Setting("base_name"), " org/name or org/name@revision"))
+        return {"base_model_name_or_path": self.id, "revision": self.revision}
+
 
 def parse_base_name(given: str) -> BaseName:
     """The name in a setting: org/name, or org/name@revision. Raises UserError for what is no hub id."""

@@ -30,7 +30,23 @@ _TEMPLATE_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSettings):
+class CardSettings:
+    """What a model card says and no file tells."""
+
+    base_name: str | None = None
+    """Hub id of the base model, org/name or org/name@revision, where it is not known."""
+    license: str | None = None
+    """Licence for the model card, by its identifier on the hub (apache-2.0, llama3.1). It is never guessed."""
+
+    def check_license(self) -> None:
+        """Raise UserError for what is no identifier."""
+        if self.license is not None and not re.fullmatch(r"[\w.+-]{1,64}", self.license):
+            remedy = "give an identifier of the hub, such as apache-2.0, llama3.1 or other"
+            raise UserError((Setting("license"), f" is {self.license!r}"), remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettings, FormatSettings):
     """Write a run, an adapter or a model as a folder that transformers, peft, vLLM and llama.cpp load: merged weights,
     or with --adapter-only a portable adapter. Without --checkpoint and --model: the latest run."""
 
@@ -51,10 +67,6 @@ class ExportConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSett
     """Data type of the weights written: float32, bfloat16 or float16. Default: that of the base model's files."""
     max_shard_size: str = "5GB"
     """Largest file of weights, in KB, MB, GB or TB (powers of 1000); larger models are written in several."""
-    base_name: str | None = None
-    """Hub id of the base model, org/name or org/name@revision, where it is not known."""
-    license: str | None = None
-    """Licence for the model card, by its identifier on the hub (apache-2.0, llama3.1). It is never guessed."""
     check: bool = True
     """Load what was written, and compare logits and greedy answers with the run's. --no-check skips it."""
     tolerance: float | None = None
@@ -78,9 +90,7 @@ class ExportConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSett
             raise UserError((Setting("out"), " is missing"), "name the folder to write")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise UserError((Setting("dtype"), f" is {self.dtype!r}"), "it must be float32, bfloat16 or float16")
-        if self.license is not None and not re.fullmatch(r"[\w.+-]{1,64}", self.license):
-            remedy = "give an identifier of the hub, such as apache-2.0, llama3.1 or other"
-            raise UserError((Setting("license"), f" is {self.license!r}"), remedy)
+        self.check_license()
         if self.template is not None and self.template_file is not None:
             raise UserError((Setting("template"), " and ", Setting("template_file"), " exclude each other"), "give one")
         templated = self.template is not None or self.template_file is not None

@@ -73,9 +73,8 @@ def export_model(config: ExportConfig) -> ExportReport:
     if config.template_only and config.model is not None and config.adapter is None:
         return _export_template(config, *open_template(config))
     source = open_source(config)
-    if config.adapter_only and source.base.id is None:
-        cause = f"the name of the base model {source.base.shown} on the hub is not known"
-        raise UserError(cause, ("give it: ", Setting("base_name"), " org/name or org/name@revision"))
+    if config.adapter_only:
+        source.base.in_adapter_config()  # refused now, if at all
     if config.template_only:
         assert source.test is not None
         return _export_template(config, source.test, source.base)

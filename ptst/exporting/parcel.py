@@ -25,10 +25,9 @@ from ptst.hub.push import Upload
 from ptst.model.adapter_files import CONFIG as ADAPTER_CONFIG
 from ptst.open import find_run, run_folder
 from ptst.reading import check_regular
-from ptst.records import FILE, bare, find_record, read_json, record_kind
+from ptst.records import EXPORT, FILE, bare, find_record, read_json, record_kind
 from ptst.weight_files import ADAPTER, INDEX
 
-EXPORT = "export.json"  # in a folder that ptst.export wrote
 RESULTS = "results.json"
 _VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")  # may hold any text
 _MODEL = {"config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"}
@@ -100,10 +99,7 @@ def _of_run(folder: Path, base_name: str | None, license: str | None) -> tuple[P
         files = [path for path in _model_files(checkpoint) if path.name not in ADAPTER]
         uploads += [_model_file(checkpoint, path) for path in files]
     else:
-        if base.id is None:
-            cause = f"the name of the base model {base.shown} on the hub is not known"
-            raise UserError(cause, ("give it: ", Setting("base_name"), " org/name or org/name@revision"))
-        named = {"base_model_name_or_path": base.id, "revision": base.revision}
+        named = base.in_adapter_config()
         uploads.append(_json(ADAPTER_CONFIG, {**read_json(checkpoint / ADAPTER_CONFIG), **named}))
         own = [path for path in _model_files(checkpoint) if path.name in (ADAPTER[0], "chat_template.jinja")]
         uploads += [Upload(path.name, path) for path in own]

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ptst.errors import Setting, UserError
+from ptst.exporting.config import CardSettings
 from ptst.hub.push import check_repo
 from ptst.settings import CommandSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class PushConfig(CommandSettings):
+class PushConfig(CommandSettings, CardSettings):
     """Upload a run, or a folder that ptst export wrote, to a model repository of the hub, with its card. Answers are
     never uploaded. The token comes from HF_TOKEN, or from the login (hf auth login)."""
 
@@ -22,10 +23,6 @@ class PushConfig(CommandSettings):
     private: bool = True
     """A new repository is private, and an existing one must be. --no-private makes a new one public, and takes a
     public one."""
-    base_name: str | None = None
-    """Hub id of an adapter's base model, org/name or org/name@revision, where it is not known."""
-    license: str | None = None
-    """Licence for the model card, by its identifier on the hub (apache-2.0, llama3.1). It is never guessed."""
     message: str | None = None
     """Message of the commit. Default: what was uploaded."""
     dry_run: bool = False
@@ -38,3 +35,4 @@ class PushConfig(CommandSettings):
         if self.repo is None:
             raise UserError((Setting("repo"), " is missing"), "give org/name or user/name")
         check_repo(self.repo)
+        self.check_license()

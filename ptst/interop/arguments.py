@@ -11,7 +11,7 @@ from ptst.config_file import merge
 from ptst.errors import UserError
 from ptst.model.decoder import Decoder
 from ptst.model.weights import pick_dtype
-from ptst.open import OpenModel, open_model
+from ptst.open import OpenModel, open_model, run_folder
 from ptst.records import TrainRecord, find_record
 from ptst.settings import (
     EngineSettings,
@@ -23,8 +23,6 @@ from ptst.settings import (
 )
 from ptst.text.templates import TEMPLATES, load_template
 from ptst.threads import choose_threads
-
-STATE = "state.json"  # in the folder of a step from which training can be resumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,4 +116,4 @@ def split_name(name: str) -> tuple[str, str | None]:
 
 def is_run(folder: Path) -> bool:
     """Whether a folder is that of a training run, or of a step of one. Raises UserError for a damaged record."""
-    return find_record(folder, TrainRecord) is not None or (folder / STATE).exists()
+    return find_record(folder, TrainRecord) is not None or run_folder(folder) != folder

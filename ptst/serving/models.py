@@ -27,15 +27,6 @@ from ptst.text.prompt_format import PromptFormat, check_used
 from ptst.text.templates import Template, find_family, find_template, load_template
 
 
-def split_model_name(name: str) -> tuple[str, str]:
-    """(run, adapter or model; template) of a served model's name: (`run1`, `chat:llama`) of `run1@chat:llama`. Raises
-    UserError for a name without a template."""
-    model, at, template = name.rpartition("@")
-    if not at or not model or not template:
-        raise UserError(f"{name!r} is not MODEL@TEMPLATE", "name the template, as in run1@chat:llama")
-    return model, template
-
-
 @dataclass(frozen=True)
 class ServedModel:
     """A model under a template. `adapter`: the engine's name of the one that answers, None for the decoder as it is;

@@ -255,6 +255,7 @@ def test_mistakes_are_one_sentence(trained, hub, tmp_path):
     for changes, message in (
         ({"repo": None}, "repo is missing; give org/name"),
         ({"repo": "name"}, "repo 'name' is no name of a repository; give org/name or user/name"),
+        ({"license": "a:b"}, "license is 'a:b'; give an identifier of the hub"),
         ({"repo": "org/name@v2"}, "is no name of a repository"),
         ({"base_name": None}, r"the name of the base model .* is not known; give it: base_name org/name"),
         ({"checkpoint": tmp_path}, "is not a run folder"),

@@ -18,7 +18,7 @@ from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
 from ptst.serving.config import ServeConfig
-from ptst.serving.models import Catalog, split_model_name
+from ptst.serving.models import Catalog
 from ptst.text.templates import find_family
 from ptst.training.config import TrainConfig
 from ptst.training.fine_tune import fine_tune
@@ -133,11 +133,3 @@ def test_templates_of_ones_own(tiny_folder, tmp_path):
     assert [name.partition("@")[2] for name in both.models] == ["chat:plain", "chat:mine", "text:vanilla"]
     assert [m.prompt_format.format_name for m in both.models.values()] == ["chatml", "chatml", "none (text template)"]
     assert Catalog(ServeConfig(model=str(tiny_folder))).templates[0].name == "chat:llama"
-
-
-def test_names():
-    assert split_model_name("run1@chat:llama") == ("run1", "chat:llama")
-    assert split_model_name("org/name@main@text:vanilla") == ("org/name@main", "text:vanilla")
-    for wrong in ("run1", "@chat:llama", "run1@", ""):
-        with pytest.raises(UserError, match="is not MODEL@TEMPLATE"):
-            split_model_name(wrong)
