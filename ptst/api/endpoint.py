@@ -122,6 +122,19 @@ def _split(url: str) -> tuple[str, str, str] | None:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}", user, password
 
 
+def model_address(base_url: str | None, recorded: str | None = None) -> Address:
+    """The endpoint of a model under test, or to be trained. `recorded`: of the record of a run; a password in
+    OPENAI_BASE_URL, which no record keeps, is used where that is the same address. Raises UserError as `Address.of`."""
+    setting = Setting("base_url")
+    if base_url is None and recorded is not None:
+        try:
+            if (address := Address.of(None, MODEL_KEYS, setting)).url == recorded:
+                return address
+        except UserError:  # of an address that is not used
+            pass
+    return Address.of(base_url or recorded, MODEL_KEYS, setting)
+
+
 def check_client() -> None:
     """Raise UserError where the package openai is not installed."""
     check_package("openai", "models behind an API need", "api")
@@ -160,11 +173,13 @@ class Endpoint:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         """Connections, and a new chance for what ended the last asking."""
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
         self.ended = asyncio.Event()
         self.end: Trouble | None = None
-        async with AsyncOpenAI(**client_options(self.address, self.timeout)) as self.client:
+        direct = DefaultAsyncHttpxClient(follow_redirects=False)  # prompts and key go to no other host
+        options = client_options(self.address, self.timeout)
+        async with AsyncOpenAI(http_client=direct, **options) as self.client:
             yield
 
     async def ask(self, request: dict[str, Any]) -> Reply | Trouble:
@@ -245,7 +260,7 @@ def quiet_loggers() -> None:
 
 
 def read_refusal(status: int, body: object, headers: Any, address: Address) -> Trouble:
-    """What an answer with a status of 400 or more means."""
+    """What an answer with a status of 300 or more means."""
     return replace(_refusal(status, body, headers, address), status=status)
 
 
@@ -255,6 +270,11 @@ def _refusal(status: int, body: object, headers: Any, address: Address) -> Troub
     said = fields.get("message") or fields.get("detail") or ""
     message = " ".join(address.clean(said if isinstance(said, str) else str(said)).split())
     words = f"answers with status {status}" + (f" ({message[:200]})" if message else "")
+    if status < 400:
+        there = address.clean(str(headers.get("location")))[:200]
+        return Trouble(
+            f"redirects to {there!r} (status {status}), where nothing is sent; is its address right?", final=True
+        )
     if status in (401, 403):  # not in its own words: they may hold a part of the key
         return Trouble(f"refuses the key in {address.variable} (status {status})", final=True)
     if code in _NO_MONEY or status == 402:

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from ptst.api.endpoint import MODEL_KEYS, Address, Endpoint, check_client
+from ptst.api.endpoint import Address, Endpoint, check_client, model_address
 from ptst.api.names import HOSTED, hosted_model
 from ptst.errors import Setting, UserError
 from ptst.evaluation.config import EvalConfig, EvalSettings
@@ -24,19 +24,6 @@ from ptst.text.templates import Family, Template, check_api_template, find_famil
 
 FORMAT = "api-messages"  # in place of a chat format: the paper's, Table 10
 BARE = "plain"  # the family of questions without added words, as the paper asks GPT-3.5
-
-
-def find_address(base_url: str | None, recorded: str | None = None) -> Address:
-    """The endpoint of a model under test. `recorded`: of the record of a run; a password in OPENAI_BASE_URL, which no
-    record keeps, is used where that is the same address. Raises UserError as `Address.of`."""
-    setting = Setting("base_url")
-    if base_url is None and recorded is not None:
-        try:
-            if (address := Address.of(None, MODEL_KEYS, setting)).url == recorded:
-                return address
-        except UserError:  # of an address that is not used
-            pass
-    return Address.of(base_url or recorded, MODEL_KEYS, setting)
 
 
 def open_endpoint(address: Address, settings: EvalSettings) -> Endpoint:
@@ -123,7 +110,7 @@ class HostedModel:
     @cached_property
     def endpoint(self) -> Endpoint:
         """Raises UserError for an address or key that cannot be one."""
-        return open_endpoint(find_address(self.config.base_url, self.run.endpoint if self.run else None), self.config)
+        return open_endpoint(model_address(self.config.base_url, self.run.endpoint if self.run else None), self.config)
 
     def model(self, name: str) -> str:
         """What the endpoint calls the model of a name."""

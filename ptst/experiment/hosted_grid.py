@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptst import records
-from ptst.api.endpoint import Endpoint
+from ptst.api.endpoint import Endpoint, model_address
 from ptst.api.names import HOSTED, hosted_model
 from ptst.api.replies import Usage
 from ptst.consent import ask_consent
@@ -23,7 +23,6 @@ from ptst.evaluation.hosted import (
     answerable,
     check_prompts,
     check_settings,
-    find_address,
     open_endpoint,
 )
 from ptst.evaluation.hosted_answers import HostedAnswerer, Served, messages_of, served
@@ -60,7 +59,7 @@ class HostedGrid(Grid):
         """Models by the endpoint's names (NAME=openai:MODEL), or of jobs' runs (NAME=FOLDER). Raises UserError for
         anything else, and for a run of another endpoint."""
         settings = tuned_settings(config.tuned)
-        url = find_address(config.base_url).url if settings else ""
+        url = model_address(config.base_url).url if settings else ""
         return {name: _tuned(name, where, url) for name, where in settings.items()}
 
     @property
@@ -70,7 +69,7 @@ class HostedGrid(Grid):
     @cached_property
     def endpoint(self) -> Endpoint:
         with settings_group("eval"):
-            return open_endpoint(find_address(self.config.base_url), self.config.eval)
+            return open_endpoint(model_address(self.config.base_url), self.config.eval)
 
     @property
     def url(self) -> str:

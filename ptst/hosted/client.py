@@ -7,8 +7,10 @@ request that has it. Answers are read as JSON, since endpoints differ in the fie
 
 import base64
 import binascii
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +25,7 @@ RETRIES = 8  # of what only reads: outlasts some minutes without a network
 PAGE = 100  # items of a list at once
 Json = dict[str, Any]
 Call = Callable[[Any], Any]  # of the client: one request, its raw answer
+_TEXT, _ITEM, _PAGE = "text", "an id", "a list"  # what an answer is, or the JSON object must have
 
 
 class JobsClient:
@@ -33,9 +36,10 @@ class JobsClient:
         self.reached = False
 
     def __enter__(self) -> Self:
-        from openai import OpenAI
+        from openai import DefaultHttpxClient, OpenAI
 
-        self._client = OpenAI(**client_options(self.address, TIMEOUT))
+        direct = DefaultHttpxClient(follow_redirects=False)  # data and key go to no other host
+        self._client = OpenAI(http_client=direct, **client_options(self.address, TIMEOUT))
         return self
 
     def __exit__(self, _kind: type | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
@@ -49,7 +53,7 @@ class JobsClient:
 
     def file(self, id: str) -> Json | None:
         """A file; None where there is none of this id."""
-        found = self._repeated(lambda client: client.files.with_raw_response.retrieve(id))
+        found = self._repeated(lambda client: client.files.with_raw_response.retrieve(id), id=id)
         return self._unless_lost(found)
 
     def upload(self, name: str, content: bytes) -> Json | Trouble:
@@ -63,11 +67,11 @@ class JobsClient:
     def text(self, id: str) -> str | None:
         """The content of a file that a job made: text, also where the endpoint sends it in base64. None where it cannot
         be had."""
-        found = self._repeated(lambda client: client.files.with_raw_response.content(id), read=False)
+        found = self._repeated(lambda client: client.files.with_raw_response.content(id), _TEXT)
         if isinstance(found, Trouble):
             return None
         try:
-            return base64.b64decode(found, validate=True).decode()
+            return self.address.clean(base64.b64decode(found, validate=True).decode())
         except (binascii.Error, ValueError):
             return str(found)
 
@@ -85,7 +89,7 @@ class JobsClient:
 
     def job(self, id: str) -> Json | None:
         """A job; None where there is none of this id."""
-        found = self._repeated(lambda client: client.fine_tuning.jobs.with_raw_response.retrieve(id))
+        found = self._repeated(lambda client: client.fine_tuning.jobs.with_raw_response.retrieve(id), id=id)
         return self._unless_lost(found)
 
     def events(self, id: str) -> Iterator[Json]:
@@ -95,8 +99,13 @@ class JobsClient:
         )
 
     def cancel(self, id: str) -> Json | Trouble:
-        """Ask for a job to end."""
-        return self._repeated(lambda client: client.fine_tuning.jobs.with_raw_response.cancel(id))
+        """Ask for a job to end. One that has been cancelled is, though the answer that said so may be lost."""
+        found = self._repeated(lambda client: client.fine_tuning.jobs.with_raw_response.cancel(id), id=id)
+        if isinstance(found, Trouble):
+            with suppress(UserError):
+                if (job := self.job(id)) is not None and job.get("status") == "cancelled":
+                    return job
+        return found
 
     def error(self, trouble: Trouble, remedy: Words = "") -> UserError:
         """The sentence that says what is wrong."""
@@ -106,15 +115,15 @@ class JobsClient:
         """All items of a list that comes in pages. Raises UserError where one does not come."""
         after: Json = {}
         while True:
-            page = self._repeated(partial(call, after=after))
+            page = self._repeated(partial(call, after=after), _PAGE)
             if isinstance(page, Trouble):
                 raise self.error(page)
-            items = page.get("data")
-            found = [item for item in items if isinstance(item, dict)] if isinstance(items, list) else []
+            found = [item for item in page["data"] or () if isinstance(item, dict)]
             yield from found
-            if not page.get("has_more") or not found or after.get("after") == found[-1].get("id"):
+            last = str(found[-1].get("id")) if found else None
+            if not page.get("has_more") or last is None or after.get("after") == last:
                 return
-            after = {"after": str(found[-1].get("id"))}
+            after = {"after": last}
 
     def _unless_lost(self, found: Json | Trouble) -> Json | None:
         """None for what there is not. Raises UserError for any other trouble."""
@@ -124,17 +133,17 @@ class JobsClient:
             raise self.error(found)
         return None
 
-    def _repeated(self, call: Call, read: bool = True) -> Any:
+    def _repeated(self, call: Call, kind: str = _ITEM, id: str | None = None) -> Any:
         """What a request that only reads gives, asked again where that may help; Trouble where nothing does."""
         for repeat in range(RETRIES + 1):
-            found = self._once(call, read)
+            found = self._once(call, kind, id)
             if not isinstance(found, Trouble) or found.final or not found.again or repeat == RETRIES:
                 return found
             wait_before_repeat(found, repeat)
         raise AssertionError
 
-    def _once(self, call: Call, read: bool = True) -> Any:
-        """What one request gives: a JSON object, or the text where it is not to be read as one, or Trouble."""
+    def _once(self, call: Call, kind: str = _ITEM, id: str | None = None) -> Any:
+        """What one request gives: a JSON object of this kind (`id`: that one), or the text, or Trouble."""
         import openai
 
         try:
@@ -146,8 +155,11 @@ class JobsClient:
         except openai.APIConnectionError as error:
             return unreached(error, TIMEOUT, gone=not self.reached)
         self.reached = True
-        if not read:
-            return self.address.clean(text)
+        return self.address.clean(text) if kind == _TEXT else self._read(text, kind, id)
+
+    def _read(self, text: str, kind: str, id: str | None) -> Json | Trouble:
+        """The JSON object in an answer. What is not of its kind is never taken for an empty list, say, since jobs would
+        then be started again."""
         try:
             body = parse_json(text)
         except ValueError:
@@ -155,10 +167,21 @@ class JobsClient:
         if not isinstance(body, dict):
             beginning = " ".join(self.address.clean(text).split())[:40]
             return Trouble(f"gave no JSON object but {beginning!r}", again=True)
-        return self._cleaned(body)
+        found: Json = self._cleaned(body)
+        if kind == _PAGE:
+            whole = "data" in found and isinstance(found["data"], list | None)
+        else:
+            whole = isinstance(found.get("id"), str) and id in (None, found["id"])
+        if whole:
+            return found
+        if isinstance(error := found.get("error"), dict):
+            return Trouble(f"replied with an error ({' '.join(str(error.get('message')).split())[:200]})", again=True)
+        return Trouble(f"gave JSON without {'the id asked for' if id else kind}", again=True)
 
     def _cleaned(self, value: Any) -> Any:
-        """A value of JSON without the key, wherever an endpoint repeats it."""
+        """A value of JSON without the key, wherever an endpoint repeats it, and without what JSON does not have."""
+        if isinstance(value, float) and not math.isfinite(value):
+            return str(value)
         if isinstance(value, str):
             return self.address.clean(value)
         if isinstance(value, list):

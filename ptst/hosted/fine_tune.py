@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ptst.api.endpoint import MODEL_KEYS, Address, Trouble, check_client
+from ptst.api.endpoint import Address, Trouble, check_client, model_address
 from ptst.consent import ask_consent
 from ptst.errors import Setting, UserError
 from ptst.hosted.checks import check_hosted
@@ -44,7 +44,7 @@ def fine_tune_hosted(config: TrainConfig) -> HostedRun:
         config = settings_of_run(config)
     out = config.resume or config.out
     check_hosted(config)
-    address = Address.of(config.base_url, MODEL_KEYS, Setting("base_url"))
+    address = model_address(config.base_url, read_record(out, HostedRecord).endpoint if out and config.resume else None)
     if (done := _finished(config, address)) is not None:
         return done
     check_out(out, HostedRecord)
@@ -85,7 +85,7 @@ def cancel_hosted(config: TrainConfig) -> dict[str, Any]:
         raise UserError((Setting("cancel"), " needs the run"), ("give its folder as ", Setting("resume")))
     record = read_record(folder, HostedRecord)
     state = read_state(folder, record.mark)
-    with JobsClient(Address.of(record.settings.get("base_url"), MODEL_KEYS, Setting("base_url"))) as client:
+    with JobsClient(model_address(record.settings.get("base_url"), record.endpoint)) as client:
         job = client.job(state.job) if state.job else None
         if job is None:
             config = settings_of_run(replace(config, resume=folder))
@@ -157,9 +157,8 @@ def _choose_attempt(finder: JobFinder, state: JobState, folder: Path) -> JobStat
             say(
                 f"note: {state.job} has neither failed nor been cancelled ({job.get('status')}), so no other is started"
             )
-    elif state.job is not None and finder.client.job(state.job) is None:
-        cause = f"{state.job} is not at {finder.client.address.url}, where it was started"
-        raise UserError(cause, ("check ", Setting("base_url"), " and the key, or give ", Setting("new_job")), folder)
+    elif state.job is not None:
+        finder.known_job(state.job, folder)
     state.write(folder)
     return state
 
@@ -183,6 +182,8 @@ def _check_succeeded(job: Json, folder: Path) -> None:
     """Raise UserError, with the endpoint's reason, for a job that has ended otherwise."""
     if job.get("status") == "succeeded" and isinstance(job.get("fine_tuned_model"), str):
         return
+    if job.get("status") == "succeeded":
+        raise UserError(f"{job['id']} has succeeded, but names no model", f"{folder} keeps its file and events")
     error = job.get("error") if isinstance(job.get("error"), dict) else {}
     code, message = ((error or {}).get(key) for key in ("code", "message"))
     why = " ".join(str(part) for part in (code and f"({code})", message) if part)

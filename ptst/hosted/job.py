@@ -79,7 +79,7 @@ class JobFinder:
         attempts = [attempt_of(job) for job in found]
         wanted = attempt if attempt is not None else max(attempts, default=1)
         same = [job for job, number in zip(found, attempts, strict=True) if number == wanted]
-        return min(same, key=lambda job: (job.get("created_at") or 0, str(job.get("id"))), default=None)
+        return min(same, key=lambda job: (_created(job), str(job.get("id"))), default=None)
 
     def _marked(self) -> list[Json]:
         return [job for job in self.client.jobs({_RUN: self.mark}) if self._is_ours(job)]
@@ -99,7 +99,8 @@ class JobFinder:
         """The id of a file with this content: the one that was sent before, or a new one."""
         name = file_name(content)
         self.files.update(state.files.values())
-        if (known := state.files.get(name)) and self._is_good(self.client.file(known)):
+        if (known := state.files.get(name)) and (file := self.client.file(known)) and self._is_good(file):
+            self._wait_for_file(file, folder)
             return known
         for repeat in range(RETRIES + 1):
             found = next((f for f in self.client.files() if _same_file(f, name, content) and self._is_good(f)), None)
@@ -139,7 +140,7 @@ class JobFinder:
         """The job of this run, started where the endpoint has none. Raises UserError where it refuses to."""
         self.files.update(state.files.values())
         with self._alone():
-            found = self.client.job(state.job) if state.job else self._settled(state)
+            found = self.known_job(state.job, folder) if state.job else self._settled(state)
             for repeat in range(RETRIES + 1):
                 if found is not None:
                     break
@@ -159,6 +160,15 @@ class JobFinder:
             state.write(folder)
         return found
 
+    def known_job(self, id: str, folder: Path) -> Json:
+        """A job that was started. Raises UserError where the endpoint does not have it."""
+        if (job := self.client.job(id)) is None:
+            cause = f"{id} is not at {self.client.address.url}, where it was started"
+            raise UserError(
+                cause, ("check ", Setting("base_url"), " and the key, or give ", Setting("new_job")), folder
+            )
+        return job
+
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One process of this user at a time starts a job of this mark."""
@@ -167,12 +177,12 @@ class JobFinder:
 
     def _settled(self, state: JobState) -> Json | None:
         """The job that the endpoint has; where one was asked for not long ago, it gets time to appear."""
-        while True:
-            found = self.find(state.attempt)
-            left = 0.0 if state.asked_at is None else min(SETTLE, state.asked_at + SETTLE - time.time())
-            if found is not None or left <= 0:
-                return found
+        # The clock of the day, which may have been put back, says how long ago; another, how long it has been since.
+        patience = 0.0 if state.asked_at is None else min(SETTLE, state.asked_at + SETTLE - time.time())
+        end = time.monotonic() + patience
+        while (found := self.find(state.attempt)) is None and (left := end - time.monotonic()) > 0:
             time.sleep(min(LOOK, left))
+        return found
 
     def _ask(self, state: JobState, folder: Path) -> Json | Trouble:
         """Ask for the job, after the disk knows of it."""
@@ -198,7 +208,9 @@ class JobFinder:
             say(f"{started['id']} is started at {self.client.address.url}")
             return started
         say(f"{earlier['id']} is of the same settings; {started['id']}, started a moment later, is cancelled")
-        self.client.cancel(str(started["id"]))
+        outcome = self.client.cancel(str(started["id"]))
+        if isinstance(outcome, Trouble):
+            say(f"warning: {started['id']} could not be cancelled and may cost money: {self.client.error(outcome)}")
         return earlier
 
     def _refused(self, trouble: Trouble, state: JobState, folder: Path) -> UserError:
@@ -217,6 +229,11 @@ def attempt_of(job: Json) -> int:
     metadata = job.get("metadata")
     number = metadata.get(_ATTEMPT) if isinstance(metadata, dict) else None
     return int(number) if isinstance(number, str) and number.isdecimal() else 1
+
+
+def _created(job: Json) -> float:
+    created = job.get("created_at")
+    return created if isinstance(created, int | float) else 0.0
 
 
 def _short(mark: str) -> str:

@@ -113,9 +113,8 @@ def latest_hosted(checkpoints: Path = CHECKPOINTS) -> Path | None:
 
 def job_record(job: dict[str, Any]) -> JobRecord:
     """Of a job as the endpoint describes it."""
-    method = job.get("method") if isinstance(job.get("method"), dict) else {}
-    supervised = (method or {}).get("supervised")
-    chosen = (supervised or {}).get("hyperparameters") or job.get("hyperparameters") or {}
+    supervised = _object(_object(job, "method"), "supervised")
+    chosen = _object(supervised, "hyperparameters") or _object(job, "hyperparameters")
     whole = {name: n if type(n := chosen.get(name)) is int else None for name in ("n_epochs", "batch_size")}
     multiplier = chosen.get("learning_rate_multiplier")
     rate = float(multiplier) if isinstance(multiplier, int | float) else None
@@ -130,3 +129,9 @@ def job_record(job: dict[str, Any]) -> JobRecord:
         time={**times, "seen_at": time.time()},
         **whole,
     )
+
+
+def _object(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The object in a field; {} for anything else."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}

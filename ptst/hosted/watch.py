@@ -7,6 +7,7 @@ this process was there all the time.
 import csv
 import io
 import json
+import math
 from pathlib import Path
 from time import sleep
 from types import TracebackType
@@ -40,6 +41,7 @@ class Watch:
         self.events: list[Json] = []
         self.line: ProgressLine | None = None
         self.said = ""
+        self.deaf = False  # the endpoint does not tell the events
 
     def __enter__(self) -> Self:
         return self
@@ -64,22 +66,30 @@ class Watch:
     def update(self) -> None:
         """Fetch what is new, write it, and tell it."""
         status = str(self.job.get("status"))
-        if status != self.said and status in _STATES:
+        if status != self.said and status not in ENDED:
             self.said = status
-            say(f"{self.job['id']}: {_STATES[status]}")
+            say(f"{self.job['id']}: {_STATES.get(status, f'its state is {status}')}")
         if self.fetch():
             self.write(metrics(self.events))
             self.tell()
 
     def fetch(self) -> bool:
-        """Add the events that are not known yet; whether there were any."""
-        known = {event.get("id") for event in self.events}
-        new = []
-        for event in self.client.events(str(self.job["id"])):  # newest first
-            if event.get("id") in known:
-                break
-            new.append(event)
-        self.events += reversed(new)
+        """Add the events that are not known yet; whether there were any. Without them a job goes on all the same: that
+        is told, and they are asked for once more at its end."""
+        if self.deaf and self.job.get("status") not in ENDED:
+            return False
+        known, new = set(map(_event_key, self.events)), dict[str, Json]()
+        try:
+            for event in self.client.events(str(self.job["id"])):  # newest first
+                if (key := _event_key(event)) in known:
+                    break
+                new.setdefault(key, event)
+        except UserError as error:
+            if not self.deaf:
+                say(f"note: the events of {self.job['id']} cannot be had ({error}); it is waited for without them")
+            self.deaf = True
+            return False
+        self.events += reversed(new.values())
         return bool(new)
 
     def write(self, rows: list[Json]) -> None:
@@ -89,7 +99,8 @@ class Watch:
     def finish(self) -> list[Json]:
         """Write all metrics of an ended job, with those of its results files; returns them."""
         rows = metrics(self.events)
-        for id in self.job.get("result_files") or ():
+        files = self.job.get("result_files")
+        for id in files if isinstance(files, list) else ():
             if (text := self.client.text(str(id))) is None:
                 say(f"note: the results file {id} cannot be had; the metrics are those of the events")
                 continue
@@ -102,7 +113,7 @@ class Watch:
         """The last step on the progress line."""
         data = next((d for event in reversed(self.events) if (d := _data(event)).get("step") is not None), {})
         step, total = data.get("step"), data.get("total_steps")
-        if not isinstance(step, int) or not isinstance(total, int) or step > total:
+        if type(step) is not int or type(total) is not int or not 0 < step <= total:
             return
         if self.line is None:
             self.line = ProgressLine("train", total, first=None).__enter__()
@@ -115,7 +126,7 @@ def metrics(events: list[Json]) -> list[Json]:
     rows = []
     for event in events:
         data = _data(event)
-        if event.get("type") == "metrics" and isinstance(data.get("step"), int):
+        if event.get("type") == "metrics" and type(data.get("step")) is int:
             row = {"kind": "step", "step": data["step"], "total": data.get("total_steps"), **_numbers(data)}
             rows.append({**row, "time": {"created_at": event.get("created_at")}})
     return _merged([], rows)
@@ -139,6 +150,11 @@ def _merged(rows: list[Json], more: list[Json]) -> list[Json]:
     return [found[step] for step in sorted(found)]
 
 
+def _event_key(event: Json) -> str:
+    id = event.get("id")
+    return id if isinstance(id, str) else json.dumps(event)
+
+
 def _data(event: Json) -> Json:
     data = event.get("data")
     return data if isinstance(data, dict) else {}
@@ -148,9 +164,11 @@ def _numbers(data: Json) -> dict[str, float]:
     found = {}
     for name, ours in _METRICS.items():
         try:
-            found[ours] = float(data[name])
-        except (KeyError, TypeError, ValueError):
+            value = float(data[name])
+        except (KeyError, TypeError, ValueError, OverflowError):
             continue
+        if math.isfinite(value):  # JSON has no other
+            found[ours] = value
     return found
 
 

@@ -112,6 +112,9 @@ FINAL = {
     "has no credit left for this key (status 402)": fault(402),
     "asks to wait for 3600 s (status 429)": fault(429, headers={"Retry-After": "3600"}),
     "answers with status 400 (no); are its address": fault(400, code="model_not_found"),
+    "redirects to 'http://localhost:9/[OPENAI_API_KEY]' (status 307), where nothing is sent; is": Say(
+        "", 307, {"Location": f"http://localhost:9/{KEY}"}
+    ),
 }
 
 
