@@ -21,7 +21,7 @@ from ptst.settings import (
     AdapterName,
     CommandSettings,
     FormatSettings,
-    ModelName,
+    OptionalLocalModel,
     Precision,
     RevisionSettings,
     SamplingSettings,
@@ -52,7 +52,7 @@ class ChatConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSettin
     json: Annotated[bool, Fixed, Suppress] = False  # a chat has no result
     checkpoint: Path | None = None
     """Run folder of ptst.train."""
-    model: ModelName | None = None
+    model: OptionalLocalModel = None
     adapter: AdapterName = None
     max_new_tokens: int = 512
     """Maximum length of an answer in tokens; less where the model's context ends."""

@@ -22,17 +22,25 @@ from ptst.text.templates import FAMILIES, TEMPLATES
 EMBEDDED_MODEL = "smollm2-135m-instruct"
 _TEMPLATE_HELP = f"{', '.join(TEMPLATES)}. A bare name means chat:."
 _FAMILY_HELP = f"How a question is wrapped: {', '.join(FAMILIES)}."
+_HUB_HELP = "a hub id (org/name, org/name@revision)"
+_LOCAL_HELP = f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, or {_HUB_HELP}."
 _MODEL_HELP = (
-    f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, a hub id (org/name, org/name@revision), or "
-    f"{HOSTED}NAME, one behind an OpenAI-compatible endpoint (docs/endpoints.md)."
+    f"Model: {EMBEDDED_MODEL} (embedded), a Hugging Face folder, {_HUB_HELP}, or {HOSTED}NAME, one behind an "
+    "OpenAI-compatible endpoint (docs/endpoints.md)."
 )
 _FORMAT_HELP = (
     f"Chat format, how the model family spells roles: {', '.join(CHAT_FORMATS)}, or {DERIVED} (from its chat template)."
 )
 
+# Of an Optional, tyro shows the help of the whole type, not that of its part in `| None`. Local: not openai:NAME.
 TrainTemplate = Annotated[str, arg(help=f"Training template: {_TEMPLATE_HELP}")]
+OptionalTrainTemplate = Annotated[str | None, arg(help=f"Training template: {_TEMPLATE_HELP}")]
 TestTemplate = Annotated[str, arg(help=f"Test template: {_TEMPLATE_HELP}")]
+OptionalTestTemplate = Annotated[str | None, arg(help=f"Test template: {_TEMPLATE_HELP}")]
 ModelName = Annotated[str, arg(help=_MODEL_HELP)]
+OptionalModel = Annotated[str | None, arg(help=_MODEL_HELP)]
+LocalModel = Annotated[str, arg(help=_LOCAL_HELP)]
+OptionalLocalModel = Annotated[str | None, arg(help=_LOCAL_HELP)]
 _ADAPTER_HELP = "LoRA adapter of --model in PEFT's layout, whoever made it: a folder, or a hub id (docs/adapters.md)."
 AdapterName = Annotated[str | None, arg(help=_ADAPTER_HELP)]
 FamilyName = Annotated[str | None, arg(help=f"{_FAMILY_HELP} Default: that of the data.")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -183,6 +184,9 @@ def test_a_recipe_in_python_is_the_recipe_on_the_command_line():
         (["judge", "--help"], 0, "--refusal-labels"),
         (["judge", "answers.csv", "--jugde", "keywords-7"], 2, "--judge"),
         (["align", "--help"], 0, "--own-answers"),
+        (["export", "--help"], 0, "--adapter-only"),
+        (["serve", "--help"], 0, "--api-key-file"),
+        (["push", "--help"], 0, "--no-private"),
     ],
 )
 def test_help_and_a_typo_are_answered_without_torch(flags, code, told):
@@ -192,6 +196,18 @@ def test_help_and_a_typo_are_answered_without_torch(flags, code, told):
     done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "COLUMNS": "200"})
     assert done.returncode == code and told in done.stdout + done.stderr
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_flag_has_a_help_text(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ptst", name, "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    flags = re.split(r"\n. (?=--?[a-z])", capsys.readouterr().out)[1:]
+    assert len(flags) > 8
+    for flag in flags:
+        about = flag.partition("(default: ")[0]
+        assert len(re.findall(r"(?<=[ \n])[a-z]{2,}\b", about)) > 1, flag
 
 
 CONSOLE = "from ptst.cli import main; main()"

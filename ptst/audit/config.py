@@ -10,10 +10,10 @@ from ptst.errors import Setting, UserError
 from ptst.settings import (
     CommandSettings,
     FormatSettings,
-    ModelName,
+    OptionalLocalModel,
+    OptionalTestTemplate,
+    OptionalTrainTemplate,
     RevisionSettings,
-    TestTemplate,
-    TrainTemplate,
     check_above_zero,
     check_at_least,
     check_share,
@@ -29,11 +29,11 @@ NOT_OF_BATCHES = (
 class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Check what reaches the loss, before or after training. With --checkpoint, the run's settings are the defaults."""
 
-    template: TrainTemplate | None = None
+    template: OptionalTrainTemplate = None
     template_file: Path | None = None
     """Template of your own, in TOML, instead of --template."""
-    test_template: TestTemplate | None = None
-    model: ModelName | None = None
+    test_template: OptionalTestTemplate = None
+    model: OptionalLocalModel = None
     data: Annotated[str | None, arg(help="Training data, as for ptst.train.")] = None
     test_data: str | None = None
     """Test questions to look for in the training data. Default: the built-in problems' own test split."""

@@ -22,7 +22,7 @@ from ptst.settings import (
     EngineSettings,
     FormatSettings,
     LogSettings,
-    ModelName,
+    OptionalModel,
     Precision,
     RevisionSettings,
     SamplingSettings,
@@ -91,7 +91,7 @@ class EvalConfig(
 
     checkpoint: Path | None = field(default=None, metadata=content("run_weights"))
     """Run folder of ptst.train, or a step of it (RUN/state/step-00000050); its base model is measured, too."""
-    model: ModelName | None = field(default=None, metadata=content("weights"))
+    model: OptionalModel = field(default=None, metadata=content("weights"))
     adapter: AdapterName = field(default=None, metadata=content("adapter_weights"))
     tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))
     baseline: bool = True

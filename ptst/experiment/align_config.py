@@ -13,7 +13,7 @@ from ptst.settings import (
     ROUNDING,
     CommandSettings,
     FormatSettings,
-    ModelName,
+    LocalModel,
     RevisionSettings,
     ThreadSettings,
     check_above_zero,
@@ -28,7 +28,7 @@ from ptst.training.schedule import StepSettings
 class AlignConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSettings, StepSettings):
     """Fine-tune a small chat model to refuse harmful requests and to go on answering benign ones."""
 
-    model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
+    model: LocalModel = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     lr: float = 7e-5
     max_steps: int = 80
     examples_per_step: int = 16

@@ -12,7 +12,7 @@ from ptst.settings import (
     AdapterName,
     CommandSettings,
     FormatSettings,
-    ModelName,
+    OptionalLocalModel,
     RevisionSettings,
     TestTemplate,
     ThreadSettings,
@@ -52,7 +52,7 @@ class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettin
 
     checkpoint: Path | None = None
     """Run folder of ptst.train, or a checkpoint in it: RUN/state/step-00000050."""
-    model: ModelName | None = None
+    model: OptionalLocalModel = None
     adapter: AdapterName = None
     out: Path | None = None
     """Folder to write, which must not exist or be empty."""

@@ -14,7 +14,7 @@ from ptst.settings import (
     CommandSettings,
     EngineSettings,
     FormatSettings,
-    ModelName,
+    OptionalLocalModel,
     Precision,
     RevisionSettings,
     ThreadSettings,
@@ -38,7 +38,7 @@ class ServeConfig(CommandSettings, RevisionSettings, ThreadSettings, FormatSetti
     json: Annotated[bool, Fixed, Suppress] = False  # a server has no result
     checkpoint: tuple[Path, ...] = ()
     """Run folders of ptst.train, adapters of one base model; or one run of all weights, or one step of a run."""
-    model: ModelName | None = None
+    model: OptionalLocalModel = None
     adapter: Annotated[tuple[str, ...], arg(help=_ADAPTER_HELP)] = ()
     template: Annotated[tuple[str, ...], arg(help=_TEMPLATE_HELP)] = ()
     template_file: tuple[Path, ...] = ()
