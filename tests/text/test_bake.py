@@ -38,12 +38,23 @@ def is_proven(p: PromptFormat) -> None:
     assert set(proof.differences) <= {"token-boundary"}
 
 
-@pytest.mark.thorough
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", CHAT_FORMATS)
-def test_every_template_of_every_format(tokenizers, name):
+def test_every_template_of_every_format_and_family(tokenizers, name):
     for template in TEMPLATES.values():
         for family in FAMILIES.values():
             is_proven(PromptFormat(template, family, CHAT_FORMATS[name], tokenizers(name)))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(("number", "name"), list(enumerate(CHAT_FORMATS)))
+def test_every_template_of_every_format(tokenizers, number, name):
+    """Over the formats, each template meets each family, and each format meets each family."""
+    families = list(FAMILIES.values())
+    for i, template in enumerate(TEMPLATES.values()):
+        family = families[(number + i) % len(families)]
+        is_proven(PromptFormat(template, family, CHAT_FORMATS[name], tokenizers(name)))
 
 
 @pytest.mark.parametrize(("number", "name"), list(enumerate(CHAT_FORMATS)))

@@ -10,7 +10,7 @@ import pytest
 from ptst.errors import UserError
 from ptst.exporting.folder import copy_small_files, set_in_tokenizer_config
 from ptst.text.bake import bake_chat_template
-from ptst.text.bake_proof import prove_chat_template
+from ptst.text.bake_proof import Proof, prove_chat_template
 from ptst.text.chat_template import ChatTemplate
 from ptst.text.corpus import Case, corpus
 from ptst.text.prompt_format import PromptFormat, open_prompt_format
@@ -81,18 +81,30 @@ def is_odd(case: Case) -> bool:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_those_of_transformers(tmp_path, kind):
-    """Of every conversation that the proof covers, in a folder that is set as the proof says."""
+    """Of some of the conversations that the proof covers, in a folder that is set as the proof says."""
+    check_ids(tmp_path, kind, step=5)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_ids_are_those_of_transformers(tmp_path, kind):
+    proof, same, differ = check_ids(tmp_path, kind)
+    assert (same, differ) == (proof.prompts + proof.conversations, sum(proof.differences.values()))
+
+
+def check_ids(here, kind: str, step: int = 1) -> tuple[Proof, int, int]:
+    """Compare one of every `step` conversations; how many had our ids, and how many others."""
     transformers = pytest.importorskip("transformers", reason="needs the package transformers")
-    p = opened(tmp_path / "model", kind)
+    p = opened(here / "model", kind)
     jinja = bake_chat_template(p)
     proof = prove_chat_template(jinja, p)
     assert proof.settings == KINDS[kind][-1]
-    (tmp_path / "out").mkdir()
-    copy_small_files(tmp_path / "model", tmp_path / "out", jinja)
-    set_in_tokenizer_config(tmp_path / "out", proof.settings)
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    (here / "out").mkdir()
+    copy_small_files(here / "model", here / "out", jinja)
+    set_in_tokenizer_config(here / "out", proof.settings)
+    theirs = transformers.AutoTokenizer.from_pretrained(here / "out")
     same = differ = 0
-    for case in corpus(p):
+    for case in corpus(p)[::step]:
         found, row = ours(p, case.conversation), case.conversation
         try:
             ids = theirs.apply_chat_template(
@@ -105,7 +117,8 @@ def test_ids_are_those_of_transformers(tmp_path, kind):
         same += list(ids) == found.ids
         differ += list(ids) != found.ids
         assert list(ids) == found.ids or is_odd(case), case
-    assert (same, differ) == (proof.prompts + proof.conversations, sum(proof.differences.values()))
+    assert same > 50
+    return proof, same, differ
 
 
 @pytest.mark.parametrize("kind", [k for k, v in KINDS.items() if not v[-1]])
