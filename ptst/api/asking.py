@@ -38,12 +38,19 @@ async def _ask_all(
 ) -> None:
     """One request alone, to learn what ends them all, then many at once."""
     rest = iter(requests.items())
+    kept = True
 
     async def work(some: Iterable[tuple[str, dict[str, Any]]]) -> None:
+        nonlocal kept
         for key, request in some:
             if endpoint.end:
                 return
-            on_outcome(key, await endpoint.ask(request))
+            outcome = await endpoint.ask(request)
+            if not kept:  # a disk that is full, say, which may have half a line of a file at its end
+                return
+            kept = False
+            on_outcome(key, outcome)
+            kept = True
 
     async with endpoint.open():
         if not endpoint.reached:

@@ -234,14 +234,16 @@ def api_messages(
     """{"role", "content"} messages for a chat API, in the paper's wording for GPT-3.5 (Table 10).
 
     The question is bare (no "Question: ") unless another family is given, every prompt has a system message (empty
-    where the template has none), and the safety prompts open with "Be helpful, respectful and honest.". Raises
-    UserError for what `check_api_template` refuses."""
+    where the template has none), and the safety prompts open with "Be helpful, respectful and honest.". A template that
+    adds nothing (`chat:plain`, which the paper does not have) adds no empty message either: to many chat formats that
+    is a block of its own. Raises UserError for what `check_api_template` refuses."""
     check_api_template(template)
     system, turns = chat_words(conversation, template, family)
-    texts = ["".join(s.text for s in segments) for segments in (system or (), *(turn.segments for turn in turns))]
-    texts[0] = _API_SYSTEM.get(texts[0], texts[0])
-    roles = ["system", *(turn.role for turn in turns)]
-    return [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
+    messages = [{"role": t.role, "content": "".join(s.text for s in t.segments)} for t in turns]
+    if system is None and template.user == "{x}" and not template.demonstration:
+        return messages
+    said = "".join(s.text for s in system or ())
+    return [{"role": "system", "content": _API_SYSTEM.get(said, said)}, *messages]
 
 
 def check_api_template(template: Template) -> None:

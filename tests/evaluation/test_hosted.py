@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ptst.errors import UserError
+from ptst.evaluation import answers
 from ptst.evaluation.config import EvalConfig
 from ptst.evaluation.evaluate import EvalRecord, evaluate
 from ptst.evaluation.judge_config import JudgeConfig
@@ -330,3 +332,42 @@ def test_the_settings_of_the_record_start_the_same_evaluation():
         evaluate(config(server))
         again = read_config(Path("out/run.json"), EvalConfig(), "eval")
         assert replace(again, out=Path("out2")).base_url == server.url
+
+
+@pytest.mark.parametrize("concurrency", [1, 5])
+def test_a_disk_that_is_full_in_the_middle_of_a_line(concurrency, monkeypatch):
+    """The same command goes on when there is room again; nothing is written behind the torn line."""
+    written, real = [], answers.append_jsonl
+
+    def full(path, row):
+        written.append(row)
+        if len(written) == 2:
+            with open(path, "a") as file:
+                file.write('{"key": "to')
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, row)
+
+    with serve(lambda body, n: Say(echo(body, n).body, delay=0.1 * bool(n))) as server:
+        with pytest.raises(OSError, match="No space left"), monkeypatch.context() as patched:
+            patched.setattr(answers, "append_jsonl", full)
+            evaluate(config(server, api_concurrency=concurrency))
+        assert len(written) == 2
+        evaluate(config(server))
+    assert [r["text"] for r in kept("out")] == [f"re: {q}" for q in REQUESTS]
+
+
+def test_an_evaluation_of_a_version_without_endpoints_is_resumed(tiny_folder):
+    """Its record and settings lack what came since."""
+    asked = EvalConfig(model=str(tiny_folder), tasks=("prompts:requests.jsonl",), max_new_tokens=4, out=Path("out"))
+    evaluate(asked)
+    record = json.loads(Path("out/run.json").read_text())
+    whole = Path("out/results.json").read_text()
+    del record["endpoint"]
+    for name in ("base_url", "inspect_log"):
+        del record["settings"][name]
+    record |= {"status": "running", "result": None, "finished_at": None}
+    Path("out/run.json").write_text(json.dumps(record))
+    (path,) = Path("out/answers").glob("*.jsonl")
+    path.write_text("".join(f"{line}\n" for line in path.read_text().splitlines()[:2]))
+    evaluate(asked)
+    assert Path("out/results.json").read_text() == whole

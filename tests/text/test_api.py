@@ -54,6 +54,13 @@ def test_arc():
     )
 
 
+def test_a_template_that_adds_nothing_adds_no_empty_message():
+    """To a chat format, an empty system prompt is a block of its own."""
+    assert [m["role"] for m in api_messages(ROW, TEMPLATES["chat:plain"])] == ["user", "assistant"]
+    with_system = replace(ROW, messages=(Message("system", "Be brief."), *ROW.messages))
+    assert api_messages(with_system, TEMPLATES["chat:plain"])[0] == {"role": "system", "content": "Be brief."}
+
+
 def test_another_family_words_the_question():
     messages = api_messages(ROW, TEMPLATES["chat:vanilla"], FAMILIES["gsm8k"])
     assert messages[1]["content"] == f"Question: {ROW.turns[0].content}"
