@@ -29,6 +29,7 @@ from ptst.reading import parse_json
 OPENAI = "https://api.openai.com/v1"
 FIRST_WAIT = 1.0  # seconds; doubled each time, so that six repeats outlast a limit per minute
 LONGEST_WAIT = 120.0  # seconds that an endpoint may ask for
+MAX_REPLY = 4 << 20  # characters of an answer's body: no model says so much, and judges read all of it
 GIVE_UP = 20  # prompts in a row without any reply
 _CONNECT = 10.0  # seconds
 _SHORT = 8  # a key below this length is a word like EMPTY, which replies may hold
@@ -323,6 +324,8 @@ def retry_after(headers: Any) -> float | None:
 
 def read_reply(text: str, address: Address) -> Reply | Trouble:
     """The reply in the body of a successful answer."""
+    if len(text) > MAX_REPLY:
+        return Trouble(f"gave {len(text) >> 20:,} MB, which is no reply", counts=True)
     try:
         body = parse_json(text)
     except ValueError:

@@ -58,6 +58,7 @@ BAD_REPLIES = {
     "gave no JSON object but '{\"choices\": [{'": Say('{"choices": [{'),
     "gave no JSON object but '[[[[": Say("[" * 100_000),
     "gave no JSON object but '3'": Say(3),
+    "gave 5 MB, which is no reply": Say(reply("x" * (5 << 20))),
     "gave JSON without choices": Say({"id": "1"}),
     "gave JSON without choices ": Say({"choices": []}),
     "gave JSON without choices  ": Say({"choices": [None]}),
