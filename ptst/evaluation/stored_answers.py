@@ -104,11 +104,19 @@ def read_folder(folder: Path) -> AnswerSet:
 
 
 def _evaluation(folder: Path) -> Iterator[Place]:
-    results = read_json(folder / "results.json") if (folder / "results.json").exists() else {}
+    results = _figures(folder / "results.json")
     kept = {p.relative_to(folder / "answers") for p in (folder / "answers").rglob("*.jsonl")}
     for name in sorted(kept | {p.relative_to(folder) for p in folder.glob("*.jsonl")}):
         model, _, task = str(name.with_suffix("")).partition(".")
         yield Place(str(name), model, task, folder / "answers" / name, folder / name, judge=results.get("judge"))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    """What a file of figures has; nothing where there is none yet."""
+    figures = read_json(path) if path.exists() else {}
+    if not isinstance(figures, dict):
+        raise UserError("holds no figures", "the file is damaged: measure again", path)
+    return figures
 
 
 def _grid(folder: Path) -> Iterator[Place]:
@@ -118,7 +126,7 @@ def _grid(folder: Path) -> Iterator[Place]:
     for name in sorted(found):
         model, _, rest = name.partition("/")
         answers, rows = (cells / f"{name}{ending}" for ending in endings)
-        figures = read_json(cells / f"{name}.json") if (cells / f"{name}.json").exists() else {}
+        figures = _figures(cells / f"{name}.json")
         test, task = figures.get("test"), figures.get("task") or rest
         label = f"{model} under {test}" if test else model
         sealed, judge = figures.get("rows"), figures.get("judge")

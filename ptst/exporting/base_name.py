@@ -7,6 +7,7 @@ from pathlib import Path
 from ptst.errors import Setting, UserError
 from ptst.hub.locate import HUB_ID
 from ptst.hub.wheel import model_folder
+from ptst.model.adapter_files import CONFIG
 from ptst.model.config import read_json
 from ptst.records import CHECKPOINTS, FILE
 from ptst.settings import EMBEDDED_MODEL
@@ -74,12 +75,20 @@ def find_base_name(model: str, folder: Path, given: str | None = None) -> BaseNa
     return BaseName(shown)
 
 
-def adapter_base_name(base: str | None, revision: str | None = None) -> BaseName | None:
-    """The base model as an adapter's own file names it; None where that is no hub id."""
-    found = HUB_ID.fullmatch(base or "")
+def adapter_base_name(folder: Path) -> BaseName | None:
+    """The base model as an adapter's own file names it; None where that is no hub id. Raises UserError for a revision
+    that is no branch, tag or commit: it would be in the card's commands."""
+    path = folder / CONFIG
+    raw = read_json(path)
+    base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
+    found = HUB_ID.fullmatch(base) if isinstance(base, str) else None
     if base is None or found is None or Path(base).is_dir():
         return None
-    return BaseName(base, found[1], found[2] or revision)
+    known = isinstance(revision, str) and HUB_ID.fullmatch(f"{base}@{revision}") is not None
+    if found[2] is None and revision and not known:
+        cause = f"its revision {revision!r} is no branch, tag or commit"
+        raise UserError(cause, ("give the base model: ", Setting("base_name"), " org/name@revision"), path)
+    return BaseName(base, found[1], found[2] or revision or None)
 
 
 def _stored(folder: Path) -> str | None:

@@ -165,7 +165,7 @@ def _environment() -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
-        finalize=lambda value: printable(value) if isinstance(value, str) else value,
+        finalize=_written,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
@@ -174,11 +174,22 @@ def _environment() -> Any:
     return environment
 
 
-def _block(text: str) -> str:
+class _Block(str):
+    """Lines that stay lines."""
+
+
+def _written(value: object) -> object:
+    """A value as the card has it: a name is one line, whatever is in it, and so opens no heading or list."""
+    if not isinstance(value, str):
+        return value
+    return printable(value if isinstance(value, _Block) else " ".join(value.splitlines()))
+
+
+def _block(text: str) -> _Block:
     """Text as it is, in a fence that nothing in it closes."""
     longest = max(map(len, re.findall("`{3,}", text)), default=2)
     fence = "`" * (longest + 1)
-    return f"{fence}text\n{text}\n{fence}"
+    return _Block(f"{fence}text\n{text}\n{fence}")
 
 
 def _cell(text: object) -> str:

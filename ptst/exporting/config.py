@@ -1,5 +1,6 @@
 """Settings of an export."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,10 +77,10 @@ class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettin
     def shard_bytes(self) -> int:
         """`max_shard_size` in bytes. Raises UserError for what is no size."""
         found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", self.max_shard_size.upper())
-        size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
-        if not size:
+        size = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        if not 1 <= size < math.inf:
             raise UserError((Setting("max_shard_size"), f" is {self.max_shard_size!r}"), "give a size as 500MB or 5GB")
-        return size
+        return int(size)
 
     def check_settings(self) -> None:
         """Raise UserError for values that make no sense, alone or together."""
@@ -96,6 +97,12 @@ class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettin
         templated = self.template is not None or self.template_file is not None
         if self.template_only and not templated:
             raise UserError((Setting("template_only"), " needs ", Setting("template")), "name the template to bake")
+        if self.template_family is not None and not templated:
+            remedy = ("give ", Setting("template"), ", or leave it out")
+            raise UserError((Setting("template_family"), " is of the template to bake, and there is none"), remedy)
+        if self.tolerance is not None and (not self.check or self.adapter_only or self.template_only):
+            unused = (Setting("tolerance"), " is of a comparison that is not made")
+            raise UserError(unused, "leave it out, or let the weights be compared")
         for name in ("adapter_only", "template_only"):
             if getattr(self, name) and self.dtype is not None:
                 cause = (Setting("dtype"), " is of merged weights, and with ", Setting(name), " there are none")

@@ -53,8 +53,11 @@ def new_folder(out: Path, needed: int) -> Iterator[Path]:
 
 
 def check_out(out: Path) -> None:
-    """Raise UserError where there is something at `out`: a file, a link, or a folder that is not empty."""
+    """Raise UserError where there is something at `out`: a file, a link, or a folder that is not empty; and for the
+    current folder, which would be another one afterwards."""
     refuse_link(out)
+    if out.resolve() == Path.cwd():
+        raise UserError((Setting("out"), f" {out} is the current folder"), "name a folder in it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         kind = "exists and is not empty" if out.is_dir() else "is a file"
         raise UserError(f"{out} {kind}", ("nothing is written over: remove it, or give another ", Setting("out")))

@@ -23,6 +23,7 @@ from ptst.exporting.data_names import data_name
 from ptst.fingerprints import Fingerprint, weights_fingerprint
 from ptst.hub.push import Upload
 from ptst.model.adapter_files import CONFIG as ADAPTER_CONFIG
+from ptst.model.adapter_files import read_lora_config
 from ptst.open import find_run, run_folder
 from ptst.reading import check_regular
 from ptst.records import EXPORT, FILE, bare, find_record, read_json, record_kind
@@ -99,10 +100,13 @@ def _of_run(folder: Path, base_name: str | None, license: str | None) -> tuple[P
         files = [path for path in _model_files(checkpoint) if path.name not in ADAPTER]
         uploads += [_model_file(checkpoint, path) for path in files]
     else:
+        read_lora_config(checkpoint)  # or it says what is wrong
         named = base.in_adapter_config()
         uploads.append(_json(ADAPTER_CONFIG, {**read_json(checkpoint / ADAPTER_CONFIG), **named}))
         own = [path for path in _model_files(checkpoint) if path.name in (ADAPTER[0], "chat_template.jinja")]
         uploads += [Upload(path.name, path) for path in own]
+    if not any(_WEIGHTS.fullmatch(upload.path) for upload in uploads):
+        raise UserError("has no weights", "put back the files that were taken away, or train again", folder)
     uploads.sort(key=lambda upload: upload.path)
     kind = "model" if run.full else "adapter"
     raw = read_json(checkpoint / FILE)
@@ -155,10 +159,15 @@ def _results(checkpoint: Path) -> Iterator[dict[str, Any]]:
     """The figures of the evaluations of just these weights: numbers, and by what they were made."""
     weights: Fingerprint = weights_fingerprint(checkpoint)
     for path in sorted((run_folder(checkpoint) / "eval").glob(f"*/{FILE}")):
-        record = find_record(path.parent, EvalRecord)
-        if record is None or record.status != "finished" or not weights.matches(record.run_weights):
+        try:
+            record = find_record(path.parent, EvalRecord)
+            if record is None or record.status != "finished" or not weights.matches(record.run_weights):
+                continue
+            values = read_json(path.parent / RESULTS)
+        except UserError:  # damaged: the card's maker says so, and leaves it out as well
             continue
-        values = read_json(path.parent / RESULTS)
+        if not isinstance(values, Mapping):
+            continue
         kept = {key: values.get(key) for key in ("train_template", "test_template", "ptst", "step")}
         data = {key: data_name(found.name) for key, found in record.data.items()}
         found = {**kept, "template_family": record.family.name, "chat_format": record.chat_format, "data": data}
@@ -259,9 +268,9 @@ class _Check:
         raise UserError(f"{upload.path} {what}, so nothing is uploaded", remedy)
 
 
-def _forms(text: str) -> tuple[str, str]:
-    """A text as it is, and as JSON has it."""
-    return text, json.dumps(text, ensure_ascii=False)[1:-1]
+def _forms(text: str) -> set[str]:
+    """A text as it is, and as JSON has it, with all characters or ASCII alone."""
+    return {text, *(json.dumps(text, ensure_ascii=ascii)[1:-1] for ascii in (False, True))}
 
 
 def _text(name: str, text: str) -> Upload:

@@ -11,7 +11,6 @@ from ptst.exporting.card import Kind
 from ptst.exporting.config import ExportConfig
 from ptst.exporting.merge import MergedWeights, in_order_of_the_hub
 from ptst.hub.locate import locate_model
-from ptst.model.adapter_files import CONFIG
 from ptst.model.config import read_json
 from ptst.model.weights import DTYPES, StoredTensor, empty_decoder, find_weights, read_safetensors
 from ptst.open import OpenModel, find_run, open_model, trained_family
@@ -107,10 +106,7 @@ def open_source(config: ExportConfig) -> Source:
             model = opened("text:vanilla", config.template_family)
     base = find_base_name(model.name, model.folder, config.base_name)
     if model.adapter is not None and base.id is None:
-        raw = read_json(model.adapter / CONFIG)
-        revision = raw.get("revision")
-        named = adapter_base_name(raw.get("base_model_name_or_path"), revision if isinstance(revision, str) else None)
-        base = named or base
+        base = adapter_base_name(model.adapter) or base
     say(f"ptst.export: {model.described}; base model {base.spelled}")
     return Source(model, base, tested.prompt_format if tested else None)
 

@@ -40,7 +40,14 @@ class Pushed:
 
 def check_repo(repo: str) -> None:
     """Raise UserError for what is no name of a repository."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     found = HUB_ID.fullmatch(repo)
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        found = None
     if found is None or found[2]:
         remedy = ("give org/name or user/name; a branch is ", Setting("revision"))
         raise UserError((Setting("repo"), f" {repo!r} is no name of a repository"), remedy)
@@ -55,8 +62,10 @@ def push_files(
     from huggingface_hub import CommitOperationAdd, HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-    if get_token() is None:
-        raise UserError("there is no token for the hub", "set HF_TOKEN, or log in with `hf auth login`")
+    token = get_token()
+    if token is None or not token.isascii():
+        cause = "there is no token for the hub" if token is None else "the token for the hub has letters that none has"
+        raise UserError(cause, "set HF_TOKEN, or log in with `hf auth login`")
     api = HfApi()
     with _told(repo):
         created = False

@@ -25,7 +25,8 @@ from ptst.text.whole_text import Reader, readers
 
 SECONDS = 30
 OPENED, CLOSED = "\ue0f2", "\ue0f3"  # in place of {% generation %} and its end, to see where they come
-_GENERATION = re.compile(r"\{%-? *(end)?generation *-?%\}")
+# Comments and strings are passed over: a template's own words may spell the tags.
+_GENERATION = re.compile(r'\{#.*?#\}|"(?:[^"\\]|\\.)*"|(?P<tag>\{%-? *(?P<end>end)?generation *-?%\})', re.DOTALL)
 KNOWN = {
     "control-text": "the message spells a control token, and a rendered text cannot tell it from a real one",
     "token-boundary": "the message begins or ends in whitespace, which other programs join with what is beside it; "
@@ -93,7 +94,7 @@ def _rendered(
     where = str(prompt_format.folder or "")
     names = (("bos_token", prompt_format.tokenizer.bos or ""), ("eos_token", prompt_format.tokenizer.eos or ""))
     texts = ChatTemplate(where, jinja, names).render(rows, SECONDS)
-    marked = _GENERATION.sub(lambda m: f'{{{{- "{CLOSED if m[1] else OPENED}" -}}}}', jinja)
+    marked = _GENERATION.sub(lambda m: f'{{{{- "{CLOSED if m["end"] else OPENED}" -}}}}' if m["tag"] else m[0], jinja)
     if marked == jinja:
         return texts, [None] * len(rows)
     found = ChatTemplate(where, marked, names).render(rows, SECONDS)

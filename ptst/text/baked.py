@@ -45,8 +45,9 @@ def with_head(baked: Baked, body: str) -> str:
         "sha256": _checksum(body),
         "own": None if baked.own is None else base64.b64encode(zlib.compress(baked.own.encode(), 9)).decode(),
     }
+    name = json.dumps(baked.template, ensure_ascii=False)[1:-1]  # on one line
     words = [
-        f"{_OPEN}{_quiet(baked.template)} in the chat format {baked.chat_format}, task format {baked.family}.",
+        f"{_OPEN}{_quiet(name)} in the chat format {baked.chat_format}, task format {baked.family}.",
         "    Rendered, and read as text with control tokens, it gives the token ids of ptst. Where the format has BOS",
         "    it is in it. Not for editing: the next line holds the model's own chat template, and ptst reads that.",
         f"    {_MARK}{_quiet(json.dumps(record, separators=(',', ':')))}{_CLOSE}",
@@ -60,7 +61,7 @@ def read_baked(text: str, where: object = "") -> Baked | None:
     if not text.startswith(_OPEN):
         return None
     head, closed, body = text.partition(_CLOSE)
-    _, marked, words = head.partition(_MARK)
+    _, marked, words = head.partition(f"\n    {_MARK}")
     if not (closed and marked):
         return None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -156,7 +157,35 @@ def test_names_of_base_models(model, tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_base_name("org/name", tmp_path / "org" / "name").id is None  # a folder, which counts first
-    assert adapter_base_name("org/name") is None and adapter_base_name("/home/a/b") is None
-    assert adapter_base_name("a/b", "main").spelled == "a/b@main"
     with pytest.raises(UserError, match="is no hub id"):
         parse_base_name("/home/me/model")
+
+
+def test_names_of_base_models_in_adapters(tmp_path, monkeypatch):
+    """As other trainers write them, or anybody else: they get into the card's commands."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+
+    def named(base: object, revision: object = None):
+        written = {"base_model_name_or_path": base, "revision": revision}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(written))
+        return adapter_base_name(tmp_path)
+
+    assert not any(map(named, ("org/name", "/home/a/b", None, 5, ["a/b"], "")))
+    assert named("a/b", "main").spelled == named("a/b@main").spelled == "a/b@main"
+    assert named("a/b", "").revision is None
+    for revision in ('x"); evil("', "main\n", 7):
+        with pytest.raises(UserError, match="is no branch, tag or commit"):
+            named("a/b", revision)
+
+
+def test_names_are_one_line(run):
+    """A template, a data set or a folder may be called anything."""
+    odd = "x\n---\nlicense: mit\r# A heading"
+    record = read_record(run, TrainRecord)
+    data = replace(record.data, name=odd)
+    record = replace(record, data=data, mix=(data,), template=replace(record.template, name=f"chat:{odd}"))
+    text = model_card(CardFacts("merged", odd, replace(parse_base_name("a/b"), note=odd), record))
+    assert "# x --- license: mit # A heading\n" in text
+    assert not {"license: mit", "# A heading"} & {*text.splitlines()}
+    assert text.splitlines().count("---") == 2

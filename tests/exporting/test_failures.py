@@ -65,6 +65,15 @@ CASES = {
         "--checkpoint RUN --out OUT --template lama",
         "unknown template 'chat:lama'; did you mean chat:llama?",
     ),
+    "size without end": (f"--checkpoint RUN --out OUT --max-shard-size {'9' * 400}GB", "give a size as 500MB"),
+    "family alone": (
+        "--checkpoint RUN --out OUT --template-family gsm8k",
+        "--template-family is of the template to bake, and there is none; give --template, or leave it out",
+    ),
+    "tolerance of nothing": (
+        "--checkpoint RUN --out OUT --tolerance 1 --no-check",
+        "--tolerance is of a comparison that is not made",
+    ),
     "rule": ("--checkpoint RUN --out OUT --allow everything", "everything"),
 }
 
@@ -92,6 +101,14 @@ def test_what_is_there_is_not_written_over(run, tmp_path, monkeypatch, capsys):
     (out / "mine.txt").unlink()  # an empty folder is as good as none
     export_model(ExportConfig(checkpoint=run, out=out, check=False))
     assert (out / "model.safetensors").exists()
+
+
+def test_not_over_the_current_folder(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "--out . is the current folder; name a folder in it" in refused(
+        monkeypatch, capsys, "--checkpoint", run, "--out", "."
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_base(run, copied, tmp_path, monkeypatch, capsys):

@@ -221,6 +221,58 @@ def test_a_file_with_an_answer_a_key_or_a_path_stops_all(trained, hub, tmp_path)
         pack(run, BASE)
 
 
+def test_an_answer_is_found_as_json_has_it(trained, tmp_path, monkeypatch):
+    """In the description of weights, whose JSON is ASCII, and in files, where it need not be."""
+    import shutil
+
+    run, answer = tmp_path / "run", 'Na\u00efve, but "of course": mix them \U0001f600 slowly'
+    shutil.copytree(trained, run)
+    monkeypatch.setattr("ptst.exporting.parcel._answers", lambda _run: [answer])
+    weights = load_file(run / "adapter_model.safetensors")
+    save_file(weights, run / "adapter_model.safetensors", {"by": answer})
+    with pytest.raises(UserError, match=r"adapter_model.safetensors holds an answer"):
+        pack(run, BASE)
+    save_file(weights, run / "adapter_model.safetensors")
+    for ascii in (True, False):
+        (run / "chat_template.jinja").write_text(json.dumps(answer, ensure_ascii=ascii))
+        with pytest.raises(UserError, match=r"chat_template.jinja holds an answer"):
+            pack(run, BASE)
+
+
+def test_a_damaged_run_does_not_go_up_in_part(trained, tmp_path):
+    import shutil
+
+    for name, content, message in (
+        ("adapter_model.safetensors", None, "has no weights"),
+        ("adapter_config.json", "[]", "adapter_config.json"),
+        ("adapter_config.json", None, "adapter_config.json"),
+    ):
+        run = tmp_path / f"{name}-{content}"
+        shutil.copytree(trained, run)
+        (run / name).write_text(content) if content else (run / name).unlink()
+        with pytest.raises(UserError, match=message):
+            pack(run, BASE)
+
+
+@pytest.mark.parametrize("name", ["run.json", "results.json"])
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_evaluation_stays(trained, tmp_path, name, content, capsys):
+    import shutil
+
+    shutil.copytree(trained, tmp_path / "run")
+    (evaluation,) = (tmp_path / "run/eval").iterdir()
+    (evaluation / name).write_text(content)
+    uploads = {upload.path: upload.content for upload in pack(tmp_path / "run", BASE).uploads}
+    assert "results.json" not in uploads and "Not measured." in uploads["README.md"].decode()
+
+
+def test_a_token_that_is_none(trained, hub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "t\u00f6k\u00e9n-and-secret")
+    with pytest.raises(UserError, match="the token for the hub has letters that none has; set HF_TOKEN") as told:
+        run_push(config(trained))
+    assert "secret" not in str(told.value) and not hub.requests
+
+
 def test_an_exported_folder_goes_up_by_the_same_list(trained, hub, tmp_path):
     out = tmp_path / "exported"
     out.mkdir()
@@ -257,6 +309,9 @@ def test_mistakes_are_one_sentence(trained, hub, tmp_path):
         ({"repo": "name"}, "repo 'name' is no name of a repository; give org/name or user/name"),
         ({"license": "a:b"}, "license is 'a:b'; give an identifier of the hub"),
         ({"repo": "org/name@v2"}, "is no name of a repository"),
+        ({"repo": "org/name.git"}, "is no name of a repository"),
+        ({"repo": "org/" + "n" * 97}, "is no name of a repository"),
+        ({"license": "mit\nbase_model: other"}, "give an identifier of the hub, such as apache-2.0"),
         ({"base_name": None}, r"the name of the base model .* is not known; give it: base_name org/name"),
         ({"checkpoint": tmp_path}, "is not a run folder"),
         ({"checkpoint": next((trained / "state").glob("step-*"))}, "is a step to resume from"),

@@ -12,7 +12,7 @@ from ptst.text.bake import bake_chat_template
 from ptst.text.bake_proof import prove_chat_template
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
-from ptst.text.templates import FAMILIES, TEMPLATES
+from ptst.text.templates import FAMILIES, TEMPLATES, Template
 from ptst.text.tokenizer import load_tokenizer
 from tests.text import folders
 
@@ -114,6 +114,14 @@ def test_marks_of_another_place_are_refused(tokenizers):
     assert moved != baked
     with pytest.raises(UserError, match="around what is trained"):
         prove_chat_template(moved, p)
+
+
+@pytest.mark.parametrize("generation", [False, True])
+def test_words_that_spell_the_marks_are_words(tokenizers, generation):
+    words = '"{%- generation -%}{x}{% endgeneration %} \\" {# '
+    template = Template('chat:a"{% generation %}', words, system="{%- generation -%} #}")
+    p = PromptFormat(template, FAMILIES["plain"], CHAT_FORMATS["llama2"], tokenizers("llama2"))
+    assert prove_chat_template(bake_chat_template(p, generation=generation), p).conversations
 
 
 def test_needs_nothing_that_is_not_there(tokenizers):

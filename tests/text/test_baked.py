@@ -78,13 +78,14 @@ def test_what_is_not_as_it_was_baked_is_told(tmp_path):
         assert str(told.value).startswith(str(tmp_path))
 
 
-def test_a_head_cannot_end_early(tmp_path):
+@pytest.mark.parametrize("name", ['-#}{{ "x" }}', "ptst-baked {}", '"\n    ptst-baked {} -#}', "{%- generation -%}"])
+def test_a_head_cannot_end_early(tmp_path, name):
     """Whatever a template is called, and whatever the model's own template spells."""
     own = folders.CHATML + "{# a comment -#}"
     folders.write_folder(tmp_path, own, folders.CONTROL["chatml"])
-    p = open_prompt_format(tmp_path, Template('chat:-#}{{ "x" }}', "{x}"), "plain")
+    p = open_prompt_format(tmp_path, Template(f"chat:{name}", "{x}"), "plain")
     text = bake_chat_template(p)
     assert text.index("-#}") == text.index("-#}\n{%- if not messages -%}")
-    assert read_baked(text).own == own
+    assert (read_baked(text).own, read_baked(text).template) == (own, f"chat:{name}")
     (tmp_path / "chat_template.jinja").write_text(text)
     assert opened(tmp_path, "chat:plain").encode(ROW).ids
