@@ -179,7 +179,7 @@ def test_the_earlier_spelling_is_read(tmp_path, capsys):
     assert read_config(tmp_path / "run.json", TrainConfig(), "train").log == ()
 
 
-# The real packages, each in processes of its own: a run that is killed, resumed and read with the package's own means.
+# The real packages, read with their own means: after an interruption here, and after a kill in a process of its own.
 
 
 def read_tensorboard(run: Path) -> dict[str, list[int]]:
@@ -297,6 +297,20 @@ def in_process(run: Path, code: str, *arguments: object, killed: bool = False) -
     return done.stdout
 
 
+@pytest.mark.parametrize("last", [2, 5])
+def test_tensorboard_has_each_step_once_after_an_interruption(tiny_folder, tmp_path, monkeypatch, last):
+    pytest.importorskip("tensorboard", reason="needs the package tensorboard")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("ptst.training.fine_tune._Session.evaluate_if_due", stop_after(last))
+        with pytest.raises(KeyboardInterrupt):
+            fine_tune(config(tiny_folder, run, "tensorboard"))
+    assert read_tensorboard(run)["step"] == list(range(1, last + 1))
+    fine_tune(config(tiny_folder, run, "tensorboard"))
+    assert read_tensorboard(run) == EXPECTED
+
+
+@pytest.mark.thorough
 def test_the_real_packages_have_each_step_once_after_a_kill(tiny_folder, tmp_path):
     """All that are installed, in the same run."""
     names = [name for name in LOGGERS if importlib.util.find_spec(name)]
