@@ -163,6 +163,9 @@ class _Handler(BaseHTTPRequestHandler):
         server = self.stand_in
         length = int(self.headers.get("Content-Length") or 0)
         raw = self.rfile.read(length)
+        if len(raw) < length:  # whoever asked died while it was sending: that is no request
+            self.close_connection = True
+            return
         url = urlsplit(self.path)
         headers = {k.lower(): v for k, v in self.headers.items()}
         path, query = unquote(url.path), dict(parse_qsl(url.query))

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import logging
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -271,6 +272,20 @@ def test_the_client_repeats_what_may_pass():
     with StandIn(faults=faults) as server, connect(server, max_retries=3) as client:
         assert chat(client)
         assert [r.status for r in server.requests] == [429, 500, 200]
+
+
+def test_what_was_not_sent_whole_is_no_request():
+    """A client that is killed while it sends: nothing was asked, and the next one is answered."""
+    whole = json.dumps({"model": MODEL, "messages": ASK}).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(whole)}\r\n\r\n".encode()
+    with StandIn() as server, connect(server) as client:
+        for part in (b"", whole[:20]):
+            with socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].partition("/")[0]))) as cut:
+                cut.sendall(head + part)
+                cut.shutdown(socket.SHUT_WR)
+                assert cut.recv(100) == b""
+        assert chat(client)
+        assert [request.body["model"] for request in server.requests] == [MODEL]
 
 
 def test_fifty_requests_at_once():
