@@ -140,12 +140,11 @@ def run_chat(config: ChatConfig) -> None:
     """Read messages and answer them until the input ends. Raises UserError for a user's mistakes in the settings."""
     check_at_least(config, 1, "threads")
     say(f"ptst.chat: loading {config.checkpoint or config.model or 'the latest run'}")
-    import torch
 
     from ptst.audit.findings import check_names
     from ptst.chat_session import Chat
     from ptst.generation.request import Sampling
-    from ptst.model.weights import pick_dtype
+    from ptst.model.weights import pick_device, pick_dtype
     from ptst.open import open_model
     from ptst.text.templates import load_template
     from ptst.threads import choose_threads
@@ -163,7 +162,7 @@ def run_chat(config: ChatConfig) -> None:
         chat_format=config.chat_format,
         allow=("role-markers", *config.allow),
     )
-    decoder = model.load(pick_dtype(config.dtype), "cuda" if torch.cuda.is_available() else "cpu")
+    decoder = model.load(pick_dtype(config.dtype), pick_device())
     chat = Chat(model, decoder, sampling, None if config.kv_memory is None else int(config.kv_memory * 1e9))
     name = model.prompt_format.template.name
     say(f"{model.described}, template {name}, {model.prompt_format.described}; /help lists the commands")

@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ptst.audit.report import Audit, References, audit
 from ptst.audit.setup import Setup
 from ptst.data.layouts import to_conversation
@@ -15,7 +13,7 @@ from ptst.generation.engine import Engine
 from ptst.generation.multi_lora import read_adapter
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling
 from ptst.model.decoder import Decoder
-from ptst.model.weights import pick_dtype
+from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel, check_adapter, check_base
 from ptst.records import TrainRecord, find_record
 from ptst.text.segments import Conversation, Message
@@ -65,7 +63,7 @@ def generate(
             check_adapter(folder, model.config, model.name, model.folder)
     if decoder is None:
         load = model.load if runs is None else model.load_base
-        decoder = load(pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
+        decoder = load(pick_dtype("auto"), pick_device())
     ids = [model.prompt_format.encode(_conversation(row, f"prompt {i}").prompt()).ids for i, row in enumerate(prompts)]
     engine = Engine(
         decoder,

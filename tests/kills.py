@@ -11,7 +11,6 @@ import json
 import math
 import os
 import random
-import runpy
 import shutil
 import socket
 import sys
@@ -31,6 +30,7 @@ from ptst.experiment import alignment
 from ptst.experiment.alignment import StepEvaluation
 from ptst.generation.request import Sampling
 from ptst.training import evaluate, heartbeat, parallel
+from tests.forks import fork, run_line
 from tests.tiny import write_tiny_model
 
 ROWS = [{"instruction": f"What is {i} and {i}?", "response": f"It is {2 * i}."} for i in range(4)]
@@ -83,33 +83,20 @@ def make_small() -> None:
 
 def run(line: str, out: str) -> None:
     """A command in this process, as the shell starts it."""
-    module, *flags = line.split()
-    sys.argv = [module, *flags, *([] if "--checkpoint" in flags else ["--model", "model"]), "--out", out]
-    runpy.run_module(module, run_name="__main__")
+    words = line.split()
+    run_line([*words, *([] if "--checkpoint" in words else ["--model", "model"]), "--out", out])
 
 
-def fork(mode: Mode, out: str, number: int = 0, port: int = 0) -> int:
+def start(mode: Mode, out: str, number: int = 0, port: int = 0) -> int:
     """Start one of the processes of a mode; its words go to a file."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        os.dup2(os.open(f"{out}.{number}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666), 2)
-        os.dup2(2, 1)
+
+    def work() -> None:
         if mode.ranks:
             rank = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": mode.processes, "MASTER_PORT": port}
             os.environ |= {k: str(v) for k, v in rank.items()} | {"MASTER_ADDR": "127.0.0.1"}
         run(mode.line, out)
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+
+    return fork(work, f"{out}.{number}.log")
 
 
 def attempt(mode: Mode, out: str, limits: list[float]) -> tuple[list[int], list[float]]:
@@ -118,7 +105,7 @@ def attempt(mode: Mode, out: str, limits: list[float]) -> tuple[list[int], list[
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    pids = [fork(mode, out, i, port) for i in range(mode.processes)]
+    pids = [start(mode, out, i, port) for i in range(mode.processes)]
     codes: dict[int, int] = {}
     spent = [0.0] * len(pids)
     while len(codes) < len(pids):

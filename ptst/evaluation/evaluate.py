@@ -19,7 +19,8 @@ from ptst.evaluation.measure import evaluate_model, find_tools
 from ptst.evaluation.stored_answers import BASE
 from ptst.evaluation.tasks.table import LoadedTasks, default_tasks, load_tasks, shown
 from ptst.evaluation.tasks.task import TaskResult, Tools
-from ptst.evaluation.under_test import LocalModel, ModelUnderTest, defaults_of, pick_device
+from ptst.evaluation.under_test import LocalModel, ModelUnderTest, defaults_of
+from ptst.model.weights import pick_device
 from ptst.progress import say
 from ptst.records import KNOWN, SAME, RunRecord, environment
 from ptst.runs import check_out, claim

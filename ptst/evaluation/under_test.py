@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-import torch
-
 from ptst.data import sources
 from ptst.data.columns import ColumnRules
 from ptst.errors import Setting, UserError
@@ -210,7 +208,3 @@ class LocalModel:
 
     def notes(self, answers: Sequence[Path]) -> list[str]:
         return []
-
-
-def pick_device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from ptst import records, storage
@@ -44,7 +43,7 @@ from ptst.generation.request import Answer, Sampling, Statistics
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, merge_lora
-from ptst.model.weights import load_decoder, pick_dtype, save_full
+from ptst.model.weights import load_decoder, pick_device, pick_dtype, save_full
 from ptst.open import OpenModel, open_model
 from ptst.progress import ProgressLine, say
 from ptst.records import KNOWN, SAME, RunRecord, find_record
@@ -157,7 +156,7 @@ def align(config: AlignConfig) -> AlignRecord:
         return old
     with claim(out, record) as run:
         say(f"loading {base}")
-        decoder = load_decoder(base, pick_dtype("auto"), "cuda" if torch.cuda.is_available() else "cpu")
+        decoder = load_decoder(base, pick_dtype("auto"), pick_device())
         own_model = combined(record.weights, record.tokenizer, str(decoder.dtype))
         refusals, own, counts = _examples(decoder, models, config, own_model)
         say(", ".join(f"{n} {what}" for what, n in counts.items()))

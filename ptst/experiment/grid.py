@@ -17,8 +17,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import torch
-
 from ptst import records
 from ptst.data import order, sources
 from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
@@ -36,7 +34,7 @@ from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.hosted.record import HostedRecord
-from ptst.model.weights import pick_dtype
+from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
@@ -122,7 +120,7 @@ class Grid:
         tasks, tuned = cls.as_asked(config, tasks, trained), cls.read_tuned(config)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned)
         cells = plan.plan_cells(models, list(test), list(tasks))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device()
         return cls(config, out, models, cells, tasks, train, test, read, device, tuned)
 
     @staticmethod

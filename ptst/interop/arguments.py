@@ -10,7 +10,7 @@ import torch
 from ptst.config_file import merge
 from ptst.errors import UserError
 from ptst.model.decoder import Decoder
-from ptst.model.weights import pick_dtype
+from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel, open_model, run_folder
 from ptst.records import TrainRecord, find_record
 from ptst.settings import (
@@ -57,7 +57,7 @@ class ModelArguments(ThreadSettings, FormatSettings, EngineSettings):
     def torch_device(self) -> str:
         """The device. Raises UserError for one that this machine lacks."""
         if self.device is None:
-            return "cuda" if torch.cuda.is_available() else "cpu"
+            return pick_device()
         try:
             kind = torch.device(self.device).type
         except RuntimeError:

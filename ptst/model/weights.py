@@ -33,6 +33,11 @@ def pick_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
+def pick_device() -> str:
+    """The GPU if there is one, as torch names it."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 _TWICE = "remove the file or the tensor that is not the model's"
 _BOTH = "fetch the weights and config.json of one model"
 _UNQUANTIZED = "use the folder of the unquantized model"

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ptst import __version__
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import combined, weights_fingerprint
@@ -19,7 +17,7 @@ from ptst.generation.engine import Engine
 from ptst.generation.multi_lora import read_adapter
 from ptst.generation.request import EngineOptions
 from ptst.model.decoder import Decoder
-from ptst.model.weights import pick_dtype
+from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel, open_model, run_folder
 from ptst.serving.config import ServeConfig
 from ptst.serving.errors import ApiError
@@ -77,7 +75,7 @@ class Catalog:
 
     def load(self) -> Decoder:
         """The weights of the model that all share. Raises UserError for damaged files."""
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = pick_device()
         return self.base.load(self.dtype, device) if _is_whole(self.base) else self.base.load_base(self.dtype, device)
 
     def engine(self, decoder: Decoder) -> Engine:

@@ -12,12 +12,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import runpy
 import socket
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +26,7 @@ import ptst.experiment.run  # noqa: F401
 from ptst import records
 from ptst.api import endpoint
 from ptst.hosted import client, fine_tune, job, tokens, watch  # noqa: F401
+from tests.forks import fork, run_line
 from tests.hosted.rows import write_rows
 from tests.kills import timeless
 from tests.stand_in import KEY, Fault
@@ -65,33 +64,10 @@ def make_fast() -> None:
     tokens.load_encoding = lambda _name: None
 
 
-def fork(line: str, out: str) -> int:
-    """Start a command; its words go to a file."""
-    if pid := os.fork():
-        return pid
-    code = 1
-    try:
-        os.dup2(os.open(f"{out}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o666), 2)
-        os.dup2(2, 1)
-        module, *flags = line.split()
-        sys.argv = [module, *flags, "--out", out]
-        runpy.run_module(module, run_name="__main__")
-        code = 0
-    except SystemExit as stopped:
-        code = stopped.code if isinstance(stopped.code, int) else int(stopped.code is not None)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        with suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
-
-
 def attempt(line: str, out: str, limit: float | None = None) -> tuple[int, float]:
     """Run a command to its end, or kill it after so many seconds. Returns its exit code, negative for a signal, and the
     seconds that it took."""
-    pid, start = fork(line, out), time.monotonic()
+    pid, start = fork(lambda: run_line([*line.split(), "--out", out]), f"{out}.log"), time.monotonic()
     while True:
         ended, status = os.waitpid(pid, os.WNOHANG)
         if ended:

@@ -18,7 +18,7 @@ from ptst.generation.engine import generate
 from ptst.generation.request import EngineOptions, Sampling
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
-from ptst.model.weights import load_decoder, pick_dtype
+from ptst.model.weights import load_decoder, pick_device, pick_dtype
 from ptst.open import open_model
 from ptst.progress import say_once
 from ptst.text.derive import Reader
@@ -132,7 +132,7 @@ class LocalAsk:
         key = self.folder.resolve()
         if key not in _loaded:
             _loaded.clear()
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+            device = pick_device()
             _loaded[key] = load_decoder(self.folder, pick_dtype("auto"), device)
         return _loaded[key]
 
