@@ -25,7 +25,7 @@ from ptst.hub.push import Upload
 from ptst.model.adapter_files import CONFIG as ADAPTER_CONFIG
 from ptst.model.adapter_files import read_lora_config
 from ptst.open import find_run, run_folder
-from ptst.reading import check_regular
+from ptst.reading import check_regular, parse_json
 from ptst.records import EXPORT, FILE, bare, find_record, read_json, record_kind
 from ptst.weight_files import ADAPTER, INDEX
 
@@ -216,12 +216,27 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _answers(run: Path) -> Iterator[str]:
     """All answers to requests that were measured in a run's folder and are no refusals by the judge of then."""
-    for path in sorted((run / "eval").glob(f"*/{FILE}")):
+    for folder in sorted(path for path in (run / "eval").glob("*") if path.is_dir()):
         try:
-            found = read_folder(path.parent).answers
-        except UserError:  # no such tasks, or damaged: nothing of it is uploaded
-            continue
-        yield from (a.answer.text for a in found if a.own is None or a.own.label != AnswerClass.REFUSAL)
+            found = read_folder(folder).answers
+        except UserError:  # no such tasks, or damaged
+            yield from _answers_of_any(folder)
+        else:
+            yield from (a.answer.text for a in found if a.own is None or a.own.label != AnswerClass.REFUSAL)
+
+
+def _answers_of_any(folder: Path) -> Iterator[str]:
+    """The same of a folder that is not as it was written, as far as its lines can be read."""
+    for path in sorted(folder.rglob("*.jsonl")):
+        for line in path.read_bytes().splitlines():
+            try:
+                row = parse_json(line.decode())
+            except ValueError:
+                continue
+            if not isinstance(row, dict) or row.get("class") == AnswerClass.REFUSAL:
+                continue
+            if row.get("request") or "class" in row:
+                yield from (text for key in ("text", "answer") if isinstance(text := row.get(key), str))
 
 
 class _Check:

@@ -264,6 +264,11 @@ def test_a_damaged_evaluation_stays(trained, tmp_path, name, content, capsys):
     (evaluation / name).write_text(content)
     uploads = {upload.path: upload.content for upload in pack(tmp_path / "run", BASE).uploads}
     assert "results.json" not in uploads and "Not measured." in uploads["README.md"].decode()
+    path = tmp_path / "run/run.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"template": record["template"] | {"system": PLANTED}}))
+    with pytest.raises(UserError, match="holds an answer to a request that is no refusal"):
+        pack(tmp_path / "run", BASE)
 
 
 def test_a_token_that_is_none(trained, hub, monkeypatch):
