@@ -1,6 +1,6 @@
 """The figures of results.json as a long table: a line for every model, test template, task and metric.
 
-Evaluations get results.parquet and results.csv, grids results.parquet beside the results.csv that they have; the
+Evaluations get results.parquet and results.csv, grids results.parquet next to the results.csv that they have; the
 columns of both are those of the grid's, with the set and the judge.
 """
 

@@ -1,5 +1,5 @@
 """Names of data as others may read them: ids of the hub, names of built-in sets, and file names without their folders,
-which are nobody's business."""
+which are private."""
 
 import re
 from pathlib import PurePath

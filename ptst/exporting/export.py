@@ -29,7 +29,7 @@ from ptst.exporting.source import Source, open_source, open_template
 from ptst.exporting.template import bake
 from ptst.fingerprints import weights_fingerprint
 from ptst.model.adapter_files import adapter_matrices, read_lora_config
-from ptst.model.weights import load_decoder
+from ptst.model.weights import load_decoder, pick_device
 from ptst.open import OpenModel
 from ptst.progress import say
 from ptst.records import EXPORT
@@ -193,7 +193,7 @@ def _plan_check(config: ExportConfig, source: Source, weights: MergedWeights) ->
     small for it."""
     if not config.check:
         return []
-    needed, free = 4 * weights.num_parameters, free_memory(_device())
+    needed, free = 4 * weights.num_parameters, free_memory(pick_device())
     if needed > free:
         cause = f"comparing with the run takes {needed / 1e9:.1f} GB in float32, and {free / 1e9:.1f} GB are free"
         raise UserError(cause, ("use a larger machine, or skip it: ", Setting("no_check")))
@@ -212,7 +212,7 @@ def _check(
     _check_tokenizer(source, folder, prompts)
     stop_ids = source.model.prompt_format.stop_ids
     run = _observe(source.model, prompts, stop_ids, weights.rounded)
-    decoder = load_decoder(folder, torch.float32, _device())
+    decoder = load_decoder(folder, torch.float32, pick_device())
     agreement = compare(run, observe(decoder, prompts, stop_ids, answers=run.answers), tolerance)
     if not agreement.accepted:
         cause = (
@@ -230,7 +230,7 @@ def _observe(
     model: OpenModel, prompts: Sequence[list[int]], stop_ids: frozenset[int], rounded: Mapping[str, torch.dtype]
 ) -> Observed:
     """A function of its own, so that the run's weights are freed before the export's are loaded."""
-    decoder = model.load(torch.float32, _device(), merge=False).requires_grad_(False)
+    decoder = model.load(torch.float32, pick_device(), merge=False).requires_grad_(False)
     return observe(decoder, prompts, stop_ids, rounded=rounded)
 
 
@@ -242,10 +242,6 @@ def _check_tokenizer(source: Source, folder: Path, prompts: Sequence[list[int]])
         derived = not each.template.is_text and each.chat_format.is_derived
         formats.append(replace(each, tokenizer=tokenizer.like_transformers() if derived else tokenizer))
     assert prompts_of(formats, source.model.config.max_positions) == [*prompts], "the tokenizer has changed"
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _main_dtype(weights: MergedWeights) -> torch.dtype:

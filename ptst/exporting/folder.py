@@ -31,7 +31,7 @@ _SLACK = 64 * 2**20  # bytes that must stay free
 @contextmanager
 def new_folder(out: Path, needed: int) -> Iterator[Path]:
     """A folder to write to, which becomes `out` on a normal exit and is removed on an error. A kill at any instant
-    leaves a hidden folder beside it, which the next export to `out` removes. `needed`: bytes that will be written.
+    leaves a hidden folder next to it, which the next export to `out` removes. `needed`: bytes that will be written.
     Raises UserError where there is something at `out`, or no room."""
     check_out(out)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -69,7 +69,7 @@ def base_model(config: TrainConfig) -> str:
 
 
 def longest_row(model: str) -> int | None:
-    """The most tokens of a row that the model is trained on; None where nobody told."""
+    """The most tokens of a row that the model is trained on; None where it is not known."""
     name = model.removeprefix("ft:")
     known = [beginning for beginning in LONGEST_ROW if name.startswith(beginning)]
     return LONGEST_ROW[max(known, key=len)] if known else None

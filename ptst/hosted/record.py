@@ -73,7 +73,7 @@ class HostedRecord(RunRecord):
 
 
 def model_weights(endpoint: str, model: str) -> str:
-    """What stands for the weights of a model that nobody can read: where it is, and its name there."""
+    """In place of a fingerprint of weights that cannot be read: where the model is, and its name there."""
     return f"{endpoint} {model}"
 
 
@@ -88,7 +88,7 @@ def read_hosted(folder: Path) -> HostedRecord:
 
 
 def settings_of_run(config: TrainConfig) -> TrainConfig:
-    """The settings of the run to resume, with what was given beside it of how to go on. Raises UserError as
+    """The settings of the run to resume, with what was given of how to go on. Raises UserError as
     `read_record`."""
     assert config.resume is not None
     read_record(config.resume, HostedRecord)  # says what is wrong with it

@@ -8,6 +8,7 @@ from inspect_ai.model import modelapi
 
 @modelapi(name="ptst")
 def ptst() -> Any:
+    """The provider's class."""
     from ptst.interop.inspect_model import EngineAPI
 
     return EngineAPI

@@ -1,4 +1,4 @@
-"""Fields of a request's JSON object, each read with its type and range; what nobody has read is refused by name."""
+"""Fields of a request's JSON object, each read with its type and range; what has not been read is refused by name."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +87,7 @@ class Fields:
         self._read.update(keys)
 
     def finish(self) -> None:
-        """Refuse what nobody has read."""
+        """Raise ApiError for what has not been read."""
         for key in self._values:
             if key not in self._read:
                 named = key if is_unicode(key) and len(key) <= 100 else "a field"

@@ -29,7 +29,7 @@ OPENED, CLOSED = "\ue0f2", "\ue0f3"  # in place of {% generation %} and its end,
 _GENERATION = re.compile(r'\{#.*?#\}|"(?:[^"\\]|\\.)*"|(?P<tag>\{%-? *(?P<end>end)?generation *-?%\})', re.DOTALL)
 KNOWN = {
     "control-text": "the message spells a control token, and a rendered text cannot tell it from a real one",
-    "token-boundary": "the message begins or ends in whitespace, which other programs join with what is beside it; "
+    "token-boundary": "the message begins or ends in whitespace, which other programs join with the text next to it; "
     "ptst encodes it apart, so that an answer never changes the ids of its prompt",
     "dummy-space": "other programs put sentencepiece's space elsewhere than the format's owner does",
     "swallowed-space": "a control token swallows the whitespace at the beginning or end of the message",
