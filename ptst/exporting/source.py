@@ -11,10 +11,10 @@ from ptst.exporting.card import Kind
 from ptst.exporting.config import ExportConfig
 from ptst.exporting.merge import MergedWeights, in_order_of_the_hub
 from ptst.hub.locate import locate_model
-from ptst.model.config import read_json
 from ptst.model.weights import DTYPES, StoredTensor, empty_decoder, find_weights, read_safetensors
 from ptst.open import OpenModel, find_run, open_model, trained_family
 from ptst.progress import say
+from ptst.reading import read_object
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import Template, find_template, load_template
 from ptst.training.checkpoint import check_whole
@@ -119,7 +119,7 @@ def open_template(config: ExportConfig) -> tuple[PromptFormat, BaseName]:
     assert config.model is not None and template is not None
     check_used(config.chat_format, template)
     folder = locate_model(config.model)
-    vocab_size = read_json(folder / "config.json").get("vocab_size")
+    vocab_size = read_object(folder / "config.json").get("vocab_size")
     prompt_format = open_prompt_format(
         folder,
         template,

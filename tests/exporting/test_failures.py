@@ -103,6 +103,14 @@ def test_what_is_there_is_not_written_over(run, tmp_path, monkeypatch, capsys):
     assert (out / "model.safetensors").exists()
 
 
+def test_a_damaged_config(tmp_path, monkeypatch, capsys):
+    (tmp_path / "model").mkdir()
+    write_tiny_model(tmp_path / "model")
+    (tmp_path / "model/config.json").write_text("[]")
+    flags = ("--model", tmp_path / "model", "--template", "llama", "--template-only", "--out", tmp_path / "out")
+    assert "config.json: not a JSON object; fetch the file again" in refused(monkeypatch, capsys, *flags)
+
+
 def test_not_over_the_current_folder(run, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert "--out . is the current folder; name a folder in it" in refused(
