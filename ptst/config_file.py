@@ -35,8 +35,9 @@ def read_config(path: str | Path, default: Config, command: str) -> Config:
         raise UserError(f"not valid {'JSON' if path.suffix == '.json' else 'TOML'} ({error})", where=path) from None
     if path.suffix == ".json":
         values = values if isinstance(values, dict) else {}
-        if values.get("kind") != command or not isinstance(values.get("settings"), dict):
-            cause = f"not the record of a ptst.{command}" + " of this version" * (values.get("kind") == command)
+        written = str(values.get("kind")).removeprefix("hosted-") == command  # also by a job at an endpoint
+        if not written or not isinstance(values.get("settings"), dict):
+            cause = f"not the record of a ptst.{command}" + " of this version" * written
             raise UserError(cause, "give the run.json of one, or a TOML file", path)
         known = {f.name for f in dataclasses.fields(default)}  # type: ignore[arg-type]
         known -= {"out", "resume"}

@@ -94,7 +94,7 @@ def settings_of_run(config: TrainConfig) -> TrainConfig:
     read_record(config.resume, HostedRecord)  # says what is wrong with it
     given = {name: getattr(config, name) for name in ("yes", "new_job", "cancel", "json", "debug")}
     if config.model == TrainConfig().model:  # the folder alone was named
-        config = read_config(config.resume / FILE, TrainConfig(), HostedRecord.kind)
+        config = read_config(config.resume / FILE, TrainConfig(), "train")
     return replace(config, resume=config.resume or None, **given)
 
 

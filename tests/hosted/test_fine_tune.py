@@ -220,6 +220,12 @@ def test_what_the_endpoint_refuses_is_one_sentence(server, given, faults, words)
     assert len(server.jobs) == 1 and len(server.files) == max(sent, 1)
 
 
+def test_the_settings_of_a_record_start_the_same_job(server, monkeypatch):
+    first = fine_tune_hosted(settings(server, epochs=2.0)).record
+    assert run(monkeypatch, "--config", "run/run.json", "--out", "again") == 0
+    assert read_hosted(Path("again")).job.id == first.job.id and len(server.jobs) == 1
+
+
 def test_no_key_and_a_wrong_one(server, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-somebody-else")
     with pytest.raises(UserError, match="refuses the key in OPENAI_API_KEY"):
