@@ -26,6 +26,7 @@ from ptst.text.templates import Family, Template
 
 VERSION = 2  # of the format; 1 had no number
 FILE = "run.json"
+HOSTED_TRAIN = "hosted-train"  # the kind of the record of a job at an endpoint (ptst/hosted/record.py)
 EXPORT = "export.json"  # in a folder of ptst.export, in the place of the run's record
 CHECKPOINTS = Path("checkpoints")
 SAME = {"identity": "same"}  # two runs that differ in this field are different runs
@@ -171,17 +172,22 @@ class TrainRecord(RunRecord):
     validation_loss: LossRecord | None = None
 
 
+def command_of(kind: str) -> str:
+    """The command that makes records of a kind, for messages."""
+    return "ptst.train of a model behind an endpoint" if kind == HOSTED_TRAIN else f"ptst.{kind}"
+
+
 def read_record(folder: Path, kind: type[Record]) -> Record:
     """The record in a folder. Raises UserError, naming file and key, where it is absent, damaged or incomplete, of
     another kind, or of another version of the format."""
     path = Path(folder) / FILE
     if not path.exists():
-        raise UserError(f"{folder} is not a run folder (it has no {FILE})", f"give one made by ptst.{kind.kind}")
+        raise UserError(f"{folder} is not a run folder (it has no {FILE})", f"give one made by {command_of(kind.kind)}")
     values = read_json(path)
     if not isinstance(values, dict) or not isinstance(values.get("kind"), str):
-        raise UserError("is not the record of a run", f"give a folder made by ptst.{kind.kind}", path)
+        raise UserError("is not the record of a run", f"give a folder made by {command_of(kind.kind)}", path)
     if values["kind"] != kind.kind:
-        raise UserError(f"is the record of ptst.{values['kind']}, not of ptst.{kind.kind}", where=path)
+        raise UserError(f"is the record of {command_of(values['kind'])}, not of {command_of(kind.kind)}", where=path)
     if (found := values.get("version", 1)) != VERSION:
         age = "a later" if isinstance(found, int) and found > VERSION else "an earlier"
         raise UserError(f"was made by {age} version of ptst (format {found}, not {VERSION})", _OLD, path)

@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import Fingerprint
-from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, find_record, plain, recorded
+from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, command_of, find_record, plain, recorded
 from ptst.settings import CommandSettings, to_json
 from ptst.storage import (
     LOCK,
@@ -84,7 +84,7 @@ def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
     """Raise UserError with the differences where two records are not of the same run."""
     if found := differences(old, new):
         words = _listed(found)
-        what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} ptst.{new.kind} run of "
+        what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} {command_of(new.kind)} run of "
         # What no setting names is the content of files.
         named = any(isinstance(part, Setting) for part in words)
         remedy = "give those, or another " if named else "put those back, or give another "
@@ -225,7 +225,7 @@ def find_shared(out: Path, record: type[Record]) -> Record | None:
     names = [p.name for p in out.iterdir()] if out.exists() else []
     old = find_record(out, record)
     if old is None and any(name not in (LOCK, LOCKS) and not name.startswith(f".{FILE}.") for name in names):
-        cause = f"{out} is not a ptst.{record.kind} folder and not empty"
+        cause = f"{out} is not a {command_of(record.kind)} folder and not empty"
         raise UserError(cause, ("choose another ", Setting("out")))
     return old
 

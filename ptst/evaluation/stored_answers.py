@@ -18,7 +18,7 @@ from ptst.evaluation.graders.prompt import Question
 from ptst.evaluation.verdicts import OLD_CLASSES, UNJUDGED, AnswerClass, Verdict
 from ptst.generation.request import DECLINED, Answer
 from ptst.reading import parse_json, read_text
-from ptst.records import read_json, record_kind
+from ptst.records import command_of, read_json, record_kind
 
 BASE, TUNED = "untouched", "fine-tuned"  # names of the models of an evaluation, in results and files
 VERDICTS = "verdicts"  # the folder of all judges' verdicts, in that of the answers
@@ -81,7 +81,11 @@ def places(folder: Path) -> Iterator[Place]:
     """Of the folder of an evaluation or a grid. Raises UserError for any other folder."""
     kind = record_kind(folder)
     if kind not in ("eval", "grid"):
-        what = f"is the folder of a ptst.{kind}, which keeps no answers" if kind else "holds no evaluation and no grid"
+        what = (
+            f"is the folder of a {command_of(kind)}, which keeps no answers"
+            if kind
+            else "holds no evaluation and no grid"
+        )
         raise UserError(what, _MAKE, folder)
     return _evaluation(folder) if kind == "eval" else _grid(folder)
 

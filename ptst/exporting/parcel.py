@@ -26,7 +26,7 @@ from ptst.model.adapter_files import CONFIG as ADAPTER_CONFIG
 from ptst.model.adapter_files import read_lora_config
 from ptst.open import find_run, run_folder
 from ptst.reading import check_regular, parse_json
-from ptst.records import EXPORT, FILE, bare, find_record, read_json, record_kind
+from ptst.records import EXPORT, FILE, HOSTED_TRAIN, bare, find_record, read_json, record_kind
 from ptst.weight_files import ADAPTER, INDEX
 
 RESULTS = "results.json"
@@ -61,7 +61,7 @@ def pack(folder: Path, base_name: str | None = None, license: str | None = None)
         parcel, planted, paths = _of_export(folder, base_name, license), list[str](), list[str]()
     else:
         kind = record_kind(folder)
-        if kind == "hosted-train":
+        if kind == HOSTED_TRAIN:
             raise UserError("was trained at an endpoint, which keeps the weights", "there is nothing to upload", folder)
         parcel, paths = _of_run(folder, base_name, license)
         planted = [*_answers(run_folder(folder))]

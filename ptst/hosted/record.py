@@ -8,7 +8,17 @@ from typing import Any, ClassVar
 
 from ptst.config_file import read_config
 from ptst.errors import UserError
-from ptst.records import CHECKPOINTS, FILE, SAME, DataRecord, RunRecord, TrainRecord, read_json, read_record
+from ptst.records import (
+    CHECKPOINTS,
+    FILE,
+    HOSTED_TRAIN,
+    SAME,
+    DataRecord,
+    RunRecord,
+    TrainRecord,
+    read_json,
+    read_record,
+)
 from ptst.text.templates import Family, Template
 from ptst.training.config import TrainConfig
 
@@ -53,7 +63,7 @@ class HostedRecord(RunRecord):
     worded in the messages. `mark`: by it the job is found again at the endpoint. `token_count`: how tokens were
     counted. `cost`: in the unit of the price that was given; None without one."""
 
-    kind: ClassVar[str] = "hosted-train"
+    kind: ClassVar[str] = HOSTED_TRAIN
     model: str
     base_model: str
     endpoint: str

@@ -10,10 +10,11 @@ import pytest
 
 from ptst import train
 from ptst.errors import UserError
+from ptst.evaluation.stored_answers import read_folder
 from ptst.hosted import fine_tune
 from ptst.hosted.fine_tune import fine_tune_hosted
 from ptst.hosted.record import HostedRecord, read_hosted
-from ptst.records import read_json, read_record
+from ptst.records import read_finished, read_json, read_record
 from ptst.training.config import TrainConfig
 from tests.hosted.conftest import MODEL, settings
 from tests.stand_in import KEY, Fault, JobScript, StandIn
@@ -58,6 +59,9 @@ def test_a_job_makes_a_run_folder_like_a_local_one(server, capsys):
     assert record.cost is None and record.result["rows"] == 12
     steps = rows("metrics.jsonl")
     assert [row["step"] for row in steps] == [1, 2, 3, 4] and steps[0]["loss"] == 1.0 and steps[-1]["loss"] == 0.4
+    for open_as, words in ((read_folder, "which keeps no answers"), (read_finished, "not of ptst.train")):
+        with pytest.raises(UserError, match=f"of a?[ ]?ptst.train of a model behind an endpoint, {words}"):
+            open_as(Path("run"))
     assert steps[0].keys() == {"kind", "step", "total", "loss", "token_accuracy", "time"}
     assert rows("events.jsonl")[-1]["message"] == "The job has successfully completed"
     assert Path("run/results.csv").read_text().startswith("step,train_loss")
