@@ -81,11 +81,9 @@ def places(folder: Path) -> Iterator[Place]:
     """Of the folder of an evaluation or a grid. Raises UserError for any other folder."""
     kind = record_kind(folder)
     if kind not in ("eval", "grid"):
-        what = (
-            f"is the folder of a {command_of(kind)}, which keeps no answers"
-            if kind
-            else "holds no evaluation and no grid"
-        )
+        what = "holds no evaluation and no grid"
+        if kind:
+            what = f"is the folder of a {command_of(kind)}, which keeps no answers"
         raise UserError(what, _MAKE, folder)
     return _evaluation(folder) if kind == "eval" else _grid(folder)
 
