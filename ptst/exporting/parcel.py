@@ -27,7 +27,7 @@ from ptst.model.adapter_files import read_lora_config
 from ptst.open import find_run, run_folder
 from ptst.reading import check_regular, parse_json
 from ptst.records import EXPORT, FILE, HOSTED_TRAIN, bare, find_record, read_json, record_kind
-from ptst.weight_files import ADAPTER, INDEX
+from ptst.weight_files import ADAPTER, INDEX, find_weight_files
 
 RESULTS = "results.json"
 _VOCABULARY = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt")  # may hold any text
@@ -125,9 +125,11 @@ def _model_file(folder: Path, path: Path) -> Upload:
 
 
 def _model_files(folder: Path) -> Iterator[Path]:
-    """The files of a model or an adapter that are on the list. Raises UserError for a link or a device among them."""
+    """The files of a model or an adapter that are on the list. Raises UserError for a link or a device among them, and
+    for weights that are not whole."""
+    weights = {*find_weight_files(folder), folder / ADAPTER[0]}
     for path in sorted([*folder.iterdir(), *folder.glob(f"{_TEMPLATES}/*.jinja")]):
-        listed = path.name in {*_MODEL, *_TERMS, ADAPTER_CONFIG} or _WEIGHTS.fullmatch(path.name)
+        listed = path.name in {*_MODEL, *_TERMS, ADAPTER_CONFIG} or path in weights
         if listed or path.parent.name == _TEMPLATES:
             if path.is_symlink():
                 raise UserError(f"{path} is a symbolic link", "put the file itself there")

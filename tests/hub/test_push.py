@@ -308,6 +308,19 @@ def test_what_ptst_export_writes_goes_up_whole(trained, hub, tmp_path):
     assert str(trained.parent).encode() not in b"".join(hub.files("org/name").values())
 
 
+def test_weights_beside_the_model_s_stay_and_missing_ones_are_told(trained, tmp_path):
+    out = tmp_path / "out"
+    export_model(ExportConfig(checkpoint=trained, max_shard_size="20KB", check=False, out=out))
+    whole = {upload.path for upload in pack(out).uploads}
+    shards = {path.name for path in out.glob("model-*.safetensors")}
+    assert len(shards) > 1 and shards < whole
+    (out / "model-00001-of-00099.safetensors").write_bytes((out / min(shards)).read_bytes())
+    assert {upload.path for upload in pack(out).uploads} == whole
+    (out / max(shards)).unlink()
+    with pytest.raises(UserError, match="is missing"):
+        pack(out)
+
+
 def test_mistakes_are_one_sentence(trained, hub, tmp_path):
     for changes, message in (
         ({"repo": None}, "repo is missing; give org/name"),
