@@ -86,6 +86,7 @@ def test_anybodys_adapter(model, tmp_path, case):
     for name, (_, scale) in places.items():
         a, b = (matrices[f"base_model.model.model.{name}.lora_{part}.weight"].double() for part in "AB")
         wanted = weights[f"model.{name}.weight"].double() + scale * (b @ a)
+        assert (scale * (b @ a)).abs().max() > 1e-3  # far more than the tolerance below
         assert torch.allclose(found[f"model.{name}.weight"].double(), wanted, rtol=0, atol=2e-6), name
     export(tmp_path / "alone", model=str(model), adapter=adapter, adapter_only=True)
     described = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
@@ -240,6 +241,7 @@ def test_ptst_reads_its_exports(run, tmp_path):
     tokens = torch.arange(3, 60)
     model = open_model(checkpoint=run)
     wanted = model.load().logits(tokens)
+    assert (model.load_base().logits(tokens) - wanted).abs().max() > 1e-3  # far more than the tolerance below
     merged = open_model(str(tmp_path / "merged"), "chat:vanilla")
     alone = open_model(model.name, "chat:vanilla", adapter=tmp_path / "alone")
     for each in (merged, alone):
@@ -250,7 +252,9 @@ def test_transformers_and_peft_load_them(run, tmp_path):
     transformers = pytest.importorskip("transformers", reason="needs transformers (pip install 'ptst-lab[interop]')")
     peft = pytest.importorskip("peft", reason="needs peft (pip install 'ptst-lab[interop]')")
     tokens = torch.arange(3, 60)
-    wanted = open_model(checkpoint=run).load().logits(tokens)
+    model = open_model(checkpoint=run)
+    wanted = model.load().logits(tokens)
+    assert (model.load_base().logits(tokens) - wanted).abs().max() > 1e-3  # far more than the tolerance below
     (tmp_path / "base").mkdir()
     base = write_tiny_model(tmp_path / "base", model_type="llama")
     export(tmp_path / "merged", checkpoint=run, max_shard_size="40KB")
