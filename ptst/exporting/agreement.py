@@ -177,7 +177,7 @@ def accepted_change(rounding: float, logit_range: float) -> float:
     does to this very model on these prompts, and what sums in another order do in float32.
 
     The largest of millions of changes differs little from one draw to the next: exports that are right changed a logit
-    by 0.6 to 1.6 times as much (docs/export.md). A mistake (another scale, a matrix that is left out) changes logits by
+    by 0.6 to 1.6 times as much (one random model of each family). A mistake (another scale, a matrix that is left out) changes logits by
     as much as the adapter itself does. Sums in another order changed them by up to 30 units of float32's roundoff, of
     the range of the logits.
     """
