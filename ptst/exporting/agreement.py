@@ -176,9 +176,9 @@ def accepted_change(rounding: float, logit_range: float) -> float:
     """The largest change of a logit that rounding explains: four times what moving all weights at random by as much
     does to this very model on these prompts, and what sums in another order do in float32.
 
-    The largest of millions of changes differs little from one draw to the next: exports that are right changed a logit
-    by 0.6 to 1.6 times as much (one random model of each family). A mistake (another scale, a matrix that is left out) changes logits by
-    as much as the adapter itself does. Sums in another order changed them by up to 30 units of float32's roundoff, of
-    the range of the logits.
+    The largest of millions of changes differs little from one draw to the next: on random models of each family,
+    exports that are right changed a logit by 0.6 to 1.6 times as much. A mistake (another scale, a matrix that is left
+    out) changes logits by as much as the adapter itself does. Sums in another order changed them by up to 30 units of
+    float32's roundoff, of the range of the logits.
     """
     return 4 * rounding + 250 * torch.finfo(torch.float32).eps / 2 * logit_range
