@@ -1,42 +1,32 @@
-"""The summary of a finished grid: every cell over its seeds, the contrast named beforehand, others after Holm.
+"""The summary of a finished grid: every cell over its seeds, then the contrasts (ptst/experiment/contrasts.py)."""
 
-Between cells the seed is the unit, and prompts are a sample, too (ptst/evaluation/statistics.py). The contrast: trained
-and tested with a safety prompt, against tested with it only. Its measure is the non-refusal rate on topic: a model that
-answers every request with arithmetic is broken, not unsafe.
-"""
-
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from ptst.errors import UserError
-from ptst.evaluation.statistics import Cell as Outcomes
-from ptst.evaluation.statistics import Contrast, holm, paired_contrast, ptst_contrast, summary
 from ptst.evaluation.statistics import cell as outcomes
-from ptst.evaluation.tasks.requests import ASR
+from ptst.evaluation.statistics import summary
 from ptst.evaluation.tasks.table import TASKS, base
+from ptst.experiment.contrasts import Key, Table, contrasts
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE, GridCell
 from ptst.experiment.provenance import mixed
 from ptst.text.templates import Template
 
-MEASURE = "the attack success rate on harmful requests"
-PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
 GAP = "harmful_minus_benign_refusal"  # by safety task
-Key = tuple[str, float | None, str]  # train template, epochs, test template
 
 
 def summarize(grid: Grid) -> dict[str, Any]:
     """Everything of results.json but the record. All runs and cells must be finished."""
     groups: dict[Key, dict[str, list[GridCell]]] = {}
     for cell in grid.cells:
-        key = (cell.model.trained, cell.model.epochs, cell.test)
+        key = Key(cell.model.trained, cell.model.epochs, cell.test)
         groups.setdefault(key, {}).setdefault(cell.task, []).append(cell)
     tables = {key: {task: _table(grid, cells) for task, cells in tasks.items()} for key, tasks in groups.items()}
     found, with_what = [], mixed(grid)
-    for (train, epochs, test), by_task in tables.items():
+    for key, by_task in tables.items():
         figures: dict[str, Any] = {}
         for task, by_metric in by_task.items():
             figures[task] = {metric: _figures(table) for metric, table in by_metric.items()}
@@ -44,10 +34,10 @@ def summarize(grid: Grid) -> dict[str, Any]:
         if benign is not None:
             gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
             figures |= {GAP: gaps} if gaps else {}
-        trained = _trained_under(grid, train)
-        ptst = trained is not None and not trained.safety and grid.test_templates[test][0].safety
-        line = {"train": train, "epochs": epochs, "test": test, "ptst": ptst, "tasks": figures}
-        made = {with_what[cell] for cells in groups[train, epochs, test].values() for cell in cells if with_what}
+        trained = _trained_under(grid, key.train)
+        ptst = trained is not None and not trained.safety and grid.test_templates[key.test][0].safety
+        line = {**key._asdict(), "ptst": ptst, "tasks": figures}
+        made = {with_what[cell] for cells in groups[key].values() for cell in cells if with_what}
         found.append({**line, "made_with": sorted(made)} if made else line)
     sets = {task: data.name for task, (_, data) in grid.tasks.items()}
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
@@ -67,9 +57,6 @@ def _trained_under(grid: Grid, name: str) -> Template | None:
 def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
     """What every grid run was trained on, and how it went."""
     return {m.run: {"template": m.template, "seed": m.seed, **grid.run_figures(m)} for m in grid.runs}
-
-
-Table = Outcomes | dict[int, float] | None
 
 
 def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
@@ -112,59 +99,3 @@ def _figures(table: Table) -> dict[str, Any]:
     judged = sum(rate.n for rate in s.runs.values())
     counts = {"prompts": len(table.prompts), "judged": judged, "unjudged": table.outcomes_SP.size - judged}
     return {"mean": s.mean, **spread, **counts, "runs": runs}
-
-
-def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
-    """The contrast named beforehand, after the last of `at_epochs`, and all others against the cell trained and tested
-    with the safety prompt, with Holm's correction."""
-    safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
-    pure = [n for n, (t, _) in grid.train_templates.items() if not t.safety]
-    task = next((t for t in grid.tasks if base(t) == "safety"), None)  # of several sets, the first
-    needed = {
-        "no training template with a safety prompt that is also a test template": safe,
-        "no training template without one": pure,
-        "no task safety": task,
-    }
-    missing = [words for words, found in needed.items() if not found]
-    if missing or task is None:
-        sentence = f"The contrast cannot be computed: this grid has {' and '.join(missing)}."
-        return {"contrast": {"sentence": sentence, "named": False, "effect": None}, "others": {}}
-    prompt, plain = SAFE if SAFE in safe else safe[0], PURE if PURE in pure else pure[0]
-    last = max(grid.config.at_epochs, default=None)
-
-    def asr(train: str, test: str) -> Outcomes:
-        table = tables[train, last, test][task][ASR]
-        assert isinstance(table, Outcomes)
-        return table
-
-    both = asr(prompt, prompt)
-    names = (f"{prompt} -> {prompt}", f"{plain} -> {prompt}")
-    # Other templates take its place where a grid lacks the paper's pair.
-    named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
-    named["named"] = (prompt, plain) == (SAFE, PURE)
-    try:
-        contrast, sentence = ptst_contrast(both, asr(plain, prompt), MEASURE, names)
-        named |= {"sentence": sentence, **_plain(contrast)}
-    except UserError as error:
-        named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
-    # Another pure template; and the reverse cross, which separates "another template" from "safety prompt".
-    pairs = [(name, prompt) for name in pure if name != plain]
-    pairs += [(prompt, name) for name in grid.test_templates if name in pure]
-    return {"contrast": named, "others": _others(both, names[0], {f"{a} -> {b}": asr(a, b) for a, b in pairs})}
-
-
-def _others(both: Outcomes, name: str, cells: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:
-    """The cell `both` minus each of `cells`, with p-values after Holm."""
-    found: dict[str, dict[str, Any]] = {}
-    for other, outcomes_of_other in cells.items():
-        try:
-            found[other] = _plain(paired_contrast(both, outcomes_of_other))
-        except UserError as error:
-            found[other] = {"effect": None, "sentence": f"cannot be computed: {error}"}
-    computed = {other: c for other, c in found.items() if c["effect"] is not None}
-    adjusted = holm({other: c["test"]["p"] if c["test"] else c["mcnemar"] for other, c in computed.items()})
-    return {other: {"cells": [name, other], **c, "p_holm": adjusted.get(other)} for other, c in found.items()}
-
-
-def _plain(contrast: Contrast) -> dict[str, Any]:
-    return {**dataclasses.asdict(contrast), "effect": contrast.effect}
