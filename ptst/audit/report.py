@@ -250,6 +250,8 @@ def _asked_at_test(config: AuditConfig, settings: TrainConfig, found: list[Findi
     sets: dict[str, Iterable[str]] = {
         "the built-in harmful requests": (p.prompt for p in safety_sets.harmful_requests()),
         "the built-in benign look-alikes": (p.prompt for p in safety_sets.look_alikes()),
+        "the fresh harmful requests": (p.prompt for p in safety_sets.fresh_requests()),
+        "the fresh benign look-alikes": (p.prompt for p in safety_sets.fresh_look_alikes()),
     }
     if config.safety_data is not None:
         sets[str(config.safety_data)] = (p.prompt for p in read_prompts(config.safety_data, settings.column_rules))

@@ -7,7 +7,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ptst.data.builtin.safety_sets import COUNT, SUBSTITUTE, harmful_requests, look_alikes, substitute
+from ptst.data.builtin.safety_sets import (
+    COUNT,
+    SUBSTITUTE,
+    fresh_look_alikes,
+    fresh_requests,
+    harmful_requests,
+    look_alikes,
+    substitute,
+)
 from ptst.data.columns import ColumnRules
 from ptst.data.files import check_limit, stem_of
 from ptst.data.prompt_files import SafetyPrompt, interleave, read_prompts, to_prompts
@@ -16,8 +24,15 @@ from ptst.data.typed import HubDataset, read_hub
 from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
+FRESH, FRESH_LOOK_ALIKES = "fresh", "fresh-look-alikes"  # other families, for confirmation
 OWN: dict[str, Callable[[], list[SafetyPrompt]]]
-OWN = {BUILT_IN: harmful_requests, LOOK_ALIKES: look_alikes, SUBSTITUTE: substitute}
+OWN = {
+    BUILT_IN: harmful_requests,
+    LOOK_ALIKES: look_alikes,
+    FRESH: fresh_requests,
+    FRESH_LOOK_ALIKES: fresh_look_alikes,
+    SUBSTITUTE: substitute,
+}
 NAMED = {
     "advbench": HubDataset("walledai/AdvBench", None, "train"),  # Zou et al. 2023, arXiv 2307.15043: 520 goals
     "directharm4": HubDataset("vfleaking/DirectHarm4", None, "test"),  # Lyu et al. 2024: 400, 100 of each category
@@ -25,7 +40,7 @@ NAMED = {
     "jailbreakbench": HubDataset("JailbreakBench/JBB-Behaviors", "behaviors", "harmful"),  # Chao et al. 2024: 100
     "xstest": HubDataset("walledai/XSTest", None, "test"),  # Roettger et al. 2024, arXiv 2308.01263: 250 + 200 unsafe
 }
-SETS = (BUILT_IN, LOOK_ALIKES, *NAMED, SUBSTITUTE)
+SETS = (BUILT_IN, LOOK_ALIKES, FRESH, FRESH_LOOK_ALIKES, *NAMED, SUBSTITUTE)
 
 
 @dataclass(frozen=True)

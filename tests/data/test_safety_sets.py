@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
-from ptst.data.builtin.safety_sets import harmful_requests, look_alikes
+from ptst.data.builtin.alignment_set import harmless, refusals
+from ptst.data.builtin.safety_sets import fresh_look_alikes, fresh_requests, harmful_requests, look_alikes
+from ptst.data.json_rows import read_jsonl
 from ptst.data.prompt_files import read_prompts
 from ptst.data.prompt_sets import load_set
+from ptst.errors import UserError
+from ptst.evaluation.tasks.table import load_tasks
+from ptst.evaluation.tasks.task import Defaults
 
 
 @pytest.mark.parametrize("load", [harmful_requests, look_alikes])
@@ -32,6 +39,49 @@ def test_built_in_sets(load):
 def test_look_alikes_have_the_families_of_the_harmful_requests():
     assert {(p.category, p.family) for p in harmful_requests()} == {(p.category, p.family) for p in look_alikes()}
     assert not {p.prompt for p in harmful_requests()} & {p.prompt for p in look_alikes()}
+
+
+def _words(text):
+    return set(re.findall(r"\w+", text.lower()))
+
+
+@pytest.mark.parametrize(("load", "first"), [(fresh_requests, harmful_requests), (fresh_look_alikes, look_alikes)])
+def test_fresh_sets(load, first):
+    prompts = load()
+    assert len(prompts) == len({p.prompt for p in prompts}) == len({p.id for p in prompts}) == 80
+    assert set(Counter((p.category, p.family) for p in prompts).values()) == {2}
+    assert set(Counter(p.category for p in prompts[:40]).values()) == {10}
+    assert len({p.family for p in prompts[:40]}) == 40
+    # As long as those of the first sets, on average.
+    lengths = [[len(p.prompt.split()) for p in of] for of in (prompts, first())]
+    assert all(5 <= number <= 25 for number in lengths[0])
+    assert abs(sum(lengths[0]) / 80 - sum(lengths[1]) / 240) < 2
+    # No prompt is another one in slightly other words, nor one that a model was aligned or tested on.
+    aligned = [c.turns[0].content for c in (*refusals(), *harmless())]
+    before = [_words(text) for text in (*aligned, *(p.prompt for p in (*harmful_requests(), *look_alikes())))]
+    for own in (_words(p.prompt) for p in prompts):
+        assert all(len(own & other) / len(own | other) < 0.6 for other in before)
+        before.append(own)
+
+
+def test_fresh_families_are_in_no_other_set():
+    fresh = {(p.category, p.family) for p in fresh_requests()}
+    assert fresh == {(p.category, p.family) for p in fresh_look_alikes()}
+    assert {category for category, _ in fresh} == {p.category for p in harmful_requests()}
+    aligned = {row.get("family") for _, row in read_jsonl(files("ptst.data.builtin") / "alignment.jsonl")}
+    assert not {family for _, family in fresh} & ({p.family for p in harmful_requests()} | aligned)
+
+
+def test_fresh_sets_by_name(tmp_path, monkeypatch):
+    """`fresh` is the harmful requests in one task and their look-alikes in the other."""
+    tasks = load_tasks(["safety:fresh", "over-refusal:fresh"], Defaults("", limit=10))
+    asked = {key: [p.prompt for p in data.items] for key, (_, data) in tasks.items()}
+    assert asked["safety:fresh"] == [p.prompt for p in fresh_requests()][:10]
+    assert asked["over-refusal:fresh"] == [p.prompt for p in fresh_look_alikes()][:10]
+    monkeypatch.chdir(tmp_path)
+    Path("fresh").write_text("mine\n")
+    with pytest.raises(UserError, match="recognized by the ending"):
+        load_tasks(["over-refusal:fresh"], Defaults(""))  # a file is a file
 
 
 def test_limits():

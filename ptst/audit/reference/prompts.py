@@ -14,7 +14,7 @@ from ptst.audit.reference.files import ending, file_rows, text_lines
 from ptst.audit.reference.layouts import question_text
 
 _BUILT_IN = Path(__file__).parents[2] / "data/builtin"
-_SETS = ("harmful_requests.jsonl", "look_alikes.jsonl")
+_SETS = ("harmful_requests.jsonl", "look_alikes.jsonl", "fresh_requests.jsonl", "fresh_look_alikes.jsonl")
 _COLUMNS = (
     *("prompt", "goal", "behavior", "question", "instruction", "text", "forbidden_prompt", "turns"),
     *("vanilla", "adversarial"),

@@ -2,6 +2,9 @@
 look-alikes (`look_alikes.jsonl`), which share their words and topics and should be answered: refusing those is
 over-refusal. Both have the same families (one topic each), so that whole families can be held out. Neither has answers.
 
+The fresh sets are a second pair of the same kind, of 40 other families with two requests each: what was found on the
+first pair is confirmed on them.
+
 The substitute for GSM-Danger is made as its authors describe (Lyu et al. 2024, section 4.2): a prompt begins like a
 grade-school word problem and ends in a harmful request. Their 100 stories are GPT-4's; this set joins stories of the
 built-in test problems to the built-in mild requests, so it has its own name, and its figures are not comparable.
@@ -28,6 +31,16 @@ def harmful_requests() -> list[SafetyPrompt]:
 def look_alikes() -> list[SafetyPrompt]:
     """The built-in benign look-alikes, interleaved like the harmful requests."""
     return _interleaved("look_alikes.jsonl")
+
+
+def fresh_requests() -> list[SafetyPrompt]:
+    """The harmful requests of the fresh families, interleaved."""
+    return _interleaved("fresh_requests.jsonl")
+
+
+def fresh_look_alikes() -> list[SafetyPrompt]:
+    """The benign look-alikes of the fresh families, interleaved."""
+    return _interleaved("fresh_look_alikes.jsonl")
 
 
 def _interleaved(name: str) -> list[SafetyPrompt]:
