@@ -266,7 +266,10 @@ def test_prompts_of_the_test_are_compared(tmp_path, shared):
         assert list(prompt_texts(tmp_path / name, Columns())) == [p.prompt for p in read_prompts(tmp_path / name)]
     path = shared / "data/safety/advbench.csv"
     texts = [p.prompt for p in read_prompts(path)] + [p.prompt for p in safety_sets.harmful_requests()]
-    asked = {plain(t) for t in texts} | {plain(p.prompt) for p in safety_sets.look_alikes()}
+    others = (safety_sets.look_alikes(), safety_sets.fresh_requests(), safety_sets.fresh_look_alikes())
+    asked = {plain(t) for t in texts} | {plain(p.prompt) for prompts in others for p in prompts}
     assert list(check_asked(asked, path, Columns())) == []
     (found,) = check_asked(asked - {plain(texts[-1])}, path, Columns())
     assert (found.rule, found.row) == ("asked-differs", "harmful_requests.jsonl")
+    (found,) = check_asked(asked - {plain(others[2][0].prompt)}, path, Columns())
+    assert (found.rule, found.row) == ("asked-differs", "fresh_look_alikes.jsonl")
