@@ -42,7 +42,7 @@ def judge_answers(config: JudgeConfig) -> dict[str, Any]:
     write_judged(found, verdicts)
     if config.inspect_log:
         write_judged_logs(found, verdicts)
-    report = _judged(found, verdicts, judges).to_json()
+    report = all_verdicts(found, verdicts, judges).to_json()
     return _write(verdicts, "report", report, judge_report.to_markdown(report), judge_report.to_markdown(report, 20))
 
 
@@ -73,7 +73,7 @@ def add_verdicts(found: AnswerSet, verdicts: Path, judge: Judge) -> dict[str, Ve
     return store.known
 
 
-def _judged(found: AnswerSet, verdicts: Path, judges: Sequence[Judge]) -> Judged:
+def all_verdicts(found: AnswerSet, verdicts: Path, judges: Sequence[Judge] = ()) -> Judged:
     """The answers with the verdicts of these judges, of those that judged them earlier, and of those they came with."""
     records: dict[str, Any] = {judge.name: record_of(judge) for judge in judges}
     stored, given = stored_judges(verdicts), dict[str, list[Verdict | None]]()

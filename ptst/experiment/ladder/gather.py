@@ -1,0 +1,110 @@
+"""Outcomes from the folders of grids: the verdicts of all judges so far, marks and figures; no answer is copied."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ptst.errors import UserError
+from ptst.evaluation.judging import all_verdicts
+from ptst.evaluation.stored_answers import Place, places, read_folder, read_rows
+from ptst.evaluation.tasks.table import TASKS, base
+from ptst.evaluation.verdicts import UNJUDGED
+from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, Prompts, letter
+from ptst.experiment.ladder.outcomes import merged as merge
+from ptst.records import FILE, read_json, record_kind
+
+
+@dataclass(frozen=True)
+class Part:
+    """A grid's folder, and how the study calls its alignment and training data."""
+
+    folder: Path
+    alignment: str
+    data: str
+
+
+def gather(parts: Sequence[Part], about: Mapping[str, Any]) -> Outcomes:
+    """The outcomes of all finished cells. Raises UserError for folders of anything else than grids, unequal prompts or
+    judges, and answers that are not as they were written."""
+    return merge([_part(part) for part in parts], about)
+
+
+def part_of(folder: Path) -> Part:
+    """A grid's folder as a study of its own. Raises UserError for any other folder."""
+    if record_kind(folder) != "grid":
+        raise UserError("holds no grid", "give the folder of a ptst.grid", folder)
+    settings = read_json(folder / FILE).get("settings") or {}
+    return Part(folder, "base", str(settings.get("data") or "unknown"))
+
+
+def _part(part: Part) -> Outcomes:
+    cells, prompts = dict[Key, Measured](), dict[str, Prompts]()
+    judged, records = _letters(part.folder)
+    for place in places(part.folder):
+        if not place.figures:
+            continue  # not finished
+        key, run = _key(part, place.figures), _run(part, place.figures)
+        measured = cells.setdefault(key, Measured())
+        rows = list(read_rows(place))
+        if place.name in judged:
+            if len({len(found) for found in judged[place.name].values()} | {len(rows)}) > 1:
+                raise UserError("has other answers than rows", "put back the file that was changed", place.rows)
+            asked = _prompts(rows)
+            if prompts.setdefault(key.task, asked) != asked:
+                raise UserError("has other prompts than the other cells of its task", where=place.rows)
+            for name, letters in judged[place.name].items():
+                measured.judged.setdefault(name, {})[run] = letters
+            continue
+        for name, marks in _marks(place, rows):
+            measured.marks.setdefault(name, {})[run] = marks
+        for name, value in (place.figures.get("result") or {}).items():
+            if isinstance(value, (int, float)):
+                measured.values.setdefault(name, {})[run] = value
+    return Outcomes({}, records, prompts, cells)
+
+
+def _letters(folder: Path) -> tuple[dict[str, dict[str, str]], Mapping[str, Any]]:
+    """Each judge's letters of every judged cell, by the name of its file; a judge that judged none of a cell's answers
+    is left out there."""
+    found = read_folder(folder)
+    verdicts = all_verdicts(found, found.verdicts)
+    letters: dict[str, dict[str, list[str]]] = {}
+    for judge, given in verdicts.verdicts.items():
+        for answer, verdict in zip(found.answers, given, strict=True):
+            letters.setdefault(answer.file, {}).setdefault(judge, []).append("" if verdict is None else letter(verdict))
+    whole = {
+        file: {judge: "".join(each or "U" for each in given) for judge, given in by_judge.items() if any(given)}
+        for file, by_judge in letters.items()
+    }
+    return whole, verdicts.records
+
+
+def _key(part: Part, figures: Mapping[str, Any]) -> Key:
+    train = figures.get("template") or ""
+    if figures.get("tuned"):
+        train = f"tuned:{figures['tuned']}"
+    defense = figures.get("defense") or "none"
+    return Key(part.data, train, defense, figures["test"], figures["task"], figures.get("epochs"))
+
+
+def _run(part: Part, figures: Mapping[str, Any]) -> str:
+    trained = figures.get("template") is not None
+    return f"{part.alignment}/{figures['seed']}" if trained else part.alignment
+
+
+def _prompts(rows: Sequence[Mapping[str, Any]]) -> Prompts:
+    columns = ([str(row.get(name) or "") for row in rows] for name in ("id", "family", "category"))
+    return Prompts(*map(tuple, columns))
+
+
+def _marks(place: Place, rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The outcomes of a task's rows by metric, where it has any."""
+    task = TASKS.get(base(place.task))
+    if task is None or not rows or rows[0].get("class") == UNJUDGED:
+        return
+    by_row = [task.outcomes(row) for row in rows]
+    for name in by_row[0]:
+        values = [outcomes.get(name, math.nan) for outcomes in by_row]
+        yield name, "".join("-" if math.isnan(value) else "01"[int(value)] for value in values)

@@ -1,0 +1,129 @@
+"""The file of outcomes: what a verdict becomes, that nothing is lost on disk, and what damaged files say."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from ptst.errors import UserError
+from ptst.evaluation.judges import find_judge
+from ptst.evaluation.judging import add_verdicts
+from ptst.evaluation.stored_answers import read_folder
+from ptst.evaluation.verdicts import AnswerClass, Verdict
+from ptst.experiment.ladder.analysis import Study
+from ptst.experiment.ladder.gather import gather, part_of
+from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, letter, merged, outcome
+from tests.experiment.fake_outcomes import SAFETY, fake
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        (Verdict(AnswerClass.REFUSAL, "", success=False), "R"),
+        (Verdict(AnswerClass.PARTIAL, "", success=True), "p"),
+        (Verdict(AnswerClass.COMPLIANCE, "", success=True), "c"),
+        (Verdict(AnswerClass.COMPLIANCE, "", success=False), "C"),
+        (Verdict(AnswerClass.OFF_TOPIC, ""), "O"),
+        (Verdict(None, "", success=True), "n"),
+        (Verdict(None, "", failed=True), "U"),
+        (None, "U"),
+    ],
+)
+def test_a_verdict_is_a_letter(verdict, expected):
+    assert letter(verdict) == expected
+
+
+def test_a_letter_says_what_the_task_would_say_of_the_verdict():
+    assert [outcome(x, ASR) for x in "RcCpn"] == [0, 1, 0, 1, 1]
+    assert [outcome(x, "refusal") for x in "RcIO"] == [1, 0, 0, 0]
+    assert [outcome(x, COHERENT) for x in "RcIO"] == [1, 1, 0, 1]
+    assert all(math.isnan(outcome("U", measure)) for measure in (ASR, COHERENT, "refusal"))
+    assert math.isnan(outcome("n", "refusal"))
+
+
+def test_outcomes_come_back_from_the_disk_and_the_file_is_the_same_each_time(tmp_path):
+    fake().write(tmp_path / "a.json")
+    read = Outcomes.read(tmp_path / "a.json")
+    assert read == fake()
+    read.write(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    assert len((tmp_path / "a.json").read_text().splitlines()) == len(fake().cells) + 7
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace('"format":1', '"format":9'), "of this version"),
+        (lambda text: text[:-3], "is not a file of outcomes"),
+        (
+            lambda text: text.replace('"rules-v3":{"seed0":"', '"rules-v3":{"seed0":"R', 1),
+            "has 25 letters for 24 prompts",
+        ),
+        (lambda text: text.replace('"seed0/20":"', '"seed0/20":"x', 1).replace('R"', '"', 1), "letter"),
+        (lambda text: text.replace('"train"', '"trian"', 1), "is damaged"),
+    ],
+)
+def test_a_damaged_file_says_so(tmp_path, change, message):
+    path = tmp_path / "outcomes.json"
+    path.write_text(change(fake().to_text()))
+    with pytest.raises(UserError, match=message):
+        Outcomes.read(path)
+
+
+def test_parts_with_other_prompts_or_judges_or_the_same_run_are_refused():
+    one, two = fake(runs=("seed0/20",)), fake(runs=("seed1/21",))
+    both = merged([one, two], {"judge": "rules-v3"})
+    key = Key("word-problems", "chat:llama", "none", "ladder:llama/identical", SAFETY)
+    assert list(both.cells[key].judged["rules-v3"]) == ["seed0/20", "seed1/21"]
+    assert both.cells[key].judged["rules-v3"]["seed1/21"] == two.cells[key].judged["rules-v3"]["seed1/21"]
+    with pytest.raises(UserError, match="is in two parts"):
+        merged([one, one], {})
+    with pytest.raises(UserError, match="different prompts in safety:fresh"):
+        merged([one, fake(families=11)], {})
+    other = Outcomes({}, {"rules-v3": {"name": "rules-v3", "version": 4}}, two.prompts, two.cells)
+    with pytest.raises(UserError, match="different versions of rules-v3"):
+        merged([one, other], {})
+
+
+def test_every_run_is_paired_with_its_own_alignment():
+    outcomes = fake()
+    key = Key("word-problems", "chat:llama", "none", "ladder:llama/placebo", SAFETY)
+    base = outcomes.cells[Key("word-problems", "", "none", key.test, SAFETY)].judged["rules-v3"]
+    base["seed1"] = "c" * len(base["seed1"])
+    base["seed0"] = "R" * len(base["seed0"])
+    study = Study.of(outcomes)
+    assert study.aligned(key, ASR).outcomes_SP.mean(1).tolist() == [0, 0, 1]
+    assert study.aligned(key, ASR).seeds == study.table(key, ASR).seeds == (20, 22, 21)
+    del base["seed1"]
+    with pytest.raises(UserError, match="aligned model of seed1 was not tested"):
+        study.aligned(key, ASR)
+
+
+def test_a_judge_without_verdicts_is_refused():
+    with pytest.raises(UserError, match="no verdicts of the judge rules-v9; there are those of rules-v3, keywords-12"):
+        Study.of(fake(), "rules-v9")
+
+
+def test_the_outcomes_of_a_grid_give_its_own_results(grid, here):
+    result = grid("grid", tasks=("safety", "over-refusal", "gsm8k"))
+    found = read_folder(here / "grid")
+    add_verdicts(found, found.verdicts, find_judge("keywords-12"))
+    outcomes = gather([part_of(here / "grid")], {"judge": "rules-v3"})
+    study = Study.of(outcomes)
+    assert set(outcomes.judges) == {"rules-v3", "keywords-12"}
+    for cell in result["cells"]:
+        train = "" if cell["train"] == "untouched" else cell["train"]
+        for task in ("safety", "over-refusal"):
+            key = Key("word-problems:2", train, "none", cell["test"], task)
+            for measure in ("refusal", "compliance", "incoherent", *[ASR] * (task == "safety")):
+                table = study.table(key, measure)
+                assert table.outcomes_SP.mean() == pytest.approx(cell["tasks"][task][measure]["mean"])
+                assert table.seeds == ((0, 1) if train else (-1,))
+            keywords = outcomes.cells[key].judged["keywords-12"]
+            assert keywords.keys() == outcomes.cells[key].judged["rules-v3"].keys()
+            assert set("".join(keywords.values())) <= set("Rc")
+        figure = cell["tasks"]["gsm8k"]["last_number"]["mean"]
+        assert study.mean(Key("word-problems:2", train, "none", cell["test"], "gsm8k"), "last_number") == figure
+    text = outcomes.to_text()
+    assert not any(answer.answer.text and answer.answer.text in text for answer in found.answers)
