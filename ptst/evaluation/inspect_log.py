@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptst.api.names import hosted_model
+from ptst.defenses.config import NONE
 from ptst.errors import Setting, UserError
 from ptst.evaluation.inspect_scores import sample_scores, task_scores
 from ptst.evaluation.long_table import Line, file_lines, long_lines
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 FOLDER = "inspect"
 # What tells the logs of a folder apart.
-_CELL = ("kind", "model", "run", "adapter", "train_template", "train_seed", "epochs", "test_template", "task")
+_CELL: tuple[str, ...] = ("kind", "model", "run", "adapter", "train_template", "train_seed", "defense", "epochs")
+_CELL += ("test_template", "task")
 _ABOUT_SAMPLE: tuple[str, ...] = (
     "prompt_index",
     "prompt_id",
@@ -148,7 +150,8 @@ def _spec(cell: Line, lines: Sequence[Line], record: Mapping[str, Any], table: P
     model, arguments = _model(cell, record, settings, table)
     when = datetime.fromtimestamp(record.get("finished_at") or 0, UTC).isoformat()
     # A log that is written anew keeps its names, also where the folder has been moved.
-    mark = _digest(when, *[cell.get(name) for name in _CELL[1:] if name != "run"])
+    named = [name for name in _CELL[1:] if name != "run" and (name != "defense" or cell.get(name) not in (None, NONE))]
+    mark = _digest(when, *[cell.get(name) for name in named])
     drawn = {name: settings.get(name) for name in ("temperature", "top_p", "seed")}
     config = GenerateConfig(max_tokens=settings.get("max_new_tokens"), top_k=settings.get("top_k") or None, **drawn)
     return EvalSpec(

@@ -16,6 +16,7 @@ NAME = "results"
 GAP = "harmful_minus_benign_refusal"
 COLUMNS = (
     Column("train", "text", "training template, untouched (the base model), or the name of a model tuned elsewhere"),
+    Column("defense", "text", "the defence of a grid's run; none without one"),
     Column("epochs", "number", "epochs after which a grid tests a run; absent: at its end"),
     Column("test", "text", "test template"),
     Column("ptst", "yes or no", "trained without a safety prompt, tested with one"),
@@ -74,7 +75,7 @@ def _value(metric: str, figures: Mapping[str, Any]) -> dict[str, Any]:
 def _grid(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     judge = ((results.get("settings") or {}).get("eval") or {}).get("judge")
     for cell in results["cells"]:
-        line = {key: cell[key] for key in ("train", "epochs", "test", "ptst")}
+        line = {key: cell.get(key) for key in ("train", "defense", "epochs", "test", "ptst")}
         for task, metrics in cell["tasks"].items():
             if task == GAP:
                 yield from ({**line, "task": of, "metric": GAP, "mean": value} for of, value in metrics.items())

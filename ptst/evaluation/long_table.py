@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptst.defenses.config import NONE, WEIGHT_SPACE
 from ptst.errors import UserError
 from ptst.evaluation.answers import read_answers
 from ptst.evaluation.stored_answers import (
@@ -43,6 +44,7 @@ _CELL = (
     Column("adapter", "text", "name of an adapter that others trained"),
     Column("train_template", "text", "training template; absent for the base model and where it is unknown"),
     Column("train_seed", "whole number", "seed of training"),
+    Column("defense", "text", "the defence of a grid's run (none without one); absent for other models"),
     Column("epochs", "number", "epochs after which a grid tests a run; absent: at its end"),
     Column("test_template", "text", "test template"),
     Column("template_family", "text", "how questions are wrapped; ARC has its own wording"),
@@ -288,9 +290,12 @@ class _About:
             return line | ({"run": self._relative(known["folder"])} if "folder" in known else {})
         if figures.get("template") is None:
             return line
-        epochs = figures.get("epochs")
-        run = self.folder / "runs" / (model if epochs is None else model.removesuffix(f".epoch-{epochs:g}"))
+        epochs, defense = figures.get("epochs"), figures.get("defense", NONE)
+        name = model if epochs is None else model.removesuffix(f".epoch-{epochs:g}")
+        # What is composed in weight space is made of the run without a defence.
+        run = self.folder / "runs" / (name.removesuffix(f".{defense}") if defense in WEIGHT_SPACE else name)
         line |= {"train_template": figures["template"], "train_seed": figures.get("seed"), "epochs": epochs}
+        line["defense"] = defense
         steps = self._run(run).get("steps") if epochs is None else None
         return line | {"run": self._relative(run), "step": steps}
 

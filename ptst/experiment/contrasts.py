@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from ptst.defenses.config import NONE
 from ptst.errors import UserError
 from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.statistics import Contrast, holm, paired_contrast, ptst_contrast
@@ -27,6 +28,7 @@ class Key(NamedTuple):
     train: str
     epochs: float | None
     test: str
+    defense: str = NONE
 
 
 def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:

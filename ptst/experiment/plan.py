@@ -1,7 +1,8 @@
 """What a grid consists of: models, tasks with their data, and cells (a model under a test template, on a task).
 
 The first model is the base model; then come those of grid runs, each of which is one training (training template x
-seed), tested at its end or after some of its epochs; and last those that were fine-tuned elsewhere.
+defence x seed), tested at its end or after some of its epochs; and last those that were fine-tuned elsewhere. A defence
+in weight space has no training of its own: its model is composed of the run without a defence.
 """
 
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 
 from ptst.data import prompt_sets
 from ptst.data.sources import Source
+from ptst.defenses.config import NONE, WEIGHT_SPACE
 from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import LoadedTasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData
@@ -28,13 +30,14 @@ _OF_FAMILIES = {prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, prompt_sets.SUBST
 
 @dataclass(frozen=True)
 class GridModel:
-    """A grid run after `epochs` of its epochs (None: all of them); without `template` the model named `tuned`, or the
-    base model."""
+    """A grid run after `epochs` of its epochs (None: all of them), trained with `defense` or composed by it; without
+    `template` the model named `tuned`, or the base model."""
 
     template: str | None = None
     seed: int = 0
     epochs: float | None = None
     tuned: str | None = None
+    defense: str = NONE
 
     @property
     def is_base(self) -> bool:
@@ -46,15 +49,30 @@ class GridModel:
         return self.template or self.tuned or BASE
 
     @property
+    def is_composed(self) -> bool:
+        """Whether the weights are made of those of a run, when they are needed."""
+        return self.defense in WEIGHT_SPACE
+
+    @property
+    def training(self) -> "GridModel":
+        """The model at the end of its training: of a composed model, of the run without a defence."""
+        return replace(self, epochs=None, defense=NONE if self.is_composed else self.defense)
+
+    @property
     def run(self) -> str:
-        """Name of the grid run, and of its folder."""
-        if self.tuned is not None:
-            return f"tuned.{self.tuned}"
-        return BASE if self.template is None else f"{slug(self.template)}.seed{self.seed}"
+        """Name of the grid run that it needs, and of that run's folder."""
+        return self._name(self.training.defense)
 
     @property
     def name(self) -> str:
-        return self.run if self.epochs is None else f"{self.run}.{epoch_name(self.epochs)}"
+        name = self._name(self.defense)
+        return name if self.epochs is None else f"{name}.{epoch_name(self.epochs)}"
+
+    def _name(self, defense: str) -> str:
+        if self.tuned is not None:
+            return f"tuned.{self.tuned}"
+        own = "" if defense == NONE else f".{defense}"
+        return BASE if self.template is None else f"{slug(self.template)}.seed{self.seed}{own}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,8 @@ class GridCell:
     @property
     def identity(self) -> dict[str, Any]:
         """Which cell it is, as its file says."""
-        model = {key: value for key, value in asdict(self.model).items() if key != "tuned" or value is not None}
+        free = {"tuned": None, "defense": NONE}  # which earlier versions did not write
+        model = {key: value for key, value in asdict(self.model).items() if key not in free or value != free[key]}
         return {**model, "test": self.test, "task": self.task}
 
     @property
@@ -77,10 +96,16 @@ class GridCell:
 
 
 def plan_models(
-    train_templates: Names, seeds: Sequence[int], at_epochs: Sequence[float] = (), tuned: Iterable[str] = ()
+    train_templates: Names,
+    seeds: Sequence[int],
+    at_epochs: Sequence[float] = (),
+    tuned: Iterable[str] = (),
+    defenses: Names = (NONE,),
 ) -> list[GridModel]:
-    """The base model, every grid run after each of its epochs to be tested, and the others, in the order given."""
-    runs = [GridModel(*m) for m in product(train_templates, seeds, at_epochs or (None,))]
+    """The base model, every grid run under each defence and after each of its epochs to be tested, and the others, in
+    the order given."""
+    crossed = product(train_templates, defenses, seeds, at_epochs or (None,))
+    runs = [GridModel(template, seed, epochs, defense=defense) for template, defense, seed, epochs in crossed]
     return [GridModel(), *runs, *(GridModel(tuned=name) for name in tuned)]
 
 

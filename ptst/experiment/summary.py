@@ -22,7 +22,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
     """Everything of results.json but the record. All runs and cells must be finished."""
     groups: dict[Key, dict[str, list[GridCell]]] = {}
     for cell in grid.cells:
-        key = Key(cell.model.trained, cell.model.epochs, cell.test)
+        key = Key(cell.model.trained, cell.model.epochs, cell.test, cell.model.defense)
         groups.setdefault(key, {}).setdefault(cell.task, []).append(cell)
     tables = {key: {task: _table(grid, cells) for task, cells in tasks.items()} for key, tasks in groups.items()}
     found, with_what = [], mixed(grid)
@@ -56,7 +56,8 @@ def _trained_under(grid: Grid, name: str) -> Template | None:
 
 def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
     """What every grid run was trained on, and how it went."""
-    return {m.run: {"template": m.template, "seed": m.seed, **grid.run_figures(m)} for m in grid.runs}
+    names = ("template", "seed", "defense")
+    return {m.run: {**{name: getattr(m, name) for name in names}, **grid.run_figures(m)} for m in grid.runs}
 
 
 def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ptst.defenses.config import NONE
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric
@@ -24,7 +25,9 @@ def to_csv(summary: dict[str, Any]) -> str:
     front; numbers stay numbers."""
     text = io.StringIO()
     tuned = summary.get("tuned", {})
-    columns = (*_COLUMNS, *["weights"] * bool(tuned), *["made_with"] * _is_mixed(summary))
+    defended = any(cell["defense"] != NONE for cell in summary["cells"])
+    more = {"defense": defended, "weights": bool(tuned), "made_with": _is_mixed(summary)}
+    columns = (*_COLUMNS, *(name for name, there in more.items() if there))
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for cell in summary["cells"]:
@@ -119,6 +122,7 @@ def _matrix(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
     matrix: dict[str, dict[str, dict[str, Any]]] = {}
     for cell in summary["cells"]:
         name = summary["base"] if cell["train"] == BASE else cell["train"]
+        name += "" if cell["defense"] == NONE else f", {cell['defense']}"
         name += "" if cell["epochs"] is None else f", {epoch_name(cell['epochs'])}"
         matrix.setdefault(name, {})[cell["test"]] = cell
     return matrix
