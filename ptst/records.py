@@ -149,7 +149,8 @@ class TrainedRecord:
 @dataclass(kw_only=True)
 class TrainRecord(RunRecord):
     """A training run. `model` is as it was named, `model_folder` where its weights were. `account`: for each source,
-    how often its examples were in a batch, and in which steps; None in records of earlier versions."""
+    how often its examples were in a batch, and in which steps; None in records of earlier versions. `reference`: the
+    fingerprint of the model that a token constraint names."""
 
     kind: ClassVar[str] = "train"
     model: str
@@ -164,6 +165,7 @@ class TrainRecord(RunRecord):
     validation: DataRecord | None = field(default=None, metadata=SAME)
     dtype: str = field(metadata=SAME)
     full: bool = field(metadata=SAME)
+    reference: str | None = field(default=None, metadata=SAME)
     micro_batch_tokens: int
     recipe: dict[str, Any] | None = None
     steps: int | None = None

@@ -35,11 +35,12 @@ from ptst.settings import (
     with_recipes,
 )
 from ptst.training.recipes import RECIPES, values
+from ptst.training.safeguards import SafeguardSettings
 from ptst.training.schedule import PassSettings
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings(PassSettings, FormatSettings, ColumnSettings, JobSettings):
+class TrainSettings(PassSettings, SafeguardSettings, FormatSettings, ColumnSettings, JobSettings):
     """How a model is fine-tuned: what a grid takes under `train.`."""
 
     rank: int = 16
@@ -95,6 +96,7 @@ class TrainSettings(PassSettings, FormatSettings, ColumnSettings, JobSettings):
         check_names(self.allow)
         super().check()
         self.check_job()
+        self.check_safeguards()
         check_at_least(self, 1, "save_every", "keep", "max_length", "limit", "eval_every")
         check_share(self, "dropout", "holdout")
         _ = self.column_rules  # checks the names
@@ -161,6 +163,9 @@ class TrainConfig(  # one group of settings after another
             )
         for text in self.mix:
             parse_mix(text)
+        if self.phases and not self.mix:
+            cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
+            raise UserError(cause, ("name them as ", Setting("mix")))
         self._check_where()
 
     def _check_where(self) -> None:

@@ -1,0 +1,62 @@
+"""Safeguards of training: what keeps a model near its aligned self while it is fine-tuned. All are off by default, and
+a run without them computes what it would compute if they did not exist.
+
+average             the weights that are kept are a running average of those of all steps (ptst/training/average.py)
+token_constraint    the first tokens of an answer are held near those of a reference model: constrained SFT of Qi et al.
+                    2025, "Safety alignment should be made more than just a few tokens deep", arXiv 2406.05946, equation
+                    3 (ptst/training/constraint.py)
+proximal, phases    Lisa of Huang et al. 2024, arXiv 2405.18641: steps on safety data and on the main data take turns,
+                    and each turn is pulled back to the weights at its beginning (ptst/training/proximal.py,
+                    ptst/data/phases.py)
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from ptst.errors import Setting, UserError
+from ptst.settings import check_at_least, check_share, content
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProximalSettings:
+    """How steps take turns, and what pulls them back."""
+
+    proximal: float = 0.0
+    """Strength rho of a pull to the weights at the beginning of the turn (see --phases), or of training where there are
+    no turns: the loss gets rho / 2 times their squared distance."""
+    phases: tuple[int, ...] = ()
+    """Steps on the data of --mix, and on the main data, in turn, as in 1 3. Default: both in the same steps."""
+
+    def check_turns(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        check_at_least(self, 0, "proximal")
+        if self.phases and (len(self.phases) != 2 or min(self.phases) < 1):
+            remedy = "it is two numbers of steps, each at least 1: on the data mixed in, and on the main data"
+            raise UserError((Setting("phases"), f" is {self.phases}"), remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeguardSettings(ProximalSettings):
+    """What keeps a model near its aligned self."""
+
+    average: float = 0.0
+    """Decay of a running average of the weights, which is evaluated and kept; 0: the weights themselves."""
+    token_constraint: tuple[float, ...] = ()
+    """Strengths beta of the constraint that holds an answer's tokens near a reference model's: of the first, of the
+    second to fifth, and of the rest; 0.5 2 0.1 in the paper (Qi et al. 2025). Default: none."""
+    reference: str | None = field(default=None, metadata=content("reference"))
+    """Reference model of --token-constraint, with the same tokenizer. Default: the model that is trained."""
+
+    def check_safeguards(self) -> None:
+        """Raise UserError for a value that makes no sense."""
+        self.check_turns()
+        check_share(self, "average")
+        betas = self.token_constraint
+        if betas and (len(betas) != 3 or not all(0 < beta < math.inf for beta in betas)):
+            remedy = "it is three numbers above 0: of the first token of an answer, of tokens 2 to 5, of the rest"
+            raise UserError((Setting("token_constraint"), f" is {betas}"), remedy)
+        if self.reference is not None and not betas:
+            cause = (Setting("reference"), " has no effect without ", Setting("token_constraint"))
+            raise UserError(cause, "give both, or neither")
+        if self.average or betas or self.proximal or self.phases:
+            raise UserError("average, token_constraint, proximal and phases are not built yet", "leave them out")
