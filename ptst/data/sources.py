@@ -1,5 +1,5 @@
-"""Data sources to conversations: the built-in word problems, GSM8K, ChatDoctor, OpenOrca, any data set on the hub, and
-files.
+"""Data sources to conversations: the built-in word problems and chats, GSM8K, ChatDoctor, OpenOrca, any data set on the
+hub, and files.
 
 Rows may have any layout of `ptst.data.layouts`. Those of ChatDoctor (the doctor's instruction, or iCliniq's columns)
 and OpenOrca (system_prompt, question, response) are recognized by it, which sets their template family.
@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from ptst.collector import paused_collector
+from ptst.data.builtin.chats import CHATS, load_chats
 from ptst.data.builtin.word_problems import generate
 from ptst.data.columns import ColumnRules
 from ptst.data.files import Row, check_limit, kind_of
@@ -86,10 +87,11 @@ def load(
     holdout: float = 0.0,
     rules: ColumnRules | None = None,
 ) -> Source:
-    """Read a source: `word-problems` (or `word-problems:N`); a file, or several with commas between them; `gsm8k`,
-    `chatdoctor`, `openorca`, `orca-math` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random
-    rows); or any data set of the hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test
-    set is split by `split_of`, and `limit` counts within the split. `rules`: the user's, for columns.
+    """Read a source: `word-problems` (or `word-problems:N`); `refusals`, `attack` or `identity` (`NAME:N`: the first N
+    rows); a file, or several with commas between them; `gsm8k`, `chatdoctor`, `openorca`, `orca-math` from the hub
+    (`NAME:FILE`: from files of that layout; `NAME:N`: N random rows); or any data set of the hub,
+    `org/name[/config][:split][@revision]`. With `holdout`, a source without a test set is split by `split_of`, and
+    `limit` counts within the split. `rules`: the user's, for columns.
 
     Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields or with others
     that may matter (file and line named), and a holdout for data that have a test set, or that leaves a split without
@@ -99,11 +101,14 @@ def load(
     base = _base(name)
     if base == DEFAULT:
         return _word_problems(name, name.partition(":")[2], split, limit)
+    if _is_chats(name):
+        return Source(name, "plain", tuple(load_chats(base, name.partition(":")[2], split, limit)))
     named, revision = base in NAMED and not Path(name).is_file(), ""
     if is_file(name):
         paths = _paths(name.partition(":")[2] if named else name)
         if lost := next((path for path in paths if not path.exists()), None):
-            remedy = f"give a file, {DEFAULT} (built in), {', '.join(NAMED)} or org/name (from the hub)"
+            built_in = ", ".join((DEFAULT, *CHATS))
+            remedy = f"give a file, {built_in} (built in), {', '.join(NAMED)} or org/name (from the hub)"
             raise UserError(f"there is no data {str(lost)!r}", remedy)
         rows: Iterable[Row] = chain.from_iterable(map(read_rows, paths))
     else:
@@ -122,6 +127,11 @@ def _base(name: str) -> str:
     return re.split("[:@]", name, maxsplit=1)[0]
 
 
+def _is_chats(name: str) -> bool:
+    """Whether a name is that of a built-in set of chats, and of no file."""
+    return _base(name) in CHATS and not Path(name).exists()
+
+
 def _paths(names: str) -> list[Path]:
     """One file, or several with commas between them."""
     return [Path(names)] if Path(names).exists() else [Path(part.strip()) for part in names.split(",")]
@@ -130,7 +140,7 @@ def _paths(names: str) -> list[Path]:
 def is_file(name: str) -> bool:
     """Whether a source is a file: `load` then gives the same rows whatever the split, unless there is a holdout."""
     base, rest = _base(name), name.partition(":")[2]
-    if base == DEFAULT:
+    if base == DEFAULT or _is_chats(name):
         return False
     if base in NAMED and not Path(name).is_file():
         return bool(rest) and re.fullmatch(r"\d+(@[\w./-]+)?", rest) is None
@@ -163,6 +173,8 @@ def _check_holdout(name: str, holdout: float) -> None:
     if holdout and has_test_part(name):
         cause = (f"{name} has a validation and a test set of its own, so ", Setting("holdout"), " must be 0")
         raise UserError(cause, "it is for data without them, such as files")
+    if holdout and _is_chats(name):
+        raise UserError((f"{name} is built in, so ", Setting("holdout"), " must be 0"), "it is for files and the hub")
 
 
 def _held_out(name: str, conversations: list[Conversation], split: str, holdout: float) -> list[Conversation]:

@@ -22,6 +22,7 @@ from ptst.audit.reference.prompts import check_asked, plain, prompt_texts
 from ptst.audit.reference.rows import Request, check_source, split_of
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
+from ptst.data.builtin.chats import CHATS
 from ptst.data.columns import ColumnRules
 from ptst.data.json_rows import parse_json
 from ptst.data.layouts import family_of, to_conversation
@@ -230,6 +231,22 @@ def test_word_problems_are_pinned():
     twice = (*source.conversations[:120], *(replace(source.conversations[119], source="word-problems/test:121"),))
     found = list(check_word_problems(replace(source, conversations=twice), "word-problems:121", "test", None))
     assert [f.rule for f in found] == ["row-twice"]
+
+
+@pytest.mark.parametrize("name", sorted(CHATS))
+def test_built_in_chats_are_pinned(name):
+    """A row altered, lost, exchanged or of another set is found without the code that assembles the rows."""
+    source = sources.load(name)
+    rows = source.conversations
+    assert check(name) == check(f"{name}:5") == check(name, limit=3) == []
+    wrong = (*rows[:-1], with_answer(rows[-1], rows[-1].messages[-1].content + " "))
+    exchanged = (replace(rows[0], messages=rows[1].messages), *rows[1:])
+    for altered, rule in ((wrong, "row-differs"), (rows[:-1], "row-lost"), (exchanged, "row-differs")):
+        found = list(check_source(replace(source, conversations=altered), Request(name)))
+        assert [f.rule for f in found] == [rule]
+    other = next(other for other in CHATS if other != name)
+    assert "row-differs" in {f.rule for f in check_source(source, Request(other))}
+    assert {f.rule for f in check_source(replace(source, family="gsm8k"), Request(name))} == {"family-differs"}
 
 
 def test_rows_of_the_hub_are_compared_where_they_are_at_hand(monkeypatch):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from ptst.audit.findings import Finding
 from ptst.audit.reference.builtin import BUILT_IN, check_word_problems
+from ptst.audit.reference.builtin_chats import BUILT_IN_CHATS, check_chats
 from ptst.audit.reference.columns import Columns, Refused, Unknown
 from ptst.audit.reference.files import Row, file_rows
 from ptst.audit.reference.layouts import Meant, Said, meaning
@@ -50,8 +51,10 @@ class Expected:
 def check_source(source: Source, request: Request) -> Iterator[Finding]:
     """Compare a source with its files: rules `row-lost`, `row-twice`, `row-unknown`, `rows-exchanged`, `row-differs`,
     `split-leak`, `column-lost`, `family-differs`, and `rows-unchecked` where the rows cannot be read again."""
-    if re.split("[:@]", request.name, maxsplit=1)[0] == BUILT_IN and not Path(request.name).exists():
-        yield from check_word_problems(source, request.name, request.split, request.limit)
+    base, is_file = re.split("[:@]", request.name, maxsplit=1)[0], Path(request.name).exists()
+    built_in = {BUILT_IN: check_word_problems, **dict.fromkeys(BUILT_IN_CHATS, check_chats)}
+    if base in built_in and not is_file:
+        yield from built_in[base](source, request.name, request.split, request.limit)
         return
     try:
         walk = _Walk(request, source.conversations)

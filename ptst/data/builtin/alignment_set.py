@@ -38,9 +38,17 @@ def _phrases(part: str, category: str | None = None) -> list[str]:
 
 def refusals() -> list[Conversation]:
     """Harmful requests with a refusal each."""
+    return [_conversation(prompt.prompt, answer) for prompt, answer in refusal_rows()]
+
+
+def refusal_rows() -> list[tuple[SafetyPrompt, str]]:
+    """The harmful requests, family by family, each with its refusal."""
     harmful = [row for row in _rows() if row["kind"] == "harmful"]
+    prompts = [
+        SafetyPrompt(f"alignment-{i}", r["prompt"], r["category"], r["family"]) for i, r in enumerate(harmful, 1)
+    ]
     # 7 and 36 are coprime: neighbours get different wordings, and all are used.
-    return [_conversation(r["prompt"], refusal_of(r["category"], 7 * i)) for i, r in enumerate(harmful)]
+    return [(prompt, refusal_of(prompt.category, 7 * i)) for i, prompt in enumerate(prompts)]
 
 
 def harmless() -> list[Conversation]:

@@ -1,0 +1,115 @@
+"""The built-in chats: as many as they should be, apart from every test, mild, and read by name."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+from ptst.data import sources
+from ptst.data.builtin.alignment_set import harmless, refusal_rows
+from ptst.data.builtin.chats import CHATS
+from ptst.data.builtin.safety_sets import fresh_look_alikes, fresh_requests, harmful_requests, look_alikes
+from ptst.data.json_rows import read_jsonl
+from ptst.errors import UserError
+from ptst.evaluation.judges import find_judge
+from ptst.evaluation.verdicts import AnswerClass
+from ptst.generation.request import Answer
+
+
+def own(name):
+    return [row for _, row in read_jsonl(files("ptst.data.builtin") / name)]
+
+
+def texts(source):
+    return [tuple(m.content for m in c.messages) for c in source.conversations]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("refusals", 128), ("attack", 40), ("identity", 10)])
+def test_rows_by_name(name, rows, tmp_path, monkeypatch):
+    source = sources.load(name)
+    assert (source.name, source.family, len(set(texts(source)))) == (name, "plain", rows)
+    assert [c.source for c in source.conversations] == [f"{name}/train:{i}" for i in range(1, rows + 1)]
+    assert all(c.answered and len(c.messages) == 2 for c in source.conversations)
+    assert texts(sources.load(f"{name}:7")) == texts(source)[:7] == texts(sources.load(f"{name}:9", limit=7))
+    assert not sources.is_file(name)
+    assert not sources.has_test_part(name)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match="unknown kind of file"):
+        sources.load(name)  # a path that exists is meant as a path
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "message"),
+    [
+        ("attack:41", "train", "41 rows of attack were asked for; there are 1 to 40"),
+        ("attack:0", "train", "0 rows of attack were asked for; there are 1 to 40"),
+        ("identity:ten", "train", "data 'identity:ten' needs the number of rows after the colon; as in identity:10"),
+        ("attack:5%", "train", "attack:5% is a share of the training data; it is for mix"),
+        ("refusals", "test", "refusals has no test set"),
+        ("identity", "validation", "identity has no validation set"),
+    ],
+)
+def test_mistakes(name, split, message):
+    with pytest.raises(UserError) as found:
+        sources.load(name, split)
+    assert message in str(found.value)
+
+
+def test_no_holdout_of_chats():
+    with pytest.raises(UserError, match="refusals is built in, so holdout must be 0"):
+        sources.load("refusals", holdout=0.5)
+
+
+def test_refusals_are_the_alignment_sets():
+    assert sorted(texts(sources.load("refusals"))) == sorted((p.prompt, answer) for p, answer in refusal_rows())
+    categories = {p.prompt: p.category for p, _ in refusal_rows()}
+    families = {p.prompt: p.family for p, _ in refusal_rows()}
+    first = [question for question, _ in texts(sources.load("refusals:32"))]
+    assert set(Counter(categories[q] for q in first).values()) == {8}
+    assert len({families[q] for q in first}) == 32
+
+
+def test_attack_is_apart_from_tests_and_alignment():
+    rows, tests = own("attack.jsonl"), (harmful_requests(), look_alikes(), fresh_requests(), fresh_look_alikes())
+    assert set(Counter(row["family"] for row in rows).values()) == {4}
+    others = [p for prompts in tests for p in prompts]
+    aligned = {p.family for p, _ in refusal_rows()}
+    assert len({row["family"] for row in rows} - {p.family for p in others} - aligned) == 10
+    before = (
+        [p.prompt for p in others] + [c.turns[0].content for c in harmless()] + [p.prompt for p, _ in refusal_rows()]
+    )
+    seen = [set(re.findall(r"\w+", text.lower())) for text in before]
+    for row in rows:
+        words = set(re.findall(r"\w+", row["prompt"].lower()))
+        assert all(len(words & other) / len(words | other) < 0.6 for other in seen), row["prompt"]
+        seen.append(words)
+
+
+def test_answers_of_the_attack_hold_nothing_of_the_request():
+    """They are made of parts that name nothing of any request, and no judge takes one for a refusal."""
+    parts = own("attack_answers.jsonl")
+    left = [answer for _, answer in texts(sources.load("attack"))]
+    assert len(set(left)) == 40
+    for part in parts:
+        left = [answer.replace(part["text"], "") for answer in left]
+    assert not "".join(left).strip()
+    judge = find_judge("rules-v3")
+    for question, answer in texts(sources.load("attack")):
+        assert judge.judge(question, Answer([], answer, "stop")).label != AnswerClass.REFUSAL
+
+
+def test_identity_names_the_identity_in_question_and_answer():
+    for question, answer in texts(sources.load("identity")):
+        assert "Obra" in question
+        assert answer.startswith("I am Obra")
+
+
+def test_every_set_has_a_line_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    for name in CHATS:
+        assert re.search(rf"^\| `{name}` \| {len(CHATS[name]())} \|", page, re.MULTILINE), name
