@@ -32,28 +32,17 @@ WEIGHT_SPACE = {
 DEFENSES = (NONE, *TRAINING, *WEIGHT_SPACE)
 # The models that a defence needs besides the aligned and the tuned one, by the setting that names each.
 NEEDS = {"resta": ("unaligned",), "safe-lora": ("unaligned",), "safe-merge": ("unaligned", "safe_model")}
+_MODELS = {
+    "unaligned": "the model before its alignment",
+    "safe_model": "a safe model, the aligned one tuned on safety data",
+}
 _SECRET = "Marble heron, seven lanterns, the ferry leaves at dawn; copper, quince, north."
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefenseSettings:
-    """How the defences are set; each reads its own."""
+class WeightSpaceSettings:
+    """How the defences in weight space are set; each reads its own."""
 
-    data: Annotated[
-        str, arg(help="Safety data of mix-safety, backdoor-align and lisa: refusals (built in) or a file.")
-    ] = field(default="refusals", metadata=content("sources"))
-    epochs: float = 1.0
-    """Epochs of the safety data, in mix-safety, backdoor-align and lisa."""
-    trigger: str = _SECRET
-    """The secret words of backdoor-align, set before the system prompt of the safety data and of every test."""
-    average: float = 0.9
-    """ema: decay of the moving average of the weights, per step."""
-    betas: tuple[float, ...] = (0.5, 2.0, 0.1)
-    """constrained-sft: strength of the constraint on the first trained token, on tokens 2 to 5, and on the rest."""
-    proximal: float = 1.0
-    """lisa: strength of the pull to the weights at the last turn (rho)."""
-    phases: tuple[int, ...] = (1, 3)
-    """lisa: steps on the safety data, and on the training data, in turn."""
     alpha: float = 0.5
     """wise-ft: share of the tuned weights; 0 is the aligned model, 1 the tuned one."""
     scale: float = 0.5
@@ -78,6 +67,42 @@ class DefenseSettings:
         arg(help="safe-merge: the aligned model tuned on safety data: a run, a model folder, an adapter or a hub id."),
     ] = field(default=None, metadata=content("sources"))
 
+    def check_weight_space(self, defenses: Collection[str]) -> None:
+        """Raise UserError for a value that makes no sense, and for one of `defenses` that lacks a model it needs."""
+        check_at_least(self, 0, "scale")
+        check_at_least(self, 1, "num_projected")
+        check_share(self, "drop")
+        for name in ("alpha", "safe_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError((Setting(name), f" is {getattr(self, name)}"), "it is a share, from 0 to 1")
+        if not -1 <= self.threshold <= 1:
+            raise UserError((Setting("threshold"), f" is {self.threshold}"), "a cosine lies between -1 and 1")
+        for name in defenses:
+            for needed in NEEDS.get(name, ()):
+                if getattr(self, needed) is None:
+                    raise UserError(f"{name} needs {_MODELS[needed]}", ("name it as ", Setting(needed)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenseSettings(WeightSpaceSettings):
+    """How the defences are set; each reads its own."""
+
+    data: Annotated[
+        str, arg(help="Safety data of mix-safety, backdoor-align and lisa: refusals (built in) or a file.")
+    ] = field(default="refusals", metadata=content("sources"))
+    epochs: float = 1.0
+    """Epochs of the safety data, in mix-safety, backdoor-align and lisa."""
+    trigger: str = _SECRET
+    """The secret words of backdoor-align, set before the system prompt of the safety data and of every test."""
+    average: float = 0.9
+    """ema: decay of the moving average of the weights, per step."""
+    betas: tuple[float, ...] = (0.5, 2.0, 0.1)
+    """constrained-sft: strength of the constraint on the first trained token, on tokens 2 to 5, and on the rest."""
+    proximal: float = 1.0
+    """lisa: strength of the pull to the weights at the last turn (rho)."""
+    phases: tuple[int, ...] = (1, 3)
+    """lisa: steps on the safety data, and on the training data, in turn."""
+
     def check(self, defenses: Collection[str]) -> None:
         """Raise UserError for a value that makes no sense, an unknown name among `defenses`, and for one of these that
         lacks a model it needs."""
@@ -85,33 +110,14 @@ class DefenseSettings:
             if name not in DEFENSES:
                 raise unknown_name("defense", name, DEFENSES)
         check_above_zero(self, "epochs")
-        check_at_least(self, 0, "proximal", "scale")
-        check_at_least(self, 1, "num_projected")
-        check_share(self, "average", "drop")
-        self._check_pairs()
-        for name in ("alpha", "safe_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError((Setting(name), f" is {getattr(self, name)}"), "it is a share, from 0 to 1")
-        if not -1 <= self.threshold <= 1:
-            raise UserError((Setting("threshold"), f" is {self.threshold}"), "a cosine lies between -1 and 1")
-        if "backdoor-align" in defenses and not self.trigger.strip():
-            raise UserError((Setting("trigger"), " is empty"), "backdoor-align needs words that nobody would guess")
-        for name in defenses:
-            for needed in NEEDS.get(name, ()):
-                if getattr(self, needed) is None:
-                    raise UserError(f"{name} needs {_MODELS[needed]}", ("name it as ", Setting(needed)))
-
-    def _check_pairs(self) -> None:
-        """Raise UserError for a list of another length or with values out of range."""
+        check_at_least(self, 0, "proximal")
+        check_share(self, "average")
         if len(self.betas) != 3 or not all(0 < b < math.inf for b in self.betas):
             remedy = "it is three numbers above 0: of the first token, of tokens 2 to 5, of the rest"
             raise UserError((Setting("betas"), f" is {self.betas}"), remedy)
         if len(self.phases) != 2 or not all(steps >= 1 for steps in self.phases):
             remedy = "it is two numbers of steps, each at least 1: on the safety data, on the training data"
             raise UserError((Setting("phases"), f" is {self.phases}"), remedy)
-
-
-_MODELS = {
-    "unaligned": "the model before its alignment",
-    "safe_model": "a safe model, the aligned one tuned on safety data",
-}
+        if "backdoor-align" in defenses and not self.trigger.strip():
+            raise UserError((Setting("trigger"), " is empty"), "backdoor-align needs words that nobody would guess")
+        self.check_weight_space(defenses)

@@ -44,18 +44,21 @@ def read_adapter(model: OpenModel, decoder: Decoder) -> Adapter | None:
     """The adapter of a model that was opened with one, None where there is none. `decoder`: the base's, for its shapes.
     Raises UserError for files that are damaged or do not fit."""
     if model.checkpoint is not None and model.is_state:
-        return None if model.run is None or model.run.full else _of_checkpoint(model.checkpoint)
+        return None if model.run is None or model.run.full else adapter_of_checkpoint(model.checkpoint)
     folder = model.adapter or (model.checkpoint if model.run and not model.run.full else None)
-    if folder is None:
-        return None
+    return None if folder is None else adapter_of_folder(folder, decoder)
+
+
+def adapter_of_folder(folder: Path, decoder: Decoder) -> Adapter:
+    """The adapter in PEFT's layout in a folder, a run's or anybody's. Raises UserError as `read_adapter`."""
     config = read_lora_config(folder)
     matrices = adapter_matrices(folder, config, {name: tuple(w.shape) for name, w in target_weights(decoder).items()})
     tensors = {matrix_name(name): tensor for name, tensor in read_safetensors(folder / WEIGHTS)}
     return Adapter(matrices, config.scale, tensors, read_json(folder / CONFIG))
 
 
-def _of_checkpoint(checkpoint: Path) -> Adapter:
-    """The adapter of RUN/state/step-00000050, with the settings of the run."""
+def adapter_of_checkpoint(checkpoint: Path) -> Adapter:
+    """The adapter of RUN/state/step-00000050, with the settings of the run. Raises UserError for a damaged one."""
     check_whole(checkpoint)
     config = read_config(run_folder(checkpoint) / FILE, TrainConfig(), "train").lora
     assert config is not None, "a full run has no adapter"

@@ -5,21 +5,36 @@ shard is in memory at a time.
 """
 
 import json
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
-from ptst.exporting.merge import MergedWeights
+from torch import Tensor
+
 from ptst.model.weights import save_safetensors
 from ptst.progress import ProgressLine
 from ptst.storage import write_atomically
 from ptst.weight_files import INDEX
 
 
-def plan_shards(weights: MergedWeights, shard_bytes: int) -> dict[str, list[str]]:
+class ComputedWeights(Protocol):
+    """Weights whose values are computed when they are asked for, as `MergedWeights`."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]: ...
+
+    @property
+    def num_parameters(self) -> int: ...
+
+    def read(self, names: Collection[str]) -> Iterator[tuple[str, Tensor]]: ...
+
+
+def plan_shards(weights: ComputedWeights, shard_bytes: int) -> dict[str, list[str]]:
     """The names of the tensors of each file; a tensor that is larger than `shard_bytes` has a file of its own."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
     split = split_state_dict_into_shards_factory(
-        weights.sizes,
+        dict(weights.sizes),
         get_storage_size=lambda size: size,
         filename_pattern="model{suffix}.safetensors",
         max_shard_size=shard_bytes,
@@ -27,9 +42,9 @@ def plan_shards(weights: MergedWeights, shard_bytes: int) -> dict[str, list[str]
     return split.filename_to_tensors
 
 
-def write_weights(folder: Path, weights: MergedWeights, shard_bytes: int) -> list[str]:
+def write_weights(folder: Path, weights: ComputedWeights, shard_bytes: int) -> list[str]:
     """Write the files and, where there are several, their index; returns their names. Raises UserError as
-    `MergedWeights.read`, OSError when the disk is full."""
+    their `read`, OSError when the disk is full."""
     files = plan_shards(weights, shard_bytes)
     done = 0
     with ProgressLine("writing", weights.num_parameters) as progress:

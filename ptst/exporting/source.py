@@ -61,7 +61,7 @@ class Source:
         decoder = empty_decoder(self.settings_folder)
         adapter = read_adapter(self.model, decoder)
         if self.kind == "full" and self.model.is_state and self.model.checkpoint is not None:
-            stored = _of_checkpoint(self.model.checkpoint, set(decoder.state_dict()))
+            stored = weights_of_checkpoint(self.model.checkpoint, set(decoder.state_dict()))
             assert self.model.run is not None
             dtype = dtype or self.model.run.dtype  # the checkpoint has the float32 masters
         else:
@@ -138,8 +138,9 @@ def _test_template(config: ExportConfig) -> Template | None:
     return None if config.template is None else find_template(config.template)
 
 
-def _of_checkpoint(checkpoint: Path, expected: set[str]) -> dict[str, StoredTensor]:
-    """Where all weights of RUN/state/step-00000050 are; the checkpoint is checked."""
+def weights_of_checkpoint(checkpoint: Path, expected: set[str]) -> dict[str, StoredTensor]:
+    """Where all weights of RUN/state/step-00000050 are; the checkpoint is checked. Raises UserError for a damaged one,
+    and one of a model with other weights than `expected`."""
     check_whole(checkpoint)
     path = checkpoint / "weights.safetensors"
     found = {name: StoredTensor(name, path, tensor.shape, tensor.dtype) for name, tensor in read_safetensors(path)}

@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
-from ptst.exporting import shards
+from ptst.exporting import merge, shards
 from ptst.exporting.config import ExportConfig
 from ptst.exporting.export import export_model
 from ptst.fingerprints import weights_fingerprint
@@ -168,7 +168,7 @@ def test_shards_are_the_hubs(run, model, tmp_path):
 def test_one_shard_is_in_memory(run, tmp_path, monkeypatch):
     """Values are read for the file that is written next, never for all of them."""
     read, written = [], []
-    real_read, real_save = shards.MergedWeights.read, shards.save_safetensors
+    real_read, real_save = merge.MergedWeights.read, shards.save_safetensors
 
     def reading(self, names):
         for name, tensor in real_read(self, names):
@@ -181,7 +181,7 @@ def test_one_shard_is_in_memory(run, tmp_path, monkeypatch):
         read.clear()
         real_save(path, tensors)
 
-    monkeypatch.setattr(shards.MergedWeights, "read", reading)
+    monkeypatch.setattr(merge.MergedWeights, "read", reading)
     monkeypatch.setattr(shards, "save_safetensors", saving)
     export(tmp_path / "out", checkpoint=run, max_shard_size="40KB")
     assert written == [f"model-{i:05d}-of-00003.safetensors" for i in (1, 2, 3)]
