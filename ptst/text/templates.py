@@ -18,6 +18,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import cycle
 from pathlib import Path
 
 from ptst.errors import Setting, UserError, Words, unknown_name
@@ -73,8 +74,8 @@ class Template:
     `system`: a text, None (no system block at all) or `model-default` (see `with_default_system_prompt`). `user` holds
     `{question}` or `{x}` once. `join`: the answer prefix of a `text:` template (None: the family's). `safety`: whether
     the words ask the model to be safe. `task_system` and `task_user`, with a place `{task}`: the wording where the task
-    has a system prompt. `tight`: no space before [/INST] where that is text. `demonstration`: a (user, assistant)
-    exchange that precedes the conversation, never trained."""
+    has a system prompt. `tight`: no space before [/INST] where that is text. `demonstration`: texts of user and
+    assistant in turn that precede the conversation, never trained."""
 
     name: str
     user: str
@@ -84,7 +85,7 @@ class Template:
     task_system: str | None = None
     task_user: str | None = None
     tight: bool = False
-    demonstration: tuple[str, str] | None = None
+    demonstration: tuple[str, ...] | None = None
 
     @property
     def is_text(self) -> bool:
@@ -184,7 +185,7 @@ def chat_words(
         system = task.join(template.task_system.split("{task}"))
     elif task is not None:
         system = task if system is None else f"{system}\n\n{task}"
-    shown = zip(("user", "assistant"), template.demonstration or (), strict=False)
+    shown = zip(cycle(("user", "assistant")), template.demonstration or (), strict=False)
     turns = [Turn(role, (Segment(words),), demonstration=True) for role, words in shown]
     for m in conversation.turns:
         words = fill(user, family, m.content, task or "") if m.role == "user" else [Segment(m.content, "assistant")]
