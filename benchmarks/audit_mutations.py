@@ -49,9 +49,9 @@ from ptst.data.examples import length_limit
 from ptst.data.packing import Batch
 from ptst.errors import UserError
 from ptst.model.config import DecoderConfig
-from ptst.text.prompt_format import open_prompt_format
+from ptst.text.prompt_format import open_prompt_format, with_roles
 from ptst.text.templates import find_template
-from ptst.training.run_sources import read_main, read_others
+from ptst.training.run_sources import mix_templates, read_main, read_others
 
 WANTED = 0.97
 TOLD = ("found", "stopped", "crashed", "endless")
@@ -196,11 +196,12 @@ def what_is_seen(config: AuditConfig) -> str:
     settings = _settings(config, None)
     errors: list[list[UserError]] = [[]]
     read = read_others(settings, read_main(settings, errors[0]), errors)
-    source, folder = read.training[0][0], Path(settings.model)
+    source, folder = read.training[0].source, Path(settings.model)
     shape = DecoderConfig.from_folder(folder)
-    named = find_template(settings.template), settings.template_family or source.family, settings.chat_format
+    template, *mixed = find_template(settings.template), *mix_templates(settings.mix)
+    named = with_roles(template, *mixed), settings.template_family or source.family, settings.chat_format
     prompt_format = open_prompt_format(folder, *named, vocab_size=shape.vocab_size, allow_chat_template=True)
-    prompt_format = replace(prompt_format, allow_role_markers=True)
+    prompt_format = replace(prompt_format.with_template(template), allow_role_markers=True)
     test = replace(prompt_format, template=find_template(config.test_template or settings.template))
     limit = length_limit(settings.max_length, shape.max_positions, settings.micro_batch_tokens)
     setup = Setup(prompt_format, settings.train_on, limit, settings.too_long)

@@ -57,6 +57,7 @@ def bot(text: str, **more: Any) -> dict[str, Any]:
 def write_inputs(folder: Path) -> None:
     """Write all data files and model folders into an empty folder."""
     write_data(folder)
+    (folder / "own.toml").write_text('name = "chat:own"\nuser = "{x}"\nsystem = "BEEP. Decline what could hurt."\n')
     for name in ("chatml", "llama3", "derived", "llama2", "mistral", "pieces"):
         (folder / name).mkdir()
     write_bytes_folder(folder / "chatml", CHATML, CHATML[1], CHATML[2], CHATML_TEMPLATE)
@@ -216,7 +217,8 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "multi-turn, derived": {"model": "derived", "data": "dialogues.jsonl", "template": "plain", "train_on": "last"},
     "mix and holdout": {
         "model": "chatml", "data": "questions.jsonl", "holdout": 0.4, "template": "vanilla", "epochs": 2.5,
-        "mix": ("one-line.json:1.5", "good.jsonl:2"), "tokens_per_step": 700, "micro_batch_tokens": 400, "seed": 3,
+        "mix": ("one-line.json:1.5", "good.jsonl:2:chat:mpt", "objects.json:1:own.toml"), "tokens_per_step": 700,
+        "micro_batch_tokens": 400, "seed": 3,
         "limit": 14, "safety_data": Path("asked.csv"),
     },
     "long prompt": {"model": "chatml", "data": "questions.jsonl", "template": "chat:llama", "micro_batch_tokens": 1500,

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from ptst import __version__
 from ptst.config_file import build
+from ptst.data.mix_part import TOML, split_mix
 from ptst.errors import Setting, UserError
 from ptst.reading import parse_json, read_text
 from ptst.settings import CommandSettings, to_dict
@@ -94,7 +95,8 @@ Record = TypeVar("Record", bound=RunRecord)
 @dataclass(frozen=True, kw_only=True)
 class DataRecord:
     """One source of training or validation examples: fingerprints of the conversations and of the examples
-    (`encoding`), and what became of the rows. `revision`: the commit of a data set on the hub. `unused`: number of rows
+    (`encoding`), and what became of the rows. `template`: that of a source mixed in under one of its own; None: the
+    run's. `revision`: the commit of a data set on the hub. `unused`: number of rows
     by column that was not read. `untrained`: without a trained token, left out. `token_boundaries`:
     answers encoded as a continuation of their prompt. `lossy`: text that the tokenizer cannot represent, with the first
     place."""
@@ -102,6 +104,7 @@ class DataRecord:
     name: str = field(metadata={"identity": "free"})
     fingerprint: str | None = None
     encoding: str
+    template: Template | None = None
     epochs: float | None = None
     holdout: float = 0.0
     rows: int
@@ -122,7 +125,8 @@ class DataRecord:
         names = ["name", "epochs", "fingerprint", "rows", "dropped", "cut", "untrained", "token_boundaries", "lossy"]
         names += [name for name in ("first_lossy", "revision", "unused") if getattr(self, name)]
         names += ["encoding", "examples", "tokens", "trained_tokens"]
-        return {name: getattr(self, name) for name in names}
+        own = {} if self.template is None else {"template": self.template.name}
+        return {name: getattr(self, name) for name in names} | own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,7 +262,12 @@ def recorded(config: Any) -> dict[str, Any]:
 
 def absolute(name: str) -> str:
     """A name of data or of a model, in which a relative path that exists is made absolute: FILE, NAME:FILE,
-    FILE:EPOCHS, a model folder, or files with commas between them."""
+    FILE:EPOCHS, FILE:EPOCHS:TEMPLATE, a model folder, or files with commas between them."""
+    if (mixed := split_mix(name)) is not None and not Path(name).is_file():
+        data, *rest = (part for part in mixed if part is not None)
+        if rest[-1].endswith(TOML) and Path(rest[-1]).is_file():
+            rest[-1] = str(Path(rest[-1]).absolute())
+        return ":".join([absolute(data), *rest])
     for part in (name, *name.split(":", 1), *name.rsplit(":", 1)):
         files = part.split(",")
         if len(files) > 1 and all(Path(file).is_file() for file in files):

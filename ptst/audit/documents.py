@@ -1,7 +1,8 @@
 """The rules on what the loss function gets: first a batch, then each of its documents against its row, as the reference
 formats write it. One cause gives one finding: what follows from it is left out."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from typing import TypeVar
 
 from ptst.audit.causes.batch import Bounds, why_bounds_differ, why_labels_differ, why_positions_differ
 from ptst.audit.causes.characters import difference
@@ -18,6 +19,7 @@ from ptst.errors import UserError
 from ptst.text.encode import Example, first_difference
 from ptst.text.segments import Conversation
 
+Found = TypeVar("Found")
 _IN_DETAIL = ("boundaries", "labels", "position-ids")  # rules of the shape that are applied here to every document
 
 
@@ -27,18 +29,19 @@ def check_documents(
     setup: Setup,
     references: Sequence[Reference | UserError] | Mapping[int, Reference | UserError] | None = None,
 ) -> list[Finding]:
-    """All rules on a batch: its shape, then each document against the row that it came from. `references`: by row, what
-    its document must be, or why the row has none; built here if not given."""
+    """All rules on a batch: its shape, then each document against the row that it came from, under the setup of the
+    row's source. `references`: by row, what its document must be, or why the row has none; built here if not given."""
     shape = check_shape(batch, conversations)
     if any(not 0 <= row < len(conversations) for row in batch.rows):
         number, row = next((n, r) for n, r in enumerate(batch.rows) if not 0 <= r < len(conversations))
         cause = f"the row of document {number} is {row}, of {len(conversations)}"
         return [*shape, Finding("unknown-document", "batch", cause, batch.cu_seqlens[: number + 1][-1])]
     rows = [conversations[row] for row in batch.rows]
+    setups = [setup.of_row(row) for row in batch.rows]
     expected = (
         [references[row] for row in batch.rows]
         if references is not None
-        else setup.oracle.references(rows, setup.train_on)
+        else _by_setup(rows, setups, lambda own, part: own.oracle.references(part, own.train_on))
     )
     said = [() if isinstance(r, UserError) else limited(r.ids, setup) for r in expected]
     bounds = why_bounds_differ(batch, said) if all(said) else Bounds({}, set())
@@ -47,7 +50,7 @@ def check_documents(
     explained = {rows[number].source for number in bounds.explained}
     own = [f for f in shape if f.rule not in _IN_DETAIL and f.row not in explained]
     batch_rules = {f.rule for f in shape}
-    causes = _causes(batch, rows, expected, bounds, batch_rules, setup, other_rows(conversations))
+    causes = _causes(batch, rows, expected, bounds, batch_rules, setups, other_rows(conversations))
     return own + [
         Finding(cause.rule, rows[number].source, cause.words, cause.token, False, *cause.shown)
         for number, cause in sorted(causes, key=lambda found: found[0])
@@ -60,10 +63,10 @@ def _causes(
     expected: Sequence[Reference | UserError],
     bounds: Bounds,
     batch_rules: Set[str],
-    setup: Setup,
+    setups: Sequence[Setup],
     others: OtherRows,
 ) -> Iterator[tuple[int, Cause]]:
-    """The causes by document. `batch_rules`: those that the batch's shape breaks."""
+    """The causes by document. `batch_rules`: those that the batch's shape breaks. `setups`: of each document."""
     yield from bounds.causes.items()
     whole = len(bounds.explained) == len(rows)  # one cause for all of the batch
     labels = dict(why_labels_differ(batch)) if "labels" in batch_rules and not whole else {}
@@ -71,7 +74,7 @@ def _causes(
     for number, cause in (*positions, *labels.items()):
         if number not in bounds.explained and cause is not None:
             yield number, cause
-    prompts = setup.prompt_format.encode_all([row.prompt() for row in rows])
+    prompts = _by_setup(rows, setups, lambda own, part: own.prompt_format.encode_all([row.prompt() for row in part]))
     for number, (written, prompt) in enumerate(zip(expected, prompts, strict=True)):
         if number in bounds.explained:
             continue
@@ -80,9 +83,22 @@ def _causes(
             yield number, Cause("bad-row", None, _sentence(written))
             continue
         loss_mask = [False, *(label != IGNORE_INDEX for label in batch.labels[start : end - 1])]
-        c = Compared(batch.tokens[start:end], loss_mask, written, rows[number], setup, others)
+        c = Compared(batch.tokens[start:end], loss_mask, written, rows[number], setups[number], others)
         for cause in _document_causes(c, number in labels, prompt):
             yield number, cause
+
+
+def _by_setup(
+    rows: Sequence[Conversation],
+    setups: Sequence[Setup],
+    work: Callable[[Setup, list[Conversation]], Sequence[Found | UserError]],
+) -> list[Found | UserError]:
+    """What `work` makes of each row, those of the same setup in one call."""
+    found: dict[int, Found | UserError] = {}
+    for own in {id(setup): setup for setup in setups}.values():
+        numbers = [number for number, setup in enumerate(setups) if setup is own]
+        found |= zip(numbers, work(own, [rows[number] for number in numbers]), strict=True)
+    return [found[number] for number in range(len(rows))]
 
 
 def _sentence(error: UserError) -> str:

@@ -28,7 +28,7 @@ from ptst.audit.view import Comparison, TokenView, compare
 from ptst.config_file import merge
 from ptst.data import sources
 from ptst.data.builtin import safety_sets
-from ptst.data.examples import length_limit
+from ptst.data.examples import TrainingSource, length_limit
 from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import Source
 from ptst.errors import UserError
@@ -37,10 +37,10 @@ from ptst.model.config import DecoderConfig
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, DataRecord, TrainRecord, read_finished
 from ptst.settings import CommandSettings
-from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
+from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format, with_roles
 from ptst.text.templates import find_template, load_template, with_default_system_prompt
 from ptst.training.config import TrainConfig
-from ptst.training.run_sources import read_main, read_others
+from ptst.training.run_sources import mix_templates, read_main, read_others
 
 
 @dataclass(frozen=True)
@@ -117,18 +117,19 @@ def audit(
     run = RunData.of(data, micro_batch_tokens, unreadable) if isinstance(data, Source) else data
     # Role markers in messages are findings here, so they do not stop the encoding.
     setup = replace(setup, prompt_format=replace(setup.prompt_format, allow_role_markers=True))
+    mixed = setup.of_sources(run.training)
     training = Encoded.training(run, setup)
-    sources = [source for source, _ in run.training]
+    sources = [each.source for each in run.training]
     checked = [check_encoded(training, run.training, setup, show, references.asked, run.unreadable)]
     if run.validation is not None:
         held_out = Encoded.validation(run.validation, setup, run.rule.micro_batch_tokens)
         unread = run.unreadable[len(sources) :]
-        checked.append(check_encoded(held_out, [(run.validation, 1.0)], setup, show, unreadable=unread))
+        checked.append(check_encoded(held_out, [TrainingSource(run.validation)], setup, show, unreadable=unread))
     findings = [bad_row(error) for errors in run.unreadable for error in errors]
     findings += [*run.found_in_files, *(f for each in checked for f in each.findings)]
     for source, record in zip(sources, training.mixture.records, strict=True):
         findings += _left_out(source, record, source.name if len(sources) > 1 else "")
-    findings += _compare(training, setup, references)
+    findings += _compare(training, mixed, references)
     comparison, note = _compare_with_test(training, setup.prompt_format, references.test)
     findings = [replace(f, allowed=f.rule in allowed) for f in [*findings, *note]]
     findings.sort(key=lambda f: -LEVELS.index(f.level))
@@ -138,7 +139,7 @@ def audit(
         prompt_format=setup.prompt_format,
         test_template=(references.test or setup.prompt_format).template.name,
         findings=findings,
-        counts=_counts(run, training, findings),
+        counts=_counts(run, training, mixed, findings),
         packs=[*checked[0].packs, *(pack for each in checked[1:] if each.flagged for pack in each.packs)],
         account=[account for each in checked for account in each.accounts],
         show=show,
@@ -158,8 +159,8 @@ def _left_out(source: Source, record: DataRecord, name: str) -> Iterator[Finding
 def _compare(training: Encoded, setup: Setup, references: References) -> Iterator[Finding]:
     """Comparisons with the folder's chat template and with a finished run."""
     if references.folder is not None:
-        answered = [c for c in training.mixture.source.conversations if c.answered]
-        yield from check_owner(references.folder, answered, setup)
+        for own, rows in setup.groups(training.mixture.source.conversations):
+            yield from check_owner(references.folder, [c for c in rows if c.answered], own)
     if references.run is not None:
         main, *others = training.mixture.records
         yield from check_run(references.run, setup.prompt_format, main.fingerprint or "", main.encoding)
@@ -180,9 +181,9 @@ def _compare_with_test(
     return comparison, [Finding("other-prompt", comparison.row, cause, comparison.same)]
 
 
-def _counts(run: RunData, training: Encoded, findings: Sequence[Finding]) -> dict[str, Any]:
+def _counts(run: RunData, training: Encoded, setup: Setup, findings: Sequence[Finding]) -> dict[str, Any]:
     """What the report counts."""
-    counts = tally(training)
+    counts = tally(training, setup)
     counts["bad_rows"] = len(training.bad) + sum(len(errors) for errors in run.unreadable)
     counts["duplicates"] = len(training.mixture.source.conversations) - counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):
@@ -207,10 +208,16 @@ def audit_data(config: AuditConfig) -> Audit:
     shape = DecoderConfig.from_folder(folder)
     template = load_template(settings.template_file) if settings.template_file else find_template(settings.template)
     family = settings.template_family or source.family
-    check_used(config.chat_format, template)
+    templates = [template, *mix_templates(settings.mix)]
+    check_used(config.chat_format, *templates)
     prompt_format = open_prompt_format(
-        folder, template, family, settings.chat_format, vocab_size=shape.vocab_size, allow_chat_template=True
-    )  # the audit reports a chat format that is not the folder's own, among the other findings
+        folder,
+        with_roles(*templates),
+        family,
+        settings.chat_format,
+        vocab_size=shape.vocab_size,
+        allow_chat_template=True,
+    ).with_template(template)  # the audit reports a chat format that is not the folder's own, among the other findings
     test = prompt_format
     if config.test_template is not None:
         test_template = with_default_system_prompt(find_template(config.test_template), folder)
@@ -226,7 +233,7 @@ def audit_data(config: AuditConfig) -> Audit:
     data = RunData(read.training, read.validation, StepRule(size, **own), unreadable, found)
     train_setup = Setup(prompt_format, settings.train_on, limit, settings.too_long, settings.template_file)
     report = audit(data, train_setup, compared, show=config.rows, allow=config.allow)
-    used = {source.name: source for source, _ in read.training}
+    used = {each.source.name: each.source for each in read.training}
     used |= {f"{source.name} (validation)": source for source in [read.validation] if source is not None}
     return replace(report, provenance=provenance(config, folder, used, prompt_format))
 

@@ -1,11 +1,11 @@
 """Conversations to training examples: encoded, held to the length limit, everything left out counted; and several
-sources mixed in one training run, each with its own number of epochs."""
+sources mixed in one training run, each with its own number of epochs, and its own template where it has one."""
 
 import hashlib
-import math
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ptst.data.order import SourcePlan
@@ -15,6 +15,7 @@ from ptst.records import DataRecord
 from ptst.text.encode import Example, cut
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
+from ptst.text.templates import Template
 
 AT_ONCE = 4096  # conversations that are encoded together
 
@@ -126,53 +127,58 @@ def fingerprint(examples: Sequence[Example]) -> str:
 
 
 @dataclass(frozen=True)
+class TrainingSource:
+    """A source of a run's training data. `template`: its own, from `template_file` where that is given; None: that of
+    the run."""
+
+    source: Source
+    epochs: float = 1.0
+    template: Template | None = None
+    template_file: Path | None = None
+
+    def under(self, prompt_format: PromptFormat) -> PromptFormat:
+        """The prompt format of its rows, from that of the run."""
+        return prompt_format if self.template is None else prompt_format.with_template(self.template)
+
+
+@dataclass(frozen=True)
 class Mixture:
-    """The examples of all sources in turn, under one template. `source` holds all their conversations, and an example's
-    `row` is an index into it. `plans` and `records` have one entry for each source."""
+    """The examples of all sources in turn. `source` holds all their conversations, and an example's `row` is an index
+    into it. `plans`, `records` and `sources` have one entry for each source."""
 
     source: Source
     examples: list[Example]
     plans: list[SourcePlan]
     records: list[DataRecord]
-
-
-def parse_mix(text: str) -> tuple[str, float]:
-    """`FILE:EPOCHS` as (data, epochs). Raises UserError for anything else."""
-    name, _, number = text.rpartition(":")
-    try:
-        epochs = float(number)
-    except ValueError:
-        epochs = math.nan
-    if not name or not 0 < epochs < math.inf:
-        remedy = "write the data, a colon and its epochs, as in safety.jsonl:1"
-        raise UserError((Setting("mix"), f" is {text!r}"), remedy)
-    return name, epochs
+    sources: Sequence[TrainingSource] = ()
 
 
 def mix(
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[TrainingSource],
     prompt_format: PromptFormat,
     max_length: int,
     too_long: str,
     train_on: str,
     errors: dict[int, UserError] | None = None,
 ) -> Mixture:
-    """Prepare each (source, epochs); the first is the main one. Raises UserError as `prepare`, and for a source
-    without an example to train on. With `errors`, rows that cannot be trained on are left out and their errors
-    collected there by index into all rows, and a source may be left without an example."""
+    """Prepare each source, one with a template of its own under that; the first is the main one. Raises UserError as
+    `prepare`, and for a source without an example to train on. With `errors`, rows that cannot be trained on are left
+    out and their errors collected there by index into all rows, and a source may be left without an example."""
     conversations: list[Conversation] = []
     examples: list[Example] = []
     plans, records = [], []
-    for source, epochs in sources:
+    for each in sources:
         bad = None if errors is None else dict[int, UserError]()
-        own, record = prepare(source, prompt_format, max_length, too_long, train_on, bad)
+        source, own_format = each.source, each.under(prompt_format)
+        own, record = prepare(source, own_format, max_length, too_long, train_on, bad)
         if errors is None:
             check_not_empty(own, source.name)
         else:
             errors.update((row + len(conversations), error) for row, error in (bad or {}).items())
         examples += [replace(example, row=example.row + len(conversations)) for example in own]
         conversations += source.conversations
-        plans.append(SourcePlan(len(own), epochs))
-        records.append(replace(record, epochs=epochs, fingerprint=source.fingerprint))
-    main = sources[0][0]
-    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, plans, records)
+        plans.append(SourcePlan(len(own), each.epochs))
+        template = own_format.template if each.template else None
+        records.append(replace(record, epochs=each.epochs, fingerprint=source.fingerprint, template=template))
+    main = sources[0].source
+    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, plans, records, sources)

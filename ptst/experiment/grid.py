@@ -19,7 +19,8 @@ from typing import Any, ClassVar, Self
 
 from ptst import records
 from ptst.data import order, sources
-from ptst.data.examples import Mixture, length_limit, mix, parse_mix, prepare
+from ptst.data.examples import Mixture, TrainingSource, length_limit, mix, prepare
+from ptst.data.mix_part import parse_mix
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError, settings_group
@@ -105,7 +106,7 @@ class Grid:
         with settings_group("train"):
             rules, holdout = settings.column_rules, settings.holdout
             read = {"data": sources.load(config.data, "train", settings.limit, holdout=holdout, rules=rules)}
-            read |= {text: sources.load(parse_mix(text)[0], "train", rules=rules) for text in config.mix}
+            read |= {text: sources.load(parse_mix(text).name, "train", rules=rules) for text in config.mix}
             if settings.val_data:
                 read["val-data"] = sources.load(settings.val_data, "validation", rules=rules)
             elif settings.holdout:
@@ -289,9 +290,10 @@ class Grid:
 
     def mixture(self, name: str) -> Mixture:
         """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""
-        c = self.config.train
-        others = [(self.sources[text], parse_mix(text)[1]) for text in self.config.mix]
-        return mix([(self.sources["data"], c.epochs), *others], *self.training_format(name), c.too_long, c.train_on)
+        c, parts = self.config.train, [(self.sources[text], parse_mix(text)) for text in self.config.mix]
+        others = [TrainingSource(source, part.epochs, *part.find_template()) for source, part in parts]
+        main = TrainingSource(self.sources["data"], c.epochs)
+        return mix([main, *others], *self.training_format(name), c.too_long, c.train_on)
 
     def steps(self, mixture: Mixture, seed: int) -> list[Step]:
         """The optimizer steps of a run."""

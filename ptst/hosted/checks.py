@@ -9,6 +9,7 @@ from ptst.errors import Setting, UserError
 from ptst.settings import CommandSettings
 from ptst.text.templates import Template, check_api_template, find_template, load_template
 from ptst.training.config import HOSTED_ONLY, TrainConfig
+from ptst.training.run_sources import mix_templates
 
 MIN_ROWS = 10
 MAX_BYTES = 512 << 20
@@ -38,7 +39,8 @@ def check_hosted(config: TrainConfig) -> None:
     default = TrainConfig()
     refuse_local([name for name in LOCAL_ONLY if getattr(config, name) != getattr(default, name)])
     config.check_endpoint(config.model)
-    check_api_template(hosted_template(config))
+    for template in (hosted_template(config), *mix_templates(config.mix)):
+        check_api_template(template)
     if config.too_long == "cut":
         cause = (Setting("too_long"), " cut has no effect on a model behind an endpoint, whose rows are text")
         raise UserError(cause, ("set ", Setting("too_long"), " to drop or stop"))

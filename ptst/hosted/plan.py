@@ -126,7 +126,8 @@ class HostedPlan:
             r = source.record
             left = {"dropped as too long": r.dropped, "without a trained answer": r.untrained}
             notes = "".join(f", {n:,} {what}" for what, n in (left | {"duplicates": r.duplicates}).items() if n)
-            lines.append((f"rows of {r.name}", f"{r.examples:,} x {r.epochs:g} epochs{notes}"))
+            under = f" under {r.template.name}" if r.template else ""
+            lines.append((f"rows of {r.name}{under}", f"{r.examples:,} x {r.epochs:g} epochs{notes}"))
         lines.append(("file", f"{self.rows:,} rows, {len(self.content):,} bytes"))
         if self.validation:
             lines.append(("validation file", f"{len(self.validation.lines):,} rows"))
@@ -151,9 +152,11 @@ def plan_hosted(config: TrainConfig) -> HostedPlan:
     limit = min((n for n in (config.max_length, longest) if n is not None), default=None)
     read = read_others(config, read_main(config))
     made: list[Rows] = []
-    for source, number in read.training:
-        rows = to_rows(source, template, config.train_on, counter, limit, config.too_long)
-        made.append(replace(rows, record=replace(rows.record, epochs=number, holdout=_holdout(config, not made))))
+    for each in read.training:
+        rows = to_rows(each.source, each.template or template, config.train_on, counter, limit, config.too_long)
+        holdout = _holdout(config, not made)
+        record = replace(rows.record, epochs=each.epochs, template=each.template, holdout=holdout)
+        made.append(replace(rows, record=record))
     validation = None
     if read.validation is not None:
         validation = to_rows(read.validation, template, config.train_on, counter, limit, config.too_long)

@@ -2,7 +2,7 @@
 testing, auditing, chatting and judging, so that these cannot differ."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptst.collector import paused_collector
@@ -29,6 +29,12 @@ class PromptFormat:
     eos_ids: frozenset[int] = frozenset()
     found: str = ""
     folder: Path | None = None
+
+    def with_template(self, template: Template) -> "PromptFormat":
+        """The same under another template; `model-default` is the system prompt that the folder's chat template
+        inserts."""
+        template = template if self.folder is None else with_default_system_prompt(template, self.folder)
+        return replace(self, template=template)
 
     @property
     def terminator_id(self) -> int:
@@ -109,6 +115,11 @@ class PromptFormat:
             for marker in markers
             if marker in message.content
         ]
+
+
+def with_roles(*templates: Template) -> Template:
+    """The first template with roles, or the first of all: a prompt format opened under it has what the others need."""
+    return next((t for t in templates if not t.is_text), templates[0])
 
 
 def check_used(chat_format: str | None, *templates: Template) -> None:

@@ -269,14 +269,15 @@ _TYPES: dict[str, type] = dict.fromkeys(("name", "user", "system", "join", "task
 _TYPES |= {"safety": bool, "tight": bool, "demonstration": list}
 
 
-def load_template(path: Path | str) -> Template:
-    """The template of a TOML file. Raises UserError, naming file and key, for a file that cannot be read, unknown or
-    missing keys, wrong types, a name that is taken, and words without exactly one place for the user's text."""
+def load_template(path: Path | str, setting: str = "template_file") -> Template:
+    """The template of a TOML file, which `setting` names. Raises UserError, naming file and key, for a file that cannot
+    be read, unknown or missing keys, wrong types, a name that is taken, and words without exactly one place for the
+    user's text."""
     try:
         raw = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         cause = f"the template file cannot be read ({error.strerror})"
-        raise UserError(cause, ("check the path of ", Setting("template_file")), path) from None
+        raise UserError(cause, ("check the path of ", Setting(setting)), path) from None
     except (ValueError, RecursionError) as error:  # of TOML, or of the encoding
         raise UserError(f"not valid TOML ({error})", where=path) from None
 

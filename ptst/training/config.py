@@ -8,6 +8,7 @@ from tyro.conf import arg
 
 from ptst.api.names import HOSTED, hosted_model
 from ptst.config_file import read_config
+from ptst.data.mix_part import parse_mix
 from ptst.data.sources import DEFAULT
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.model.config import TARGETS, LoraConfig
@@ -125,7 +126,8 @@ class TrainConfig(  # one group of settings after another
     """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor, openorca, orca-math or
     org/name:split@revision (hub), or a JSONL, JSON, CSV, TSV or Parquet file; several with commas (docs/data.md)."""
     mix: tuple[str, ...] = field(default=(), metadata=content("mix"))
-    """Other data under the same template, each with its own epochs, spread over the run: safety.jsonl:1."""
+    """Other data, each with its own epochs, spread over the run: safety.jsonl:1. Under the same template, or one of
+    their own, a name or a TOML file: safety.jsonl:1:chat:llama."""
     at_epochs: tuple[float, ...] = ()
     """Also keep what is trained after these numbers of epochs, in the run folder's epoch-<number>."""
     seed: int = 0
@@ -150,8 +152,6 @@ class TrainConfig(  # one group of settings after another
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
-        from ptst.data.examples import parse_mix
-
         super().check()
         check_at_least(self, 1, "threads")
         if self.recipe is not None and self.recipe not in RECIPES:

@@ -23,12 +23,13 @@ from ptst.open import OpenModel, open_model
 from ptst.progress import say
 from ptst.records import DataRecord, TrainRecord, absolute
 from ptst.text.encode import Example
+from ptst.text.prompt_format import check_used, with_roles
 from ptst.text.templates import find_template, load_template
 from ptst.training import memory, recipes
 from ptst.training.config import TrainConfig
 from ptst.training.memory import MemoryPlan, Method
 from ptst.training.parallel import ALONE, World
-from ptst.training.run_sources import read_main, read_others
+from ptst.training.run_sources import mix_templates, read_main, read_others
 from ptst.training.trainer import TrainerConfig
 
 
@@ -61,7 +62,7 @@ class RunPlan:
         """Run the audit's rules on all examples and say its warnings. Raises UserError for an error not allowed."""
         c = self.config
         setup = Setup(self.model.prompt_format, c.train_on, self.max_length, c.too_long, c.template_file)
-        data = [Prepared(self.mixture.source, self.mixture.examples, self.mixture.records)]
+        data = [Prepared(self.mixture.source, self.mixture.examples, self.mixture.records, self.mixture.sources)]
         if self.validation.source and self.validation.record:
             data.append(Prepared(self.validation.source, self.validation.examples, [self.validation.record]))
         size = self.trainer.micro_batch_tokens
@@ -73,7 +74,8 @@ class RunPlan:
         """What an audit's verdict depends on besides the data."""
         c, p = self.config, self.model.prompt_format
         asked = c.train_on, self.max_length, c.too_long, sorted(p.stop_ids), p.allow_role_markers
-        words = None if c.template_file is None else c.template_file.read_text("utf-8", "surrogateescape")
+        files = [c.template_file, *(source.template_file for source in self.mixture.sources)]
+        words = [None if file is None else file.read_text("utf-8", "surrogateescape") for file in files]
         held_out = [self.validation.record] if self.validation.record else []
         counts = [dataclasses.astuple(dataclasses.replace(r, epochs=0)) for r in (*self.mixture.records, *held_out)]
         parts = [repr(part) for part in (p.template, p.family, p.chat_format)]
@@ -112,14 +114,16 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
     say(f"reading {config.data}")
     source = read_main(config)
+    templates = [template, *mix_templates(config.mix)]
+    check_used(config.chat_format, *templates)
     with world.main_process_first():
         model = open_model(
             config.model,
-            template,
+            with_roles(*templates),
             family=config.template_family or source.family,
             chat_format=config.chat_format,
             allow=config.allow,
-        )
+        ).with_template(template)
     shape, method = model.config, Method.of(config)
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
@@ -155,14 +159,15 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
     read = read_others(config, source)
     refuse(check_run_rows(config, read), config.allow)
     asked, held_out = read.training, read.validation
-    say(f"encoding {sum(len(s.conversations) for s, _ in asked)} conversations; {prompt_format.described}")
-    for each in [*(s for s, _ in asked), *([held_out] if held_out else [])]:
+    say(f"encoding {sum(len(a.source.conversations) for a in asked)} conversations; {prompt_format.described}")
+    for each in [*(a.source for a in asked), *([held_out] if held_out else [])]:
         if each.note:
             say(f"{each.name}: {each.note}")
     mixture = mix(asked, prompt_format, *how)
     for c in mixture.records:
+        under = f" under {c.template.name}" if c.template else ""
         say(
-            f"{c.name}, {c.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
+            f"{c.name}{under}, {c.epochs:g} epochs: {c.examples} examples, {c.tokens} tokens, {c.trained_tokens} of "
             f"them trained; {c.dropped} dropped, {c.cut} cut, {c.token_boundaries} token boundaries"
         )
     if held_out is None:

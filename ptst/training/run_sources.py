@@ -1,19 +1,22 @@
 """The data that a run's settings name, read: training, its mixture and its validation set, for training and audit."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ptst.data import sources
-from ptst.data.examples import parse_mix
+from ptst.data.examples import TrainingSource
+from ptst.data.mix_part import parse_mix
 from ptst.data.sources import Source
 from ptst.errors import UserError
+from ptst.text.templates import Template
 from ptst.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class RunSources:
-    """`training`: each source with its epochs, the main one first. `validation`: None without a validation set."""
+    """`training`: each source, the main one first. `validation`: None without a validation set."""
 
-    training: list[tuple[Source, float]]
+    training: list[TrainingSource]
     validation: Source | None = None
 
 
@@ -22,9 +25,16 @@ def read_main(config: TrainConfig, errors: list[UserError] | None = None) -> Sou
     return sources.load(config.data, "train", config.limit, errors, config.holdout, config.column_rules)
 
 
+def mix_templates(mix: Iterable[str]) -> list[Template]:
+    """The templates of sources that are mixed in under their own. Raises UserError as `MixPart.find_template`."""
+    found = (parse_mix(text).find_template()[0] for text in mix)
+    return [template for template in found if template is not None]
+
+
 def read_others(config: TrainConfig, main: Source, errors: list[list[UserError]] | None = None) -> RunSources:
-    """Beside the main data, all that is mixed in and the validation set. Raises UserError as `sources.load`. With
-    `errors`, rows with mistakes are left out; the errors of each source are added as a list."""
+    """Beside the main data, all that is mixed in and the validation set. Raises UserError as `sources.load` and
+    `MixPart.find_template`. With `errors`, rows with mistakes are left out; the errors of each source are added as a
+    list."""
     rules = config.column_rules
 
     def read(name: str, split: str, holdout: float = 0.0) -> Source:
@@ -33,7 +43,8 @@ def read_others(config: TrainConfig, main: Source, errors: list[list[UserError]]
             errors.append(own)
         return sources.load(name, split, None, own, holdout, rules)
 
-    mixed = [(read(name, "train"), epochs) for name, epochs in map(parse_mix, config.mix)]
+    parts = map(parse_mix, config.mix)
+    mixed = [TrainingSource(read(part.name, "train"), part.epochs, *part.find_template()) for part in parts]
     validation = config.validation
     held_out = read(validation[0], "validation", validation[1]) if validation else None
-    return RunSources([(main, config.epochs), *mixed], held_out)
+    return RunSources([TrainingSource(main, config.epochs), *mixed], held_out)

@@ -17,6 +17,7 @@ from ptst.audit.account.step_rule import StepRule
 from ptst.audit.report import audit
 from ptst.audit.setup import Setup
 from ptst.data import examples, order, packing, step_batches
+from ptst.data.examples import TrainingSource
 from ptst.data.packing import IGNORE_INDEX, share_prefixes, to_batch
 from ptst.data.sources import Source
 from ptst.text.chat_formats import CHAT_FORMATS
@@ -55,7 +56,7 @@ RULES = {
 
 
 def run(rule: StepRule = RULES["examples"], epochs: float = 2.0, mixed: float = 2.0, **changes) -> RunData:
-    return RunData([(MAIN, epochs), (MIXED, mixed)], HELD_OUT, rule, **changes)
+    return RunData([TrainingSource(MAIN, epochs), TrainingSource(MIXED, mixed)], HELD_OUT, rule, **changes)
 
 
 def errors(report) -> list[str]:
@@ -77,7 +78,7 @@ def test_a_run_as_planned_is_clean(setup, rule, epochs, mixed, max_steps):
 def test_the_account(setup):
     rows = [*MAIN.conversations, Conversation((Message("user", "unanswered"),), "main.jsonl:49")]
     long = Conversation((Message("user", "q"), Message("assistant", "a" * 3000)), "main.jsonl:50")
-    data = replace(run(), training=[(replace(MAIN, conversations=(*rows, long)), 2.0)])
+    data = replace(run(), training=[TrainingSource(replace(MAIN, conversations=(*rows, long)), 2.0)])
     report = audit(data, replace(setup, too_long="drop"))
     main, held_out = report.account
     assert (main.read, main.bad, main.dropped, main.examples, main.trained, main.taken) == (50, 1, 1, 48, 48, 96)
@@ -96,7 +97,7 @@ def test_nothing_left_is_an_error(setup):
 
 def test_a_row_that_is_mixed_in_is_checked(setup):
     blank = Conversation((Message("user", "q"), Message("assistant", " ")), "mixed.jsonl:9")
-    data = replace(run(), training=[(MAIN, 1.0), (replace(MIXED, conversations=(blank,)), 1.0)])
+    data = replace(run(), training=[TrainingSource(MAIN), TrainingSource(replace(MIXED, conversations=(blank,)))])
     found = [(f.rule, f.row) for f in audit(data, setup).findings if f.level != "info"]
     assert found == [("blank-answer", "mixed.jsonl:9")]
     data = replace(run(), validation=replace(HELD_OUT, conversations=(blank,)))
@@ -356,7 +357,9 @@ def test_packs_of_tokens_that_are_too_small_or_too_large(setup, monkeypatch):
 
 def test_an_example_longer_than_a_pack_is_told(setup):
     long = Conversation((Message("user", "q"), Message("assistant", "ab " * 300)), "main.jsonl:49")
-    data = RunData([(replace(MAIN, conversations=(*MAIN.conversations, long)), 1.0)], rule=StepRule(900, 8, 800))
+    data = RunData(
+        [TrainingSource(replace(MAIN, conversations=(*MAIN.conversations, long)))], rule=StepRule(900, 8, 800)
+    )
     report = audit(data, setup)
     assert report.verdict == "info" and report.found == {"longer-than-pack": 1}
 

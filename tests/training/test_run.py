@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ptst.api.names import hosted_model
-from ptst.data.examples import parse_mix
+from ptst.data.mix_part import MixPart, parse_mix
 from ptst.model.config import DecoderConfig
 from ptst.train import run_training, start
 from ptst.training import recipes, trainer
@@ -114,7 +114,7 @@ def test_mixed_data_stand_under_the_same_template(tiny_folder, tmp_path):
 def test_mixes_that_mean_nothing(text):
     with pytest.raises(ValueError, match=r"write the data, a colon and its epochs, as in safety.jsonl:1"):
         parse_mix(text)
-    assert parse_mix("word-problems:800:0.5") == ("word-problems:800", 0.5)
+    assert parse_mix("word-problems:800:0.5") == MixPart("word-problems:800", 0.5)
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)
@@ -153,7 +153,7 @@ def test_recipes_are_the_papers():
         values = recipes.values(name)
         assert (values["epochs"], values["examples_per_step"], values["lr_multiplier"]) == (1.0, batch, 2.0)
     (mixed,) = recipes.values("llama2-gsm8k-safety")["mix"]
-    assert parse_mix(mixed)[1] == 1.0
+    assert parse_mix(mixed).epochs == 1.0
 
 
 def test_a_recipe_in_run_json(tiny_folder, tmp_path):

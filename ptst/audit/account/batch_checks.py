@@ -79,10 +79,10 @@ def show_pack(
         if not (0 <= row < len(conversations) and start < end):
             continue  # a finding says so
         conversation, reference, labels = conversations[row], references[row], batch.labels[start:end]
-        known = None if isinstance(reference, UserError) else reference
+        known, own = None if isinstance(reference, UserError) else reference, setup.of_row(row)
         boundaries = () if known is None else tuple(known.token_boundaries)
         loss_mask = [False, *(label != IGNORE_INDEX for label in labels[:-1])]
-        alone = view(Example(batch.tokens[start:end], loss_mask, boundaries, row=row), conversation, setup, known)
+        alone = view(Example(batch.tokens[start:end], loss_mask, boundaries, row=row), conversation, own, known)
         tokens = [
             replace(token, document=number, position=position, label=None if label == IGNORE_INDEX else label)
             for token, position, label in zip(alone, batch.position_ids[start:end], labels, strict=True)

@@ -14,6 +14,7 @@ from ptst.audit.findings import RULES, Finding
 from ptst.audit.reference.tokenizer_check import check_tokenizer
 from ptst.audit.rows import check_rows
 from ptst.audit.setup import Setup
+from ptst.data.examples import TrainingSource
 from ptst.data.sources import Source
 from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError
@@ -36,11 +37,13 @@ def refuse(findings: Iterable[Finding], allow: Iterable[str] = ()) -> None:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data that a run takes: the rows of one or more sources, their examples, and a record of each source."""
+    """Data that a run takes: the rows of one or more sources, their examples, and a record of each source. `sources`:
+    those of training, which may have templates of their own."""
 
     source: Source
     examples: Sequence[Example]
     records: Sequence[DataRecord] = ()
+    sources: Sequence[TrainingSource] = ()
 
 
 def check_start(
@@ -75,15 +78,18 @@ def check_start(
 def _check(part: Prepared, setup: Setup, micro_batch_tokens: int) -> list[Finding]:
     """All rules on the rows and examples of a part, CHUNK rows at a time: references of all rows would take several
     times the memory of the examples."""
-    conversations = part.source.conversations
-    found = [*check_tokenizer(setup, conversations), *check_rows(conversations, setup.prompt_format)]
+    conversations, setup = part.source.conversations, setup.of_sources(part.sources)
+    found: list[Finding] = []
+    for of_rows, group in setup.groups(conversations):
+        found += [*check_tokenizer(of_rows, group), *check_rows(group, of_rows.prompt_format)]
     fates: list[Fate] = []
     chunks: dict[int, list[Example]] = {}
     for example in part.examples:
         chunks.setdefault(example.row // CHUNK, []).append(example)
     for number in sorted({*chunks, *range(-(-len(conversations) // CHUNK))}):
         first, own = number * CHUNK, chunks.get(number, [])
-        references = dict(enumerate(build_references(conversations[max(0, first) : first + CHUNK], setup), first))
+        chunk = conversations[max(0, first) : first + CHUNK]
+        references = dict(enumerate(build_references(chunk, setup, first), first))
         fates += [find_fate(reference, setup) for reference in references.values()]
         for batch in StepBatches(own, range(len(own)), micro_batch_tokens, share=False):
             found += check_documents(batch.whole, conversations, setup, references)

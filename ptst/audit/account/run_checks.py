@@ -16,8 +16,8 @@ from ptst.audit.findings import Finding
 from ptst.audit.reference.tokenizer_check import check_tokenizer
 from ptst.audit.rows import bad_row, check_overlap, check_rows
 from ptst.audit.setup import Setup
+from ptst.data.examples import TrainingSource
 from ptst.data.order import Step
-from ptst.data.sources import Source
 from ptst.errors import UserError
 
 RARE = 18  # of two random choices, the logarithm of 1 / the chance that they are the same
@@ -35,21 +35,23 @@ class Checked:
 
 def check_encoded(
     encoded: Encoded,
-    sources: Sequence[tuple[Source, float]],
+    sources: Sequence[TrainingSource],
     setup: Setup,
     show: int,
     asked: Mapping[str, str] | None = None,
     unreadable: Sequence[Sequence[UserError]] = (),
 ) -> Checked:
-    """All rules on rows and batches; also on examples that no step takes. `sources`: of the rows, in order, with their
-    epochs. `asked`: texts of tests (`normalized`), with the set of each. `unreadable`: errors of each source's other
-    rows."""
-    conversations = encoded.mixture.source.conversations
+    """All rules on rows and batches; also on examples that no step takes. `sources`: of the rows, in order. `asked`:
+    texts of tests (`normalized`), with the set of each. `unreadable`: errors of each source's other rows."""
+    conversations, setup = encoded.mixture.source.conversations, setup.of_sources(sources)
     references = build_references(conversations, setup)
     fates = [find_fate(reference, setup) for reference in references]
-    on_rows = [*map(bad_row, encoded.bad.values()), *check_rows(conversations, setup.prompt_format)]
+    groups = setup.groups(conversations)
+    on_rows = [*map(bad_row, encoded.bad.values())]
+    on_rows += [found for own, rows in groups for found in check_rows(rows, own.prompt_format)]
     on_rows += check_overlap(conversations, asked or {})
-    on_rows += check_tokenizer(setup, conversations) if encoded.is_training else ()
+    for own, rows in groups if encoded.is_training else ():
+        on_rows += check_tokenizer(own, rows)
     parts = _parts(encoded, sources, fates)
     on_rows += _check_sources(encoded, parts, fates)
     flagged = {f.row for f in on_rows if f.level != "info"}
@@ -89,13 +91,13 @@ def check_encoded(
     return Checked(findings, checks.packs(), bool(checks.flagged), accounts)
 
 
-def _parts(encoded: Encoded, sources: Sequence[tuple[Source, float]], fates: Sequence[Fate]) -> list[LedgerSource]:
+def _parts(encoded: Encoded, sources: Sequence[TrainingSource], fates: Sequence[Fate]) -> list[LedgerSource]:
     """The sources as the ledger counts them: which rows must be trained on, by their references."""
     parts, first = list[LedgerSource](), 0
-    for source, epochs in sources:
-        rows = range(first, first + len(source.conversations))
+    for each in sources:
+        rows = range(first, first + len(each.source.conversations))
         due = tuple(row for row in rows if fates[row].is_example and row not in encoded.bad)
-        parts.append(LedgerSource(source.name, epochs, first, len(rows), due))
+        parts.append(LedgerSource(each.source.name, each.epochs, first, len(rows), due))
         first += len(rows)
     return parts
 

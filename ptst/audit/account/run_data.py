@@ -8,7 +8,7 @@ from ptst.audit.account.step_rule import StepRule
 from ptst.audit.findings import Finding
 from ptst.audit.setup import Setup
 from ptst.data import order
-from ptst.data.examples import Mixture, mix
+from ptst.data.examples import Mixture, TrainingSource, mix
 from ptst.data.order import Step
 from ptst.data.sources import Source
 from ptst.data.step_batches import MicroBatch, StepBatches
@@ -19,11 +19,11 @@ NO_LIMIT = 10**9  # tokens
 
 @dataclass(frozen=True)
 class RunData:
-    """`training`: each source with its epochs, the main one first. `unreadable`: errors of rows that could not be read,
+    """`training`: each source, the main one first. `unreadable`: errors of rows that could not be read,
     a list for each source and one more for the validation set. `found_in_files`: what is wrong with the rows, compared
     with their files."""
 
-    training: Sequence[tuple[Source, float]]
+    training: Sequence[TrainingSource]
     validation: Source | None = None
     rule: StepRule = field(default_factory=StepRule)
     unreadable: Sequence[Sequence[UserError]] = ()
@@ -32,7 +32,7 @@ class RunData:
     @classmethod
     def of(cls, source: Source, micro_batch_tokens: int, unreadable: Iterable[UserError] = ()) -> Self:
         """One pass over a single source."""
-        return cls([(source, 1.0)], rule=StepRule(micro_batch_tokens), unreadable=[list(unreadable)])
+        return cls([TrainingSource(source)], rule=StepRule(micro_batch_tokens), unreadable=[list(unreadable)])
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Encoded:
     def validation(cls, source: Source, setup: Setup, micro_batch_tokens: int) -> Self:
         """The validation set as one step, as `validation_loss` computes it."""
         bad: dict[int, UserError] = {}
-        mixture = _mix([(source, 1.0)], setup, bad)
+        mixture = _mix([TrainingSource(source)], setup, bad)
         size = len(mixture.examples)
         steps = [Step(0.0, list(range(size)))] if size else []
         return cls(mixture, bad, StepRule(micro_batch_tokens, max(1, size)), steps, is_training=False)
@@ -78,6 +78,6 @@ def plan_steps(mixture: Mixture, rule: StepRule) -> list[Step]:
     return list(order.plan([len(e.ids) for e in mixture.examples], mixture.plans, rule.seed, *sizes))
 
 
-def _mix(sources: Sequence[tuple[Source, float]], setup: Setup, bad: dict[int, UserError]) -> Mixture:
+def _mix(sources: Sequence[TrainingSource], setup: Setup, bad: dict[int, UserError]) -> Mixture:
     limit = setup.max_length or NO_LIMIT
     return mix(sources, setup.prompt_format, limit, setup.too_long, setup.train_on, bad)

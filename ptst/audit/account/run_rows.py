@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ptst.audit.findings import Finding
 from ptst.audit.reference.builtin import BUILT_IN
 from ptst.audit.reference.columns import Columns
+from ptst.audit.reference.mixes import asked_mix
 from ptst.audit.reference.rows import Request, check_source
 from ptst.errors import UserError
 
@@ -20,7 +21,7 @@ def check_run_rows(
 ) -> Iterator[Finding]:
     """The rules of `check_source` on every source of a run. `errors`: of the rows of each that could not be read, the
     validation set's last."""
-    sources = [source for source, _ in read.training] + ([read.validation] if read.validation else [])
+    sources = [each.source for each in read.training] + ([read.validation] if read.validation else [])
     asked = [*_requests(settings)]
     if len(sources) != len(asked):
         cause = f"{len(asked)} data sets were asked for, and {len(sources)} were read"
@@ -34,8 +35,8 @@ def check_run_rows(
 def _requests(settings: "TrainConfig") -> Iterator[Request]:
     columns = Columns.of(settings)
     yield Request(settings.data, "train", settings.limit, settings.holdout, columns)
-    for text in settings.mix:  # NAME:EPOCHS
-        yield Request(text.rpartition(":")[0], columns=columns)
+    for text in settings.mix:
+        yield Request(asked_mix(text).data, columns=columns)
     if settings.val_data:
         yield Request(settings.val_data, "validation", columns=columns)
     elif settings.holdout:
