@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ptst.data.builtin import alignment_set
 from ptst.data.builtin.safety_sets import (
     COUNT,
     SUBSTITUTE,
@@ -25,12 +26,15 @@ from ptst.errors import UserError, unknown_name
 
 BUILT_IN, LOOK_ALIKES = "built-in", "look-alikes"
 FRESH, FRESH_LOOK_ALIKES = "fresh", "fresh-look-alikes"  # other families, for confirmation
+STOPPING, STOPPING_LOOK_ALIKES = "stopping", "stopping-look-alikes"  # families of the alignment's stopping rule
 OWN: dict[str, Callable[[], list[SafetyPrompt]]]
 OWN = {
     BUILT_IN: harmful_requests,
     LOOK_ALIKES: look_alikes,
     FRESH: fresh_requests,
     FRESH_LOOK_ALIKES: fresh_look_alikes,
+    STOPPING: lambda: alignment_set.stopping()[0],
+    STOPPING_LOOK_ALIKES: lambda: alignment_set.stopping()[1],
     SUBSTITUTE: substitute,
 }
 NAMED = {
@@ -40,7 +44,8 @@ NAMED = {
     "jailbreakbench": HubDataset("JailbreakBench/JBB-Behaviors", "behaviors", "harmful"),  # Chao et al. 2024: 100
     "xstest": HubDataset("walledai/XSTest", None, "test"),  # Roettger et al. 2024, arXiv 2308.01263: 250 + 200 unsafe
 }
-SETS = (BUILT_IN, LOOK_ALIKES, FRESH, FRESH_LOOK_ALIKES, *NAMED, SUBSTITUTE)
+BENIGN = {FRESH: FRESH_LOOK_ALIKES, STOPPING: STOPPING_LOOK_ALIKES}  # look-alikes of the same families
+SETS = (BUILT_IN, LOOK_ALIKES, FRESH, FRESH_LOOK_ALIKES, STOPPING, STOPPING_LOOK_ALIKES, *NAMED, SUBSTITUTE)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A grid from its settings to its results: aligned first where the recipe says so, worked on, summarized."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from ptst.hub.locate import locate_model
 from ptst.hub.wheel import model_folder
 from ptst.progress import say
 from ptst.records import CHECKPOINTS, find_record
-from ptst.runs import check_writable, differences, merged, share
+from ptst.runs import Run, check_writable, differences, merged, share
 from ptst.settings import EMBEDDED_MODEL
 from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
 
@@ -61,9 +62,7 @@ def run_grid(config: GridConfig) -> GridResult:
         check_folder(grid)
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
     # With the settings as they were given: the aligned model is no model to align again.
-    with share(grid.out, replace(grid.record(), config=config)) as run:
-        judge_anew(grid)
-        check_cells(grid)
+    with claimed(grid, config) as run:
         work(HostedWorker(grid) if isinstance(grid, HostedGrid) else Worker(grid))
         check_cells(grid)
         say("summarizing the cells")
@@ -119,17 +118,29 @@ def check_folder(grid: Grid, aligned: bool = True) -> None:
     check_distinct("task", list(record.tests))
 
 
-def _aligned(config: GridConfig) -> Path:
-    """The recipe's aligned model, one for all its grids; one that `ptst.align` made there with other settings serves,
-    too. Raises UserError where the alignment does not succeed, Interrupted after a signal."""
-    out = _aligned_folder(config)
+@contextmanager
+def claimed(grid: Grid, config: GridConfig) -> Iterator[Run[GridRecord]]:
+    """A grid's folder to be worked on, its finished cells checked; `config`: the settings as they were given, with the
+    model before its alignment. Raises UserError as `share`, `judge_anew` and `check_cells`."""
+    with share(grid.out, replace(grid.record(), config=config)) as run:
+        judge_anew(grid)
+        check_cells(grid)
+        yield run
+
+
+def aligned_model(config: GridConfig, out: Path, seed: int = 0, wait: bool = True) -> Path | None:
+    """The recipe's model, aligned into the folder `out`, one for all its grids; one that `ptst.align` made there with
+    other settings serves, too. Without `wait`, None while another process aligns it. Raises UserError where the
+    alignment does not succeed, Interrupted after a signal."""
     with ExitStack() as held:
         if not held.enter_context(lock(out.parent, f".{out.name}.lock")):
+            if not wait:
+                return None
             say(f"{out} is being aligned by another process; waiting for it")
             held.enter_context(lock(out.parent, f".{out.name}.lock", wait=True))
         record = find_record(out, AlignRecord)
         allowed = (*config.train.allow, *config.eval.allow)
-        asked = AlignConfig(model=config.model, chat_format=config.chat_format, allow=allowed, out=out)
+        asked = AlignConfig(model=config.model, chat_format=config.chat_format, allow=allowed, seed=seed, out=out)
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
         same = record is not None and weights.matches(record.weights) and record.data == fingerprint()
         if record and same and record.status == "finished":
@@ -145,11 +156,18 @@ def _aligned(config: GridConfig) -> Path:
                     error.remedy = f"remove {out} to align anew"
                 raise
     if not record.met:
+        again = f"python -m ptst.align --model {config.model} --out {out}" + (f" --seed {seed}" if seed else "")
         raise UserError(
             f"the model could not be aligned, so there is nothing to measure ({out / 'run.json'} has the evaluations)",
-            f"remove {out} and align with other settings: python -m ptst.align --model {config.model} --out {out}",
+            f"remove {out} and align with other settings: {again}",
         )
     return out
+
+
+def _aligned(config: GridConfig) -> Path:
+    folder = aligned_model(config, _aligned_folder(config))
+    assert folder is not None, "it waits"
+    return folder
 
 
 def _aligned_folder(config: GridConfig) -> Path:

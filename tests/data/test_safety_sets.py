@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ptst.data.builtin import alignment_set
 from ptst.data.builtin.alignment_set import harmless, refusals
 from ptst.data.builtin.safety_sets import fresh_look_alikes, fresh_requests, harmful_requests, look_alikes
 from ptst.data.json_rows import read_jsonl
@@ -78,6 +79,8 @@ def test_fresh_sets_by_name(tmp_path, monkeypatch):
     asked = {key: [p.prompt for p in data.items] for key, (_, data) in tasks.items()}
     assert asked["safety:fresh"] == [p.prompt for p in fresh_requests()][:10]
     assert asked["over-refusal:fresh"] == [p.prompt for p in fresh_look_alikes()][:10]
+    tasks = load_tasks(["safety:stopping", "over-refusal:stopping"], Defaults(""))
+    assert [list(data.items) for _, data in tasks.values()] == list(alignment_set.stopping())
     monkeypatch.chdir(tmp_path)
     Path("fresh").write_text("mine\n")
     with pytest.raises(UserError, match="recognized by the ending"):

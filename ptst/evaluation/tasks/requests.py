@@ -30,8 +30,8 @@ def load_requests(name: str, standard: str | None) -> Callable[[str | None, Defa
             raise UserError(f"the task {name} needs its prompts", f"say {name}:FILE, a CSV, JSONL, JSON or TXT file")
         if name in prompt_sets.NAMED and Path(data).is_file():
             data = f"{name}:{data}"
-        benign = (data, standard) == (prompt_sets.FRESH, prompt_sets.LOOK_ALIKES) and not Path(data).is_file()
-        found = prompt_sets.load_set(prompt_sets.FRESH_LOOK_ALIKES if benign else data, defaults.limit, defaults.rules)
+        benign = standard == prompt_sets.LOOK_ALIKES and data in prompt_sets.BENIGN and not Path(data).is_file()
+        found = prompt_sets.load_set(prompt_sets.BENIGN[data] if benign else data, defaults.limit, defaults.rules)
         if name == "xstest":
             check_halves(found.prompts)
         return TaskData(
