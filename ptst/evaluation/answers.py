@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from ptst.errors import UserError
+from ptst.evaluation.readings import Readings, compare
+from ptst.evaluation.tasks.distance import Reading
 from ptst.evaluation.tasks.task import Prompt
 from ptst.generation.engine import Engine
 from ptst.generation.multi_lora import Adapter
+from ptst.generation.read import ReadPrompt
 from ptst.generation.request import Answer, EngineOptions, Request, Sampling, Statistics
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
@@ -148,7 +151,8 @@ class Answerer:
     """A model under a template. `on_progress(number of answers, statistics)` is called with those on disk, and after
     every decoding step. `adapter`: the one of `adapters` that answers (None: the decoder alone). `other_files`: other
     adapters that answer the same prompts in the same batches, each into its file. `models`: by adapter, a
-    fingerprint of all that its answers depend on besides prompt and sampling."""
+    fingerprint of all that its answers depend on besides prompt and sampling. `trained_with`: the prompt format of
+    the training, with which prompts that are read are compared; `readings`: what was read before."""
 
     decoder: Decoder
     prompt_format: PromptFormat
@@ -158,16 +162,38 @@ class Answerer:
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
     other_files: Mapping[str | None, Path] = field(default_factory=dict)
     models: Mapping[str | None, str] = field(default_factory=dict)
+    trained_with: PromptFormat | None = None
+    readings: Readings = field(default_factory=Readings)
 
     def answer(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None = None) -> list[Answer]:
-        """An answer for each prompt, in order; generated ones that the file at `path` has are taken from there.
+        """An answer for each prompt, in order, a Reading for those of kind "prompt"; generated ones that the file at
+        `path` has are taken from there.
 
         Raises UserError for a prompt that the template cannot express or that does not fit, before anything is
         computed, and, after all others are kept, for answers of `adapter` that failed in the model.
         """
-        generated = iter(self._generate([p for p in prompts if p.kind == "generate"], sampling, path))
-        scored = iter(self._score([p for p in prompts if p.kind == "loglikelihood"]))
-        return [next(generated if p.kind == "generate" else scored) for p in prompts]
+        found: dict[str, Iterator[Answer]] = {
+            "generate": iter(self._generate([p for p in prompts if p.kind == "generate"], sampling, path)),
+            "loglikelihood": iter(self._score([p for p in prompts if p.kind == "loglikelihood"])),
+            "prompt": iter(self._read([p for p in prompts if p.kind == "prompt"])),
+        }
+        return [next(found[p.kind]) for p in prompts]
+
+    def _read(self, prompts: Sequence[Prompt]) -> list[Reading]:
+        """Raises UserError as `read_prompts`, and where the prompt of the training cannot be written."""
+        if not prompts:
+            return []
+        adapter = None if self.adapter is None else self.adapters[self.adapter]
+        model, watch = self.models.get(self.adapter, ""), partial(SlowDown().watch, self.decoder.device)
+        ids = [p.encode(self.prompt_format).ids for p in prompts]
+        read = self.readings.read(model, self.decoder, ids, adapter, watch)
+        trained_ids: list[list[int] | None] = [None] * len(ids)
+        trained: list[ReadPrompt | None] = [None] * len(ids)
+        if self.trained_with is not None:
+            own = [p.encode(self.trained_with).ids for p in prompts]
+            trained_ids, trained = [*own], [*self.readings.read(model, self.decoder, own, adapter, watch)]
+        self.on_progress(len(prompts), Statistics())
+        return [compare(*each) for each in zip(ids, read, trained_ids, trained, strict=True)]
 
     def _score(self, prompts: Sequence[Prompt]) -> list[Answer]:
         adapter = None if self.adapter is None else self.adapters[self.adapter]

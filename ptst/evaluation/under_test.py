@@ -170,7 +170,20 @@ class LocalModel:
             self.decoder = model.load(dtype, self.device, self.decoder)
         own = (record["run_weights"] or record["adapter_weights"]) if name == TUNED else None
         fingerprint = combined(record["weights"], own, record["tokenizer"], record["dtype"])
-        return Answerer(self.decoder, model.prompt_format, self.config, models={None: fingerprint})
+        models: dict[str | None, str] = {None: fingerprint}
+        return Answerer(self.decoder, model.prompt_format, self.config, models=models, trained_with=self.trained_with)
+
+    @property
+    def trained_with(self) -> PromptFormat | None:
+        """The prompt format of the run's training; of the base model beside a run, that of the run."""
+        run, c = self.run, self.config
+        if run is None:
+            return None
+        if c.chat_format in (None, run.chat_format):
+            return self.opened.with_template(run.template).prompt_format
+        allowed = ("role-markers", "chat-template")
+        opened = open_model(None, run.template, checkpoint=self.checkpoint, family=self._family, allow=allowed)
+        return opened.prompt_format
 
     @cached_property
     def _record(self) -> dict[str, Any]:

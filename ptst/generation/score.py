@@ -75,9 +75,32 @@ def score_batches(
     """The same of rows that `check_rows` has passed, in order, one forward pass after the other, so that other work can
     be done in between. `adapter`: one of the forward's."""
     ids = [row[0] for row in rows]
-    first, last = min(ids), max(ids)  # all others are between them in lexical order and share their common prefix
     # Each row computes the hidden state that predicts its first scored token itself.
-    shared = min(common_prefix_length(first, last), min(mask.index(True) for _, mask in rows) - 1)
+    shared = min(shared_prefix(ids), min(mask.index(True) for _, mask in rows) - 1)
+    for batch, hidden_TE in hidden_states(forward, ids, shared, adapter, watch):
+        if not batch:
+            continue  # the prefix, of which nothing is scored
+        places, targets, counts = _scored([rows[i] for i in batch], shared)
+        hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
+        targets_N = torch.tensor(targets, device=forward.device)
+        logprobs, top = _logprobs(forward, hidden_NE, targets_N, top_logprobs)
+        ends = list(accumulate(counts))
+        spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        yield [Scored(logprobs[span], top[span]) for span in spans]
+
+
+def shared_prefix(ids: Sequence[list[int]]) -> int:
+    """Tokens that all rows begin with."""
+    return common_prefix_length(min(ids), max(ids))  # all others are between them in lexical order and share theirs
+
+
+@torch.inference_mode()
+def hidden_states(
+    forward: Forward, ids: Sequence[list[int]], shared: int, adapter: str | None = None, watch: Watch = _unwatched
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Hidden states after the final norm, batch by batch: indices of rows, in order, and the states (T, E) of what
+    follows their `shared` first tokens, one row after the other. These `shared` tokens are computed once; where there
+    are any, theirs come first, with no indices."""
     batches = _batches([len(row) - shared for row in ids])
     num_blocks = max(sum(blocks_for(len(ids[i])) for i in batch) for batch in batches)
     cache = KVCache(forward.config, blocks_for(shared) + num_blocks, forward.dtype, forward.device)
@@ -99,24 +122,20 @@ def score_batches(
         return forward(tokens_T, positions_T, attend, [(adapter, None)])
 
     if shared:
+        first = ids[0][:shared]
         table = allocate(shared)
-        compute([table], 0, [first[:shared]])
-        prefix = cache.cache_prefix(table, first[:shared], None)
+        hidden_SE = compute([table], 0, [first])
+        prefix = cache.cache_prefix(table, first, None)
         cache.free(table)
+        yield [], hidden_SE
     for batch in batches:
         tables = [allocate(len(ids[i])) for i in batch]
         parts = [ids[i][shared:] for i in batch]
         with watch(sum(map(len, parts))):
             hidden_TE = compute(tables, shared, parts)
-        places, targets, counts = _scored([rows[i] for i in batch], shared)
-        hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
-        targets_N = torch.tensor(targets, device=forward.device)
-        logprobs, top = _logprobs(forward, hidden_NE, targets_N, top_logprobs)
+        yield batch, hidden_TE
         for table in tables:
             cache.free(table)
-        ends = list(accumulate(counts))
-        spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        yield [Scored(logprobs[span], top[span]) for span in spans]
 
 
 def _logprobs(forward: Forward, hidden_NE: Tensor, targets_N: Tensor, k: int) -> tuple[list[float], list[TopLogprobs]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.evaluation.extraction import strict_answer
 from ptst.evaluation.tasks.arc import arc
+from ptst.evaluation.tasks.distance import DISTANCE
 from ptst.evaluation.tasks.margin import MARGIN
 from ptst.evaluation.tasks.problems import CHATDOCTOR, GSM8K, NLL, has_test_part, load_source
 from ptst.evaluation.tasks.requests import OVER_REFUSAL, PROMPTS, SAFETY, XSTEST
@@ -26,6 +27,7 @@ TASKS: dict[str, Task] = {
         arc("arc-challenge", "ARC-Challenge"),
         CHATDOCTOR,
         NLL,
+        DISTANCE,
     )
 }
 LoadedTasks = Mapping[str, tuple[Task, TaskData]]  # by the key of their results

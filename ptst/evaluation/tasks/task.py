@@ -29,11 +29,12 @@ from ptst.text.templates import find_family
 class Prompt:
     """One request to the model. kind "generate": the model answers `conversation`. kind "loglikelihood": a given answer
     is scored, the last message of `conversation` with its terminator, or `opening`, the unfinished beginning of an
-    answer. `family` replaces the template family of the prompt format. `request`: what the answer is judged by, without
-    an adversarial suffix ("": it is not judged), `category` of its set."""
+    answer. kind "prompt": the prompt itself is read, and nothing answered. `family` replaces the template family of the
+    prompt format. `request`: what the answer is judged by, without an adversarial suffix ("": it is not judged),
+    `category` of its set."""
 
     conversation: Conversation
-    kind: Literal["generate", "loglikelihood"] = "generate"
+    kind: Literal["generate", "loglikelihood", "prompt"] = "generate"
     opening: str | None = None
     family: str | None = None
     request: str = ""
@@ -44,7 +45,7 @@ class Prompt:
         the template cannot express, and for a missing answer."""
         if self.family is not None:
             prompt_format = replace(prompt_format, family=find_family(self.family))
-        if self.kind == "generate":
+        if self.kind != "loglikelihood":
             return prompt_format.encode(self.conversation.prompt())
         if self.opening is not None:
             return prompt_format.encode_opening(self.conversation.prompt(), self.opening)
