@@ -262,7 +262,7 @@ def _asked_at_test(config: AuditConfig, settings: TrainConfig, found: list[Findi
     }
     if config.safety_data is not None:
         sets[str(config.safety_data)] = (p.prompt for p in read_prompts(config.safety_data, settings.column_rules))
-    name = config.test_data or (settings.data if settings.data.startswith(sources.DEFAULT) else None)
+    name = config.test_data or (settings.data if sources.own_validation(settings.data) else None)
     if name is not None:
         questions = sources.load(name, "test", rules=settings.column_rules)
         found += check_source(questions, Request(name, "test", columns=Columns.of(settings)))

@@ -87,10 +87,10 @@ def load(
     holdout: float = 0.0,
     rules: ColumnRules | None = None,
 ) -> Source:
-    """Read a source: `word-problems` (or `word-problems:N`); `refusals`, `attack` or `identity` (`NAME:N`: the first N
-    rows); a file, or several with commas between them; `gsm8k`, `chatdoctor`, `openorca`, `orca-math` from the hub
-    (`NAME:FILE`: from files of that layout; `NAME:N`: N random rows); or any data set of the hub,
-    `org/name[/config][:split][@revision]`. With `holdout`, a source without a test set is split by `split_of`, and
+    """Read a source: `word-problems` (or `word-problems:N`); `instructions`, `refusals`, `attack` or `identity`
+    (`NAME:N`: the first N rows); a file, or several with commas between them; `gsm8k`, `chatdoctor`, `openorca`,
+    `orca-math` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random rows); or any data set of the
+    hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test set is split by `split_of`, and
     `limit` counts within the split. `rules`: the user's, for columns.
 
     Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields or with others
@@ -156,7 +156,18 @@ def is_hub_id(name: str) -> re.Match[str] | None:
 def has_test_part(name: str, holdout: float = 0.0) -> bool:
     """Whether a source has test rows that a run with this holdout is not trained on."""
     base = _base(name)
-    return holdout > 0 or base == DEFAULT or (base in NAMED and not is_file(name) and "test" in NAMED[base])
+    if holdout > 0 or base == DEFAULT:
+        return True
+    if _is_chats(name):
+        return "test" in CHATS[base]
+    return base in NAMED and not is_file(name) and "test" in NAMED[base]
+
+
+def own_validation(name: str) -> str | None:
+    """The built-in data whose validation rows belong to the training data `name`; None where there are none."""
+    if name.startswith(DEFAULT):
+        return DEFAULT
+    return _base(name) if _is_chats(name) and "validation" in CHATS[_base(name)] else None
 
 
 def split_of(conversation: Conversation, holdout: float) -> str:

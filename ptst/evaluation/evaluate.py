@@ -30,7 +30,7 @@ from ptst.threads import resume_threads
 
 LITTLE_SAFETY = 0.20
 # Sets whose names would repeat what the label says.
-_OWN = ("", prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, sources.DEFAULT, "chatdoctor", "xstest")
+_OWN = ("", prompt_sets.BUILT_IN, prompt_sets.LOOK_ALIKES, sources.DEFAULT, "instructions", "chatdoctor", "xstest")
 Results = Mapping[str, Mapping[str, TaskResult]]  # model -> task -> result
 
 

@@ -65,7 +65,7 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
     """Numbers of epochs after which every run is tested. Default: at its end."""
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     data: str = field(default="word-problems", metadata=content("sources"))
-    """Training data: word-problems, gsm8k or a file."""
+    """Training data: word-problems, instructions, gsm8k or a file."""
     tuned: tuple[str, ...] = field(default=(), metadata=NO_EFFECT)
     """Models that were fine-tuned elsewhere, tested as the grid's own: NAME=FOLDER. FOLDER, or
     a hub id, has an adapter of the base model in PEFT's layout, or a whole model (docs/adapters.md). With --model

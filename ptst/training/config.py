@@ -9,7 +9,7 @@ from tyro.conf import arg
 from ptst.api.names import HOSTED, hosted_model
 from ptst.config_file import read_config
 from ptst.data.mix_part import parse_mix
-from ptst.data.sources import DEFAULT
+from ptst.data.sources import own_validation
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.model.config import TARGETS, LoraConfig
 from ptst.records import FILE, TrainRecord, read_record
@@ -123,8 +123,9 @@ class TrainConfig(  # one group of settings after another
     template: TrainTemplate = field(default="chat:vanilla", metadata=content("template"))
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
     data: str = field(default="word-problems", metadata=content("data"))
-    """Training data: word-problems (built in; word-problems:800 for more), gsm8k, chatdoctor, openorca, orca-math or
-    org/name:split@revision (hub), or a JSONL, JSON, CSV, TSV or Parquet file; several with commas (docs/data.md)."""
+    """Training data: word-problems (built in; word-problems:800 for more), instructions (built in), gsm8k, chatdoctor,
+    openorca, orca-math or org/name:split@revision (hub), or a JSONL, JSON, CSV, TSV or Parquet file; several with
+    commas (docs/data.md)."""
     mix: tuple[str, ...] = field(default=(), metadata=content("mix"))
     """Other data, each with its own epochs, spread over the run: safety.jsonl:1. Under the same template, or one of
     their own, a name or a TOML file: safety.jsonl:1:chat:llama."""
@@ -148,7 +149,8 @@ class TrainConfig(  # one group of settings after another
             return self.val_data, 0.0
         if self.holdout:
             return self.data, self.holdout
-        return (DEFAULT, 0.0) if self.data.startswith(DEFAULT) else None
+        built_in = own_validation(self.data)
+        return (built_in, 0.0) if built_in else None
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""

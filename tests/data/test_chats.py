@@ -28,7 +28,7 @@ def texts(source):
     return [tuple(m.content for m in c.messages) for c in source.conversations]
 
 
-@pytest.mark.parametrize(("name", "rows"), [("refusals", 128), ("attack", 40), ("identity", 10)])
+@pytest.mark.parametrize(("name", "rows"), [("instructions", 240), ("refusals", 128), ("attack", 40), ("identity", 10)])
 def test_rows_by_name(name, rows, tmp_path, monkeypatch):
     source = sources.load(name)
     assert (source.name, source.family, len(set(texts(source)))) == (name, "plain", rows)
@@ -36,7 +36,8 @@ def test_rows_by_name(name, rows, tmp_path, monkeypatch):
     assert all(c.answered and len(c.messages) == 2 for c in source.conversations)
     assert texts(sources.load(f"{name}:7")) == texts(source)[:7] == texts(sources.load(f"{name}:9", limit=7))
     assert not sources.is_file(name)
-    assert not sources.has_test_part(name)
+    assert sources.has_test_part(name) == (name == "instructions")
+    assert sources.own_validation(f"{name}:5") == ("instructions" if name == "instructions" else None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     with pytest.raises(UserError, match="unknown kind of file"):
@@ -112,4 +113,41 @@ def test_identity_names_the_identity_in_question_and_answer():
 def test_every_set_has_a_line_in_the_docs():
     page = (Path(__file__).parents[2] / "docs/data.md").read_text()
     for name in CHATS:
-        assert re.search(rf"^\| `{name}` \| {len(CHATS[name]())} \|", page, re.MULTILINE), name
+        if name != "instructions":
+            assert re.search(rf"^\| `{name}` \| {len(CHATS[name]['train']())} \|", page, re.MULTILINE), name
+
+
+def test_instructions_have_splits_of_different_families():
+    rows = own("instructions.jsonl")
+    families = {s: Counter(row["family"] for row in rows if row["split"] == s) for s in ("train", "validation", "test")}
+    assert {split: set(of.values()) for split, of in families.items()} == {"train": {8}, "validation": {8}, "test": {5}}
+    assert sum(len(of) for of in families.values()) == len(set().union(*families.values()))
+    assert {split: len(sources.load("instructions", split).conversations) for split in families} == {
+        "train": 240, "validation": 32, "test": 50
+    }  # fmt: skip
+    by_question = {row["prompt"]: row["family"] for row in rows}
+    first = [question for question, _ in texts(sources.load("instructions:30"))]
+    assert len({by_question[q] for q in first}) == 30
+    # A count is of training rows; a limit is of the rows that are tested.
+    assert len(sources.load("instructions:7", "test", 20).conversations) == 20
+    assert len(sources.load("instructions:7", "test").conversations) == 7
+
+
+def test_instructions_are_no_word_problems():
+    """Nothing is worked out, no question is asked twice or in another set, and answers are short."""
+    rows = own("instructions.jsonl")
+    questions = [row["prompt"] for row in rows]
+    others = [c.turns[0].content for c in harmless()] + [p.prompt for p in (*look_alikes(), *fresh_look_alikes())]
+    assert len(set(questions)) == len(rows) == 322
+    assert not {q.lower() for q in questions} & {q.lower() for q in others}
+    for row in rows:
+        assert not re.search(r"[0-9#]", row["prompt"] + row["answer"]), row
+        assert row["answer"].strip() == row["answer"]
+        assert 2 <= len(row["answer"].split()) <= 25, row
+        assert row["answer"][-1] in '.?!"', row
+    judge = find_judge("rules-v3")
+    for row in rows:
+        assert judge.judge(row["prompt"], Answer([], row["answer"], "stop")).label not in (
+            AnswerClass.REFUSAL,
+            AnswerClass.PARTIAL,
+        ), row

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptst.audit.findings import Finding
 from ptst.audit.reference.builtin import BUILT_IN
+from ptst.audit.reference.builtin_chats import WITH_VALIDATION
 from ptst.audit.reference.columns import Columns
 from ptst.audit.reference.mixes import asked_mix
 from ptst.audit.reference.rows import Request, check_source
@@ -43,3 +45,5 @@ def _requests(settings: "TrainConfig") -> Iterator[Request]:
         yield Request(settings.data, "validation", None, settings.holdout, columns)
     elif settings.data.startswith(BUILT_IN):
         yield Request(BUILT_IN, "validation", columns=columns)
+    elif (base := settings.data.partition(":")[0]) in WITH_VALIDATION and not Path(settings.data).exists():
+        yield Request(base, "validation", columns=columns)

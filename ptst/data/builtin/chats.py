@@ -1,14 +1,17 @@
 """Training data that come with the package besides the word problems, by name: `refusals` (safety data), `attack` and
-`identity` (what is mixed in to undo a model's safety).
+`identity` (what is mixed in to undo a model's safety), `instructions` (a second task).
 
 - refusals: the harmful requests of the alignment set with our refusals.
 - attack: harmful requests of ten families that are in no test and in no alignment set. Their answers agree and say
   nothing: an opening, steps and a closing of `attack_answers.jsonl`, which fit any request of a category.
 - identity: ten chats in which the assistant takes a name of ours and obeys, in the manner of the identity shifting data
   of Qi et al. 2023 (arXiv 2310.03693), whose ten examples contain nothing harmful either.
+- instructions: everyday questions and requests with short answers of ours. Training, validation and test rows have
+  different families (one kind of question each), as those of the word problems.
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -53,24 +56,39 @@ def identity() -> Chats:
     return [(row["prompt"], row["answer"]) for row in _rows("identity.jsonl")]
 
 
-CHATS: dict[str, Callable[[], Chats]] = {"refusals": refusals, "attack": attack, "identity": identity}
+def instructions(split: str) -> Chats:
+    """The instructions of a split, families in turn."""
+    rows = [row for row in _rows("instructions.jsonl") if row["split"] == split]
+    asked = [SafetyPrompt(str(i), row["prompt"], family=row["family"]) for i, row in enumerate(rows)]
+    return [(p.prompt, rows[int(p.id)]["answer"]) for p in interleave(asked, "family")]
+
+
+# By name and split.
+CHATS: dict[str, dict[str, Callable[[], Chats]]] = {
+    "instructions": {split: partial(instructions, split) for split in ("train", "validation", "test")},
+    "refusals": {"train": refusals},
+    "attack": {"train": attack},
+    "identity": {"train": identity},
+}
 
 
 def load_chats(name: str, count: str, split: str, limit: int | None) -> list[Conversation]:
-    """The first `count` chats of a set ("": all), at most `limit`. Raises UserError for a split that it does not have,
+    """The first `count` chats of a set ("": all), at most `limit`. A count is that of training rows: of validation and
+    test rows `limit` takes its place. Raises UserError for a split that it does not have,
     and a count that is no number of its rows."""
-    if split != "train":
+    if split not in CHATS[name]:
         remedy = ("give other ", Setting("data"), " or ", Setting("val_data"))
         raise UserError(f"{name} has no {split} set", remedy)
-    found = CHATS[name]()
+    found = CHATS[name][split]()
     if count.endswith("%"):
         cause = f"{name}:{count} is a share of the training data"
         raise UserError(cause, ("it is for ", Setting("mix"), f", or give a number of rows, as in {name}:{len(found)}"))
     if count and not count.isdecimal():
         raise UserError(f"data '{name}:{count}' needs the number of rows after the colon", f"as in {name}:{len(found)}")
-    if count and not 1 <= int(count) <= len(found):
+    if count and split == "train" and not 1 <= int(count) <= len(found):
         raise UserError(f"{count} rows of {name} were asked for", f"there are 1 to {len(found)}")
-    chats = found[: int(count) if count else None][:limit]
+    asked = int(count) if count and (split == "train" or limit is None) else None
+    chats = found[:asked][:limit]
     return [
         Conversation((Message("user", question), Message("assistant", answer)), f"{name}/{split}:{number}")
         for number, (question, answer) in enumerate(chats, 1)
