@@ -36,6 +36,7 @@ COMMANDS = {
     "serve": "serve models under templates by OpenAI's API",
     "push": "upload a run or an exported folder to the hub",
     "align": "give a small chat model some safety to lose",
+    "defend": "compute a safer model from a tuned one, in weight space",
 }
 # Earlier spellings, for one version.
 _OLD_FLAGS = {"micro-tokens": "micro-batch-tokens", "recompute": "activation-checkpointing"}

@@ -67,7 +67,7 @@ class OpenModel:
             run, kind = run or find_record(folder, TrainRecord), record_kind(folder)
         if run is not None:
             return f"run {folder} (trained under {run.template.name})"
-        return f"model {self.name}" + " (made by ptst.align)" * (kind == "align")
+        return f"model {self.name}" + (f" (made by ptst.{kind})" if kind in ("align", "defend") else "")
 
     @property
     def is_state(self) -> bool:
@@ -196,14 +196,15 @@ def check_base(checkpoint: Path, run: TrainRecord, folder: Path) -> None:
 
 def trained_family(run: TrainRecord | None, model: str | None) -> str | None:
     """The template family of what was trained on: by the run, or where `model` is a folder of fully fine-tuned weights
-    or one that ptst.export made. None where nothing is known."""
+    or one that ptst.export or ptst.defend made. None where nothing is known."""
     if run is None and model is not None:
         with suppress(UserError, OSError):  # a model folder serves, whatever the record in it is worth
             run = find_record(Path(model), TrainRecord)
-            if run is None and (record := Path(model) / EXPORT).exists():
-                values = read_json(record)
-                family = ((isinstance(values, dict) and values.get("training")) or {}).get("family")
-                return family if family in FAMILIES else None
+            for name in (EXPORT, FILE) if run is None else ():
+                values = read_json(Path(model) / name) if (Path(model) / name).exists() else None
+                if isinstance(values, dict) and isinstance(values.get("training"), dict):
+                    family = values["training"].get("family")
+                    return family if family in FAMILIES else None
     return run.family.name if run else None
 
 

@@ -33,6 +33,7 @@ CONFIGS = {
     "push": "ptst.exporting.push_config:PushConfig",
     "serve": "ptst.serving.config:ServeConfig",
     "export": "ptst.exporting.config:ExportConfig",
+    "defend": "ptst.defenses.command_config:DefendConfig",
 }
 ROOMS = ("ptst", "kernels", "tests", "docs", "benchmarks", "examples", ".github", ".ci")
 

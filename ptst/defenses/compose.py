@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,12 +18,21 @@ from torch import Tensor
 
 from ptst.defenses.config import NEEDS, WEIGHT_SPACE, WeightSpaceSettings
 from ptst.defenses.models import Ingredient, open_aligned, open_tuned, open_unaligned
-from ptst.defenses.weight_space import add_safety_vector, drop_and_rescale, interpolate, merge_updates, projected
+from ptst.defenses.weight_space import (
+    Projected,
+    add_safety_vector,
+    drop_and_rescale,
+    interpolate,
+    merge_updates,
+    project,
+    projected,
+)
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.fingerprints import combined
 from ptst.model.config import TARGETS
 from ptst.model.decoder import Decoder
 from ptst.model.weights import empty_decoder, hf_name
+from ptst.progress import ProgressLine
 
 _VERSION = 1  # of what is computed: raise it where the same settings give other weights
 # The settings that each defence reads, which are the ones that tell two defended models apart.
@@ -73,11 +83,22 @@ class Composition:
         return torch.float64 if wide else torch.float32
 
     @cached_property
-    def cosines(self) -> dict[str, float | None]:
-        """safe-lora, safe-merge: of each projection, the cosine between its update and that update projected; None
-        where tuning did not change it or the alignment did not (`weight_space.projected`)."""
+    def compared(self) -> dict[str, tuple[float | None, float | None]]:
+        """safe-lora, safe-merge: cosine and size of every projection's update after C (`weight_space.Projected`)."""
         assert self.name in ("safe-lora", "safe-merge")
-        return {key: self._projected(key)[1] for key in self.tuned.stored if _is_projection(key)}
+        keys = [key for key in self.tuned.stored if _is_projection(key)]
+        found = {}
+        with torch.no_grad(), ProgressLine("comparing updates", len(keys)) as progress:
+            for key in keys:
+                after = self._projected(key)
+                found[key] = after.cosine, after.size
+                progress.update(len(found))
+        return found
+
+    @property
+    def cosines(self) -> dict[str, float | None]:
+        """safe-lora, safe-merge: the cosine of every projection; None where there is nothing to compare."""
+        return {key: cosine for key, (cosine, _) in self.compared.items()}
 
     @cached_property
     def changed(self) -> frozenset[str]:
@@ -97,11 +118,23 @@ class Composition:
             return self._with_safety_vector(key)
         if key not in self.changed:
             return self._read(self.tuned, key)
-        update, _ = self._projected(key)
         if self.safe is not None:
             tuned, safe = (m.update(key, self.aligned, self.dtype, self.device).dense for m in (self.tuned, self.safe))
             return self._read(self.aligned, key) + merge_updates(tuned, safe, self.settings.safe_share)
-        return self._read(self.aligned, key) + update.dense
+        return self._read(self.aligned, key) + self._projected(key).update.dense
+
+    def adapter_tensor(self, name: str, stored: Tensor) -> Tensor:
+        """wise-ft, safe-lora of an adapter: one of its matrices (`layers.0.self_attn.q_proj.lora_B`) as it is stored,
+        after the defence. Both act on B alone, and on it alike, whatever its factor."""
+        module, _, part = name.rpartition(".")
+        if part != "lora_B":
+            return stored.clone()
+        b_Or = stored.to(self.device, self.dtype)
+        if self.name == "wise-ft":
+            b_Or = self.settings.alpha * b_Or
+        elif f"{module}.weight" in self.changed:
+            b_Or = project(b_Or, self._direction(f"{module}.weight"), self.settings.projection)
+        return b_Or.to("cpu", stored.dtype)
 
     def _with_safety_vector(self, key: str) -> Tensor:
         assert self.unaligned is not None
@@ -114,11 +147,14 @@ class Composition:
             drop = drop_and_rescale(tuned - aligned, self.settings.drop, generator)
         return add_safety_vector(tuned, aligned, unaligned, self.settings.scale, drop)
 
-    def _projected(self, key: str) -> tuple[Any, float | None]:
-        assert self.unaligned is not None
-        direction = self._read(self.aligned, key) - self._read(self.unaligned, key)
+    def _projected(self, key: str) -> Projected:
         update = self.tuned.update(key, self.aligned, self.dtype, self.device)
-        return projected(update, direction, self.settings.projection)
+        return projected(update, self._direction(key), self.settings.projection)
+
+    def _direction(self, key: str) -> Tensor:
+        """V, what the alignment added."""
+        assert self.unaligned is not None
+        return self._read(self.aligned, key) - self._read(self.unaligned, key)
 
     def _read(self, model: Ingredient, key: str) -> Tensor:
         return model.tensor(key, self.dtype, self.device)
@@ -137,8 +173,10 @@ class Composition:
         settings = ", ".join(f"{name} {value}" for name, value in self.own_settings.items() if value is not None)
         told = f"{self.name} ({settings})"
         if self.name in ("safe-lora", "safe-merge"):
-            compared = sum(cosine is not None for cosine in self.cosines.values())
-            told += f": {len(self.changed)} of {compared} updates changed"
+            sizes = [size for _, size in self.compared.values() if size is not None]
+            told += f": {len(self.changed)} of {len(sizes)} updates changed"
+            if sizes and self.name == "safe-lora":
+                told += f"; projected, they have {median(sizes):.2g} of their length (median of all)"
         return told
 
 

@@ -51,19 +51,22 @@ class Update:
         """The update as one matrix (O, I)."""
         return self.left if self.right is None else self.left @ self.right
 
-    def cosine(self, other: Tensor) -> float | None:
-        """The cosine between this update and one with another `left`, both taken as vectors of O * I values; None where
-        this one is zero. One that was projected to zero has no direction left: the cosine is 0."""
+    def inner(self, left: Tensor) -> float:
+        """The inner product of this update and one with another `left`, as vectors of O * I values."""
         if self.right is None:
-            weighted, own = other, self.left
-        else:  # <L' R, L R> = <L' R R', L>, without forming the products
-            gram_rr = self.right @ self.right.t()
-            weighted, own = other @ gram_rr, self.left @ gram_rr
-        inner, own_square = float((weighted * self.left).sum()), float((own * self.left).sum())
-        other_square = float((weighted * other).sum())
-        if own_square <= 0:
-            return None
-        return inner / (own_square * other_square) ** 0.5 if other_square > 0 else 0.0
+            return float((self.left * left).sum())
+        return float((self.left @ (self.right @ self.right.t()) * left).sum())  # <L R, L' R> = <L R R', L'>
+
+
+@dataclass(frozen=True)
+class Projected:
+    """An update after C. `cosine`: between the update and C times it, which says how much of it lies where the
+    alignment changed the projection; `size`: the length of C times it, in lengths of the update. Both None where there
+    is nothing to compare."""
+
+    update: Update
+    cosine: float | None = None
+    size: float | None = None
 
 
 def project(left: Tensor, direction_OI: Tensor, kind: str) -> Tensor:
@@ -71,7 +74,7 @@ def project(left: Tensor, direction_OI: Tensor, kind: str) -> Tensor:
 
     `scaled`: C = V V' / |V|, |V| the Frobenius norm: Safe LoRA, Hsu et al. 2024 (arXiv 2405.16833), its fast form
     and what its code uses (model.py, get_aligned_matrix). It is no projection: it scales by the squared singular values
-    of V, too, so that a small V shrinks the update. `orthogonal`: V (V' V)^+ V', the projection onto the
+    of V over |V|, too, so that a small V shrinks the update. `orthogonal`: V (V' V)^+ V', the projection onto the
     columns of V, which the fast form stands for; of a V of full row rank it is the identity."""
     if kind == "orthogonal":
         basis_Or, values_r, _ = torch.linalg.svd(direction_OI, full_matrices=False)
@@ -81,15 +84,18 @@ def project(left: Tensor, direction_OI: Tensor, kind: str) -> Tensor:
     return direction_OI @ (direction_OI.t() @ left) / torch.linalg.matrix_norm(direction_OI)
 
 
-def projected(update: Update, direction_OI: Tensor, kind: str) -> tuple[Update, float | None]:
-    """Safe LoRA's replacement C dW of an update dW, and the cosine between the two, which says how much of the update
-    lies where the alignment changed the projection. No cosine where there is nothing to compare: the update is zero, or
-    the alignment left the projection as it was (V = 0); the update then stays."""
-    if not direction_OI.any():
-        return update, None
-    left = project(update.left, direction_OI, kind)
-    cosine = update.cosine(left)
-    return replace(update, left=left), cosine
+def projected(update: Update, direction_OI: Tensor, kind: str) -> Projected:
+    """Safe LoRA's replacement C dW of an update dW, with the cosine between the two. Where there is nothing to compare,
+    because the update is zero or the alignment left the projection as it was (V = 0), the update stays. One that C
+    makes zero has no direction left: its cosine is 0."""
+    square = update.inner(update.left)
+    if square <= 0 or not direction_OI.any():
+        return Projected(update)
+    after = replace(update, left=project(update.left, direction_OI, kind))
+    inner, after_square = update.inner(after.left), after.inner(after.left)
+    if after_square <= 0:
+        return Projected(after, 0.0, 0.0)
+    return Projected(after, inner / (square * after_square) ** 0.5, (after_square / square) ** 0.5)
 
 
 def merge_updates(tuned: Tensor, safe: Tensor, safe_share: float) -> Tensor:

@@ -47,7 +47,24 @@ class CardSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettings, FormatSettings):
+class ShardSettings:
+    """How large a file of weights may be."""
+
+    max_shard_size: str = "5GB"
+    """Largest file of weights, in KB, MB, GB or TB (powers of 1000); larger models are written in several."""
+
+    @property
+    def shard_bytes(self) -> int:
+        """`max_shard_size` in bytes. Raises UserError for what is no size."""
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", self.max_shard_size.upper())
+        size = float(found[1]) * _UNITS[found[2]] if found else 0.0
+        if not 1 <= size < math.inf:
+            raise UserError((Setting("max_shard_size"), f" is {self.max_shard_size!r}"), "give a size as 500MB or 5GB")
+        return int(size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettings, FormatSettings, ShardSettings):
     """Write a run, an adapter or a model as a folder that transformers, peft, vLLM and llama.cpp load: merged weights,
     or with --adapter-only a portable adapter. Without --checkpoint and --model: the latest run."""
 
@@ -66,21 +83,10 @@ class ExportConfig(CommandSettings, RevisionSettings, CardSettings, ThreadSettin
     """Write chat_template.jinja alone, with a README: no weights."""
     dtype: StoredDtype | None = None
     """Data type of the weights written: float32, bfloat16 or float16. Default: that of the base model's files."""
-    max_shard_size: str = "5GB"
-    """Largest file of weights, in KB, MB, GB or TB (powers of 1000); larger models are written in several."""
     check: bool = True
     """Load what was written, and compare logits and greedy answers with the run's. --no-check skips it."""
     tolerance: float | None = None
     """Largest change of a logit that is accepted. Default: what rounding to the data type explains (docs/export.md)."""
-
-    @property
-    def shard_bytes(self) -> int:
-        """`max_shard_size` in bytes. Raises UserError for what is no size."""
-        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]B)\s*", self.max_shard_size.upper())
-        size = float(found[1]) * _UNITS[found[2]] if found else 0.0
-        if not 1 <= size < math.inf:
-            raise UserError((Setting("max_shard_size"), f" is {self.max_shard_size!r}"), "give a size as 500MB or 5GB")
-        return int(size)
 
     def check_settings(self) -> None:
         """Raise UserError for values that make no sense, alone or together."""

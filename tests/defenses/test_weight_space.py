@@ -70,60 +70,72 @@ def by_the_authors_code(left: np.ndarray, right: np.ndarray, v: np.ndarray) -> t
 
 def test_safe_lora_of_an_adapter():
     b, a = random(O, R, seed=5), random(R, I, seed=6)
-    found, cosine = weight_space.projected(Update(b, a), ALIGNED - BEFORE, "scaled")
+    found = weight_space.projected(Update(b, a), ALIGNED - BEFORE, "scaled")
     wanted, wanted_cosine = by_the_authors_code(b.numpy(), a.numpy(), (ALIGNED - BEFORE).numpy())
-    assert np.allclose(found.left.numpy(), wanted, **CLOSE) and found.right is a
-    assert cosine == pytest.approx(wanted_cosine, abs=1e-12) and abs(cosine) < 0.95
+    assert np.allclose(found.update.left.numpy(), wanted, **CLOSE) and found.update.right is a
+    assert found.cosine == pytest.approx(wanted_cosine, abs=1e-12) and found.cosine < 0.95
+    assert found.size == pytest.approx(np.linalg.norm(wanted @ a.numpy()) / np.linalg.norm(b.numpy() @ a.numpy()))
 
 
 def test_safe_lora_of_a_dense_update():
-    found, cosine = weight_space.projected(Update(TUNED - ALIGNED), ALIGNED - BEFORE, "scaled")
+    found = weight_space.projected(Update(TUNED - ALIGNED), ALIGNED - BEFORE, "scaled")
     left = (TUNED - ALIGNED).numpy()
     wanted, wanted_cosine = by_the_authors_code(left, np.eye(I), (ALIGNED - BEFORE).numpy())
-    assert np.allclose(found.dense.numpy(), wanted, **CLOSE)
-    assert cosine == pytest.approx(wanted_cosine, abs=1e-12)
+    assert np.allclose(found.update.dense.numpy(), wanted, **CLOSE)
+    assert found.cosine == pytest.approx(wanted_cosine, abs=1e-12)
 
 
 def test_an_update_as_product_and_as_matrix_is_the_same():
     b, a = random(O, R, seed=5), random(R, I, seed=6)
     for kind in ("scaled", "orthogonal"):
-        (thin, one), (dense, other) = (
+        thin, dense = (
             weight_space.projected(update, ALIGNED - BEFORE, kind) for update in (Update(b, a), Update(b @ a))
         )
-        assert torch.allclose(thin.dense, dense.dense, **CLOSE) and one == pytest.approx(other, abs=1e-12)
+        assert torch.allclose(thin.update.dense, dense.update.dense, **CLOSE)
+        assert (thin.cosine, thin.size) == pytest.approx((dense.cosine, dense.size), abs=1e-12)
 
 
 def test_the_orthogonal_projection():
     """Of a direction of rank 2: P dW is the nearest matrix with columns in its span, P P = P; by normal equations."""
     v = random(O, R, seed=7) @ random(R, I, seed=8)
     update = Update(TUNED - ALIGNED)
-    found, cosine = weight_space.projected(update, v, "orthogonal")
+    found = weight_space.projected(update, v, "orthogonal")
     columns = v.numpy()[:, :R]
     nearest = columns @ np.linalg.lstsq(columns, update.left.numpy(), rcond=None)[0]
-    assert np.allclose(found.dense.numpy(), nearest, rtol=0, atol=1e-10)
-    again, one = weight_space.projected(found, v, "orthogonal")
-    assert torch.allclose(again.dense, found.dense, rtol=0, atol=1e-10) and one == pytest.approx(1.0)
+    assert np.allclose(found.update.dense.numpy(), nearest, rtol=0, atol=1e-10)
+    again = weight_space.projected(found.update, v, "orthogonal")
+    assert torch.allclose(again.update.dense, found.update.dense, rtol=0, atol=1e-10)
+    assert (again.cosine, again.size) == pytest.approx((1.0, 1.0))
     # Of a projection, the cosine is the share of the length that is left.
-    assert cosine == pytest.approx(float(found.dense.norm() / update.dense.norm()), abs=1e-10)
+    assert found.cosine == pytest.approx(found.size, abs=1e-10) and found.size < 0.95
 
 
 def test_of_full_row_rank_the_orthogonal_projection_changes_nothing():
     update = Update((TUNED - ALIGNED).t().contiguous())
-    found, cosine = weight_space.projected(update, random(I, O, seed=7), "orthogonal")
-    assert torch.allclose(found.dense, update.dense, rtol=0, atol=1e-10) and cosine == pytest.approx(1.0)
+    found = weight_space.projected(update, random(I, O, seed=7), "orthogonal")
+    assert torch.allclose(found.update.dense, update.dense, rtol=0, atol=1e-10)
+    assert (found.cosine, found.size) == pytest.approx((1.0, 1.0))
 
 
 def test_where_there_is_nothing_to_compare():
     update, zero = Update(TUNED - ALIGNED), torch.zeros(O, I, dtype=torch.float64)
-    kept, cosine = weight_space.projected(update, zero, "scaled")
-    assert kept is update and cosine is None  # the alignment did not change the projection
-    assert weight_space.projected(Update(zero), ALIGNED - BEFORE, "scaled")[1] is None  # nor did tuning
+    kept = weight_space.projected(update, zero, "scaled")
+    assert kept.update is update and kept.cosine is None  # the alignment did not change the projection
+    assert weight_space.projected(Update(zero), ALIGNED - BEFORE, "scaled").cosine is None  # nor did tuning
     across = torch.zeros_like(zero)
     across[0] = 1.0  # the direction knows the first output alone, the update all others
     beside = update.left.clone()
     beside[0] = 0.0
-    gone, cosine = weight_space.projected(Update(beside), across, "scaled")
-    assert not gone.dense.any() and cosine == 0.0
+    gone = weight_space.projected(Update(beside), across, "scaled")
+    assert not gone.update.dense.any() and (gone.cosine, gone.size) == (0.0, 0.0)
+
+
+def test_the_fast_form_scales_with_the_direction():
+    """C is no projection: a direction a tenth as long leaves a tenth of the update, at the same cosine."""
+    update, v = Update(TUNED - ALIGNED), ALIGNED - BEFORE
+    one, small = (weight_space.projected(update, factor * v, "scaled") for factor in (1.0, 0.1))
+    assert torch.allclose(small.update.dense, 0.1 * one.update.dense, **CLOSE)
+    assert (small.cosine, small.size) == pytest.approx((one.cosine, 0.1 * one.size))
 
 
 def test_safe_merge():
