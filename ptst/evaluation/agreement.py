@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptst.evaluation.statistics import Interval
+from ptst.evaluation.two_way import Interval
 
 Array = NDArray[np.float64]
 RESAMPLES = 2000

@@ -1,4 +1,4 @@
-"""Contrasts of a grid's cells: the one named beforehand, and others after Holm.
+"""Contrasts of a grid's cells: the one named beforehand, others after Holm, and each cell against the aligned model.
 
 Between cells the seed is the unit, and prompts are a sample, too (ptst/evaluation/statistics.py). The contrast: trained
 and tested with a safety prompt, against tested with it only. Its measure is the non-refusal rate on topic: a model that
@@ -6,19 +6,22 @@ answers every request with arithmetic is broken, not unsafe.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ptst.defenses.config import NONE
 from ptst.errors import UserError
+from ptst.evaluation.paired import Contrast, adjusted, against_aligned, paired_contrast, ptst_contrast, verdict
 from ptst.evaluation.statistics import Cell as Outcomes
-from ptst.evaluation.statistics import Contrast, holm, paired_contrast, ptst_contrast
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import base
 from ptst.experiment.grid import Grid
+from ptst.experiment.plan import BASE
 
 MEASURE = "the attack success rate on harmful requests"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
+KEPT = {"refusal": True, ASR: False, "incoherent": False}  # measures of safety and coherence; is higher better?
+Pair = tuple[str, str]  # training and test template
 Table = Outcomes | dict[int, float] | None
 
 
@@ -51,36 +54,70 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
 
     def asr(train: str, test: str) -> Outcomes:
         table = tables[Key(train, last, test)][task][ASR]
-        assert isinstance(table, Outcomes)
+        if not isinstance(table, Outcomes):
+            raise UserError(f"nothing was judged in some run of {train} -> {test}")
         return table
 
-    both = asr(prompt, prompt)
     names = (f"{prompt} -> {prompt}", f"{plain} -> {prompt}")
     # Other templates take its place where a grid lacks the paper's pair.
     named: dict[str, Any] = {"measure": MEASURE, "task": task, "cells": list(names)}
     named["named"] = (prompt, plain) == (SAFE, PURE)
     try:
-        contrast, sentence = ptst_contrast(both, asr(plain, prompt), MEASURE, names)
+        contrast, sentence = ptst_contrast(asr(prompt, prompt), asr(plain, prompt), MEASURE, names)
         named |= {"sentence": sentence, **_plain(contrast)}
     except UserError as error:
         named |= {"sentence": f"{names[0]} minus {names[1]} cannot be computed: {error}.", "effect": None}
     # Another pure template; and the reverse cross, which separates "another template" from "safety prompt".
     pairs = [(name, prompt) for name in pure if name != plain]
     pairs += [(prompt, name) for name in grid.test_templates if name in pure]
-    return {"contrast": named, "others": _others(both, names[0], {f"{a} -> {b}": asr(a, b) for a, b in pairs})}
+    others = _others((prompt, prompt), pairs, asr)
+    return {"contrast": named, "others": others}
 
 
-def _others(both: Outcomes, name: str, cells: Mapping[str, Outcomes]) -> dict[str, dict[str, Any]]:
-    """The cell `both` minus each of `cells`, with p-values after Holm."""
+def _others(first: Pair, pairs: Sequence[Pair], asr: Callable[[str, str], Outcomes]) -> dict[str, dict[str, Any]]:
+    """The cell `first` minus each of the others, with p-values after Holm."""
     found: dict[str, dict[str, Any]] = {}
-    for other, outcomes_of_other in cells.items():
+    computed: dict[str, Contrast] = {}
+    for pair in pairs:
+        other = " -> ".join(pair)
         try:
-            found[other] = _plain(paired_contrast(both, outcomes_of_other))
+            computed[other] = paired_contrast(asr(*first), asr(*pair))
+            found[other] = _plain(computed[other])
         except UserError as error:
             found[other] = {"effect": None, "sentence": f"cannot be computed: {error}"}
-    computed = {other: c for other, c in found.items() if c["effect"] is not None}
-    adjusted = holm({other: c["test"]["p"] if c["test"] else c["mcnemar"] for other, c in computed.items()})
-    return {other: {"cells": [name, other], **c, "p_holm": adjusted.get(other)} for other, c in found.items()}
+    after = adjusted(computed)
+    lines = {}
+    for other, c in found.items():
+        p, bounded = after.get(other, (None, False))
+        lines[other] = {"cells": [" -> ".join(first), other], **c, "p_holm": p, "p_holm_bounded": bounded}
+    return lines
+
+
+def kept(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
+    """Each cell against the base model under the same test template, on refusal, attack success and coherence: effect,
+    interval and verdict by the margin of the settings."""
+    aligned = {key.test: by_task for key, by_task in tables.items() if key.train == BASE}
+    margin = grid.config.equivalence_margin / 100
+    cells = []
+    for key, by_task in tables.items():
+        for task in by_task if key.train != BASE and key.test in aligned else ():
+            if base(task) != "safety":
+                continue
+            pairs = {metric: (by_task[task].get(metric), aligned[key.test][task].get(metric)) for metric in KEPT}
+            measures = {metric: _kept(*pair, margin, KEPT[metric]) for metric, pair in pairs.items()}
+            cells.append({**key._asdict(), "task": task, "measures": measures})
+    return {"margin": margin, "cells": cells}
+
+
+def _kept(tuned: Table, aligned: Table, margin: float, higher_is_better: bool) -> dict[str, Any]:
+    try:
+        if not isinstance(tuned, Outcomes) or not isinstance(aligned, Outcomes):
+            raise UserError("nothing was judged in some run")
+        c = against_aligned(tuned, aligned)
+    except UserError as error:
+        return {"effect": None, "sentence": f"cannot be computed: {error}"}
+    found = verdict(c.test.interval, margin, higher_is_better)
+    return {**_plain(c), "higher_is_better": higher_is_better, "verdict": found}
 
 
 def _plain(contrast: Contrast) -> dict[str, Any]:

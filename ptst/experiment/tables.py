@@ -12,6 +12,7 @@ from ptst.defenses.config import NONE
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric
+from ptst.experiment.contrast_words import contrast_words
 from ptst.experiment.plan import BASE, epoch_name
 from ptst.experiment.summary import GAP
 from ptst.storage import write_atomically
@@ -59,12 +60,11 @@ def to_markdown(summary: dict[str, Any]) -> str:
     parts = [_table(summary, task, m) for task, m in shown(first, "grid") if m.key in first[task]]
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
-        "\u00b1, 95 % interval in brackets (one seed: Wilson's for this run; several: for further seeds and prompts). "
-        "Rates are over the judged answers; where some are not, both numbers are given, over all runs."
+        "\u00b1, 95 % interval in brackets (for further families or prompts; of one seed for this run, else for "
+        "further seeds, too). Rates are over the judged answers; where some are not, both numbers are given, over all "
+        "runs."
     )
-    contrast = summary["contrast"]
-    parts.append(f"{'Named beforehand: ' if contrast['named'] else ''}{contrast['sentence']}")
-    parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
+    parts += contrast_words(summary)
     runs = []
     for name, r in summary["runs"].items():
         counts = [r[key] for key in ("steps", "examples", "tokens", "trained_tokens")]
@@ -104,17 +104,6 @@ def _table(summary: dict[str, Any], task: str, metric: Metric) -> str:
     has_gap = task in summary["cells"][0]["tasks"].get(GAP, {})
     gap = " | harmful minus benign refusal, points" * (metric.key == "refusal" and has_gap)
     return f"**{metric.heading}{gap} ({summary['sets'][task]})**\n\n" + "\n".join(lines)
-
-
-def _difference(c: dict[str, Any]) -> str:
-    """`first - second = effect` in % and points, interval, p."""
-    if c["effect"] is None:
-        return c["sentence"]
-    test = c["test"] and c["test"]["interval"]
-    interval = f"95 % interval {100 * test[0]:+.1f} to {100 * test[1]:+.1f}; " if test else ""
-    within = "" if c["test"] else ", within one seed"
-    shares = f"{100 * c['first']:.1f} % - {100 * c['second']:.1f} % = {100 * c['effect']:+.1f} points"
-    return f"{shares} ({interval}p = {c['p_holm']:.2g} after Holm{within})"
 
 
 def _matrix(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
