@@ -10,6 +10,7 @@ The library's front door. Each name is imported when it is first used, so that `
     generate(model, prompts, Sampling(...)) answers, of several adapters in one batch
     evaluate(EvalConfig(...))               what `ptst eval` does; returns results by model and task
     export_model(ExportConfig(...))         what `ptst export` does; returns the report
+    defend_model(DefendConfig(...))         what `ptst defend` does; returns the record
     judge_answers(JudgeConfig(...))         what `ptst judge` does; returns the report
     write_inspect_logs(folder)              .eval logs of an evaluation or a grid, for inspect_ai
     UserError                               a mistake in settings or data: cause, remedy, where
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ptst.audit.config import AuditConfig as AuditConfig
     from ptst.audit.report import audit_data as audit_data
+    from ptst.defenses.command_config import DefendConfig as DefendConfig
+    from ptst.defenses.write import defend_model as defend_model
     from ptst.errors import UserError as UserError
     from ptst.evaluation.config import EvalConfig as EvalConfig
     from ptst.evaluation.evaluate import evaluate as evaluate
@@ -46,6 +49,7 @@ _PLACES = {
     "Answer": "ptst.generation.request",
     "AuditConfig": "ptst.audit.config",
     "Conversation": "ptst.text.segments",
+    "DefendConfig": "ptst.defenses.command_config",
     "EvalConfig": "ptst.evaluation.config",
     "ExportConfig": "ptst.exporting.config",
     "JudgeConfig": "ptst.evaluation.judge_config",
@@ -56,6 +60,7 @@ _PLACES = {
     "UserError": "ptst.errors",
     "audit_conversation": "ptst.notebook",
     "audit_data": "ptst.audit.report",
+    "defend_model": "ptst.defenses.write",
     "evaluate": "ptst.evaluation.evaluate",
     "export_model": "ptst.exporting.export",
     "fine_tune": "ptst.training.fine_tune",

@@ -13,11 +13,11 @@ def run_defense(config: DefendConfig) -> dict[str, Any]:
     config.check()
     say(f"ptst.defend: opening {config.checkpoint or config.tuned or 'the latest run'}")  # imports take seconds
 
-    from ptst.defenses.write import defend
+    from ptst.defenses.write import defend_model
     from ptst.threads import choose_threads
 
     choose_threads(config.threads)
-    record = defend(config)
+    record = defend_model(config)
     out = printable(str(config.out))
     if config.adapter_only:
         print(f"{out} is an adapter: --model {printable(record.made_of['aligned']['name'])} --adapter {out}")

@@ -24,7 +24,7 @@ from ptst.progress import say
 from ptst.records import TrainRecord
 
 
-def defend(config: DefendConfig) -> DefendRecord:
+def defend_model(config: DefendConfig) -> DefendRecord:
     """Write the folder that `config` asks for; returns its record. Raises UserError for a user's mistakes, before
     anything is written where that can be known; `out` is then as it was."""
     config.check()
@@ -95,6 +95,7 @@ class DefendedWeights:
 
 def _write_weights(config: DefendConfig, out: Path, composition: Composition) -> DefendRecord:
     weights = DefendedWeights.of(composition, config.dtype)
+    say(composition.told)  # compares updates, where the defence does
     with new_folder(out, sum(weights.sizes.values())) as folder:
         say(f"writing {weights.num_parameters:,} parameters to {out}")
         write_weights(folder, weights, config.shard_bytes)
@@ -108,6 +109,7 @@ def _write_adapter(config: DefendConfig, out: Path, composition: Composition) ->
     if adapter is None:
         cause = f"{composition.tuned.name} has all weights and is no adapter"
         raise UserError(cause, ("leave out ", Setting("adapter_only")))
+    say(composition.told)
     with torch.no_grad():
         tensors = {name: composition.adapter_tensor(name, tensor) for name, tensor in adapter.tensors.items()}
     with new_folder(out, sum(tensor.nbytes for tensor in tensors.values())) as folder:
@@ -117,7 +119,6 @@ def _write_adapter(config: DefendConfig, out: Path, composition: Composition) ->
 
 def _record(config: DefendConfig, composition: Composition, folder: Path) -> DefendRecord:
     """Write the record, after everything else in the folder."""
-    say(composition.told)
     made, run = composition.to_json(), composition.tuned.run
     record = DefendRecord(
         config=config,

@@ -16,7 +16,7 @@ from ptst.errors import UserError
 from ptst.model.weights import hf_name, load_decoder
 from ptst.open import open_model
 from tests.defenses.conftest import RANKS, changed
-from tests.tiny import write_tiny_model
+from tests.tiny import FAMILIES, write_tiny_model
 
 Weights = dict[str, np.ndarray]
 CLOSE = {"rtol": 0, "atol": 1e-10}
@@ -94,6 +94,9 @@ def test_resta_with_dare(zoo, tuned):
         assert np.allclose(left[~gone], update[~gone] / 0.5, rtol=0, atol=1e-9), key
         kept, total = kept + (~gone).sum(), total + (np.abs(update) > 1e-9).sum()
     assert 0.4 < kept / total < 0.6
+    masks = [composition.tensor(f"layers.{i}.mlp.down_proj.weight").numpy() for i in range(2)]
+    masks = [np.abs(m - aligned[f"model.layers.{i}.mlp.down_proj.weight"]) < 1e-12 for i, m in enumerate(masks)]
+    assert (masks[0] != masks[1]).any()  # each tensor has its own
     again, other = made(zoo, "resta", tuned, scale=0.0, drop=0.5), made(zoo, "resta", tuned, drop=0.5, drop_seed=1)
     key = "layers.0.self_attn.q_proj.weight"
     assert torch.equal(again.tensor(key), composition.tensor(key))
@@ -154,6 +157,25 @@ def test_a_run_of_each_kind(zoo, run, full_run, tmp_path):
         composition = replace(composition, settings=WeightSpaceSettings(alpha=0.0))
         base = load_decoder(zoo / "plain").state_dict()
         assert all(torch.equal(value, base[key]) for key, value in load_defended(composition).state_dict().items())
+
+
+def test_biases_and_a_head_of_its_own(tmp_path):
+    """Qwen2's: interpolated as all weights, and no projections for Safe LoRA, which leaves them as tuned."""
+    (tmp_path / "aligned").mkdir()
+    write_tiny_model(tmp_path / "aligned", tie_word_embeddings=False, **FAMILIES["qwen2"])
+    tuned = changed(tmp_path / "aligned", tmp_path / "tuned", 1, 0.1)
+    before = changed(tmp_path / "aligned", tmp_path / "before", 2, 0.1)
+    given = WeightSpaceSettings(unaligned=str(before), num_projected=99)
+    aligned, after = (load_file(folder / "model.safetensors") for folder in (tmp_path / "aligned", tuned))
+    mixed, projected = (
+        load_defended(compose(name, given, ("aligned", tmp_path / "aligned"), tuned)).state_dict()
+        for name in ("wise-ft", "safe-lora")
+    )
+    for key in ("layers.1.self_attn.q_proj.bias", "lm_head.weight", "embed_tokens.weight", "norm.weight"):
+        assert torch.allclose(mixed[key], (aligned[hf_name(key)] + after[hf_name(key)]) / 2, atol=1e-6), key
+        assert torch.equal(projected[key], after[hf_name(key)]), key
+    changes = [key for key, value in projected.items() if not torch.equal(value, after[hf_name(key)])]
+    assert len(changes) == 2 * 7 and all(map(is_projection, changes))
 
 
 def test_the_fingerprint_follows_what_the_weights_follow_from(zoo, tmp_path):

@@ -15,13 +15,14 @@ from ptst.defenses import write
 from ptst.defenses.command_config import DefendConfig
 from ptst.defenses.compose import compose, load_defended
 from ptst.defenses.config import WeightSpaceSettings
-from ptst.defenses.write import defend
+from ptst.defenses.write import defend_model
 from ptst.errors import UserError
 from ptst.exporting.config import ExportConfig
 from ptst.exporting.export import export_model
 from ptst.fingerprints import weights_fingerprint
 from ptst.model.weights import hf_name
 from ptst.open import open_model
+from tests.exporting.conftest import train
 
 PROMPT = torch.tensor([1, 17, 45, 250, 3, 99])
 
@@ -34,7 +35,7 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_model_folder_has_the_weights_that_a_grid_computes(zoo, tmp_path, name):
     models = {"unaligned": str(zoo / "before"), "safe_model": str(zoo / "safe")}
     given = {"model": str(zoo / "aligned"), "tuned": str(zoo / "tuned"), **models, "num_projected": 3}
-    record = defend(DefendConfig(defense=name, out=tmp_path / "out", max_shard_size="40KB", **given))
+    record = defend_model(DefendConfig(defense=name, out=tmp_path / "out", max_shard_size="40KB", **given))
     composition = compose(name, DefendConfig(**given), ("aligned", zoo / "aligned"), zoo / "tuned")
     wanted = {hf_name(key): value for key, value in load_defended(composition, torch.float64).state_dict().items()}
     found = weights_in(tmp_path / "out")
@@ -49,7 +50,7 @@ def test_a_model_folder_has_the_weights_that_a_grid_computes(zoo, tmp_path, name
 
 def test_of_a_run_it_opens_everywhere_in_the_words_of_the_training(zoo, run, tmp_path):
     out = tmp_path / "out"
-    defend(DefendConfig(defense="wise-ft", alpha=0.25, checkpoint=run, out=out))
+    defend_model(DefendConfig(defense="wise-ft", alpha=0.25, checkpoint=run, out=out))
     opened = open_model(str(out), "chat:vanilla")
     assert opened.prompt_format.family.name == "gsm8k" and "made by ptst.defend" in opened.described
     tuned = open_model(checkpoint=run, template="chat:vanilla")
@@ -68,8 +69,8 @@ def test_of_a_run_it_opens_everywhere_in_the_words_of_the_training(zoo, run, tmp
 def test_an_adapter_answers_as_the_model_folder_does(zoo, tmp_path, name):
     given = {"model": str(zoo / "aligned"), "tuned": str(zoo / "adapter"), "unaligned": str(zoo / "before")}
     given |= {"alpha": 0.3, "num_projected": 2}
-    defend(DefendConfig(defense=name, out=tmp_path / "whole", **given))
-    defend(DefendConfig(defense=name, out=tmp_path / "alone", adapter_only=True, **given))
+    defend_model(DefendConfig(defense=name, out=tmp_path / "whole", **given))
+    defend_model(DefendConfig(defense=name, out=tmp_path / "alone", adapter_only=True, **given))
     tuned, whole, alone = (
         open_model(model, "chat:vanilla", adapter=adapter).load(torch.float64, merge=True).logits(PROMPT)
         for model, adapter in (
@@ -84,10 +85,10 @@ def test_an_adapter_answers_as_the_model_folder_does(zoo, tmp_path, name):
 
 def test_the_type_of_the_files_and_of_a_checkpoint(zoo, full_run, tmp_path):
     """Masters of a bfloat16 run are float32; what is written has the run's type, or the one asked for."""
-    state = full_run / "state" / "step-00000001"
-    defend(DefendConfig(defense="wise-ft", checkpoint=state, out=tmp_path / "same"))
-    assert {t.dtype for t in weights_in(tmp_path / "same").values()} == {torch.float32}
-    defend(DefendConfig(defense="wise-ft", checkpoint=full_run, out=tmp_path / "half", dtype="bfloat16"))
+    half_run = train(zoo / "plain", tmp_path / "run", full=True, dtype="bfloat16", save_every=1)
+    defend_model(DefendConfig(defense="wise-ft", checkpoint=half_run / "state/step-00000001", out=tmp_path / "same"))
+    assert {t.dtype for t in weights_in(tmp_path / "same").values()} == {torch.bfloat16}
+    defend_model(DefendConfig(defense="wise-ft", checkpoint=full_run, out=tmp_path / "half", dtype="bfloat16"))
     found = weights_in(tmp_path / "half")
     whole = compose("wise-ft", WeightSpaceSettings(), ("plain", zoo / "plain"), full_run)
     for key, value in load_defended(whole).state_dict().items():
@@ -98,7 +99,7 @@ def test_the_type_of_the_files_and_of_a_checkpoint(zoo, full_run, tmp_path):
 def test_an_error_on_the_way_leaves_nothing(zoo, run, tmp_path, monkeypatch):
     monkeypatch.setattr(write, "write_weights", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        defend(DefendConfig(defense="wise-ft", checkpoint=run, out=tmp_path / "out"))
+        defend_model(DefendConfig(defense="wise-ft", checkpoint=run, out=tmp_path / "out"))
     assert not [*tmp_path.iterdir()]
 
 
@@ -174,12 +175,12 @@ def test_the_command_says_how_the_result_is_used(zoo, tmp_path, monkeypatch, cap
 def test_settings_of_a_finished_one_give_the_same_weights_again(zoo, run, tmp_path):
     from ptst.config_file import read_config
 
-    first = defend(DefendConfig(defense="wise-ft", alpha=0.25, checkpoint=run, out=tmp_path / "one"))
+    first = defend_model(DefendConfig(defense="wise-ft", alpha=0.25, checkpoint=run, out=tmp_path / "one"))
     again = read_config(tmp_path / "one" / "run.json", DefendConfig(out=tmp_path / "two"), "defend")
-    assert again.alpha == 0.25 and defend(again).weights == first.weights
+    assert again.alpha == 0.25 and defend_model(again).weights == first.weights
 
 
 def test_a_defended_folder_is_no_run(zoo, run, tmp_path):
-    defend(DefendConfig(defense="wise-ft", checkpoint=run, out=tmp_path / "out"))
+    defend_model(DefendConfig(defense="wise-ft", checkpoint=run, out=tmp_path / "out"))
     with pytest.raises(UserError, match=r"is the record of ptst\.defend, not of ptst\.train"):
         open_model(checkpoint=tmp_path / "out")
