@@ -80,6 +80,12 @@ def _losses(logits_nV: Tensor, targets_n: Tensor, weights_n: Tensor | None, grad
     return losses_n, logits_nV
 
 
+def _chunk(hidden_TH: Tensor, head_VH: Tensor) -> int:
+    """Trained tokens whose logits are in memory at once."""
+    V = head_VH.shape[0]
+    return max(1, CHUNK_BYTES // (V * hidden_TH.element_size()) if hidden_TH.is_cuda else CHUNK_ELEMENTS // V)
+
+
 @torch.library.custom_op("ptst::linear_cross_entropy", mutates_args=())
 def _op(
     hidden_TH: Tensor,
@@ -91,8 +97,7 @@ def _op(
     need_head: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(summed loss, dH (T, H), dE (V, H)), the gradients empty unless needed."""
-    V = head_VH.shape[0]
-    chunk = max(1, CHUNK_BYTES // (V * hidden_TH.element_size()) if hidden_TH.is_cuda else CHUNK_ELEMENTS // V)
+    chunk = _chunk(hidden_TH, head_VH)
     total, dh_TH, de_VH = _zeros(hidden_TH, head_VH, targets_T, weights_T, trained_N, need_hidden, need_head)
     for trained_n in trained_N.split(chunk) if len(trained_N) else ():
         h_nH, targets_n = hidden_TH[trained_n], targets_T[trained_n]
@@ -163,3 +168,15 @@ def linear_cross_entropy(
     need = [torch.is_grad_enabled() and x.requires_grad for x in (hidden_TH, head_VH)]
     total, _, _ = _op(hidden_TH, head_VH, targets_T, weights_T, trained_N, *need)
     return (total / divisor).to(torch.promote_types(hidden_TH.dtype, torch.float32))
+
+
+@torch.no_grad()
+def linear_log_probabilities(hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor, trained_N: Tensor) -> Tensor:
+    """The log-probability (nats) of each trained token's target, (N,) in float32 (float64 for float64), without a
+    gradient. Arguments as those of `linear_cross_entropy`; a chunk's logits are in memory at a time."""
+    check_alike(hidden=hidden_TH, head=head_VH)
+    parts = [hidden_TH.new_empty(0, dtype=torch.promote_types(hidden_TH.dtype, torch.float32))]
+    for trained_n in trained_N.split(_chunk(hidden_TH, head_VH)) if len(trained_N) else ():
+        logits_nV = hidden_TH[trained_n] @ head_VH.t()
+        parts.append(-_losses(logits_nV, targets_T[trained_n], None, grad=False)[0])
+    return torch.cat(parts)

@@ -21,7 +21,7 @@ from ptst.settings import (
 
 NOT_OF_BATCHES = (
     *("data", "test_template", "test_data", "safety_data", "checkpoint", "mix", "val_data", "holdout"),
-    *("epochs", "examples_per_step", "tokens_per_step", "max_steps", "seed"),
+    *("epochs", "examples_per_step", "tokens_per_step", "max_steps", "phases", "seed"),
 )
 
 
@@ -63,6 +63,8 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Maximum number of tokens in an optimizer step, instead of a number of examples."""
     max_steps: int | None = None
     """Maximum number of optimizer steps."""
+    phases: tuple[int, ...] | None = None
+    """Steps on the data mixed in, and on the main data, in turn, as for ptst.train."""
     seed: int | None = None
     """Seed of the order of examples."""
     columns: tuple[str, ...] | None = None

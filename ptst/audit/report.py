@@ -41,6 +41,7 @@ from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import find_template, load_template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 from ptst.training.run_sources import mix_templates, read_main, read_others
+from ptst.training.safeguards import check_phases
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ def audit_data(config: AuditConfig) -> Audit:
     config.check()
     run = read_finished(config.checkpoint) if config.checkpoint else None
     settings = _settings(config, run)
+    check_phases(settings.phases, settings.mix)
     folder = locate_model(settings.model, CHECKPOINTS)
     if run is not None and Path(run.model_folder).name != folder.resolve().name:
         raise UserError(f"this is a run of {run.model}, not of {settings.model}", where=config.checkpoint)
@@ -247,7 +249,7 @@ def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
     if config.template is not None:
         given.setdefault("template_file", None)
     if config.data is not None:  # a run with a holdout was trained on the rest of its own data
-        for name, none in (("holdout", 0.0), ("val_data", None), ("mix", ())):
+        for name, none in (("holdout", 0.0), ("val_data", None), ("mix", ()), ("phases", ())):
             given.setdefault(name, none)
     return replace(settings, **given)
 

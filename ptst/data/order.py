@@ -5,12 +5,18 @@ An epoch is a pass over the first source, newly shuffled. Other sources (safety 
 epochs and are spread evenly over the run: each epoch of the first source takes the next stretch of the others, and all
 of it is shuffled together. A step is N examples, or at most N tokens in packs of whole examples, whatever the size of a
 micro-batch. The last step of an epoch takes what is left.
+
+With phases, steps on the other sources and on the first take turns: a of those, b of these, and so on, until one side
+has had its epochs; then the rest of the other follows. Here the other sources have an order of their own, pass after
+pass, and the first one has that of a run without them.
 """
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
 WINDOW = 256  # examples among which the best fit for a pack is searched
@@ -30,10 +36,12 @@ class SourcePlan:
 
 @dataclass(frozen=True)
 class Step:
-    """Indices of a step's examples. `epoch`: passes over the first source before this step, with their fraction."""
+    """Indices of a step's examples. `epoch`: passes over the first source before this step, with their fraction.
+    `turn`: with phases, the number of the turn that it is in, from 0; the first is on the other sources."""
 
     epoch: float
     examples: list[int]
+    turn: int = 0
 
 
 def plan(
@@ -43,26 +51,84 @@ def plan(
     examples_per_step: int = 8,
     tokens_per_step: int | None = None,
     max_steps: int | None = None,
+    phases: tuple[int, ...] = (),
 ) -> Iterator[Step]:
-    """Every step in order. `lengths`: tokens of each example, source after source."""
+    """Every step in order. `lengths`: tokens of each example, source after source. `phases`: () or the numbers of steps
+    on the other sources and on the first, in turn."""
+
+    def grouped(order: Iterable[int]) -> Iterator[list[int]]:
+        if tokens_per_step is not None:
+            return fill(lengths, order, tokens_per_step)
+        return _chunks(order, examples_per_step)
+
+    # Of each epoch, the number of its examples, and its steps with their turns.
+    parts: Iterable[tuple[int, Iterable[tuple[int, list[int]]]]]
+    if phases:
+        parts = ((sum(len(group) for _, group in part), part) for part in _turns(sources, seed, phases, grouped))
+    else:
+        parts = ((len(order), ((0, group) for group in grouped(order))) for order in epochs(sources, seed))
     done = 0
-    for number, order in enumerate(epochs(sources, seed)):
+    for number, (every, groups) in enumerate(parts):
         taken = 0
         share = min(1.0, sources[0].epochs - number)  # the last pass may be a fraction of one
-        groups: Iterable[list[int]]
-        if tokens_per_step is not None:
-            groups = fill(lengths, order, tokens_per_step)
-        else:
-            groups = (order[i : i + examples_per_step] for i in range(0, len(order), examples_per_step))
-        for group in groups:
+        for turn, group in groups:
             if done == max_steps:
                 return
-            yield Step(number + share * taken / len(order), group)
+            yield Step(number + share * taken / every, group, turn)
             taken += len(group)
             done += 1
 
 
-def epochs(sources: Sequence[SourcePlan], seed: int) -> Iterator[list[int]]:
+def _chunks(order: Iterable[int], size: int) -> Iterator[list[int]]:
+    rest = iter(order)
+    while group := list(islice(rest, size)):
+        yield group
+
+
+def _turns(
+    sources: Sequence[SourcePlan],
+    seed: int,
+    phases: tuple[int, ...],
+    grouped: Callable[[Iterable[int]], Iterator[list[int]]],
+) -> Iterator[list[tuple[int, list[int]]]]:
+    """The steps of each epoch of the first source, each with the number of its turn. An epoch ends with the first
+    source's last step in it; the last one has all that is left of the others."""
+    first, *others = sources
+    mixed = deque(grouped(first.count + i for order in epochs(others, f"{seed}:others") for i in order))
+    orders = list(epochs([first], seed))
+    turn, side, left = 0, 0, phases[0]  # side 0: the other sources, 1: the first
+    for number, order in enumerate(orders, 1):
+        waiting = (mixed, deque(grouped(order)))
+        over = number == len(orders)
+        steps: list[tuple[int, list[int]]] = []
+        while waiting[1] or (over and mixed):
+            wanted = side if left else 1 - side
+            wanted = wanted if waiting[wanted] else 1 - wanted
+            if wanted != side:
+                turn, side, left = turn + 1, wanted, phases[wanted]
+            steps.append((turn, waiting[side].popleft()))
+            left = left - 1 if left else phases[side] - 1
+        yield steps
+
+
+def uneven_turns(steps: Sequence[Step], phases: tuple[int, ...], count: int) -> str | None:
+    """A sentence where one side's steps are used up before the other's, so that they do not take turns to the end.
+    `count`: examples of the first source."""
+    sizes = [0, 0]
+    for step in steps:
+        sizes[step.examples[0] < count] += 1
+    last = sum(step.turn == steps[-1].turn for step in steps)
+    side = steps[-1].examples[0] < count
+    if last <= phases[side]:
+        return None
+    needed = -(-sizes[1] // phases[1]) * phases[0]
+    advice = f"they take turns to the end with about {needed / max(1, sizes[0]):.3g} times their epochs"
+    if side:
+        return f"the data mixed in are used up, and the last {last} steps are on the main data alone; {advice}"
+    return f"the main data are used up, and the last {last} steps are on the data mixed in alone; {advice}"
+
+
+def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[list[int]]:
     """The order of each epoch: indices of examples, counted through all sources."""
     first, *others = sources
     rng = random.Random(seed)
@@ -92,7 +158,7 @@ def _stream(start: int, count: int, rng: random.Random) -> Iterator[int]:
         yield from order
 
 
-def fill(lengths: Sequence[int], order: Sequence[int], tokens: int) -> Iterator[list[int]]:
+def fill(lengths: Sequence[int], order: Iterable[int], tokens: int) -> Iterator[list[int]]:
     """Steps of at most `tokens` tokens, each made of packs of at most PACK tokens. A pack takes examples in order while
     they fit, then the longest of the next WINDOW that fits, until none does. No example waits long, as the next pack
     begins with the first one waiting. An example longer than a pack, or a step, gets one of its own."""

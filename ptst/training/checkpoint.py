@@ -27,7 +27,9 @@ from ptst.model.lora import add_lora
 from ptst.model.weights import read_safetensors, save_safetensors
 from ptst.progress import say
 from ptst.storage import partial_path, refuse_link, sync, write_atomically
+from ptst.training.average import PREFIX as AVERAGE
 from ptst.training.metrics import sizes, truncate_logs
+from ptst.training.proximal import PREFIX as ANCHOR
 from ptst.training.trainer import Trainer
 
 _PREFIX = "step-"
@@ -195,9 +197,13 @@ def newest_step(folder: Path) -> int:
 
 
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
-    """Bring weights, optimizer and random numbers to a checkpoint; returns its notes. Raises UserError when it
-    belongs to other weights."""
+    """Bring weights, optimizer and random numbers to a checkpoint; returns its notes. Without an optimizer, the weights
+    are those that are evaluated: their average, where the run keeps one. Raises UserError when it belongs to other
+    weights."""
     saved = dict(read_safetensors(path / "weights.safetensors"))
+    if optimizer is None:
+        own = {name: t for name, t in saved.items() if not name.startswith((AVERAGE, ANCHOR))}
+        saved = {name: saved.get(f"{AVERAGE}{name}", t) for name, t in own.items()}
     shapes = {name: w.shape for name, w in weights.items()}
     if shapes != {name: w.shape for name, w in saved.items()}:
         raise UserError(f"{path} holds other weights than this run trains; was it started with other settings?")

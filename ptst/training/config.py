@@ -36,7 +36,7 @@ from ptst.settings import (
     with_recipes,
 )
 from ptst.training.recipes import RECIPES, values
-from ptst.training.safeguards import SafeguardSettings
+from ptst.training.safeguards import SafeguardSettings, check_phases
 from ptst.training.schedule import PassSettings
 
 
@@ -165,9 +165,7 @@ class TrainConfig(  # one group of settings after another
             )
         for text in self.mix:
             parse_mix(text)
-        if self.phases and not self.mix:
-            cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
-            raise UserError(cause, ("name them as ", Setting("mix")))
+        check_phases(self.phases, self.mix)
         self._check_where()
 
     def _check_where(self) -> None:

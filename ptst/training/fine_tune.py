@@ -5,11 +5,13 @@ import time
 from collections import Counter
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ptst.audit.account.step_rule import StepRule
 from ptst.errors import Setting, UserError
+from ptst.fingerprints import combined
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
@@ -18,9 +20,10 @@ from ptst.runs import Run, check_finished, check_out, check_same, claim, roundin
 from ptst.storage import sync
 from ptst.text.chat_template import copy_chat_templates
 from ptst.threads import resume_threads
-from ptst.training import agreement
+from ptst.training import agreement, constraint
 from ptst.training.checkpoint import Checkpoints, load_checkpoint
 from ptst.training.config import TrainConfig, settings_to_resume
+from ptst.training.constraint import TokenConstraint
 from ptst.training.evaluate import sample_answers, validation_loss
 from ptst.training.interrupt import Interrupt, Interrupted
 from ptst.training.loggers import open_loggers
@@ -85,6 +88,7 @@ class _Session:
     def __init__(self, plan: RunPlan, record: TrainRecord, out: Path, world: World):
         config, mixture = plan.config, plan.mixture
         self.plan, self.record, self.out, self.world = plan, record, out, world
+        held = self._constraint() if config.token_constraint else None
         say(f"loading {plan.model.folder} in {record.dtype}")
         decoder = load_decoder(plan.model.folder, plan.dtype, plan.device)
         decoder.activation_checkpointing = config.activation_checkpointing == "block"
@@ -94,7 +98,9 @@ class _Session:
             parameters = add_lora(decoder, plan.lora, config.seed)
         update = " with float32 masters" * bool(plan.memory.masters)
         say(f"training {sum(p.numel() for p in parameters.values()):,} parameters{update}, run folder {out}")
-        self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world)
+        average = config.average or None
+        self.trainer = Trainer(decoder, parameters, mixture.examples, plan.trainer, mixture.plans, world, average)
+        self.trainer.constraint = held
         conversations = mixture.source.conversations
         self.trainer.name_example = lambda i: conversations[mixture.examples[i].row].source
         rule = StepRule(**{f.name: getattr(plan.trainer, f.name) for f in fields(StepRule)})
@@ -105,6 +111,18 @@ class _Session:
         self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
         self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
         self.metrics: Metrics | None = None
+
+    def _constraint(self) -> TokenConstraint:
+        """The constraint on the tokens of answers. Its reference is another copy in memory, and only until it has
+        scored the examples."""
+        plan, record = self.plan, self.record
+        folder = plan.reference or plan.model.folder
+        of = combined(record.reference or record.weights, record.dtype, *(r.encoding for r in plan.mixture.records))
+        path = self.out / "state" / constraint.FILE
+        load = partial(load_decoder, folder, plan.dtype, plan.device)
+        examples = plan.mixture.examples
+        logprobs = constraint.reference_scores(examples, load, self.world, path, of)
+        return TokenConstraint.over(examples, plan.config.token_constraint, logprobs)
 
     def train(self) -> None:
         """Take all steps that are left, with evaluations and checkpoints where they are due."""
@@ -124,7 +142,8 @@ class _Session:
                 if self.metrics is not None:
                     self.metrics.step(report)
                     if folder := self.plan.epoch_folders.get(report.step):
-                        self.save_weights(self.out / folder, steps=report.step)
+                        with trainer.averaged():
+                            self.save_weights(self.out / folder, steps=report.step)
                 loss, best = self.evaluate_if_due(report)
                 signal = interrupt.agreed()
                 due = best or report.last or signal or report.step % self.plan.config.save_every == 0
@@ -146,7 +165,12 @@ class _Session:
         return loss, best
 
     def evaluate(self, step: int) -> float | None:
-        """Validation loss (None without a validation set) and sample answers of the weights after `step`."""
+        """Validation loss (None without a validation set) and sample answers of the weights after `step`, or of their
+        average."""
+        with self.trainer.averaged():
+            return self._evaluate(step)
+
+    def _evaluate(self, step: int) -> float | None:
         plan, decoder, start = self.plan, self.trainer.decoder, time.perf_counter()
         loss = None
         if plan.validation.examples:
@@ -203,7 +227,8 @@ class _Session:
         trained = self.trained(steps)
         result: dict[str, Any] = {"run": str(self.out), "steps": steps, "trained": asdict(trained)}
         result |= {"validation_loss": told, **counts, "mix": mixed}
-        self.save_weights(self.out)
+        with self.trainer.averaged():
+            self.save_weights(self.out)
         best = self.out / "state" / f"step-{losses.best_step or 0:08d}"
         if losses.best_step not in (None, steps) and best.exists():
             load_checkpoint(best, self.trainer.parameters)

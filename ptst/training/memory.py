@@ -95,7 +95,8 @@ def activation_bytes(
 @dataclass(frozen=True)
 class Method:
     """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda";
-    `samples`: sample answers are generated on the way."""
+    `samples`: sample answers are generated on the way. `average`, `anchor`: a running average of what is trained, and a
+    copy of it that a proximal term pulls to, are kept."""
 
     lora: LoraConfig | None
     dtype: torch.dtype
@@ -103,6 +104,8 @@ class Method:
     activation_checkpointing: bool = False
     weight_update: WeightUpdate = "master"
     samples: bool = False
+    average: bool = False
+    anchor: bool = False
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Self:
@@ -114,6 +117,8 @@ class Method:
             settings.activation_checkpointing == "block",
             settings.weight_update,
             samples=bool(settings.eval_every),
+            average=bool(settings.average),
+            anchor=bool(settings.proximal),
         )
 
     @property
@@ -128,6 +133,7 @@ PURPOSES = (
     "masters",
     "gradients",
     "optimizer",
+    "copies",
     "activations",
     "temporaries",
     "fragments",
@@ -139,8 +145,8 @@ PURPOSES = (
 @dataclass(frozen=True)
 class MemoryPlan:
     """Bytes by purpose, and the counts they follow from: tokens that a micro-batch may have, and that the largest one
-    computes. `process`, what is held before the run begins, `libraries` and `fragments` are zero on a GPU, whose
-    peak is that of allocated memory."""
+    computes. `copies`: an average of the weights and an anchor, where the run has them. `process`, what is held before
+    the run begins, `libraries` and `fragments` are zero on a GPU, whose peak is that of allocated memory."""
 
     parameters: int
     trained: int
@@ -150,6 +156,7 @@ class MemoryPlan:
     masters: int
     gradients: int
     optimizer: int
+    copies: int
     activations: int
     temporaries: int
     fragments: int
@@ -166,7 +173,8 @@ class MemoryPlan:
         return asdict(self) | {"peak": self.peak}
 
     def __str__(self) -> str:
-        parts = ", ".join(f"{name} {gigabytes(getattr(self, name))}" for name in PURPOSES[:6])
+        names = [name for name in PURPOSES[:7] if name != "copies" or self.copies]
+        parts = ", ".join(f"{name} {gigabytes(getattr(self, name))}" for name in names)
         return f"{gigabytes(self.peak)} with micro-batches of {self.micro_batch_tokens} tokens: {parts}"
 
     def table(self) -> Table:
@@ -178,7 +186,8 @@ class MemoryPlan:
             if value is not None:
                 table.add_row(name, f"{value:,}")
         for name in PURPOSES:
-            table.add_row(name, gigabytes(getattr(self, name)))
+            if name != "copies" or self.copies:
+                table.add_row(name, gigabytes(getattr(self, name)))
         table.add_row("expected peak", gigabytes(self.peak))
         return table
 
@@ -201,6 +210,9 @@ def plan_memory(
     narrow = size < method.wide
     if lora is None:  # the head's gradient, as the loss sums it, multiplied, and in the weights' dtype
         chunk = max(chunk + head * method.wide, head * (2 * method.wide + size * narrow))
+    kept = (
+        size if lora is None and method.weight_update == "stochastic" else method.wide
+    )  # of an element in a checkpoint
     activations = activation_bytes(config, lora, dtype, tokens, method.activation_checkpointing)
     temporaries = max(layer, chunk)
     return MemoryPlan(
@@ -212,6 +224,7 @@ def plan_memory(
         masters=trained * method.wide if lora is None and narrow and method.weight_update == "master" else 0,
         gradients=trained * method.wide,
         optimizer=2 * trained * method.wide,
+        copies=trained * (method.wide * method.average + kept * method.anchor),
         activations=activations,
         temporaries=temporaries,
         fragments=round(FRAGMENTS * (activations + temporaries)) if cpu else 0,

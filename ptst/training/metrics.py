@@ -116,6 +116,8 @@ class Metrics:
         }
         row = dataclasses.asdict(report)
         del row["seconds"], row["computed"], row["group"]
+        if report.objective is None:
+            del row["objective"]
         self._add({"kind": "step", **row, "time": times})
         self.smooth = report.loss if self.smooth is None else 0.9 * self.smooth + 0.1 * report.loss
         mfu = f"  MFU {times['mfu']:.0%}" if self.peak else ""

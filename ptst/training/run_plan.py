@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from ptst.audit.account.run_rows import check_run_rows
 from ptst.audit.account.verdicts import verdict_key
 from ptst.audit.setup import Setup
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, prepare
-from ptst.data.order import Step
+from ptst.data.order import Step, uneven_turns
 from ptst.data.packing import largest_micro_batch
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
@@ -29,6 +30,7 @@ from ptst.training import memory, recipes
 from ptst.training.config import TrainConfig
 from ptst.training.memory import MemoryPlan, Method
 from ptst.training.parallel import ALONE, World
+from ptst.training.reference import check_reference, find_reference
 from ptst.training.run_sources import mix_templates, read_main, read_others
 from ptst.training.trainer import TrainerConfig
 
@@ -44,7 +46,8 @@ class Validation:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """`epoch_folders`: by step, the folder in the run that gets the weights of then. `lora` None: full fine-tuning."""
+    """`epoch_folders`: by step, the folder in the run that gets the weights of then. `lora` None: full fine-tuning.
+    `reference`: the folder of a token constraint's model, where that is another one than what is trained."""
 
     config: TrainConfig
     model: OpenModel
@@ -57,6 +60,7 @@ class RunPlan:
     trainer: TrainerConfig
     memory: MemoryPlan
     epoch_folders: dict[int, str]
+    reference: Path | None = None
 
     def check(self) -> None:
         """Run the audit's rules on all examples and say its warnings. Raises UserError for an error not allowed."""
@@ -100,6 +104,7 @@ class RunPlan:
             validation=self.validation.record,
             dtype=str(self.dtype).removeprefix("torch."),
             full=c.full,
+            reference=weights_fingerprint(self.reference) if self.reference else None,
             micro_batch_tokens=self.trainer.micro_batch_tokens,
             environment={**records.environment(), "ranks": world.size},
         )
@@ -117,6 +122,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     templates = [template, *mix_templates(config.mix)]
     check_used(config.chat_format, *templates)
     with world.main_process_first():
+        reference = find_reference(config.reference) if config.reference else None
         model = open_model(
             config.model,
             with_roles(*templates),
@@ -128,6 +134,8 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
     lengths = [len(e.ids) for e in mixture.examples]
+    if reference is not None:
+        check_reference(reference, model.folder, max(lengths, default=0))
     if config.micro_batch_tokens != "auto":
         micro_batch_tokens = config.micro_batch_tokens
     elif micro_batch_tokens is None:
@@ -136,10 +144,13 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
+    if config.phases and (uneven := uneven_turns(steps, config.phases, mixture.plans[0].count)):
+        say(f"note: {uneven}")
     planned = plan_memory(shape, method, mixture.examples, steps, micro_batch_tokens)
     folders, (dtype, device) = epoch_folders(config, steps), (method.dtype, method.device)
     return RunPlan(
-        config, model, method.lora, mixture, validation, max_length, dtype, device, trainer, planned, folders
+        *(config, model, method.lora, mixture, validation, max_length, dtype, device, trainer, planned, folders),
+        reference,
     )
 
 

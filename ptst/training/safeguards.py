@@ -11,6 +11,7 @@ proximal, phases    Lisa of Huang et al. 2024, arXiv 2405.18641: steps on safety
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ptst.errors import Setting, UserError
@@ -30,9 +31,7 @@ class ProximalSettings:
     def check_turns(self) -> None:
         """Raise UserError for a value that makes no sense."""
         check_at_least(self, 0, "proximal")
-        if self.phases and (len(self.phases) != 2 or min(self.phases) < 1):
-            remedy = "it is two numbers of steps, each at least 1: on the data mixed in, and on the main data"
-            raise UserError((Setting("phases"), f" is {self.phases}"), remedy)
+        check_phases(self.phases)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,5 +57,14 @@ class SafeguardSettings(ProximalSettings):
         if self.reference is not None and not betas:
             cause = (Setting("reference"), " has no effect without ", Setting("token_constraint"))
             raise UserError(cause, "give both, or neither")
-        if self.average or betas or self.proximal or self.phases:
-            raise UserError("average, token_constraint, proximal and phases are not built yet", "leave them out")
+
+
+def check_phases(phases: Sequence[int], mix: Sequence[str] | None = None) -> None:
+    """Raise UserError for phases that make no sense, or for which nothing is mixed in. `mix`: None where it is not
+    known."""
+    if phases and (len(phases) != 2 or min(phases) < 1):
+        remedy = "it is two numbers of steps, each at least 1: on the data mixed in, and on the main data"
+        raise UserError((Setting("phases"), f" is {tuple(phases)}"), remedy)
+    if phases and mix is not None and not mix:
+        cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
+        raise UserError(cause, ("name them as ", Setting("mix")))

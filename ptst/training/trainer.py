@@ -14,7 +14,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -27,16 +27,20 @@ from ptst.data.packing import to_batch
 from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError, Words
 from ptst.model.decoder import Decoder
-from ptst.model.loss import batch_loss
+from ptst.model.loss import batch_loss, constrained_loss
 from ptst.text.encode import Example
+from ptst.training.average import Average
+from ptst.training.constraint import TokenConstraint
 from ptst.training.masters import Masters
 from ptst.training.parallel import ALONE, World, sum_over_ranks
+from ptst.training.proximal import Anchor
+from ptst.training.safeguards import ProximalSettings
 from ptst.training.schedule import PassSettings, StepSettings, factor
 from ptst.training.watch import Watch
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(PassSettings):
+class TrainerConfig(PassSettings, ProximalSettings):
     """What the trainer needs to know. `seed`: of the order of examples and of dropout."""
 
     micro_batch_tokens: int = 2048
@@ -52,14 +56,15 @@ class TrainerConfig(PassSettings):
         """All steps of a run over examples of these lengths. `sources`: where they are from, if from several."""
         sources = sources or [SourcePlan(len(lengths), self.epochs)]
         sizes = self.examples_per_step, self.tokens_per_step, self.max_steps
-        return list(plan(lengths, sources, self.seed, *sizes))
+        return list(plan(lengths, sources, self.seed, *sizes, self.phases))
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One optimizer step over all ranks: mean loss per trained token (nats), counts, and seconds. `computed`: the share
-    of this rank's tokens that was computed, the others being in prefixes that documents share. `group`: indices of the
-    examples."""
+    """One optimizer step over all ranks: mean loss per trained token (nats), counts, and seconds. `objective`: what the
+    step made smaller, where that is another number than the loss (a token constraint, a proximal term). `computed`: the
+    share of this rank's tokens that was computed, the others being in prefixes that documents share. `group`: indices
+    of the examples."""
 
     step: int
     total: int
@@ -73,61 +78,11 @@ class StepReport:
     seconds: float = field(compare=False)
     computed: float = field(compare=False, default=1.0)
     group: list[int] = field(compare=False, repr=False, default_factory=list)
+    objective: float | None = None
 
     @property
     def last(self) -> bool:
         return self.step == self.total
-
-
-class Average:
-    """A running average of weights: less noisy than the weights themselves (Polyak and Juditsky, 1992).
-
-        average_t = b average_(t-1) + (1 - b) weights_t,   b = min(decay, t / (t + 1))
-
-    so that at first it is the plain mean of all weights so far, those before training included. `decay` is 0 (the
-    weights themselves) or more, and below 1. It is kept in float32 or wider: in bfloat16 a tenth of a small step would
-    be rounded away.
-    """
-
-    def __init__(self, weights: Mapping[str, Tensor], decay: float, written: Callable[[], None] = lambda: None):
-        """`written` is called after the weights have been overwritten."""
-        self.weights, self.decay, self.written = weights, decay, written
-        self._average = {
-            name: w.detach().to(torch.promote_types(w.dtype, torch.float32), copy=True) for name, w in weights.items()
-        }
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold: the weights, and their average under `average.<name>`."""
-        return {**self.weights, **{f"average.{name}": t for name, t in self._average.items()}}
-
-    @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after optimizer step `step`, counted from 1."""
-        kept = min(self.decay, step / (step + 1))
-        for name, weight in self.weights.items():
-            average = self._average[name]
-            average.lerp_(weight.to(average.dtype), 1 - kept)
-
-    @torch.no_grad()
-    def put(self) -> None:
-        """Overwrite the weights with their average."""
-        for name, weight in self.weights.items():
-            weight.copy_(self._average[name])
-        self.written()
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Inside, the weights are their average; after it they are themselves again."""
-        held = {name: w.detach().clone() for name, w in self.weights.items()}
-        self.put()
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for name, weight in self.weights.items():
-                    weight.copy_(held[name])
-            self.written()
 
 
 class Trainer:
@@ -159,6 +114,9 @@ class Trainer:
         masters = list(self.masters.weights.values())
         self.optimizer = AdamW(masters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.average = None if average is None else Average(self.masters.tensors, average, self.masters.write)
+        self.anchor = Anchor(self.masters, config.proximal) if config.proximal else None
+        self.constraint: TokenConstraint | None = None
+        """Holds the tokens of answers near a reference model's, if set."""
         self.done = 0
         """Steps taken so far; a checkpoint that is loaded sets it."""
         self.watch = Watch()
@@ -169,7 +127,15 @@ class Trainer:
     @property
     def tensors(self) -> Mapping[str, Tensor]:
         """What a checkpoint holds besides the optimizer's state."""
-        return self.masters.tensors if self.average is None else self.average.tensors
+        return {
+            **self.masters.tensors,
+            **(self.average.copies if self.average else {}),
+            **(self.anchor.copies if self.anchor else {}),
+        }
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the weights are what is evaluated and kept: their average, if there is one."""
+        return self.average.in_place() if self.average else nullcontext()
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -186,11 +152,14 @@ class Trainer:
         chosen = [self.examples[i] for i in planned.examples]
         trained = sum(sum(e.loss_mask[1:]) for e in chosen)  # nothing predicts the first token of a document
         self.watch.begin_step(number, planned.epoch)
-        loss, computed = self._backward(planned, trained)
+        if self.anchor is not None and self.done and planned.turn != self.steps[self.done - 1].turn:
+            self.anchor.move()
+        losses, computed = self._backward(planned, trained)
         if number == len(self.steps):
             self.watch.finish()
-        norm = self._sum_gradients(loss)
-        mean_loss, grad_norm = torch.stack([loss, norm.to(loss)]).tolist()  # the step's only wait for the device
+        norm = self._sum_gradients(losses)
+        # The step's only wait for the device.
+        mean_loss, objective, grad_norm = torch.cat([losses, norm.to(losses).view(1)]).tolist()
         if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
             self.optimizer.zero_grad(set_to_none=True)
             raise self._not_finite(planned, f"the loss is {mean_loss} and the norm of its gradient {grad_norm}", lr)
@@ -214,6 +183,7 @@ class Trainer:
             seconds=time.perf_counter() - start,
             computed=computed,
             group=planned.examples,
+            objective=objective if self.constraint or self.anchor else None,
         )
 
     def _set_learning_rate(self, planned: Step) -> float:
@@ -224,30 +194,37 @@ class Trainer:
         return lr
 
     def _backward(self, planned: Step, trained: int) -> tuple[Tensor, float]:
-        """Accumulate the gradient of this rank's micro-batches. Returns their loss, and the share of their tokens that
-        was computed."""
+        """Accumulate the gradient of this rank's micro-batches. Returns their loss with what is made smaller, (2,), and
+        the share of their tokens that was computed."""
         decoder, config = self.decoder, self.config
-        loss = torch.zeros((), dtype=torch.float64, device=decoder.device)
+        losses = torch.zeros(2, dtype=torch.float64, device=decoder.device)
         tokens = computed = 0
         place = config.micro_batch_tokens, self.world.rank, self.world.size
         share = not decoder.lora_dropout  # under dropout each document has a mask of its own, in its prefix too
         for batch in StepBatches(self.examples, planned.examples, *place, share, self.watch.take):
             decoder.dropout_seeds = [dropout_seed(config.seed, self.done + 1, i) for i in batch.examples]
-            part = batch_loss(decoder, batch.computed, trained)
-            part.backward()
+            if self.constraint is None:
+                loss = objective = batch_loss(decoder, batch.computed, trained)
+            else:
+                held = self.constraint.of(batch.examples, decoder.device)
+                objective, loss = constrained_loss(decoder, batch.computed, trained, *held)
+            objective.backward()
             tokens += len(batch.whole.tokens)
             computed += len(batch.computed.tokens)
-            loss += part.detach()
+            losses += torch.stack([loss.detach(), objective.detach()])
         decoder.dropout_seeds = None
-        return loss, computed / tokens if tokens else 1.0
+        return losses, computed / tokens if tokens else 1.0
 
-    def _sum_gradients(self, loss: Tensor) -> Tensor:
-        """Sum gradients and loss over the ranks, then clip the gradients; returns their norm before clipping."""
+    def _sum_gradients(self, losses: Tensor) -> Tensor:
+        """Sum gradients and losses over the ranks, add the anchor's pull, then clip the gradients; returns their norm
+        before clipping."""
         parameters = list(self.masters.weights.values())
         if self.world.size > 1:
             for p in parameters:  # a rank without a micro-batch takes part all the same
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-            sum_over_ranks([loss.view(1), *(p.grad for p in parameters if p.grad is not None)], self.world)
+            sum_over_ranks([losses, *(p.grad for p in parameters if p.grad is not None)], self.world)
+        if self.anchor is not None:
+            losses[1] += self.anchor.pull()
         return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
 
     @torch.no_grad()

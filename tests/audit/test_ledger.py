@@ -52,6 +52,8 @@ RULES = {
     "examples": StepRule(1400),
     "three": StepRule(4000, examples_per_step=3, seed=7),
     "tokens": StepRule(1400, tokens_per_step=3000),
+    "turns": StepRule(1400, examples_per_step=4, phases=(1, 2)),
+    "turns of tokens": StepRule(1400, tokens_per_step=3000, phases=(3, 1)),
 }
 
 
@@ -324,6 +326,71 @@ def preparing_counts_wrong(real, *given):
 @fault(examples, "SourcePlan", "visits", "not-trained")
 def mixing_forgets_the_epochs(real, count, _epochs):
     return real(count, 1.0)
+
+
+TURNS = {}
+
+
+def turned(spoiled):
+    """A function that takes the place of `order._turns` and gets the real one first; rule `steps` finds it."""
+    TURNS[spoiled.__name__] = spoiled
+    return spoiled
+
+
+@turned
+def the_main_data_begin(real, sources, seed, phases, grouped):
+    for steps in real(sources, seed, phases, grouped):
+        yield [*steps[1:], steps[0]]
+
+
+@turned
+def turns_are_longer(real, sources, seed, phases, grouped):
+    return real(sources, seed, tuple(2 * p for p in phases), grouped)
+
+
+@turned
+def turns_are_exchanged(real, sources, seed, phases, grouped):
+    return real(sources, seed, phases[::-1], grouped)
+
+
+@turned
+def no_turns(real, sources, seed, _phases, grouped):
+    return [[(0, group) for group in grouped(part)] for part in order.epochs(sources, seed)]
+
+
+@turned
+def what_is_mixed_in_goes_first(real, *given):
+    return [sorted(steps, key=lambda step: step[1][0] < 48) for steps in real(*given)]
+
+
+@turned
+def one_example_is_on_the_other_side(real, *given):
+    for steps in real(*given):
+        (a, first), (b, second), *rest = steps
+        yield [(a, [*first[:-1], second[0]]), (b, [first[-1], *second[1:]]), *rest]
+
+
+@turned
+def a_step_on_what_is_mixed_in_is_small(real, *given):
+    for steps in real(*given):
+        (a, first), *rest = steps
+        yield [(a, first[:-1]), *rest, (a, first[-1:])]
+
+
+@pytest.mark.parametrize("name", TURNS)
+def test_turns_that_are_not_as_asked_are_found(setup, monkeypatch, name):
+    real = order._turns
+    monkeypatch.setattr(order, "_turns", lambda *given: TURNS[name](real, *given))
+    found = errors(audit(run(RULES["turns"]), setup))
+    assert "steps" in found, found
+
+
+@pytest.mark.parametrize("name", [n for n, f in FAULTS.items() if f[1] != "epochs" and "a_stream" not in n])
+def test_a_spoiled_function_is_found_in_turns(setup, monkeypatch, name):
+    module, attribute, spoiled, rules = FAULTS[name]
+    real = getattr(module, attribute)
+    monkeypatch.setattr(module, attribute, lambda *given: spoiled(real, *given))
+    assert rules & set(errors(audit(run(RULES["turns"]), setup)))
 
 
 @pytest.mark.parametrize("name", FAULTS)

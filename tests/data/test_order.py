@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import re
 from collections import Counter
+from itertools import groupby
 
 import pytest
 
-from ptst.data.order import PACK, WINDOW, SourcePlan, epochs, fill, plan
+from ptst.data.order import PACK, WINDOW, SourcePlan, epochs, fill, plan, uneven_turns
 from ptst.data.packing import assign_micro_batches, rank_micro_batches
 from ptst.text.tokenizer import load_tokenizer
 
@@ -121,3 +124,52 @@ def test_ranks_get_even_by_rank():
     assert max(loads) <= 1.03 * min(loads)
     few = [rank_micro_batches([5, 5], 4096, rank, 4) for rank in range(4)]
     assert [len(own) for own in few] == [1, 1, 0, 0]
+
+
+def sides(steps, count: int = 48) -> str:
+    """M for a step on the first source, s for one on the others; no step is on both."""
+    kinds = [{i < count for i in step.examples} for step in steps]
+    assert all(len(kind) == 1 for kind in kinds)
+    return "".join("M" if kind == {True} else "s" for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("phases", "mixed", "wanted", "told"),
+    [
+        ((1, 3), 2.5, "sMMM" * 6 + "s" + "M" * 6, "last 6 steps are on the main data alone.* 1.14 times"),
+        ((2, 4), 2.5, "ssMMMM" * 3 + "s" + "M" * 12, "last 12 steps are on the main data alone.* 1.71 times"),
+        ((1, 6), 2.5, "sMMMMMM" * 4 + "sss", "last 3 steps are on the data mixed in alone.* 0.571 times"),
+        ((3, 24), 1, "sss" + "M" * 24, None),
+    ],
+)
+def test_steps_take_turns_until_one_side_is_used_up(phases, mixed, wanted, told):
+    sources = [SourcePlan(48, 2), SourcePlan(6, mixed), SourcePlan(4, mixed)]
+    steps = list(plan([1] * 58, sources, examples_per_step=4, phases=phases))
+    assert sides(steps) == wanted
+    visits = Counter(i for s in steps for i in s.examples)
+    assert all(visits[i] == 2 for i in range(48))
+    assert sum(visits[i] for i in range(48, 58)) == 10 * mixed
+    assert {visits[i] for i in range(48, 58)} <= {math.floor(mixed), math.ceil(mixed)}
+    assert [s.turn for s in steps] == [len(list(groupby(wanted[: n + 1]))) - 1 for n in range(len(wanted))]
+    assert [s.epoch for s in steps] == sorted(s.epoch for s in steps) and steps[-1].epoch < 2
+    found = uneven_turns(steps, phases, 48)
+    assert found is None if told is None else re.search(told, found)
+
+
+def test_in_turns_the_first_source_has_the_order_of_a_run_without_others():
+    alone = plan([1] * 48, [SourcePlan(48, 2)], 5, examples_per_step=5)
+    steps = list(plan([1] * 58, [SourcePlan(48, 2), SourcePlan(10, 2)], 5, examples_per_step=5, phases=(1, 2)))
+    assert [s.examples for s in steps if s.examples[0] < 48] == [s.examples for s in alone]
+    again, other = (plan([1] * 58, [SourcePlan(48, 2), SourcePlan(10, 2)], seed, 5, phases=(1, 2)) for seed in (5, 6))
+    assert list(again) == steps != list(other)
+    assert len(list(plan([1] * 58, [SourcePlan(48, 2), SourcePlan(10, 2)], 5, 5, max_steps=4, phases=(1, 2)))) == 4
+
+
+def test_turns_of_steps_of_tokens():
+    lengths = gsm8k_like(350)
+    sources = [SourcePlan(300, 1.5), SourcePlan(50, 2)]
+    steps = list(plan(lengths, sources, tokens_per_step=9000, phases=(1, 2)))
+    assert sides(steps, 300).startswith("sMMsMMs")
+    assert max(sum(lengths[i] for i in s.examples) for s in steps) <= 9000
+    visits = Counter(i for s in steps for i in s.examples)
+    assert sum(visits[i] for i in range(300)) == 450 and all(visits[i] == 2 for i in range(300, 350))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.attention import packed_attention
-from ptst.kernels.linear_cross_entropy import linear_cross_entropy
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy, linear_log_probabilities
 from ptst.kernels.lora import lora_group
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, tables
@@ -131,6 +131,19 @@ def test_linear_cross_entropy(chunk, monkeypatch):
     with torch.no_grad():
         alone = linear_cross_entropy(*inputs, targets, 11.0)
     torch.testing.assert_close(alone, long(*inputs)[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 30, 1 << 24])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_linear_log_probabilities(chunk, dtype, monkeypatch):
+    monkeypatch.setattr("ptst.kernels.linear_cross_entropy.CHUNK_ELEMENTS", chunk)
+    hidden, head = torch.randn(7, 4, dtype=dtype), torch.randn(11, 4, dtype=dtype)
+    targets, trained = torch.tensor([3, -1, 10, 0, -1, 5, 5]), torch.tensor([0, 2, 3, 5, 6])
+    found = linear_log_probabilities(hidden, head, targets, trained)
+    wanted = (hidden @ head.t()).double().log_softmax(1)[trained, targets[trained]]
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert (found - wanted).abs().max() <= 8 * torch.finfo(found.dtype).eps * (1 + wanted.abs().max())
+    assert linear_log_probabilities(hidden, head, targets, trained[:0]).shape == (0,)
 
 
 def test_linear_cross_entropy_with_a_frozen_head_and_large_logits():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptst.training.trainer import Average
+from ptst.training.average import Average
 
 
 @pytest.mark.parametrize(("decay", "wanted"), [(0.9, (0 + 1 + 2 + 4) / 4), (0.0, 4.0), (0.5, 1 / 8 + 2 / 4 + 4 / 2)])
@@ -16,14 +16,14 @@ def test_average(decay, wanted):
         with torch.no_grad():
             weight.fill_(value)
         average.update(step)
-    assert average.tensors["average.w"].tolist() == pytest.approx([wanted] * 3)
+    assert average.copies["average.w"].tolist() == pytest.approx([wanted] * 3)
     version = weight._version
     with pytest.raises(KeyError), average.in_place():
         assert weight.tolist() == pytest.approx([wanted] * 3) and weight._version > version
         raise KeyError
     assert weight.tolist() == [4.0] * 3
     average.put()
-    assert weight.tolist() == average.tensors["average.w"].tolist() == pytest.approx([wanted] * 3)
+    assert weight.tolist() == average.copies["average.w"].tolist() == pytest.approx([wanted] * 3)
 
 
 def test_small_steps_of_16_bit_weights_are_not_rounded_away():

@@ -7,6 +7,8 @@ the code that plans it:
     other sources   are taken ceil(epochs * examples) times in all, spread evenly over the main source's examples and
                     pass after pass, so that no example is an epoch ahead of another
     a step          has `examples_per_step` examples, or at most `tokens_per_step` tokens; the last of an epoch the rest
+    phases          where they are asked for, the other sources are not spread: their steps take turns with the main
+                    source's (turns.py)
 
 With several ranks each has a ledger of its own share; at an epoch's end `merge` adds up what they counted.
 """
@@ -20,6 +22,7 @@ from dataclasses import dataclass, field
 from ptst.audit.account.document_check import DocumentCheck
 from ptst.audit.account.order import is_clustered, is_repeated, is_sorted
 from ptst.audit.account.step_rule import StepRule
+from ptst.audit.account.turns import Turns
 from ptst.audit.findings import Finding
 from ptst.data.step_batches import MicroBatch
 
@@ -101,6 +104,8 @@ class Ledger:
         self._told_twice: set[int] = set()
         self._open = -1  # tokens of this step's newest micro-batch
         self._long = 0  # documents longer than a pack
+        due = [source.visits_by(1)[0] for source in self.sources]
+        self._turns = Turns(self.rule.phases, (sum(due[1:]), due[0])) if self.rule.phases else None
 
     def begin_step(self, number: int, epoch: float) -> list[Finding]:
         """The next step, and the epoch in which the plan sees it; a new one ends the epoch before, and what was wrong
@@ -221,9 +226,14 @@ class Ledger:
         """The sizes of an epoch's steps, and what the plan says of its progress."""
         rule, sizes = self.rule, [sum(own) for own in now.sizes]
         share, before, every = min(1.0, self.sources[0].epochs - self.epoch), 0, sum(sizes)
+        last_main = max((number for number, own in enumerate(now.sizes) if own[0]), default=-1)
         for number, (size, tokens, told) in enumerate(zip(sizes, now.tokens, now.told, strict=True)):
             step, rest = now.first_step + number, number + 1 == len(sizes)
             causes = ["no example"] if not size else []
+            if self._turns is not None and size:
+                cause, ends = self._turns.take(now.sizes[number])
+                causes += [cause] if cause else []
+                rest = ends or number == last_main
             if rule.tokens_per_step is not None:
                 if tokens > rule.tokens_per_step and size > 1:
                     causes.append(f"{size} examples of {tokens} tokens, the limit is {rule.tokens_per_step}")
@@ -240,14 +250,14 @@ class Ledger:
                 yield Finding("steps", "", cause)
 
     def _check_others(self, stopped: bool) -> Iterator[Finding]:
-        """Sources that are mixed in: spread over the run, and no example ahead of another. An epoch's stretch of them
-        is shuffled, so that nothing can be said of a part of one."""
+        """Sources that are mixed in: spread over the run, unless they take turns with the main one, and no example
+        ahead of another. An epoch's stretch of them is shuffled, so that nothing can be said of a part of one."""
         if stopped:
             return
         share = self.accounts[0].visits / max(1, self.sources[0].visits_by(1)[0])
         for source, account in zip(self.sources[1:], self.accounts[1:], strict=True):
             least, most = source.visits_by(share)
-            if share < 1 and not least <= account.visits <= most:
+            if share < 1 and self._turns is None and not least <= account.visits <= most:
                 cause = f"taken {account.visits} times by the end of epoch {self.epoch + 1}, {least + 1} are due"
                 yield Finding("visits", source.name, cause)
             over, begun = divmod(account.visits, max(1, len(source.examples)))
@@ -267,7 +277,7 @@ class Ledger:
             steps = [now.steps[row] for row in rows]
             if is_sorted(steps, least):
                 yield Finding("order", source.name, f"epoch {epoch} takes the rows as they come in the data")
-            if number and is_clustered(steps, every, least):
+            if number and self._turns is None and is_clustered(steps, every, least):
                 yield Finding("order", source.name, f"its examples are all in one part of epoch {epoch}")
             if not number and before is not None:
                 both = [row for row in rows if before.counts[row] == 1]

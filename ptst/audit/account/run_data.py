@@ -74,7 +74,7 @@ class Encoded:
 
 def plan_steps(mixture: Mixture, rule: StepRule) -> list[Step]:
     """The steps of a run over these examples."""
-    sizes = rule.examples_per_step, rule.tokens_per_step, rule.max_steps
+    sizes = rule.examples_per_step, rule.tokens_per_step, rule.max_steps, rule.phases
     return list(order.plan([len(e.ids) for e in mixture.examples], mixture.plans, rule.seed, *sizes))
 
 

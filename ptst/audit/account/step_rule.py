@@ -12,3 +12,4 @@ class StepRule:
     tokens_per_step: int | None = None
     max_steps: int | None = None
     seed: int = 0
+    phases: tuple[int, ...] = ()
