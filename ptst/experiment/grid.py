@@ -298,7 +298,9 @@ class Grid:
     def steps(self, mixture: Mixture, seed: int) -> list[Step]:
         """The optimizer steps of a run."""
         c, lengths = self.config.train, [len(e.ids) for e in mixture.examples]
-        return list(order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps, c.phases))
+        return list(
+            order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps, c.phases)
+        )
 
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
