@@ -50,7 +50,7 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     micro_batch_tokens: int | None = None
     """Tokens in a micro-batch."""
     mix: tuple[str, ...] | None = None
-    """Other data, each with its epochs, as for ptst.train: safety.jsonl:1."""
+    """Other data, each with its epochs and perhaps a template, as for ptst.train: safety.jsonl:1:chat:llama."""
     val_data: str | None = None
     """Validation set, as for ptst.train."""
     holdout: float | None = None

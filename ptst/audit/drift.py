@@ -27,6 +27,7 @@ def check_mix(then: Sequence[DataRecord], now: Sequence[DataRecord]) -> Iterator
         yield Finding("run-drift", "run.json", f"the run mixed in {len(then)} sources, this audit {len(now)}")
         return
     for old, new in zip(then, now, strict=True):
-        for what, name in (("data", "fingerprint"), ("token ids", "encoding")):
+        for what, name in (("template", "template"), ("data", "fingerprint"), ("token ids", "encoding")):
             if getattr(old, name) != getattr(new, name):
-                yield Finding("run-drift", "run.json", f"the {what} of {old.name} are not today's")
+                verb = "is" if what == "template" else "are"
+                yield Finding("run-drift", "run.json", f"the {what} of {old.name} {verb} not today's")

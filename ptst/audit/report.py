@@ -237,7 +237,9 @@ def audit_data(config: AuditConfig) -> Audit:
     report = audit(data, train_setup, compared, show=config.rows, allow=config.allow)
     used = {each.source.name: each.source for each in read.training}
     used |= {f"{source.name} (validation)": source for source in [read.validation] if source is not None}
-    return replace(report, provenance=provenance(config, folder, used, prompt_format))
+    files = [each.template_file for each in read.training if each.template_file is not None]
+    mixed = {f"{e.source.name} under {e.template.name}": e.under(prompt_format) for e in read.training if e.template}
+    return replace(report, provenance=provenance(config, folder, used, prompt_format, files, mixed))
 
 
 def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:

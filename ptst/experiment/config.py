@@ -60,7 +60,8 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
     seeds: tuple[int, ...] = field(default=(0,), metadata=NO_EFFECT)
     """Seeds; every training template gets one run for each."""
     mix: tuple[str, ...] = field(default=(), metadata=content(""))  # with its epochs, which `sources` do not know
-    """Other data in every training run, under its template, with their own epochs: safety.jsonl:1."""
+    """Other data in every training run, with their own epochs: safety.jsonl:1. Under the run's template, or one of
+    their own, a name or a TOML file: safety.jsonl:1:chat:llama."""
     at_epochs: tuple[float, ...] = ()
     """Numbers of epochs after which every run is tested. Default: at its end."""
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))

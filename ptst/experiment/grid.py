@@ -41,10 +41,11 @@ from ptst.progress import say
 from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
 from ptst.records import plain as as_json
 from ptst.runs import find_shared
-from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
+from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format, with_roles
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 from ptst.training.run_plan import epoch_folders
+from ptst.training.run_sources import mix_templates
 
 _AGAIN = "remove it, and the cell is measured again"
 
@@ -92,16 +93,15 @@ class Grid:
             raise UserError(f"{out} holds a grid of an earlier version of ptst", ("choose another ", Setting("out")))
         find_shared(out, GridRecord)
         train, test = plan.load_templates(config.train_templates), plan.load_templates(config.test_templates)
-        for name in train.keys() & test.keys():
-            if train[name][0] != test[name][0]:
-                cause = f"{train[name][1]} and {test[name][1]} are different templates named {name}"
-                raise UserError(cause, "rename one")
+        mixed = plan.load_mix_templates(config.mix)
+        plan.merge_templates(train, test, mixed)  # checks their names
         plan.check_distinct("template", [*train, *test])
         trained, tested = ([template for template, _ in found.values()] for found in (train, test))
         with settings_group("eval"):
             check_used(config.eval.chat_format, *tested)
         with settings_group("train"):
-            check_used(settings.chat_format, *trained, *([] if config.eval.chat_format else tested))
+            others = [template for template, _ in mixed.values()]
+            check_used(settings.chat_format, *trained, *others, *([] if config.eval.chat_format else tested))
         say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
         with settings_group("train"):
             rules, holdout = settings.column_rules, settings.holdout
@@ -145,7 +145,7 @@ class Grid:
         template, path = self.train_templates[model.template]
         c = self.config
         return TrainConfig(
-            **vars(c.train) | {"chat_format": _chat_format(c.train.chat_format, template)},
+            **vars(c.train) | {"chat_format": _chat_format(c.train.chat_format, self._with_roles(template))},
             template=TrainConfig.template if path else model.template,
             template_file=path,
             model=c.model,
@@ -305,19 +305,30 @@ class Grid:
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
         c, template = self.config.train, self.train_templates[name][0]
+        opened = self._with_roles(template)
         prompt_format = open_prompt_format(
             self.base.folder,
-            template,
+            opened,
             c.template_family or self.sources["data"].family,
-            _chat_format(c.chat_format, template),
+            _chat_format(c.chat_format, opened),
             allow_role_markers="role-markers" in c.allow,
             allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
-        )
+        ).with_template(template)
         return prompt_format, length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
+
+    @property
+    def templates(self) -> dict[str, tuple[Template, Path | None]]:
+        """Those of training, of tests, and of mixed-in data."""
+        mixed = plan.load_mix_templates(self.config.mix)
+        return plan.merge_templates(self.train_templates, self.test_templates, mixed)
+
+    def _with_roles(self, template: Template) -> Template:
+        """What the prompt format of a run is opened under: mixed-in data may have roles where the run has none."""
+        return with_roles(template, *mix_templates(self.config.mix))
 
     def record(self) -> GridRecord:
         """The record of a grid of these settings."""
-        templates, folder = {**self.train_templates, **self.test_templates}, self.base.folder
+        templates, folder = self.templates, self.base.folder
         return GridRecord(
             config=self.config,
             environment=records.environment(),
@@ -341,7 +352,7 @@ class Grid:
             find_tools(self.config.eval, self.tasks, self.device)
             for (name, opened), (key, (task, data)) in product(self.opened.items(), self.tasks.items()):
                 check_room(f"{key} under {name}", task, data, opened, self.config.eval, self.device)
-        for name, (template, _) in {**self.train_templates, **self.test_templates}.items():
+        for name, (template, _) in self.templates.items():
             folder = self.base.folder
             if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
                 say(f"note: {folder} has no default system prompt, so {name} is the same as without one")

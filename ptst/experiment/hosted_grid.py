@@ -120,7 +120,7 @@ class HostedGrid(Grid):
             chat_format=FORMAT,
             family=self.family.name,
             dtype="",
-            templates={n: t for n, (t, _) in {**self.train_templates, **self.test_templates}.items()},
+            templates={n: t for n, (t, _) in self.templates.items()},
             sources={name: source.fingerprint for name, source in self.sources.items()},
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
             tuned=fingerprints(self.tuned),
@@ -175,7 +175,7 @@ class HostedGrid(Grid):
         with settings_group("eval"):
             check_settings(self.config.eval)
             find_tools(self.config.eval, self.tasks, self.device)
-            for template, _ in {**self.train_templates, **self.test_templates}.values():
+            for template, _ in self.templates.values():
                 check_api_template(template)
             for template, _ in self.test_templates.values():
                 for key in self.tasks:

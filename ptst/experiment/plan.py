@@ -8,13 +8,14 @@ in weight space has no training of its own: its model is composed of the run wit
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ptst.data import prompt_sets
+from ptst.data.mix_part import parse_mix
 from ptst.data.sources import Source
 from ptst.defenses.config import NONE, WEIGHT_SPACE
 from ptst.errors import Setting, UserError
@@ -145,6 +146,28 @@ def load_templates(names: Names) -> dict[str, tuple[Template, Path | None]]:
         found[template.name] = (template, path)
     check_distinct("template", list(found))
     return found
+
+
+def load_mix_templates(mix: Sequence[str]) -> dict[str, tuple[Template, Path | None]]:
+    """The templates that data are mixed in under, as `load_templates` has them. Raises UserError as
+    `MixPart.find_template`, and for two of the same name and other words."""
+    return merge_templates(*({t.name: (t, path)} for t, path in map(_mix_template, mix) if t is not None))
+
+
+def _mix_template(text: str) -> tuple[Template | None, Path | None]:
+    return parse_mix(text).find_template()
+
+
+def merge_templates(*found: Mapping[str, tuple[Template, Path | None]]) -> dict[str, tuple[Template, Path | None]]:
+    """All templates by name. Raises UserError for two of the same name and other words."""
+    merged: dict[str, tuple[Template, Path | None]] = {}
+    for templates in found:
+        for name, (template, path) in templates.items():
+            if name in merged and merged[name][0] != template:
+                cause = f"{merged[name][1]} and {path} are different templates named {name}"
+                raise UserError(cause, "rename one")
+            merged.setdefault(name, (template, path))
+    return merged
 
 
 def load_suite(config: GridConfig, trained: Source, families: Sequence[str] | None = None) -> LoadedTasks:

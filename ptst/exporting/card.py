@@ -69,6 +69,9 @@ def model_card(facts: CardFacts) -> str:
     """The card as markdown with its front matter."""
     run, baked = facts.run, facts.baked
     templates = [("Training", run.template, run.family, run.chat_format)] if run else []
+    for name, record in _data(run) if run else ():
+        if run is not None and record.template is not None:
+            templates.append((f"Training on {name}", record.template, run.family, run.chat_format))
     if baked is not None:
         templates.append(("Test", baked.template, baked.family, baked.chat_format))
     text = (

@@ -154,7 +154,11 @@ def _record(folder: Path) -> dict[str, Any]:
             source.pop("first_lossy", None)
     for name in ("out", "resume"):
         (kept.get("settings") or {}).pop(name, None)
-    return {**_nameless(kept), **words}
+    nameless = _nameless(kept)
+    for shown, source in zip(nameless.get("mix") or (), kept.get("mix") or (), strict=True):
+        if isinstance(source, dict) and source.get("template") is not None:
+            shown["template"] = source["template"]
+    return {**nameless, **words}
 
 
 def _results(checkpoint: Path) -> Iterator[dict[str, Any]]:
@@ -201,7 +205,9 @@ def _nameless(value: Any) -> Any:
 def _paths(record: Mapping[str, Any]) -> Iterator[str]:
     """The paths that a record names, and the folders that they are in."""
     for text in _strings(record):
-        for path in re.split("[,:]", text) if text.startswith("/") else ():
+        parts = re.split("[,:]", text)
+        named = not re.search(r"\s", text) and any(part.startswith("/") for part in parts)  # NAME:FILE, DATA:1:FILE
+        for path in parts if text.startswith("/") or named else ():
             yield from (path, str(Path(path).parent))
 
 

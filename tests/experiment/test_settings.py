@@ -62,6 +62,7 @@ def test_tasks_may_be_added_and_keep_their_data(grid, here):
 
 
 OWN = 'name = "chat:mine"\nuser = "{question}"\nsystem = "%s"\n'
+OTHER = OWN.replace("chat:mine", "chat:own")
 ROW = '{"question": "%s", "answer": "Yes."}\n'
 
 
@@ -71,6 +72,7 @@ ROW = '{"question": "%s", "answer": "Yes."}\n'
         ("my.toml", OWN % "Be quick.", r"templates\.chat:mine\.system was Be brief\., now Be quick\."),
         ("train.jsonl", ROW % "Is it cold?", r"sources\.data was"),
         ("mix.jsonl", ROW % "Is it cold?", r"sources\.mix\.jsonl:1 was"),
+        ("own.toml", OTHER % "Be quick.", r"templates\.chat:own\.system was Be brief\., now Be quick\."),
         ("val.jsonl", ROW % "Is it cold?", r"sources\.val-data was"),
     ],
 )
@@ -80,7 +82,8 @@ def test_a_file_edited_between_two_commands_is_noticed(grid, here, file, other, 
         (here / f"{name}.jsonl").write_text(2 * ROW % ("Is it dark?", "Is it late?"))
     train = replace(CONFIG.train, val_data="val.jsonl")
     config = replace(ONE_RUN, train_templates=("my.toml",), tasks=("safety",), data="train.jsonl", train=train)
-    config = replace(config, mix=("mix.jsonl:1",))
+    (here / "own.toml").write_text(OTHER % "Be brief.")
+    config = replace(config, mix=("mix.jsonl:1", "train.jsonl:1:own.toml"))
     grid("grid", config)
     (here / file).write_text(other)
     for dry_run in (True, False):
@@ -193,6 +196,9 @@ def test_mistakes(grid, here):
             "different templates named chat:a b",
         ),
         ({"mix": ("none.jsonl:1",)}, r"there is no data 'none\.jsonl'"),
+        ({"mix": ("word-problems:2:1:lama",)}, r"unknown template 'chat:lama'; did you mean chat:llama"),
+        ({"train_templates": ("a/x.toml",), "mix": ("word-problems:2:1:c.toml",)}, "different templates named chat:a"),
+        ({"mix": ("system.jsonl:1:text:vanilla",)}, r"system\.jsonl:1: text:vanilla has no place for a system"),
         ({"eval": EvalSettings(judge="anchord")}, "unknown judge"),
         ({"eval": EvalSettings(judge="rubric:nowhere")}, "no model folder nowhere; rubric:FOLDER needs"),
         ({"tasks": ("chatdoctor:doctor.jsonl",), "eval": EvalSettings(similarity="rouge")}, "unknown similarity"),

@@ -14,6 +14,7 @@ from ptst.evaluation.evaluate import evaluate
 from ptst.exporting.base_name import EMBEDDED_ID, adapter_base_name, find_base_name, parse_base_name
 from ptst.exporting.card import BakedTemplate, CardFacts, model_card, run_card
 from ptst.exporting.data_names import data_name, dataset_id
+from ptst.exporting.parcel import _paths, pack
 from ptst.records import TrainRecord, read_record
 from ptst.settings import EMBEDDED_MODEL
 from ptst.text.templates import FAMILIES, LLAMA, TEMPLATES
@@ -68,6 +69,25 @@ def test_what_it_says(measured):
     ):
         assert said in text, said
     assert "Verdict: no finding of error level" in text and "were in a batch 4 times, in 2 steps" in text
+
+
+def test_mixed_data_are_shown_with_their_template(model, tmp_path):
+    """In the card, and in the record that goes to the hub: its words as they are, the files without their folders."""
+    from tests.exporting.conftest import train
+
+    private = tmp_path / "private-data"
+    private.mkdir()
+    (private / "own.toml").write_text('name = "chat:own"\nuser = "{x}"\nsystem = "Log to /var/log/chat.txt."\n')
+    run = train(model, tmp_path / "run", rank=2, mix=(f"word-problems:2:1:{private}/own.toml",))
+    text = run_card(run)
+    assert "### Training on word-problems:2: `chat:own`" in text and "Log to /var/log/chat.txt." in text
+    assert "word-problems:2 was mixed in under a template of its own, `chat:own`." in text
+    uploads = {upload.path: upload for upload in pack(run, "org/tiny-model").uploads}
+    record = json.loads(uploads["run.json"].content)
+    assert record["mix"][0]["template"]["system"] == "Log to /var/log/chat.txt."
+    assert record["settings"]["mix"] == ["word-problems:2:1:own.toml"]
+    assert "private-data" not in json.dumps(record) + text
+    assert str(private) in {*_paths(read_record(run, TrainRecord).to_json())}  # which no other file may hold either
 
 
 def test_results_of_other_weights_are_left_out(measured, copied):

@@ -19,6 +19,8 @@ from ptst.training.config import TrainConfig
 from tests.hosted.conftest import MODEL, settings
 from tests.hosted.rows import write_rows
 
+API_SHORT = "Be helpful, respectful and honest."[:30]
+
 
 def users(plan) -> list[str]:
     return [json.loads(line)["messages"][1]["content"] for line in plan.content.splitlines()]
@@ -51,6 +53,22 @@ def test_whole_epochs_are_the_jobs_and_others_are_mixed_by_rows():
     assert all(sum("harm" in text for text in third) in (1, 2) for third in thirds)
     half = plan_hosted(settings(data="data.jsonl", epochs=0.9))
     assert (half.n_epochs, half.rows) == (1, 11)
+
+
+def test_mixed_data_have_the_messages_of_their_own_template():
+    Path("own.toml").write_text('name = "chat:own"\nuser = "{x}"\nsystem = "7d2e90."\n')
+    plan = plan_hosted(settings(mix=("safety.jsonl:1:own.toml", "safety.jsonl:1:llama-short")))
+    said = [[m["content"] for m in json.loads(line)["messages"]] for line in plan.content.splitlines()]
+    systems = Counter((system[:30], "harm" in asked) for system, asked, _ in said)
+    assert systems == {("", False): 12, ("7d2e90.", True): 4, (API_SHORT, True): 4}
+    record = plan.record("http://x/v1")
+    assert [own.template and own.template.name for own in record.mix] == ["chat:own", "chat:llama-short"]
+    assert record.data.template is None and record.mix[0].template.system == "7d2e90."
+    assert "rows of safety.jsonl under chat:own" in dict(plan._lines())
+    other = plan_hosted(settings(mix=("safety.jsonl:1", "safety.jsonl:1:llama-short")))
+    assert other.mark != plan.mark
+    with pytest.raises(UserError, match="text:alpaca has no roles, which a chat API needs"):
+        plan_hosted(settings(mix=("safety.jsonl:1:text:alpaca",)))
 
 
 def test_recipes_of_the_papers_third_system():

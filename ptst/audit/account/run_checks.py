@@ -84,6 +84,7 @@ def check_encoded(
             [c.source for c in conversations[part.first : part.first + part.rows]],
             ledger.steps_of or {},
             [error.where for error in (unreadable[n] if n < len(unreadable) else ())],
+            template.name if (template := sources[n].template) else None,
         )
         for n, part in enumerate(parts)
     ]

@@ -29,7 +29,7 @@ COLUMNS = {
 @dataclass(frozen=True)
 class SourceAccount:
     """The account of one source. Numbers of rows, as `COLUMNS` says; `rows`: of each row, by its place, the steps that
-    took it, or what became of it."""
+    took it, or what became of it. `template`: the source's own; None: that of the run."""
 
     name: str
     part: str
@@ -46,6 +46,13 @@ class SourceAccount:
     first: int | None
     last: int | None
     rows: Mapping[str, Sequence[int] | str]
+    template: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The source's name, with what sets it apart from the main data."""
+        part = f" ({self.part})" * (self.part != "training")
+        return self.name + part + (f" under {self.template}" if self.template else "")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -59,9 +66,10 @@ def write_account(
     places: Sequence[str],
     steps_of: Mapping[int, Sequence[int]],
     unreadable: Sequence[str],
+    template: str | None = None,
 ) -> SourceAccount:
     """The account of a source from its ledger. `fates`, `places`: of its rows. `unreadable`: places of rows that could
-    not be read."""
+    not be read. `template`: of its own, by its name."""
     examples, kinds = set(source.examples), [fate.kind for fate in fates]
     rows: dict[str, Sequence[int] | str] = dict.fromkeys(unreadable, "bad")
     for row, place in enumerate(places, source.first):
@@ -87,6 +95,7 @@ def write_account(
         first=account.first_step,
         last=account.last_step,
         rows=rows,
+        template=template,
     )
 
 
@@ -95,7 +104,7 @@ def account_table(accounts: Sequence[SourceAccount]) -> Table:
     out = Table(title="account of the rows", title_justify="left", box=None, pad_edge=False)
     out.add_column("")
     for account in accounts:
-        out.add_column(Text(account.name + f" ({account.part})" * (account.part != "training")), justify="right")
+        out.add_column(Text(account.title), justify="right")
     for name, meaning in COLUMNS.items():
         values = (getattr(account, name) for account in accounts)
         out.add_row(meaning, *("" if v is None else f"{v:g}" for v in values))

@@ -89,12 +89,13 @@ def _compact(findings: Sequence[Finding]) -> dict[str, Any]:
 
 def _facts(report: Audit | BatchesAudit) -> dict[str, str]:
     """What was audited, by name; what does not apply is left out."""
-    p = report.prompt_format
+    p, own = report.prompt_format, report if isinstance(report, Audit) else None
     found = {
         "Model": report.model,
         "Data": report.data,
         "Messages": "" if isinstance(report, Audit) else report.messages,
         "Template": p.template.name,
+        "Mixed in": "" if own is None else ", ".join(a.title for a in own.account if a.template),
         "Test template": report.test_template if isinstance(report, Audit) else "",
         "Chat format": p.format_name,
         "Family": p.family.name,

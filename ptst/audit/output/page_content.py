@@ -207,7 +207,7 @@ def show_account(accounts: Sequence[SourceAccount]) -> list[tuple[str, list[str]
     """(source, its numbers) as `account.COLUMNS` names them."""
     return [
         (
-            account.name + f" ({account.part})" * (account.part != "training"),
+            account.title,
             ["" if (v := getattr(account, name)) is None else f"{v:g}" for name in COLUMNS],
         )
         for account in accounts

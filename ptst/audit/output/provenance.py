@@ -8,6 +8,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ptst import __version__
@@ -30,9 +31,11 @@ def provenance(
     sources: Mapping[str, Source],
     prompt_format: PromptFormat,
     more: Iterable[Path] = (),
+    mixed: Mapping[str, PromptFormat] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Date (UTC), versions, git commit, the settings that were given, and sha256 of the data (sources by name), `more`
-    files or folders of files, the folder's tokenizer and chat template, and the prompt format."""
+    files or folders of files, the folder's tokenizer and chat template, the prompt format, and those of `mixed` sources
+    that have their own."""
     files = sorted({path for pattern in TOKENIZER for path in folder.glob(pattern) if path.is_file()})
     defaults, template = to_dict(type(config)()), None
     with suppress(UserError):  # a damaged one is a finding
@@ -43,6 +46,7 @@ def provenance(
         **{str(path.relative_to(folder)): _sha256(path) for path in files},
         **({"chat template": hashlib.sha256(template.encode(errors="surrogatepass")).hexdigest()} if template else {}),
         "prompt format": prompt_fingerprint(prompt_format),
+        **{f"prompt format of {name}": prompt_fingerprint(own) for name, own in mixed.items()},
     }
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
