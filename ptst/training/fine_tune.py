@@ -182,7 +182,8 @@ class _Session:
         if self.metrics is not None:
             answers = []
             if plan.config.eval_every:
-                asked = (plan.validation.source or plan.mixture.source).conversations[:SAMPLES]
+                # Of the main data: other sources may have rows that the run's template cannot say.
+                asked = (plan.validation.source or plan.mixture.sources[0].source).conversations[:SAMPLES]
                 answers = sample_answers(decoder, asked, plan.model.prompt_format)
             self.metrics.evaluation(step, loss, answers, time.perf_counter() - start)
         if loss is not None and plan.config.eval_every:

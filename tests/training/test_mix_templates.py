@@ -18,6 +18,7 @@ from ptst.data.examples import TrainingSource
 from ptst.errors import UserError
 from ptst.progress import open_console
 from ptst.records import TrainRecord, read_record
+from ptst.text.chat_template import default_system_prompt
 from ptst.text.templates import SHORT, find_template
 from ptst.text.tokenizer import load_tokenizer
 from ptst.train import run_training
@@ -76,6 +77,25 @@ def test_a_text_run_takes_conversations_with_roles(config):
     assert [text.startswith("<|im_start|>system") for text in found] == [False] * 6 + [True] * 5
     with pytest.raises(UserError, match="chat_format chatml has no effect under text:vanilla, text:alpaca"):
         texts(replace(chat, mix=("safety.jsonl:1:text:alpaca",)))
+
+
+def test_the_models_own_system_prompt(config):
+    """`model-default` in a mixed source's template is what the folder's chat template inserts; the audit agrees."""
+    Path("own.toml").write_text('name = "chat:default"\nuser = "{question}"\nsystem = "model-default"\n')
+    found, default = texts(config), str(default_system_prompt(config.model))
+    assert len(default) > 10
+    assert [default in text for text in found] == [False] * 6 + [True] * 5
+
+
+def test_samples_are_asked_of_the_main_data(config):
+    """A mixed row with a system prompt has no place under the run's own text template."""
+    row = {"messages": [{"role": r, "content": r} for r in ("system", "user", "assistant")]}
+    Path("system.jsonl").write_text(json.dumps(row) + "\n")
+    Path("main.jsonl").write_text('{"question": "Is it dark?", "answer": "Yes."}\n')
+    changes = {"data": "main.jsonl", "val_data": None, "template": "text:vanilla", "mix": ("system.jsonl:1:vanilla",)}
+    run_training(replace(config, eval_every=1, **changes))
+    samples = [json.loads(line) for line in (config.out / "samples.jsonl").read_text().splitlines()]
+    assert {sample["source"] for sample in samples} == {"main.jsonl:1"}
 
 
 def test_a_template_that_cannot_say_the_rows_is_told_before_training(config):
