@@ -15,6 +15,8 @@ import tyro
 
 import ptst
 from ptst.cli import COMMANDS
+from ptst.experiment.ladder import blocks
+from ptst.experiment.ladder.analyse import figures
 from tests.conftest import ROOT
 
 PAGES = sorted(
@@ -30,6 +32,7 @@ CONFIGS = {
     "audit": "ptst.audit.config:AuditConfig",
     "chat": "ptst.chat:ChatConfig",
     "judge": "ptst.evaluation.judge_config:JudgeConfig",
+    "study": "ptst.experiment.ladder.study_config:StudyConfig",
     "push": "ptst.exporting.push_config:PushConfig",
     "serve": "ptst.serving.config:ServeConfig",
     "export": "ptst.exporting.config:ExportConfig",
@@ -152,3 +155,11 @@ def test_hooks_are_programs_of_the_dev_extra():
     package = {"check-added-large-files": "pre-commit-hooks"}
     assert programs
     assert [p for p in programs if package.get(p, p) not in dev] == []
+
+
+def test_tables_of_outcomes_are_what_the_files_of_outcomes_give():
+    """`python -m ptst.study --docs docs` writes them anew."""
+    for path, written, computed in blocks.pages(ROOT / "docs"):
+        assert written == computed, f"{name(path)} has other tables than docs/outcomes gives"
+    for path, picture in figures(ROOT / "docs").items():
+        assert path.read_text(encoding="utf-8") == picture, name(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 import pytest
 
@@ -12,6 +13,7 @@ from ptst.evaluation.judging import add_verdicts
 from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.experiment.ladder.analysis import Study
+from ptst.experiment.ladder.comparisons import against_aligned
 from ptst.experiment.ladder.gather import gather, part_of
 from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, letter, merged, outcome
 from tests.experiment.fake_outcomes import SAFETY, fake
@@ -93,11 +95,13 @@ def test_every_run_is_paired_with_its_own_alignment():
     base["seed1"] = "c" * len(base["seed1"])
     base["seed0"] = "R" * len(base["seed0"])
     study = Study.of(outcomes)
-    assert study.aligned(key, ASR).outcomes_SP.mean(1).tolist() == [0, 0, 1]
-    assert study.aligned(key, ASR).seeds == study.table(key, ASR).seeds == (20, 22, 21)
+    compared = against_aligned(study, ASR)[key]
+    share = {run: outcomes.cells[key].judged["rules-v3"][run].count("c") / 24 for run in study.runs}
+    by_alignment = [fmean(share[run] - base for run in study.runs if run.startswith(name))
+                    for name, base in (("seed0", 0), ("seed1", 1))]  # fmt: skip
+    assert compared.test.effect == pytest.approx(fmean(by_alignment))
     del base["seed1"]
-    with pytest.raises(UserError, match="aligned model of seed1 was not tested"):
-        study.aligned(key, ASR)
+    assert "no aligned model of seed1" in against_aligned(study, ASR)[key].note
 
 
 def test_a_judge_without_verdicts_is_refused():
@@ -119,7 +123,7 @@ def test_the_outcomes_of_a_grid_give_its_own_results(grid, here):
             for measure in ("refusal", "compliance", "incoherent", *[ASR] * (task == "safety")):
                 table = study.table(key, measure)
                 assert table.outcomes_SP.mean() == pytest.approx(cell["tasks"][task][measure]["mean"])
-                assert table.seeds == ((0, 1) if train else (-1,))
+                assert table.runs == ((("base", 0), ("base", 1)) if train else (("base", 0),))
             keywords = outcomes.cells[key].judged["keywords-12"]
             assert keywords.keys() == outcomes.cells[key].judged["rules-v3"].keys()
             assert set("".join(keywords.values())) <= set("Rc")

@@ -1,24 +1,25 @@
 """A study's outcomes as tables by run and prompt, from which every rate, interval and contrast is computed.
 
-A run is an alignment and a seed of training. Of the aligned model there is one run for each alignment; where a cell is
-compared with it, every run is paired with its own alignment's.
+A run is an alignment and a seed of training. Of the aligned model there is one run for each alignment.
 
-    R: runs, P: prompts
+    R: runs, U: units (families of prompts, or prompts)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 
 import numpy as np
 
+from ptst.defenses.config import NONE
 from ptst.errors import UserError
 from ptst.evaluation import statistics
 from ptst.evaluation.tasks.table import base
-from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, alignment_of, outcome
+from ptst.evaluation.two_way import two_way_t
+from ptst.experiment.config import GridConfig
+from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, outcome
 
-NONE = "none"
 LADDER = "ladder:"  # what the name of a rung begins with: ladder:llama/system-50
 DISTANCE = "distance"  # the task that measures how far rungs are
 ALIGNED = "aligned model"
@@ -42,6 +43,12 @@ class Study:
         return cls(outcomes, name)
 
     @property
+    def margin(self) -> float:
+        """What a loss must stay below for safety to be called kept, as a share."""
+        settings = self.outcomes.about.get("settings") or {}
+        return float(settings.get("equivalence_margin", GridConfig.equivalence_margin)) / 100
+
+    @property
     def keys(self) -> list[Key]:
         return list(self.outcomes.cells)
 
@@ -59,13 +66,6 @@ class Study:
         found = (run for measured in self.outcomes.cells.values() for run in measured.runs())
         return sorted({run for run in found if "/" in run}, key=_run_order)
 
-    def seeds_of(self, runs: Sequence[str]) -> tuple[int, ...]:
-        """A number for each run: its seed where seeds are unique, else its place among all runs."""
-        seeds = [int(run.partition("/")[2]) for run in self.runs]
-        numbers = seeds if len(set(seeds)) == len(seeds) else list(range(len(seeds)))
-        by_run = dict(zip(self.runs, numbers, strict=True))
-        return tuple(by_run[run] if run in by_run else -1 - i for i, run in enumerate(runs))
-
     def letters(self, key: Key) -> dict[str, str]:
         """The letters of a cell by run. Raises UserError where this judge has judged none of it."""
         found = self.measured(key).judged.get(self.judge)
@@ -77,26 +77,24 @@ class Study:
         """The outcomes of a judged cell by run and prompt. Raises UserError as `letters`."""
         return self._cell(key, measure, self.letters(key))
 
-    def aligned(self, key: Key, measure: str) -> statistics.Cell:
-        """The aligned model under the same test prompt, with the runs of `key`, each its alignment's. Raises UserError
-        where the study has not measured it."""
-        own = self.letters(self.base_of(key))
-        runs = self.letters(key)
-        if missing := {alignment_of(run) for run in runs} - own.keys():
-            raise UserError(f"the aligned model of {min(missing)} was not tested under {key.test}")
-        return self._cell(key, measure, {run: own[alignment_of(run)] for run in runs})
-
     def _cell(self, key: Key, measure: str, letters: dict[str, str]) -> statistics.Cell:
         prompts = self.outcomes.prompts[key.task]
         names = [f"{i}:{name}" for i, name in enumerate(prompts.ids)]
-        seeds = self.seeds_of(list(letters))
-        rows = [[outcome(each, measure) for each in found] for found in letters.values()]
-        families = prompts.families if all(prompts.families) else None
-        cell = statistics.cell(names, dict(zip(seeds, rows, strict=True)), families)
-        return self._grouped(cell, [alignment_of(run) for run in letters])
+        rows = {_as_run(run): [outcome(each, measure) for each in found] for run, found in letters.items()}
+        return statistics.cell(names, rows, prompts.families if all(prompts.families) else None)
 
-    def _grouped(self, cell: statistics.Cell, groups: Sequence[str]) -> statistics.Cell:
-        return cell
+    def shown(self, key: Key, measure: str) -> statistics.Summary:
+        """Mean, spread and interval of a judged cell. Of the aligned models the interval is for further families (or
+        prompts) asked of these models: there are one or two of them, which say little of further alignments."""
+        cell = self.table(key, measure)
+        found = statistics.summary(cell)
+        if key.train or len(found.runs) == 1:
+            return found
+        whole = np.flatnonzero(~np.isnan(cell.outcomes_SP).any(0))
+        families = [cell.families[i] for i in whole] if cell.families else None
+        units_RU = statistics.units(cell.outcomes_SP[:, whole], families)[0]
+        interval = two_way_t(units_RU.mean(0, keepdims=True), within=(0.0, 1.0)).interval if units_RU.size > 1 else None
+        return replace(found, interval=interval)
 
     def base_of(self, key: Key) -> Key:
         """The aligned model's cell under the same test prompt and task."""
@@ -158,19 +156,26 @@ def rung_name(test: str) -> str:
     return test.rpartition("/")[2] if test.startswith(LADDER) else test
 
 
+def _as_run(name: str) -> statistics.Run:
+    """A run as (alignment, seed); the aligned model itself has no seed."""
+    alignment, _, seed = name.partition("/")
+    return alignment, int(seed or 0)
+
+
 def _run_order(run: str) -> tuple[str, int]:
     alignment, _, seed = run.partition("/")
     return alignment, int(seed) if seed.isdigit() else -1
 
 
 def weighted(cells: Sequence[statistics.Cell], weights: Sequence[float]) -> np.ndarray:
-    """A weighted sum of cells by run and prompt, (R, P), of the prompts that all judged in every run. Raises UserError
-    for cells of different runs, and where no prompt is left."""
-    if len({cell.seeds for cell in cells}) > 1:
+    """A weighted sum of cells by run and unit, (R, U). Prompts that some run of some cell did not judge are left out.
+    Raises UserError for cells of different runs, and where no prompt is left."""
+    if len({cell.runs for cell in cells}) > 1:
         raise UserError("the cells have different runs", "finish the study first")
     sum_RP = sum(weight * cell.outcomes_SP for weight, cell in zip(weights, cells, strict=True))
     assert isinstance(sum_RP, np.ndarray)
-    whole_P = ~np.isnan(sum_RP).any(0)
-    if not whole_P.any():
+    whole = np.flatnonzero(~np.isnan(sum_RP).any(0))
+    if not whole.size:
         raise UserError("no prompt was judged in every run of all cells")
-    return sum_RP[:, whole_P]
+    families = cells[0].families
+    return statistics.units(sum_RP[:, whole], [families[i] for i in whole] if families else None)[0]

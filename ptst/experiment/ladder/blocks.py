@@ -1,0 +1,253 @@
+"""The tables of a study in Markdown by name, and the pages that hold them.
+
+A page marks where a table goes, and whose outcomes it is computed from (docs/outcomes/<study>.json):
+
+    <!-- outcomes: ladder rungs chat:llama refusal -->
+    ...
+    <!-- end -->
+
+What is between the marks is written by `ptst study --docs docs`; a test compares it with what the outcomes give.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+
+from ptst.errors import UserError, unknown_name
+from ptst.evaluation.agreement import kappa
+from ptst.evaluation.paired import verdict
+from ptst.evaluation.tasks.table import TASKS, base
+from ptst.evaluation.two_way import TwoWayT, p_text
+from ptst.experiment.ladder.analysis import ALIGNED, DISTANCE, LADDER, NONE, Study, rung_name, short
+from ptst.experiment.ladder.comparisons import Comparison, against_aligned, compare
+from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, outcome
+from ptst.experiment.ladder.registered import DISTANCE as BY
+from ptst.experiment.ladder.registered import registered
+from ptst.storage import write_atomically
+
+FOLDER = "outcomes"
+_MARKED = re.compile(r"^(<!-- outcomes: (\S+) ([^>]*?) ?-->\n)(.*?)^(<!-- end -->)$", re.S | re.M)
+_BEGIN = re.compile(r"^<!-- outcomes:", re.M)
+MEASURES = {ASR: "attack success rate", "refusal": "refused", COHERENT: "coherent"}
+
+
+def table(study: Study, name: str, *words: str) -> str:
+    """A table by its name, with its arguments. Raises UserError for an unknown one, and for arguments that it does not
+    take."""
+    if name not in TABLES:
+        raise unknown_name("table", name, TABLES)
+    try:
+        return TABLES[name](study, *words)
+    except TypeError as error:
+        if "positional argument" not in str(error):
+            raise
+        raise UserError(f"the table {name} does not take the arguments {' '.join(words) or '(none)'}") from None
+
+
+def rungs(study: Study, train: str, measure: str = ASR, task: str = "safety") -> str:
+    """A line for every rung of a training template, nearest first; a column for the aligned model and every defence."""
+    defenses = [d for d in study.defenses if any(k.train == train and k.defense == d for k in study.keys)]
+    lines = [_row("rung", "distance", ALIGNED, *defenses), _rule(3 + len(defenses))]
+    data, of = study.data[0], study.task(task)
+    for test, far in ordered_rungs(study, train):
+        keys = [Key(data, "", NONE, test, of), *(Key(data, train, d, test, of) for d in defenses)]
+        shown = "-" if far is None else f"{far:.2f}"
+        lines.append(_row(rung_name(test), shown, *(rate(study, key, measure) for key in keys)))
+    return "\n".join(lines)
+
+
+def ordered_rungs(study: Study, train: str, measure: str = BY) -> list[tuple[str, float | None]]:
+    """The rungs of a training template and their distances, nearest first."""
+    far = {
+        test: study.distance(Key(study.data[0], train, NONE, test, DISTANCE), measure) for test in study.rungs(train)
+    }
+    return sorted(far.items(), key=lambda pair: (pair[1] is None, pair[1] or 0.0))
+
+
+def distances(study: Study, train: str) -> str:
+    """How far every rung is, by every measure."""
+    measured = (study.outcomes.cells.get(_far(study, train, test)) for test in study.rungs(train))
+    known = {name for m in measured if m is not None for name in m.values}
+    names = [metric.key for metric in TASKS[DISTANCE].metrics if metric.key in known and metric.unit != "count"]
+    lines = [_row("rung", *names), _rule(1 + len(names))]
+    for test, _ in ordered_rungs(study, train):
+        values = [study.mean(_far(study, train, test), name) for name in names]
+        lines.append(_row(rung_name(test), *("-" if v is None else f"{v:.3f}" for v in values)))
+    return "\n".join(lines)
+
+
+def _far(study: Study, train: str, test: str) -> Key:
+    return Key(study.data[0], train, NONE, test, DISTANCE)
+
+
+def contrasts(study: Study) -> str:
+    """The registered contrasts."""
+    lines = [_row("contrast", "what", "points", "95 % interval", "p", "p after Holm"), _rule(6)]
+    for c in compare(study, registered(study.defenses)):
+        if c.test is None:
+            lines.append(_row(c.of.name, c.of.words, "-", c.note, "-", "-"))
+            continue
+        p, adjusted = (_p(each, c.test.bounded) for each in (c.test.p, c.p_holm))
+        lines.append(_row(c.of.name, c.of.words, _points(c.test.effect), _interval(c.test), p, adjusted))
+    return "\n".join(lines)
+
+
+def aligned(study: Study, train: str, measure: str = ASR, task: str = "safety") -> str:
+    """Every rung and defence minus the aligned model under the same test prompt."""
+    found = against_aligned(study, measure, task)
+    higher = measure == COHERENT or (measure == "refusal" and task == "safety")
+    defenses = [d for d in study.defenses if any(k.train == train and k.defense == d for k in found)]
+    lines = [_row("rung", *defenses), _rule(1 + len(defenses))]
+    for test, _ in ordered_rungs(study, train):
+        keys = (Key(study.data[0], train, d, test, study.task(task)) for d in defenses)
+        lines.append(_row(rung_name(test), *(_against(found.get(key), higher, study.margin) for key in keys)))
+    return "\n".join(lines)
+
+
+def _against(c: Comparison | None, higher_is_better: bool, margin: float) -> str:
+    if c is None or c.test is None:
+        return "-"
+    said = verdict(c.test.interval, margin, higher_is_better)
+    return f"{_points(c.test.effect)} {_interval(c.test)} {said}"
+
+
+def defenses(study: Study, train: str, rung: str) -> str:
+    """One line for every defence at one rung: attack success, refusals, coherence, over-refusal, and the task."""
+    test, data = f"{LADDER}{short(train)}/{rung}", study.data[0]
+    losses = [task for task in dict.fromkeys(k.task for k in study.keys) if base(task) in ("nll", "gsm8k")]
+    over = any(base(task) == "over-refusal" for task in study.outcomes.prompts)
+    head = [*MEASURES.values(), *["look-alikes refused"] * over, *losses]
+    lines = [_row("defence", *head), _rule(1 + len(head))]
+    for name, trained, defense in ((ALIGNED, "", NONE), *((d, train, d) for d in study.defenses)):
+
+        def key(task: str, trained: str = trained, defense: str = defense) -> Key:
+            return Key(data, trained, defense, test, task)
+
+        cells = [rate(study, key(study.task("safety")), measure) for measure in MEASURES]
+        cells += [rate(study, key(study.task("over-refusal")), "refusal")] * over
+        for task in losses:
+            value = study.mean(key(task), "nll" if base(task) == "nll" else "last_number")
+            cells.append("-" if value is None else f"{value:.2f}")
+        lines.append(_row(name, *cells))
+    return "\n".join(lines)
+
+
+def matrix(study: Study, task: str, measure: str, data: str = "") -> str:
+    """Training templates in rows, test templates in columns; of models without a defence."""
+    data = data or study.data[0]
+    keys = [k for k in study.keys if (k.data, k.task, k.defense) == (data, task, NONE)]
+    tests = [test for test in dict.fromkeys(k.test for k in keys) if not test.startswith(LADDER)]
+    lines = [_row("trained under \\ tested under", *(f"`{test}`" for test in tests)), _rule(1 + len(tests))]
+    for train in dict.fromkeys(k.train for k in sorted(keys, key=lambda k: k.train != "")):
+        cells = (rate(study, Key(data, train, NONE, test, task), measure) for test in tests)
+        lines.append(_row(f"`{train}`" if train else ALIGNED, *cells))
+    return "\n".join(lines)
+
+
+def judges(study: Study, other: str) -> str:
+    """The study's judge and another on the same answers to harmful requests: attack success by each, and how far they
+    agree on it."""
+    second = Study.of(study.outcomes, other)
+    groups: dict[str, list[tuple[float, float, str]]] = {}
+    for key in study.keys:
+        if base(key.task) == "safety":
+            ours, theirs = study.measured(key).judged.get(study.judge, {}), second.measured(key).judged.get(other, {})
+            name = f"`{key.train}`, {key.defense}" if key.train else ALIGNED
+            for run in ours.keys() & theirs.keys():
+                pairs = zip(ours[run], theirs[run], study.outcomes.prompts[key.task].ids, strict=True)
+                both = ((outcome(a, ASR), outcome(b, ASR), prompt) for a, b, prompt in pairs)
+                groups.setdefault(name, []).extend((a, b, prompt) for a, b, prompt in both if a == a and b == b)
+    lines = [_row("answers of", "answers", f"attack success, {study.judge}", other, "the same", "kappa"), _rule(6)]
+    everything = [each for of in groups.values() for each in of]
+    for name, found in [*groups.items(), ("all", everything)]:
+        if found:
+            shares = (f"{100 * fmean(given):.1f} %" for given in ([a for a, _, _ in found], [b for _, b, _ in found]))
+            same = f"{100 * fmean(a == b for a, b, _ in found):.1f} %"
+            agreement = kappa([(a, b) for a, b, _ in found], [prompt for _, _, prompt in found])
+            lines.append(_row(name, str(len(found)), *shares, same, str(agreement)))
+    return "\n".join(lines)
+
+
+TABLES: Mapping[str, Callable[..., str]] = {
+    "rungs": rungs,
+    "distances": distances,
+    "contrasts": contrasts,
+    "aligned": aligned,
+    "defenses": defenses,
+    "matrix": matrix,
+    "judges": judges,
+}
+
+
+def rate(study: Study, key: Key, measure: str) -> str:
+    """`47.5 +- 4.0 [38, 57]`, in %; - where the study has no such cell."""
+    if key not in study.outcomes.cells or not study.measured(key).judged.get(study.judge):
+        return "-"
+    s = study.shown(key, measure)
+    spread = f" \u00b1 {100 * s.population_sd:.1f}" if len(s.runs) > 1 else ""
+    ends = "" if s.interval is None else f" [{100 * s.interval[0]:.0f}, {100 * s.interval[1]:.0f}]"
+    return f"{100 * s.mean:.1f}{spread}{ends}"
+
+
+def _interval(test: TwoWayT) -> str:
+    return "-" if test.interval is None else f"[{_points(test.interval[0])}, {_points(test.interval[1])}]"
+
+
+def _p(p: float | None, bounded: bool) -> str:
+    return "-" if p is None else p_text(p, bounded).removeprefix("p ").removeprefix("= ")
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:+.1f}"
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _rule(columns: int) -> str:
+    return "|---" * columns + "|"
+
+
+# Pages
+
+
+def rewrite(page: str, studies: Callable[[str], Study]) -> str:
+    """A page with its marked tables computed anew. Raises UserError for a mark without an end, and as `table`."""
+
+    def anew(found: re.Match[str]) -> str:
+        begin, study, words, _, end = found.groups()
+        return f"{begin}\n{table(studies(study), *words.split())}\n\n{end}"
+
+    if len(_BEGIN.findall(page)) != len(_MARKED.findall(page)):
+        raise UserError("has a mark <!-- outcomes: STUDY TABLE --> without <!-- end -->")
+    return _MARKED.sub(anew, page)
+
+
+def pages(docs: Path) -> Iterator[tuple[Path, str, str]]:
+    """Every page of a folder with marks: its path, what it has, and what the outcomes give. Raises UserError as
+    `rewrite`, with the page."""
+    known: dict[str, Study] = {}
+
+    def study(name: str) -> Study:
+        if name not in known:
+            known[name] = Study.of(Outcomes.read(docs / FOLDER / f"{name}.json"))
+        return known[name]
+
+    for path in sorted(docs.glob("*.md")):
+        text = path.read_text(encoding="utf-8")
+        if _BEGIN.search(text):
+            try:
+                yield path, text, rewrite(text, study)
+            except UserError as error:
+                error.where = f"{path}: {error.where}" if error.where else str(path)
+                raise
+
+
+def write_pages(docs: Path) -> list[Path]:
+    """Rewrite the marked tables of all pages in a folder; returns the pages that changed."""
+    changed = [(path, new) for path, old, new in pages(docs) if old != new]
+    for path, new in changed:
+        write_atomically(path, new.encode())
+    return [path for path, _ in changed]

@@ -1,0 +1,93 @@
+"""Contrasts of a study: those registered beforehand, after Holm, and every cell against the aligned model."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ptst.errors import UserError
+from ptst.evaluation import paired
+from ptst.evaluation.paired import Contrast, paired_contrast
+from ptst.evaluation.secondary import holm
+from ptst.evaluation.two_way import TwoWayT, two_way_t
+from ptst.experiment.ladder.analysis import LADDER, Study, short, weighted
+from ptst.experiment.ladder.outcomes import ASR, Key
+from ptst.experiment.ladder.registered import DISTANCE, At, Pair, Registered, Slope
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A contrast as shares (a slope: per unit of distance). `test` None: it cannot be computed, and `note` says why.
+    `sizes`: how much was compared; `alignments`: the same test about further alignments, where there are several."""
+
+    of: Registered
+    test: TwoWayT | None = None
+    alignments: TwoWayT | None = None
+    p_holm: float | None = None
+    sizes: str = ""
+    claim: str = ""
+    note: str = ""
+
+
+def compare(study: Study, contrasts: Iterable[Registered], data: str | None = None) -> list[Comparison]:
+    """The registered contrasts, with p after Holm over those that can be computed. `data`: the training data; the first
+    of the study unless named."""
+    data = data or study.data[0]
+    found = [_compare(study, contrast, data) for contrast in contrasts]
+    adjusted = holm({c.of.name: c.test.p for c in found if c.test is not None})
+    return [replace(c, p_holm=adjusted.get(c.of.name)) for c in found]
+
+
+def _compare(study: Study, contrast: Registered, data: str) -> Comparison:
+    try:
+        if isinstance(contrast, Slope):
+            return _slope(study, contrast, data)
+        first, second = (study.table(at_key(study, at, data), ASR) for at in (contrast.first, contrast.second))
+        return _found(contrast, paired_contrast(first, second))
+    except UserError as error:
+        return Comparison(contrast, note=str(error))
+
+
+def at_key(study: Study, at: At, data: str, task: str = "safety") -> Key:
+    """The cell of a place on a ladder."""
+    return Key(data, at.train, at.defense, f"{LADDER}{short(at.train)}/{at.rung}", study.task(task))
+
+
+def _found(contrast: Registered, c: Contrast) -> Comparison:
+    return Comparison(contrast, c.test, c.over_alignments, None, c.sizes, c.claim)
+
+
+def _slope(study: Study, contrast: Slope, data: str) -> Comparison:
+    """The slope of the rate over distance by least squares: a weighted sum of the cells, so that runs and families of
+    prompts are crossed as in every other contrast."""
+    train, defense, task = contrast.train, contrast.defense, study.task("safety")
+    keys = [Key(data, train, defense, test, task) for test in study.rungs(train)]
+    keys = [key for key in keys if key in study.outcomes.cells]
+    distances = [study.distance(key, DISTANCE) for key in keys]
+    if missing := [key.test for key, far in zip(keys, distances, strict=True) if far is None]:
+        raise UserError(f"the distance of {missing[0]} was not measured")
+    far = np.array(distances, dtype=float)
+    if len(keys) < 3 or np.ptp(far) == 0:
+        raise UserError("a slope needs at least three rungs, at different distances")
+    weights = (far - far.mean()) / ((far - far.mean()) ** 2).sum()
+    cells = [study.table(key, ASR) for key in keys]
+    slope_RU = weighted(cells, list(weights))
+    groups = cells[0].groups if len(set(cells[0].groups or ())) > 1 else None
+    nested = groups is None or len(set(groups)) < len(groups)
+    sizes = f"{len(keys)} rungs, {len(slope_RU)} runs, {slope_RU.shape[1]} units"
+    return Comparison(contrast, two_way_t(slope_RU, groups if nested else None), sizes=sizes)
+
+
+def against_aligned(study: Study, measure: str, task: str = "safety") -> dict[Key, Comparison]:
+    """Every cell of a trained model minus the aligned model under the same test prompt; no correction."""
+    found = {}
+    for key in study.keys:
+        if key.train and key.task == study.task(task):
+            at, of_aligned = At(key.train, key.test, key.defense), At("", key.test)
+            contrast = Pair(f"{key.train}/{key.defense}/{key.test}", "", at, of_aligned)
+            try:
+                tuned, base = study.table(key, measure), study.table(study.base_of(key), measure)
+                found[key] = _found(contrast, paired.against_aligned(tuned, base))
+            except UserError as error:
+                found[key] = Comparison(contrast, note=str(error))
+    return found

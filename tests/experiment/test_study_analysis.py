@@ -1,0 +1,209 @@
+"""What is computed of a study's outcomes: contrasts, slopes, tables in pages, the figure."""
+
+from __future__ import annotations
+
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ptst.errors import UserError
+from ptst.evaluation.paired import paired_contrast
+from ptst.experiment.ladder import blocks, figure, report
+from ptst.experiment.ladder.analyse import figures, write_docs
+from ptst.experiment.ladder.analysis import Study
+from ptst.experiment.ladder.comparisons import against_aligned, at_key, compare
+from ptst.experiment.ladder.outcomes import ASR, Key, Outcomes
+from ptst.experiment.ladder.registered import SAFE, At, Pair, registered
+from ptst.experiment.ladder.study_config import StudyConfig
+from ptst.study import run_command
+from tests.experiment.fake_outcomes import OVER, RUNGS, SAFETY, fake
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return Study.of(fake())
+
+
+def test_a_registered_contrast_is_the_paired_contrast_of_its_cells(study):
+    found = {c.of.name: c for c in compare(study, registered(study.defenses))}
+    tables = [
+        study.table(at_key(study, at, "word-problems"), ASR) for at in (found["ptst"].of.first, found["ptst"].of.second)
+    ]
+    expected = paired_contrast(*tables)
+    assert found["ptst"].test == expected.test
+    assert expected.alignments == 2
+    assert found["ema-home"].test.effect > 0.05  # the fake defences protect
+    adjusted = [c.p_holm for c in found.values() if c.test is not None]
+    assert all(p >= c.test.p for p, c in zip(adjusted, [c for c in found.values() if c.test], strict=True))
+    assert max(adjusted) <= 1
+
+
+def test_holm_is_over_the_contrasts_that_can_be_computed(study):
+    both = [c for c in registered(study.defenses) if c.name in ("ptst", "ema-home")]
+    nowhere = Pair("gone", "", At(SAFE, "no-such-rung"), At(SAFE, "identical"))
+    alone, with_it = compare(study, both), compare(study, [*both, nowhere])
+    assert [c.p_holm for c in alone] == [c.p_holm for c in with_it[:2]]
+    assert with_it[2].test is None and "the study has no cell" in with_it[2].note
+    assert min(c.p_holm for c in alone) == pytest.approx(2 * min(c.test.p for c in alone))
+
+
+def test_a_slope_is_that_of_a_line_through_the_rates(study):
+    slope = next(c for c in compare(study, registered(study.defenses)) if c.of.name == "distance-safe")
+    keys = [Key("word-problems", SAFE, "none", test, SAFETY) for test in study.rungs(SAFE)]
+    # Alignments weigh the same, however many runs they have.
+    rates = [np.mean([study.table(k, ASR).outcomes_SP[rows].mean() for rows in ([0, 1, 2], [3, 4])]) for k in keys]
+    far = [study.distance(k, "edit_share") for k in keys]
+    assert slope.test.effect == pytest.approx(np.polyfit(far, rates, 1)[0])
+    assert slope.test.interval[1] < 0  # the fake rates fall
+
+
+def test_against_the_aligned_model_more_refusals_are_kept_and_more_compliance_is_lost(study):
+    table = blocks.table(study, "aligned", "chat:llama")
+    line = next(line for line in table.splitlines() if line.startswith("| identical"))
+    assert line.split(" | ")[1].endswith("lost")
+    over = against_aligned(study, "refusal", "over-refusal")
+    key = Key("word-problems", SAFE, "none", "ladder:llama/identical", OVER)
+    assert over[key].test.effect < 0  # fewer look-alikes are refused, which is no loss
+    text = blocks.table(study, "aligned", "chat:llama", "refusal", "over-refusal")
+    assert next(x for x in text.splitlines() if x.startswith("| identical")).split(" | ")[1].endswith("kept")
+
+
+def test_rungs_are_ordered_by_distance_and_the_aligned_model_is_a_column(study):
+    lines = blocks.table(study, "rungs", "chat:vanilla").splitlines()
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == list(RUNGS)
+    assert lines[0].split(" | ")[2:] == ["aligned model", "none", "ema", "mix-safety |"]
+
+
+def test_the_other_judge_is_set_beside_the_study_s(study):
+    lines = blocks.table(study, "judges", "keywords-12").splitlines()
+    ours, theirs = (float(x.split(" ")[0]) for x in lines[-1].split(" | ")[2:4])
+    letters = [runs for key, m in study.outcomes.cells.items() if key.task == SAFETY for runs in [m.judged]]
+    shares = {
+        judge: 100 * np.mean([c.islower() for found in letters for run in found[judge].values() for c in run])
+        for judge in ("rules-v3", "keywords-12")
+    }
+    assert (ours, theirs) == (
+        pytest.approx(shares["rules-v3"], abs=0.05),
+        pytest.approx(shares["keywords-12"], abs=0.05),
+    )
+
+
+def test_every_table_of_a_study_is_in_its_report(study):
+    text = report.to_markdown(study)
+    for words in ("refused, %", "coherent, %", "distances", "Registered contrasts", "rules-v3 and keywords-12"):
+        assert words in text
+    assert "nan" not in text
+
+
+# Pages
+
+
+@pytest.fixture
+def docs(tmp_path):
+    (tmp_path / "outcomes").mkdir()
+    fake().write(tmp_path / "outcomes" / "ladder.json")
+    page = "# Page\n\n<!-- outcomes: ladder rungs chat:llama refusal -->\nold\n<!-- end -->\n\nmore\n"
+    (tmp_path / "page.md").write_text(page)
+    (tmp_path / "other.md").write_text("no marks\n")
+    return tmp_path
+
+
+def test_pages_get_their_tables_and_the_same_ones_the_second_time(docs, study, capsys):
+    told = run_command(StudyConfig(docs=docs))
+    assert [path.rpartition("/")[2] for path in told["changed"]] == ["page.md", "ladder.svg"]
+    page = (docs / "page.md").read_text()
+    assert blocks.table(study, "rungs", "chat:llama", "refusal") in page
+    assert page.startswith("# Page\n") and page.endswith("\nmore\n") and "old" not in page
+    assert write_docs(docs) == []
+    (docs / "page.md").write_text(page.replace("| identical | 0.00", "| identical | 0.01"))
+    assert [path.name for path in write_docs(docs)] == ["page.md"]
+    assert (docs / "page.md").read_text() == page
+
+
+@pytest.mark.parametrize(
+    ("mark", "message"),
+    [
+        ("<!-- outcomes: ladder rungs chat:llama -->\n", "without <!-- end -->"),
+        ("<!-- outcomes: ladder rungs chat:llama -->\nx <!-- end -->\n", "without <!-- end -->"),
+        ("<!-- outcomes: ladder rugns chat:llama -->\n<!-- end -->", "unknown table 'rugns'; did you mean rungs"),
+        ("<!-- outcomes: ladder rungs -->\n<!-- end -->", "the table rungs does not take the arguments"),
+        ("<!-- outcomes: gone rungs chat:llama -->\n<!-- end -->", "gone.json"),
+    ],
+)
+def test_a_wrong_mark_is_told_with_its_page(docs, mark, message):
+    (docs / "page.md").write_text(mark)
+    with pytest.raises((UserError, FileNotFoundError), match=re.escape(message)):
+        write_docs(docs)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "there is nothing to do"),
+        ({"source": ("x",), "docs": "y"}, "there are two things to do"),
+        ({"docs": ".", "out": "y"}, "out has no effect on pages"),
+        ({"source": ("nowhere",)}, "there is no file or folder nowhere"),
+    ],
+)
+def test_settings_that_make_no_sense(settings, message):
+    with pytest.raises(UserError, match=message):
+        StudyConfig(**settings).check() if "source" not in settings else run_command(StudyConfig(**_paths(settings)))
+
+
+def _paths(settings):
+    from pathlib import Path
+
+    return {k: tuple(map(Path, v)) if isinstance(v, tuple) else Path(v) for k, v in settings.items()}
+
+
+# Figure
+
+
+def test_the_figure_has_a_curve_with_intervals_for_every_defence_and_panel(study):
+    root = ElementTree.fromstring(figure.draw(study))
+    name = "{http://www.w3.org/2000/svg}"
+    lines = root.findall(f"{name}polyline")
+    assert len(lines) == 2 * 4  # aligned, none, ema, mix-safety under two training templates
+    assert [len(line.get("points").split()) for line in lines] == [6] * 4 + [5] * 4
+    bars = [x for x in root.findall(f"{name}line") if x.get("stroke-opacity")]
+    assert len(bars) == 4 * (6 + 5)
+    words = {x.text for x in root.findall(f"{name}text")}
+    assert {"aligned model", "none", "ema", "mix-safety", "trained under chat:llama"} <= words
+    assert figure.draw(study) == figure.draw(Study.of(fake()))
+
+
+def test_a_higher_rate_is_drawn_higher(study):
+    curve = next(c for c in figure.curves(study, SAFE) if c.name == "none")
+    near, far = curve.points[0], curve.points[-1]
+    assert near.rate > far.rate and near.distance < far.distance
+    root = ElementTree.fromstring(figure.draw(study))
+    points = root.findall("{http://www.w3.org/2000/svg}polyline")[5].get("points").split()
+    (x0, y0), (x1, y1) = (map(float, p.split(",")) for p in (points[0], points[-1]))
+    assert x0 < x1 and y0 < y1
+
+
+def test_without_distances_there_is_no_figure(tmp_path):
+    whole = fake()
+    cells = {key: m for key, m in whole.cells.items() if key.task != "distance"}
+    bare = Study.of(replace(whole, cells=cells))
+    with pytest.raises(UserError, match="no ladder with distances"):
+        figure.draw(bare)
+    (tmp_path / "outcomes").mkdir()
+    Outcomes({}, whole.judges, whole.prompts, cells).write(tmp_path / "outcomes" / "a.json")
+    assert figures(tmp_path) == {}
+
+
+def test_a_file_of_outcomes_becomes_tables_by_any_of_its_judges(tmp_path, capsys):
+    path = tmp_path / "outcomes.json"
+    fake().write(path)
+    told = run_command(StudyConfig(source=(path,)))
+    assert (tmp_path / "report.md").read_text() == capsys.readouterr().out
+    assert (tmp_path / "ladder.svg").read_text().startswith("<svg")
+    other = run_command(StudyConfig(source=(path,), judge="keywords-12", out=tmp_path / "other"))
+    assert told["contrasts"][0]["test"] != other["contrasts"][0]["test"]
+    assert (tmp_path / "other" / "outcomes.json").read_bytes() == path.read_bytes()
+    with pytest.raises(UserError, match="no verdicts of the judge gone"):
+        run_command(StudyConfig(source=(path,), judge="gone"))
