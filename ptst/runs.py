@@ -108,6 +108,8 @@ def _changed(config: Any, old: Mapping, new: Mapping, prefix: str = "") -> Itera
         was, now = (values.get(f.name, _default(f)) for values in (old, new))
         effect = f.metadata.get("effect", "")
         group = getattr(config, f.name)
+        if dataclasses.is_dataclass(group) and effect == "none":
+            continue
         if dataclasses.is_dataclass(group) and (was is None or isinstance(was, Mapping)):
             yield from _changed(group, was or {}, now or {}, f"{f.name}.")
         elif was != now and (f.name not in own or prefix):

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptst.api.names import hosted_model
-from ptst.defenses.config import NONE
+from ptst.defenses.config import NONE, WEIGHT_SPACE
+from ptst.defenses.trigger import asked_under
 from ptst.errors import Setting, UserError
 from ptst.evaluation.inspect_scores import sample_scores, task_scores
 from ptst.evaluation.long_table import Line, file_lines, long_lines
@@ -182,6 +183,8 @@ def _model(
     """The model as inspect_ai names it, so that it answers again where the folders are still there."""
     if cell["kind"] == "judge":  # anybody's answers
         return f"none/{cell.get('model') or 'unknown'}", {}
+    if cell.get("defense") in WEIGHT_SPACE:  # its weights are in no folder
+        return f"none/{cell.get('model')}", {}
     base = str(record.get("model") or cell.get("base_model"))
     if record.get("endpoint"):
         run = table / cell["run"] / FILE if cell.get("run") else None
@@ -194,13 +197,18 @@ def _model(
     family = cell.get("template_family")
     given |= {"template_family": family} if family else {}
     place = (table / cell["run"]).resolve() if cell.get("run") else base
-    return f"ptst/{place}@{cell.get('test_template')}", given
+    return f"ptst/{place}@{_asked(cell)}", given
+
+
+def _asked(cell: Line) -> str:
+    """The name of the template in whose words a cell is asked."""
+    return asked_under(str(cell.get("test_template")), str(cell.get("defense")))
 
 
 def _metadata(cell: Line, record: Mapping[str, Any]) -> dict[str, Any]:
     """What the answers depend on: templates with their words, prompt format, run and fingerprints."""
     found = {key: value for key, value in cell.items() if key in (*_CELL, "base_model", "step", "data", "chat_format")}
-    words = record.get("template") or (record.get("templates") or {}).get(cell.get("test_template"))
+    words = record.get("template") or (record.get("templates") or {}).get(_asked(cell))
     found |= {"template_family": cell.get("template_family"), "template": words}
     found |= {key: record[key] for key in _FINGERPRINTS if record.get(key) is not None}
     data = (record.get("data") or {}).get(cell.get("task"))

@@ -1,16 +1,18 @@
 """The settings of a grid: what is crossed, and how every run is trained and every cell tested."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from tyro.conf import arg
 
 from ptst.api.names import HOSTED, hosted_model
+from ptst.defenses.config import DEFENSES, NONE, DefenseSettings
 from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment import laptop
+from ptst.experiment.defenses import check_defenses
 from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
@@ -62,6 +64,10 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
     mix: tuple[str, ...] = field(default=(), metadata=content(""))  # with its epochs, which `sources` do not know
     """Other data in every training run, with their own epochs: safety.jsonl:1. Under the run's template, or one of
     their own, a name or a TOML file: safety.jsonl:1:chat:llama."""
+    defenses: Annotated[
+        tuple[str, ...],
+        arg(help=f"Defences, each with runs or weights of its own: {', '.join(DEFENSES)} (docs/defenses.md)."),
+    ] = field(default=(NONE,), metadata=NO_EFFECT)
     at_epochs: tuple[float, ...] = ()
     """Numbers of epochs after which every run is tested. Default: at its end."""
     model: ModelName = field(default=EMBEDDED_MODEL, metadata=content("weights"))
@@ -86,6 +92,15 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
     """How every run is trained."""
     eval: EvalSettings = field(default_factory=EvalSettings)
     """How every cell is tested."""
+    # The grid's record says what each defence in use depends on, so that others can be added later.
+    defense: DefenseSettings = field(default_factory=DefenseSettings, metadata=NO_EFFECT)
+    """How the defences are set."""
+
+    @property
+    def defended(self) -> DefenseSettings:
+        """How the defences are set, with the model before its alignment where the recipe knows it."""
+        known = self.model if self.laptop else None
+        return replace(self.defense, unaligned=self.defense.unaligned or known)
 
     @property
     def laptop(self) -> str | None:
@@ -108,16 +123,18 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
             self.train.check()
         with settings_group("eval"):
             self.eval.check()
+        trained, hosted = bool(self.train_templates), hosted_model(self.model) is not None
+        check_defenses(self.defenses, self.defended, self.train, trained, hosted)
         check_at_least(self, 1, "threads")
         self.check_endpoint(self.model)
         if not 0 < self.equivalence_margin < 100:
             cause = (Setting("equivalence_margin"), f" is {self.equivalence_margin:g}")
             raise UserError(cause, "it must be a number of points between 0 and 100")
         for name in ("base_url", "yes", "new_job"):
-            if getattr(self, name) not in (None, False) and hosted_model(self.model) is None:
+            if getattr(self, name) not in (None, False) and not hosted:
                 cause = (Setting(name), f" is for models behind an endpoint ({HOSTED}NAME)")
                 raise UserError(cause, ("leave it out, or name such a model as ", Setting("model")))
-        for name in ("train_templates", "test_templates", "tasks", "seeds", "at_epochs"):
+        for name in ("train_templates", "test_templates", "tasks", "seeds", "defenses", "at_epochs"):
             values = getattr(self, name)
             optional = name == "at_epochs" or (name == "train_templates" and self.tuned)
             if not optional and not values:

@@ -12,6 +12,7 @@ import torch
 from ptst.evaluation.measure import TaskSize, sampling_for, task_size
 from ptst.experiment.grid import Grid
 from ptst.experiment.hosted_grid import HostedGrid
+from ptst.experiment.plan import GridModel
 from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token, cache_dtype, plan_blocks
 from ptst.model.weights import pick_dtype
 from ptst.progress import say
@@ -68,7 +69,7 @@ def estimate_hosted(grid: HostedGrid) -> list[Estimate]:
         tokens, cost = (plan.tokens, plan.cost) if plan else (None, None)
         lines.append(Estimate(f"train {m.run}", plan is None, tokens, None if plan else 0.0, False, None, cost))
     for c in grid.cells:
-        size, done = grid.size(c.test, c.task), grid.is_measured(c)
+        size, done = grid.size(c.asked, c.task), grid.is_measured(c)
         cost = None if price is None or done else size.cost(price)
         seconds = 0.0 if done else None
         lines.append(Estimate(f"test {c.name}", done, size.tokens_in + size.tokens_out, seconds, False, None, cost))
@@ -78,15 +79,15 @@ def estimate_hosted(grid: HostedGrid) -> list[Estimate]:
 def _runs(grid: Grid, rough: float | None) -> list[Estimate]:
     """Estimates of the trainings. `rough`: seconds of a token's products in one forward pass, None without a model."""
     settings = grid.config.train
-    plans = {} if rough is None else {name: _plan_run(grid, name) for name in grid.train_templates}
+    plans = {} if rough is None else _plan_runs(grid)
     # The backward pass of a product takes two products, or one where its weights are frozen.
     rough = rough and rough * (3 if settings.full else 2)
     records = {m.run: grid.run_record(m) for m in grid.runs if grid.is_trained(m)}
-    tokens = {m.run: plans[m.template].tokens if m.template in plans else None for m in grid.runs}
+    tokens = {m.run: plans[m.run].tokens if plans else None for m in grid.runs}
     rate = _rate((record.time, tokens[run]) for run, record in records.items() if record)
     lines = []
     for m in grid.runs:
-        peak = plans[m.template].peak if m.template in plans and settings.micro_batch_tokens != "auto" else None
+        peak = plans[m.run].peak if plans and settings.micro_batch_tokens != "auto" else None
         seconds = _seconds(m.run in records, tokens[m.run], rate, rough)
         lines.append(Estimate(f"train {m.run}", m.run in records, tokens[m.run], *seconds, peak))
     return lines
@@ -99,24 +100,32 @@ def _cells(grid: Grid, rough: float | None) -> list[Estimate]:
     for (test, model), (key, (task, data)) in product(opened.items(), grid.tasks.items()):
         new = sampling_for(grid.config.eval, data).max_new_tokens
         sizes[test, key] = task_size(task, data, model.prompt_format, new)
-    tokens = {c: sizes[c.test, c.task].tokens if sizes else None for c in grid.cells}
+    tokens = {c: sizes[c.asked, c.task].tokens if sizes else None for c in grid.cells}
     measured = {c: grid.cell_figures(c)["time"] for c in grid.cells if grid.is_measured(c)}
     rates = {task: _rate((spent, tokens[c]) for c, spent in measured.items() if c.task == task) for task in grid.tasks}
     lines = []
     for c in grid.cells:
-        memory = _test_memory(grid, sizes[c.test, c.task]) if sizes else None
+        memory = _test_memory(grid, sizes[c.asked, c.task]) if sizes else None
         seconds = _seconds(c in measured, tokens[c], rates[c.task], rough)
         lines.append(Estimate(f"test {c.name}", c in measured, tokens[c], *seconds, memory))
     return lines
 
 
-def _plan_run(grid: Grid, name: str) -> MemoryPlan:
-    """Memory and tokens of a run under a template."""
-    mixture, settings = grid.mixture(name), grid.config.train
+def _plan_runs(grid: Grid) -> dict[str, MemoryPlan]:
+    """Memory and tokens of every run; those that differ in the seed alone are planned once."""
+    found: dict[tuple[str | None, str], MemoryPlan] = {}
+    for model in grid.runs:
+        if (model.template, model.defense) not in found:
+            found[model.template, model.defense] = _plan_run(grid, model)
+    return {model.run: found[model.template, model.defense] for model in grid.runs}
+
+
+def _plan_run(grid: Grid, model: GridModel) -> MemoryPlan:
+    """Memory and tokens of a run."""
+    mixture, settings = grid.mixture(model), grid.train_config(model)
     longest = max((len(e.ids) for e in mixture.examples), default=1)
     limit = longest if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
-    steps = grid.steps(mixture, grid.config.seeds[0])
-    return plan_memory(grid.base.config, Method.of(settings), mixture.examples, steps, limit)
+    return plan_memory(grid.base.config, Method.of(settings), mixture.examples, grid.steps(model, mixture), limit)
 
 
 def _test_memory(grid: Grid, size: TaskSize) -> int:

@@ -3,34 +3,40 @@
     run.json                         the record: settings, templates, fingerprints of the data
     runs/<run>/                      a run folder of the trainer
     cells/<model>/<test>.<task>.json the figures of a cell; next to it its answers and judged rows (.jsonl)
+    templates/                       training templates that the grid wrote: with the trigger of a defence
     locks/                           one for each run and cell that a worker is busy with; a killed worker's is released
 
 A run or cell is finished when its last file, which is written atomically, exists.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from ptst import records
-from ptst.data import order, sources
 from ptst.data.examples import Mixture, TrainingSource, length_limit, mix, prepare
 from ptst.data.mix_part import parse_mix
 from ptst.data.order import Step
 from ptst.data.sources import Source
+from ptst.defenses.compose import Composition
+from ptst.defenses.config import NONE, WEIGHT_SPACE
+from ptst.defenses.trigger import TRIGGERED, triggered, triggered_name
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.measure import check_room, find_tools, in_own_families, sampling_for
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.verdicts import record_of
-from ptst.experiment import laptop, plan
+from ptst.experiment import defenses, laptop, plan
+from ptst.experiment.composed import Composer, depends_on
 from ptst.experiment.config import GridConfig
+from ptst.experiment.defenses import Changes
+from ptst.experiment.grid_folder import GridFolder
+from ptst.experiment.grid_record import GridRecord
+from ptst.experiment.grid_sources import SAFETY, read_training
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
@@ -38,38 +44,20 @@ from ptst.hosted.record import HostedRecord
 from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel, open_model
 from ptst.progress import say
-from ptst.records import FILE, GROWING, KNOWN, SAME, RunRecord, TrainRecord, find_record
+from ptst.records import FILE, TrainRecord, find_record
 from ptst.records import plain as as_json
 from ptst.runs import find_shared
+from ptst.storage import LOCKS
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format, with_roles
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
 from ptst.training.run_plan import epoch_folders
 from ptst.training.run_sources import mix_templates
-
-_AGAIN = "remove it, and the cell is measured again"
-
-
-@dataclass(kw_only=True)
-class GridRecord(RunRecord):
-    """A grid. Later commands may add templates, training data and test data, but not change those that are there."""
-
-    kind: ClassVar[str] = "grid"
-    model: str
-    weights: str = field(metadata=SAME)
-    chat_format: str = field(metadata=SAME)
-    family: str = field(metadata=SAME)
-    dtype: str = field(metadata=SAME)
-    tokenizer: str | None = field(default=None, metadata=KNOWN)
-    templates: dict[str, Template] = field(metadata=GROWING)
-    sources: dict[str, str] = field(metadata=GROWING)
-    tests: dict[str, str] = field(metadata=GROWING)
-    tuned: dict[str, str] | None = field(default=None, metadata=GROWING)
-    endpoint: str | None = field(default=None, metadata=SAME)
+from ptst.training.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
-class Grid:
+class Grid(GridFolder):
     """Everything that a grid consists of, here of models on this machine; `HostedGrid` is of models at an endpoint."""
 
     config: GridConfig
@@ -96,6 +84,9 @@ class Grid:
         mixed = plan.load_mix_templates(config.mix)
         plan.merge_templates(train, test, mixed)  # checks their names
         plan.check_distinct("template", [*train, *test])
+        if TRIGGERED in config.defenses:
+            for template, _ in (train | test).values():
+                triggered(template, config.defense.trigger)
         trained, tested = ([template for template, _ in found.values()] for found in (train, test))
         with settings_group("eval"):
             check_used(config.eval.chat_format, *tested)
@@ -103,14 +94,7 @@ class Grid:
             others = [template for template, _ in mixed.values()]
             check_used(settings.chat_format, *trained, *others, *([] if config.eval.chat_format else tested))
         say(f"reading {config.data} and the data of {', '.join(config.tasks)}")
-        with settings_group("train"):
-            rules, holdout = settings.column_rules, settings.holdout
-            read = {"data": sources.load(config.data, "train", settings.limit, holdout=holdout, rules=rules)}
-            read |= {text: sources.load(parse_mix(text).name, "train", rules=rules) for text in config.mix}
-            if settings.val_data:
-                read["val-data"] = sources.load(settings.val_data, "validation", rules=rules)
-            elif settings.holdout:
-                read["val-data"] = sources.load(config.data, "validation", holdout=holdout, rules=rules)
+        read = read_training(config)
         for name, source in read.items():
             if source.note:
                 say(f"{name}: {source.note}")
@@ -119,7 +103,7 @@ class Grid:
         for note in {data.note for _, data in tasks.values()} - {""}:
             say(note)
         tasks, tuned = cls.as_asked(config, tasks, trained), cls.read_tuned(config)
-        models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned)
+        models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned, config.defenses)
         cells = plan.plan_cells(models, list(test), list(tasks))
         device = pick_device()
         return cls(config, out, models, cells, tasks, train, test, read, device, tuned)
@@ -137,31 +121,54 @@ class Grid:
     @property
     def runs(self) -> list[GridModel]:
         """One model of every grid run."""
-        return list({model.run: model for model in self.models if model.template is not None}.values())
+        return list({model.run: model.training for model in self.models if model.template is not None}.values())
 
     def train_config(self, model: GridModel) -> TrainConfig:
         """The settings with which `ptst.train` makes a run."""
         assert model.template is not None
         template, path = self.train_templates[model.template]
-        c = self.config
+        c, changed = self.config, self.changes(model)
         return TrainConfig(
-            **vars(c.train) | {"chat_format": _chat_format(c.train.chat_format, self._with_roles(template))},
+            **vars(c.train)
+            | {"chat_format": _chat_format(c.train.chat_format, self._with_roles(template))}
+            | changed.settings,
             template=TrainConfig.template if path else model.template,
             template_file=path,
             model=c.model,
             data=c.data,
-            mix=c.mix,
+            mix=(*c.mix, *changed.mix),
             at_epochs=c.at_epochs,
             seed=model.seed,
             threads=c.threads,
             out=self.run_folder(model),
         )
 
+    def changes(self, model: GridModel) -> Changes:
+        """What a model's defence changes in its training."""
+        return defenses.changes(model.defense, self.config.defense, self.triggered_file(model))
+
+    def triggered_file(self, model: GridModel) -> Path:
+        """Where a worker writes a model's training template with the trigger in it."""
+        return self.out / "templates" / f"{plan.slug(triggered_name(model.trained))}.toml"
+
+    def triggered_template(self, model: GridModel) -> Template:
+        """A model's training template with the trigger in it."""
+        template = self.train_templates[model.trained][0]
+        if template.system == MODEL_DEFAULT:
+            template = with_default_system_prompt(template, self.base.folder)
+        return triggered(template, self.config.defense.trigger)
+
+    def write_template(self, model: GridModel) -> None:
+        """Write what the settings of a run name a file of: the training template with the trigger in it."""
+        if model.defense == TRIGGERED:
+            defenses.write_template(self.triggered_file(model), self.triggered_template(model), self.out / LOCKS)
+
     def run_folder(self, model: GridModel) -> Path:
         return self.out / "runs" / model.run
 
     def weights_folder(self, model: GridModel) -> Path:
         """The base model's folder, or where a run's weights are after the model's epochs, or those of another model."""
+        assert not model.is_composed, "its weights are in no folder"
         if model.tuned is not None:
             return self._tuned(model.tuned).folder
         run = self.base.folder if model.is_base else self.run_folder(model)
@@ -171,7 +178,7 @@ class Grid:
         """Whether a model is an adapter over the base model."""
         if model.tuned is not None:
             return not self._tuned(model.tuned).full
-        return not model.is_base and not self.config.train.full
+        return not model.is_base and not model.is_composed and not self.config.train.full
 
     def _tuned(self, name: str) -> TunedModel:
         model = self.tuned[name]
@@ -179,8 +186,19 @@ class Grid:
         return model
 
     def weights(self, model: GridModel) -> Fingerprint:
-        """Of a model's files, read anew."""
+        """Of a model's files, or of those that it is composed of, read anew."""
+        if model.is_composed:
+            return Fingerprint(self.composition(model).fingerprint)
         return weights_fingerprint(self.weights_folder(model))
+
+    def composition(self, model: GridModel) -> Composition:
+        """What a composed model is made of; its run must be finished. Raises UserError as `Composer.compose`."""
+        return self.composer.compose(model.defense, self.weights_folder(replace(model, defense=NONE)))
+
+    @cached_property
+    def composer(self) -> Composer:
+        """Composes the models of defences in weight space."""
+        return Composer(self.config.model, self.base.folder, self.config.defended, self.device)
 
     def answers_model(self, weights: str) -> str:
         """The fingerprint of all that a model's answers depend on besides prompt and sampling; `weights`: its own."""
@@ -190,12 +208,12 @@ class Grid:
     def asked(self, cell: GridCell, weights: str) -> Asked:
         """What the answers of a cell depend on; `weights`: of its model. Raises UserError as `Prompt.encode`."""
         task, data = self.tasks[cell.task]
-        sampling, prompt_format = sampling_for(self.config.eval, data), self.opened[cell.test].prompt_format
+        sampling, prompt_format = sampling_for(self.config.eval, data), self.opened[cell.asked].prompt_format
         return Asked.of(task.prompts(data.items), prompt_format, sampling, self.answers_model(weights))
 
-    def tested_with(self, test: str) -> dict[str, Any]:
-        """What the figures of every cell under a test template depend on, besides its model, prompts and judge."""
-        prompt_format = self.opened[test].prompt_format
+    def tested_with(self, asked: str) -> dict[str, Any]:
+        """What the figures of every cell asked under a template depend on, besides its model, prompts and judge."""
+        prompt_format = self.opened[asked].prompt_format
         base, tokenizer = self.base_fingerprints
         return {
             "base": base,
@@ -223,41 +241,10 @@ class Grid:
             (record := self.run_record(model)) is not None and record.status == "finished"
         )
 
-    def cell_file(self, cell: GridCell, ending: str) -> Path:
-        return self.out / "cells" / f"{cell.name}.{ending}"
-
-    def is_measured(self, cell: GridCell) -> bool:
-        return self.cell_file(cell, "json").exists()
-
-    def cell_figures(self, cell: GridCell) -> dict[str, Any]:
-        """Results and time of a finished cell. Raises UserError for a file that is damaged, or another cell's."""
-        path = self.cell_file(cell, "json")
-        figures = records.read_json(path, _AGAIN)
-        if not isinstance(figures, dict) or any(figures.get(k, self) != v for k, v in cell.identity.items()):
-            raise UserError("is not the file of this cell", _AGAIN, path)
-        result, spent = figures.get("result"), figures.get("time")
-        numbers = all(isinstance(v, (int, float, dict)) for v in result.values()) if isinstance(result, dict) else False
-        if not numbers or not isinstance(spent, dict) or not isinstance(spent.get("seconds"), (int, float)):
-            raise UserError("is damaged: it has no result, or no time", _AGAIN, path)
-        return figures
-
-    def cell_rows(self, cell: GridCell) -> list[dict[str, Any]]:
-        """The judged answers of a finished cell. Raises UserError for a file that is damaged, or another cell's."""
-        path, figures = self.cell_file(cell, "rows.jsonl"), self.cell_file(cell, "json")
-        again = f"remove {figures}, and the cell is measured again"
-        try:
-            raw = path.read_bytes()
-            rows = [json.loads(line) for line in raw.split(b"\n")[:-1]]
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"cannot be read ({error})", again, path) from None
-        checksum = self.cell_figures(cell).get("rows")  # of an earlier version: None
-        if checksum not in (None, rows_checksum(raw)) or not all(isinstance(row, dict) for row in rows):
-            raise UserError("does not hold the rows that the cell was measured with", again, path)
-        return rows
-
     @cached_property
     def opened(self) -> dict[str, OpenModel]:
-        """The base model under each test template. Raises UserError as `open_model`."""
+        """The base model under each test template, and under each with the trigger where there is one. Raises
+        UserError as `open_model`."""
         c = self.config
         # Without any training, what the models were trained on is unknown.
         family = _family(c) or (self.sources["data"].family if self.train_templates else None)
@@ -267,7 +254,12 @@ class Grid:
             chat_format = _chat_format(c.chat_format, template)
             return open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
 
-        return {name: opened(template) for name, (template, _) in self.test_templates.items()}
+        found = {name: opened(template) for name, (template, _) in self.test_templates.items()}
+        if TRIGGERED not in c.defenses:
+            return found
+        trigger = c.defense.trigger
+        own = (model.with_template(triggered(model.prompt_format.template, trigger)) for model in found.values())
+        return found | {model.prompt_format.template.name: model for model in own}
 
     @cached_property
     def judge_record(self) -> dict[str, Any]:
@@ -288,19 +280,20 @@ class Grid:
         """Of the base model's weights and of its tokenizer."""
         return self.base_weights, tokenizer_fingerprint(self.base.folder)
 
-    def mixture(self, name: str) -> Mixture:
-        """The training examples under a template. Raises UserError for what it cannot express, and as `mix`."""
+    def mixture(self, model: GridModel) -> Mixture:
+        """The training examples of a run. Raises UserError for what a template cannot express, and as `mix`."""
         c, parts = self.config.train, [(self.sources[text], parse_mix(text)) for text in self.config.mix]
-        others = [TrainingSource(source, part.epochs, *part.find_template()) for source, part in parts]
-        main = TrainingSource(self.sources["data"], c.epochs)
-        return mix([main, *others], *self.training_format(name), c.too_long, c.train_on)
+        asked = [TrainingSource(self.sources["data"], c.epochs)]
+        asked += [TrainingSource(source, part.epochs, *part.find_template()) for source, part in parts]
+        if model.defense in defenses.MIXED:
+            own = self.triggered_template(model) if model.defense == TRIGGERED else None
+            asked.append(TrainingSource(self.sources[SAFETY], self.config.defense.epochs, own))
+        return mix(asked, *self.training_format(model.trained), c.too_long, c.train_on)
 
-    def steps(self, mixture: Mixture, seed: int) -> list[Step]:
+    def steps(self, model: GridModel, mixture: Mixture) -> list[Step]:
         """The optimizer steps of a run."""
-        c, lengths = self.config.train, [len(e.ids) for e in mixture.examples]
-        return list(
-            order.plan(lengths, mixture.plans, seed, c.examples_per_step, c.tokens_per_step, c.max_steps, c.phases)
-        )
+        settings = TrainerConfig.of(self.train_config(model), micro_batch_tokens=1)
+        return settings.plan([len(e.ids) for e in mixture.examples], mixture.plans)
 
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
@@ -326,9 +319,15 @@ class Grid:
         """What the prompt format of a run is opened under: mixed-in data may have roles where the run has none."""
         return with_roles(template, *mix_templates(self.config.mix))
 
+    @property
+    def depends_on(self) -> dict[str, dict[str, Any]]:
+        """What each defence depends on. Raises UserError for a model that is not there."""
+        return {name: depends_on(name, self.config.defended) for name in self.config.defenses if name != NONE}
+
     def record(self) -> GridRecord:
         """The record of a grid of these settings."""
-        templates, folder = self.templates, self.base.folder
+        folder = self.base.folder
+        trained = {n: with_default_system_prompt(t, folder) for n, (t, _) in self.templates.items()}
         return GridRecord(
             config=self.config,
             environment=records.environment(),
@@ -338,10 +337,11 @@ class Grid:
             chat_format=self.base.prompt_format.chat_format.name,
             family=self.base.prompt_format.family.name,
             dtype=str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
-            templates={n: with_default_system_prompt(t, folder) for n, (t, _) in templates.items()},
+            templates=trained | {name: model.prompt_format.template for name, model in self.opened.items()},
             sources={name: source.fingerprint for name, source in self.sources.items()},
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
             tuned=fingerprints(self.tuned),
+            defenses=self.depends_on,
         )
 
     def check(self) -> None:
@@ -357,16 +357,21 @@ class Grid:
             if template.system == MODEL_DEFAULT and with_default_system_prompt(template, folder).system is None:
                 say(f"note: {folder} has no default system prompt, so {name} is the same as without one")
         self.check_tuned()
-        left = [model for model in self.runs if not self.is_trained(model)]
-        for name in dict.fromkeys(model.template for model in left if model.template is not None):
+        self.check_training()
+
+    def check_training(self) -> None:
+        """Raise UserError for mistakes in what is left to be trained, every training template and defence once."""
+        c, left = self.config.train, [model for model in self.runs if not self.is_trained(model)]
+        for name in dict.fromkeys(model.trained for model in left):
+            if "val-data" in self.sources:
+                with settings_group("train"):
+                    prepare(self.sources["val-data"], *self.training_format(name), c.too_long, c.train_on)
+        for template, defense in dict.fromkeys((model.template, model.defense) for model in left):
+            alike = [model for model in left if (model.template, model.defense) == (template, defense)]
             with settings_group("train"):
-                mixture = self.mixture(name)
-                if "val-data" in self.sources:
-                    c, source = self.config.train, self.sources["val-data"]
-                    prepare(source, *self.training_format(name), c.too_long, c.train_on)
-            for model in left if self.config.at_epochs else ():
-                if model.template == name:
-                    epoch_folders(self.train_config(model), self.steps(mixture, model.seed))
+                mixture = self.mixture(alike[0])
+            for model in alike if self.config.at_epochs else ():
+                epoch_folders(self.train_config(model), self.steps(model, mixture))
 
     def agree(self) -> None:
         """Ask before money is spent; training here costs none."""
@@ -378,6 +383,11 @@ class Grid:
     def notes(self) -> list[str]:
         """The same in lines of words."""
         return []
+
+    def check_composed(self) -> None:
+        """Raise UserError for a model that a defence in weight space needs and that does not fit the base model."""
+        if composed := [name for name in self.config.defenses if name in WEIGHT_SPACE]:
+            self.composer.check(composed)
 
     def check_tuned(self) -> None:
         """Raise UserError for a model of somebody else's that does not fit the base model."""
@@ -393,8 +403,3 @@ def _chat_format(asked: str | None, template: Template) -> str | None:
 def _family(config: GridConfig) -> str | None:
     """The template family that the settings name."""
     return config.eval.template_family or config.train.template_family
-
-
-def rows_checksum(raw: bytes) -> str:
-    """Of a cell's file of judged answers."""
-    return hashlib.sha256(raw).hexdigest()

@@ -5,9 +5,10 @@ endpoint's address and a model's name stand for them.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from ptst import records
@@ -15,6 +16,7 @@ from ptst.api.endpoint import Endpoint, model_address
 from ptst.api.names import HOSTED, hosted_model
 from ptst.api.replies import Usage
 from ptst.consent import ask_consent
+from ptst.defenses.trigger import TRIGGERED, triggered
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
 from ptst.evaluation.hosted import (
@@ -29,7 +31,8 @@ from ptst.evaluation.hosted_answers import HostedAnswerer, Served, messages_of, 
 from ptst.evaluation.measure import find_tools, sampling_for
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment.config import GridConfig
-from ptst.experiment.grid import Grid, GridRecord
+from ptst.experiment.grid import Grid
+from ptst.experiment.grid_record import GridRecord
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, fingerprints, tuned_settings
 from ptst.fingerprints import Fingerprint
@@ -97,13 +100,23 @@ class HostedGrid(Grid):
     def answers_model(self, weights: str) -> str:
         return weights
 
-    def tested_with(self, test: str) -> dict[str, Any]:
-        template = plain(self.test_templates[test][0])
+    @cached_property
+    def asked_templates(self) -> dict[str, Template]:
+        """The templates in whose words models are asked: the test templates, and each with the trigger where there is
+        one."""
+        found = {name: template for name, (template, _) in self.test_templates.items()}
+        if TRIGGERED in self.config.defenses:
+            own = [triggered(template, self.config.defense.trigger) for template in found.values()]
+            found |= {template.name: template for template in own}
+        return found
+
+    def tested_with(self, asked: str) -> dict[str, Any]:
+        template = plain(self.asked_templates[asked])
         return {"base": self.base_weights, "tokenizer": None, "template": template, "chat_format": FORMAT, "dtype": ""}
 
     def answerer(self, cell: GridCell) -> HostedAnswerer:
         """What answers in a cell."""
-        name, template = self.name_of(cell.model), self.test_templates[cell.test][0]
+        name, template = self.name_of(cell.model), self.asked_templates[cell.asked]
         fingerprint = model_weights(self.url, name)
         return HostedAnswerer(self.endpoint, name, template, self.family, self.config.eval, fingerprint)
 
@@ -120,10 +133,11 @@ class HostedGrid(Grid):
             chat_format=FORMAT,
             family=self.family.name,
             dtype="",
-            templates={n: t for n, (t, _) in self.templates.items()},
+            templates={n: t for n, (t, _) in self.templates.items()} | self.asked_templates,
             sources={name: source.fingerprint for name, source in self.sources.items()},
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},
             tuned=fingerprints(self.tuned),
+            defenses=self.depends_on,
             endpoint=self.url,
         )
 
@@ -134,13 +148,13 @@ class HostedGrid(Grid):
         assert model.template is not None
         c, path = self.config, self.train_templates[model.template][1]
         return TrainConfig(
-            **vars(c.train),
+            **vars(c.train) | self.changes(model).settings,
             template=TrainConfig.template if path else model.template,
             template_file=path,
             model=c.model,
             base_url=c.base_url,
             data=c.data,
-            mix=c.mix,
+            mix=(*c.mix, *self.changes(model).mix),
             seed=model.seed,
             yes=True,
             new_job=c.new_job,
@@ -165,8 +179,14 @@ class HostedGrid(Grid):
         from ptst.hosted.plan import plan_hosted
 
         left = [model for model in self.runs if not self.is_trained(model)]
-        with settings_group("train"):
-            return {model.run: plan_hosted(self.train_config(model)) for model in left}
+        with settings_group("train"), TemporaryDirectory() as folder:  # nothing of a plan stays on the disk
+            return {model.run: plan_hosted(self._planned(model, Path(folder))) for model in left}
+
+    def _planned(self, model: GridModel, folder: Path) -> TrainConfig:
+        """The settings of a run's job, the training template with the trigger in a folder of its own."""
+        elsewhere = replace(self, out=folder)
+        elsewhere.write_template(model)
+        return replace(self.train_config(model), mix=elsewhere.train_config(model).mix)
 
     # Before anything is sent
 
@@ -177,7 +197,7 @@ class HostedGrid(Grid):
             find_tools(self.config.eval, self.tasks, self.device)
             for template, _ in self.templates.values():
                 check_api_template(template)
-            for template, _ in self.test_templates.values():
+            for template in self.asked_templates.values():
                 for key in self.tasks:
                     check_prompts(key, self.tasks, template, self.family)
         if self.config.at_epochs:
@@ -192,7 +212,7 @@ class HostedGrid(Grid):
             return
         for run, plan in new.items():
             console.print(f"job {run}: {plan.rows:,} rows, {plan.tokens:,} tokens{_cost(plan.cost)}")
-        left = [self.size(cell.test, cell.task) for cell in self.cells if not self.is_measured(cell)]
+        left = [self.size(cell.asked, cell.task) for cell in self.cells if not self.is_measured(cell)]
         asked = Usage(sum(u.replies for u in left), sum(u.tokens_in for u in left), sum(u.tokens_out for u in left))
         price = self.config.eval.api_price
         costs = [*(plan.cost for plan in new.values()), None if price is None else asked.cost(price)]
@@ -221,15 +241,15 @@ class HostedGrid(Grid):
 
         return find_counter(hosted_model(self.config.model) or "")
 
-    def size(self, test: str, task: str) -> Usage:
+    def size(self, asked: str, task: str) -> Usage:
         """Requests and tokens of a cell, the answers at their longest."""
-        if (test, task) not in self._sizes:
+        if (asked, task) not in self._sizes:
             loaded, data = self.tasks[task]
-            template = self.test_templates[test][0]
+            template = self.asked_templates[asked]
             prompts = [messages_of(p, template, self.family) for p in loaded.prompts(data.items)]
             new = len(prompts) * sampling_for(self.config.eval, data).max_new_tokens
-            self._sizes[test, task] = Usage(len(prompts), sum(self.counter.rows(prompts)), new)
-        return self._sizes[test, task]
+            self._sizes[asked, task] = Usage(len(prompts), sum(self.counter.rows(prompts)), new)
+        return self._sizes[asked, task]
 
     @cached_property
     def _sizes(self) -> dict[tuple[str, str], Usage]:

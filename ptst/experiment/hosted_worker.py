@@ -22,6 +22,7 @@ class HostedWorker(Worker):
     def _fine_tune(self, model: GridModel) -> None:
         from ptst.hosted.fine_tune import fine_tune_hosted
 
+        self.grid.write_template(model)
         fine_tune_hosted(self.grid.train_config(model))
 
     def _together(self, first: GridCell, others: Sequence[GridCell]) -> list[GridCell]:
@@ -33,7 +34,7 @@ class HostedWorker(Worker):
             return
         grid, (task, data) = self.grid, self.grid.tasks[cell.task]
         file, began = grid.cell_file(cell, "answers.jsonl"), time.monotonic()
-        what = f"{cell.model.name} under {cell.test}: {cell.task}"
+        what = f"{cell.model.name} under {cell.asked}: {cell.task}"
         with ProgressLine(what, len(task.prompts(data.items)), first=None) as progress:
             answerer = replace(grid.answerer(cell), on_progress=show_progress(progress))
             sampling = sampling_for(grid.config.eval, data)

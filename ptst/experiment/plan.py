@@ -18,6 +18,7 @@ from ptst.data import prompt_sets
 from ptst.data.mix_part import parse_mix
 from ptst.data.sources import Source
 from ptst.defenses.config import NONE, WEIGHT_SPACE
+from ptst.defenses.trigger import asked_under
 from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import LoadedTasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData
@@ -83,6 +84,11 @@ class GridCell:
     model: GridModel
     test: str
     task: str
+
+    @property
+    def asked(self) -> str:
+        """The name of the template in whose words it is asked: with the trigger, where its defence has one."""
+        return asked_under(self.test, self.model.defense)
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ UNKNOWN = "an earlier version of ptst"
 def made_of(grid: Grid, cell: GridCell, weights: str) -> dict[str, Any]:
     """Everything that a cell's figures depend on; `weights`: those of its model."""
     own = {"data": grid.tasks[cell.task][1].fingerprint, "judge": grid.config.eval.judge}
-    return {"weights": weights, **grid.tested_with(cell.test), **own}
+    return {"weights": weights, **grid.tested_with(cell.asked), **own}
 
 
 def made_with() -> dict[str, Any]:

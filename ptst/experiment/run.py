@@ -18,7 +18,8 @@ from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import AlignRecord, align, check_aligned, fingerprint
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, estimate, estimate_hosted
-from ptst.experiment.grid import Grid, GridRecord
+from ptst.experiment.grid import Grid
+from ptst.experiment.grid_record import GridRecord
 from ptst.experiment.hosted_grid import HostedGrid
 from ptst.experiment.hosted_worker import HostedWorker
 from ptst.experiment.plan import check_distinct, slug
@@ -56,10 +57,13 @@ def run_grid(config: GridConfig) -> GridResult:
     grid = open_grid(config)
     check_folder(grid, aligned=not config.laptop)
     grid.check()
+    if not _knows_unaligned(config):
+        grid.check_composed()
     grid.agree()
     if config.laptop:
-        grid = replace(grid, config=replace(config, model=str(_aligned(config))))
+        grid = with_aligned(grid, _aligned(config))
         check_folder(grid)
+        grid.check_composed()
     say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
     # With the settings as they were given: the aligned model is no model to align again.
     with claimed(grid, config) as run:
@@ -95,9 +99,11 @@ def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     tested = _aligned_folder(config) if config.laptop else folder
     unaligned = config.laptop is not None and not (tested / "model.safetensors").exists()
     if with_model:
-        asked = grid if unaligned else replace(grid, config=replace(config, model=str(tested)))
+        asked = grid if unaligned else with_aligned(grid, tested)
         check_folder(asked, aligned=not unaligned)
         grid.check_tuned()
+        if not unaligned:
+            asked.check_composed()
     steps = f"at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}"
     return estimate(grid, with_model), f"the alignment comes first: {steps}" if unaligned else ""
 
@@ -126,6 +132,17 @@ def claimed(grid: Grid, config: GridConfig) -> Iterator[Run[GridRecord]]:
         judge_anew(grid)
         check_cells(grid)
         yield run
+
+
+def with_aligned(grid: Grid, model: Path) -> Grid:
+    """The grid with another base model, of which the defences know what it was before its alignment."""
+    config = grid.config
+    return replace(grid, config=replace(config, model=str(model), defense=config.defended))
+
+
+def _knows_unaligned(config: GridConfig) -> bool:
+    """Whether the model that is still to be aligned is the one before the alignment for the defences, too."""
+    return config.laptop is not None and config.defended.unaligned == config.model
 
 
 def aligned_model(config: GridConfig, out: Path, seed: int = 0, wait: bool = True) -> Path | None:

@@ -13,12 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ptst.defenses.compose import load_defended
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, sampling_for, show_progress
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
-from ptst.experiment.grid import Grid, rows_checksum
+from ptst.experiment.grid import Grid
+from ptst.experiment.grid_folder import rows_checksum
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.provenance import made_of, made_with
 from ptst.fingerprints import Fingerprint
@@ -71,12 +73,12 @@ def _failure(name: str, error: UserError) -> Iterator[str]:
 
 class Worker:
     """This process's part of the work, and its models: the base model with any adapters, loaded once, or one fully
-    fine-tuned model. `failed`: errors by the name of a run or cell, which is then skipped."""
+    fine-tuned or composed model. `failed`: errors by the name of a run or cell, which is then skipped."""
 
     def __init__(self, grid: Grid):
         self.grid = grid
         self.failed: dict[str, UserError] = {}
-        self.loaded: tuple[Path, Decoder] | None = None
+        self.loaded: tuple[Path | GridModel, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
         self.weights: dict[GridModel, Fingerprint] = {}  # of those that were loaded
 
@@ -124,6 +126,7 @@ class Worker:
         return True
 
     def _fine_tune(self, model: GridModel) -> None:
+        self.grid.write_template(model)
         fine_tune(self.grid.train_config(model))
 
     # Measuring
@@ -154,21 +157,21 @@ class Worker:
 
     def _together(self, first: GridCell, others: Sequence[GridCell]) -> list[GridCell]:
         """Cells that are measured at once: the first, and adapters over the same weights."""
-        grid, folder = self.grid, self._decoder_folder(first.model)
-        alike = [c for c in others if (c.test, c.task) == (first.test, first.task)]
-        over = (c for c in alike if grid.is_adapter(c.model) and self._decoder_folder(c.model) == folder)
+        grid, weights = self.grid, self._all_weights(first.model)
+        alike = [c for c in others if (c.asked, c.task) == (first.asked, first.task)]
+        over = (c for c in alike if grid.is_adapter(c.model) and self._all_weights(c.model) == weights)
         task, data = grid.tasks[first.task]
         most = max(1, -(-2 * grid.config.eval.batch_size // len(task.prompts(data.items))))
         return [first, *over][:most]
 
     def _measure(self, cells: Sequence[GridCell]) -> None:
-        """Measure cells of one test template and one task."""
+        """Measure cells that are asked under one template, on one task."""
         cells = [cell for cell in cells if self._has_sound_answers(cell)]
         for cell in cells:
             self._weights(cell.model)
         if not cells:
             return
-        grid, opened = self.grid, self.grid.opened[cells[0].test]
+        grid, opened = self.grid, self.grid.opened[cells[0].asked]
         try:
             decoder, adapters = self._decoder(cells[0].model), self._adapters(cells)
         except UserError as error:  # a run's files on disk are damaged
@@ -183,7 +186,7 @@ class Worker:
         names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
         generated = generates(task, data)
         total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
-        with ProgressLine(f"{names} under {cells[0].test}: {cells[0].task}", total) as progress:
+        with ProgressLine(f"{names} under {cells[0].asked}: {cells[0].task}", total) as progress:
             progress.update(0)
             self._measure_with(replace(answerer, on_progress=show_progress(progress)), cells, generated)
 
@@ -255,17 +258,25 @@ class Worker:
         """The name of the adapter that answers; None where the decoder alone does."""
         return cell.model.name if self.grid.is_adapter(cell.model) else None
 
-    def _decoder_folder(self, model: GridModel) -> Path:
-        """The folder of all weights: the base model's under an adapter."""
+    def _all_weights(self, model: GridModel) -> Path | GridModel:
+        """Where all weights come from: a folder (under an adapter, the base model's), or a model to be composed."""
+        if model.is_composed:
+            return model
         return self.grid.weights_folder(GridModel() if self.grid.is_adapter(model) else model)
 
     def _decoder(self, model: GridModel) -> Decoder:
-        folder = self._decoder_folder(model)
-        if self.loaded is None or self.loaded[0] != folder:
+        source, grid = self._all_weights(model), self.grid
+        if self.loaded is None or self.loaded[0] != source:
             self.loaded = None
             gc.collect()  # or both models are in memory for a while
-            say(f"loading {folder}")
-            self.loaded = (folder, load_decoder(folder, pick_dtype(self.grid.config.eval.dtype), self.grid.device))
+            how = pick_dtype(grid.config.eval.dtype), grid.device
+            if isinstance(source, GridModel):
+                composition = grid.composition(source)
+                say(f"composing {source.name}: {composition.told}")
+                self.loaded = (source, load_defended(composition, *how))
+            else:
+                say(f"loading {source}")
+                self.loaded = (source, load_decoder(source, *how))
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:
