@@ -119,12 +119,19 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""
+        for name in ("train_templates", "test_templates", "tasks", "seeds", "defenses", "at_epochs"):
+            values = getattr(self, name)
+            optional = name == "at_epochs" or (name == "train_templates" and self.tuned)
+            if not optional and not values:
+                raise UserError((Setting(name), " is empty"), "at least one is needed")
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise UserError((Setting(name), f" names {twice[0]} twice"), "name each once")
+        trained, hosted = bool(self.train_templates), hosted_model(self.model) is not None
+        check_defenses(self.defenses, self.defended, self.train, trained, hosted)
         with settings_group("train"):
             self.train.check()
         with settings_group("eval"):
             self.eval.check()
-        trained, hosted = bool(self.train_templates), hosted_model(self.model) is not None
-        check_defenses(self.defenses, self.defended, self.train, trained, hosted)
         check_at_least(self, 1, "threads")
         self.check_endpoint(self.model)
         if not 0 < self.equivalence_margin < 100:
@@ -134,13 +141,6 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
             if getattr(self, name) not in (None, False) and not hosted:
                 cause = (Setting(name), f" is for models behind an endpoint ({HOSTED}NAME)")
                 raise UserError(cause, ("leave it out, or name such a model as ", Setting("model")))
-        for name in ("train_templates", "test_templates", "tasks", "seeds", "defenses", "at_epochs"):
-            values = getattr(self, name)
-            optional = name == "at_epochs" or (name == "train_templates" and self.tuned)
-            if not optional and not values:
-                raise UserError((Setting(name), " is empty"), "at least one is needed")
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise UserError((Setting(name), f" names {twice[0]} twice"), "name each once")
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
             raise UserError((Setting("at_epochs"), f" must lie above 0 and within the {self.train.epochs:g} epochs"))
         if self.quick and not self.laptop:
