@@ -74,7 +74,7 @@ def test_against_the_aligned_model_more_refusals_are_kept_and_more_compliance_is
 def test_rungs_are_ordered_by_distance_and_the_aligned_model_is_a_column(study):
     lines = blocks.table(study, "rungs", "chat:vanilla").splitlines()
     assert [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]] == list(RUNGS)
-    assert lines[0].split(" | ")[2:] == ["aligned model", "none", "ema", "mix-safety |"]
+    assert lines[0].split(" | ")[2:] == ["aligned model", "none", "mix-safety", "ema |"]
 
 
 def test_the_other_judge_is_set_beside_the_study_s(study):
@@ -171,6 +171,7 @@ def test_the_figure_has_a_curve_with_intervals_for_every_defence_and_panel(study
     bars = [x for x in root.findall(f"{name}line") if x.get("stroke-opacity")]
     assert len(bars) == 4 * (6 + 5)
     words = {x.text for x in root.findall(f"{name}text")}
+    assert sum("PTST" in (x.text or "") for x in root.findall(f"{name}text")) == 1
     assert {"aligned model", "none", "ema", "mix-safety", "trained under chat:llama"} <= words
     assert figure.draw(study) == figure.draw(Study.of(fake()))
 

@@ -12,7 +12,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ptst.defenses.config import NONE
+from ptst.defenses.config import DEFENSES, NONE
 from ptst.errors import UserError
 from ptst.evaluation import statistics
 from ptst.evaluation.tasks.table import base
@@ -125,9 +125,9 @@ class Study:
 
     @cached_property
     def defenses(self) -> list[str]:
-        """`none` first."""
-        found = dict.fromkeys(key.defense for key in self.keys)
-        return sorted(found, key=lambda name: name != NONE)
+        """In the order of ptst.defenses, `none` first."""
+        found = {key.defense for key in self.keys}
+        return [name for name in DEFENSES if name in found] + sorted(found - set(DEFENSES))
 
     def task(self, name: str) -> str:
         """The study's task of a name without its set (`safety`); the first of several. Raises UserError for none."""

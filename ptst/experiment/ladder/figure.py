@@ -13,7 +13,7 @@ from ptst.evaluation.two_way import Interval
 from ptst.experiment.ladder.analysis import ALIGNED, Study, rung_name
 from ptst.experiment.ladder.blocks import ordered_rungs
 from ptst.experiment.ladder.outcomes import ASR, Key
-from ptst.experiment.ladder.registered import DISTANCE
+from ptst.experiment.ladder.registered import DISTANCE, PTST, PURE
 
 _SQUARE, _TRIANGLE = ((-3, -3), (3, -3), (3, 3), (-3, 3)), ((0, -4), (4, 3), (-4, 3))
 _CORNERS: tuple[tuple[tuple[float, float], ...], ...]
@@ -106,22 +106,25 @@ def _panel(left: float, top: float, train: str, found: Sequence[Curve], widest: 
         parts.append(f'<line class="grid" x1="{left}" x2="{left + PANEL}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(_text(left - 8, at + 4, str(percent), "small", "end"))
     parts.append(f'<line class="axis" x1="{left}" x2="{left + PANEL}" y1="{top + HEIGHT}" y2="{top + HEIGHT}"/>')
-    parts += _ticks(found, x, top)
+    parts += _ticks(found, x, top, ptst=train == PURE)
+    parts.append(_text(left + PANEL + 12, top + HEIGHT + 4, "distance: share of", "small"))
+    parts.append(_text(left + PANEL + 12, top + HEIGHT + 18, "tokens edited", "small"))
     for number, curve in enumerate(found):
         parts += _curve(curve, number, len(found), x, y)
     return parts
 
 
-def _ticks(found: Sequence[Curve], x: Callable[[float], float], top: float) -> list[str]:
+def _ticks(found: Sequence[Curve], x: Callable[[float], float], top: float, ptst: bool) -> list[str]:
     """The rungs, slanted, where the models without a defence have them; names that would lie upon each other step
-    aside."""
+    aside. `ptst`: training was pure, so that the safety prompt of the test is PTST."""
     parts, last = list[str](), -100.0
     named = next((curve for curve in found if curve.name == NONE), found[0])
     for point in named.points:
         at = max(x(point.distance), last + 13)
         last, base = at, top + HEIGHT
         parts.append(f'<line class="axis" x1="{x(point.distance):.1f}" x2="{at:.1f}" y1="{base}" y2="{base + 8}"/>')
-        words = escape(f"{point.rung} ({point.distance:.2f})")
+        name = f"{point.rung}, PTST" if ptst and point.rung == PTST else point.rung
+        words = escape(f"{name} ({point.distance:.2f})")
         parts.append(f'<text class="small" transform="translate({at + 3:.1f} {base + 16}) rotate(40)">{words}</text>')
     return parts
 

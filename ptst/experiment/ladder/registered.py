@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from ptst.defenses.config import NONE
 
 PURE, SAFE = "chat:vanilla", "chat:llama"
+PTST = "system-100"  # the rung of pure training with the safety prompt
 DISTANCE = "edit_share"  # the measure of distance of the slopes, and of the figure
 
 
@@ -61,7 +62,7 @@ Registered = Pair | Slope
 
 def registered(defenses: Sequence[str]) -> list[Registered]:
     """The contrasts of a study of these defences."""
-    home, ptst = At(SAFE, "identical"), At(PURE, "system-100")
+    home, ptst = At(SAFE, "identical"), At(PURE, PTST)
     found: list[Registered] = [
         Pair("ptst", "Does leaving the safety prompt out of training protect the test with it?", home, ptst),
         Pair("words", "Are the safety words needed, or is any other text enough?", At(PURE, "placebo"), ptst),
