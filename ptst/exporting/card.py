@@ -50,7 +50,8 @@ class BakedTemplate:
 class CardFacts:
     """What a card says. `kind`: an adapter, a base with an adapter merged in, all weights fine-tuned, a copy of a model
     as it is, or a chat template alone. `name`: the title. `step`: the optimizer step of the weights, if not the last.
-    `dtype`: of the weights in the files. `agreement`: sentences of the comparison with the run."""
+    `dtype`: of the weights in the files. `agreement`: sentences of the comparison with the run. `defended`: how
+    ptst.defend computed the weights, if it did."""
 
     kind: Kind
     name: str
@@ -63,6 +64,7 @@ class CardFacts:
     dtype: str | None = None
     rank: int | None = None
     license: str | None = None
+    defended: str | None = None
 
 
 def model_card(facts: CardFacts) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ptst import __version__
+from ptst.defenses.record import find_told
 from ptst.errors import Setting, UserError
 from ptst.exporting.agreement import Agreement, Observed, compare, observe, prompts_of
 from ptst.exporting.base_name import BaseName
@@ -161,7 +162,8 @@ def _facts(
     if model.checkpoint is not None:
         results = find_results(model.checkpoint, weights_fingerprint(model.checkpoint))
     step = model.step if model.is_state else None
-    return CardFacts(kind, source.name, source.base, model.run, step, results, baked, compared, license=license)
+    facts = CardFacts(kind, source.name, source.base, model.run, step, results, baked, compared, license=license)
+    return replace(facts, defended=find_told(model.folder) if kind == "copy" else None)
 
 
 def _record(source: Source | None, facts: CardFacts, **more: Any) -> dict[str, Any]:

@@ -63,6 +63,8 @@ def test_of_a_run_it_opens_everywhere_in_the_words_of_the_training(zoo, run, tmp
     exported, written = weights_in(tmp_path / "export"), weights_in(out)
     assert exported.keys() == written.keys() and all(torch.equal(exported[key], written[key]) for key in written)
     assert not (tmp_path / "export" / "run.json").exists()
+    told = "`ptst defend`: wise-ft (alpha 0.25) of run, trained under the template chat:vanilla, with the aligned model"
+    assert f"{told} plain." in (card := (tmp_path / "export" / "README.md").read_text()) and str(zoo) not in card
 
 
 @pytest.mark.parametrize("name", ["wise-ft", "safe-lora"])
