@@ -75,6 +75,8 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Of preference pairs, read the chosen answer."""
     limit: int | None = None
     """Use only the first N rows of the data."""
+    subsample: int | None = None
+    """Of the data, N rows drawn with the seed, as for ptst.train."""
     batches: Path | None = None
     """Batches that any trainer is about to feed its model, instead of --data: JSONL, Parquet, npz, safetensors or a
     folder of datasets.save_to_disk (docs/audit.md)."""
@@ -107,7 +109,7 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
                 without_effect = (Setting(name), " has no effect on ", Setting("batches"))
                 raise UserError(without_effect, ("leave it out; the conversations are given as ", Setting("messages")))
         steps = ("examples_per_step", "tokens_per_step", "max_steps")
-        check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit", *steps)
+        check_at_least(self, 1, "max_length", "micro_batch_tokens", "limit", "subsample", *steps)
         check_above_zero(self, "epochs")
         if self.holdout is not None:
             check_share(self, "holdout")

@@ -93,6 +93,7 @@ _ERRORS = {
     "column-lost": ("a column is left out and not told", "name it with ignore_columns, or report it"),
     "family-differs": ("the rows are of another template family", "set template_family"),
     "split-leak": ("a row of the validation or test set is trained on", "report it: the split is wrong"),
+    "selection": ("other rows are drawn or replaced than the settings say", "report it: the wrong rows are trained"),
     "setting-ignored": ("a setting is not what is used", "report it: the command does not do what was asked"),
     "asked-differs": ("the texts of the test are not those of its file", "report it: overlap would be missed"),
     "tokenizer": ("the tokenizer is not what its files say", "report it; use an earlier version until it is mended"),

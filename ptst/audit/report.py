@@ -251,7 +251,8 @@ def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
     if config.template is not None:
         given.setdefault("template_file", None)
     if config.data is not None:  # a run with a holdout was trained on the rest of its own data
-        for name, none in (("holdout", 0.0), ("val_data", None), ("mix", ()), ("phases", ())):
+        nothing = {"holdout": 0.0, "val_data": None, "mix": (), "phases": (), "subsample": None}
+        for name, none in nothing.items():
             given.setdefault(name, none)
     return replace(settings, **given)
 

@@ -3,8 +3,8 @@ sources mixed in one training run, each with its own number of epochs, and its o
 
 import hashlib
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +129,15 @@ def fingerprint(examples: Sequence[Example]) -> str:
 @dataclass(frozen=True)
 class TrainingSource:
     """A source of a run's training data. `template`: its own, from `template_file` where that is given; None: that of
-    the run."""
+    the run. `share`: per cent of the main source's rows whose place its rows take (0: none; `select`). `left_out`: what
+    became of its other rows, by place."""
 
     source: Source
     epochs: float = 1.0
     template: Template | None = None
     template_file: Path | None = None
+    share: float = 0.0
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def under(self, prompt_format: PromptFormat) -> PromptFormat:
         """The prompt format of its rows, from that of the run."""
@@ -177,7 +180,7 @@ def mix(
             errors.update((row + len(conversations), error) for row, error in (bad or {}).items())
         examples += [replace(example, row=example.row + len(conversations)) for example in own]
         conversations += source.conversations
-        plans.append(SourcePlan(len(own), each.epochs))
+        plans.append(SourcePlan(len(own), each.epochs, bool(each.share)))
         template = own_format.template if each.template else None
         records.append(replace(record, epochs=each.epochs, fingerprint=source.fingerprint, template=template))
     main = sources[0].source

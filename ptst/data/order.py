@@ -18,16 +18,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
+from ptst.errors import Setting, UserError
+
 PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
 WINDOW = 256  # examples among which the best fit for a pack is searched
 
 
 @dataclass(frozen=True)
 class SourcePlan:
-    """`count` examples of one source, to be trained on `epochs` times (a fraction is fine)."""
+    """`count` examples of one source, to be trained on `epochs` times (a fraction is fine). `replaces`: they take the
+    place of examples of the first source."""
 
     count: int
     epochs: float
+    replaces: bool = False
 
     @property
     def visits(self) -> int:
@@ -54,7 +58,10 @@ def plan(
     phases: tuple[int, ...] = (),
 ) -> Iterator[Step]:
     """Every step in order. `lengths`: tokens of each example, source after source. `phases`: () or the numbers of steps
-    on the other sources and on the first, in turn."""
+    on the other sources and on the first, in turn. Raises UserError for these with a source that replaces examples."""
+    if phases and any(source.replaces for source in sources):
+        cause = (Setting("phases"), " takes turns with the data mixed in, and rows that replace others are main data")
+        raise UserError(cause, ("leave the share out of ", Setting("mix"), ", or these out"))
 
     def grouped(order: Iterable[int]) -> Iterator[list[int]]:
         if tokens_per_step is not None:

@@ -20,6 +20,7 @@ from ptst import records
 from ptst.data.examples import Mixture, TrainingSource, length_limit, mix, prepare
 from ptst.data.mix_part import parse_mix
 from ptst.data.order import Step
+from ptst.data.selection import select
 from ptst.data.sources import Source
 from ptst.defenses.compose import Composition
 from ptst.defenses.config import NONE, WEIGHT_SPACE
@@ -281,14 +282,16 @@ class Grid(GridFolder):
         return self.base_weights, tokenizer_fingerprint(self.base.folder)
 
     def mixture(self, model: GridModel) -> Mixture:
-        """The training examples of a run. Raises UserError for what a template cannot express, and as `mix`."""
+        """The training examples of a run. Raises UserError for what a template cannot express, and as `select` and
+        `mix`."""
         c, parts = self.config.train, [(self.sources[text], parse_mix(text)) for text in self.config.mix]
         asked = [TrainingSource(self.sources["data"], c.epochs)]
-        asked += [TrainingSource(source, part.epochs, *part.find_template()) for source, part in parts]
+        asked += [TrainingSource(s, part.epochs, *part.find_template(), share=part.share) for s, part in parts]
         if model.defense in defenses.MIXED:
             own = self.triggered_template(model) if model.defense == TRIGGERED else None
             asked.append(TrainingSource(self.sources[SAFETY], self.config.defense.epochs, own))
-        return mix(asked, *self.training_format(model.trained), c.too_long, c.train_on)
+        chosen = select(asked, c.subsample, model.seed)
+        return mix(chosen, *self.training_format(model.trained), c.too_long, c.train_on)
 
     def steps(self, model: GridModel, mixture: Mixture) -> list[Step]:
         """The optimizer steps of a run."""
@@ -368,9 +371,10 @@ class Grid(GridFolder):
                     prepare(self.sources["val-data"], *self.training_format(name), c.too_long, c.train_on)
         for template, defense in dict.fromkeys((model.template, model.defense) for model in left):
             alike = [model for model in left if (model.template, model.defense) == (template, defense)]
-            with settings_group("train"):
-                mixture = self.mixture(alike[0])
-            for model in alike if self.config.at_epochs else ():
+            # Seeds differ in the order of the rows; with subsample, in the rows.
+            for model in alike if c.subsample or self.config.at_epochs else alike[:1]:
+                with settings_group("train"):
+                    mixture = self.mixture(model)
                 epoch_folders(self.train_config(model), self.steps(model, mixture))
 
     def agree(self) -> None:

@@ -26,7 +26,7 @@ LONGEST_ROW = {
 # Settings that say the same of a job as of a run on this machine.
 _COMMON = {
     *("recipe", "template", "template_file", "model", "data", "mix", "seed", "dry_run", "out", "resume"),
-    *("epochs", "examples_per_step", "max_length", "too_long", "train_on", "limit", "val_data", "holdout"),
+    *("epochs", "examples_per_step", "max_length", "too_long", "train_on", "limit", "subsample", "val_data", "holdout"),
     *("columns", "ignore_columns", "use_chosen"),
     *(f.name for f in dataclasses.fields(CommandSettings)),
     *HOSTED_ONLY,

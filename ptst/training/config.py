@@ -66,6 +66,8 @@ class TrainSettings(PassSettings, SafeguardSettings, FormatSettings, ColumnSetti
     """Audit rules that may be broken, such as role-markers or chat-template (docs/audit.md)."""
     limit: int | None = None
     """Use only the first N examples."""
+    subsample: int | None = None
+    """Train on N rows of the training data, drawn with the run's seed without replacement: others for every seed."""
     val_data: str | None = field(default=None, metadata=content("validation"))
     """Validation set. Default: that of --holdout or of the built-in problems, none for other data."""
     holdout: float = 0.0
@@ -98,7 +100,7 @@ class TrainSettings(PassSettings, SafeguardSettings, FormatSettings, ColumnSetti
         super().check()
         self.check_job()
         self.check_safeguards()
-        check_at_least(self, 1, "save_every", "keep", "max_length", "limit", "eval_every")
+        check_at_least(self, 1, "save_every", "keep", "max_length", "limit", "subsample", "eval_every")
         check_share(self, "dropout", "holdout")
         _ = self.column_rules  # checks the names
         if self.full and self.dropout:
@@ -127,7 +129,8 @@ class TrainConfig(  # one group of settings after another
     openorca, orca-math or org/name:split@revision (hub), or a JSONL, JSON, CSV, TSV or Parquet file; several with
     commas (docs/data.md)."""
     mix: tuple[str, ...] = field(default=(), metadata=content("mix"))
-    """Other data, each with its own epochs, spread over the run: safety.jsonl:1. Under the same template, or one of
+    """Other data, each with its own epochs, spread over the run: safety.jsonl:1. With a share, attack:5%, their rows
+    take the place of so many of the training data. Under the same template, or one of
     their own, a name or a TOML file: safety.jsonl:1:chat:llama."""
     at_epochs: tuple[float, ...] = ()
     """Also keep what is trained after these numbers of epochs, in the run folder's epoch-<number>."""

@@ -16,6 +16,7 @@ from ptst.audit.setup import Setup
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, prepare
 from ptst.data.order import Step, uneven_turns
 from ptst.data.packing import largest_micro_batch
+from ptst.data.selection import selection_notes
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
@@ -174,6 +175,8 @@ def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int
     for each in [*(a.source for a in asked), *([held_out] if held_out else [])]:
         if each.note:
             say(f"{each.name}: {each.note}")
+    for line in selection_notes(asked):
+        say(line)
     mixture = mix(asked, prompt_format, *how)
     for c in mixture.records:
         under = f" under {c.template.name}" if c.template else ""

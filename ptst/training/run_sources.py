@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from ptst.data import sources
 from ptst.data.examples import TrainingSource
 from ptst.data.mix_part import parse_mix
+from ptst.data.selection import select
 from ptst.data.sources import Source
 from ptst.errors import UserError
 from ptst.text.templates import Template
@@ -14,9 +15,11 @@ from ptst.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class RunSources:
-    """`training`: each source, the main one first. `validation`: None without a validation set."""
+    """`training`: each source with the rows that are trained on, the main one first. `whole`: the same sources with all
+    rows that were read. `validation`: None without a validation set."""
 
     training: list[TrainingSource]
+    whole: list[Source]
     validation: Source | None = None
 
 
@@ -32,9 +35,9 @@ def mix_templates(mix: Iterable[str]) -> list[Template]:
 
 
 def read_others(config: TrainConfig, main: Source, errors: list[list[UserError]] | None = None) -> RunSources:
-    """Beside the main data, all that is mixed in and the validation set. Raises UserError as `sources.load` and
-    `MixPart.find_template`. With `errors`, rows with mistakes are left out; the errors of each source are added as a
-    list."""
+    """Beside the main data, all that is mixed in and the validation set. Raises UserError as `sources.load`,
+    `MixPart.find_template` and `select`. With `errors`, rows with mistakes are left out; the errors of each source are
+    added as a list."""
     rules = config.column_rules
 
     def read(name: str, split: str, holdout: float = 0.0) -> Source:
@@ -44,7 +47,10 @@ def read_others(config: TrainConfig, main: Source, errors: list[list[UserError]]
         return sources.load(name, split, None, own, holdout, rules)
 
     parts = map(parse_mix, config.mix)
-    mixed = [TrainingSource(read(part.name, "train"), part.epochs, *part.find_template()) for part in parts]
+    mixed = [
+        TrainingSource(read(part.name, "train"), part.epochs, *part.find_template(), share=part.share) for part in parts
+    ]
+    asked = [TrainingSource(main, config.epochs), *mixed]
     validation = config.validation
     held_out = read(validation[0], "validation", validation[1]) if validation else None
-    return RunSources([TrainingSource(main, config.epochs), *mixed], held_out)
+    return RunSources(select(asked, config.subsample, config.seed), [each.source for each in asked], held_out)

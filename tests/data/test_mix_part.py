@@ -26,7 +26,10 @@ MEANT = {
     "word-problems:800:2e-1:text:vanilla": ("word-problems:800", 0.2, "text:vanilla"),
     "org/name:train@v1.0:1:../own 1.toml": ("org/name:train@v1.0", 1.0, "../own 1.toml"),
     "a.jsonl,b.jsonl:3:folder.1/own.toml": ("a.jsonl,b.jsonl", 3.0, "folder.1/own.toml"),
-    "attack:5%:1:chat:llama": ("attack:5%", 1.0, "chat:llama"),
+    "attack:5%:1:chat:llama": ("attack", 1.0, "chat:llama", 5.0),
+    "word-problems:800:2.5%:3": ("word-problems:800", 3.0, None, 2.5),
+    "attack:1e1%": ("attack", 0.0, None, 10.0),
+    "attack:10%:llama": ("attack", 0.0, "llama", 10.0),
 }
 
 
@@ -35,7 +38,8 @@ def test_the_epochs_are_the_last_number(text):
     """The audit reads the same with code of its own."""
     assert parse_mix(text) == MixPart(*MEANT[text])
     asked = asked_mix(text)
-    assert (asked.data, asked.epochs, asked.template) == MEANT[text]
+    seen = (asked.data, asked.epochs or 0.0, asked.template, float(asked.share or 0))
+    assert MixPart(*seen) == MixPart(*MEANT[text])
 
 
 @pytest.mark.parametrize("text", ["a.jsonl:1:", "a.jsonl:chat:llama", "chat:llama", "1", "a.jsonl:1:nan"])

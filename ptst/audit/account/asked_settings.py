@@ -27,7 +27,11 @@ def check_settings(
     used: list[tuple[str, object, object]] = [
         ("max_length", min(size for size in sizes if isinstance(size, int)), limit),
         ("template_family", settings.template_family or training[0].source.family, prompt_format.family.name),
-        ("epochs", [settings.epochs, *(m.epochs for m in mixed)], [source.epochs for source in training]),
+        (
+            "epochs",
+            [settings.epochs, *(m.epochs or settings.epochs for m in mixed)],
+            [source.epochs for source in training],
+        ),
         ("mix", [m.full_name for m in mixed], used_names),
         ("mix", [m.file for m in mixed], [source.template_file for source in training[1:]]),
     ]

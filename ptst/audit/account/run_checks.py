@@ -83,7 +83,10 @@ def check_encoded(
             fates[part.first : part.first + part.rows],
             [c.source for c in conversations[part.first : part.first + part.rows]],
             ledger.steps_of or {},
-            [error.where for error in (unreadable[n] if n < len(unreadable) else ())],
+            {
+                **dict.fromkeys((e.where for e in (unreadable[n] if n < len(unreadable) else ())), "bad"),
+                **sources[n].left_out,
+            },
             template.name if (template := sources[n].template) else None,
         )
         for n, part in enumerate(parts)

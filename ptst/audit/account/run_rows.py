@@ -11,6 +11,7 @@ from ptst.audit.reference.builtin_chats import WITH_VALIDATION
 from ptst.audit.reference.columns import Columns
 from ptst.audit.reference.mixes import asked_mix
 from ptst.audit.reference.rows import Request, check_source
+from ptst.audit.reference.selected import check_selection
 from ptst.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def check_run_rows(
 ) -> Iterator[Finding]:
     """The rules of `check_source` on every source of a run. `errors`: of the rows of each that could not be read, the
     validation set's last."""
-    sources = [each.source for each in read.training] + ([read.validation] if read.validation else [])
+    sources = read.whole + ([read.validation] if read.validation else [])
     asked = [*_requests(settings)]
     if len(sources) != len(asked):
         cause = f"{len(asked)} data sets were asked for, and {len(sources)} were read"
@@ -32,6 +33,7 @@ def check_run_rows(
     for number, (source, request) in enumerate(zip(sources, asked, strict=True)):
         own = errors[number] if number < len(errors) else ()
         yield from check_source(source, replace(request, errors=own))
+    yield from check_selection(settings, read.whole, read.training)
 
 
 def _requests(settings: "TrainConfig") -> Iterator[Request]:

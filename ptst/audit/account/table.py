@@ -9,9 +9,12 @@ from rich.text import Text
 
 from ptst.audit.account.fates import Fate
 from ptst.audit.account.ledger import Account, LedgerSource
+from ptst.data.selection import REPLACED, UNDRAWN
 
 COLUMNS = {
     "read": "rows that were read",
+    "undrawn": "rows not drawn for the sample",
+    "replaced": "rows replaced by those of another source",
     "bad": "rows that cannot be trained on",
     "dropped": "rows too long, left out",
     "untrained": "rows without a trained token",
@@ -34,6 +37,8 @@ class SourceAccount:
     name: str
     part: str
     read: int
+    undrawn: int
+    replaced: int
     bad: int
     dropped: int
     untrained: int
@@ -65,25 +70,28 @@ def write_account(
     fates: Sequence[Fate],
     places: Sequence[str],
     steps_of: Mapping[int, Sequence[int]],
-    unreadable: Sequence[str],
+    left_out: Mapping[str, str],
     template: str | None = None,
 ) -> SourceAccount:
-    """The account of a source from its ledger. `fates`, `places`: of its rows. `unreadable`: places of rows that could
-    not be read. `template`: of its own, by its name."""
+    """The account of a source from its ledger. `fates`, `places`: of its rows. `left_out`: what became of its other
+    rows, by place: "bad" (it could not be read), "undrawn" or "replaced". `template`: of its own, by its name."""
     examples, kinds = set(source.examples), [fate.kind for fate in fates]
-    rows: dict[str, Sequence[int] | str] = dict.fromkeys(unreadable, "bad")
+    rows: dict[str, Sequence[int] | str] = dict(left_out)
+    others = list(left_out.values())
     for row, place in enumerate(places, source.first):
         kind = kinds[row - source.first]
         if row in examples:
             rows[place] = list(steps_of.get(row, ()))
         else:
             rows[place] = kind if kind in ("dropped", "untrained") else "bad"
-    left_out = kinds.count("dropped") + kinds.count("untrained")
+    too_long = kinds.count("dropped") + kinds.count("untrained")
     return SourceAccount(
         name=source.name,
         part=part,
-        read=len(kinds) + len(unreadable),
-        bad=len(kinds) + len(unreadable) - len(examples) - left_out,
+        read=len(kinds) + len(others),
+        undrawn=others.count(UNDRAWN),
+        replaced=others.count(REPLACED),
+        bad=len(kinds) + others.count("bad") - len(examples) - too_long,
         dropped=kinds.count("dropped"),
         untrained=kinds.count("untrained"),
         cut=sum(kind == "cut" and source.first + n in examples for n, kind in enumerate(kinds)),
