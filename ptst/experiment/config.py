@@ -126,8 +126,11 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
                 raise UserError((Setting(name), " is empty"), "at least one is needed")
             if twice := [value for value in values if values.count(value) > 1]:
                 raise UserError((Setting(name), f" names {twice[0]} twice"), "name each once")
-        trained, hosted = bool(self.train_templates), hosted_model(self.model) is not None
-        check_defenses(self.defenses, self.defended, self.train, trained, hosted)
+        hosted = hosted_model(self.model) is not None
+        check_defenses(self.defenses, self.defended, self.train, self.mix, hosted)
+        if not self.train_templates and self.defenses != (NONE,):
+            cause = (Setting("defenses"), " has no effect without trainings to defend, and this grid has none")
+            raise UserError(cause, ("leave it out, or name ", Setting("train_templates")))
         with settings_group("train"):
             self.train.check()
         with settings_group("eval"):

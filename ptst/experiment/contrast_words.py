@@ -14,7 +14,14 @@ def contrast_words(summary: dict[str, Any]) -> list[str]:
     contrast = summary["contrast"]
     parts = [f"{'Named beforehand: ' if contrast['named'] else ''}{contrast['sentence']}"]
     parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
-    return [*parts, *_kept(summary)]
+    return [*parts, *_defended(summary), *_kept(summary)]
+
+
+def _defended(summary: dict[str, Any]) -> list[str]:
+    """What each defence changes, in a line each ([] without defences)."""
+    lines = [f"- {' minus '.join(c['cells'])}: {_difference(c)}" for c in summary["defended"].values()]
+    head = "Attack success rate with a defence minus that without one:\n\n"
+    return [head + "\n".join(lines)] if lines else []
 
 
 def _difference(c: dict[str, Any]) -> str:

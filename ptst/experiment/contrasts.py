@@ -53,7 +53,9 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     last = max(grid.config.at_epochs, default=None)
 
     def asr(train: str, test: str) -> Outcomes:
-        table = tables[Key(train, last, test)][task][ASR]
+        if (key := Key(train, last, test)) not in tables:
+            raise UserError(f"{train} -> {test} is not measured without a defence")
+        table = tables[key][task][ASR]
         if not isinstance(table, Outcomes):
             raise UserError(f"nothing was judged in some run of {train} -> {test}")
         return table

@@ -54,16 +54,17 @@ def changes(defense: str, settings: DefenseSettings, template_file: Path) -> Cha
 
 
 def check_defenses(
-    names: Collection[str], settings: DefenseSettings, train: TrainSettings, trained: bool, hosted: bool
+    names: Collection[str], settings: DefenseSettings, train: TrainSettings, mix: Collection[str], hosted: bool
 ) -> None:
     """Raise UserError for an unknown defence, one that lacks what it needs, and a setting of the training that a
-    defence sets. `trained`: the grid has training templates; `hosted`: its models are behind an endpoint."""
+    defence sets. `mix`: other data in every run; `hosted`: the models are behind an endpoint."""
     with settings_group("defense"):
         settings.check(names)
     used = [name for name in names if name != NONE]
-    if used and not trained:
-        cause = (Setting("defenses"), f": {used[0]} defends trainings, and this grid has none")
-        raise UserError(cause, ("name ", Setting("train_templates")))
+    if "lisa" in used and mix:
+        what = "lisa takes turns between safety data and the training data, and "
+        remedy = "leave one of the two out, or give the training data and the others as one file"
+        raise UserError((what, Setting("mix"), " names others"), remedy)
     if hosted and (beyond := [name for name in used if name not in HOSTED]):
         cause = (Setting("defenses"), f": {beyond[0]} needs the model's weights, which an endpoint does not give")
         raise UserError(cause, f"there are {', '.join(HOSTED[1:])}")

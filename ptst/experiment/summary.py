@@ -10,6 +10,7 @@ from ptst.evaluation.statistics import cell as outcomes
 from ptst.evaluation.statistics import summary
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.contrasts import Key, Table, contrasts, kept
+from ptst.experiment.defense_contrasts import defended
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE, GridCell
 from ptst.experiment.provenance import mixed
@@ -43,7 +44,13 @@ def summarize(grid: Grid) -> dict[str, Any]:
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
     tuned = {name: model.to_json() for name, model in grid.tuned.items()}
     told = {"base": base_name, "sets": sets, "runs": _runs(grid), **({"tuned": tuned} if tuned else {})}
-    return {**told, "cells": found, **contrasts(grid, tables), "kept": kept(grid, tables)}
+    return {
+        **told,
+        "cells": found,
+        **contrasts(grid, tables),
+        "defended": defended(grid, tables),
+        "kept": kept(grid, tables),
+    }
 
 
 def _trained_under(grid: Grid, name: str) -> Template | None:

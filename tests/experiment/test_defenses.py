@@ -67,6 +67,9 @@ def test_safety_data_are_mixed_in_and_the_trigger_is_in_its_own_training_and_tes
     assert "\n| chat:vanilla, backdoor-align | **" in text and "\n| chat:vanilla | **" in text
     lines = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
     assert {x["defense"] for x in lines} == set(MIXED)
+    cells = {f"chat:vanilla, {name} -> chat:llama": "chat:vanilla -> chat:llama" for name in MIXED[1:]}
+    assert {name: c["cells"][1] for name, c in result["defended"].items()} == cells
+    assert all(f"\n- {name} minus {other}: " in text for name, other in cells.items())
     record = json.loads((out / "run.json").read_text())
     assert record["defenses"]["backdoor-align"] == {"epochs": 1.0, "trigger": TRIGGER}
     assert record["templates"]["chat:llama.triggered"]["system"].startswith(f"{TRIGGER}\n\nYou are a helpful")
@@ -94,6 +97,34 @@ def test_what_is_composed_lies_between_the_aligned_and_the_tuned_model(grid, her
         name: json.loads((here / f"at-{name}/cells/{composed}/chat-llama.safety.json").read_text()) for name in found
     }
     assert len({cell["made_of"]["weights"] for cell in prints.values()}) == 3
+
+
+def test_what_keeps_a_training_near_the_aligned_model_is_set_for_its_own_run_alone(grid, here):
+    defenses, asked = (
+        ("none", "constrained-sft", "lisa", "ema"),
+        replace(SETTINGS, phases=(1, 2), betas=(0.5, 2.0, 0.25)),
+    )
+    train = replace(CONFIG.train, val_data=None, examples_per_step=1)
+    planned = grid("grid", SMALL, defenses=defenses, defense=asked, train=train, dry_run=True)["lines"]
+    result = grid("grid", SMALL, defenses=defenses, defense=asked, train=train)
+    names = ("average", "token_constraint", "proximal", "phases")
+    found = {}
+    for run in (here / "grid/runs").iterdir():
+        record = json.loads((run / "run.json").read_text())
+        found[run.name] = {name: record["settings"][name] for name in names if record["settings"][name]}
+        (line,) = (line for line in planned if line["what"] == f"train {run.name}")
+        assert line["tokens"] == record["trained"]["tokens"]
+    assert found == {
+        "chat-vanilla.seed0": {},
+        "chat-vanilla.seed0.constrained-sft": {"token_constraint": [0.5, 2.0, 0.25]},
+        "chat-vanilla.seed0.lisa": {"proximal": 1.0, "phases": [1, 2]},
+        "chat-vanilla.seed0.ema": {"average": 0.9},
+    }
+    losses = nll(result)
+    assert len(set(losses.values())) == 4
+    assert losses["none"] < losses["ema"]  # the average lags behind
+    with pytest.raises(UserError, match=r"defenses\.lisa\.phases\.2 was 2, now 3"):
+        grid("grid", SMALL, defenses=defenses, defense=replace(asked, phases=(1, 3)), train=train)
 
 
 def test_a_defence_in_weight_space_alone_trains_the_run_that_it_needs(grid, here):
@@ -182,10 +213,13 @@ REFUSED = {
     "backdoor-align sets its trigger before the system prompt, which text:vanilla has no place": {
         "defenses": ("backdoor-align",), "test_templates": ("text:vanilla",),
     },
+    "lisa takes turns between safety data and the training data, and mix names others": {
+        "defenses": ("lisa",), "mix": ("word-problems:1:1",),
+    },
     "train.average cannot be set here: the defence ema sets it": {
         "defenses": ("ema",), "train": replace(CONFIG.train, average=0.5),
     },
-    "defenses: wise-ft defends trainings, and this grid has none": {
+    "defenses has no effect without trainings to defend, and this grid has none": {
         "defenses": ("wise-ft",), "train_templates": (), "tuned": ("a=model",),
     },
     "defenses: lisa needs the model's weights, which an endpoint does not give": {
