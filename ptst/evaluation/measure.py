@@ -71,6 +71,11 @@ def generates(task: Task, data: TaskData) -> bool:
     return any(prompt.kind == "generate" for prompt in task.prompts(data.items))
 
 
+def reads(task: Task, data: TaskData) -> bool:
+    """Whether prompts are read, so that the result depends on the prompt of the training."""
+    return any(prompt.kind == "prompt" for prompt in task.prompts(data.items))
+
+
 def uses_judge(task: Task, data: TaskData) -> bool:
     """Whether the answers are judged, so that the result depends on the judge."""
     return any(prompt.request for prompt in task.prompts(data.items))

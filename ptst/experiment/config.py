@@ -13,6 +13,7 @@ from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment import laptop
 from ptst.experiment.defenses import check_defenses
+from ptst.experiment.ladder.rungs import ALL, RUNGS, check_names
 from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
@@ -56,6 +57,15 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
     ] = field(default=("chat:vanilla", "chat:alpaca", "chat:llama"), metadata=NO_EFFECT)
     test_templates: tuple[str, ...] = field(default=("chat:vanilla", "chat:alpaca", "chat:llama"), metadata=NO_EFFECT)
     """Test templates, under which the base model and every run are tested."""
+    ladder: Annotated[
+        tuple[str, ...],
+        arg(
+            help="Test every run on prompts at increasing distance from that of its training, too: "
+            f"{ALL}, or {', '.join(RUNGS)} (docs/ladder-rungs.md)."
+        ),
+    ] = field(default=(), metadata=NO_EFFECT)
+    ladder_paraphrases: Path | None = field(default=None, metadata=NO_EFFECT)
+    """TOML file of system prompts in other words, by the training template, for the rung paraphrase."""
     tasks: tuple[str, ...] = field(default=("gsm8k", "safety", "over-refusal"), metadata=NO_EFFECT)
     """What to measure: the tasks of ptst.eval, and margin: how much likelier an answer is to open by refusing than by
     complying."""
@@ -122,6 +132,7 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
         for name in ("train_templates", "test_templates", "tasks", "seeds", "defenses", "at_epochs"):
             values = getattr(self, name)
             optional = name == "at_epochs" or (name == "train_templates" and self.tuned)
+            optional = optional or (name == "test_templates" and self.ladder)
             if not optional and not values:
                 raise UserError((Setting(name), " is empty"), "at least one is needed")
             if twice := [value for value in values if values.count(value) > 1]:
@@ -146,6 +157,14 @@ class GridConfig(CommandSettings, RevisionSettings, EndpointSettings, ThreadSett
                 raise UserError(cause, ("leave it out, or name such a model as ", Setting("model")))
         if any(not 0 < e <= self.train.epochs for e in self.at_epochs):
             raise UserError((Setting("at_epochs"), f" must lie above 0 and within the {self.train.epochs:g} epochs"))
+        check_names(self.ladder)
+        what: tuple[str, ...]
+        if self.ladder and not self.train_templates:
+            what = (Setting("ladder"), " is made from training templates, and there are none")
+            raise UserError(what, ("leave it out, or name ", Setting("train_templates")))
+        if self.ladder_paraphrases and not self.ladder:
+            what = (Setting("ladder_paraphrases"), " has no effect without ", Setting("ladder"))
+            raise UserError(what, "leave it out")
         if self.quick and not self.laptop:
             remedy = ("set ", Setting("seeds"), " otherwise")
             raise UserError((Setting("quick"), " belongs to the recipe laptop"), remedy)

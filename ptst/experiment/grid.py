@@ -38,6 +38,7 @@ from ptst.experiment.defenses import Changes
 from ptst.experiment.grid_folder import GridFolder
 from ptst.experiment.grid_record import GridRecord
 from ptst.experiment.grid_sources import SAFETY, read_training
+from ptst.experiment.ladder.in_grid import Rungs, open_rung, read_ladder
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
@@ -50,7 +51,7 @@ from ptst.records import plain as as_json
 from ptst.runs import find_shared
 from ptst.storage import LOCKS
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format, with_roles
-from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
+from ptst.text.templates import MODEL_DEFAULT, Template, find_family, with_default_system_prompt
 from ptst.training.config import TrainConfig
 from ptst.training.run_plan import epoch_folders
 from ptst.training.run_sources import mix_templates
@@ -72,6 +73,8 @@ class Grid(GridFolder):
     """What training reads: `data`, other data by their `mix` setting, and `val-data`, where there is any."""
     device: str = "cpu"
     tuned: Mapping[str, TunedModel | HostedTuned] = field(default_factory=dict)
+    rungs: Rungs = field(default_factory=dict)
+    """Those of `test_templates` that are rungs of the ladder."""
 
     @classmethod
     def open(cls, config: GridConfig) -> Self:
@@ -99,20 +102,29 @@ class Grid(GridFolder):
         for name, source in read.items():
             if source.note:
                 say(f"{name}: {source.note}")
+        rungs = cls.read_ladder(config, trained, read["data"])
+        test |= {name: (rung.template, None) for name, rung in rungs.items()}
+        plan.check_distinct("template", [*train, *test])
         with settings_group("eval"):
             tasks = plan.load_suite(config, read["data"], laptop.families(config.laptop))
         for note in {data.note for _, data in tasks.values()} - {""}:
             say(note)
         tasks, tuned = cls.as_asked(config, tasks, trained), cls.read_tuned(config)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned, config.defenses)
-        cells = plan.plan_cells(models, list(test), list(tasks))
+        cells = plan.plan_cells(models, list(test), list(tasks), rungs)
         device = pick_device()
-        return cls(config, out, models, cells, tasks, train, test, read, device, tuned)
+        return cls(config, out, models, cells, tasks, train, test, read, device, tuned, rungs)
 
     @staticmethod
     def as_asked(config: GridConfig, tasks: LoadedTasks, trained: Sequence[Template]) -> LoadedTasks:
         """The tasks in the words in which these models are asked."""
         return tasks if trained or _family(config) else in_own_families(tasks)
+
+    @staticmethod
+    def read_ladder(config: GridConfig, trained: Sequence[Template], data: Source) -> Rungs:
+        """Raises UserError as `read_ladder`."""
+        family = find_family(_family(config) or data.family)
+        return read_ladder(config.ladder, trained, family, data.conversations, config.ladder_paraphrases)
 
     @staticmethod
     def read_tuned(config: GridConfig) -> Mapping[str, TunedModel | HostedTuned]:
@@ -255,7 +267,9 @@ class Grid(GridFolder):
             chat_format = _chat_format(c.chat_format, template)
             return open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
 
-        found = {name: opened(template) for name, (template, _) in self.test_templates.items()}
+        found = {n: opened(template) for n, (template, _) in self.test_templates.items() if n not in self.rungs}
+        under = {name: opened(self.train_templates[name][0]) for name in {r.training for r in self.rungs.values()}}
+        found |= {name: open_rung(under[rung.training], rung) for name, rung in self.rungs.items()}
         if TRIGGERED not in c.defenses:
             return found
         trigger = c.defense.trigger
@@ -311,6 +325,18 @@ class Grid(GridFolder):
             allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
         ).with_template(template)
         return prompt_format, length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
+
+    @cached_property
+    def training_formats(self) -> dict[str, PromptFormat]:
+        """The prompt format of training under each training template."""
+        return {name: self.training_format(name)[0] for name in self.train_templates}
+
+    def trained_with(self, cell: GridCell) -> PromptFormat | None:
+        """The prompt format with which a cell's own is compared: that of its model's training; of a model without one
+        in this grid, under a rung, that of the training that the rung was made from."""
+        rung = self.rungs.get(cell.test)
+        name = cell.model.template or (rung.training if rung else None)
+        return None if name is None else self.training_formats[name]
 
     @property
     def templates(self) -> dict[str, tuple[Template, Path | None]]:

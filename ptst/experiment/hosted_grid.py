@@ -16,6 +16,7 @@ from ptst.api.endpoint import Endpoint, model_address
 from ptst.api.names import HOSTED, hosted_model
 from ptst.api.replies import Usage
 from ptst.consent import ask_consent
+from ptst.data.sources import Source
 from ptst.defenses.trigger import TRIGGERED, triggered
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
@@ -33,6 +34,7 @@ from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
 from ptst.experiment.grid_record import GridRecord
+from ptst.experiment.ladder.in_grid import Rungs, read_ladder
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, fingerprints, tuned_settings
 from ptst.fingerprints import Fingerprint
@@ -64,6 +66,12 @@ class HostedGrid(Grid):
         settings = tuned_settings(config.tuned)
         url = model_address(config.base_url).url if settings else ""
         return {name: _tuned(name, where, url) for name, where in settings.items()}
+
+    @staticmethod
+    def read_ladder(config: GridConfig, trained: Sequence[Template], data: Source) -> Rungs:
+        """Raises UserError as `read_ladder`, and for another chat format, which an endpoint does not write."""
+        family = find_family(config.train.template_family or BARE)
+        return read_ladder(config.ladder, trained, family, data.conversations, config.ladder_paraphrases, hosted=True)
 
     @property
     def family(self) -> Family:

@@ -23,6 +23,7 @@ from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import LoadedTasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData
 from ptst.experiment.config import GridConfig
+from ptst.experiment.ladder.rungs import Rung
 from ptst.text.templates import Template, find_template, load_template
 
 BASE = "untouched"  # the base model's name in file names and results
@@ -116,9 +117,15 @@ def plan_models(
     return [GridModel(), *runs, *(GridModel(tuned=name) for name in tuned)]
 
 
-def plan_cells(models: Sequence[GridModel], test_templates: Names, tasks: Names) -> list[GridCell]:
-    """All cells, those of a model together: a model that has to be loaded is loaded once."""
-    return [GridCell(model, test, task) for model in models for test in test_templates for task in tasks]
+def plan_cells(
+    models: Sequence[GridModel], test_templates: Names, tasks: Names, rungs: Mapping[str, Rung] | None = None
+) -> list[GridCell]:
+    """All cells, those of a model together: a model that has to be loaded is loaded once. `rungs`: those among the test
+    templates; a run is tested on the rungs of its own training template."""
+    own = {name: rung.training for name, rung in (rungs or {}).items()}
+    tested = product(models, test_templates)
+    pairs = [(m, test) for m, test in tested if m.template is None or own.get(test, m.template) == m.template]
+    return [GridCell(model, test, task) for model, test in pairs for task in tasks]
 
 
 def slug(name: str) -> str:

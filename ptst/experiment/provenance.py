@@ -9,7 +9,7 @@ from typing import Any
 
 from ptst import records
 from ptst.errors import UserError, settings_group
-from ptst.evaluation.measure import uses_judge
+from ptst.evaluation.measure import reads, uses_judge
 from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.stored_verdicts import keep_own, record_change
 from ptst.experiment.grid import Grid
@@ -19,13 +19,20 @@ from ptst.progress import say
 from ptst.runs import setting_changes
 from ptst.storage import LOCKS, lock
 
-_NAMES = {"weights": "the model's weights", "base": "the base model's weights", "data": "the prompts"}
+_NAMES = {
+    "weights": "the model's weights",
+    "base": "the base model's weights",
+    "data": "the prompts",
+    "trained_with": "the prompt of the training",
+}
 UNKNOWN = "an earlier version of ptst"
 
 
 def made_of(grid: Grid, cell: GridCell, weights: str) -> dict[str, Any]:
     """Everything that a cell's figures depend on; `weights`: those of its model."""
-    own = {"data": grid.tasks[cell.task][1].fingerprint, "judge": grid.config.eval.judge}
+    own: dict[str, Any] = {"data": grid.tasks[cell.task][1].fingerprint, "judge": grid.config.eval.judge}
+    if reads(*grid.tasks[cell.task]) and (trained := grid.trained_with(cell)):
+        own["trained_with"] = records.plain(trained.template) | {"chat_format": trained.chat_format.name}
     return {"weights": weights, **grid.tested_with(cell.asked), **own}
 
 

@@ -12,6 +12,7 @@ from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.contrasts import Key, Table, contrasts, kept
 from ptst.experiment.defense_contrasts import defended
 from ptst.experiment.grid import Grid
+from ptst.experiment.ladder.in_grid import described
 from ptst.experiment.plan import BASE, GridCell
 from ptst.experiment.provenance import mixed
 from ptst.text.templates import Template
@@ -44,6 +45,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
     base_name = "aligned" if grid.config.laptop else BASE  # what the base model is called in tables
     tuned = {name: model.to_json() for name, model in grid.tuned.items()}
     told = {"base": base_name, "sets": sets, "runs": _runs(grid), **({"tuned": tuned} if tuned else {})}
+    told |= {"ladder": described(grid.rungs)} if grid.rungs else {}
     return {
         **told,
         "cells": found,

@@ -55,9 +55,16 @@ def _no_formula(text: str) -> str:
 
 
 def to_markdown(summary: dict[str, Any]) -> str:
-    """A table for every metric: training templates in rows, test templates in columns; PTST cells are in bold."""
-    first = summary["cells"][0]["tasks"]
-    parts = [_table(summary, task, m) for task, m in shown(first, "grid") if m.key in first[task]]
+    """A table for every metric: training templates in rows, test templates in columns; of each ladder, rungs in rows
+    and models in columns. PTST cells are in bold."""
+    metrics = [
+        (task, metric)
+        for task, metric in shown(summary["cells"][0]["tasks"], "grid")
+        if any(metric.key in cell["tasks"][task] for cell in summary["cells"])
+    ]
+    parts = [_table(summary, *each, matrix) for matrix in [_matrix(summary)] if matrix for each in metrics]
+    for training, matrix in _ladders(summary).items():
+        parts += [_table(summary, *each, matrix, f"Ladder of {training}: ") for each in metrics]
     parts.append(
         "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
         "\u00b1, 95 % interval in brackets (for further families or prompts; of one seed for this run, else for "
@@ -89,36 +96,55 @@ def _is_mixed(summary: dict[str, Any]) -> bool:
 
 
 def _cells(summary: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for name, by_test in _matrix(summary).items():
-        for test, cell in by_test.items():
-            yield name, test, cell
+    for cell in summary["cells"]:
+        yield _name(summary, cell), cell["test"], cell
 
 
-def _table(summary: dict[str, Any], task: str, metric: Metric) -> str:
-    """One metric of one task."""
-    matrix = _matrix(summary)
+Matrix = dict[str, dict[str, dict[str, Any]]]  # cells by row and column
+
+
+def _table(summary: dict[str, Any], task: str, metric: Metric, matrix: Matrix, ladder: str = "") -> str:
+    """One metric of one task. `ladder`: how the heading of a ladder's table begins; its rows are rungs."""
     columns = next(iter(matrix.values()))
-    lines = [f"| trained under \\ tested under | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    corner = "tested under \\ trained under" if ladder else "trained under \\ tested under"
+    lines = [f"| {corner} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, cells in matrix.items():
         lines.append(f"| {name} | {' | '.join(_text(cell, task, metric.key) for cell in cells.values())} |")
     has_gap = task in summary["cells"][0]["tasks"].get(GAP, {})
     gap = " | harmful minus benign refusal, points" * (metric.key == "refusal" and has_gap)
-    return f"**{metric.heading}{gap} ({summary['sets'][task]})**\n\n" + "\n".join(lines)
+    return f"**{ladder}{metric.heading}{gap} ({summary['sets'][task]})**\n\n" + "\n".join(lines)
 
 
-def _matrix(summary: dict[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The cells by the name of their model and by test template."""
-    matrix: dict[str, dict[str, dict[str, Any]]] = {}
+def _matrix(summary: dict[str, Any]) -> Matrix:
+    """The cells under the grid's test templates by the name of their model and by test template; no rungs."""
+    matrix: Matrix = {}
     for cell in summary["cells"]:
-        name = summary["base"] if cell["train"] == BASE else cell["train"]
-        name += "" if cell["defense"] == NONE else f", {cell['defense']}"
-        name += "" if cell["epochs"] is None else f", {epoch_name(cell['epochs'])}"
-        matrix.setdefault(name, {})[cell["test"]] = cell
+        if cell["test"] not in summary.get("ladder", {}):
+            matrix.setdefault(_name(summary, cell), {})[cell["test"]] = cell
     return matrix
 
 
+def _ladders(summary: dict[str, Any]) -> dict[str, Matrix]:
+    """By training template, the cells under its rungs by the rung's name and that of the model."""
+    ladders: dict[str, Matrix] = {}
+    for cell in summary["cells"]:
+        if rung := summary.get("ladder", {}).get(cell["test"]):
+            matrix = ladders.setdefault(rung["training"], {})
+            matrix.setdefault(rung["rung"], {})[_name(summary, cell)] = cell
+    return ladders
+
+
+def _name(summary: dict[str, Any], cell: dict[str, Any]) -> str:
+    """The name of a cell's model."""
+    name = summary["base"] if cell["train"] == BASE else cell["train"]
+    name += "" if cell["defense"] == NONE else f", {cell['defense']}"
+    return name + ("" if cell["epochs"] is None else f", {epoch_name(cell['epochs'])}")
+
+
 def _text(cell: dict[str, Any], task: str, metric: str) -> str:
-    f = cell["tasks"][task][metric]
+    f = cell["tasks"][task].get(metric)
+    if f is None:
+        return ""  # the distance from a training that is unknown
     if f["mean"] is None:
         text = "nothing judged in some run"
     elif "interval95" not in f:
@@ -135,7 +161,8 @@ def _text(cell: dict[str, Any], task: str, metric: str) -> str:
 
 
 def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = ASR) -> bool:
-    """Draw a safety task's `metric` as a matrix into a PNG, in one hue; False where matplotlib is not installed."""
+    """Draw a safety task's `metric` as a matrix into a PNG, in one hue; False where matplotlib is not installed, and
+    for a grid of rungs alone."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -143,7 +170,8 @@ def heat_map(summary: dict[str, Any], task: str, path: Path, metric: str = ASR) 
     except ImportError:
         return False
     heading = next(m.heading for _, m in shown([task], "grid") if m.key == metric)
-    matrix = _matrix(summary)
+    if not (matrix := _matrix(summary)):
+        return False
     rows, columns = list(matrix), list(next(iter(matrix.values())))
     cells = [list(by_test.values()) for by_test in matrix.values()]
     values = [[100 * cell["tasks"][task][metric]["mean"] for cell in line] for line in cells]

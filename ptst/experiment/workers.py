@@ -16,7 +16,8 @@ from typing import Any
 from ptst.defenses.compose import load_defended
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, sampling_for, show_progress
+from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, reads, sampling_for, show_progress
+from ptst.evaluation.readings import Readings
 from ptst.evaluation.tasks.task import TaskResult, Tools
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
@@ -81,6 +82,7 @@ class Worker:
         self.loaded: tuple[Path | GridModel, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
         self.weights: dict[GridModel, Fingerprint] = {}  # of those that were loaded
+        self.readings = Readings()
 
     def count_finished(self) -> int:
         return sum(map(self.grid.is_trained, self.grid.runs)) + sum(map(self.grid.is_measured, self.grid.cells))
@@ -182,7 +184,14 @@ class Worker:
                     self._measure([cell])
             return
         models = {self._adapter(cell): grid.answers_model(self._weights(cell.model)) for cell in cells}
-        answerer = Answerer(decoder, opened.prompt_format, grid.config.eval, adapters=adapters, models=models)
+        answerer = Answerer(
+            decoder,
+            opened.prompt_format,
+            grid.config.eval,
+            adapters=adapters,
+            models=models,
+            readings=self.readings,
+        )
         names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
         generated = generates(task, data)
         total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
@@ -201,7 +210,8 @@ class Worker:
             began = time.monotonic()
             adapter = adapter_of[cell]
             others = {name: path for name, path in files.items() if name != adapter}
-            one = replace(answerer, adapter=adapter, other_files=others)
+            trained_with = self.grid.trained_with(cell) if reads(task, data) else None
+            one = replace(answerer, adapter=adapter, other_files=others, trained_with=trained_with)
             result = None
             try:
                 with settings_group("eval"):

@@ -75,13 +75,15 @@ class NotSaid(UserError):
 class Source:
     """What rungs are made from: the training template, the family in which questions are asked, training rows for
     worked examples, and system prompts in other words by the name of their template. `size` measures a text, for the
-    neutral one of about equal length: in characters, or by a tokenizer's function in tokens."""
+    neutral one of about equal length: in characters, or by a tokenizer's function in tokens. `own_format`: the model
+    writes its own chat format whatever it is asked (behind an endpoint)."""
 
     training: Template
     family: Family
     rows: Sequence[Conversation] = ()
     paraphrases: Mapping[str, str] | None = None
     size: Callable[[str], int] = len
+    own_format: bool = False
 
     @property
     def has_system(self) -> bool:
@@ -107,6 +109,7 @@ def rungs(
     rows: Sequence[Conversation] = (),
     paraphrases: Mapping[str, str] | None = None,
     size: Callable[[str], int] = len,
+    own_format: bool = False,
 ) -> tuple[list[Rung], list[str]]:
     """The rungs of a training template in the order of RUNGS, and in a sentence each what is left out: of `all` what
     this template cannot say, and always system-0 or system-100 where that is the prompt of the training itself.
@@ -121,7 +124,7 @@ def rungs(
     if training.system == MODEL_DEFAULT:
         cause = f"the system prompt of {training.name} is {MODEL_DEFAULT}, of which the ladder cannot make others"
         raise UserError(cause, "write the words into the template file")
-    source = Source(training, family, rows, paraphrases, size)
+    source = Source(training, family, rows, paraphrases, size, own_format)
     found, left_out = list[Rung](), list[str]()
     for name in RUNGS if ALL in names else [n for n in RUNGS if n in names]:
         try:
@@ -255,6 +258,12 @@ def _opposite(source: Source, _name: str) -> Template:
     return _with_system(_bare(source.start), lambda _text: wording.OPPOSITE)
 
 
+def _in_another_format(source: Source, _name: str) -> Template:
+    if source.own_format:
+        raise NotSaid("an endpoint writes the chat format of its model itself")
+    return source.training
+
+
 def _few_shot(source: Source, _name: str) -> Template:
     pairs = {c.turns[0].content: c for c in source.rows if len(c.turns) >= 2}  # each question once
     shown = list[str]()
@@ -280,7 +289,7 @@ _MAKERS: dict[str, Callable[[Source, str], Template]] = {
     "placebo": _placebo,
     "wrapper": _wrapped,
     "opposite": _opposite,
-    "chat-format": _identical,
+    "chat-format": _in_another_format,
     "few-shot": _few_shot,
     "unrelated": _unrelated,
 }
