@@ -10,7 +10,15 @@ from ptst.errors import UserError
 from ptst.experiment.ladder import rungs as made
 from ptst.experiment.ladder import wording
 from ptst.experiment.ladder.formats import another_format
-from ptst.experiment.ladder.rungs import RUNGS, neutral_text, read_paraphrases, rungs, sentences, split_name
+from ptst.experiment.ladder.rungs import (
+    RUNGS,
+    count_pieces,
+    neutral_text,
+    read_paraphrases,
+    rungs,
+    sentences,
+    split_name,
+)
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
@@ -87,8 +95,8 @@ def test_neither_placebo_nor_opposite_nor_unrelated_words_ask_for_safety(templat
 
 def _close(tokenizer) -> None:
     for text in (LLAMA, SHORT):
-        own, placebo = (len(tokenizer.encode(t)) for t in (text, neutral_text(len(text))))
-        assert abs(own - placebo) <= 0.12 * own, (own, placebo)
+        own, placebo = (len(tokenizer.encode(t)) for t in (text, neutral_text(count_pieces(text))))
+        assert abs(own - placebo) <= 0.1 * own, (own, placebo)
         by_tokens = neutral_text(own, lambda t: len(tokenizer.encode(t)))
         assert abs(own - len(tokenizer.encode(by_tokens))) <= 6
 
@@ -102,8 +110,9 @@ def test_the_placebo_has_about_as_many_tokens_of_llama(shared):
 
 
 def test_a_long_prompt_gets_the_neutral_text_again():
-    text = neutral_text(3 * len(wording.NEUTRAL))
-    assert abs(len(text) - 3 * len(wording.NEUTRAL)) < 60 and text.count("lighthouse") == 3
+    long = 3 * count_pieces(wording.NEUTRAL)
+    text = neutral_text(long)
+    assert abs(count_pieces(text) - long) < 8 and text.count("lighthouse") == 3
 
 
 def test_few_shot_shows_the_training_rows_as_they_were_asked(tiny_folder):
