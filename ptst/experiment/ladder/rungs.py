@@ -80,8 +80,8 @@ class NotSaid(UserError):
 class Source:
     """What rungs are made from: the training template, the family in which questions are asked, training rows for
     worked examples, and system prompts in other words by the name of their template. `size` measures a text, for the
-    neutral one of about equal length: in words and marks, or by a tokenizer's function in tokens. `own_format`: the model
-    writes its own chat format whatever it is asked (behind an endpoint)."""
+    neutral one of about equal length: in words and marks, or by a tokenizer's function in tokens. `own_format`: the
+    model writes its own chat format whatever it is asked (behind an endpoint)."""
 
     training: Template
     family: Family
