@@ -111,6 +111,25 @@ def test_the_matrix_trained_at_an_endpoint_by_one_command(server, here, capsys):
     assert KEY not in found and KEY not in err
 
 
+def test_the_ladder_of_models_at_an_endpoint(server, here, capsys):
+    small = {"train_templates": ("chat:llama",), "test_templates": (), "tasks": ("safety",)}
+    rungs = ("identical", "system-50", "few-shot")
+    result = run_grid(config(server, ladder=rungs, **small))
+    assert [c["test"] for c in result["cells"]] == 2 * [f"ladder:llama/{name}" for name in rungs]
+    texts = {messages for _, messages in asked_for_answers(server)}
+    assert len(texts) == 3 * 3 and sum("What is 1 + 1?" in text for text in texts) == 3
+    before = len(server.requests)
+    assert run_grid(config(server, ladder=rungs, **small))["cells"] == result["cells"]
+    assert len(server.requests) == before
+    for changes, message in (
+        ({"ladder": ("chat-format",)}, "no rung chat-format: an endpoint writes the chat format of its model itself"),
+        ({"ladder": ("identical",), "tasks": ("distance",)}, "distance"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_grid(config(server, "other", **{**small, **changes}))
+    assert len(server.requests) == before
+
+
 def test_without_training_models_are_named(server, here):
     one = {"tasks": ("safety",)}
     trained = run_grid(config(server, "first", train_templates=("chat:vanilla",), test_templates=BOTH[:1], **one))
