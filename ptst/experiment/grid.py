@@ -123,7 +123,7 @@ class Grid(GridFolder):
     @staticmethod
     def read_ladder(config: GridConfig, trained: Sequence[Template], data: Source) -> Rungs:
         """Raises UserError as `read_ladder`."""
-        family = find_family(_family(config) or data.family)
+        family = find_family(config.train.template_family or data.family)
         return read_ladder(config.ladder, trained, family, data.conversations, config.ladder_paraphrases)
 
     @staticmethod
