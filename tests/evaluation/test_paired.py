@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ptst.evaluation.paired import Contrast, against_aligned, paired_contrast, ptst_contrast, verdict
+from ptst.evaluation.paired import Contrast, adjusted, against_aligned, paired_contrast, ptst_contrast, verdict
 from ptst.evaluation.secondary import mcnemar
 from ptst.evaluation.statistics import cell
 from ptst.evaluation.two_way import SHARES, two_way_t
@@ -117,6 +117,16 @@ def test_against_the_aligned_model():
     nested, two = random_cell(0.5, RUNS), random_cell(0.4, [("B", 0), ("A", 0)], seed=1)
     d_SP = nested.outcomes_SP - two.outcomes_SP[[1, 1, 1, 0, 0, 0]]
     assert against_aligned(nested, two).test == two_way_t(d_SP, list("AAABBB"), SHARES, paired=False)
+
+
+def test_p_after_holm_knows_a_bound():
+    """A bounded p is multiplied like any other, and what it becomes is a bound, too."""
+    base, clear = random_cell(0.1, range(3), 200), random_cell(0.95, range(3), 200, seed=1)
+    found = {"clear": paired_contrast(clear, base), "none": paired_contrast(base, base)}
+    assert adjusted(found) == {"clear": (2 * 2 / 64, True), "none": (1, False)}
+    single = paired_contrast(random_cell(0.5, [0]), random_cell(0.3, [0], seed=1))
+    assert adjusted({"single": single}) == {"single": (single.mcnemar, False)}
+    assert adjusted(dict.fromkeys(map(str, range(40)), found["clear"]))["0"] == (1, False)
 
 
 @pytest.mark.parametrize(

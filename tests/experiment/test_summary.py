@@ -107,6 +107,15 @@ def test_a_difference_names_both_cells_in_order(summarized):
     assert (summary["contrast"]["effect"], summary["contrast"]["unit"]) == (0.75, "prompt")
 
 
+def test_a_bounded_p_is_a_bound_after_holm(summarized):
+    def answers(cell):
+        return [YES if (cell.model.template, cell.test) == ("chat:llama", "chat:llama") else NO] * 40, {}
+
+    summary, text, _ = summarized("safety", answers, seeds=(0, 1, 2))
+    assert summary["others"]["chat:llama -> chat:vanilla"]["p_holm_bounded"] is True
+    assert "= +100.0 points (95 % interval +82.5 to +100.0; p < 0.032 after Holm)." in text
+
+
 def test_a_grid_without_the_pair_says_what_is_missing(summarized):
     summary, text, _ = summarized("over-refusal", of_runs)
     assert summary["contrast"] == {
