@@ -125,3 +125,23 @@ def test_another_training_prompt_is_no_longer_the_distance_that_was_measured(gri
     path.write_text(json.dumps(cell))
     with pytest.raises(UserError, match="the prompt of the training was"):
         grid("grid", small, tasks=("distance",))
+
+
+def test_defences_are_tested_on_the_rungs_as_well(grid, here):
+    """With the trigger of one, and composed in memory by another; the distance is from the prompt of the main data."""
+    small = replace(LADDER, train_templates=("chat:vanilla",), test_templates=(), ladder=("identical", "system-50"))
+    defended = replace(small, defenses=("none", "backdoor-align", "wise-ft"), train=replace(LADDER.train, full=True))
+    result = grid("grid", defended, tasks=("safety", "distance"), eval=replace(LADDER.eval, limit=2))
+    assert [(c["defense"], c["test"]) for c in result["cells"][2:]] == [
+        (defense, f"ladder:vanilla/{rung}")
+        for defense in ("none", "backdoor-align", "wise-ft")
+        for rung in ("identical", "system-50")
+    ]
+    edited = {(c["defense"], c["test"][-9:]): c["tasks"]["distance"]["edit_share"]["mean"] for c in result["cells"][2:]}
+    assert edited["none", "identical"] == edited["wise-ft", "identical"] == 0
+    assert 0 < edited["backdoor-align", "identical"] < 1  # the trigger is asked with, and the main data had none
+    likelihoods = {c["defense"]: c["tasks"]["distance"]["nats_per_token"]["mean"] for c in result["cells"][2::2]}
+    assert len(set(likelihoods.values())) == 3
+    before = finished(here / "grid")
+    grid("grid", defended, tasks=("safety", "distance"), eval=replace(LADDER.eval, limit=2))
+    assert finished(here / "grid") == before
