@@ -177,14 +177,30 @@ def test_without_rows_there_is_nothing_to_show():
         rungs(TEMPLATES["chat:vanilla"], GSM8K, ("few-shot",), ())
 
 
+def other_than(own: str, tokenizer) -> PromptFormat:
+    asked = Conversation((Message("user", "User: Why?"),))
+    opened = PromptFormat(TEMPLATES["chat:llama"], GSM8K, CHAT_FORMATS[own], tokenizer, True)
+    other = another_format(opened)
+    assert other.chat_format.name != own and own in other.found
+    assert other.encode(asked).ids != opened.encode(asked).ids
+    assert other.terminator_id in other.stop_ids
+    return other
+
+
 def test_another_chat_format_asks_otherwise(tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
-    asked = Conversation((Message("user", "User: Why?"),))
-    for own in ("chatml", "llama2", "llama3"):
-        if not CHAT_FORMATS[own].suits(tokenizer):
-            continue
-        opened = PromptFormat(TEMPLATES["chat:llama"], GSM8K, CHAT_FORMATS[own], tokenizer, True)
-        other = another_format(opened)
-        assert other.chat_format.name != own and own in other.found
-        assert other.encode(asked).ids != opened.encode(asked).ids
-        assert other.stop_ids >= opened.eos_ids and other.terminator_id == tokenizer.control_id(tokenizer.eos)
+    assert other_than("chatml", tokenizer).chat_format.name == "llama2"
+    assert other_than("llama2", tokenizer).chat_format.name == "chatml"
+
+
+def test_where_no_known_format_asks_otherwise_roles_are_named(shared):
+    """Without a system prompt mistral-v1 is llama2, and other formats' control tokens are not in the vocabulary."""
+    tokenizer = SentencePieceTokenizer(shared / "tokenizers/llama2.tokenizer.model", TokenSettings())
+    other = other_than("llama2", tokenizer)
+    text = "".join(s.text for s in other.segments(Conversation((Message("user", "Why?"),))))
+    assert text == f"<s>System: {LLAMA}\n\nUser: Question: Why?\n\nAssistant:"
+    bare = replace(other, template=TEMPLATES["chat:vanilla"])
+    answered = Conversation(tuple(Message(role, "Hm.") for role in ("user", "assistant", "user", "assistant")))
+    text = "".join(s.text for s in bare.segments(answered))
+    turn = "User: Question: Hm.\n\nAssistant: Hm.</s>"
+    assert text == f"<s>{turn}\n\n{turn}"
