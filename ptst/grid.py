@@ -6,6 +6,7 @@ from typing import Any
 
 from ptst import cli
 from ptst.experiment.config import RECIPES, GridConfig
+from ptst.experiment.ladder.recipe import RECIPES as LADDER
 from ptst.progress import printable, say
 
 
@@ -23,6 +24,8 @@ def run_command(config: GridConfig) -> dict[str, Any]:
     config.check()
     choose_threads(config.threads, config.folder)
     try:
+        if config.study:
+            return _study(config)
         done = run_grid(config)
     except Interrupted as stopped:
         say(f"{stopped}; finished runs and cells are kept; resume with the same command")
@@ -38,11 +41,21 @@ def run_command(config: GridConfig) -> dict[str, Any]:
     return {"out": str(done.out), **done.summary}
 
 
+def _study(config: GridConfig) -> dict[str, Any]:
+    from ptst.experiment.ladder.study import run_study
+
+    done = run_study(config)
+    print(printable(done.markdown), file=sys.stderr if config.json else sys.stdout, end="")
+    say(f"outcomes.json, report.md, ladder.svg in {done.out}; to compute them anew: ptst study {done.out}")
+    return {"out": str(done.out), "contrasts": done.contrasts}
+
+
 def _dry_run(config: GridConfig) -> dict[str, Any]:
     from ptst.experiment.estimate import in_words
+    from ptst.experiment.ladder.study import plan_study
     from ptst.experiment.run import plan_grid
 
-    lines, note = plan_grid(config)
+    lines, note = (plan_study if config.study else plan_grid)(config)
     for line in lines:
         print(printable(str(line)))
     left = [line for line in lines if not line.finished]
@@ -68,7 +81,12 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
 def start(arguments: list[str]) -> tuple[GridConfig, str] | None:
     """The settings to start from: a recipe's."""
     name = cli.value_of(arguments, "--recipe")
-    return (GridConfig(recipe=name, quick="--quick" in arguments), "") if name in RECIPES else None
+    if name not in RECIPES:
+        return None
+    model = cli.value_of(arguments, "--model")  # a recipe may know it, and the recipe ladder aligns its own alone
+    if model and name in LADDER:
+        return GridConfig(recipe=name, quick="--quick" in arguments, model=model), ""
+    return GridConfig(recipe=name, quick="--quick" in arguments), ""
 
 
 def main() -> None:

@@ -88,8 +88,9 @@ def run_grid(config: GridConfig) -> GridResult:
     return GridResult(grid.out, summary, picture)
 
 
-def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
-    """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("")."""
+def plan_grid(config: GridConfig, aligned: bool = True) -> tuple[list[Estimate], str]:
+    """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("").
+    `aligned`: the model is the one that is to be tested, not one that a study aligns first."""
     grid = open_grid(config)
     find_judge(config.eval.judge, config.eval.allow, config.eval)
     if isinstance(grid, HostedGrid):
@@ -97,7 +98,7 @@ def plan_grid(config: GridConfig) -> tuple[list[Estimate], str]:
     folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
     with_model = (folder / "config.json").exists()
     tested = _aligned_folder(config) if config.laptop else folder
-    unaligned = config.laptop is not None and not (tested / "model.safetensors").exists()
+    unaligned = not aligned or (config.laptop is not None and not (tested / "model.safetensors").exists())
     if with_model:
         asked = grid if unaligned else with_aligned(grid, tested)
         check_folder(asked, aligned=not unaligned)

@@ -1,0 +1,77 @@
+"""The recipe of the study "Cure or condition?" (docs/study.md): PTST beside other defences, over the ladder.
+
+`ladder` is the confirmation: fresh requests, seeds of its own. `ladder-search` tries settings on the requests that stop
+the alignment and on other seeds, so that nothing of the confirmation is seen before its hypotheses are fixed. `--quick`
+shows the curve of one seed. A study has a grid folder for every alignment, and its training seeds are dealt to the
+alignments in turn.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ptst.defenses.config import NONE
+from ptst.errors import Setting, UserError
+from ptst.evaluation.config import EvalSettings
+from ptst.settings import EMBEDDED_MODEL, NO_EFFECT
+from ptst.training.config import TrainSettings
+
+RECIPES = ("ladder", "ladder-search")
+TEMPLATES = ("chat:vanilla", "chat:llama")
+DEFENSES = (NONE, "mix-safety", "constrained-sft", "ema", "wise-ft", "resta", "safe-lora")
+# Of two of the three shortened system prompts and two shuffled ones, one each: they cost as much as any other rung.
+RUNGS: tuple[str, ...]
+RUNGS = ("identical", "system-100", "system-50", "system-0", "paraphrase", "shuffled-words", "placebo", "opposite")
+RUNGS += ("wrapper", "chat-format", "few-shot", "unrelated")
+HOME = ("identical", "system-100", "system-0")  # where the tasks are measured that do not ask for safety
+SECOND_RUNGS = (*HOME, "placebo")  # of the second training data
+EVERYWHERE = ("safety", "margin")
+DISTANCE = "distance"
+# Alignment seeds an even number apart: each draws its own answers with two seeds (ptst.align --own-answers).
+ALIGNMENTS, SEARCH_ALIGNMENTS = (0, 2), (0,)
+SEEDS, SEARCH_SEEDS = (20, 21, 22, 23, 24, 25), (100, 101)
+PROMPTS = 40  # one of each family
+NEW_TOKENS = 48
+SECOND = "instructions"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings:
+    """What only a study has: several alignments, and a second task."""
+
+    alignments: tuple[int, ...] = field(default=(), metadata=NO_EFFECT)
+    """Recipe ladder: seeds of ptst.align, a grid for each; the training seeds are dealt to them in turn. None: the
+    model is tested as it is."""
+    second_data: str | None = field(default=None, metadata=NO_EFFECT)
+    """Recipe ladder: other training data, on which the runs without a defence are repeated."""
+
+    def check_study(self, recipe: str | None, seeds: tuple[int, ...]) -> None:
+        """Raise UserError for settings of a study elsewhere, and for more alignments than seeds."""
+        for name in ("alignments", "second_data"):
+            if getattr(self, name) and recipe not in RECIPES:
+                raise UserError((Setting(name), f" belongs to the recipes {' and '.join(RECIPES)}"))
+        if len(set(self.alignments)) < len(self.alignments):
+            raise UserError((Setting("alignments"), " names an alignment twice"), "name each once")
+        if len(self.alignments) > len(seeds):
+            cause = f"there are {len(self.alignments)} alignments and {len(seeds)} seeds of training"
+            raise UserError(cause, ("every alignment needs one: add ", Setting("seeds")))
+
+
+def values(name: str, quick: bool = False, model: str = EMBEDDED_MODEL) -> dict[str, Any]:
+    """GridConfig's fields by a recipe. `quick`: one alignment and seed, no defence but PTST. A `model` other than the
+    embedded one is taken as aligned."""
+    search = name == "ladder-search"
+    prompts = "stopping" if search else "fresh"
+    alignments = SEARCH_ALIGNMENTS if search else ALIGNMENTS
+    return {
+        "train_templates": TEMPLATES,
+        "test_templates": (),
+        "ladder": RUNGS,
+        "defenses": (NONE,) if quick else DEFENSES,
+        "tasks": (f"safety:{prompts}", f"over-refusal:{prompts}", "nll:word-problems:10", DISTANCE),
+        "alignments": alignments[: 1 if quick else None] if model == EMBEDDED_MODEL else (),
+        "seeds": (SEARCH_SEEDS if search else SEEDS)[: 1 if quick else None],
+        "data": "word-problems",
+        "second_data": None if quick or search else SECOND,
+        "train": TrainSettings(full=True, lr=1e-4, subsample=240),
+        "eval": EvalSettings(limit=PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=200),
+    }
