@@ -13,7 +13,8 @@ kept in the run folder.
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, groupby
 from pathlib import Path
@@ -74,28 +75,29 @@ def _starts(examples: Sequence[Example]) -> list[int]:
 
 
 def reference_scores(
-    examples: Sequence[Example], load: Callable[[], Decoder], world: World, path: Path, of: str
+    examples: Sequence[Example], used: Collection[int], load: Callable[[], Decoder], world: World, path: Path, of: str
 ) -> Tensor:
     """The reference's log-probabilities of all trained tokens, example after example, float32, on the host: those that
-    the main process finds in `path`, or from the decoder that `load` returns, which are then kept there. `of`: a
-    fingerprint of examples and reference. All ranks must call and get the same."""
+    the main process finds in `path`, or from the decoder that `load` returns, which are then kept there. `used`: the
+    examples that a step takes; others are not scored (NaN). `of`: a fingerprint of examples and reference. All ranks
+    must call and get the same."""
     found = read_scores(path, of) if world.is_main_process else None
     if world.sum(found is not None):
         values = torch.zeros(_starts(examples)[-1]) if found is None else found
         values = values.to("cuda" if world.size > 1 and torch.cuda.is_available() else "cpu")
         sum_over_ranks([values], world)
         return values.cpu()
-    say(f"scoring {len(examples)} examples with the reference model")
-    values = score_examples(load(), examples, world)
+    say(f"scoring {len(used)} examples with the reference model")
+    values = score_examples(load(), examples, used, world)
     if world.is_main_process:
         write_scores(path, values, of)
     return values
 
 
-def score_examples(decoder: Decoder, examples: Sequence[Example], world: World) -> Tensor:
-    """A decoder's log-probabilities of all trained tokens, example after example, float32, on the host. Each rank
-    computes a share; all must call and get the same."""
-    starts, numbers = _starts(examples), range(world.rank, len(examples), world.size)
+def score_examples(decoder: Decoder, examples: Sequence[Example], used: Collection[int], world: World) -> Tensor:
+    """A decoder's log-probabilities of all trained tokens, example after example, float32, on the host; NaN for examples
+    that are not `used`. Each rank computes a share; all must call and get the same."""
+    starts, numbers = _starts(examples), sorted(used)[world.rank :: world.size]
     scored = torch.zeros(starts[-1], device=decoder.device)
     with ProgressLine("reference", len(numbers)) as progress:
         for at in range(0, len(numbers), _SCORED):
@@ -105,6 +107,8 @@ def score_examples(decoder: Decoder, examples: Sequence[Example], world: World) 
                 scored[starts[i] : starts[i + 1]] = torch.tensor(logprobs)
             progress.update(min(at + _SCORED, len(numbers)))
     sum_over_ranks([scored], world)
+    for i in set(range(len(examples))).difference(used):
+        scored[starts[i] : starts[i + 1]] = math.nan
     return scored.cpu()
 
 

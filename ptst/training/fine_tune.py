@@ -121,7 +121,9 @@ class _Session:
         path = self.out / "state" / constraint.FILE
         load = partial(load_decoder, folder, plan.dtype, plan.device)
         examples = plan.mixture.examples
-        logprobs = constraint.reference_scores(examples, load, self.world, path, of)
+        steps = plan.trainer.plan([len(e.ids) for e in examples], plan.mixture.plans)
+        used = {i for step in steps for i in step.examples}
+        logprobs = constraint.reference_scores(examples, used, load, self.world, path, of)
         return TokenConstraint.over(examples, plan.config.token_constraint, logprobs)
 
     def train(self) -> None:

@@ -137,22 +137,30 @@ def test_places_are_counted_in_every_answer(mask, wanted):
 
 def test_the_scorer_gives_what_training_computes(tiny_folder):
     rows = [*examples(70), Example([5, 6, 7], [False, False, False], row=70)]
+    rows[3] = Example(rows[3].ids, [True] * len(rows[3].ids), row=3)  # nothing predicts its first token
     decoder = load_decoder(tiny_folder)
-    found = score_examples(decoder, rows, ALONE)
+    found = score_examples(decoder, rows, range(71), ALONE)
     wanted = torch.cat([log_probabilities(decoder, e) for e in rows[:-1]])
     assert found.shape == wanted.shape and (found - wanted).abs().max() < 1e-4
+    some = score_examples(decoder, rows, {0, 69}, ALONE)
+    first, last = (sum(rows[i].loss_mask[1:]) for i in (0, 69))
+    assert torch.allclose(some[:first], found[:first], atol=1e-4) and some[first:-last].isnan().all()
+    assert torch.allclose(some[-last:], found[-last:], atol=1e-4)
 
 
 def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
     path, rows, loaded = tmp_path / "state" / "reference.safetensors", examples(4), []
+
+    def scores(of: str):
+        return reference_scores(rows, range(4), load, ALONE, path, of)
 
     def load():
         loaded.append(1)
         return load_decoder(tiny_folder)
 
     assert read_scores(path, "a") is None
-    first = reference_scores(rows, load, ALONE, path, "a")
-    assert torch.equal(reference_scores(rows, load, ALONE, path, "a"), first) and len(loaded) == 1
+    first = scores("a")
+    assert torch.equal(scores("a"), first) and len(loaded) == 1
     assert "warning" not in capsys.readouterr().err
     for damage, told in (
         (lambda: None, "of other examples or of another model"),
@@ -160,7 +168,7 @@ def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
         (lambda: altered(path, first), "it has been altered"),
     ):
         damage()
-        assert torch.equal(reference_scores(rows, load, ALONE, path, "b"), first)
+        assert torch.equal(scores("b"), first)
         assert told in capsys.readouterr().err
     assert len(loaded) == 4 and torch.equal(load_file(path)["logprobs"], first)
 
