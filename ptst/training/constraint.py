@@ -95,8 +95,8 @@ def reference_scores(
 
 
 def score_examples(decoder: Decoder, examples: Sequence[Example], used: Collection[int], world: World) -> Tensor:
-    """A decoder's log-probabilities of all trained tokens, example after example, float32, on the host; NaN for examples
-    that are not `used`. Each rank computes a share; all must call and get the same."""
+    """A decoder's log-probabilities of all trained tokens, example after example, float32, on the host; NaN where an
+    example is not `used`. Each rank computes a share; all must call and get the same."""
     starts, numbers = _starts(examples), sorted(used)[world.rank :: world.size]
     scored = torch.zeros(starts[-1], device=decoder.device)
     with ProgressLine("reference", len(numbers)) as progress:

@@ -14,6 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ptst.data.mix_part import parse_mix
 from ptst.errors import Setting, UserError
 from ptst.settings import check_at_least, check_share, content
 
@@ -68,3 +69,6 @@ def check_phases(phases: Sequence[int], mix: Sequence[str] | None = None) -> Non
     if phases and mix is not None and not mix:
         cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
         raise UserError(cause, ("name them as ", Setting("mix")))
+    if phases and any(parse_mix(text).share is not None for text in mix or ()):
+        cause = (Setting("phases"), " takes turns with data of their own, and a share in ", Setting("mix"))
+        raise UserError((*cause, " replaces rows of the main data"), "give that data as rows of the main file")
