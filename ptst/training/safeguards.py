@@ -70,5 +70,6 @@ def check_phases(phases: Sequence[int], mix: Sequence[str] | None = None) -> Non
         cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
         raise UserError(cause, ("name them as ", Setting("mix")))
     if phases and any(parse_mix(text).share is not None for text in mix or ()):
-        cause = (Setting("phases"), " takes turns with data of their own, and a share in ", Setting("mix"))
-        raise UserError((*cause, " replaces rows of the main data"), "give that data as rows of the main file")
+        remedy = "give that data as rows of the main file"
+        what = (Setting("phases"), " takes turns with data of their own, and a share in ", Setting("mix"))
+        raise UserError((*what, " replaces rows of the main data"), remedy)

@@ -37,7 +37,8 @@ REFUSED = {
     r"phases is \(3,\); it is two numbers of steps": {"phases": (3,), "mix": ("refusals.jsonl:1",)},
     r"phases is \(0, 3\)": {"phases": (0, 3), "mix": ("refusals.jsonl:1",)},
     "phases takes turns with data of their own, and a share in mix replaces rows": {
-        **{"phases": (1, 3), "mix": ("refusals:1", "attack:5%")},
+        "phases": (1, 3),
+        "mix": ("refusals:1", "attack:5%"),
     },
     "phases takes turns with other data, and none are mixed in; name them as mix": {"phases": (1, 3)},
 }
