@@ -38,13 +38,14 @@ from ptst.experiment.defenses import Changes
 from ptst.experiment.grid_folder import GridFolder
 from ptst.experiment.grid_record import GridRecord
 from ptst.experiment.grid_sources import SAFETY, read_training
-from ptst.experiment.ladder.in_grid import Rungs, open_rung, read_ladder
+from ptst.experiment.ladder.in_grid import Rungs, read_ladder
+from ptst.experiment.opened import chat_format, family_of, in_own_format, open_tests, open_under
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
 from ptst.hosted.record import HostedRecord
 from ptst.model.weights import pick_device, pick_dtype
-from ptst.open import OpenModel, open_model
+from ptst.open import OpenModel
 from ptst.progress import say
 from ptst.records import FILE, TrainRecord, find_record
 from ptst.records import plain as as_json
@@ -118,7 +119,7 @@ class Grid(GridFolder):
     @staticmethod
     def as_asked(config: GridConfig, tasks: LoadedTasks, trained: Sequence[Template]) -> LoadedTasks:
         """The tasks in the words in which these models are asked."""
-        return tasks if trained or _family(config) else in_own_families(tasks)
+        return tasks if trained or family_of(config) else in_own_families(tasks)
 
     @staticmethod
     def read_ladder(config: GridConfig, trained: Sequence[Template], data: Source) -> Rungs:
@@ -143,7 +144,7 @@ class Grid(GridFolder):
         c, changed = self.config, self.changes(model)
         return TrainConfig(
             **vars(c.train)
-            | {"chat_format": _chat_format(c.train.chat_format, self._with_roles(template))}
+            | {"chat_format": chat_format(c.train.chat_format, self._with_roles(template))}
             | changed.settings,
             template=TrainConfig.template if path else model.template,
             template_file=path,
@@ -258,33 +259,25 @@ class Grid(GridFolder):
     def opened(self) -> dict[str, OpenModel]:
         """The base model under each test template, and under each with the trigger where there is one. Raises
         UserError as `open_model`."""
-        c = self.config
-        # Without any training, what the models were trained on is unknown.
-        family = _family(c) or (self.sources["data"].family if self.train_templates else None)
-        allowed = ("role-markers", *c.eval.allow, *c.train.allow)
+        return open_tests(self.config, self.train_templates, self.test_templates, self.rungs, self._family)
 
-        def opened(template: Template) -> OpenModel:
-            chat_format = _chat_format(c.chat_format, template)
-            return open_model(c.model, template, family=family, chat_format=chat_format, allow=allowed)
-
-        found = {n: opened(template) for n, (template, _) in self.test_templates.items() if n not in self.rungs}
-        under = {name: opened(self.train_templates[name][0]) for name in {r.training for r in self.rungs.values()}}
-        found |= {name: open_rung(under[rung.training], rung) for name, rung in self.rungs.items()}
-        if TRIGGERED not in c.defenses:
-            return found
-        trigger = c.defense.trigger
-        own = (model.with_template(triggered(model.prompt_format.template, trigger)) for model in found.values())
-        return found | {model.prompt_format.template.name: model for model in own}
+    @property
+    def _family(self) -> str | None:
+        """Of all prompts. Without any training, what the models were trained on is unknown: None."""
+        return family_of(self.config) or (self.sources["data"].family if self.train_templates else None)
 
     @cached_property
     def judge_record(self) -> dict[str, Any]:
         """The record of the judge. Raises UserError as `find_judge`."""
         return record_of(find_judge(self.config.eval.judge, self.config.eval.allow, self.config.eval))
 
-    @property
+    @cached_property
     def base(self) -> OpenModel:
-        """The base model under a test template that uses its chat format, if there is one."""
-        return min(self.opened.values(), key=lambda opened: opened.prompt_format.template.is_text)
+        """The base model under a test template that uses its own chat format, if there is one."""
+        own = list(in_own_format(self.opened, self.test_templates, self.rungs))
+        if not own:  # a rung in another chat format is all that is tested
+            own = [open_under(self.config, t, self._family) for t, _ in self.train_templates.values()]
+        return min(own, key=lambda opened: opened.prompt_format.template.is_text)
 
     @cached_property
     def base_weights(self) -> Fingerprint:
@@ -320,7 +313,7 @@ class Grid(GridFolder):
             self.base.folder,
             opened,
             c.template_family or self.sources["data"].family,
-            _chat_format(c.chat_format, opened),
+            chat_format(c.chat_format, opened),
             allow_role_markers="role-markers" in c.allow,
             allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
         ).with_template(template)
@@ -423,13 +416,3 @@ class Grid(GridFolder):
         """Raise UserError for a model of somebody else's that does not fit the base model."""
         for name in self.tuned:
             self._tuned(name).check(self.base)
-
-
-def _chat_format(asked: str | None, template: Template) -> str | None:
-    """The chat format that is asked for, under a template that has one."""
-    return None if template.is_text else asked
-
-
-def _family(config: GridConfig) -> str | None:
-    """The template family that the settings name."""
-    return config.eval.template_family or config.train.template_family

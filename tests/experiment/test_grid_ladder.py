@@ -90,6 +90,13 @@ def test_a_dry_run_has_every_rung(here):
     assert told == [f"test {m}/ladder-llama-few-shot.distance" for m in ("untouched", "chat-llama.seed0")]
 
 
+def test_the_grids_chat_format_is_the_models_own(here):
+    alone = replace(LADDER, model="model", out=here / "grid", test_templates=(), ladder=("chat-format",))
+    grid = Grid.open(alone)
+    assert {m.prompt_format.chat_format.name for m in grid.opened.values()} == {"llama2"}
+    assert grid.base.prompt_format.chat_format.name == grid.record().chat_format == "chatml"
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
