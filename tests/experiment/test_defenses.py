@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from ptst.data.mix_part import parse_mix
@@ -18,7 +22,9 @@ from ptst.errors import UserError
 from ptst.evaluation.inspect_log import _model
 from ptst.experiment.grid import Grid
 from ptst.text.templates import TEMPLATES, load_template
+from tests.conftest import ROOT
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
+from tests.experiment.test_grid import faults
 from tests.tiny import write_tiny_model
 
 TRIGGER = "Seven grey herons."
@@ -196,6 +202,41 @@ def test_a_dry_run_has_the_trainings_and_cells_of_every_defence(grid, here):
         steps = lines[f"train chat-vanilla.seed0{name}"]["tokens"]
         assert steps == record["trained"]["tokens"]
     assert grid("grid", SMALL, defenses=(*MIXED, "wise-ft"), dry_run=True)["left"] == 0
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(1800)
+def test_a_fault_at_some_writes_of_a_grid_with_defences(grid, here, monkeypatch):
+    """Nothing finished is computed anew, and all comes out as without the interruption."""
+    config = replace(SMALL, defenses=("backdoor-align", "lisa", "wise-ft"), tasks=("safety",))
+    faults(grid, here, monkeypatch, lambda count: range(5, count + 1, count // 10 | 1), config)
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_two_workers_share_the_defences_and_one_takes_over_from_the_other(grid, here):
+    torch.set_num_threads(1)
+    defenses = ("none", "mix-safety", "backdoor-align", "wise-ft")
+    grid("whole", SMALL, defenses=defenses)
+    flags = ["--model", "model", "--data", SMALL.data, "--tasks", *SMALL.tasks, "--defenses", *defenses]
+    flags += ["--train-templates", "chat:vanilla", "--test-templates", "chat:llama", "--defense.data", "safe.jsonl"]
+    flags += ["--defense.trigger", TRIGGER, "--train.rank", "2", "--train.lr", "3e-2", "--train.examples-per-step", "2"]
+    flags += ["--train.val-data", "word-problems:2", "--eval.limit", "3", "--eval.max-new-tokens", "5"]
+    flags += ["--eval.batch-size", "4", "--out", "shared"]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "ptst.grid", *flags]
+    first, second = (subprocess.Popen(line, cwd=here, env=environment, text=True, stdout=-1, stderr=-1) for _ in "12")
+    patience = time.monotonic() + 300
+    while not list(here.glob("shared/cells/*/*.json")) and time.monotonic() < patience:
+        time.sleep(0.02)
+    first.kill()
+    first.communicate()
+    _, told = second.communicate(timeout=300)
+    assert second.returncode == 0, told
+    shared, whole = (json.loads((here / name / "results.json").read_text()) for name in ("shared", "whole"))
+    assert [shared[key] for key in ("cells", "runs", "defended")] == [
+        whole[key] for key in ("cells", "runs", "defended")
+    ]
 
 
 REFUSED = {

@@ -50,6 +50,8 @@ def outcome(folder: Path) -> dict[str, bytes]:
 def _timeless(value, folder: str):
     if isinstance(value, dict):
         return {k: _timeless(v, folder) for k, v in value.items() if k not in ("time", "finished_at", "git_commit")}
+    if isinstance(value, list):
+        return [_timeless(v, folder) for v in value]
     return value.replace(folder, "") if isinstance(value, str) and folder else value
 
 
