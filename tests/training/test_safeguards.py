@@ -19,7 +19,7 @@ from ptst.hosted.checks import check_hosted
 from ptst.model.weights import load_decoder
 from ptst.records import TrainRecord, read_record
 from ptst.train import run_training
-from ptst.training import evaluate
+from ptst.training import evaluate, fine_tune
 from ptst.training.checkpoint import load_weights
 from ptst.training.config import TrainConfig
 from ptst.training.metrics import Metrics
@@ -138,8 +138,15 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(train, tmp_path, monkeypa
         assert outcome(tmp_path / f"killed-{step}") == wanted, step
 
 
-def test_the_average_is_evaluated_and_kept(train, tmp_path, tiny_folder):
+def test_the_average_is_evaluated_and_kept(train, tmp_path, tiny_folder, monkeypatch):
     """Of the last step, of the best one, and of an epoch on the way; a checkpoint that is evaluated is its average."""
+    name, seen, real = "layers.1.mlp.up_proj.lora_B", [], fine_tune.validation_loss
+
+    def noting(decoder, *given):
+        seen.append(dict(decoder.named_parameters())[name].detach().clone())
+        return real(decoder, *given)
+
+    monkeypatch.setattr(fine_tune, "validation_loss", noting)
     record = train("run", average=0.7, eval_every=1, epochs=3.0, at_epochs=(1.0,), lr=0.3, keep=9)
     run, losses = tmp_path / "run", record.validation_loss
     steps = {}
@@ -149,10 +156,10 @@ def test_the_average_is_evaluated_and_kept(train, tmp_path, tiny_folder):
     first = steps[1]["average.layers.0.self_attn.q_proj.lora_B"]
     assert torch.equal(first, steps[1]["layers.0.self_attn.q_proj.lora_B"] / 2)
     for number in (2, 3):
-        for name, value in steps[number].items():
-            if not name.startswith("average."):
-                before, b = steps[number - 1][f"average.{name}"], decays[number]
-                assert torch.allclose(steps[number][f"average.{name}"], b * before + (1 - b) * value, atol=1e-6)
+        for weight, value in steps[number].items():
+            if not weight.startswith("average."):
+                before, b = steps[number - 1][f"average.{weight}"], decays[number]
+                assert torch.allclose(steps[number][f"average.{weight}"], b * before + (1 - b) * value, atol=1e-6)
     best = losses.best_step
     for folder, number in ((run, 6), (run / "epoch-1", 2), *([(run / "best", best)] if best != 6 else [])):
         written = load_file(folder / "adapter_model.safetensors")
@@ -160,9 +167,9 @@ def test_the_average_is_evaluated_and_kept(train, tmp_path, tiny_folder):
         assert sorted(t.norm().item() for t in written.values()) == sorted(t.norm().item() for t in wanted.values())
     decoder = load_decoder(tiny_folder)
     load_weights(decoder, run / "state" / "step-00000006", CONFIG.lora)
-    averaged = steps[6]["average.layers.1.mlp.up_proj.lora_B"]
-    assert torch.equal(dict(decoder.named_parameters())["layers.1.mlp.up_proj.lora_B"], averaged)
-    assert not torch.equal(averaged, steps[6]["layers.1.mlp.up_proj.lora_B"])
+    averaged = steps[6][f"average.{name}"]
+    assert torch.equal(dict(decoder.named_parameters())[name], averaged)
+    assert torch.equal(seen[6], averaged) and not torch.equal(averaged, steps[6][name])
 
 
 def test_ranks_hold_together(train, tmp_path, tiny_folder):
