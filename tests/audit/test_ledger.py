@@ -324,8 +324,8 @@ def preparing_counts_wrong(real, *given):
 
 
 @fault(examples, "SourcePlan", "visits", "not-trained")
-def mixing_forgets_the_epochs(real, count, _epochs):
-    return real(count, 1.0)
+def mixing_forgets_the_epochs(real, count, _epochs, *more):
+    return real(count, 1.0, *more)
 
 
 TURNS = {}
