@@ -90,7 +90,7 @@ def test_parts_with_other_prompts_or_judges_or_the_same_run_are_refused():
 
 def test_every_run_is_paired_with_its_own_alignment():
     outcomes = fake()
-    key = Key("word-problems", "chat:llama", "none", "ladder:llama/placebo", SAFETY)
+    key = Key("word-problems", "chat:llama", "none", "ladder:llama/unrelated", SAFETY)
     base = outcomes.cells[Key("word-problems", "", "none", key.test, SAFETY)].judged["rules-v3"]
     base["seed1"] = "c" * len(base["seed1"])
     base["seed0"] = "R" * len(base["seed0"])
