@@ -372,9 +372,14 @@ def one_example_is_on_the_other_side(real, *given):
 
 @turned
 def a_step_on_what_is_mixed_in_is_small(real, *given):
-    for steps in real(*given):
-        (a, first), *rest = steps
-        yield [(a, first[:-1]), *rest, (a, first[-1:])]
+    """The first of them has one example fewer, the last of the run, which is not full, one more."""
+    epochs = [list(steps) for steps in real(*given)]
+    (turn, first), *rest = epochs[0]
+    last = max((n, k) for n, steps in enumerate(epochs) for k, (_, group) in enumerate(steps) if group[0] >= 48)
+    epochs[0] = [(turn, first[:-1]), *rest]
+    number, group = epochs[last[0]][last[1]]
+    epochs[last[0]][last[1]] = (number, [*group, first[-1]])
+    return epochs
 
 
 @pytest.mark.parametrize("name", TURNS)
