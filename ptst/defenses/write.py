@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ptst import records
+from ptst.defend_record import DefendRecord
 from ptst.defenses.command_config import DefendConfig
 from ptst.defenses.compose import Composition, checked, compose, defended_tensors
-from ptst.defenses.record import DefendRecord
 from ptst.errors import Setting, UserError
 from ptst.exporting.folder import check_out, copy_small_files, new_folder, update_config
 from ptst.exporting.merge import in_order_of_the_hub

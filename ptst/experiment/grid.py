@@ -17,50 +17,39 @@ from pathlib import Path
 from typing import Any, Self
 
 from ptst import records
-from ptst.data.examples import Mixture, TrainingSource, length_limit, mix, prepare
-from ptst.data.mix_part import parse_mix
-from ptst.data.order import Step
-from ptst.data.selection import select
 from ptst.data.sources import Source
 from ptst.defenses.compose import Composition
 from ptst.defenses.config import NONE, WEIGHT_SPACE
-from ptst.defenses.trigger import TRIGGERED, triggered, triggered_name
+from ptst.defenses.trigger import TRIGGERED, triggered
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.measure import check_room, find_tools, in_own_families, sampling_for
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.evaluation.verdicts import record_of
-from ptst.experiment import defenses, laptop, plan
+from ptst.experiment import laptop, plan
 from ptst.experiment.composed import Composer, depends_on
 from ptst.experiment.config import GridConfig
-from ptst.experiment.defenses import Changes
-from ptst.experiment.grid_folder import GridFolder
 from ptst.experiment.grid_record import GridRecord
-from ptst.experiment.grid_sources import SAFETY, read_training
+from ptst.experiment.grid_sources import read_training
+from ptst.experiment.grid_training import GridTraining
 from ptst.experiment.ladder.in_grid import Rungs, read_ladder
-from ptst.experiment.opened import chat_format, family_of, in_own_format, open_tests, open_under
+from ptst.experiment.opened import family_of, in_own_format, open_tests, open_under
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
-from ptst.hosted.record import HostedRecord
 from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel
 from ptst.progress import say
-from ptst.records import FILE, TrainRecord, find_record
+from ptst.records import FILE
 from ptst.records import plain as as_json
 from ptst.runs import find_shared
-from ptst.storage import LOCKS
-from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format, with_roles
+from ptst.text.prompt_format import PromptFormat, check_used
 from ptst.text.templates import MODEL_DEFAULT, Template, find_family, with_default_system_prompt
-from ptst.training.config import TrainConfig
-from ptst.training.run_plan import epoch_folders
-from ptst.training.run_sources import mix_templates
-from ptst.training.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
-class Grid(GridFolder):
+class Grid(GridTraining):
     """Everything that a grid consists of, here of models on this machine; `HostedGrid` is of models at an endpoint."""
 
     config: GridConfig
@@ -132,54 +121,6 @@ class Grid(GridFolder):
         """Raises UserError as `read_tuned`."""
         return read_tuned(config.tuned)
 
-    @property
-    def runs(self) -> list[GridModel]:
-        """One model of every grid run."""
-        return list({model.run: model.training for model in self.models if model.template is not None}.values())
-
-    def train_config(self, model: GridModel) -> TrainConfig:
-        """The settings with which `ptst.train` makes a run."""
-        assert model.template is not None
-        template, path = self.train_templates[model.template]
-        c, changed = self.config, self.changes(model)
-        return TrainConfig(
-            **vars(c.train)
-            | {"chat_format": chat_format(c.train.chat_format, self._with_roles(template))}
-            | changed.settings,
-            template=TrainConfig.template if path else model.template,
-            template_file=path,
-            model=c.model,
-            data=c.data,
-            mix=(*c.mix, *changed.mix),
-            at_epochs=c.at_epochs,
-            seed=model.seed,
-            threads=c.threads,
-            out=self.run_folder(model),
-        )
-
-    def changes(self, model: GridModel) -> Changes:
-        """What a model's defence changes in its training."""
-        return defenses.changes(model.defense, self.config.defense, self.triggered_file(model))
-
-    def triggered_file(self, model: GridModel) -> Path:
-        """Where a worker writes a model's training template with the trigger in it."""
-        return self.out / "templates" / f"{plan.slug(triggered_name(model.trained))}.toml"
-
-    def triggered_template(self, model: GridModel) -> Template:
-        """A model's training template with the trigger in it."""
-        template = self.train_templates[model.trained][0]
-        if template.system == MODEL_DEFAULT:
-            template = with_default_system_prompt(template, self.base.folder)
-        return triggered(template, self.config.defense.trigger)
-
-    def write_template(self, model: GridModel) -> None:
-        """Write what the settings of a run name a file of: the training template with the trigger in it."""
-        if model.defense == TRIGGERED:
-            defenses.write_template(self.triggered_file(model), self.triggered_template(model), self.out / LOCKS)
-
-    def run_folder(self, model: GridModel) -> Path:
-        return self.out / "runs" / model.run
-
     def weights_folder(self, model: GridModel) -> Path:
         """The base model's folder, or where a run's weights are after the model's epochs, or those of another model."""
         assert not model.is_composed, "its weights are in no folder"
@@ -237,24 +178,6 @@ class Grid(GridFolder):
             "dtype": str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
         }
 
-    def run_record(self, model: GridModel) -> TrainRecord | HostedRecord | None:
-        """The record of a run; None where it has not begun."""
-        return find_record(self.run_folder(model), TrainRecord)
-
-    def run_figures(self, model: GridModel) -> dict[str, Any]:
-        """Steps, validation losses and what was trained on, of a finished run (None: not recorded then)."""
-        record = self.run_record(model)
-        assert record is not None, "all runs are finished"
-        trained, losses = (getattr(record, name, None) for name in ("trained", "validation_loss"))
-        counts = {k: getattr(trained, k, None) for k in ("examples", "tokens", "trained_tokens")}
-        loss = {k: getattr(losses, k, None) for k in ("before", "after")}
-        return {"steps": getattr(record, "steps", None), **counts, "validation_loss": loss}
-
-    def is_trained(self, model: GridModel) -> bool:
-        return model.template is None or (
-            (record := self.run_record(model)) is not None and record.status == "finished"
-        )
-
     @cached_property
     def opened(self) -> dict[str, OpenModel]:
         """The base model under each test template, and under each with the trigger where there is one. Raises
@@ -288,42 +211,6 @@ class Grid(GridFolder):
         """Of the base model's weights and of its tokenizer."""
         return self.base_weights, tokenizer_fingerprint(self.base.folder)
 
-    def mixture(self, model: GridModel) -> Mixture:
-        """The training examples of a run. Raises UserError for what a template cannot express, and as `select` and
-        `mix`."""
-        c, parts = self.config.train, [(self.sources[text], parse_mix(text)) for text in self.config.mix]
-        asked = [TrainingSource(self.sources["data"], c.epochs)]
-        asked += [TrainingSource(s, part.epochs, *part.find_template(), share=part.share) for s, part in parts]
-        if model.defense in defenses.MIXED:
-            own = self.triggered_template(model) if model.defense == TRIGGERED else None
-            asked.append(TrainingSource(self.sources[SAFETY], self.config.defense.epochs, own))
-        chosen = select(asked, c.subsample, model.seed)
-        return mix(chosen, *self.training_format(model.trained), c.too_long, c.train_on)
-
-    def steps(self, model: GridModel, mixture: Mixture) -> list[Step]:
-        """The optimizer steps of a run."""
-        settings = TrainerConfig.of(self.train_config(model), micro_batch_tokens=1)
-        return settings.plan([len(e.ids) for e in mixture.examples], mixture.plans)
-
-    def training_format(self, name: str) -> tuple[PromptFormat, int]:
-        """The prompt format of training under a template, and the maximum length of an example."""
-        c, template = self.config.train, self.train_templates[name][0]
-        opened = self._with_roles(template)
-        prompt_format = open_prompt_format(
-            self.base.folder,
-            opened,
-            c.template_family or self.sources["data"].family,
-            chat_format(c.chat_format, opened),
-            allow_role_markers="role-markers" in c.allow,
-            allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
-        ).with_template(template)
-        return prompt_format, length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
-
-    @cached_property
-    def training_formats(self) -> dict[str, PromptFormat]:
-        """The prompt format of training under each training template."""
-        return {name: self.training_format(name)[0] for name in self.train_templates}
-
     def trained_with(self, cell: GridCell) -> PromptFormat | None:
         """The prompt format with which a cell's own is compared: that of its model's training; of a model without one
         in this grid, under a rung, that of the training that the rung was made from."""
@@ -336,10 +223,6 @@ class Grid(GridFolder):
         """Those of training, of tests, and of mixed-in data."""
         mixed = plan.load_mix_templates(self.config.mix)
         return plan.merge_templates(self.train_templates, self.test_templates, mixed)
-
-    def _with_roles(self, template: Template) -> Template:
-        """What the prompt format of a run is opened under: mixed-in data may have roles where the run has none."""
-        return with_roles(template, *mix_templates(self.config.mix))
 
     @property
     def depends_on(self) -> dict[str, dict[str, Any]]:
@@ -380,21 +263,6 @@ class Grid(GridFolder):
                 say(f"note: {folder} has no default system prompt, so {name} is the same as without one")
         self.check_tuned()
         self.check_training()
-
-    def check_training(self) -> None:
-        """Raise UserError for mistakes in what is left to be trained, every training template and defence once."""
-        c, left = self.config.train, [model for model in self.runs if not self.is_trained(model)]
-        for name in dict.fromkeys(model.trained for model in left):
-            if "val-data" in self.sources:
-                with settings_group("train"):
-                    prepare(self.sources["val-data"], *self.training_format(name), c.too_long, c.train_on)
-        for template, defense in dict.fromkeys((model.template, model.defense) for model in left):
-            alike = [model for model in left if (model.template, model.defense) == (template, defense)]
-            # Seeds differ in the order of the rows; with subsample, in the rows.
-            for model in alike if c.subsample or self.config.at_epochs else alike[:1]:
-                with settings_group("train"):
-                    mixture = self.mixture(model)
-                epoch_folders(self.train_config(model), self.steps(model, mixture))
 
     def agree(self) -> None:
         """Ask before money is spent; training here costs none."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ptst import __version__
-from ptst.defenses.record import find_told
+from ptst.defend_record import find_told
 from ptst.errors import Setting, UserError
 from ptst.exporting.agreement import Agreement, Observed, compare, observe, prompts_of
 from ptst.exporting.base_name import BaseName

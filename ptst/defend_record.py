@@ -1,4 +1,4 @@
-"""The record of a defended model: `run.json` in its folder."""
+"""The record of a defended model: `run.json` in its folder, which defences write and an export tells of."""
 
 from dataclasses import dataclass
 from pathlib import Path
