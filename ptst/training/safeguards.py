@@ -7,7 +7,7 @@ token_constraint    the first tokens of an answer are held near those of a refer
                     3 (ptst/training/constraint.py)
 proximal, phases    Lisa of Huang et al. 2024, arXiv 2405.18641: steps on safety data and on the main data take turns,
                     and each turn is pulled back to the weights at its beginning (ptst/training/proximal.py,
-                    ptst/data/phases.py)
+                    ptst/data/order.py)
 """
 
 import math
@@ -69,7 +69,7 @@ def check_phases(phases: Sequence[int], mix: Sequence[str] | None = None) -> Non
     if phases and mix is not None and not mix:
         cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
         raise UserError(cause, ("name them as ", Setting("mix")))
-    if phases and any(parse_mix(text).share is not None for text in mix or ()):
+    if phases and any(parse_mix(text).share for text in mix or ()):
         remedy = "give that data as rows of the main file"
         what = (Setting("phases"), " takes turns with data of their own, and a share in ", Setting("mix"))
         raise UserError((*what, " replaces rows of the main data"), remedy)
