@@ -50,6 +50,10 @@ def test_values_that_make_no_sense(told):
         TrainConfig(**REFUSED[told]).check()
 
 
+def test_turns_with_data_of_their_own_are_taken():
+    TrainConfig(phases=(1, 3), mix=("refusals:0.6", "attack:2:1:chat:llama")).check()
+
+
 @pytest.mark.parametrize(
     "given", [{"average": 0.9}, {"token_constraint": BETAS}, {"proximal": 1.0}, {"phases": (1, 3)}]
 )
