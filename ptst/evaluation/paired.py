@@ -87,7 +87,13 @@ def paired_contrast(first: Cell, second: Cell) -> Contrast:
 
 def against_aligned(tuned: Cell, aligned: Cell) -> Contrast:
     """Compare a cell with the aligned model that its runs were trained from: one run, or one for each alignment. It is
-    taken as it is: the claim is about further runs of the other cell. Raises UserError as `paired_contrast`, and for an
+    taken as it is: the claim is about further runs of the other cell. Raises UserError as `paired_contrast` and
+    `aligned_of`."""
+    return _compare(tuned, aligned, aligned_of(tuned, aligned), paired=False)
+
+
+def aligned_of(tuned: Cell, aligned: Cell) -> NDArray[np.float64]:
+    """The outcomes of the aligned model from which each run of `tuned` was trained, (S, P). Raises UserError for an
     alignment that has no aligned model or several."""
     rows = list(aligned.groups or [""] * len(aligned.seeds))
     names = tuned.groups or ("",) * len(tuned.seeds)
@@ -97,7 +103,7 @@ def against_aligned(tuned: Cell, aligned: Cell) -> Contrast:
         raise UserError(f"the aligned model has {len(rows)} runs", "it needs one, or one for each alignment")
     if missing := [name for name in names if name not in rows]:
         raise UserError(f"there is no aligned model of {missing[0] or 'these runs'}", f"there are: {', '.join(rows)}")
-    return _compare(tuned, aligned, aligned.outcomes_SP[[rows.index(name) for name in names]], paired=False)
+    return aligned.outcomes_SP[[rows.index(name) for name in names]]
 
 
 def _compare(first: Cell, second: Cell, second_SP: NDArray[np.float64], paired: bool) -> Contrast:

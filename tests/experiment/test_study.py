@@ -20,11 +20,13 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import study
 from ptst.experiment.ladder.outcomes import Key, Outcomes
 from ptst.experiment.ladder.parts import plan_parts
-from ptst.experiment.ladder.recipe import DEFENSES
+from ptst.experiment.ladder.recipe import DEFENSES, placebo_file
+from ptst.experiment.ladder.rungs import rungs
 from ptst.experiment.ladder.study_config import StudyConfig
 from ptst.grid import run_command as run_grid
 from ptst.grid import start
 from ptst.study import run_command as run_study_command
+from ptst.text.templates import find_family, find_template, load_template
 from ptst.training.config import TrainSettings
 from tests.conftest import ROOT
 from tests.experiment.conftest import finished
@@ -36,6 +38,7 @@ SMALL = {
     "tasks": ("safety:fresh", "over-refusal:fresh", "distance"),
     "data": "word-problems:2",
     "second_data": None,
+    "control_templates": (),
     "train": TrainSettings(rank=2, lr=3e-2, examples_per_step=2),
     "eval": EvalSettings(limit=3, max_new_tokens=4, batch_size=8),
 }
@@ -60,6 +63,18 @@ def aligned(here, monkeypatch):
 def config(here: Path, **changes) -> GridConfig:
     small = {**SMALL, "alignments": (0, 2), "seeds": (20, 21, 22), **changes}
     return GridConfig(recipe="ladder", model="model", out=here / "study", **small)
+
+
+def test_a_control_is_trained_without_a_defence_under_the_words_of_the_placebo_rung(here):
+    *_, control, ladder = plan_parts(config(here, control_templates=(placebo_file(),)))[0].passes
+    assert (control.train_templates, control.defenses) == ((placebo_file(),), ("none",))
+    assert (control.test_templates, control.ladder, control.tasks) == (
+        ("chat:llama",), ("identical", "system-0"), ("safety:fresh",)
+    )  # fmt: skip
+    assert ladder.train_templates == ("chat:vanilla", "chat:llama") and not ladder.test_templates
+    (rung,), _ = rungs(find_template("chat:vanilla"), find_family("gsm8k"), ["placebo"])
+    assert load_template(placebo_file()).system == rung.template.system
+    assert load_template(placebo_file()).user == rung.template.user
 
 
 def test_seeds_are_dealt_to_alignments_and_passes_keep_costly_tasks_to_few_rungs(here):

@@ -11,12 +11,13 @@ import pytest
 
 from ptst.errors import UserError
 from ptst.evaluation.paired import paired_contrast
+from ptst.evaluation.two_way import least_p
 from ptst.experiment.ladder import blocks, figure, report
 from ptst.experiment.ladder.analyse import figures, write_docs
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import against_aligned, at_key, compare
 from ptst.experiment.ladder.outcomes import ASR, Key, Outcomes
-from ptst.experiment.ladder.registered import SAFE, At, Pair, registered
+from ptst.experiment.ladder.registered import HOME, SAFE, At, Pair, registered
 from ptst.experiment.ladder.study_config import StudyConfig
 from ptst.study import run_command
 from tests.experiment.fake_outcomes import OVER, RUNGS, SAFETY, fake
@@ -41,23 +42,61 @@ def test_a_registered_contrast_is_the_paired_contrast_of_its_cells(study):
     assert max(adjusted) <= 1
 
 
-def test_holm_is_over_the_contrasts_that_can_be_computed(study):
-    both = [c for c in registered(study.defenses) if c.name in ("ptst", "ema-home")]
-    nowhere = Pair("gone", "", At(SAFE, "no-such-rung"), At(SAFE, "identical"))
-    alone, with_it = compare(study, both), compare(study, [*both, nowhere])
-    assert [c.p_holm for c in alone] == [c.p_holm for c in with_it[:2]]
-    assert with_it[2].test is None and "the study has no cell" in with_it[2].note
+def test_holm_is_over_the_contrasts_of_a_group_that_can_be_computed(study):
+    two = [c for c in registered(study.defenses) if c.group == HOME]
+    other = next(c for c in registered(study.defenses) if c.name == "ptst")
+    nowhere = Pair("gone", "", At(SAFE, "no-such-rung"), At(SAFE, "identical"), HOME)
+    alone, with_more = compare(study, two), compare(study, [*two, nowhere, other])
+    assert len(two) == 2 and [c.p_holm for c in alone] == [c.p_holm for c in with_more[:2]]
+    assert with_more[2].test is None and "the study has no cell" in with_more[2].note
     assert min(c.p_holm for c in alone) == pytest.approx(2 * min(c.test.p for c in alone))
+    assert with_more[3].p_holm == with_more[3].test.p
 
 
-def test_a_slope_is_that_of_a_line_through_the_rates(study):
+def losses(study: Study, rung: str, train: str = SAFE) -> list[float]:
+    """By run: the rate under a rung minus that of the aligned model of the run."""
+    key = Key("word-problems", train, "none", f"ladder:{train.removeprefix('chat:')}/{rung}", SAFETY)
+    tuned, base = study.table(key, ASR).outcomes_SP.mean(1), study.table(study.base_of(key), ASR).outcomes_SP.mean(1)
+    return [rate - base[0 if run < 3 else 1] for run, rate in enumerate(tuned)]
+
+
+def mean(by_run: list[float]) -> float:
+    """Alignments weigh the same, however many runs they have."""
+    return float(np.mean([np.mean(by_run[:3]), np.mean(by_run[3:])]))
+
+
+def test_a_slope_is_that_of_a_line_through_the_losses(study):
     slope = next(c for c in compare(study, registered(study.defenses)) if c.of.name == "distance-safe")
-    keys = [Key("word-problems", SAFE, "none", test, SAFETY) for test in study.rungs(SAFE)]
-    # Alignments weigh the same, however many runs they have.
-    rates = [np.mean([study.table(k, ASR).outcomes_SP[rows].mean() for rows in ([0, 1, 2], [3, 4])]) for k in keys]
-    far = [study.distance(k, "edit_share") for k in keys]
-    assert slope.test.effect == pytest.approx(np.polyfit(far, rates, 1)[0])
-    assert slope.test.interval[1] < 0  # the fake rates fall
+    rungs = [test.partition("/")[2] for test in study.rungs(SAFE)]
+    far = [study.distance(Key("word-problems", SAFE, "none", t, SAFETY), "edit_share") for t in study.rungs(SAFE)]
+    expected = np.polyfit(far, [mean(losses(study, rung)) for rung in rungs], 1)[0]
+    assert slope.test.effect == pytest.approx(expected)
+    assert slope.test.interval[1] < 0  # the fake losses fall
+    assert slope.test.p == least_p(5, paired=False)  # five runs that are not paired with others support no less
+
+
+def test_two_prompts_of_one_model_are_compared_by_what_is_lost_under_each(study):
+    found = {c.of.name: c for c in compare(study, registered(study.defenses))}
+    assert found["context"].test.effect == pytest.approx(
+        mean(losses(study, "identical")) - mean(losses(study, "placebo"))
+    )
+    assert found["context"].test.interval[0] > 0 and found["context"].test.p == least_p(5, paired=False)
+    assert found["words"].of.train == "chat:vanilla" and found["words"].test.effect < 0  # the fake placebo is farther
+
+
+def test_a_comparison_with_an_aligned_model_that_was_not_tested_cannot_be_made(study):
+    cells = {k: m for k, m in study.outcomes.cells.items() if k.train or k.test != "ladder:llama/placebo"}
+    without = Study.of(replace(study.outcomes, cells=cells))
+    found = {c.of.name: c for c in compare(without, registered(without.defenses))}
+    assert found["context"].test is None and "the study has no cell" in found["context"].note
+    assert found["ptst"].test is not None
+
+
+def test_a_table_of_contrasts_is_of_one_group_or_of_all(study):
+    every, third = (blocks.table(study, "contrasts", *number).splitlines()[2:] for number in ((), ("3",)))
+    assert third == [line for line in every if "-home" in line] and len(third) == 2
+    with pytest.raises(UserError, match="there is no group 9 of contrasts"):
+        blocks.table(study, "contrasts", "9")
 
 
 def test_against_the_aligned_model_more_refusals_are_kept_and_more_compliance_is_lost(study):

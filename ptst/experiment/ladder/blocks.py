@@ -81,10 +81,16 @@ def _far(study: Study, train: str, test: str) -> Key:
     return Key(study.data[0], train, NONE, test, DISTANCE)
 
 
-def contrasts(study: Study) -> str:
-    """The registered contrasts."""
+def contrasts(study: Study, number: str = "") -> str:
+    """The registered contrasts of the group with this number, counted from 1; of all without."""
+    every = compare(study, registered(study.defenses))
+    groups = list(dict.fromkeys(c.of.group for c in every))
+    if number and not (number.isdecimal() and 1 <= int(number) <= len(groups)):
+        raise UserError(f"there is no group {number} of contrasts", f"there are 1 to {len(groups)}")
     lines = [_row("contrast", "what", "points", "95 % interval", "p", "p after Holm"), _rule(6)]
-    for c in compare(study, registered(study.defenses)):
+    for c in every:
+        if number and c.of.group != groups[int(number) - 1]:
+            continue
         if c.test is None:
             lines.append(_row(c.of.name, c.of.words, "-", c.note, "-", "-"))
             continue

@@ -1,18 +1,21 @@
 """Contrasts of a study: those registered beforehand, after Holm, and every cell against the aligned model."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ptst.defenses.config import NONE
 from ptst.errors import UserError
 from ptst.evaluation import paired
 from ptst.evaluation.paired import Contrast, paired_contrast
 from ptst.evaluation.secondary import holm
-from ptst.evaluation.two_way import TwoWayT, two_way_t
+from ptst.evaluation.two_way import Interval, TwoWayT, two_way_t
 from ptst.experiment.ladder.analysis import LADDER, Study, short, weighted
 from ptst.experiment.ladder.outcomes import ASR, Key
-from ptst.experiment.ladder.registered import DISTANCE, At, Pair, Registered, Slope
+from ptst.experiment.ladder.registered import DISTANCE, At, Pair, Registered, Slope, Within
+
+TWO_DIFFERENCES: Interval = (-2.0, 2.0)  # what a difference of two differences of shares can be
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,13 @@ class Comparison:
 
 
 def compare(study: Study, contrasts: Iterable[Registered], data: str | None = None) -> list[Comparison]:
-    """The registered contrasts, with p after Holm over those that can be computed. `data`: the training data; the first
-    of the study unless named."""
+    """The registered contrasts, with p after Holm over those of a group that can be computed. `data`: the training
+    data; the first of the study unless named."""
     data = data or study.data[0]
     found = [_compare(study, contrast, data) for contrast in contrasts]
-    adjusted = holm({c.of.name: c.test.p for c in found if c.test is not None})
+    adjusted: dict[str, float] = {}
+    for group in {c.of.group for c in found}:
+        adjusted |= holm({c.of.name: c.test.p for c in found if c.test is not None and c.of.group == group})
     return [replace(c, p_holm=adjusted.get(c.of.name)) for c in found]
 
 
@@ -42,6 +47,9 @@ def _compare(study: Study, contrast: Registered, data: str) -> Comparison:
     try:
         if isinstance(contrast, Slope):
             return _slope(study, contrast, data)
+        if isinstance(contrast, Within):
+            keys = [at_key(study, At(contrast.train, rung), data) for rung in (contrast.first, contrast.second)]
+            return _of_losses(study, contrast, keys, [1, -1], TWO_DIFFERENCES)
         first, second = (study.table(at_key(study, at, data), ASR) for at in (contrast.first, contrast.second))
         return _found(contrast, paired_contrast(first, second))
     except UserError as error:
@@ -58,10 +66,8 @@ def _found(contrast: Registered, c: Contrast) -> Comparison:
 
 
 def _slope(study: Study, contrast: Slope, data: str) -> Comparison:
-    """The slope of the rate over distance by least squares: a weighted sum of the cells, so that runs and families of
-    prompts are crossed as in every other contrast."""
-    train, defense, task = contrast.train, contrast.defense, study.task("safety")
-    keys = [Key(data, train, defense, test, task) for test in study.rungs(train)]
+    """The slope of the loss over distance by least squares."""
+    keys = [Key(data, contrast.train, NONE, test, study.task("safety")) for test in study.rungs(contrast.train)]
     keys = [key for key in keys if key in study.outcomes.cells]
     distances = [study.distance(key, DISTANCE) for key in keys]
     if missing := [key.test for key, far in zip(keys, distances, strict=True) if far is None]:
@@ -70,12 +76,23 @@ def _slope(study: Study, contrast: Slope, data: str) -> Comparison:
     if len(keys) < 3 or np.ptp(far) == 0:
         raise UserError("a slope needs at least three rungs, at different distances")
     weights = (far - far.mean()) / ((far - far.mean()) ** 2).sum()
+    return _of_losses(study, contrast, keys, list(weights), None)
+
+
+def _of_losses(
+    study: Study, contrast: Registered, keys: Sequence[Key], weights: Sequence[float], within: Interval | None
+) -> Comparison:
+    """A weighted sum of what the same models lost of the aligned ones' safety under several prompts, so that runs and
+    families of prompts are crossed as in every other contrast. Its runs are not paired with exchangeable ones: the
+    least p is that of a symmetric effect."""
     cells = [study.table(key, ASR) for key in keys]
-    slope_RU = weighted(cells, list(weights))
+    aligned = (study.table(study.base_of(key), ASR) for key in keys)
+    bases = [replace(c, outcomes_SP=paired.aligned_of(c, base)) for c, base in zip(cells, aligned, strict=True)]
+    sum_RU = weighted([*cells, *bases], [*weights, *(-weight for weight in weights)])
     groups = cells[0].groups if len(set(cells[0].groups or ())) > 1 else None
     nested = groups is None or len(set(groups)) < len(groups)
-    sizes = f"{len(keys)} rungs, {len(slope_RU)} runs, {slope_RU.shape[1]} units"
-    return Comparison(contrast, two_way_t(slope_RU, groups if nested else None), sizes=sizes)
+    sizes = f"{len(keys)} rungs, {len(sum_RU)} runs, {sum_RU.shape[1]} units"
+    return Comparison(contrast, two_way_t(sum_RU, groups if nested else None, within, paired=False), sizes=sizes)
 
 
 def against_aligned(study: Study, measure: str, task: str = "safety") -> dict[Key, Comparison]:

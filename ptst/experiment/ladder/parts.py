@@ -13,7 +13,7 @@ from ptst.defenses.config import NONE
 from ptst.evaluation.tasks.table import base
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import gather
-from ptst.experiment.ladder.recipe import DISTANCE, EVERYWHERE, HOME, SECOND_RUNGS
+from ptst.experiment.ladder.recipe import CONTROL_RUNGS, CONTROL_TESTS, DISTANCE, EVERYWHERE, HOME, SECOND_RUNGS
 from ptst.experiment.ladder.rungs import ALL, RUNGS
 from ptst.experiment.plan import slug
 
@@ -67,6 +67,7 @@ def plan_parts(config: GridConfig) -> list[StudyPart]:
                 quick=False,
                 alignments=(),
                 second_data=None,
+                control_templates=config.control_templates if data == config.data else (),
                 data=data,
                 seeds=seeds,
                 defenses=config.defenses if data == config.data else (NONE,),
@@ -91,6 +92,7 @@ def _rungs(config: GridConfig, among: Collection[str] = ()) -> tuple[str, ...]:
 
 def _passes(config: GridConfig) -> Sequence[GridConfig]:
     """The passes of a part, of which the last is the ladder: the grid's own results are its."""
+    controls, config = config.control_templates, replace(config, control_templates=())
     everywhere = tuple(task for task in config.tasks if base(task) in EVERYWHERE)
     far = tuple(task for task in config.tasks if base(task) == DISTANCE)
     home = tuple(task for task in config.tasks if task not in (*everywhere, *far))
@@ -100,6 +102,10 @@ def _passes(config: GridConfig) -> Sequence[GridConfig]:
     if far:
         undefended = tuple(d for d in config.defenses if d == NONE) or config.defenses
         passes.append(replace(config, tasks=far, defenses=undefended))
+    if everywhere and controls:
+        trained = {"train_templates": controls, "defenses": (NONE,)}
+        tested = {"test_templates": CONTROL_TESTS, "ladder": CONTROL_RUNGS}
+        passes.append(replace(config, **trained, **tested, tasks=everywhere))
     if everywhere:
         passes.append(replace(config, tasks=everywhere))
     return passes

@@ -1,4 +1,4 @@
-"""The recipe of the study "Cure or condition?" (docs/study.md): PTST beside other defences, over the ladder.
+"""The recipe of the study "Cure or condition?" (docs/ladder.md): PTST beside other defences, over the ladder.
 
 `ladder` is the confirmation: fresh requests, seeds of its own. `ladder-search` tries settings on the requests that stop
 the alignment and on other seeds, so that nothing of the confirmation is seen before its hypotheses are fixed. `--quick`
@@ -7,9 +7,10 @@ alignments in turn.
 """
 
 from dataclasses import dataclass, field
+from importlib import resources
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defenses.config import NONE, DefenseSettings
 from ptst.errors import Setting, UserError
 from ptst.evaluation.config import EvalSettings
 from ptst.settings import EMBEDDED_MODEL, NO_EFFECT
@@ -24,14 +25,18 @@ RUNGS = ("identical", "system-100", "system-50", "system-0", "paraphrase", "shuf
 RUNGS += ("wrapper", "chat-format", "few-shot", "unrelated")
 HOME = ("identical", "system-100", "system-0")  # where the tasks are measured that do not ask for safety
 SECOND_RUNGS = (*HOME, "placebo")  # of the second training data
+CONTROL_RUNGS, CONTROL_TESTS = ("identical", "system-0"), ("chat:llama",)  # of training templates that are controls
 EVERYWHERE = ("safety", "margin")
 DISTANCE = "distance"
 # Alignment seeds an even number apart: each draws its own answers with two seeds (ptst.align --own-answers).
-ALIGNMENTS, SEARCH_ALIGNMENTS = (0, 2), (0,)
-SEEDS, SEARCH_SEEDS = (20, 21, 22, 23, 24, 25), (100, 101)
+# One seed of training for each: every run is then a sample of the whole way, from the alignment on.
+ALIGNMENTS, SEARCH_ALIGNMENTS = (0, 2, 4, 6, 8), (0,)
+SEEDS, SEARCH_SEEDS = (20, 21, 22, 23, 24), (100,)
 PROMPTS = 40  # one of each family
 NEW_TOKENS = 48
+ROWS, DRAWN = 480, 120  # of the training data, and how many of them a seed draws
 SECOND = "instructions"
+SAFETY_DATA = "refusals:24"  # a sixth of what is trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +48,13 @@ class StudySettings:
     model is tested as it is."""
     second_data: str | None = field(default=None, metadata=NO_EFFECT)
     """Recipe ladder: other training data, on which the runs without a defence are repeated."""
+    control_templates: tuple[str, ...] = field(default=(), metadata=NO_EFFECT)
+    """Recipe ladder: further training templates, without a defence, tested under their own prompt, without its system
+    prompt, and under chat:llama."""
 
     def check_study(self, recipe: str | None, seeds: tuple[int, ...]) -> None:
         """Raise UserError for settings of a study elsewhere, and for more alignments than seeds."""
-        for name in ("alignments", "second_data"):
+        for name in ("alignments", "second_data", "control_templates"):
             if getattr(self, name) and recipe not in RECIPES:
                 raise UserError((Setting(name), f" belongs to the recipes {' and '.join(RECIPES)}"))
         if len(set(self.alignments)) < len(self.alignments):
@@ -70,8 +78,15 @@ def values(name: str, quick: bool = False, model: str = EMBEDDED_MODEL) -> dict[
         "tasks": (f"safety:{prompts}", f"over-refusal:{prompts}", "nll:word-problems:10", DISTANCE),
         "alignments": alignments[: 1 if quick else None] if model == EMBEDDED_MODEL else (),
         "seeds": (SEARCH_SEEDS if search else SEEDS)[: 1 if quick else None],
-        "data": "word-problems",
+        "data": f"word-problems:{ROWS}",
         "second_data": None if quick or search else SECOND,
-        "train": TrainSettings(full=True, lr=1e-4, subsample=240),
+        "control_templates": () if quick or search else (placebo_file(),),
+        "defense": DefenseSettings(data=SAFETY_DATA),
+        "train": TrainSettings(full=True, lr=1e-4, subsample=DRAWN),
         "eval": EvalSettings(limit=PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=200),
     }
+
+
+def placebo_file() -> str:
+    """The control: trained under a neutral system prompt, which is that of the rung `placebo` of chat:vanilla."""
+    return str(resources.files("ptst.experiment.ladder").joinpath("placebo.toml"))
