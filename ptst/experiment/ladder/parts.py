@@ -103,9 +103,8 @@ def _passes(config: GridConfig) -> Sequence[GridConfig]:
         undefended = tuple(d for d in config.defenses if d == NONE) or config.defenses
         passes.append(replace(config, tasks=far, defenses=undefended))
     if everywhere and controls:
-        trained = {"train_templates": controls, "defenses": (NONE,)}
-        tested = {"test_templates": CONTROL_TESTS, "ladder": CONTROL_RUNGS}
-        passes.append(replace(config, **trained, **tested, tasks=everywhere))
+        control = replace(config, train_templates=controls, defenses=(NONE,), tasks=everywhere)
+        passes.append(replace(control, test_templates=CONTROL_TESTS, ladder=CONTROL_RUNGS))
     if everywhere:
         passes.append(replace(config, tasks=everywhere))
     return passes
