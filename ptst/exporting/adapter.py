@@ -16,7 +16,7 @@ from ptst.model.lora import describe_adapter, target_weights, write_adapter
 from ptst.model.weights import read_safetensors
 from ptst.open import OpenModel, run_folder
 from ptst.records import FILE
-from ptst.training.checkpoint import check_whole
+from ptst.training.checkpoint import check_whole, kept_names
 from ptst.training.config import TrainConfig
 
 
@@ -58,11 +58,13 @@ def adapter_of_folder(folder: Path, decoder: Decoder) -> Adapter:
 
 
 def adapter_of_checkpoint(checkpoint: Path) -> Adapter:
-    """The adapter of RUN/state/step-00000050, with the settings of the run. Raises UserError for a damaged one."""
+    """The adapter of RUN/state/step-00000050, with the settings of the run: its average, where the run has
+    one. Raises UserError for a damaged one."""
     check_whole(checkpoint)
     config = read_config(run_folder(checkpoint) / FILE, TrainConfig(), "train").lora
     assert config is not None, "a full run has no adapter"
-    tensors = dict(read_safetensors(checkpoint / "weights.safetensors"))
+    saved = dict(read_safetensors(checkpoint / "weights.safetensors"))
+    tensors = {name: saved[stored] for name, stored in kept_names(saved).items()}
     names = {name.rpartition(".")[0] for name in tensors}
     matrices = {name: (tensors[f"{name}.lora_A"], tensors[f"{name}.lora_B"]) for name in names}
     return Adapter(matrices, config.scale, tensors, describe_adapter(config, ""))

@@ -17,7 +17,7 @@ from ptst.progress import say
 from ptst.reading import read_object
 from ptst.text.prompt_format import PromptFormat, check_used, open_prompt_format
 from ptst.text.templates import Template, find_template, load_template
-from ptst.training.checkpoint import check_whole
+from ptst.training.checkpoint import check_whole, kept_names
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,12 @@ def _test_template(config: ExportConfig) -> Template | None:
 
 
 def weights_of_checkpoint(checkpoint: Path, expected: set[str]) -> dict[str, StoredTensor]:
-    """Where all weights of RUN/state/step-00000050 are; the checkpoint is checked. Raises UserError for a damaged one,
-    and one of a model with other weights than `expected`."""
+    """Where all weights of RUN/state/step-00000050 are, or their averages where the run has them; the checkpoint is
+    checked. Raises UserError for a damaged one, and one of a model with other weights than `expected`."""
     check_whole(checkpoint)
     path = checkpoint / "weights.safetensors"
-    found = {name: StoredTensor(name, path, tensor.shape, tensor.dtype) for name, tensor in read_safetensors(path)}
+    saved = {name: StoredTensor(name, path, tensor.shape, tensor.dtype) for name, tensor in read_safetensors(path)}
+    found = {name: saved[stored] for name, stored in kept_names(saved).items()}
     if found.keys() != expected:
         raise UserError(f"{checkpoint} holds other weights than the model has", "give the model that was trained")
     return found

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,14 +196,20 @@ def newest_step(folder: Path) -> int:
     return 0
 
 
+def kept_names(names: Collection[str]) -> dict[str, str]:
+    """By weight, the name of what is evaluated and kept among the `names` in a checkpoint's weights: its average, where
+    the run has one."""
+    own = (name for name in names if not name.startswith((AVERAGE, ANCHOR)))
+    return {name: f"{AVERAGE}{name}" if f"{AVERAGE}{name}" in names else name for name in own}
+
+
 def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
     """Bring weights, optimizer and random numbers to a checkpoint; returns its notes. Without an optimizer, the weights
     are those that are evaluated: their average, where the run keeps one. Raises UserError when it belongs to other
     weights."""
     saved = dict(read_safetensors(path / "weights.safetensors"))
     if optimizer is None:
-        own = {name: t for name, t in saved.items() if not name.startswith((AVERAGE, ANCHOR))}
-        saved = {name: saved.get(f"{AVERAGE}{name}", t) for name, t in own.items()}
+        saved = {name: saved[stored] for name, stored in kept_names(saved).items()}
     shapes = {name: w.shape for name, w in weights.items()}
     if shapes != {name: w.shape for name, w in saved.items()}:
         raise UserError(f"{path} holds other weights than this run trains; was it started with other settings?")

@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import load_file, save_file
 
+from ptst.defenses.models import open_aligned, open_tuned
 from ptst.exporting import merge, shards
 from ptst.exporting.config import ExportConfig
 from ptst.exporting.export import export_model
@@ -125,6 +126,21 @@ def test_a_checkpoint_of_a_run(run, model, tmp_path):
     assert not torch.equal(weights_in(tmp_path / "merged")[name], last[name])
     assert json.loads((tmp_path / "merged" / "export.json").read_text())["step"] == 1
     assert "the weights of step 1" in (tmp_path / "merged" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_checkpoint_with_an_average_and_an_anchor(model, tmp_path, full):
+    """Of the last step it gives what the run's folder gives, which is the average, whoever opens it."""
+    safe = {"average": 0.5, "proximal": 1.0} | ({"full": True} if full else {"rank": 2})
+    trained = train(model, tmp_path / "run", save_every=1, **safe)
+    export(tmp_path / "end", checkpoint=trained)
+    export(tmp_path / "state", checkpoint=trained / "state" / "step-00000002")
+    assert_same(weights_in(tmp_path / "state"), weights_in(tmp_path / "end"))
+    state = open_tuned(trained / "state" / "step-00000002", open_aligned("model", model), "checkpoint")
+    for name, weight in weights_in(tmp_path / "end").items():
+        assert torch.equal(state.tensor(name.removeprefix("model."), torch.float32, "cpu"), weight), name
+    own = load_file(trained / "state" / "step-00000002" / "weights.safetensors")
+    assert any(not torch.equal(own[f"average.{name}"], own[name]) for name in own if f"average.{name}" in own)
 
 
 def test_a_run_of_all_weights(full_run, tmp_path):
