@@ -146,10 +146,12 @@ def _knows_unaligned(config: GridConfig) -> bool:
     return config.laptop is not None and config.defended.unaligned == config.model
 
 
-def aligned_model(config: GridConfig, out: Path, seed: int = 0, wait: bool = True) -> Path | None:
+def aligned_model(
+    config: GridConfig, out: Path, seed: int = 0, wait: bool = True, refused: float = AlignConfig.refused
+) -> Path | None:
     """The recipe's model, aligned into the folder `out`, one for all its grids; one that `ptst.align` made there with
-    other settings serves, too. Without `wait`, None while another process aligns it. Raises UserError where the
-    alignment does not succeed, Interrupted after a signal."""
+    other settings serves, too. `refused`: of the alignment's stopping rule. Without `wait`, None while another process
+    aligns it. Raises UserError where the alignment does not succeed, Interrupted after a signal."""
     with ExitStack() as held:
         if not held.enter_context(lock(out.parent, f".{out.name}.lock")):
             if not wait:
@@ -159,6 +161,7 @@ def aligned_model(config: GridConfig, out: Path, seed: int = 0, wait: bool = Tru
         record = find_record(out, AlignRecord)
         allowed = (*config.train.allow, *config.eval.allow)
         asked = AlignConfig(model=config.model, chat_format=config.chat_format, allow=allowed, seed=seed, out=out)
+        asked = replace(asked, refused=refused)
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
         same = record is not None and weights.matches(record.weights) and record.data == fingerprint()
         if record and same and record.status == "finished":

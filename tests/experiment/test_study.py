@@ -20,7 +20,7 @@ from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import study
 from ptst.experiment.ladder.outcomes import Key, Outcomes
 from ptst.experiment.ladder.parts import plan_parts
-from ptst.experiment.ladder.recipe import DEFENSES, placebo_file
+from ptst.experiment.ladder.recipe import DEFENSES, REFUSED, placebo_file
 from ptst.experiment.ladder.rungs import rungs
 from ptst.experiment.ladder.study_config import StudyConfig
 from ptst.grid import run_command as run_grid
@@ -49,7 +49,8 @@ def aligned(here, monkeypatch):
     """Alignments that take no time: other random weights for each seed."""
     made = []
 
-    def fake(config, out, seed, wait):
+    def fake(config, out, seed, wait, refused):
+        assert refused == REFUSED
         if not out.exists():
             out.mkdir(parents=True)
             write_tiny_model(out, seed=seed + 1)

@@ -32,6 +32,9 @@ DISTANCE = "distance"
 # One seed of training for each: every run is then a sample of the whole way, from the alignment on.
 ALIGNMENTS, SEARCH_ALIGNMENTS = (0, 2, 4, 6, 8), (0,)
 SEEDS, SEARCH_SEEDS = (20, 21, 22, 23, 24), (100,)
+# Of the alignment's stopping rule. With 0.85, ptst.align's own limit, some samples of the model's own answers do not
+# meet it: alignment seed 2 refused at most 32 of 40 requests in 55 steps.
+REFUSED = 0.75
 PROMPTS = 40  # one of each family
 NEW_TOKENS = 48
 ROWS, DRAWN = 480, 120  # of the training data, and how many of them a seed draws

@@ -22,6 +22,7 @@ from ptst.experiment.ladder import report
 from ptst.experiment.ladder.analyse import STUDY
 from ptst.experiment.ladder.gather import gather
 from ptst.experiment.ladder.parts import StudyPart, aligned_name, plan_parts
+from ptst.experiment.ladder.recipe import REFUSED
 from ptst.experiment.run import aligned_model, check_folder, claimed, open_grid, plan_grid, run_grid
 from ptst.experiment.workers import Worker
 from ptst.hub.locate import locate_model
@@ -108,7 +109,8 @@ def _model(config: GridConfig, part: StudyPart, wait: bool) -> Path | None:
     """The model folder of a part, aligned first where need be; None while another process aligns it."""
     if part.align_seed is None:
         return locate_model(config.model, CHECKPOINTS)
-    return aligned_model(config, CHECKPOINTS / aligned_name(config.model, part.align_seed), part.align_seed, wait)
+    out = CHECKPOINTS / aligned_name(config.model, part.align_seed)
+    return aligned_model(config, out, part.align_seed, wait, REFUSED)
 
 
 def _take(config: GridConfig) -> bool:
