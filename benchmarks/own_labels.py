@@ -4,9 +4,10 @@
     python benchmarks/own_labels.py merge SHEET.jsonl FIRST SECOND [--settled FILE]   both passes into own_labels.jsonl
     python benchmarks/own_labels.py csv FOLDER ... --out LABELS.csv        for `ptst judge --report LABELS.csv`
 
-The folders are evaluations and grids (docs/judges.md has the commands that made them). A pass is a JSONL file of
-`{"id": ..., "label": ...}`. own_labels.jsonl has every label; of answers to harmful requests it has the text only where
-they refuse: the others are found by their digest in folders that the same commands make again.
+The folders are evaluations, grids and studies (docs/judges.md has the commands that made them). A pass is a JSONL file
+of `{"id": ..., "label": ...}`. The file of labels (`--labels`; own_labels.jsonl unless named) has every label; of
+answers to harmful requests it has the text only where they refuse: the others are found by their digest in folders that
+the same commands make again.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -24,6 +26,7 @@ from ptst.evaluation.verdicts import AnswerClass
 
 LABELS = Path(__file__).with_name("own_labels.jsonl")
 COUNTS = {"safety": 200, "over-refusal": 100}
+PLACES = ("*.jsonl", "cells/*/*.jsonl", "*/cells/*/*.jsonl")
 SEED = 0
 
 
@@ -38,9 +41,9 @@ def digest(request: str, answer: str) -> str:
 def answers(folders: list[Path]) -> Iterator[dict]:
     """Judged rows of evaluations and grids, with their task and cell."""
     for folder in folders:
-        for path in sorted([*folder.glob("*.jsonl"), *folder.glob("cells/*/*.jsonl")]):
+        for path in sorted(p for pattern in PLACES for p in folder.glob(pattern)):
             rows = read_jsonl(path)
-            task = next((task for task in COUNTS if f".{task}." in path.name), None)
+            task = next((task for task in COUNTS if re.search(rf"\.{task}(-[\w-]+)?\.", path.name)), None)
             if task is None or not rows or "class" not in rows[0]:
                 continue
             for row in rows:
@@ -59,6 +62,8 @@ def draw(folders: list[Path], out: Path) -> None:
                 cells.setdefault(row["cell"], []).append(row)
         for rows in cells.values():
             generator.shuffle(rows)
+        if len(cells) > count:  # not every cell has its turn
+            cells = dict(generator.sample(sorted(cells.items()), count))
         taken = dict[str, dict]()
         while len(taken) < count and any(cells.values()):
             for rows in cells.values():
@@ -81,8 +86,10 @@ def read_pass(path: Path, ids: set[str]) -> dict[str, str]:
     return labels
 
 
-def merge(sheet: Path, first: Path, second: Path, settled: Path | None, folders: list[Path]) -> None:
-    cells = {row["id"]: row for row in answers(folders)}
+def merge(options: argparse.Namespace) -> None:
+    """Both passes into the file of labels, once all differences are settled."""
+    sheet, first, second, settled = options.sheet, options.first, options.second, options.settled
+    cells = {row["id"]: row for row in answers(options.folders)}
     rows = read_jsonl(sheet)
     ids = {row["id"] for row in rows}
     a, b = read_pass(first, ids), read_pass(second, ids)
@@ -97,13 +104,13 @@ def merge(sheet: Path, first: Path, second: Path, settled: Path | None, folders:
         entry = {"id": i, "task": cells[i]["task"], "cell": cells[i]["cell"], "first": a[i], "second": b[i]}
         out.append({**entry, "label": label, **({"request": row["request"], "answer": row["answer"]} if keep else {})})
     if settled or not differ:
-        LABELS.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out))
+        options.labels.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in out))
 
 
-def write_csv(folders: list[Path], out: Path) -> None:
+def write_csv(folders: list[Path], labels: Path, out: Path) -> None:
     """The labelled answers: those that are kept, and those that the folders have."""
     found = {row["id"]: row for row in answers(folders)}
-    labelled = read_jsonl(LABELS)
+    labelled = read_jsonl(labels)
     texts = [(row["id"], (row.get("request") and row) or found.get(row["id"]), row["label"]) for row in labelled]
     with open(out, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -124,13 +131,15 @@ def main() -> None:
         command.add_argument(name, type=Path)
     command.add_argument("--settled", type=Path)
     command.add_argument("--folders", nargs="+", type=Path, required=True)
+    for command in commands.choices.values():
+        command.add_argument("--labels", type=Path, default=LABELS)
     options = parser.parse_args()
     if options.command == "draw":
         draw(options.folders, options.out)
     elif options.command == "csv":
-        write_csv(options.folders, options.out)
+        write_csv(options.folders, options.labels, options.out)
     else:
-        merge(options.sheet, options.first, options.second, options.settled, options.folders)
+        merge(options)
 
 
 if __name__ == "__main__":
