@@ -5,7 +5,6 @@ space (WEIGHT_SPACE) needs no training: it is computed from the weights of a run
 was tuned. Methods, formulas and sources: docs/defenses.md.
 """
 
-import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -14,6 +13,7 @@ from tyro.conf import arg
 
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.settings import check_above_zero, check_at_least, check_share, content
+from ptst.training.safeguards import check_betas, check_turn_lengths
 
 NONE = "none"
 TRAINING = {
@@ -112,12 +112,8 @@ class DefenseSettings(WeightSpaceSettings):
         check_above_zero(self, "epochs")
         check_at_least(self, 0, "proximal")
         check_share(self, "average")
-        if len(self.betas) != 3 or not all(0 < b < math.inf for b in self.betas):
-            remedy = "it is three numbers above 0: of the first token, of tokens 2 to 5, of the rest"
-            raise UserError((Setting("betas"), f" is {self.betas}"), remedy)
-        if len(self.phases) != 2 or not all(steps >= 1 for steps in self.phases):
-            remedy = "it is two numbers of steps, each at least 1: on the safety data, on the training data"
-            raise UserError((Setting("phases"), f" is {self.phases}"), remedy)
+        check_betas(self.betas, "betas")
+        check_turn_lengths(self.phases)
         if "backdoor-align" in defenses and not self.trigger.strip():
             raise UserError((Setting("trigger"), " is empty"), "backdoor-align needs words that nobody would guess")
         self.check_weight_space(defenses)

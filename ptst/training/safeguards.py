@@ -51,25 +51,37 @@ class SafeguardSettings(ProximalSettings):
         """Raise UserError for a value that makes no sense."""
         self.check_turns()
         check_share(self, "average")
-        betas = self.token_constraint
-        if betas and (len(betas) != 3 or not all(0 < beta < math.inf for beta in betas)):
-            remedy = "it is three numbers above 0: of the first token of an answer, of tokens 2 to 5, of the rest"
-            raise UserError((Setting("token_constraint"), f" is {betas}"), remedy)
-        if self.reference is not None and not betas:
+        if self.token_constraint:
+            check_betas(self.token_constraint, "token_constraint")
+        if self.reference is not None and not self.token_constraint:
             cause = (Setting("reference"), " has no effect without ", Setting("token_constraint"))
             raise UserError(cause, "give both, or neither")
+
+
+def check_betas(betas: Sequence[float], setting: str) -> None:
+    """Raise UserError for strengths of the token constraint that make no sense; `setting`: which has them."""
+    if len(betas) != 3 or not all(0 < beta < math.inf for beta in betas):
+        remedy = "it is three numbers above 0: of the first token of an answer, of tokens 2 to 5, of the rest"
+        raise UserError((Setting(setting), f" is {tuple(betas)}"), remedy)
 
 
 def check_phases(phases: Sequence[int], mix: Sequence[str] | None = None) -> None:
     """Raise UserError for phases that make no sense, or for which nothing is mixed in. `mix`: None where it is not
     known."""
-    if phases and (len(phases) != 2 or min(phases) < 1):
-        remedy = "it is two numbers of steps, each at least 1: on the data mixed in, and on the main data"
-        raise UserError((Setting("phases"), f" is {tuple(phases)}"), remedy)
-    if phases and mix is not None and not mix:
+    if not phases:
+        return
+    check_turn_lengths(phases)
+    if mix is not None and not mix:
         cause = (Setting("phases"), " takes turns with other data, and none are mixed in")
         raise UserError(cause, ("name them as ", Setting("mix")))
-    if phases and any(parse_mix(text).share for text in mix or ()):
+    if any(parse_mix(text).share for text in mix or ()):
         remedy = "give that data as rows of the main file"
         what = (Setting("phases"), " takes turns with data of their own, and a share in ", Setting("mix"))
         raise UserError((*what, " replaces rows of the main data"), remedy)
+
+
+def check_turn_lengths(phases: Sequence[int]) -> None:
+    """Raise UserError unless these are two numbers of steps."""
+    if len(phases) != 2 or min(phases) < 1:
+        remedy = "it is two numbers of steps, each at least 1: on the data mixed in, and on the main data"
+        raise UserError((Setting("phases"), f" is {tuple(phases)}"), remedy)
