@@ -3,6 +3,7 @@
 Which runs there are follows from the models that are tested (`ptst.experiment.grid`); a worker makes them.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ptst.experiment.defenses import Changes
 from ptst.experiment.grid_folder import GridFolder
 from ptst.experiment.grid_sources import SAFETY
 from ptst.experiment.opened import chat_format
-from ptst.experiment.plan import GridModel
+from ptst.experiment.plan import GridCell, GridModel
 from ptst.hosted.record import HostedRecord
 from ptst.open import OpenModel
 from ptst.records import TrainRecord, find_record
@@ -111,6 +112,11 @@ class GridTraining(GridFolder):
         return model.template is None or (
             (record := self.run_record(model)) is not None and record.status == "finished"
         )
+
+    def with_weights(self, cells: Sequence[GridCell]) -> list[GridCell]:
+        """The cells whose models there are; reads the record of each run once."""
+        trained = {model.run for model in self.runs if self.is_trained(model)}
+        return [cell for cell in cells if cell.model.template is None or cell.model.run in trained]
 
     def mixture(self, model: GridModel) -> Mixture:
         """The training examples of a run. Raises UserError for what a template cannot express, and as `select` and

@@ -88,9 +88,7 @@ def check_cells(grid: Grid) -> None:
     for model in grid.runs:
         check_run(grid, model)
     weights: dict[GridModel, Fingerprint] = {}
-    for cell in grid.cells:
-        if not grid.is_measured(cell) or not grid.is_trained(cell.model):
-            continue
+    for cell in grid.with_weights([cell for cell in grid.cells if grid.is_measured(cell)]):
         if cell.model not in weights:
             weights[cell.model] = grid.weights(cell.model)
         check_cell(grid, cell, weights[cell.model])

@@ -144,8 +144,8 @@ class Worker:
         """Measure cells that are ready and not locked, several adapters at a time where one cell alone does not fill
         the batch; False where there are none."""
         grid = self.grid
-        ready = [c for c in grid.cells if c.name not in self.failed and grid.is_trained(c.model)]
-        open_cells = [c for c in ready if not grid.is_measured(c)]
+        left = [c for c in grid.cells if c.name not in self.failed and not grid.is_measured(c)]
+        open_cells = grid.with_weights(left) if left else []
         for i, first in enumerate(open_cells):
             with ExitStack() as held:
                 together = self._together(first, open_cells[i + 1 :])
