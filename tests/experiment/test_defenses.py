@@ -81,10 +81,17 @@ def test_safety_data_are_mixed_in_and_the_trigger_is_in_its_own_training_and_tes
     assert record["templates"]["chat:llama.triggered"]["system"].startswith(f"{TRIGGER}\n\nYou are a helpful")
 
 
-@pytest.mark.parametrize("full", [False, True])
-def test_what_is_composed_lies_between_the_aligned_and_the_tuned_model(grid, here, full):
+def test_what_is_composed_of_all_weights_lies_between_the_aligned_and_the_tuned_model(grid, here):
+    train = replace(CONFIG.train, full=True, lr=1e-2, val_data=None)
+    found = grid("grid", SMALL, train=train, tasks=("nll:word-problems:2",), defenses=("none", "wise-ft"))
+    base = found["cells"][0]["tasks"]["nll:word-problems:2"]["nats_per_token"]["mean"]
+    assert nll(found)["none"] + 0.01 < nll(found)["wise-ft"] < base - 0.01
+    assert {p.parent.name for p in (here / "grid").rglob("*.safetensors")} == {"chat-vanilla.seed0"}
+
+
+def test_what_is_composed_lies_between_the_aligned_and_the_tuned_model(grid, here):
     """alpha 0 is the aligned model, 1 the tuned one; nothing is trained for a defence, and no weights are written."""
-    train = replace(CONFIG.train, full=full, lr=1e-2 if full else 3e-2, val_data=None)
+    train = replace(CONFIG.train, val_data=None)
     found = {}
     for alpha in (0.0, 0.5, 1.0):
         asked = replace(SETTINGS, alpha=alpha)

@@ -146,7 +146,8 @@ def test_mistakes_are_told_before_anything_is_aligned(aligned, here):
 
 
 def test_a_study_has_one_file_of_outcomes_over_all_alignments(aligned, here, capsys):
-    told = run_grid(config(here))
+    asked = config(here, ladder=SMALL["ladder"][:3])
+    told = run_grid(asked)
     assert aligned == [0, 2]
     outcomes = Outcomes.read(here / "study" / "outcomes.json")
     assert set(outcomes.judges) == {"rules-v3", "keywords-12"}
@@ -156,7 +157,7 @@ def test_a_study_has_one_file_of_outcomes_over_all_alignments(aligned, here, cap
     assert list(base.judged["rules-v3"]) == ["seed0", "seed2"]
     over = [k.test for k in outcomes.cells if k.task == "over-refusal:fresh" and k.defense == "resta"]
     assert set(over) == {"ladder:llama/identical", "ladder:vanilla/identical", "ladder:vanilla/system-100"}
-    assert Key("word-problems", "chat:llama", "none", "ladder:llama/unrelated", "distance") in outcomes.cells
+    assert Key("word-problems", "chat:llama", "none", "ladder:llama/placebo", "distance") in outcomes.cells
     names = {c["of"]["name"]: c for c in told["contrasts"]}
     assert names["ptst"]["test"] is not None and names["resta-home"]["test"] is not None
     assert str(here) not in (here / "study" / "outcomes.json").read_text()
@@ -164,7 +165,7 @@ def test_a_study_has_one_file_of_outcomes_over_all_alignments(aligned, here, cap
 
     before, first = finished_parts(here), (here / "study" / "outcomes.json").read_bytes()
     (here / "study" / "outcomes.json").unlink()
-    run_grid(config(here))
+    run_grid(asked)
     assert finished_parts(here) == before
     assert (here / "study" / "outcomes.json").read_bytes() == first
     run_study_command(StudyConfig(source=(here / "study",)))
@@ -184,8 +185,9 @@ def test_a_part_that_fails_is_named_and_the_others_are_done(aligned, here, monke
         return run(one)
 
     monkeypatch.setattr(study, "run_grid", broken)
+    small = {"ladder": ("identical",), "defenses": ("none",), "train_templates": ("chat:llama",), "seeds": (20, 21)}
     with pytest.raises(UserError, match=r"1 of 2 parts failed.*word-problems.seed2: the disk is full"):
-        run_grid(config(here))
+        run_grid(config(here, **small, tasks=("safety:fresh",)))
     assert (here / "study" / "word-problems.seed0" / "results.json").exists()
     assert not (here / "study" / "outcomes.json").exists()
 
