@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ptst.errors import Setting, UserError
 from ptst.generation.score import token_log_probabilities
 from ptst.model.decoder import Decoder
 from ptst.progress import ProgressLine, say
@@ -80,7 +81,7 @@ def reference_scores(
     """The reference's log-probabilities of all trained tokens, example after example, float32, on the host: those that
     the main process finds in `path`, or from the decoder that `load` returns, which are then kept there. `used`: the
     examples that a step takes; others are not scored (NaN). `of`: a fingerprint of examples and reference. All ranks
-    must call and get the same."""
+    must call and get the same. Raises UserError for log-probabilities that are not finite."""
     found = read_scores(path, of) if world.is_main_process else None
     if world.sum(found is not None):
         values = torch.zeros(_starts(examples)[-1]) if found is None else found
@@ -89,6 +90,10 @@ def reference_scores(
         return values.cpu()
     say(f"scoring {len(used)} examples with the reference model")
     values = score_examples(load(), examples, used, world)
+    starts = _starts(examples)
+    if not all(torch.isfinite(values[starts[i] : starts[i + 1]]).all() for i in used):
+        cause = "the reference model of the token constraint gives log-probabilities that are not finite"
+        raise UserError(cause, ("look at its weights, or name another one as ", Setting("reference")))
     if world.is_main_process:
         write_scores(path, values, of)
     return values

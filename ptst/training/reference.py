@@ -16,7 +16,10 @@ def find_reference(name: str) -> Path:
     try:
         return locate_model(name, CHECKPOINTS)
     except UserError as error:
-        raise UserError((Setting("reference"), ": ", str(error))) from None
+        # Its remedy is of the model under test.
+        cause = (error.cause,) if isinstance(error.cause, str) else error.cause
+        remedy = "give a local folder, or a hub id where the hub is reached"
+        raise UserError((Setting("reference"), ": ", *cause), remedy) from None
 
 
 def check_reference(folder: Path, model: Path, longest: int) -> None:

@@ -123,7 +123,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     templates = [template, *mix_templates(config.mix)]
     check_used(config.chat_format, *templates)
     with world.main_process_first():
-        reference = find_reference(config.reference) if config.reference else None
+        reference = find_reference(config.reference) if config.reference is not None else None
         model = open_model(
             config.model,
             with_roles(*templates),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ptst.audit.config import AuditConfig
 from ptst.audit.report import audit_data
@@ -221,12 +221,24 @@ def test_a_reference_that_does_not_fit(train, tmp_path):
     for name, told in {
         str(other): "reference .*other has another tokenizer than .*tokenizer.json",
         str(short): "reference .*short has a context of 16 tokens, and an example has .*; lower max_length",
-        str(tmp_path / "nowhere"): "reference: there is no model folder",
+        str(tmp_path / "nowhere"): "reference: there is no model folder .*nowhere; give a local folder",
+        "": "reference: ",
         "openai:gpt-4o": "reference: openai:gpt-4o is a model behind an endpoint",
     }.items():
         with pytest.raises(UserError, match=told):
             train("run", token_constraint=BETAS, reference=name)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_without_finite_probabilities(train, tmp_path):
+    """It is what is named, not the learning rate."""
+    broken = write_tiny_model(folder(tmp_path / "broken"))
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="not finite; look at its weights, or name another one as reference"):
+        train("run", token_constraint=BETAS, reference=str(broken))
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
 def test_turns_that_end_early_are_told(train, capsys):
