@@ -6,7 +6,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ptst.defenses.config import TRAINING, WEIGHT_SPACE, WeightSpaceSettings
+from ptst.defenses.config import NEEDS, OWN, TRAINING, WEIGHT_SPACE, WeightSpaceSettings
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.exporting.config import ShardSettings, StoredDtype
 from ptst.settings import (
@@ -66,6 +66,17 @@ class DefendConfig(CommandSettings, RevisionSettings, ThreadSettings, ShardSetti
         _ = self.shard_bytes
         check_at_least(self, 1, "threads")
         self.check_weight_space((self.defense,))
+        self._check_read(self.defense)
+
+    def _check_read(self, defense: str) -> None:
+        """Raise UserError for a setting that the defence does not read."""
+        used = {*OWN[defense], *NEEDS.get(defense, ())}
+        if self.num_projected is not None:
+            used -= {"threshold"}  # it takes its place
+        for name, default in vars(WeightSpaceSettings()).items():
+            if name not in used and getattr(self, name) != default:
+                other = Setting("num_projected") if name in OWN[defense] else defense
+                raise UserError((Setting(name), " has no effect with ", other), "leave one of them out")
 
     def _check_adapter(self) -> None:
         """Raise UserError where no adapter can be written."""

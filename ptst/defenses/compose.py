@@ -5,6 +5,7 @@ grid needs no file of weights for a defence; `ptst/defenses/write.py` writes a m
 (float64 where there are such weights) and rounded once. Besides what is made, a few tensors of one layer are in memory.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ptst.defenses.config import NEEDS, WEIGHT_SPACE, WeightSpaceSettings
+from ptst.defenses.config import NEEDS, OWN, WEIGHT_SPACE, WeightSpaceSettings
 from ptst.defenses.models import Ingredient, open_aligned, open_tuned, open_unaligned
 from ptst.defenses.weight_space import (
     Projected,
@@ -35,13 +36,6 @@ from ptst.model.weights import empty_decoder, hf_name
 from ptst.progress import ProgressLine
 
 _VERSION = 1  # of what is computed: raise it where the same settings give other weights
-# The settings that each defence reads, which are the ones that tell two defended models apart.
-OWN = {
-    "wise-ft": ("alpha",),
-    "resta": ("scale", "drop", "drop_seed"),
-    "safe-lora": ("threshold", "num_projected", "projection"),
-    "safe-merge": ("threshold", "num_projected", "projection", "safe_share"),
-}
 
 
 @dataclass(frozen=True)
@@ -84,13 +78,17 @@ class Composition:
 
     @cached_property
     def compared(self) -> dict[str, tuple[float | None, float | None]]:
-        """safe-lora, safe-merge: cosine and size of every projection's update after C (`weight_space.Projected`)."""
+        """safe-lora, safe-merge: cosine and size of every projection's update after C (`weight_space.Projected`).
+        Raises UserError where a cosine is not finite."""
         assert self.name in ("safe-lora", "safe-merge")
         keys = [key for key in self.tuned.stored if _is_projection(key)]
         found = {}
         with torch.no_grad(), ProgressLine("comparing updates", len(keys)) as progress:
             for key in keys:
                 after = self._projected(key)
+                if not math.isfinite(after.cosine or 0.0):
+                    cause = f"{self.name}: the cosine of {hf_name(key)} is {after.cosine}"
+                    raise UserError(cause, "look at the models it was made of")
                 found[key] = after.cosine, after.size
                 progress.update(len(found))
         return found
@@ -192,10 +190,14 @@ def compose(
     run's folder, an adapter or a whole model (`open_tuned`), which `tuned_setting` names.
 
     Raises UserError for an unknown defence, for settings that make no sense, and for models that are missing, damaged,
-    of another shape, or not tuned from the aligned one."""
+    of another shape, not tuned from the aligned one, or the same twice."""
     base = open_aligned(*aligned)
     unaligned, safe = open_others(name, settings, base)
-    return Composition(name, settings, base, open_tuned(tuned, base, tuned_setting), unaligned, safe, device)
+    own = open_tuned(tuned, base, tuned_setting)
+    if safe is not None and safe.fingerprint == own.fingerprint:
+        cause = (Setting("safe_model"), f" {settings.safe_model} has the weights of the tuned model {own.name}")
+        raise UserError(cause, "name the aligned model tuned on safety data")
+    return Composition(name, settings, base, own, unaligned, safe, device)
 
 
 def open_others(

@@ -30,6 +30,13 @@ WEIGHT_SPACE = {
     "safe-merge": "such updates are merged with those of a safe model (SafeMERGE)",
 }
 DEFENSES = (NONE, *TRAINING, *WEIGHT_SPACE)
+# The settings that each defence in weight space reads, which are the ones that tell two defended models apart.
+OWN = {
+    "wise-ft": ("alpha",),
+    "resta": ("scale", "drop", "drop_seed"),
+    "safe-lora": ("threshold", "num_projected", "projection"),
+    "safe-merge": ("threshold", "num_projected", "projection", "safe_share"),
+}
 # The models that a defence needs besides the aligned and the tuned one, by the setting that names each.
 NEEDS = {"resta": ("unaligned",), "safe-lora": ("unaligned",), "safe-merge": ("unaligned", "safe_model")}
 _MODELS = {

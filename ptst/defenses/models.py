@@ -93,7 +93,7 @@ def open_tuned(where: Path | str, aligned: Ingredient, setting: str) -> Ingredie
     adapter in PEFT's layout, a whole model's folder, or a hub id of one of these. `setting`: which one names it.
 
     Raises UserError for what is not there, an unfinished run, one of another model than the aligned one, an adapter
-    that does not fit it, and for a whole model of another shape."""
+    that does not fit it, and for a whole model of another shape or with the aligned one's weights."""
     try:
         folder = locate_tuned(str(where))
     except UserError as error:
@@ -106,6 +106,9 @@ def open_tuned(where: Path | str, aligned: Ingredient, setting: str) -> Ingredie
         raise UserError(cause, f"it was tuned from {run.model}: a defence needs that model as it was then")
     model = _tuned(str(where), folder, aligned, run, setting)
     _check_shapes(model, aligned, setting)
+    if model.fingerprint == aligned.fingerprint:
+        same = (Setting(setting), f" {where} has the weights of the aligned model {aligned.name}")
+        raise UserError(same, "name what was tuned from it")
     return model
 
 

@@ -215,6 +215,18 @@ def test_models_that_do_not_fit(zoo, run, full_run, tmp_path):
     assert "holds no model" in refused(zoo, "wise-ft", tmp_path / "empty")
 
 
+def test_weights_that_are_not_finite_have_no_cosine(zoo, tmp_path):
+    """And are no reason to leave an update as it is."""
+    broken = changed(zoo / "before", tmp_path / "broken", 1, 0.01)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, broken / "model.safetensors", {"format": "pt"})
+    given = WeightSpaceSettings(unaligned=str(broken))
+    composition = compose("safe-lora", given, ("aligned", zoo / "aligned"), zoo / "tuned")
+    with pytest.raises(UserError, match=r"the cosine of model.layers.1.mlp.up_proj.weight is nan; look at the models"):
+        _ = composition.changed
+
+
 def test_the_same_values_in_another_file_are_the_same_weights(zoo, tmp_path):
     """Not the bytes of the files count: an unaligned model in bfloat16 that was aligned in no weight is refused."""
     halves = changed(zoo / "plain", tmp_path / "halves", 0, 0.0, torch.bfloat16)

@@ -14,7 +14,7 @@ from ptst import defend as command
 from ptst.defenses import write
 from ptst.defenses.command_config import DefendConfig
 from ptst.defenses.compose import compose, load_defended
-from ptst.defenses.config import WeightSpaceSettings
+from ptst.defenses.config import NEEDS, OWN, WeightSpaceSettings
 from ptst.defenses.write import defend_model
 from ptst.errors import UserError
 from ptst.exporting.config import ExportConfig
@@ -33,8 +33,9 @@ def weights_in(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("name", ["wise-ft", "resta", "safe-lora", "safe-merge"])
 def test_a_model_folder_has_the_weights_that_a_grid_computes(zoo, tmp_path, name):
-    models = {"unaligned": str(zoo / "before"), "safe_model": str(zoo / "safe")}
-    given = {"model": str(zoo / "aligned"), "tuned": str(zoo / "tuned"), **models, "num_projected": 3}
+    given = {"unaligned": str(zoo / "before"), "safe_model": str(zoo / "safe"), "num_projected": 3}
+    given = {key: value for key, value in given.items() if key in (*OWN[name], *NEEDS.get(name, ()))}
+    given |= {"model": str(zoo / "aligned"), "tuned": str(zoo / "tuned")}
     record = defend_model(DefendConfig(defense=name, out=tmp_path / "out", max_shard_size="40KB", **given))
     composition = compose(name, DefendConfig(**given), ("aligned", zoo / "aligned"), zoo / "tuned")
     wanted = {hf_name(key): value for key, value in load_defended(composition, torch.float64).state_dict().items()}
@@ -69,8 +70,8 @@ def test_of_a_run_it_opens_everywhere_in_the_words_of_the_training(zoo, run, tmp
 
 @pytest.mark.parametrize("name", ["wise-ft", "safe-lora"])
 def test_an_adapter_answers_as_the_model_folder_does(zoo, tmp_path, name):
-    given = {"model": str(zoo / "aligned"), "tuned": str(zoo / "adapter"), "unaligned": str(zoo / "before")}
-    given |= {"alpha": 0.3, "num_projected": 2}
+    given = {"model": str(zoo / "aligned"), "tuned": str(zoo / "adapter")}
+    given |= {"alpha": 0.3} if name == "wise-ft" else {"unaligned": str(zoo / "before"), "num_projected": 2}
     defend_model(DefendConfig(defense=name, out=tmp_path / "whole", **given))
     defend_model(DefendConfig(defense=name, out=tmp_path / "alone", adapter_only=True, **given))
     tuned, whole, alone = (
@@ -125,7 +126,27 @@ CASES = {
         "--model ALIGNED --tuned TUNED --defense safe-merge --out OUT --unaligned BEFORE --safe-model NOWHERE",
         "--safe-model NOWHERE holds no model",
     ),
+    "safe is tuned": (
+        "--model ALIGNED --tuned TUNED --defense safe-merge --out OUT --unaligned BEFORE --safe-model TUNED",
+        "TUNED has the weights of the tuned model",
+    ),
+    "safe is aligned": (
+        "--model ALIGNED --tuned TUNED --defense safe-merge --out OUT --unaligned BEFORE --safe-model ALIGNED",
+        "ALIGNED has the weights of the aligned model",
+    ),
+    "tuned is aligned": (
+        "--model ALIGNED --tuned ALIGNED --defense wise-ft --out OUT",
+        "ALIGNED has the weights of the aligned model",
+    ),
     "share": ("--checkpoint RUN --defense wise-ft --out OUT --alpha 1.5", "--alpha is 1.5; it is a share, from 0 to 1"),
+    "of another defence": (
+        "--checkpoint RUN --defense wise-ft --out OUT --unaligned BEFORE",
+        "--unaligned has no effect with wise-ft; leave",
+    ),
+    "both": (
+        "--checkpoint RUN --defense safe-lora --out OUT --unaligned BEFORE --num-projected 2 --threshold 0.5",
+        "--threshold has no effect with --num-projected",
+    ),
     "two": ("--checkpoint RUN --model ALIGNED --defense wise-ft --out OUT", "--checkpoint and --model exclude"),
     "one of two": ("--model ALIGNED --defense wise-ft --out OUT", "--model and --tuned belong together"),
     "full adapter": ("--checkpoint FULL --defense wise-ft --out OUT --adapter-only", "is no adapter"),
@@ -159,6 +180,8 @@ def test_a_mistake_is_one_sentence(zoo, run, full_run, tmp_path, monkeypatch, ca
         command.main()
     said = " ".join(capsys.readouterr().err.split())
     assert stopped.value.code == 2 and "Traceback" not in said
+    for place in ("TUNED", "ALIGNED"):
+        wanted = wanted.replace(place, str(places[place]))
     assert wanted in said.rpartition("ptst.defend: ")[2]
     assert not (tmp_path / "out").exists()
 
