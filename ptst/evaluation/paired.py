@@ -36,7 +36,7 @@ class Contrast:
     left_out: int
     """Number of prompts that were unjudged in some run of either cell."""
     unit: str
-    """What is a sample beside the runs: "family" or "prompt"."""
+    """What is a sample besides the runs: "family" or "prompt"."""
     units: int
     test: TwoWayT
     """The primary test. Its claim is about further runs and units; with a single run, about further units alone."""
@@ -208,7 +208,7 @@ def told(c: Contrast) -> str:
 
 
 def besides(c: Contrast) -> str:
-    """What is reported beside the primary test ("" or sentences)."""
+    """What is reported next to the primary test ("" or sentences)."""
     tests = {}
     if c.over_alignments is not None and c.over_alignments is not c.test:
         tests["further alignments"] = c.over_alignments

@@ -1,4 +1,4 @@
-"""Tests that are reported beside the two-way t, and the adjustment for several of them. docs/statistics.md says why
+"""Tests that are reported next to the two-way t, and the adjustment for several of them. docs/statistics.md says why
 each is not the first.
 
     S: seeds (runs), P: prompts, B: resamples
