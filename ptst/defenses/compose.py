@@ -201,16 +201,17 @@ def compose(
 
 
 def open_others(
-    name: str, settings: WeightSpaceSettings, aligned: Ingredient
+    name: str, settings: WeightSpaceSettings, aligned: Ingredient, exists: bool = True
 ) -> tuple[Ingredient | None, Ingredient | None]:
     """The unaligned and the safe model, where a defence needs them: a grid checks both before it trains anything.
-    Raises UserError as `compose`."""
+    `exists`: whether the aligned model does; until then `aligned` is the model before its alignment. Raises UserError
+    as `compose`."""
     if name not in WEIGHT_SPACE:
         raise unknown_name("defense in weight space", name, WEIGHT_SPACE)
     settings.check_weight_space((name,))
     needs = NEEDS.get(name, ())
-    unaligned = open_unaligned(settings.unaligned or "", aligned) if "unaligned" in needs else None
-    safe = open_tuned(settings.safe_model or "", aligned, "safe_model") if "safe_model" in needs else None
+    unaligned = open_unaligned(settings.unaligned or "", aligned, exists) if "unaligned" in needs else None
+    safe = open_tuned(settings.safe_model or "", aligned, "safe_model", exists) if "safe_model" in needs else None
     return unaligned, safe
 
 

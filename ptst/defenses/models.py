@@ -73,24 +73,25 @@ def open_aligned(name: str, folder: Path) -> Ingredient:
     return Ingredient(name, folder, folder, find_weights(folder, empty_decoder(folder)))
 
 
-def open_unaligned(name: str, aligned: Ingredient) -> Ingredient:
+def open_unaligned(name: str, aligned: Ingredient, exists: bool = True) -> Ingredient:
     """The model before its alignment: the embedded one's name, a folder or a hub id. Raises UserError for what is not
-    there, for another shape than the aligned model's, and for the same weights."""
+    there, for another shape than the aligned model's, and, where that `exists` already, for the same weights."""
     try:
         folder = locate_model(name)
     except UserError as error:  # its remedy is of the model under test
         raise _not_there("unaligned", name, error) from None
     unaligned = Ingredient(name, folder, folder, find_weights(folder, empty_decoder(folder)))
     _check_shapes(unaligned, aligned, "unaligned")
-    if unaligned.fingerprint == aligned.fingerprint or _same_values(unaligned, aligned):
+    if exists and (unaligned.fingerprint == aligned.fingerprint or _same_values(unaligned, aligned)):
         cause = (Setting("unaligned"), f" {name} has the weights of the aligned model {aligned.name}")
         raise UserError(cause, "name the model from which that was aligned")
     return unaligned
 
 
-def open_tuned(where: Path | str, aligned: Ingredient, setting: str) -> Ingredient:
+def open_tuned(where: Path | str, aligned: Ingredient, setting: str, exists: bool = True) -> Ingredient:
     """A model that was tuned from the aligned one: a run's folder (RUN, RUN/epoch-2, RUN/state/step-00000050), an
-    adapter in PEFT's layout, a whole model's folder, or a hub id of one of these. `setting`: which one names it.
+    adapter in PEFT's layout, a whole model's folder, or a hub id of one of these. `setting`: which one names it;
+    `exists`: whether the aligned model does, or `aligned` is only of its shape.
 
     Raises UserError for what is not there, an unfinished run, one of another model than the aligned one, an adapter
     that does not fit it, and for a whole model of another shape or with the aligned one's weights."""
@@ -101,7 +102,7 @@ def open_tuned(where: Path | str, aligned: Ingredient, setting: str) -> Ingredie
     run = find_record(run_folder(folder), TrainRecord)
     if run is not None and run_folder(folder) == folder:
         run = read_finished(folder)
-    if run is not None and not aligned.fingerprint.matches(run.weights):
+    if exists and run is not None and not aligned.fingerprint.matches(run.weights):
         cause = f"{folder} was tuned from other weights than {aligned.name} has"
         raise UserError(cause, f"it was tuned from {run.model}: a defence needs that model as it was then")
     model = _tuned(str(where), folder, aligned, run, setting)

@@ -42,11 +42,15 @@ class Composer:
                 self._others[defense] = open_others(defense, self.settings, self.aligned)
         return self._others[defense]
 
-    def check(self, names: Iterable[str]) -> None:
+    def check(self, names: Iterable[str], exists: bool = True) -> None:
         """Raise UserError for a model that one of these defences needs, and that is not there or does not fit the base
-        model."""
+        model. `exists`: whether the aligned model does; until then the base model has its shape alone."""
         for name in names:
-            self.others(name)
+            if exists:
+                self.others(name)
+            else:
+                with settings_group("defense"):
+                    open_others(name, self.settings, self.aligned, exists)
 
     def compose(self, defense: str, tuned: Path) -> Composition:
         """The model that a defence makes of the run in a folder. Raises UserError as `ptst.defenses.compose`."""

@@ -275,10 +275,11 @@ class Grid(GridTraining):
         """The same in lines of words."""
         return []
 
-    def check_composed(self) -> None:
-        """Raise UserError for a model that a defence in weight space needs and that does not fit the base model."""
+    def check_composed(self, aligned: bool = True) -> None:
+        """Raise UserError for a model that a defence in weight space needs and that does not fit the base model.
+        `aligned`: the base model is the aligned one, not the one that is to be aligned."""
         if composed := [name for name in self.config.defenses if name in WEIGHT_SPACE]:
-            self.composer.check(composed)
+            self.composer.check(composed, aligned)
 
     def check_tuned(self) -> None:
         """Raise UserError for a model of somebody else's that does not fit the base model."""

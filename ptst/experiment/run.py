@@ -57,8 +57,7 @@ def run_grid(config: GridConfig) -> GridResult:
     grid = open_grid(config)
     check_folder(grid, aligned=not config.laptop)
     grid.check()
-    if not _knows_unaligned(config):
-        grid.check_composed()
+    grid.check_composed(aligned=not config.laptop)
     grid.agree()
     if config.laptop:
         grid = with_aligned(grid, _aligned(config))
@@ -103,8 +102,7 @@ def plan_grid(config: GridConfig, aligned: bool = True) -> tuple[list[Estimate],
         asked = grid if unaligned else with_aligned(grid, tested)
         check_folder(asked, aligned=not unaligned)
         grid.check_tuned()
-        if not unaligned:
-            asked.check_composed()
+        asked.check_composed(aligned=not unaligned)
     steps = f"at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}"
     return estimate(grid, with_model), f"the alignment comes first: {steps}" if unaligned else ""
 
@@ -139,11 +137,6 @@ def with_aligned(grid: Grid, model: Path) -> Grid:
     """The grid with another base model, of which the defences know what it was before its alignment."""
     config = grid.config
     return replace(grid, config=replace(config, model=str(model), defense=config.defended))
-
-
-def _knows_unaligned(config: GridConfig) -> bool:
-    """Whether the model that is still to be aligned is the one before the alignment for the defences, too."""
-    return config.laptop is not None and config.defended.unaligned == config.model
 
 
 def aligned_model(

@@ -58,13 +58,13 @@ def work(worker: "Worker") -> None:
             time.sleep(POLL)
         progress.update(finished := worker.count_finished())  # others may have finished meanwhile
     if finished < total:
-        words = [part for name, error in worker.failed.items() for part in ("; ", *_failure(name, error))][1:]
+        words = [part for name, error in worker.failed.items() for part in ("; ", *failure(name, error))][1:]
         head = f"{total - finished} of {total} runs and cells failed, so there are no results ("
         raise UserError((head, *words, ")"))
 
 
-def _failure(name: str, error: UserError) -> Iterator[str]:
-    """`error` in parts, its settings as the grid names them."""
+def failure(name: str, error: UserError) -> Iterator[str]:
+    """The error of a run, a cell or a part `name`, in parts, its settings as the grid names them."""
     own = {f.name for f in dataclasses.fields(GridConfig)}
     yield f"{name}: "
     for part in error.parts:
@@ -252,7 +252,7 @@ class Worker:
 
     def _fail(self, name: str, error: UserError) -> None:
         self.failed[name] = error
-        say(f"failed: {''.join(_failure(name, error))}")
+        say(f"failed: {''.join(failure(name, error))}")
 
     @cached_property
     def made_with(self) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from ptst.errors import UserError
+from ptst.defenses.config import DefenseSettings
+from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import study
@@ -59,6 +60,9 @@ def aligned(here, monkeypatch):
 
     monkeypatch.setattr(study, "aligned_model", fake)
     return made
+
+
+MERGED = {"defenses": ("none", "safe-merge")}
 
 
 def config(here: Path, **changes) -> GridConfig:
@@ -134,11 +138,21 @@ def test_settings_of_a_study_that_make_no_sense(here, changes, message):
         replace(config(here), **changes).check()
 
 
-def test_mistakes_are_told_before_anything_is_aligned(aligned, here):
+def test_mistakes_are_told_before_anything_is_aligned(aligned, here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "inspect_ai", None)
+    (here / "wide").mkdir()
+    write_tiny_model(here / "wide", intermediate_size=64)
     for changes, message in (
         ({"ladder": ("identical", "paraphrase"), "train_templates": ("text:vanilla",)}, "roles"),
         ({"tasks": ("safety:gone",)}, "gone"),
         ({"data": "gone.jsonl"}, "gone.jsonl"),
+        ({"defense": DefenseSettings(unaligned="wide")}, "unaligned wide is not of the shape"),
+        ({**MERGED, "defense": DefenseSettings(safe_model="gone")}, "safe_model gone holds no model"),
+        ({**MERGED, "defense": DefenseSettings(safe_model="wide")}, "safe_model wide is not of the shape"),
+        ({"alignments": (), "defense": DefenseSettings(unaligned="wide")}, "unaligned wide is not of the shape"),
+        ({"alignments": (), "defense": DefenseSettings(unaligned="model")}, "unaligned model has the weights of"),
+        ({"second_data": "word-problems:4"}, "second_data word-problems:4 has the name of the data word-problems:2"),
+        ({"inspect_log": True}, "inspect_log needs the package"),
     ):
         with pytest.raises(UserError, match=message):
             run_grid(config(here, **changes))
@@ -181,12 +195,13 @@ def test_a_part_that_fails_is_named_and_the_others_are_done(aligned, here, monke
 
     def broken(one):
         if "seed2" in str(one.out):
-            raise UserError("the disk is full")
+            with settings_group("defense"):
+                raise UserError((Setting("scale"), " of the disk is full"))
         return run(one)
 
     monkeypatch.setattr(study, "run_grid", broken)
     small = {"ladder": ("identical",), "defenses": ("none",), "train_templates": ("chat:llama",), "seeds": (20, 21)}
-    with pytest.raises(UserError, match=r"1 of 2 parts failed.*word-problems.seed2: the disk is full"):
+    with pytest.raises(UserError, match=r"1 of 2 parts failed.*word-problems.seed2: defense.scale of the disk is full"):
         run_grid(config(here, **small, tasks=("safety:fresh",)))
     assert (here / "study" / "word-problems.seed0" / "results.json").exists()
     assert not (here / "study" / "outcomes.json").exists()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ptst.defenses.config import NONE
+from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import base
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import gather
@@ -53,8 +54,9 @@ class StudyPart:
 
 
 def plan_parts(config: GridConfig) -> list[StudyPart]:
-    """The parts of a study, those of its first training data first."""
-    found = []
+    """The parts of a study, those of its first training data first. Raises UserError for data of the same name."""
+    check_distinct_data(config)
+    found = list[StudyPart]()
     for data in (config.data, *([config.second_data] if config.second_data else [])):
         for number, seed in enumerate(config.alignments or (None,)):
             name = data_name(data)
@@ -77,6 +79,13 @@ def plan_parts(config: GridConfig) -> list[StudyPart]:
             )
             found.append(replace(part, passes=tuple(_passes(whole))))
     return found
+
+
+def check_distinct_data(config: GridConfig) -> None:
+    """Raise UserError for second training data that would be called, and kept, as the first are."""
+    if config.second_data and slug(data_name(config.second_data)) == slug(data_name(config.data)):
+        cause = (Setting("second_data"), f" {config.second_data} has the name of the data {config.data} in the results")
+        raise UserError(cause, "name other data, or rename the file")
 
 
 def data_name(data: str) -> str:

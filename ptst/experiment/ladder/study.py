@@ -13,6 +13,7 @@ from typing import Any
 
 from ptst import records
 from ptst.errors import UserError
+from ptst.evaluation.inspect_log import check_inspect
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.judging import add_verdicts
 from ptst.evaluation.stored_answers import read_folder
@@ -24,7 +25,7 @@ from ptst.experiment.ladder.gather import gather
 from ptst.experiment.ladder.parts import StudyPart, aligned_name, plan_parts
 from ptst.experiment.ladder.recipe import REFUSED
 from ptst.experiment.run import aligned_model, check_folder, claimed, open_grid, plan_grid, run_grid
-from ptst.experiment.workers import Worker
+from ptst.experiment.workers import Worker, failure
 from ptst.hub.locate import locate_model
 from ptst.progress import ProgressLine, say
 from ptst.records import CHECKPOINTS
@@ -48,12 +49,14 @@ def run_study(config: GridConfig) -> StudyResult:
     """Do all of a study, or what is left of it. Raises UserError for a user's mistakes, before anything is trained, and
     where parts failed; Interrupted after a signal."""
     config.check()
+    if config.inspect_log:
+        check_inspect()
     check_writable(config.folder)
     parts = plan_parts(config)
     _check(config, parts)
     failed = _work(config, parts)
     if failed:
-        words = [word for name, error in failed.items() for word in ("; ", f"{name}: ", *error.parts)][1:]
+        words = [word for name, error in failed.items() for word in ("; ", *failure(name, error))][1:]
         raise UserError((f"{len(failed)} of {len(parts)} parts failed, so there are no outcomes (", *words, ")"))
     return finish(config, parts)
 
@@ -66,6 +69,7 @@ def _check(config: GridConfig, parts: list[StudyPart]) -> None:
             grid = open_grid(of_pass)
             check_folder(grid, aligned=part.align_seed is None)
             grid.check()
+            grid.check_composed(aligned=part.align_seed is None)
 
 
 def _work(config: GridConfig, parts: list[StudyPart]) -> dict[str, UserError]:
@@ -102,7 +106,7 @@ def _collected(part: StudyPart, failed: dict[str, UserError]) -> Iterator[None]:
         yield
     except UserError as error:
         failed[part.name] = error
-        say(f"failed: {part.name}: {error}")
+        say(f"failed: {''.join(failure(part.name, error))}")
 
 
 def _model(config: GridConfig, part: StudyPart, wait: bool) -> Path | None:
