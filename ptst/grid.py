@@ -19,10 +19,10 @@ def run_command(config: GridConfig) -> dict[str, Any]:
     from ptst.threads import choose_threads
     from ptst.training.interrupt import Interrupted
 
-    if config.dry_run:
-        return _dry_run(config)
     config.check()
     choose_threads(config.threads, config.folder)
+    if config.dry_run:
+        return _dry_run(config)
     try:
         if config.study:
             return _study(config)

@@ -1,9 +1,11 @@
 """What a grid would take, before anything is computed: tokens by the tokenizer; memory by plan; time from what is
 finished already, and until then roughly, from how long this machine's matrix products take."""
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from statistics import median
 
@@ -19,6 +21,7 @@ from ptst.progress import say
 from ptst.training.memory import MemoryPlan, Method, count_parameters, gigabytes
 from ptst.training.run_plan import plan_memory
 
+_PATIENCE = 1.0  # seconds of measuring
 _UNLIMITED = 2**62  # bytes of KV cache: what is free here says nothing of the machine that the grid is for
 
 
@@ -56,7 +59,7 @@ def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
     rough = None
     if with_model:
         say("counting the tokens under every template")
-        rough = _seconds_per_token(grid)
+        rough = seconds_per_token(grid)
     return [*_runs(grid, rough), *_cells(grid, rough)]
 
 
@@ -150,14 +153,21 @@ def _rate(times: Iterable[tuple[dict[str, float] | None, int | None]]) -> float 
     return median(rates) if rates else None
 
 
-def _seconds_per_token(grid: Grid) -> float:
-    """Time of a token's products in one forward pass, from the fastest of five of the widest product."""
-    c, device = grid.base.config, grid.device
-    num_tokens, dtype = 512, pick_dtype(grid.config.eval.dtype)
-    x_TE, w_FE = (torch.ones(n, c.hidden_size, dtype=dtype, device=device) for n in (num_tokens, c.intermediate_size))
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
+def seconds_per_token(grid: Grid) -> float:
+    """Time of a token's products in one forward pass, from the widest product."""
+    c = grid.base.config
+    product = _seconds_of_product(c.hidden_size, c.intermediate_size, pick_dtype(grid.config.eval.dtype), grid.device)
+    return product / (c.hidden_size * c.intermediate_size) * count_parameters(c)
+
+
+@cache
+def _seconds_of_product(num_in: int, num_out: int, dtype: torch.dtype, device: str) -> float:
+    """Time that the product of a token with a matrix takes among many tokens: of the fastest of as many tries as take
+    a second, since what else the machine is doing only slows them down."""
+    num_tokens = 512
+    x_TE, w_FE = (torch.ones(n, num_in, dtype=dtype, device=device) for n in (num_tokens, num_out))
+    best, end = math.inf, time.perf_counter() + _PATIENCE
+    while (began := time.perf_counter()) < end or best == math.inf:
         float(torch.nn.functional.linear(x_TE, w_FE)[0, 0])  # which waits for the device
-        times.append(time.perf_counter() - began)
-    return min(times) / (num_tokens * w_FE.numel()) * count_parameters(c)
+        best = min(best, time.perf_counter() - began)
+    return best / num_tokens

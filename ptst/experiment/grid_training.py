@@ -137,9 +137,18 @@ class GridTraining(GridFolder):
 
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
-        c, template = self.config.train, self.train_templates[name][0]
-        opened = self._with_roles(template)
-        prompt_format = open_prompt_format(
+        c = self.config.train
+        limit = length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
+        return self.training_formats[name], limit
+
+    @cached_property
+    def training_formats(self) -> dict[str, PromptFormat]:
+        """The prompt format of training under each training template, its tokenizer opened once."""
+        return {name: self._training_format(template) for name, (template, _) in self.train_templates.items()}
+
+    def _training_format(self, template: Template) -> PromptFormat:
+        c, opened = self.config.train, self._with_roles(template)
+        return open_prompt_format(
             self.base.folder,
             opened,
             c.template_family or self.sources["data"].family,
@@ -147,12 +156,6 @@ class GridTraining(GridFolder):
             allow_role_markers="role-markers" in c.allow,
             allow_chat_template="chat-template" in (*c.allow, *self.config.eval.allow),
         ).with_template(template)
-        return prompt_format, length_limit(c.max_length, self.base.config.max_positions, c.micro_batch_tokens)
-
-    @cached_property
-    def training_formats(self) -> dict[str, PromptFormat]:
-        """The prompt format of training under each training template."""
-        return {name: self.training_format(name)[0] for name in self.train_templates}
 
     def _with_roles(self, template: Template) -> Template:
         """What the prompt format of a run is opened under: mixed-in data may have roles where the run has none."""

@@ -94,8 +94,7 @@ def plan_grid(config: GridConfig, aligned: bool = True) -> tuple[list[Estimate],
     find_judge(config.eval.judge, config.eval.allow, config.eval)
     if isinstance(grid, HostedGrid):
         return estimate_hosted(grid), ""
-    folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
-    with_model = (folder / "config.json").exists()
+    folder, with_model = found_model(config)
     tested = _aligned_folder(config) if config.laptop else folder
     unaligned = not aligned or (config.laptop is not None and not (tested / "model.safetensors").exists())
     if with_model:
@@ -105,6 +104,12 @@ def plan_grid(config: GridConfig, aligned: bool = True) -> tuple[list[Estimate],
         asked.check_composed(aligned=not unaligned)
     steps = f"at most {AlignConfig.max_steps} steps of {AlignConfig.examples_per_step}"
     return estimate(grid, with_model), f"the alignment comes first: {steps}" if unaligned else ""
+
+
+def found_model(config: GridConfig) -> tuple[Path, bool]:
+    """The folder of the model, and whether its files are there already."""
+    folder = model_folder(config.model, CHECKPOINTS) if config.model == EMBEDDED_MODEL else Path(config.model)
+    return folder, (folder / "config.json").exists()
 
 
 def open_grid(config: GridConfig) -> Grid:
@@ -152,9 +157,7 @@ def aligned_model(
             say(f"{out} is being aligned by another process; waiting for it")
             held.enter_context(lock(out.parent, f".{out.name}.lock", wait=True))
         record = find_record(out, AlignRecord)
-        allowed = (*config.train.allow, *config.eval.allow)
-        asked = AlignConfig(model=config.model, chat_format=config.chat_format, allow=allowed, seed=seed, out=out)
-        asked = replace(asked, refused=refused)
+        asked = replace(align_config(config, out, seed), refused=refused)
         weights = weights_fingerprint(locate_model(config.model, CHECKPOINTS))
         same = record is not None and weights.matches(record.weights) and record.data == fingerprint()
         if record and same and record.status == "finished":
@@ -176,6 +179,12 @@ def aligned_model(
             f"remove {out} and align with other settings: {again}",
         )
     return out
+
+
+def align_config(config: GridConfig, out: Path, seed: int = 0) -> AlignConfig:
+    """The settings with which a recipe's model is aligned."""
+    allowed = (*config.train.allow, *config.eval.allow)
+    return AlignConfig(model=config.model, chat_format=config.chat_format, allow=allowed, seed=seed, out=out)
 
 
 def _aligned(config: GridConfig) -> Path:

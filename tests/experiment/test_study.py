@@ -207,14 +207,19 @@ def test_a_part_that_fails_is_named_and_the_others_are_done(aligned, here, monke
     assert not (here / "study" / "outcomes.json").exists()
 
 
-def test_the_dry_run_counts_every_run_once_and_names_alignments_that_come_first(here, capsys):
+def test_the_dry_run_counts_every_run_once_and_alignments_that_come_first(here):
     asked = config(here, dry_run=True)
     told = run_grid(asked)
     lines = [line["what"] for line in told["lines"]]
     assert len(lines) == len(set(lines))
     runs = [line for line in lines if ": train " in line]
     assert len(runs) == 2 * 3  # templates x seeds: resta needs no training
-    assert "first come alignments" in capsys.readouterr().out
+    aligned = {line["what"]: line for line in told["lines"] if line["what"].startswith("align ")}
+    assert list(aligned) == ["align aligned-model", "align aligned-model-seed2"]
+    assert all(line["seconds"] > 0 and line["tokens"] > 0 and not line["finished"] for line in aligned.values())
+    assert told["seconds"] == pytest.approx(sum(line["seconds"] for line in told["lines"]))
+    each = [line["seconds"] / line["tokens"] for line in told["lines"] if ": test " in line["what"]]
+    assert max(each) == pytest.approx(min(each))  # measured once for all parts
     assert not (here / "study").exists()
 
 

@@ -17,14 +17,24 @@ from ptst.evaluation.inspect_log import check_inspect
 from ptst.evaluation.judges import find_judge
 from ptst.evaluation.judging import add_verdicts
 from ptst.evaluation.stored_answers import read_folder
+from ptst.experiment.align_estimate import estimate_alignments
 from ptst.experiment.config import GridConfig
-from ptst.experiment.estimate import Estimate
+from ptst.experiment.estimate import Estimate, seconds_per_token
 from ptst.experiment.ladder import report
 from ptst.experiment.ladder.analyse import STUDY
 from ptst.experiment.ladder.gather import gather
 from ptst.experiment.ladder.parts import StudyPart, aligned_name, plan_parts
 from ptst.experiment.ladder.recipe import REFUSED
-from ptst.experiment.run import aligned_model, check_folder, claimed, open_grid, plan_grid, run_grid
+from ptst.experiment.run import (
+    align_config,
+    aligned_model,
+    check_folder,
+    claimed,
+    found_model,
+    open_grid,
+    plan_grid,
+    run_grid,
+)
 from ptst.experiment.workers import Worker, failure
 from ptst.hub.locate import locate_model
 from ptst.progress import ProgressLine, say
@@ -156,20 +166,28 @@ def _about(config: GridConfig, parts: list[StudyPart]) -> dict[str, Any]:
 
 
 def plan_study(config: GridConfig) -> tuple[list[Estimate], str]:
-    """A dry run: every alignment, run and cell with its tokens and time, and a note on alignments that come first."""
+    """A dry run: every alignment, run and cell with its tokens and time, and a note ("")."""
     config.check()
-    lines, missing = list[Estimate](), list[str]()
-    for part in plan_parts(config):
-        folder = None if part.align_seed is None else CHECKPOINTS / aligned_name(config.model, part.align_seed)
-        passes, ready = part.passes, folder is None or (folder / "model.safetensors").exists()
-        if folder is not None:
-            passes = part.of_model(folder) if ready else passes
-            missing += [] if ready else [folder.name]
+    lines, parts = list[Estimate](), plan_parts(config)
+    seeds = [part.align_seed for part in parts if part.align_seed is not None]
+    folders = {seed: CHECKPOINTS / aligned_name(config.model, seed) for seed in seeds}
+    for part in parts:
+        folder = None if part.align_seed is None else folders[part.align_seed]
+        ready = folder is None or (folder / "model.safetensors").exists()
+        passes = part.passes if folder is None or not ready else part.of_model(folder)
         known = set[str]()
         for one in passes:
             for line in plan_grid(one, ready)[0]:
                 if line.what not in known:  # a run serves all passes
                     known.add(line.what)
                     lines.append(replace(line, what=f"{part.name}: {line.what}"))
-    names = list(dict.fromkeys(missing))
-    return lines, f"first come alignments, about ten minutes each on two cores: {', '.join(names)}" if names else ""
+    return [*_plan_alignments(config, parts, list(folders.values())), *lines], ""
+
+
+def _plan_alignments(config: GridConfig, parts: list[StudyPart], folders: list[Path]) -> list[Estimate]:
+    """Estimates of the alignments that come first."""
+    if not folders:
+        return []
+    grid = open_grid(parts[0].passes[-1])
+    rough = seconds_per_token(grid) if found_model(config)[1] else None
+    return estimate_alignments(align_config(config, folders[0]), folders, rough)
