@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from statistics import fmean
 
@@ -53,6 +54,10 @@ def test_outcomes_come_back_from_the_disk_and_the_file_is_the_same_each_time(tmp
     assert len((tmp_path / "a.json").read_text().splitlines()) == len(fake().cells) + 7
 
 
+def changed(text: str, **values) -> str:
+    return json.dumps({**json.loads(text), **values})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -64,6 +69,12 @@ def test_outcomes_come_back_from_the_disk_and_the_file_is_the_same_each_time(tmp
         ),
         (lambda text: text.replace('"seed0/20":"', '"seed0/20":"x', 1).replace('R"', '"', 1), "letter"),
         (lambda text: text.replace('"train"', '"trian"', 1), "is damaged"),
+        (lambda text: changed(text, about=3), "does not say of what study"),
+        (lambda text: changed(text, about={"settings": 3}), "does not say of what study"),
+        (lambda text: changed(text, about={"settings": {"equivalence_margin": "x"}}), "does not say of what study"),
+        (lambda text: changed(text, cells=[]), "has no cell"),
+        (lambda text: changed(text, cells=json.loads(text)["cells"][:1] * 2), "has a cell twice"),
+        (lambda text: changed(text, prompts={}), "lacks the prompts of"),
     ],
 )
 def test_a_damaged_file_says_so(tmp_path, change, message):

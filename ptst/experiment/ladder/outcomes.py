@@ -146,10 +146,21 @@ class Outcomes:
             outcomes = cls(found["about"], found["judges"], prompts, dict(map(_cell, found["cells"])))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"is damaged ({type(error).__name__}: {error})", _AGAIN, path) from None
+        if len(outcomes.cells) < len(found["cells"]):
+            raise UserError("has a cell twice", _AGAIN, path)
         outcomes._check(path)
         return outcomes
 
     def _check(self, path: Path) -> None:
+        settings = self.about.get("settings", {}) if isinstance(self.about, dict) else None
+        margin = settings.get("equivalence_margin", 0.0) if isinstance(settings, dict) else None
+        if not isinstance(margin, (int, float)):
+            raise UserError("does not say of what study it is", _AGAIN, path)
+        if not self.cells:
+            raise UserError("has no cell", _AGAIN, path)
+        for key, measured in self.cells.items():
+            if measured.judged and key.task not in self.prompts:
+                raise UserError(f"lacks the prompts of {key.task}", _AGAIN, path)
         for key, measured in self.cells.items():
             for kind, known in _KNOWN.items():
                 for name, runs in getattr(measured, kind).items():
