@@ -19,6 +19,8 @@ from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import study
+from ptst.experiment.ladder.analyse import study_parts
+from ptst.experiment.ladder.gather import gather
 from ptst.experiment.ladder.outcomes import Key, Outcomes
 from ptst.experiment.ladder.parts import plan_parts
 from ptst.experiment.ladder.recipe import DEFENSES, REFUSED, placebo_file
@@ -169,6 +171,10 @@ def test_a_study_has_one_file_of_outcomes_over_all_alignments(aligned, here, cap
     assert list(outcomes.cells[key].judged["rules-v3"]) == ["seed0/20", "seed0/22", "seed2/21"]
     base = outcomes.cells[Key("word-problems", "", "none", "ladder:llama/placebo", "safety:fresh")]
     assert list(base.judged["rules-v3"]) == ["seed0", "seed2"]
+    # Dealt anew, with a third alignment: seed 22 is another part's, and its old cells do not count.
+    first, second = study_parts(here / "study")
+    fewer = gather([replace(first, seeds=(20,)), second], {})
+    assert list(fewer.cells[key].judged["rules-v3"]) == ["seed0/20", "seed2/21"] and first.seeds == (20, 22)
     over = [k.test for k in outcomes.cells if k.task == "over-refusal:fresh" and k.defense == "resta"]
     assert set(over) == {"ladder:llama/identical", "ladder:vanilla/identical", "ladder:vanilla/system-100"}
     assert Key("word-problems", "chat:llama", "none", "ladder:llama/placebo", "distance") in outcomes.cells

@@ -44,7 +44,8 @@ def study_parts(folder: Path) -> list[Part]:
     """The parts of a study's folder. Raises UserError where the file that names them is damaged."""
     path = folder / STUDY
     try:
-        return [Part(folder / name, alignment, data) for name, alignment, data in read_json(path)["parts"]]
+        parts = read_json(path)["parts"]
+        return [Part(folder / name, alignment, data, tuple(seeds)) for name, alignment, data, seeds in parts]
     except (TypeError, KeyError, ValueError) as error:
         if isinstance(error, UserError):
             raise

@@ -18,11 +18,17 @@ from ptst.records import FILE, read_json, record_kind
 
 @dataclass(frozen=True)
 class Part:
-    """A grid's folder, and how the study calls its alignment and training data."""
+    """A grid's folder, and how the study calls its alignment and training data. `seeds`: of the runs that count (None:
+    all of the folder); a study that got further alignments has dealt its seeds anew."""
 
     folder: Path
     alignment: str
     data: str
+    seeds: tuple[int, ...] | None = None
+
+    def has(self, figures: Mapping[str, Any]) -> bool:
+        """Whether a cell's run counts; cells of the aligned model and of models tuned elsewhere always do."""
+        return self.seeds is None or figures.get("template") is None or figures["seed"] in self.seeds
 
 
 def gather(parts: Sequence[Part], about: Mapping[str, Any]) -> Outcomes:
@@ -43,8 +49,8 @@ def _part(part: Part) -> Outcomes:
     cells, prompts = dict[Key, Measured](), dict[str, Prompts]()
     judged, records = _letters(part.folder)
     for place in places(part.folder):
-        if not place.figures:
-            continue  # not finished
+        if not place.figures or not part.has(place.figures):
+            continue  # not finished, or of a seed that another part has now
         key, run = _key(part, place.figures), _run(part, place.figures)
         measured = cells.setdefault(key, Measured())
         rows = list(read_rows(place))

@@ -50,7 +50,7 @@ class StudyPart:
         return tuple(replace(config, model=str(folder)) for config in self.passes)
 
     def gathered(self) -> gather.Part:
-        return gather.Part(self.folder, self.alignment, self.data)
+        return gather.Part(self.folder, self.alignment, self.data, self.passes[0].seeds)
 
 
 def plan_parts(config: GridConfig) -> list[StudyPart]:

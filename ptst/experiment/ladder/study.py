@@ -149,8 +149,9 @@ def finish(config: GridConfig, parts: list[StudyPart]) -> StudyResult:
         for part in parts:
             found = read_folder(part.folder)
             add_verdicts(found, found.verdicts, find_judge(SECOND_JUDGE))
-        outcomes = gather([part.gathered() for part in parts], _about(config, parts))
-        write_json(out / STUDY, {"parts": [[part.folder.name, part.alignment, part.data] for part in parts]})
+        gathered = [part.gathered() for part in parts]
+        outcomes = gather(gathered, _about(config, parts))
+        write_json(out / STUDY, {"parts": [[p.folder.name, p.alignment, p.data, p.seeds] for p in gathered]})
         markdown, contrasts = report.write(outcomes, out)
     return StudyResult(out, markdown, contrasts)
 
