@@ -173,11 +173,6 @@ class Outcomes:
                             raise UserError(f"has the letter {min(unknown)!r}", _AGAIN, where)
 
 
-def alignment_of(run: str) -> str:
-    """The alignment of a run, `seed0` of `seed0/20`."""
-    return run.partition("/")[0]
-
-
 def _order(key: Key) -> tuple[str, ...]:
     return tuple(str(part) for part in vars(key).values())
 

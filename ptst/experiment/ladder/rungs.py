@@ -155,11 +155,6 @@ def full_name(training: str, rung: str) -> str:
     return f"{PREFIX}{training.removeprefix('chat:')}/{rung}"
 
 
-def is_rung(test: str) -> bool:
-    """Whether the name of a test template is that of a rung."""
-    return test.startswith(PREFIX)
-
-
 def split_name(test: str) -> tuple[str, str]:
     """(training template, rung) of a rung's full name."""
     training, _, rung = test.removeprefix(PREFIX).rpartition("/")
