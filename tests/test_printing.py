@@ -137,7 +137,8 @@ def test_json_with_a_name_that_is_not_utf_8(monkeypatch, capsys):
 def test_cells_of_a_csv_are_no_formulas():
     figures = {"mean": -0.5, "runs": [1], "interval95": [-1.0, 2.0]}
     names = ("=1+1", "+a", "-a", "@a", "\ta", "\ra")
-    cells = [{"train": n, "test": "chat:a", "epochs": None, "tasks": {"t": {"-m": figures}}} for n in names]
+    cell = {"test": "chat:a", "epochs": None, "defense": "none", "tasks": {"t": {"-m": figures}}}
+    cells = [{"train": n, **cell} for n in names]
     rows = list(csv.DictReader(io.StringIO(to_csv({"cells": cells}), newline="")))
     assert [row["train"] for row in rows] == [f"'{name}".replace("\r", "\n") for name in names]
     assert {(row["test"], row["metric"], row["mean"], row["low"]) for row in rows} == {
