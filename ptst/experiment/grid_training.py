@@ -3,6 +3,7 @@
 Which runs there are follows from the models that are tested (`ptst.experiment.grid`); a worker makes them.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -34,7 +35,7 @@ from ptst.training.run_sources import mix_templates
 from ptst.training.trainer import TrainerConfig
 
 
-class GridTraining(GridFolder):
+class GridTraining(GridFolder, ABC):
     """A grid as far as it trains."""
 
     config: GridConfig
@@ -42,10 +43,10 @@ class GridTraining(GridFolder):
     train_templates: dict[str, tuple[Template, Path | None]]
     sources: dict[str, Source]
 
-    @cached_property
+    @property
+    @abstractmethod
     def base(self) -> OpenModel:
         """The base model, under any template."""
-        raise NotImplementedError
 
     @property
     def runs(self) -> list[GridModel]:
