@@ -37,9 +37,8 @@ class Anchor:
         """Add the term's gradient to that of every weight; returns the term, a float64 scalar."""
         term = torch.zeros((), dtype=torch.float64)
         for name, weight in self.masters.tensors.items():
-            owner = self.masters.weights[
-                name
-            ]  # has the gradient; under stochastic rounding it has no values of its own
+            # The owner has the gradient; under stochastic rounding it has no values of its own.
+            owner = self.masters.weights[name]
             distance = weight.to(owner.dtype) - self._anchor[name].to(owner.dtype)
             owner.grad = self.rho * distance if owner.grad is None else owner.grad.add_(distance, alpha=self.rho)
             term = term.to(weight.device) + distance.square().sum(dtype=torch.float64)
