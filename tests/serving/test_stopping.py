@@ -64,37 +64,38 @@ def served(here, *flags: str) -> Iterator[tuple[subprocess.Popen, str, list[str]
     rest.join(10)
 
 
-def wait_for_answers(url: str) -> None:
-    """Until a short request is answered, beside the long one that came before it."""
-    httpx.post(f"{url}/chat/completions", json={**LONG, "max_tokens": 1}, timeout=30)
-
-
 def in_background(url: str, body: dict) -> tuple[threading.Thread, list]:
+    """A streamed request whose answer has begun, and the list of its lines (an error that ends it comes last)."""
     found: list = []
+    begun = threading.Event()
+    body = {**body, "stream": True, "stream_options": {"include_usage": True}}
 
     def ask() -> None:
         try:
-            found.append(httpx.post(f"{url}/chat/completions", json=body, timeout=200))
+            with httpx.stream("POST", f"{url}/chat/completions", json=body, timeout=200) as response:
+                for line in filter(None, response.iter_lines()):
+                    found.append(line)
+                    begun.set()
         except httpx.HTTPError as error:
             found.append(error)
 
     thread = threading.Thread(target=ask)
     thread.start()
+    assert begun.wait(60), found
     return thread, found
 
 
 def test_running_answers_finish_and_new_ones_are_refused(here):
     with served(here, "--grace", "250") as (process, url, lines):
         thread, found = in_background(url, {**LONG, "max_tokens": 900})
-        wait_for_answers(url)
         process.terminate()
         while httpx.get(f"{url[:-3]}/health").status_code == 200:
             time.sleep(0.01)
         refused = httpx.post(f"{url}/chat/completions", json=LONG, timeout=10)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_stopping")
         thread.join(200)
-        assert found[0].status_code == 200
-        assert found[0].json()["usage"]["completion_tokens"] == 900
+        assert found[-1] == "data: [DONE]"
+        assert json.loads(found[-2].removeprefix("data: "))["usage"]["completion_tokens"] == 900
         assert process.wait(30) == 0
     assert not any("Traceback" in line for line in lines)
 
@@ -103,14 +104,13 @@ def test_running_answers_finish_and_new_ones_are_refused(here):
 def test_a_second_signal_ends_at_once(here):
     with served(here, "--grace", "60") as (process, url, _):
         thread, found = in_background(url, LONG)
-        wait_for_answers(url)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         assert process.wait(5) == 128 + signal.SIGINT
         thread.join(10)
-        assert isinstance(found[0], httpx.HTTPError)
+        assert isinstance(found[-1], httpx.HTTPError)
 
 
 def test_a_port_in_use_is_one_sentence(here):
