@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def sources() -> set[str]:
     """Everything under ptst/ and kernels/ that an installed copy needs, by its place in the wheel."""
-    wanted = {".py", ".jsonl", ".toml", ".typed", ".jinja", ".css", ".js"}
+    wanted = {".py", ".json", ".jsonl", ".toml", ".typed", ".jinja", ".css", ".js"}
     places = [("ptst", ROOT / "ptst"), ("ptst/kernels", ROOT / "kernels")]
     files = ((place, p.relative_to(top)) for place, top in places for p in top.rglob("*") if p.suffix in wanted)
     return {f"{place}/{p.as_posix()}" for place, p in files if "__pycache__" not in p.parts}
