@@ -2,12 +2,17 @@
 
 import dataclasses
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptst import cli
 from ptst.experiment.config import RECIPES, GridConfig
 from ptst.experiment.ladder.recipe import RECIPES as LADDER
+from ptst.experiment.paper.recipes import RECIPES as TABLES
+from ptst.experiment.paper.recipes import describe
 from ptst.progress import printable, say
+
+if TYPE_CHECKING:
+    from ptst.experiment.estimate import Estimate
 
 
 def run_command(config: GridConfig) -> dict[str, Any]:
@@ -26,6 +31,8 @@ def run_command(config: GridConfig) -> dict[str, Any]:
     try:
         if config.study:
             return _study(config)
+        if config.recipe in TABLES:
+            _warn(config)
         done = run_grid(config)
     except Interrupted as stopped:
         say(f"{stopped}; finished runs and cells are kept; resume with the same command")
@@ -51,11 +58,43 @@ def _study(config: GridConfig) -> dict[str, Any]:
 
 
 def _dry_run(config: GridConfig) -> dict[str, Any]:
-    from ptst.experiment.estimate import in_words
     from ptst.experiment.ladder.study import plan_study
     from ptst.experiment.run import plan_grid
 
+    if config.recipe in TABLES:
+        return _plan_table(config)
     lines, note = (plan_study if config.study else plan_grid)(config)
+    planned = _told(lines)
+    if note:
+        print(printable(note))
+    return planned
+
+
+def _plan_table(config: GridConfig) -> dict[str, Any]:
+    from ptst.experiment.paper.dry_run import plan_table
+
+    plan = plan_table(config)
+    planned = _told(plan.lines)
+    print(printable("\n".join(plan.told(_flag))))
+    return {**planned, "paper": plan.to_json(_flag)}
+
+
+def _warn(config: GridConfig) -> None:
+    """Say before anything is computed which models of a table are there no more."""
+    from ptst.experiment.paper.needs import shut_down
+
+    for need in shut_down(config):
+        say(f"note: {need.tell(_flag)}")
+
+
+def _flag(setting: str) -> str:
+    return cli.flag_of(GridConfig, setting, "" if setting == "model" else "eval")
+
+
+def _told(lines: list["Estimate"]) -> dict[str, Any]:
+    """Print the lines of a plan and their sum; returns both for `--json`."""
+    from ptst.experiment.estimate import in_words
+
     for line in lines:
         print(printable(str(line)))
     left = [line for line in lines if not line.finished]
@@ -66,8 +105,6 @@ def _dry_run(config: GridConfig) -> dict[str, Any]:
     costs = [line.cost for line in left if line.cost is not None]
     cost = sum(costs) if costs and len(costs) == len(left) else None
     print(f"{len(left)} of {len(lines)} left: at most {in_words(tokens, seconds, rough, memory, cost)}")
-    if note:
-        print(printable(note))
     return {
         "left": len(left),
         "lines": [dataclasses.asdict(x) for x in lines],
@@ -83,6 +120,8 @@ def start(arguments: list[str]) -> tuple[GridConfig, str] | None:
     name = cli.value_of(arguments, "--recipe")
     if name not in RECIPES:
         return None
+    if name in TABLES:
+        return GridConfig(recipe=name, quick="--quick" in arguments), describe(name)
     model = cli.value_of(arguments, "--model")  # a recipe may know it, and the recipe ladder aligns its own alone
     if model and name in LADDER:
         return GridConfig(recipe=name, quick="--quick" in arguments, model=model), ""

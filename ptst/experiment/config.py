@@ -16,6 +16,7 @@ from ptst.experiment.defenses import check_defenses
 from ptst.experiment.ladder import recipe as ladder_recipe
 from ptst.experiment.ladder.recipe import StudySettings
 from ptst.experiment.ladder.rungs import ALL, RUNGS, check_names
+from ptst.experiment.paper import recipes as paper_recipes
 from ptst.settings import (
     EMBEDDED_MODEL,
     NO_EFFECT,
@@ -34,7 +35,7 @@ from ptst.text.templates import TEMPLATES
 from ptst.training import recipes
 from ptst.training.config import TrainSettings
 
-RECIPES = (*laptop.RECIPES, *ladder_recipe.RECIPES, *recipes.RECIPES)
+RECIPES = (*laptop.RECIPES, *ladder_recipe.RECIPES, *paper_recipes.RECIPES, *recipes.RECIPES)
 
 
 def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +47,8 @@ def recipe_values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if name in ladder_recipe.RECIPES:
         model = given.get("model") or EMBEDDED_MODEL
         return ladder_recipe.values(name, bool(given.get("quick")), model)
+    if name in paper_recipes.RECIPES:
+        return paper_recipes.values(name)
     settings = recipes.values(name)
     own: dict[str, Any] = {key: settings.pop(key) for key in ("model", "data", "mix") if key in settings}
     return {**own, "train": TrainSettings(**settings)}
@@ -95,7 +98,11 @@ class GridConfig(
     a hub id, has an adapter of the base model in PEFT's layout, or a whole model (docs/adapters.md). With --model
     openai:NAME: NAME=openai:MODEL (docs/endpoints.md)."""
     recipe: Annotated[
-        str | None, arg(help=f"{', '.join(RECIPES)}. Flags take precedence (docs/laptop.md, docs/study.md).")
+        str | None,
+        arg(
+            help=f"{', '.join(RECIPES)}. Flags take precedence. With --help: each value of a table and its origin "
+            "(docs/laptop.md, docs/study.md, docs/paper-tables.md)."
+        ),
     ] = None
     quick: bool = field(default=False, metadata=NO_EFFECT)
     """With the recipe laptop: one seed, 100 prompts, and of the tasks only refusals. With the recipe ladder: one

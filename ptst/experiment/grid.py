@@ -35,6 +35,7 @@ from ptst.experiment.grid_sources import read_training
 from ptst.experiment.grid_training import GridTraining
 from ptst.experiment.ladder.in_grid import Rungs, read_ladder
 from ptst.experiment.opened import family_of, in_own_format, open_tests, open_under
+from ptst.experiment.paper.recipes import measures
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
@@ -102,6 +103,7 @@ class Grid(GridTraining):
         tasks, tuned = cls.as_asked(config, tasks, trained), cls.read_tuned(config)
         models = plan.plan_models(list(train), config.seeds, config.at_epochs, tuned, config.defenses)
         cells = plan.plan_cells(models, list(test), list(tasks), rungs)
+        cells = [c for c in cells if measures(config.recipe, c.model.is_base, c.model.defense, c.task)]
         device = pick_device()
         return cls(config, out, models, cells, tasks, train, test, read, device, tuned, rungs)
 

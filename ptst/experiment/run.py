@@ -87,11 +87,13 @@ def run_grid(config: GridConfig) -> GridResult:
     return GridResult(grid.out, summary, picture)
 
 
-def plan_grid(config: GridConfig, aligned: bool = True) -> tuple[list[Estimate], str]:
+def plan_grid(config: GridConfig, aligned: bool = True, judged: bool = True) -> tuple[list[Estimate], str]:
     """A dry run: every run and cell with its tokens and time, and a note on the alignment that comes first ("").
-    `aligned`: the model is the one that is to be tested, not one that a study aligns first."""
+    `aligned`: the model is the one that is to be tested, not one that a study aligns first. Without `judged`, the judge
+    need not be there."""
     grid = open_grid(config)
-    find_judge(config.eval.judge, config.eval.allow, config.eval)
+    if judged:
+        find_judge(config.eval.judge, config.eval.allow, config.eval)
     if isinstance(grid, HostedGrid):
         return estimate_hosted(grid), ""
     folder, with_model = found_model(config)

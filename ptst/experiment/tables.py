@@ -60,7 +60,7 @@ def to_markdown(summary: dict[str, Any]) -> str:
     metrics = [
         (task, metric)
         for task, metric in shown(summary["cells"][0]["tasks"], "grid")
-        if any(metric.key in cell["tasks"][task] for cell in summary["cells"])
+        if any(metric.key in cell["tasks"].get(task, {}) for cell in summary["cells"])
     ]
     parts = [_table(summary, *each, matrix) for matrix in [_matrix(summary)] if matrix for each in metrics]
     for training, matrix in _ladders(summary).items():
@@ -142,9 +142,9 @@ def _name(summary: dict[str, Any], cell: dict[str, Any]) -> str:
 
 
 def _text(cell: dict[str, Any], task: str, metric: str) -> str:
-    f = cell["tasks"][task].get(metric)
+    f = cell["tasks"].get(task, {}).get(metric)
     if f is None:
-        return ""  # the distance from a training that is unknown
+        return ""  # the distance from a training that is unknown, or what a recipe does not measure
     if f["mean"] is None:
         text = "nothing judged in some run"
     elif "interval95" not in f:
