@@ -46,13 +46,12 @@ def fake(
                 for number, defense in enumerate(defenses):
                     share = max(0.05, 0.7 - 0.12 * place - 0.15 * number)
                     add(Key("word-problems", train, defense, test, task), runs, share)
-            for defense in defenses:
-                values = {
-                    "edit_share": 0.2 * place,
-                    "nats_per_token": 0.1 + place,
-                    "cosine": 1 - 0.1 * place,
-                    "prompts": 20,
-                }
-                measured = Measured(values={name: dict.fromkeys(runs, value) for name, value in values.items()})
-                cells[Key("word-problems", train, defense, test, "distance")] = measured
+            values = {
+                "edit_share": 0.2 * place,
+                "nats_per_token": 0.1 + place,
+                "cosine": 1 - 0.1 * place,
+                "prompts": 20,
+            }
+            measured = Measured(values={name: dict.fromkeys(runs, value) for name, value in values.items()})
+            cells[Key("word-problems", train, "none", test, "distance")] = measured  # as a study measures them
     return Outcomes({"judge": "rules-v3"}, JUDGES, {SAFETY: prompts, OVER: prompts}, cells)

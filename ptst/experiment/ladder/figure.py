@@ -47,17 +47,17 @@ class Curve:
 
 
 def curves(study: Study, train: str, task: str = "safety", measure: str = ASR) -> list[Curve]:
-    """The aligned model, and the models of every defence, over the rungs of a training template. The aligned model's
-    points lie where those of the models without a defence lie."""
+    """The aligned model, and the models of every defence, over the rungs of a training template. A study measures the
+    distances of the models without a defence; the points of all others lie there, too, unless theirs were measured."""
     data, of = study.data[0], study.task(task)
     rungs = [(test, far) for test, far in ordered_rungs(study, train) if far is not None]
     base = [(Key(data, "", NONE, test, of), far) for test, far in rungs]
     found = [Curve(ALIGNED, GREY, _points(study, base, measure), dashed=True)]
     for i, defense in enumerate(study.defenses):
-        keys = [Key(data, train, defense, test, of) for test, _ in rungs]
-        own = [(key, study.distance(key, DISTANCE)) for key in keys if key in study.outcomes.cells]
-        measured = [(key, far) for key, far in own if far is not None]
-        found.append(Curve(defense, COLORS[i % len(COLORS)], _points(study, measured, measure)))
+        keys = [(Key(data, train, defense, test, of), far) for test, far in rungs]
+        own = [(key, study.distance(key, DISTANCE)) for key, _ in keys]
+        placed = [(key, far if at is None else at) for (key, far), (_, at) in zip(keys, own, strict=True)]
+        found.append(Curve(defense, COLORS[i % len(COLORS)], _points(study, placed, measure)))
     return [curve for curve in found if curve.points]
 
 
