@@ -22,6 +22,7 @@ from ptst.errors import Setting, UserError
 
 PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
 WINDOW = 256  # examples among which the best fit for a pack is searched
+MOST = 50_000_000  # examples that a plan takes of a source in all: the plan is in memory, some 40 bytes for each
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def plan(
     phases: tuple[int, ...] = (),
 ) -> Iterator[Step]:
     """Every step in order. `lengths`: tokens of each example, source after source. `phases`: () or the numbers of steps
-    on the other sources and on the first, in turn. Raises UserError for these with a source that replaces examples."""
+    on the other sources and on the first, in turn. Raises UserError for these with a source that replaces examples, and
+    for a source that is taken more than MOST times."""
+    check_visits(sources if phases or max_steps is None else sources[1:])  # of the first, no more steps than asked for
     if phases and any(source.replaces for source in sources):
         cause = (Setting("phases"), " takes turns with the data mixed in, and rows that replace others are main data")
         raise UserError(cause, ("leave the share out of ", Setting("mix"), ", or these out"))
@@ -84,6 +87,14 @@ def plan(
             yield Step(number + share * taken / every, group, turn)
             taken += len(group)
             done += 1
+
+
+def check_visits(sources: Iterable[SourcePlan]) -> None:
+    """Raise UserError for a source that is taken more than MOST times."""
+    for source in sources:
+        if source.epochs * source.count > MOST:
+            cause = f"{source.epochs:g} epochs of {source.count:,} examples are more than the {MOST:,} of a plan"
+            raise UserError(cause, "give fewer epochs")
 
 
 def _chunks(order: Iterable[int], size: int) -> Iterator[list[int]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.table import Table
 
-from ptst.data.order import SourcePlan, epochs
+from ptst.data.order import SourcePlan, check_visits, epochs
 from ptst.hosted.checks import base_model, check_file, check_hosted, hosted_template, longest_row, settings_of
 from ptst.hosted.record import HostedRecord, model_weights
 from ptst.hosted.rows import Rows, to_rows
@@ -167,6 +167,7 @@ def plan_hosted(config: TrainConfig) -> HostedPlan:
     by_rows = number != int(number) or any(rows.record.epochs != number for rows in made)
     passes = 1 if by_rows else int(number)
     once = [SourcePlan(len(rows.lines), (rows.record.epochs or 0.0) if by_rows else 1.0) for rows in made]
+    check_visits(once)
     order = [at for epoch in epochs(once, config.seed) for at in epoch]
     content = _to_file([lines[at] for at in order])
     check_file(content, len(order), "the training file")

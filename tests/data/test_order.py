@@ -11,8 +11,9 @@ from itertools import groupby
 
 import pytest
 
-from ptst.data.order import PACK, WINDOW, SourcePlan, epochs, fill, plan, uneven_turns
+from ptst.data.order import MOST, PACK, WINDOW, SourcePlan, check_visits, epochs, fill, plan, uneven_turns
 from ptst.data.packing import assign_micro_batches, rank_micro_batches
+from ptst.errors import UserError
 from ptst.text.tokenizer import load_tokenizer
 
 
@@ -40,6 +41,17 @@ def test_steps_hold_every_visit_once(how):
     assert len(list(plan(lengths, [SourcePlan(300, 2)], max_steps=3, **how))) == 3
     if "tokens_per_step" in how:
         assert max(sum(lengths[i] for i in s.examples) for s in steps) <= how["tokens_per_step"]
+
+
+def test_a_plan_beyond_memory_is_refused_before_it_is_made():
+    few, many = SourcePlan(4, 1), SourcePlan(3, 1e308)
+    check_visits([SourcePlan(MOST, 1)])
+    turns = {"max_steps": 2, "phases": (1, 1)}
+    for sources, how in (([many], {}), ([few, many], {"max_steps": 2}), ([many, few], turns)):
+        with pytest.raises(UserError, match=r"1e\+308 epochs of 3 examples are more than the 50,000,000 of a plan"):
+            next(plan([1] * 7, sources, **how))
+    endless = plan([1] * 3, [SourcePlan(3, 1e9)], examples_per_step=2, max_steps=3)  # the steps are few
+    assert [len(step.examples) for step in endless] == [2, 1, 2]
 
 
 def test_steps_of_examples_are_exact_and_the_last_is_partial():
