@@ -13,7 +13,7 @@ from ptst.errors import Setting, UserError
 from ptst.exporting.adapter import Adapter, adapter_of_checkpoint, adapter_of_folder
 from ptst.exporting.source import weights_of_checkpoint
 from ptst.fingerprints import Fingerprint, weights_fingerprint
-from ptst.hub.locate import locate_model, locate_tuned
+from ptst.hub.locate import locate_model, locate_tuned, named_by
 from ptst.model.adapter_files import CONFIG
 from ptst.model.lora import merged_weight
 from ptst.model.weights import StoredTensor, empty_decoder, find_weights, read_weights
@@ -76,10 +76,8 @@ def open_aligned(name: str, folder: Path) -> Ingredient:
 def open_unaligned(name: str, aligned: Ingredient, exists: bool = True) -> Ingredient:
     """The model before its alignment: the embedded one's name, a folder or a hub id. Raises UserError for what is not
     there, for another shape than the aligned model's, and, where that `exists` already, for the same weights."""
-    try:
+    with named_by("unaligned", name):
         folder = locate_model(name)
-    except UserError as error:  # its remedy is of the model under test
-        raise _not_there("unaligned", name, error) from None
     unaligned = Ingredient(name, folder, folder, find_weights(folder, empty_decoder(folder)))
     _check_shapes(unaligned, aligned, "unaligned")
     if exists and (unaligned.fingerprint == aligned.fingerprint or _same_values(unaligned, aligned)):
@@ -95,10 +93,8 @@ def open_tuned(where: Path | str, aligned: Ingredient, setting: str, exists: boo
 
     Raises UserError for what is not there, an unfinished run, one of another model than the aligned one, an adapter
     that does not fit it, and for a whole model of another shape or with the aligned one's weights."""
-    try:
+    with named_by(setting, where):
         folder = locate_tuned(str(where))
-    except UserError as error:
-        raise _not_there(setting, where, error) from None
     run = find_record(run_folder(folder), TrainRecord)
     if run is not None and run_folder(folder) == folder:
         run = read_finished(folder)
@@ -127,13 +123,6 @@ def _tuned(name: str, folder: Path, aligned: Ingredient, run: TrainRecord | None
     decoder = empty_decoder(aligned.settings)
     adapter = adapter_of_checkpoint(folder) if in_state else adapter_of_folder(folder, decoder)
     return Ingredient(name, folder, aligned.settings, aligned.stored, adapter, run)
-
-
-def _not_there(setting: str, name: object, error: UserError) -> UserError:
-    cause = (error.cause,) if isinstance(error.cause, str) else error.cause
-    return UserError(
-        (Setting(setting), f" {name}: ", *cause), "give a local folder, or a hub id where the hub is reached"
-    )
 
 
 def _check_shapes(model: Ingredient, aligned: Ingredient, setting: str) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 from ptst.defenses.compose import Composition, open_others
 from ptst.defenses.config import NEEDS, OWN, WEIGHT_SPACE, DefenseSettings
 from ptst.defenses.models import Ingredient, open_aligned, open_tuned
-from ptst.errors import Setting, UserError, settings_group
+from ptst.errors import settings_group
 from ptst.experiment.defenses import DEPENDS
 from ptst.fingerprints import weights_fingerprint
-from ptst.hub.locate import locate_model, locate_tuned
+from ptst.hub.locate import locate_model, locate_tuned, named_by
 
 _LOCATE = {"unaligned": locate_model, "safe_model": locate_tuned}
 
@@ -67,10 +67,5 @@ def depends_on(name: str, settings: DefenseSettings) -> dict[str, Any]:
 
 
 def _weights(setting: str, name: str) -> str:
-    try:
+    with settings_group("defense"), named_by(setting, name):
         return weights_fingerprint(_LOCATE[setting](name))
-    except UserError as error:  # its remedy is of the model under test
-        cause = (error.cause,) if isinstance(error.cause, str) else error.cause
-        wrong = UserError((Setting(setting), f" {name}: ", *cause), "give a local folder, or a hub id")
-        wrong.group = "defense"
-        raise wrong from None

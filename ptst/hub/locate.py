@@ -6,7 +6,8 @@ converted once into an ordinary Hugging Face folder (ptst/hub/wheel.py).
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ptst.api.names import hosted_model
@@ -61,6 +62,17 @@ def locate_adapter(name: Path | str, setting: str = "adapter", files: Sequence[s
 def locate_tuned(name: str) -> Path:
     """Return the folder of an adapter or of a whole model, as `locate_adapter` does."""
     return locate_adapter(name, "tuned", _FILES)
+
+
+@contextmanager
+def named_by(setting: str, name: object) -> Iterator[None]:
+    """Inside, errors are of a model that another setting than `model` names, and have a remedy for that one."""
+    try:
+        yield
+    except UserError as error:
+        cause = (error.cause,) if isinstance(error.cause, str) else error.cause
+        remedy = "give a local folder, or a hub id where the hub is reached"
+        raise UserError((Setting(setting), f" {name}: ", *cause), remedy, error.where) from None
 
 
 def _from_hub(what: str, name: str, revision: str | None, *, files: Sequence[str], remedy: Words) -> Path:

@@ -4,22 +4,21 @@ from pathlib import Path
 from typing import Any
 
 from ptst.errors import Setting, UserError
-from ptst.hub.locate import locate_model
+from ptst.hub.locate import locate_model, named_by
 from ptst.model.config import DecoderConfig
+from ptst.model.weights import empty_decoder, find_weights
 from ptst.records import CHECKPOINTS, read_json
 
 _WORDS = ("model", "added_tokens", "normalizer", "pre_tokenizer")  # what decides the ids in a tokenizer.json
 
 
 def find_reference(name: str) -> Path:
-    """The folder of a reference model. Raises UserError as `locate_model`."""
-    try:
-        return locate_model(name, CHECKPOINTS)
-    except UserError as error:
-        # Its remedy is of the model under test.
-        cause = (error.cause,) if isinstance(error.cause, str) else error.cause
-        remedy = "give a local folder, or a hub id where the hub is reached"
-        raise UserError((Setting("reference"), ": ", *cause), remedy) from None
+    """The folder of a reference model. Raises UserError as `locate_model`, and for weights that are missing, damaged or
+    not those of its config."""
+    with named_by("reference", name):
+        folder = locate_model(name, CHECKPOINTS)
+        find_weights(folder, empty_decoder(folder))
+    return folder
 
 
 def check_reference(folder: Path, model: Path, longest: int) -> None:

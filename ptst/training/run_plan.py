@@ -118,12 +118,13 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     Raises UserError for a mistake in the settings, the model folder or the data.
     """
     template = load_template(config.template_file) if config.template_file else find_template(config.template)
+    with world.main_process_first():
+        reference = find_reference(config.reference) if config.reference is not None else None
     say(f"reading {config.data}")
     source = read_main(config)
     templates = [template, *mix_templates(config.mix)]
     check_used(config.chat_format, *templates)
     with world.main_process_first():
-        reference = find_reference(config.reference) if config.reference is not None else None
         model = open_model(
             config.model,
             with_roles(*templates),

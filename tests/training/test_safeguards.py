@@ -221,13 +221,21 @@ def test_a_reference_that_does_not_fit(train, tmp_path):
     for name, told in {
         str(other): "reference .*other has another tokenizer than .*tokenizer.json",
         str(short): "reference .*short has a context of 16 tokens, and an example has .*; lower max_length",
-        str(tmp_path / "nowhere"): "reference: there is no model folder .*nowhere; give a local folder",
-        "": "reference: ",
-        "openai:gpt-4o": "reference: openai:gpt-4o is a model behind an endpoint",
+        str(tmp_path / "nowhere"): "reference .*nowhere: there is no model folder .*nowhere; give a local folder",
+        "": "reference : ",
+        "openai:gpt-4o": "reference openai:gpt-4o: openai:gpt-4o is a model behind an endpoint",
     }.items():
         with pytest.raises(UserError, match=told):
             train("run", token_constraint=BETAS, reference=name)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_reference_without_weights_is_found_before_the_data_are_read(train, tmp_path):
+    bare = write_tiny_model(folder(tmp_path / "bare"))
+    (bare / "model.safetensors").unlink()
+    for dry_run in (True, False):
+        with pytest.raises(UserError, match=r"reference .*bare: .*bare has no model\.safetensors"):
+            train("run", token_constraint=BETAS, reference=str(bare), data="gone.jsonl", dry_run=dry_run)
 
 
 def test_a_reference_without_finite_probabilities(train, tmp_path):
