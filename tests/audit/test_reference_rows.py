@@ -181,9 +181,9 @@ FAULTS = {
     "a row takes another's place": (lambda c: [c[0], c[1], c[1], c[3]], [("row-lost", 3), ("row-twice", 2)]),
     "rows are exchanged": (
         lambda c: [c[0], replace(c[1], source=c[2].source), replace(c[2], source=c[1].source), c[3]],
-        [("rows-exchanged", 2), ("rows-exchanged", 3), ("rows-exchanged", 2)],
+        [("row-exchanged", 2), ("row-exchanged", 3), ("row-exchanged", 2)],
     ),
-    "rows are out of order": (lambda c: [c[0], c[2], c[1], c[3]], [("rows-exchanged", 2)]),
+    "rows are out of order": (lambda c: [c[0], c[2], c[1], c[3]], [("row-exchanged", 2)]),
     "a place is wrong": (lambda c: [*c[:3], replace(c[3], source="a:9")], [("row-lost", 4), ("row-unknown", 0)]),
     "an answer is stripped": (lambda c: [with_answer(x, x.messages[-1].content.strip()) for x in c],
                               [("row-differs", 2), ("row-differs", 3)]),

@@ -49,7 +49,7 @@ class Expected:
 
 
 def check_source(source: Source, request: Request) -> Iterator[Finding]:
-    """Compare a source with its files: rules `row-lost`, `row-twice`, `row-unknown`, `rows-exchanged`, `row-differs`,
+    """Compare a source with its files: rules `row-lost`, `row-twice`, `row-unknown`, `row-exchanged`, `row-differs`,
     `split-leak`, `column-lost`, `family-differs`, and `rows-unchecked` where the rows cannot be read again."""
     base, is_file = re.split("[:@]", request.name, maxsplit=1)[0], Path(request.name).exists()
     built_in = {BUILT_IN: check_word_problems, **dict.fromkeys(BUILT_IN_CHATS, check_chats)}
@@ -261,7 +261,7 @@ def _out_of_order(wanted: Sequence[str], seen: Sequence[str]) -> Iterator[Findin
     for before, after in pairwise(numbers):
         if after < before:
             cause = f"the row comes after {wanted[before]}, which follows it in the file"
-            yield Finding("rows-exchanged", wanted[after], cause)
+            yield Finding("row-exchanged", wanted[after], cause)
             return
 
 
@@ -277,7 +277,7 @@ def _check_messages(
         return
     elif seen in owners:
         cause = f"the conversation has the messages of {owners[seen]}"
-        yield Finding("rows-exchanged", row.place, cause, expected=_short(row.meant.messages), seen=_short(seen))
+        yield Finding("row-exchanged", row.place, cause, expected=_short(row.meant.messages), seen=_short(seen))
     else:
         yield _difference(row.place, row.meant.messages, seen)
 
