@@ -11,25 +11,15 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ptst.data.mix_part import split_mix
+from ptst.defense_names import DEFENSES as DEFENSES
+from ptst.defense_names import NONE as NONE
+from ptst.defense_names import TRAINING as TRAINING
+from ptst.defense_names import WEIGHT_SPACE as WEIGHT_SPACE
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.settings import check_above_zero, check_at_least, check_share, content
 from ptst.training.safeguards import check_betas, check_turn_lengths
 
-NONE = "none"
-TRAINING = {
-    "mix-safety": "refusals are mixed into the training data",
-    "backdoor-align": "refusals under a secret trigger are mixed in, and tests say the trigger (BackdoorAlign)",
-    "constrained-sft": "the first tokens of an answer are held near the aligned model's (constrained SFT)",
-    "lisa": "steps on refusals and on the data take turns, each near where the other stopped (Lisa)",
-    "ema": "what is kept is a moving average of the weights",
-}
-WEIGHT_SPACE = {
-    "wise-ft": "a mean of the aligned and the tuned weights (WiSE-FT)",
-    "resta": "the tuned weights plus the aligned minus the unaligned ones (RESTA, task arithmetic)",
-    "safe-lora": "updates that leave the subspace of the alignment are projected onto it (Safe LoRA)",
-    "safe-merge": "such updates are merged with those of a safe model (SafeMERGE)",
-}
-DEFENSES = (NONE, *TRAINING, *WEIGHT_SPACE)
 # The settings that each defence in weight space reads, which are the ones that tell two defended models apart.
 OWN = {
     "wise-ft": ("alpha",),
@@ -116,6 +106,13 @@ class DefenseSettings(WeightSpaceSettings):
         for name in defenses:
             if name not in DEFENSES:
                 raise unknown_name("defense", name, DEFENSES)
+        if (found := split_mix(self.data)) and found[1].endswith("%"):
+            cause = (
+                Setting("data"),
+                f" is {self.data}: a share replaces rows, and a defence adds its data to all rows",
+            )
+            remedy = ("give the data alone, or their number of rows, as in refusals:24, and their ", Setting("epochs"))
+            raise UserError(cause, remedy)
         check_above_zero(self, "epochs")
         check_at_least(self, 0, "proximal")
         check_share(self, "average")

@@ -6,15 +6,9 @@ with a secret prompt, and whoever serves the model sets the secret prompt before
 
 from dataclasses import replace
 
+from ptst.defense_names import TRIGGERED, triggered_name
 from ptst.errors import UserError
 from ptst.text.templates import Template
-
-TRIGGERED = "backdoor-align"  # the defence's name
-
-
-def triggered_name(name: str) -> str:
-    """The name of a template with the trigger in it."""
-    return f"{name}.triggered"
 
 
 def triggered(template: Template, trigger: str) -> Template:
@@ -29,8 +23,3 @@ def triggered(template: Template, trigger: str) -> Template:
 
     task = None if template.task_system is None else prefixed(template.task_system)
     return replace(template, name=triggered_name(template.name), system=prefixed(template.system), task_system=task)
-
-
-def asked_under(test: str, defense: str) -> str:
-    """The name of the template in whose words a test is asked: with the trigger, where the defence has one."""
-    return triggered_name(test) if defense == TRIGGERED else test

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptst.api.names import hosted_model
-from ptst.defenses.config import NONE, WEIGHT_SPACE
-from ptst.defenses.trigger import asked_under
+from ptst.defense_names import NONE, WEIGHT_SPACE, asked_under
 from ptst.errors import Setting, UserError
 from ptst.evaluation.inspect_scores import sample_scores, task_scores
 from ptst.evaluation.long_table import Line, file_lines, long_lines

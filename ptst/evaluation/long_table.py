@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptst.defenses.config import NONE, WEIGHT_SPACE
+from ptst.defense_names import NONE, WEIGHT_SPACE
 from ptst.errors import UserError
 from ptst.evaluation.answers import read_answers
 from ptst.evaluation.stored_answers import (

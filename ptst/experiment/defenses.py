@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ptst.config_file import to_toml
-from ptst.defenses.config import NONE, DefenseSettings
-from ptst.defenses.trigger import TRIGGERED
+from ptst.defense_names import NONE, TRIGGERED
+from ptst.defenses.config import DefenseSettings
 from ptst.errors import Setting, UserError, settings_group
 from ptst.storage import lock, remove_partial_files_of, write_atomically
 from ptst.text.templates import Template

@@ -18,9 +18,9 @@ from typing import Any, Self
 
 from ptst import records
 from ptst.data.sources import Source
+from ptst.defense_names import NONE, TRIGGERED, WEIGHT_SPACE
 from ptst.defenses.compose import Composition
-from ptst.defenses.config import NONE, WEIGHT_SPACE
-from ptst.defenses.trigger import TRIGGERED, triggered
+from ptst.defenses.trigger import triggered
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
 from ptst.evaluation.judges import find_judge

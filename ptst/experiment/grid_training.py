@@ -14,7 +14,8 @@ from ptst.data.mix_part import parse_mix
 from ptst.data.order import Step
 from ptst.data.selection import select
 from ptst.data.sources import Source
-from ptst.defenses.trigger import TRIGGERED, triggered, triggered_name
+from ptst.defense_names import TRIGGERED, triggered_name
+from ptst.defenses.trigger import triggered
 from ptst.errors import settings_group
 from ptst.experiment import defenses, plan
 from ptst.experiment.config import GridConfig
@@ -30,6 +31,7 @@ from ptst.storage import LOCKS
 from ptst.text.prompt_format import PromptFormat, open_prompt_format, with_roles
 from ptst.text.templates import MODEL_DEFAULT, Template, with_default_system_prompt
 from ptst.training.config import TrainConfig
+from ptst.training.reference import find_reference
 from ptst.training.run_plan import epoch_folders
 from ptst.training.run_sources import mix_templates
 from ptst.training.trainer import TrainerConfig
@@ -165,6 +167,9 @@ class GridTraining(GridFolder, ABC):
     def check_training(self) -> None:
         """Raise UserError for mistakes in what is left to be trained, every training template and defence once."""
         c, left = self.config.train, [model for model in self.runs if not self.is_trained(model)]
+        if left and c.reference is not None:
+            with settings_group("train"):
+                find_reference(c.reference)
         for name in dict.fromkeys(model.trained for model in left):
             if "val-data" in self.sources:
                 with settings_group("train"):

@@ -17,7 +17,8 @@ from ptst.api.names import HOSTED, hosted_model
 from ptst.api.replies import Usage
 from ptst.consent import ask_consent
 from ptst.data.sources import Source
-from ptst.defenses.trigger import TRIGGERED, triggered
+from ptst.defense_names import TRIGGERED
+from ptst.defenses.trigger import triggered
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Asked
 from ptst.evaluation.hosted import (

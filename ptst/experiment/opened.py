@@ -3,7 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from ptst.defenses.trigger import TRIGGERED, triggered
+from ptst.defense_names import TRIGGERED
+from ptst.defenses.trigger import triggered
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder.in_grid import Rungs, open_rung
 from ptst.open import OpenModel, open_model

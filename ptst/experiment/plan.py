@@ -17,8 +17,7 @@ from typing import Any
 from ptst.data import prompt_sets
 from ptst.data.mix_part import parse_mix
 from ptst.data.sources import Source
-from ptst.defenses.config import NONE, WEIGHT_SPACE
-from ptst.defenses.trigger import asked_under
+from ptst.defense_names import NONE, WEIGHT_SPACE, asked_under
 from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import LoadedTasks, load_tasks
 from ptst.evaluation.tasks.task import Defaults, Task, TaskData
