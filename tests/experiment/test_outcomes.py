@@ -120,7 +120,7 @@ def test_a_judge_without_verdicts_is_refused():
         Study.of(fake(), "rules-v9")
 
 
-def test_the_outcomes_of_a_grid_give_its_own_results(grid, here):
+def test_the_outcomes_of_a_grid_give_its_own_results(grid, here, capsys):
     result = grid("grid", tasks=("safety", "over-refusal", "gsm8k"))
     found = read_folder(here / "grid")
     add_verdicts(found, found.verdicts, find_judge("keywords-12"))
@@ -142,3 +142,14 @@ def test_the_outcomes_of_a_grid_give_its_own_results(grid, here):
         assert study.mean(Key("word-problems:2", train, "none", cell["test"], "gsm8k"), "last_number") == figure
     text = outcomes.to_text()
     assert not any(answer.answer.text and answer.answer.text in text for answer in found.answers)
+
+    cell = here / "grid/cells/chat-llama.seed1/chat-vanilla.safety"
+    cell.with_suffix(".safety.json").unlink()
+    with pytest.raises(UserError, match=r"chat-vanilla\.safety\.json: is missing, and the cell has judged answers"):
+        gather([part_of(here / "grid")], {})
+    cell.with_suffix(".safety.rows.jsonl").unlink()
+    left = gather([part_of(here / "grid")], {}).cells[
+        Key("word-problems:2", "chat:llama", "none", "chat:vanilla", "safety")
+    ]
+    assert list(left.judged["rules-v3"]) == ["base/0"]
+    assert "note: 1 cells of" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from ptst.evaluation.tasks.table import TASKS, base
 from ptst.evaluation.verdicts import UNJUDGED
 from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, Prompts, letter
 from ptst.experiment.ladder.outcomes import merged as merge
+from ptst.progress import say
 from ptst.records import FILE, read_json, record_kind
 
 
@@ -32,8 +33,9 @@ class Part:
 
 
 def gather(parts: Sequence[Part], about: Mapping[str, Any]) -> Outcomes:
-    """The outcomes of all finished cells. Raises UserError for folders of anything else than grids, unequal prompts or
-    judges, and answers that are not as they were written."""
+    """The outcomes of all finished cells; how many others there are is said. Raises UserError for folders of anything
+    else than grids, unequal prompts or judges, answers that are not as they were written, and a cell that has lost its
+    figures."""
     return merge([_part(part) for part in parts], about)
 
 
@@ -47,8 +49,10 @@ def part_of(folder: Path) -> Part:
 
 def _part(part: Part) -> Outcomes:
     cells, prompts = dict[Key, Measured](), dict[str, Prompts]()
+    found = list(places(part.folder))
+    _check_figures(part.folder, found)
     judged, records = _letters(part.folder)
-    for place in places(part.folder):
+    for place in found:
         if not place.figures or not part.has(place.figures):
             continue  # not finished, or of a seed that another part has now
         key, run = _key(part, place.figures), _run(part, place.figures)
@@ -69,6 +73,21 @@ def _part(part: Part) -> Outcomes:
             if isinstance(value, (int, float)):
                 measured.values.setdefault(name, {})[run] = value
     return Outcomes({}, records, prompts, cells)
+
+
+def _check_figures(folder: Path, found: Sequence[Place]) -> None:
+    """Say how many cells are not finished. Raises UserError for one with judged answers and without figures: it is
+    unknown by which judge, and what else it was made of."""
+    without = [place for place in found if not place.figures]
+    if lost := next((place for place in without if place.rows.exists()), None):
+        path = folder / "cells" / f"{lost.name.removesuffix('.jsonl')}.json"
+        raise UserError(
+            "is missing, and the cell has judged answers",
+            "start the grid again: it is written, and none generated",
+            path,
+        )
+    if without:
+        say(f"note: {len(without)} cells of {folder} are not finished, and are left out")
 
 
 def _letters(folder: Path) -> tuple[dict[str, dict[str, str]], Mapping[str, Any]]:
