@@ -283,6 +283,15 @@ def bare(name: str) -> str:
     return re.sub(r"(?<![^,:])/(?!/)[^,:]*", lambda path: Path(path[0]).name, name)
 
 
+def without_folders(value: Any) -> Any:
+    """Settings as JSON has them with `bare` names, for others to read."""
+    if isinstance(value, dict):
+        return {name: without_folders(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(each) for each in value]
+    return bare(value) if isinstance(value, str) else value
+
+
 def plain(value: Any) -> Any:
     """As JSON has it."""
     return json.loads(json.dumps(value, default=dataclasses.asdict))

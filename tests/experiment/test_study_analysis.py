@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,12 +170,27 @@ def test_pages_get_their_tables_and_the_same_ones_the_second_time(docs, study, c
         ("<!-- outcomes: ladder rungs chat:llama -->\nx <!-- end -->\n", "without <!-- end -->"),
         ("<!-- outcomes: ladder rugns chat:llama -->\n<!-- end -->", "unknown table 'rugns'; did you mean rungs"),
         ("<!-- outcomes: ladder rungs -->\n<!-- end -->", "the table rungs does not take the arguments"),
-        ("<!-- outcomes: gone rungs chat:llama -->\n<!-- end -->", "gone.json"),
+        ("<!-- outcomes: gone rungs chat:llama -->\n<!-- end -->", "gone.json of which a mark asks tables"),
+        (
+            "<!-- outcomes: ladder rungs chat:lama -->\n<!-- end -->",
+            "unknown ladder 'chat:lama'; did you mean chat:llama",
+        ),
+        ("<!-- outcomes: ladder rungs chat:llama refused -->\n<!-- end -->", "unknown measure 'refused'"),
+        ("<!-- outcomes: ladder aligned chat:llama refused -->\n<!-- end -->", "unknown measure 'refused'"),
+        (
+            "<!-- outcomes: ladder defenses chat:llama placbo -->\n<!-- end -->",
+            "unknown rung 'placbo'; did you mean plac",
+        ),
+        (
+            "<!-- outcomes: ladder matrix safety refusal -->\n<!-- end -->",
+            "unknown task 'safety'; did you mean safety:fr",
+        ),
+        ("<!-- outcomes: ladder matrix safety:fresh refusal x -->\n<!-- end -->", "unknown training data 'x'"),
     ],
 )
 def test_a_wrong_mark_is_told_with_its_page(docs, mark, message):
     (docs / "page.md").write_text(mark)
-    with pytest.raises((UserError, FileNotFoundError), match=re.escape(message)):
+    with pytest.raises(UserError, match=rf"^{re.escape(str(docs / 'page.md'))}.*{re.escape(message)}"):
         write_docs(docs)
 
 
@@ -185,16 +201,16 @@ def test_a_wrong_mark_is_told_with_its_page(docs, mark, message):
         ({"source": ("x",), "docs": "y"}, "there are two things to do"),
         ({"docs": ".", "out": "y"}, "out has no effect on pages"),
         ({"source": ("nowhere",)}, "there is no file or folder nowhere"),
+        ({"docs": __file__}, "docs .*py is a file; name a folder"),
+        ({"source": (".",), "out": __file__}, "out .*py is a file; name a folder"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):
     with pytest.raises(UserError, match=message):
-        StudyConfig(**settings).check() if "source" not in settings else run_command(StudyConfig(**_paths(settings)))
+        run_command(StudyConfig(**_paths(settings)))
 
 
 def _paths(settings):
-    from pathlib import Path
-
     return {k: tuple(map(Path, v)) if isinstance(v, tuple) else Path(v) for k, v in settings.items()}
 
 
@@ -247,3 +263,10 @@ def test_a_file_of_outcomes_becomes_tables_by_any_of_its_judges(tmp_path, capsys
     assert (tmp_path / "other" / "outcomes.json").read_bytes() == path.read_bytes()
     with pytest.raises(UserError, match="no verdicts of the judge gone"):
         run_command(StudyConfig(source=(path,), judge="gone"))
+
+
+def test_a_study_that_is_not_finished_names_its_grids(tmp_path):
+    (tmp_path / "word-problems.seed0").mkdir()
+    (tmp_path / "word-problems.seed0" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is a study that is not finished.*give its grids: word-problems\.seed0"):
+        run_command(StudyConfig(source=(tmp_path,)))

@@ -9,7 +9,7 @@ from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.gather import Part, gather, part_of
 from ptst.experiment.ladder.outcomes import Outcomes
 from ptst.experiment.ladder.study_config import StudyConfig
-from ptst.records import FILE, read_json
+from ptst.records import FILE, read_json, without_folders
 from ptst.storage import write_atomically
 
 STUDY = "study.json"  # in the folder of a study: what its parts are
@@ -37,6 +37,9 @@ def read_source(source: tuple[Path, ...]) -> tuple[Outcomes, Path]:
         if len(source) > 1:
             raise UserError(f"{first} is a study, which is not mixed with other folders", "give it alone")
         return gather(study_parts(first), _about(first)), first
+    if not (first / FILE).exists() and (grids := sorted(path.parent.name for path in first.glob(f"*/{FILE}"))):
+        remedy = f"finish it with the command that began it, or give its grids: {', '.join(grids)}"
+        raise UserError("is a study that is not finished, or holds several grids", remedy, first)
     return gather([part_of(folder) for folder in source], _about(first)), first
 
 
@@ -58,13 +61,11 @@ def _about(folder: Path) -> dict[str, Any]:
     """Of an existing file of outcomes what it says of itself, of a grid its judge."""
     path = folder / report.OUTCOMES
     if path.exists():
-        return dict(Outcomes.read(path).about)
+        return dict(without_folders(Outcomes.read(path).about))
     record = read_json(folder / FILE) if (folder / FILE).exists() else {}
     settings = record.get("settings") or {}
-    return {
-        "judge": (settings.get("eval") or {}).get("judge", "rules-v3"),
-        "model": Path(str(record.get("model"))).name,
-    }
+    about = {"judge": (settings.get("eval") or {}).get("judge", "rules-v3")}
+    return about | ({"model": Path(record["model"]).name} if record.get("model") else {})
 
 
 def write_docs(docs: Path) -> list[Path]:

@@ -11,6 +11,7 @@ What is between the marks is written by `ptst study --docs docs`; a test compare
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from statistics import fmean
 
@@ -21,7 +22,7 @@ from ptst.evaluation.tasks.table import TASKS, base
 from ptst.evaluation.two_way import TwoWayT, p_text
 from ptst.experiment.ladder.analysis import ALIGNED, DISTANCE, LADDER, NONE, Study, rung_name, short
 from ptst.experiment.ladder.comparisons import Comparison, against_aligned, compare
-from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, outcome
+from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, check_measure, outcome
 from ptst.experiment.ladder.registered import DISTANCE as BY
 from ptst.experiment.ladder.registered import registered
 from ptst.storage import write_atomically
@@ -38,15 +39,21 @@ def table(study: Study, name: str, *words: str) -> str:
     if name not in TABLES:
         raise unknown_name("table", name, TABLES)
     try:
-        return TABLES[name](study, *words)
-    except TypeError as error:
-        if "positional argument" not in str(error):
-            raise
+        signature(TABLES[name]).bind(study, *words)
+    except TypeError:
         raise UserError(f"the table {name} does not take the arguments {' '.join(words) or '(none)'}") from None
+    return TABLES[name](study, *words)
+
+
+def _check_trained(study: Study, train: str) -> None:
+    """Raise UserError for a training template without a ladder in the study."""
+    if not study.rungs(train):
+        raise unknown_name("ladder", train, [name for name in study.trains if study.rungs(name)])
 
 
 def rungs(study: Study, train: str, measure: str = ASR, task: str = "safety") -> str:
     """A line for every rung of a training template, nearest first; a column for the aligned model and every defence."""
+    _check_trained(study, train)
     defenses = [d for d in study.defenses if any(k.train == train and k.defense == d for k in study.keys)]
     lines = [_row("rung", "distance", ALIGNED, *defenses), _rule(3 + len(defenses))]
     data, of = study.data[0], study.task(task)
@@ -67,6 +74,7 @@ def ordered_rungs(study: Study, train: str, measure: str = BY) -> list[tuple[str
 
 def distances(study: Study, train: str) -> str:
     """How far every rung is, by every measure."""
+    _check_trained(study, train)
     measured = (study.outcomes.cells.get(_far(study, train, test)) for test in study.rungs(train))
     known = {name for m in measured if m is not None for name in m.values}
     names = [metric.key for metric in TASKS[DISTANCE].metrics if metric.key in known and metric.unit != "count"]
@@ -101,6 +109,8 @@ def contrasts(study: Study, number: str = "") -> str:
 
 def aligned(study: Study, train: str, measure: str = ASR, task: str = "safety") -> str:
     """Every rung and defence minus the aligned model under the same test prompt."""
+    _check_trained(study, train)
+    check_measure(measure)
     found = against_aligned(study, measure, task)
     higher = measure == COHERENT or (measure == "refusal" and task == "safety")
     defenses = [d for d in study.defenses if any(k.train == train and k.defense == d for k in found)]
@@ -120,7 +130,10 @@ def _against(c: Comparison | None, higher_is_better: bool, margin: float) -> str
 
 def defenses(study: Study, train: str, rung: str) -> str:
     """One line for every defence at one rung: attack success, refusals, coherence, over-refusal, and the task."""
+    _check_trained(study, train)
     test, data = f"{LADDER}{short(train)}/{rung}", study.data[0]
+    if test not in study.rungs(train):
+        raise unknown_name("rung", rung, map(rung_name, study.rungs(train)))
     losses = [task for task in dict.fromkeys(k.task for k in study.keys) if base(task) in ("nll", "gsm8k")]
     over = any(base(task) == "over-refusal" for task in study.outcomes.prompts)
     head = [*MEASURES.values(), *["look-alikes refused"] * over, *losses]
@@ -141,6 +154,10 @@ def defenses(study: Study, train: str, rung: str) -> str:
 
 def matrix(study: Study, task: str, measure: str, data: str = "") -> str:
     """Training templates in rows, test templates in columns; of models without a defence."""
+    if task not in study.outcomes.prompts:
+        raise unknown_name("task", task, study.outcomes.prompts)
+    if data and data not in study.data:
+        raise unknown_name("training data", data, study.data)
     data = data or study.data[0]
     keys = [k for k in study.keys if (k.data, k.task, k.defense) == (data, task, NONE)]
     tests = [test for test in dict.fromkeys(k.test for k in keys) if not test.startswith(LADDER)]
@@ -238,7 +255,10 @@ def pages(docs: Path) -> Iterator[tuple[Path, str, str]]:
 
     def study(name: str) -> Study:
         if name not in known:
-            known[name] = Study.of(Outcomes.read(docs / FOLDER / f"{name}.json"))
+            path = docs / FOLDER / f"{name}.json"
+            if not path.exists():
+                raise UserError(f"there is no {path} of which a mark asks tables", "correct the mark, or put it there")
+            known[name] = Study.of(Outcomes.read(path))
         return known[name]
 
     for path in sorted(docs.glob("*.md")):

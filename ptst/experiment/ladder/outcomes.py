@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ptst.errors import UserError
+from ptst.errors import UserError, unknown_name
 from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.reading import parse_json, read_text
 
@@ -32,6 +32,7 @@ LETTERS = {
     AnswerClass.INCOHERENT: "I",
 }
 ASR, COHERENT = "attack-success", "coherent"
+_MEASURES = (ASR, COHERENT, *AnswerClass)
 _CLASS = {letter: label for label, letter in LETTERS.items()}
 _KNOWN = {
     "judged": {*LETTERS.values(), *(letter.lower() for letter in LETTERS.values()), "N", "n", "U"},
@@ -48,8 +49,16 @@ def letter(verdict: Verdict | None) -> str:
     return found.lower() if verdict.success else found
 
 
+def check_measure(measure: str) -> None:
+    """Raise UserError for what is no measure of a judged answer."""
+    if measure not in _MEASURES:
+        raise unknown_name("measure", measure, _MEASURES)
+
+
 def outcome(found: str, measure: str) -> float:
-    """1, 0 or NaN (unjudged) of a letter: `attack-success`, `coherent`, or the name of a class."""
+    """1, 0 or NaN (unjudged) of a letter: `attack-success`, `coherent`, or the name of a class. Raises UserError for
+    any other measure."""
+    check_measure(measure)
     if found == UNJUDGED:
         return math.nan
     if measure == ASR:

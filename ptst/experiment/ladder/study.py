@@ -158,7 +158,7 @@ def finish(config: GridConfig, parts: list[StudyPart]) -> StudyResult:
 
 def _about(config: GridConfig, parts: list[StudyPart]) -> dict[str, Any]:
     """What the outcomes are of; no path of this machine."""
-    settings = to_dict(replace(config, out=None, config=None))
+    settings = records.without_folders(to_dict(replace(config, out=None, config=None)))
     settings["model"] = Path(config.model).name
     weights = {part.alignment: records.read_json(part.folder / records.FILE)["weights"] for part in parts}
     here = records.environment()

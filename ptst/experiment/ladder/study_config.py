@@ -33,3 +33,7 @@ class StudyConfig(CommandSettings):
         for path in (*self.source, *([self.docs] if self.docs else [])):
             if not path.exists():
                 raise UserError(f"there is no file or folder {path}")
+        for name in ("out", "docs"):
+            path = getattr(self, name)
+            if path is not None and path.exists() and not path.is_dir():
+                raise UserError((Setting(name), f" {path} is a file"), "name a folder")
