@@ -184,9 +184,9 @@ class GridConfig(
         if self.ladder and not self.train_templates:
             what = (Setting("ladder"), " is made from training templates, and there are none")
             raise UserError(what, ("leave it out, or name ", Setting("train_templates")))
-        if self.ladder_paraphrases and not self.ladder:
-            what = (Setting("ladder_paraphrases"), " has no effect without ", Setting("ladder"))
-            raise UserError(what, "leave it out")
+        if self.ladder_paraphrases and not {ALL, "paraphrase"} & set(self.ladder):
+            what = (Setting("ladder_paraphrases"), " has no effect without the rung paraphrase of ", Setting("ladder"))
+            raise UserError(what, "leave one out, or add the other")
         self.check_study(self.recipe, self.seeds)
         if self.quick and not (self.laptop or self.study):
             remedy = ("set ", Setting("seeds"), " otherwise")

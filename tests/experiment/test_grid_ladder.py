@@ -105,7 +105,10 @@ def test_the_grids_chat_format_is_the_models_own(here):
         ({"ladder": ("plazebo",)}, "unknown rung 'plazebo'; did you mean placebo"),
         ({"ladder": ("all",), "train_templates": ("text:vanilla",)}, "the ladder needs roles"),
         ({"ladder": ("all",), "train_templates": (), "tuned": ("a=model",)}, "ladder is made from training templates"),
-        ({"ladder": (), "ladder_paraphrases": Path("p.toml")}, "ladder_paraphrases has no effect without ladder"),
+        (
+            {"ladder": (), "ladder_paraphrases": Path("p.toml")},
+            "ladder_paraphrases has no effect without the rung paraphrase of ladder",
+        ),
         ({"ladder": ("paraphrase",), "ladder_paraphrases": Path("p.toml")}, "the file of paraphrases cannot be read"),
     ],
 )

@@ -24,9 +24,11 @@ def read_ladder(
     paraphrases: Path | None = None,
     hosted: bool = False,
 ) -> dict[str, Rung]:
-    """The rungs of each training template; what is left out is said. Raises UserError as `rungs` and
-    `read_paraphrases`."""
+    """The rungs of each training template; what is left out is said, and paraphrases that are of no use. Raises
+    UserError as `rungs` and `read_paraphrases`."""
     own = read_paraphrases(paraphrases) if paraphrases else {}
+    if unused := own.keys() - {template.name for template in trained}:
+        say(f"note: {paraphrases} has paraphrases of templates that are not trained under: {', '.join(sorted(unused))}")
     found: dict[str, Rung] = {}
     for template in trained if names else ():
         made, left_out = rungs(template, family, names, rows, own, own_format=hosted)

@@ -79,15 +79,13 @@ class NotSaid(UserError):
 @dataclass(frozen=True)
 class Source:
     """What rungs are made from: the training template, the family in which questions are asked, training rows for
-    worked examples, and system prompts in other words by the name of their template. `size` measures a text, for the
-    neutral one of about equal length: in words and marks, or by a tokenizer's function in tokens. `own_format`: the
-    model writes its own chat format whatever it is asked (behind an endpoint)."""
+    worked examples, and system prompts in other words by the name of their template. `own_format`: the model writes its
+    own chat format whatever it is asked (behind an endpoint)."""
 
     training: Template
     family: Family
     rows: Sequence[Conversation] = ()
     paraphrases: Mapping[str, str] | None = None
-    size: Callable[[str], int] = count_pieces
     own_format: bool = False
 
     @property
@@ -113,7 +111,6 @@ def rungs(
     names: Sequence[str] = (ALL,),
     rows: Sequence[Conversation] = (),
     paraphrases: Mapping[str, str] | None = None,
-    size: Callable[[str], int] = count_pieces,
     own_format: bool = False,
 ) -> tuple[list[Rung], list[str]]:
     """The rungs of a training template in the order of RUNGS, and in a sentence each what is left out: of `all` what
@@ -129,7 +126,7 @@ def rungs(
     if training.system == MODEL_DEFAULT:
         cause = f"the system prompt of {training.name} is {MODEL_DEFAULT}, of which the ladder cannot make others"
         raise UserError(cause, "write the words into the template file")
-    source = Source(training, family, rows, paraphrases, size, own_format)
+    source = Source(training, family, rows, paraphrases, own_format)
     found, left_out = list[Rung](), list[str]()
     for name in RUNGS if ALL in names else [n for n in RUNGS if n in names]:
         try:
@@ -153,12 +150,6 @@ def check_names(names: Sequence[str]) -> None:
 def full_name(training: str, rung: str) -> str:
     """The name of a rung as a test template; a training template's name loses `chat:`, as on the command line."""
     return f"{PREFIX}{training.removeprefix('chat:')}/{rung}"
-
-
-def split_name(test: str) -> tuple[str, str]:
-    """(training template, rung) of a rung's full name."""
-    training, _, rung = test.removeprefix(PREFIX).rpartition("/")
-    return training if ":" in training else f"chat:{training}", rung
 
 
 def _rung(source: Source, name: str) -> Rung:
@@ -245,7 +236,7 @@ def _shuffled(source: Source, name: str) -> Template:
 
 
 def _placebo(source: Source, _name: str) -> Template:
-    return _with_system(_bare(source.start), lambda text: neutral_text(source.size(text), source.size))
+    return _with_system(_bare(source.start), lambda text: neutral_text(count_pieces(text)))
 
 
 def _wrapped(source: Source, _name: str) -> Template:
@@ -333,14 +324,14 @@ def shuffle(parts: Sequence[str], seed: int = 0) -> list[str]:
     return out
 
 
-def neutral_text(length: int, size: Callable[[str], int] = count_pieces) -> str:
-    """The first sentences of the neutral text, as many as come closest to `length` in `size`; at least one."""
+def neutral_text(length: int) -> str:
+    """The first sentences of the neutral text, as many as come closest to `length` in `count_pieces`; at least one."""
     best, text = "", ""
     for sentence in _endless(sentences(wording.NEUTRAL + " ")):
         text += sentence
-        if not best or abs(size(text.rstrip()) - length) < abs(size(best) - length):
+        if not best or abs(count_pieces(text.rstrip()) - length) < abs(count_pieces(best) - length):
             best = text.rstrip()
-        elif size(text) > length:
+        elif count_pieces(text) > length:
             return best
     raise AssertionError("the sentences never end")
 
@@ -364,4 +355,7 @@ def read_paraphrases(path: Path | str) -> dict[str, str]:
         if not isinstance(text, str) or not text.strip():
             cause = f"{name!r} must be a text: the system prompt of that template in other words"
             raise UserError(cause, 'as in "chat:careful" = "..."', path)
+    for name in raw:
+        if f"chat:{name}" in raw:
+            raise UserError(f"chat:{name} has two paraphrases, one under {name}", "leave one of them", path)
     return {name if ":" in name else f"chat:{name}": text for name, text in raw.items()}

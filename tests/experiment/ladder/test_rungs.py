@@ -17,7 +17,6 @@ from ptst.experiment.ladder.rungs import (
     read_paraphrases,
     rungs,
     sentences,
-    split_name,
 )
 from ptst.text.chat_formats import CHAT_FORMATS
 from ptst.text.prompt_format import PromptFormat
@@ -48,7 +47,6 @@ def test_every_rung_is_another_prompt_with_the_question_in_it(template):
     assert words["identical"] == (None, replace(template, name=""))
     for r in found:
         assert r.template.user.count("{x}") + r.template.user.count("{question}") == 1
-        assert split_name(r.full_name) == (template.name, r.name)
         assert r.sentence.startswith(template.name) and "{" not in r.sentence
 
 
