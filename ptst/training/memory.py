@@ -210,9 +210,8 @@ def plan_memory(
     narrow = size < method.wide
     if lora is None:  # the head's gradient, as the loss sums it, multiplied, and in the weights' dtype
         chunk = max(chunk + head * method.wide, head * (2 * method.wide + size * narrow))
-    kept = (
-        size if lora is None and method.weight_update == "stochastic" else method.wide
-    )  # of an element in a checkpoint
+    stochastic = lora is None and method.weight_update == "stochastic"
+    kept = size if stochastic else method.wide  # bytes of an element in a checkpoint
     activations = activation_bytes(config, lora, dtype, tokens, method.activation_checkpointing)
     temporaries = max(layer, chunk)
     return MemoryPlan(
