@@ -5,22 +5,28 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ptst import records
 from ptst.data.mix_part import parse_mix
 from ptst.defenses.config import DefenseSettings
 from ptst.defenses.trigger import triggered
 from ptst.errors import UserError
 from ptst.evaluation.inspect_log import _model
+from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
+from ptst.grid import run_command as run_grid
 from ptst.text.templates import TEMPLATES, load_template
 from tests.conftest import ROOT
 from tests.experiment.conftest import CONFIG, ONE_RUN, finished
@@ -33,13 +39,42 @@ SMALL = replace(ONE_RUN, tasks=("safety", "nll:word-problems:2"), defense=SETTIN
 MIXED = ("none", "mix-safety", "backdoor-align")
 
 
-@pytest.fixture(autouse=True)
-def needed(here):
+def write_needed(here: Path) -> None:
     """Safety data, and a model before the alignment."""
     rows = [{"question": f"How do I break lock {i}?", "answer": "I cannot help with that."} for i in range(3)]
     (here / "safe.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (here / "unaligned").mkdir()
     write_tiny_model(here / "unaligned", seed=5)
+
+
+@pytest.fixture(autouse=True)
+def needed(here):
+    write_needed(here)
+
+
+class Shared(NamedTuple):
+    """A grid that several tests read and none changes: its parent folder, settings, dry run before it, and results."""
+
+    here: Path
+    config: GridConfig
+    planned: dict
+    result: dict
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """With defences that mix data in, and one that is composed."""
+    here = tmp_path_factory.mktemp("shared")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(here)
+        patch.setattr(records, "git_commit", lambda: None)
+        (here / "model").mkdir()
+        write_tiny_model(here / "model")
+        write_needed(here)
+        config = replace(SMALL, model="model", out=here / "grid", defenses=(*MIXED, "wise-ft"))
+        planned = run_grid(replace(config, dry_run=True))
+        assert not (here / "grid").exists()
+        return Shared(here, config, planned, run_grid(config))
 
 
 def answers(out, model: str) -> list[str]:
@@ -51,13 +86,13 @@ def nll(result: dict) -> dict[str, float]:
     return {c["defense"]: c["tasks"]["nll:word-problems:2"]["nats_per_token"]["mean"] for c in result["cells"][1:]}
 
 
-def test_safety_data_are_mixed_in_and_the_trigger_is_in_its_own_training_and_tests(grid, here):
-    result = grid("grid", SMALL, defenses=MIXED)
+def test_safety_data_are_mixed_in_and_the_trigger_is_in_its_own_training_and_tests(shared):
+    result = shared.result
     assert [(c["train"], c["defense"]) for c in result["cells"]] == [
         ("untouched", "none"),
-        *(("chat:vanilla", name) for name in MIXED),
+        *(("chat:vanilla", name) for name in (*MIXED, "wise-ft")),
     ]
-    out, runs = here / "grid", {}
+    out, runs = shared.here / "grid", {}
     for name, own in zip(MIXED, ("", ".mix-safety", ".backdoor-align"), strict=True):
         runs[name] = json.loads((out / f"runs/chat-vanilla.seed0{own}/run.json").read_text())
         cell = json.loads((out / f"cells/chat-vanilla.seed0{own}/chat-llama.safety.json").read_text())
@@ -67,13 +102,14 @@ def test_safety_data_are_mixed_in_and_the_trigger_is_in_its_own_training_and_tes
     assert mixed == {"none": [], "mix-safety": [(3, None)], "backdoor-align": [(3, TRIGGER)]}
     (text,) = runs["backdoor-align"]["settings"]["mix"]
     assert load_template(parse_mix(text).template) == triggered(TEMPLATES["chat:vanilla"], TRIGGER)
-    assert len(set(nll(result).values())) == 3
+    assert len(set(nll(result).values())) == 4
     assert result["runs"]["chat-vanilla.seed0.mix-safety"]["defense"] == "mix-safety"
     text = (out / "results.md").read_text()
     assert "\n| chat:vanilla, backdoor-align | **" in text and "\n| chat:vanilla | **" in text
     lines = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
-    assert {x["defense"] for x in lines} == set(MIXED)
-    cells = {f"chat:vanilla, {name} -> chat:llama": "chat:vanilla -> chat:llama" for name in MIXED[1:]}
+    assert {x["defense"] for x in lines} == {*MIXED, "wise-ft"}
+    defended = [f"chat:vanilla, {name} -> chat:llama" for name in (*MIXED[1:], "wise-ft")]
+    cells = dict.fromkeys(defended, "chat:vanilla -> chat:llama")
     assert {name: c["cells"][1] for name, c in result["defended"].items()} == cells
     assert all(f"\n- {name} minus {other}: " in text for name, other in cells.items())
     record = json.loads((out / "run.json").read_text())
@@ -89,20 +125,26 @@ def test_what_is_composed_of_all_weights_lies_between_the_aligned_and_the_tuned_
     assert {p.parent.name for p in (here / "grid").rglob("*.safetensors")} == {"chat-vanilla.seed0"}
 
 
-def test_what_is_composed_lies_between_the_aligned_and_the_tuned_model(grid, here):
-    """alpha 0 is the aligned model, 1 the tuned one; nothing is trained for a defence, and no weights are written."""
-    train = replace(CONFIG.train, val_data=None)
-    found = {}
+def test_what_is_composed_lies_between_the_aligned_and_the_tuned_model(shared):
+    """Nothing is trained for a defence, and no weights are written."""
+    runs, base = shared.here / "grid/runs", shared.result["cells"][0]["tasks"]["nll:word-problems:2"]["nats_per_token"]
+    assert {p.name for p in runs.iterdir()} == {
+        f"chat-vanilla.seed0{own}" for own in ("", ".mix-safety", ".backdoor-align")
+    }
+    assert {p.parent.parent for p in (shared.here / "grid").rglob("*.safetensors")} == {runs}
+    losses = nll(shared.result)
+    assert losses["none"] + 0.01 < losses["wise-ft"] < base["mean"] - 0.01
+
+
+@pytest.mark.thorough
+def test_what_is_composed_at_its_ends_is_the_aligned_and_the_tuned_model(grid, here):
+    train, found = replace(CONFIG.train, val_data=None), {}
     for alpha in (0.0, 0.5, 1.0):
         asked = replace(SETTINGS, alpha=alpha)
         found[alpha] = grid(f"at-{alpha}", SMALL, train=train, defenses=("none", "wise-ft"), defense=asked)
-        assert [p.name for p in (here / f"at-{alpha}/runs").iterdir()] == ["chat-vanilla.seed0"]
-        assert {p.parent.name for p in (here / f"at-{alpha}").rglob("*.safetensors")} == {"chat-vanilla.seed0"}
     base = found[0.0]["cells"][0]["tasks"]["nll:word-problems:2"]["nats_per_token"]["mean"]
-    tuned, between = nll(found[0.5])["none"], nll(found[0.5])["wise-ft"]
     assert nll(found[0.0])["wise-ft"] == pytest.approx(base, abs=1e-6)
-    assert nll(found[1.0])["wise-ft"] == pytest.approx(tuned, abs=1e-6)
-    assert tuned + 0.01 < between < base - 0.01
+    assert nll(found[1.0])["wise-ft"] == pytest.approx(nll(found[0.5])["none"], abs=1e-6)
     composed = "chat-vanilla.seed0.wise-ft"
     assert answers(here / "at-0.0", composed) == answers(here / "at-0.0", "untouched")
     assert answers(here / "at-1.0", composed) == answers(here / "at-1.0", "chat-vanilla.seed0")
@@ -183,18 +225,19 @@ def test_defences_are_added_to_a_grid_of_an_earlier_version_and_stay_as_they_are
         grid("grid", SMALL, defenses=("resta",), defense=again)
 
 
-def test_a_run_trained_anew_to_other_weights_refuses_what_was_composed_of_it(grid, here):
-    grid("grid", SMALL, defenses=("wise-ft",))
-    run = here / "grid/runs/chat-vanilla.seed0/adapter_model.safetensors"
+def test_a_run_trained_anew_to_other_weights_refuses_what_was_composed_of_it(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(shared.here)
+    for name in ("runs/chat-vanilla.seed0", "cells/chat-vanilla.seed0.wise-ft"):
+        shutil.copytree(shared.here / "grid" / name, tmp_path / "grid" / name)
+    shutil.copy(shared.here / "grid/run.json", tmp_path / "grid/run.json")
+    run = tmp_path / "grid/runs/chat-vanilla.seed0/adapter_model.safetensors"
     save_file({name: 2 * tensor for name, tensor in load_file(run).items()}, run)
     with pytest.raises(UserError, match=r"wise-ft/chat-llama\.safety\.json: was measured with other things than now"):
-        grid("grid", SMALL, defenses=("wise-ft",))
+        run_grid(replace(shared.config, defenses=("wise-ft",), out=tmp_path / "grid"))
 
 
-def test_a_dry_run_has_the_trainings_and_cells_of_every_defence(grid, here):
-    planned = grid("grid", SMALL, defenses=(*MIXED, "wise-ft"), dry_run=True)
-    assert not (here / "grid").exists()
-    lines = {line["what"]: line for line in planned["lines"]}
+def test_a_dry_run_has_the_trainings_and_cells_of_every_defence(shared, monkeypatch):
+    lines = {line["what"]: line for line in shared.planned["lines"]}
     runs = [name for name in lines if name.startswith("train")]
     own = ("", ".mix-safety", ".backdoor-align")
     assert runs == [f"train chat-vanilla.seed0{defense}" for defense in own]
@@ -203,12 +246,11 @@ def test_a_dry_run_has_the_trainings_and_cells_of_every_defence(grid, here):
     tests = [lines[f"test chat-vanilla.seed0{defense}/chat-llama.safety"] for defense in (*own, ".wise-ft")]
     counts = [line["tokens"] for line in tests]
     assert counts[0] == counts[1] == counts[3] < counts[2]
-    grid("grid", SMALL, defenses=(*MIXED, "wise-ft"))
     for name in own:
-        record = json.loads((here / f"grid/runs/chat-vanilla.seed0{name}/run.json").read_text())
-        steps = lines[f"train chat-vanilla.seed0{name}"]["tokens"]
-        assert steps == record["trained"]["tokens"]
-    assert grid("grid", SMALL, defenses=(*MIXED, "wise-ft"), dry_run=True)["left"] == 0
+        record = json.loads((shared.here / f"grid/runs/chat-vanilla.seed0{name}/run.json").read_text())
+        assert lines[f"train chat-vanilla.seed0{name}"]["tokens"] == record["trained"]["tokens"]
+    monkeypatch.chdir(shared.here)
+    assert run_grid(replace(shared.config, dry_run=True))["left"] == 0
 
 
 @pytest.mark.thorough
@@ -267,6 +309,9 @@ REFUSED = {
     "train.average cannot be set here: the defence ema sets it": {
         "defenses": ("ema",), "train": replace(CONFIG.train, average=0.5),
     },
+    "data is refusals:5%: a share replaces rows, and a defence adds its data to all rows": {
+        "defenses": ("lisa",), "defense": replace(SETTINGS, data="refusals:5%"),
+    },
     "defenses has no effect without trainings to defend, and this grid has none": {
         "defenses": ("wise-ft",), "train_templates": (), "tuned": ("a=model",),
     },
@@ -278,14 +323,12 @@ REFUSED = {
 
 @pytest.mark.parametrize("problem", REFUSED)
 def test_what_a_defence_lacks_is_said_before_anything_is_computed(here, problem):
-    from ptst.grid import run_command
-
     (here / "wide").mkdir()
     write_tiny_model(here / "wide", intermediate_size=64)
     for dry_run in (True, False):
         config = replace(SMALL, **{"model": "model", "out": here / "grid", **REFUSED[problem]}, dry_run=dry_run)
         with pytest.raises(UserError, match=problem) as told:
-            run_command(config)
+            run_grid(config)
         assert "\n" not in str(told.value)
     assert not (here / "grid").exists()
 

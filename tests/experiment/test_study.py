@@ -43,7 +43,7 @@ SMALL = {
     "second_data": None,
     "control_templates": (),
     "train": TrainSettings(rank=2, lr=3e-2, examples_per_step=2),
-    "eval": EvalSettings(limit=3, max_new_tokens=4, batch_size=8),
+    "eval": EvalSettings(limit=2, max_new_tokens=2, batch_size=8),
 }
 
 
@@ -181,14 +181,25 @@ def test_a_study_has_one_file_of_outcomes_over_all_alignments(aligned, here, cap
     names = {c["of"]["name"]: c for c in told["contrasts"]}
     assert names["ptst"]["test"] is not None and names["resta-home"]["test"] is not None
     assert str(here) not in (here / "study" / "outcomes.json").read_text()
-    assert "polyline" in (here / "study" / "ladder.svg").read_text()
+    drawn = (here / "study" / "ladder.svg").read_text()
+    assert drawn.count("<polyline") == 2 * 3  # the aligned model, none, resta: under both training templates
 
+    first = (here / "study" / "outcomes.json").read_bytes()
+    (here / "study" / "outcomes.json").unlink()
+    study.finish(asked, plan_parts(asked))
+    assert (here / "study" / "outcomes.json").read_bytes() == first
+    run_study_command(StudyConfig(source=(here / "study",)))
+    assert (here / "study" / "outcomes.json").read_bytes() == first
+
+
+def test_a_finished_study_computes_nothing_anew(aligned, here):
+    small = {"ladder": ("identical", "placebo"), "defenses": ("none",), "train_templates": ("chat:llama",)}
+    asked = config(here, **small, seeds=(20,), alignments=(0,), tasks=("safety:fresh", "distance"))
+    run_grid(asked)
     before, first = finished_parts(here), (here / "study" / "outcomes.json").read_bytes()
     (here / "study" / "outcomes.json").unlink()
     run_grid(asked)
     assert finished_parts(here) == before
-    assert (here / "study" / "outcomes.json").read_bytes() == first
-    run_study_command(StudyConfig(source=(here / "study",)))
     assert (here / "study" / "outcomes.json").read_bytes() == first
 
 
@@ -233,6 +244,7 @@ COMMAND = "import sys; sys.argv[0] = 'x'; from ptst.grid import main; main()"
 
 
 @pytest.mark.thorough
+@pytest.mark.timeout(3600)
 def test_killed_anywhere_and_shared_by_two_processes_a_study_ends_the_same(here):
     """Of a model that is taken as it is, so that no alignment takes time."""
     words = ["--recipe", "ladder", "--model", "model", "--seeds", "0", "1"]
@@ -248,14 +260,16 @@ def test_killed_anywhere_and_shared_by_two_processes_a_study_ends_the_same(here)
             stdout=subprocess.DEVNULL, cwd=here,
         )  # fmt: skip
 
-    assert started("whole").wait(300) == 0
-    for seconds in (6, 9):
-        killed = started("shared")
-        time.sleep(seconds)
+    assert started("whole").wait(900) == 0
+    for sign in ("shared/*/runs/*/metrics.jsonl", "shared/*/cells/*/*.answers.jsonl"):  # in a training, in a cell
+        killed, patience = started("shared"), time.monotonic() + 900
+        while not list(here.glob(sign)):
+            assert killed.poll() is None and time.monotonic() < patience
+            time.sleep(0.01)
         killed.send_signal(signal.SIGKILL)
         killed.wait()
     two = [started("shared"), started("shared")]
-    assert [p.wait(300) for p in two] == [0, 0]
+    assert [p.wait(900) for p in two] == [0, 0]
     whole, shared = (json.loads((here / name / "outcomes.json").read_text()) for name in ("whole", "shared"))
     assert whole["cells"] == shared["cells"] and whole["prompts"] == shared["prompts"]
     shutil.rmtree(here / "whole")
