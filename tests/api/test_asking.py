@@ -199,13 +199,13 @@ def test_ctrl_c_stops_at_once_and_keeps_replies(tmp_path):
     def script(body, number):
         if number == 10:  # one alone, eight at once, and the next of those two that had their replies
             os.kill(os.getpid(), signal.SIGINT)
-        return echo(body, number) if number < 3 else Say(reply("late"), delay=4)
+        return echo(body, number) if number < 3 else Say(reply("late"), delay=90)
 
     with serve(script) as server:
         start = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            asker(server, tmp_path, api_timeout=60.0)([user(f"p{i}") for i in range(50)], 0)
-        assert time.monotonic() - start < 3
+            asker(server, tmp_path, api_timeout=120.0)([user(f"p{i}") for i in range(50)], 0)
+        assert time.monotonic() - start < 60
         assert len((tmp_path / "replies.m.jsonl").read_text().splitlines()) == 3
         server.script, asked = echo, len(server.requests)
         asker(server, tmp_path)([user(f"p{i}") for i in range(9)], 0)

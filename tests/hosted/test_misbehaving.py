@@ -149,7 +149,7 @@ def test_a_clock_that_was_put_back_is_no_reason_to_wait(server, monkeypatch):
     real = time.sleep
 
     def sleep(seconds):
-        assert time.monotonic() - began < 10, "waits for ever"
+        assert time.monotonic() - began < 120, "waits for ever"
         real(seconds)
 
     monkeypatch.setattr("ptst.hosted.job.time.sleep", sleep)

@@ -39,7 +39,7 @@ class Process:
         self._ask("faults", json.dumps([fault.to_json() for fault in faults]).encode())
 
     def _ask(self, what: str, data: bytes | None = None) -> Any:
-        with urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/stand-in/{what}", data, timeout=30) as answer:
+        with urllib.request.urlopen(f"{self.url.removesuffix('/v1')}/stand-in/{what}", data, timeout=120) as answer:
             return json.load(answer)
 
 

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import dataclass, field
 
 import pytest
@@ -115,7 +114,6 @@ with Interrupt(ALONE) as noted:
         [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=theirs, stderr=theirs, text=True
     )
     os.close(theirs)
-    time.sleep(0.2)
     os.close(ours)  # the terminal's window
     process.communicate("go on\n")
     assert process.returncode == 0 and (tmp_path / "saved").read_text() == "1"
