@@ -142,6 +142,7 @@ OLD_RULES = {
     "seam": "token-boundary",
     "targets": "labels",
     "positions": "position-ids",
+    "rows-exchanged": "row-exchanged",
 }
 
 
