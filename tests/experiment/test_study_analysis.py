@@ -17,7 +17,7 @@ from ptst.experiment.ladder import blocks, figure, report
 from ptst.experiment.ladder.analyse import figures, write_docs
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import against_aligned, at_key, compare
-from ptst.experiment.ladder.outcomes import ASR, Key, Outcomes
+from ptst.experiment.ladder.outcomes import ASR, Key, Measured, Outcomes
 from ptst.experiment.ladder.registered import HOME, SAFE, At, Pair, registered
 from ptst.experiment.ladder.study_config import StudyConfig
 from ptst.study import run_command
@@ -270,3 +270,47 @@ def test_a_study_that_is_not_finished_names_its_grids(tmp_path):
     (tmp_path / "word-problems.seed0" / "run.json").write_text("{}")
     with pytest.raises(UserError, match=r"is a study that is not finished.*give its grids: word-problems\.seed0"):
         run_command(StudyConfig(source=(tmp_path,)))
+
+
+SECOND = "instructions"  # before the main data in the order of names
+
+
+@pytest.fixture(scope="module")
+def of_two() -> Outcomes:
+    """A study of two training data, of which the second has no defences; and a task with a loss."""
+    main, other = fake(), fake(("none",), seed=1)
+    cells = {**main.cells, **{replace(key, data=SECOND): found for key, found in other.cells.items()}}
+    for defense, loss in (("none", 1.25), ("ema", 1.5)):
+        key = Key("word-problems", SAFE, defense, "ladder:llama/identical", "nll:word-problems:10")
+        cells[key] = Measured(values={"nats_per_token": {"seed0/20": loss, "seed1/21": loss + 0.5}})
+    return replace(main, cells=cells, about={"judge": "rules-v3", "settings": {"data": "word-problems:480"}})
+
+
+def test_tables_are_of_the_main_data_also_when_they_are_read_from_the_file(of_two, tmp_path):
+    of_two.write(tmp_path / "outcomes.json")
+    read, alone = Study.of(Outcomes.read(tmp_path / "outcomes.json")), Study.of(fake())
+    assert read.data == ["word-problems", SECOND]
+    for name, *words in (("rungs", SAFE), ("aligned", SAFE), ("contrasts",), ("distances", SAFE)):
+        assert blocks.table(read, name, *words) == blocks.table(alone, name, *words)
+    assert figure.draw(read) == figure.draw(alone)
+    markdown, _ = report.write(of_two, tmp_path)
+    assert markdown == report.to_markdown(read)
+
+
+def test_tables_of_the_second_data_are_theirs(of_two):
+    study, alone = Study.of(of_two), Study.of(fake(("none",), seed=1))
+    for name, *words in (("rungs", SAFE, "refusal", "safety"), ("contrasts", "1"), ("distances", SAFE)):
+        assert blocks.table(study, name, *words, SECOND) == blocks.table(alone, name, *words)
+    text = report.to_markdown(study)
+    assert f"Trained under chat:llama on {SECOND}: refused, %" in text and f"contrasts on {SECOND}" in text
+
+
+def test_a_table_of_defences_has_the_losses_of_its_own_data(of_two):
+    lines = blocks.table(Study.of(of_two), "defenses", SAFE, "identical").splitlines()
+    assert lines[0].endswith("| nll:word-problems:10, nats per token |")
+    assert [line.split(" | ")[0][2:] for line in lines[2:]] == ["aligned model", "none", "mix-safety", "ema"]
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["- |", "1.50 |", "- |", "1.75 |"]
+
+
+def test_a_report_has_no_matrix_without_columns(study):
+    assert "safety:fresh: refused" not in report.to_markdown(study)

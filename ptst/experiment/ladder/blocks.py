@@ -30,6 +30,7 @@ from ptst.storage import write_atomically
 FOLDER = "outcomes"
 _MARKED = re.compile(r"^(<!-- outcomes: (\S+) ([^>]*?) ?-->\n)(.*?)^(<!-- end -->)$", re.S | re.M)
 _BEGIN = re.compile(r"^<!-- outcomes:", re.M)
+_PROBLEMS = {"nll": ("nats_per_token", "nats per token"), "gsm8k": ("last_number", "share solved")}
 MEASURES = {ASR: "attack success rate", "refusal": "refused", COHERENT: "coherent"}
 
 
@@ -45,56 +46,75 @@ def table(study: Study, name: str, *words: str) -> str:
     return TABLES[name](study, *words)
 
 
-def _check_trained(study: Study, train: str) -> None:
-    """Raise UserError for a training template without a ladder in the study."""
+def _data(study: Study, train: str, data: str) -> str:
+    """The training data that are asked for, the study's first unless named. Raises UserError for unknown ones, and for
+    a training template without a ladder in the study."""
     if not study.rungs(train):
         raise unknown_name("ladder", train, [name for name in study.trains if study.rungs(name)])
+    return _known_data(study, data)
 
 
-def rungs(study: Study, train: str, measure: str = ASR, task: str = "safety") -> str:
+def _known_data(study: Study, data: str) -> str:
+    if data and data not in study.data:
+        raise unknown_name("training data", data, study.data)
+    return data or study.data[0]
+
+
+def rungs(study: Study, train: str, measure: str = ASR, task: str = "safety", data: str = "") -> str:
     """A line for every rung of a training template, nearest first; a column for the aligned model and every defence."""
-    _check_trained(study, train)
-    defenses = [d for d in study.defenses if any(k.train == train and k.defense == d for k in study.keys)]
+    data, of = _data(study, train, data), study.task(task)
+    defenses = _defenses(study, train, data)
     lines = [_row("rung", "distance", ALIGNED, *defenses), _rule(3 + len(defenses))]
-    data, of = study.data[0], study.task(task)
-    for test, far in ordered_rungs(study, train):
+    for test, far in ordered_rungs(study, train, data):
         keys = [Key(data, "", NONE, test, of), *(Key(data, train, d, test, of) for d in defenses)]
         shown = "-" if far is None else f"{far:.2f}"
         lines.append(_row(rung_name(test), shown, *(rate(study, key, measure) for key in keys)))
     return "\n".join(lines)
 
 
-def ordered_rungs(study: Study, train: str, measure: str = BY) -> list[tuple[str, float | None]]:
-    """The rungs of a training template and their distances, nearest first."""
-    far = {
-        test: study.distance(Key(study.data[0], train, NONE, test, DISTANCE), measure) for test in study.rungs(train)
-    }
+def _defenses(study: Study, train: str, data: str) -> list[str]:
+    """Those that models of this training have."""
+    found = {key.defense for key in study.keys if (key.data, key.train) == (data, train)}
+    return [name for name in study.defenses if name in found]
+
+
+def ordered_rungs(study: Study, train: str, data: str = "") -> list[tuple[str, float | None]]:
+    """The rungs on which models of a training were tested and their distances, nearest first. `data`: of the training,
+    the study's first unless named."""
+    data = data or study.data[0]
+    tested = {key.test for key in study.keys if (key.data, key.train) == (data, train)}
+    far = {test: study.distance(_far(data, train, test), BY) for test in study.rungs(train) if test in tested}
     return sorted(far.items(), key=lambda pair: (pair[1] is None, pair[1] or 0.0))
 
 
-def distances(study: Study, train: str) -> str:
+def distances(study: Study, train: str, data: str = "") -> str:
     """How far every rung is, by every measure."""
-    _check_trained(study, train)
-    measured = (study.outcomes.cells.get(_far(study, train, test)) for test in study.rungs(train))
+    data = _data(study, train, data)
+    measured = (study.outcomes.cells.get(_far(data, train, test)) for test in study.rungs(train))
     known = {name for m in measured if m is not None for name in m.values}
     names = [metric.key for metric in TASKS[DISTANCE].metrics if metric.key in known and metric.unit != "count"]
     lines = [_row("rung", *names), _rule(1 + len(names))]
-    for test, _ in ordered_rungs(study, train):
-        values = [study.mean(_far(study, train, test), name) for name in names]
+    for test, _ in ordered_rungs(study, train, data):
+        values = [study.mean(_far(data, train, test), name) for name in names]
         lines.append(_row(rung_name(test), *("-" if v is None else f"{v:.3f}" for v in values)))
     return "\n".join(lines)
 
 
-def _far(study: Study, train: str, test: str) -> Key:
-    return Key(study.data[0], train, NONE, test, DISTANCE)
+def _far(data: str, train: str, test: str) -> Key:
+    return Key(data, train, NONE, test, DISTANCE)
 
 
-def contrasts(study: Study, number: str = "") -> str:
-    """The registered contrasts of the group with this number, counted from 1; of all without."""
-    every = compare(study, registered(study.defenses))
+def contrasts(study: Study, number: str = "", data: str = "") -> str:
+    """The registered contrasts of the group with this number, counted from 1; of all without, or with "all"."""
+    data = _known_data(study, data)
+    used = {key.defense for key in study.keys if key.data == data}
+    every = compare(study, registered([name for name in study.defenses if name in used]), data)
     groups = list(dict.fromkeys(c.of.group for c in every))
+    number = "" if number == "all" else number
     if number and not (number.isdecimal() and 1 <= int(number) <= len(groups)):
         raise UserError(f"there is no group {number} of contrasts", f"there are 1 to {len(groups)}")
+    # What Holm makes of a bound is one, and so is what another's bound makes of a p.
+    bounds = {(c.of.group, c.p_holm) for c in every if c.test is not None and c.test.bounded}
     lines = [_row("contrast", "what", "points", "95 % interval", "p", "p after Holm"), _rule(6)]
     for c in every:
         if number and c.of.group != groups[int(number) - 1]:
@@ -102,21 +122,22 @@ def contrasts(study: Study, number: str = "") -> str:
         if c.test is None:
             lines.append(_row(c.of.name, c.of.words, "-", c.note, "-", "-"))
             continue
-        p, adjusted = (_p(each, c.test.bounded) for each in (c.test.p, c.p_holm))
+        p = _p(c.test.p, c.test.bounded)
+        adjusted = _p(c.p_holm, (c.of.group, c.p_holm) in bounds and c.p_holm != 1)
         lines.append(_row(c.of.name, c.of.words, _points(c.test.effect), _interval(c.test), p, adjusted))
     return "\n".join(lines)
 
 
-def aligned(study: Study, train: str, measure: str = ASR, task: str = "safety") -> str:
+def aligned(study: Study, train: str, measure: str = ASR, task: str = "safety", data: str = "") -> str:
     """Every rung and defence minus the aligned model under the same test prompt."""
-    _check_trained(study, train)
+    data = _data(study, train, data)
     check_measure(measure)
     found = against_aligned(study, measure, task)
     higher = measure == COHERENT or (measure == "refusal" and task == "safety")
-    defenses = [d for d in study.defenses if any(k.train == train and k.defense == d for k in found)]
+    defenses = _defenses(study, train, data)
     lines = [_row("rung", *defenses), _rule(1 + len(defenses))]
-    for test, _ in ordered_rungs(study, train):
-        keys = (Key(study.data[0], train, d, test, study.task(task)) for d in defenses)
+    for test, _ in ordered_rungs(study, train, data):
+        keys = (Key(data, train, d, test, study.task(task)) for d in defenses)
         lines.append(_row(rung_name(test), *(_against(found.get(key), higher, study.margin) for key in keys)))
     return "\n".join(lines)
 
@@ -130,15 +151,15 @@ def _against(c: Comparison | None, higher_is_better: bool, margin: float) -> str
 
 def defenses(study: Study, train: str, rung: str) -> str:
     """One line for every defence at one rung: attack success, refusals, coherence, over-refusal, and the task."""
-    _check_trained(study, train)
-    test, data = f"{LADDER}{short(train)}/{rung}", study.data[0]
+    test, data = f"{LADDER}{short(train)}/{rung}", _data(study, train, "")
     if test not in study.rungs(train):
         raise unknown_name("rung", rung, map(rung_name, study.rungs(train)))
-    losses = [task for task in dict.fromkeys(k.task for k in study.keys) if base(task) in ("nll", "gsm8k")]
+    losses = [k.task for k in study.keys if k.data == data and base(k.task) in _PROBLEMS]
+    losses = list(dict.fromkeys(losses))
     over = any(base(task) == "over-refusal" for task in study.outcomes.prompts)
-    head = [*MEASURES.values(), *["look-alikes refused"] * over, *losses]
+    head = [*MEASURES.values(), *["look-alikes refused"] * over, *(f"{t}, {_PROBLEMS[base(t)][1]}" for t in losses)]
     lines = [_row("defence", *head), _rule(1 + len(head))]
-    for name, trained, defense in ((ALIGNED, "", NONE), *((d, train, d) for d in study.defenses)):
+    for name, trained, defense in ((ALIGNED, "", NONE), *((d, train, d) for d in _defenses(study, train, data))):
 
         def key(task: str, trained: str = trained, defense: str = defense) -> Key:
             return Key(data, trained, defense, test, task)
@@ -146,7 +167,7 @@ def defenses(study: Study, train: str, rung: str) -> str:
         cells = [rate(study, key(study.task("safety")), measure) for measure in MEASURES]
         cells += [rate(study, key(study.task("over-refusal")), "refusal")] * over
         for task in losses:
-            value = study.mean(key(task), "nll" if base(task) == "nll" else "last_number")
+            value = study.mean(key(task), _PROBLEMS[base(task)][0])
             cells.append("-" if value is None else f"{value:.2f}")
         lines.append(_row(name, *cells))
     return "\n".join(lines)
@@ -156,11 +177,10 @@ def matrix(study: Study, task: str, measure: str, data: str = "") -> str:
     """Training templates in rows, test templates in columns; of models without a defence."""
     if task not in study.outcomes.prompts:
         raise unknown_name("task", task, study.outcomes.prompts)
-    if data and data not in study.data:
-        raise unknown_name("training data", data, study.data)
-    data = data or study.data[0]
+    data = _known_data(study, data)
     keys = [k for k in study.keys if (k.data, k.task, k.defense) == (data, task, NONE)]
-    tests = [test for test in dict.fromkeys(k.test for k in keys) if not test.startswith(LADDER)]
+    keys = [k for k in keys if not k.test.startswith(LADDER)]
+    tests = list(dict.fromkeys(k.test for k in keys))
     lines = [_row("trained under \\ tested under", *(f"`{test}`" for test in tests)), _rule(1 + len(tests))]
     for train in dict.fromkeys(k.train for k in sorted(keys, key=lambda k: k.train != "")):
         cells = (rate(study, Key(data, train, NONE, test, task), measure) for test in tests)

@@ -14,7 +14,7 @@ from ptst.evaluation.verdicts import UNJUDGED
 from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, Prompts, letter
 from ptst.experiment.ladder.outcomes import merged as merge
 from ptst.progress import say
-from ptst.records import FILE, read_json, record_kind
+from ptst.records import FILE, bare, read_json, record_kind
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def part_of(folder: Path) -> Part:
     if record_kind(folder) != "grid":
         raise UserError("holds no grid", "give the folder of a ptst.grid", folder)
     settings = read_json(folder / FILE).get("settings") or {}
-    return Part(folder, "base", str(settings.get("data") or "unknown"))
+    return Part(folder, "base", bare(str(settings.get("data") or "unknown")))
 
 
 def _part(part: Part) -> Outcomes:

@@ -14,7 +14,7 @@ Of a task with right answers it is a string of 1, 0 and - (unknown) for each met
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +143,8 @@ class Outcomes:
 
     @classmethod
     def read(cls, path: Path) -> "Outcomes":
-        """Raises UserError for a file that is not as `write` makes it."""
+        """The cells of the study's main training data come first, whatever their names: tables are of the first.
+        Raises UserError for a file that is not as `write` makes it."""
         try:
             found = parse_json(read_text(path))
         except ValueError as error:
@@ -158,7 +159,8 @@ class Outcomes:
         if len(outcomes.cells) < len(found["cells"]):
             raise UserError("has a cell twice", _AGAIN, path)
         outcomes._check(path)
-        return outcomes
+        main = data_name(str(outcomes.about.get("settings", {}).get("data")))
+        return replace(outcomes, cells=dict(sorted(outcomes.cells.items(), key=lambda cell: cell[0].data != main)))
 
     def _check(self, path: Path) -> None:
         settings = self.about.get("settings", {}) if isinstance(self.about, dict) else None
@@ -180,6 +182,11 @@ class Outcomes:
                             raise UserError(cause, _AGAIN, where)
                         if unknown := set(found) - known:
                             raise UserError(f"has the letter {min(unknown)!r}", _AGAIN, where)
+
+
+def data_name(data: str) -> str:
+    """Training data as a study calls them: without a number of rows; of a file its name."""
+    return Path(data).stem if Path(data).suffix else data.partition(":")[0]
 
 
 def _order(key: Key) -> tuple[str, ...]:

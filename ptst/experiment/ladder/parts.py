@@ -14,6 +14,7 @@ from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import base
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder import gather
+from ptst.experiment.ladder.outcomes import data_name
 from ptst.experiment.ladder.recipe import CONTROL_RUNGS, CONTROL_TESTS, DISTANCE, EVERYWHERE, HOME, SECOND_RUNGS
 from ptst.experiment.ladder.rungs import ALL, RUNGS
 from ptst.experiment.plan import slug
@@ -86,11 +87,6 @@ def check_distinct_data(config: GridConfig) -> None:
     if config.second_data and slug(data_name(config.second_data)) == slug(data_name(config.data)):
         cause = (Setting("second_data"), f" {config.second_data} has the name of the data {config.data} in the results")
         raise UserError(cause, "name other data, or rename the file")
-
-
-def data_name(data: str) -> str:
-    """Training data as a study calls them: without a number of rows; of a file its name."""
-    return Path(data).stem if Path(data).suffix else data.partition(":")[0]
 
 
 def _rungs(config: GridConfig, among: Collection[str] = ()) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """What is written of a study's outcomes: the file itself, all tables in Markdown, and the figure."""
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from ptst.errors import UserError
 from ptst.experiment.ladder import blocks, figure
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import compare
-from ptst.experiment.ladder.outcomes import Outcomes
+from ptst.experiment.ladder.outcomes import ASR, Outcomes
 from ptst.experiment.ladder.registered import registered
 from ptst.storage import write_atomically
 
@@ -18,9 +19,10 @@ OUTCOMES, REPORT, FIGURE = "outcomes.json", "report.md", "ladder.svg"
 def write(outcomes: Outcomes, out: Path, judge: str | None = None) -> tuple[str, list[dict[str, Any]]]:
     """Write all three into a folder, the last two by this judge; returns the tables and the registered contrasts.
     Raises UserError as `Study.of`."""
-    study = Study.of(outcomes, judge)
+    Study.of(outcomes, judge)  # checks the judge
     out.mkdir(parents=True, exist_ok=True)
     outcomes.write(out / OUTCOMES)
+    study = Study.of(Outcomes.read(out / OUTCOMES), judge)  # so that the file gives the same tables later
     markdown = to_markdown(study)
     write_atomically(out / REPORT, markdown.encode())
     if (picture := drawn(study)) is not None:
@@ -40,22 +42,31 @@ def drawn(study: Study) -> str | None:
 def to_markdown(study: Study) -> str:
     """Every table that a study has."""
     parts = ["# Outcomes"]
-    for train in study.trains:
-        if not study.rungs(train):
-            continue
-        for measure, words in blocks.MEASURES.items():
-            head = f"## Trained under {train}: {words}, %, by rung, nearest first"
-            parts += [head, blocks.table(study, "rungs", train, measure)]
-        parts += [f"## Trained under {train}: distances", blocks.table(study, "distances", train)]
-        parts += [f"## Trained under {train}: minus the aligned model, attack success, points"]
-        parts += [blocks.table(study, "aligned", train)]
-    if any(study.rungs(train) for train in study.trains):
-        parts += ["## Registered contrasts", blocks.table(study, "contrasts")]
-    for task in study.outcomes.prompts:
-        matrix = blocks.table(study, "matrix", task, "refusal")
-        if matrix.count("|") > 8:
-            parts += [f"## {task}: refused, %", matrix]
+    for data in study.data:
+        parts += _of_data(study, data, f" on {data}" if len(study.data) > 1 else "")
     for other in study.outcomes.judges:
         if other != study.judge:
             parts += [f"## {study.judge} and {other}", blocks.table(study, "judges", other)]
     return "\n\n".join(parts) + "\n"
+
+
+def _of_data(study: Study, data: str, on: str) -> Iterator[str]:
+    """The tables of what was trained on these data; `on`: how headings say so."""
+    trained = {key.train for key in study.keys if key.data == data}
+    ladders = [train for train in study.trains if train in trained and study.rungs(train)]
+    for train in ladders:
+        for measure, words in blocks.MEASURES.items():
+            yield f"## Trained under {train}{on}: {words}, %, by rung, nearest first"
+            yield blocks.table(study, "rungs", train, measure, "safety", data)
+        yield f"## Trained under {train}{on}: distances"
+        yield blocks.table(study, "distances", train, data)
+        yield f"## Trained under {train}{on}: minus the aligned model, attack success, points"
+        yield blocks.table(study, "aligned", train, ASR, "safety", data)
+    if ladders:
+        yield f"## Registered contrasts{on}"
+        yield blocks.table(study, "contrasts", "all", data)
+    for task in study.outcomes.prompts:
+        matrix = blocks.table(study, "matrix", task, "refusal", data)
+        if matrix.count("\n") > 1:
+            yield f"## {task}{on}: refused, %"
+            yield matrix
