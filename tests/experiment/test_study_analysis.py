@@ -267,7 +267,7 @@ def test_a_file_of_outcomes_becomes_tables_by_any_of_its_judges(tmp_path, capsys
 
 def test_a_study_that_is_not_finished_names_its_grids(tmp_path):
     (tmp_path / "word-problems.seed0").mkdir()
-    (tmp_path / "word-problems.seed0" / "run.json").write_text("{}")
+    (tmp_path / "word-problems.seed0" / "run.json").write_text('{"kind": "grid"}')
     with pytest.raises(UserError, match=r"is a study that is not finished.*give its grids: word-problems\.seed0"):
         run_command(StudyConfig(source=(tmp_path,)))
 

@@ -9,7 +9,7 @@ from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.gather import Part, gather, part_of
 from ptst.experiment.ladder.outcomes import Outcomes
 from ptst.experiment.ladder.study_config import StudyConfig
-from ptst.records import FILE, read_json, without_folders
+from ptst.records import FILE, read_json, record_kind, without_folders
 from ptst.storage import write_atomically
 
 STUDY = "study.json"  # in the folder of a study: what its parts are
@@ -37,7 +37,8 @@ def read_source(source: tuple[Path, ...]) -> tuple[Outcomes, Path]:
         if len(source) > 1:
             raise UserError(f"{first} is a study, which is not mixed with other folders", "give it alone")
         return gather(study_parts(first), _about(first)), first
-    if not (first / FILE).exists() and (grids := sorted(path.parent.name for path in first.glob(f"*/{FILE}"))):
+    inside = [] if (first / FILE).exists() else sorted(path.parent for path in first.glob(f"*/{FILE}"))
+    if grids := [folder.name for folder in inside if record_kind(folder) == "grid"]:
         remedy = f"finish it with the command that began it, or give its grids: {', '.join(grids)}"
         raise UserError("is a study that is not finished, or holds several grids", remedy, first)
     return gather([part_of(folder) for folder in source], _about(first)), first
