@@ -288,7 +288,8 @@ def of_two() -> Outcomes:
 
 def test_tables_are_of_the_main_data_also_when_they_are_read_from_the_file(of_two, tmp_path):
     of_two.write(tmp_path / "outcomes.json")
-    read, alone = Study.of(Outcomes.read(tmp_path / "outcomes.json")), Study.of(fake())
+    fake().write(tmp_path / "alone.json")
+    read, alone = (Study.of(Outcomes.read(tmp_path / f"{name}.json")) for name in ("outcomes", "alone"))
     assert read.data == ["word-problems", SECOND]
     for name, *words in (("rungs", SAFE), ("aligned", SAFE), ("contrasts",), ("distances", SAFE)):
         assert blocks.table(read, name, *words) == blocks.table(alone, name, *words)
