@@ -301,7 +301,8 @@ def test_tables_are_of_the_main_data_also_when_they_are_read_from_the_file(of_tw
 def test_tables_of_the_second_data_are_theirs(of_two):
     study, alone = Study.of(of_two), Study.of(fake(("none",), seed=1))
     for name, *words in (("rungs", SAFE, "refusal", "safety"), ("contrasts", "1"), ("distances", SAFE)):
-        assert blocks.table(study, name, *words, SECOND) == blocks.table(alone, name, *words)
+        theirs = blocks.table(alone, name, *words).replace("word-problems", SECOND)
+        assert blocks.table(study, name, *words, SECOND) == theirs
     text = report.to_markdown(study)
     assert f"Trained under chat:llama on {SECOND}: refused, %" in text and f"contrasts on {SECOND}" in text
 

@@ -95,8 +95,6 @@ def _close(tokenizer) -> None:
     for text in (LLAMA, SHORT):
         own, placebo = (len(tokenizer.encode(t)) for t in (text, neutral_text(count_pieces(text))))
         assert abs(own - placebo) <= 0.1 * own, (own, placebo)
-        by_tokens = neutral_text(own, lambda t: len(tokenizer.encode(t)))
-        assert abs(own - len(tokenizer.encode(by_tokens))) <= 6
 
 
 def test_the_placebo_has_about_as_many_tokens_of_smollm2(embedded):
