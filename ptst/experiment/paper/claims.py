@@ -148,8 +148,8 @@ def _missing(claim: Claim) -> int:
 
 
 def _side(grid: Results, train: str | None, test: str, task: str | None, mixed: str = "") -> Side:
-    place = Place(train, mixed, test, task or _UNKNOWN)
-    return Side(grid.model, place, grid.find(train, test, task, mixed))
+    found = grid.find(train, test, task, mixed)
+    return Side(grid.model, found.place if found else Place(train, mixed, test, task or _UNKNOWN), found)
 
 
 def _loses_safety(grid: Results) -> Claim:

@@ -224,6 +224,11 @@ def test_too_few_answers_and_missing_cells_are_not_testable():
 
 def test_early_stopping_that_is_as_safe_is_noticed():
     results = curve_results()
+    first = claims(results)[3].checks[0]
+    assert first.words == (
+        "chat:vanilla, epoch 1 -> chat:vanilla, safety:directharm4: 8.2 % > "
+        "chat:vanilla, epoch 6 -> chat:llama, safety:directharm4: 1.0 % (holds)"
+    )
     cell = next(c for c in results["cells"] if (c["train"], c["test"], c["epochs"]) == (*2 * ["chat:llama"], 1.0))
     cell["tasks"]["safety:directharm4"]["attack-success"].update(mean=0.005, interval95=[0.001, 0.02])
     assert claims(results)[3].verdict == NOT_MET
