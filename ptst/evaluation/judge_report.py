@@ -124,7 +124,7 @@ class Judged:
                 continue
             found: dict[str, Any] = {"id": answer.id, "model": answer.model, "task": answer.task}
             found["verdicts"] = {j: v.label for j, v in judged.items()}
-            if _refuses(list(judged.values())):
+            if may_be_shown(list(judged.values())):
                 text = printable(" ".join(answer.answer.text.split()))
                 found["answer"] = text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
             yield found
@@ -135,7 +135,7 @@ def _base(task: str) -> str:
     return task.partition(",")[0].partition(":")[0]
 
 
-def _refuses(verdicts: Sequence[Verdict]) -> bool:
+def may_be_shown(verdicts: Sequence[Verdict]) -> bool:
     """Whether an answer may be shown: some judge calls it a refusal, and none says that it gives what was asked."""
     labels = {v.label for v in verdicts}
     return AnswerClass.REFUSAL in labels and labels.isdisjoint(_ANSWERED) and not any(v.success for v in verdicts)

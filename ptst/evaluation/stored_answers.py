@@ -6,7 +6,7 @@ the judged rows are read, which have prompt and answer, too. The rows' own verdi
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -77,15 +77,16 @@ class Place:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
 
-def places(folder: Path) -> Iterator[Place]:
-    """Of the folder of an evaluation or a grid. Raises UserError for any other folder."""
+def places(folder: Path, left_out: Callable[[UserError], None] | None = None) -> Iterator[Place]:
+    """Of the folder of an evaluation or a grid. Raises UserError for any other folder, and for damaged figures of a
+    cell unless `left_out` takes the error."""
     kind = record_kind(folder)
     if kind not in ("eval", "grid"):
         what = "holds no evaluation and no grid"
         if kind:
             what = f"is the folder of a {command_of(kind)}, which keeps no answers"
         raise UserError(what, _MAKE, folder)
-    return _evaluation(folder) if kind == "eval" else _grid(folder)
+    return _evaluation(folder) if kind == "eval" else _grid(folder, left_out)
 
 
 def read_folder(folder: Path) -> AnswerSet:
@@ -93,7 +94,7 @@ def read_folder(folder: Path) -> AnswerSet:
     other folder, one without such answers, and answers that are not as they were written."""
     answers, notes, judges = list[StoredAnswer](), list[str](), dict[str, Mapping[str, Any]]()
     for place in places(folder):
-        found, judge = _read(place)
+        found, judge = read_place(place)
         answers += found
         if not found:
             notes.append(f"{place.name} is left out: it has no answers to requests")
@@ -121,22 +122,28 @@ def _figures(path: Path) -> dict[str, Any]:
     return figures
 
 
-def _grid(folder: Path) -> Iterator[Place]:
+def _grid(folder: Path, left_out: Callable[[UserError], None] | None) -> Iterator[Place]:
     cells = folder / "cells"
     endings = (".answers.jsonl", ".rows.jsonl")
     found = {str(p.relative_to(cells)).removesuffix(e) for e in endings for p in cells.glob(f"*/*{e}")}
     for name in sorted(found):
         model, _, rest = name.partition("/")
         answers, rows = (cells / f"{name}{ending}" for ending in endings)
-        figures = _figures(cells / f"{name}.json")
+        try:
+            figures = _figures(cells / f"{name}.json")
+        except UserError as error:
+            if left_out is None:
+                raise
+            left_out(error)
+            continue
         test, task = figures.get("test"), figures.get("task") or rest
         label = f"{model} under {test}" if test else model
         sealed, judge = figures.get("rows"), figures.get("judge")
         yield Place(f"{name}.jsonl", label, task, answers, rows, sealed, judge, figures)
 
 
-def _read(place: Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
-    """A task's answers with their own verdicts, and the record of their judge."""
+def read_place(place: Place) -> tuple[list[StoredAnswer], Mapping[str, Any] | None]:
+    """A task's answers with their own verdicts, and the record of their judge. Raises UserError as `read_folder`."""
     rows = list(read_rows(place)) if place.rows.exists() else []
     if rows and "class" not in rows[0]:
         return [], None

@@ -6,25 +6,25 @@ from ptst.defenses.config import NONE
 from ptst.evaluation.two_way import p_text
 from ptst.experiment.plan import epoch_name
 
-_HEADINGS = {"refusal": "refused", "attack-success": "attack success rate", "incoherent": "incoherent"}
+HEADINGS = {"refusal": "refused", "attack-success": "attack success rate", "incoherent": "incoherent"}
 
 
 def contrast_words(summary: dict[str, Any]) -> list[str]:
     """The contrast that was named beforehand, the others, and the tables against the aligned model."""
     contrast = summary["contrast"]
     parts = [f"{'Named beforehand: ' if contrast['named'] else ''}{contrast['sentence']}"]
-    parts += [f"Besides, {' minus '.join(c['cells'])}: {_difference(c)}." for c in summary["others"].values()]
+    parts += [f"Besides, {' minus '.join(c['cells'])}: {difference(c)}." for c in summary["others"].values()]
     return [*parts, *_defended(summary), *_kept(summary)]
 
 
 def _defended(summary: dict[str, Any]) -> list[str]:
     """What each defence changes, in a line each ([] without defences)."""
-    lines = [f"- {' minus '.join(c['cells'])}: {_difference(c)}" for c in summary["defended"].values()]
+    lines = [f"- {' minus '.join(c['cells'])}: {difference(c)}" for c in summary["defended"].values()]
     head = "Attack success rate with a defence minus that without one:\n\n"
     return [head + "\n".join(lines)] if lines else []
 
 
-def _difference(c: dict[str, Any]) -> str:
+def difference(c: dict[str, Any]) -> str:
     """`first - second = effect` in % and points, interval, p."""
     if c["effect"] is None:
         return c["sentence"]
@@ -43,17 +43,18 @@ def _kept(summary: dict[str, Any]) -> list[str]:
     parts = []
     for task, cells in by_task.items():
         head = f"**Harmful requests, points more than the {summary['base']} model ({summary['sets'][task]})**\n\n"
-        lines = [f"| trained under | tested under | {' | '.join(_HEADINGS.values())} |", "|---" * 5 + "|"]
+        lines = [f"| trained under | tested under | {' | '.join(HEADINGS.values())} |", "|---" * 5 + "|"]
         for cell in cells:
-            measures = " | ".join(_against(cell["measures"][metric]) for metric in _HEADINGS)
-            lines.append(f"| {_name(cell)} | {cell['test']} | {measures} |")
+            measures = " | ".join(against(cell["measures"][metric]) for metric in HEADINGS)
+            lines.append(f"| {model_of(cell)} | {cell['test']} | {measures} |")
         parts.append(head + "\n".join(lines))
     if parts:
-        parts.append(_legend(100 * summary["kept"]["margin"]))
+        parts.append(legend(100 * summary["kept"]["margin"]))
     return parts
 
 
-def _legend(margin: float) -> str:
+def legend(margin: float) -> str:
+    """What the table against the aligned model means."""
     return (
         f"95 % intervals in brackets, as in the contrasts. Kept: the interval excludes a loss of {margin:g} points or "
         "more (fewer refusals, more attack successes, more incoherent answers); the margin was set beforehand. Lost: "
@@ -62,12 +63,14 @@ def _legend(margin: float) -> str:
     )
 
 
-def _name(cell: dict[str, Any]) -> str:
+def model_of(cell: dict[str, Any]) -> str:
+    """The name of a cell's trained model."""
     name = cell["train"] + ("" if cell["defense"] == NONE else f", {cell['defense']}")
     return name + ("" if cell["epochs"] is None else f", {epoch_name(cell['epochs'])}")
 
 
-def _against(c: dict[str, Any]) -> str:
+def against(c: dict[str, Any]) -> str:
+    """`+12.0 [+3.0, +21.0] lost`: points more than the aligned model, and the verdict."""
     if c["effect"] is None:
         return c["sentence"]
     low, high = c["test"]["interval"]

@@ -15,8 +15,8 @@ from ptst.evaluation.paired import Contrast, adjusted, against_aligned, paired_c
 from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import base
-from ptst.experiment.grid import Grid
 from ptst.experiment.plan import BASE
+from ptst.experiment.summarized import Summarized
 
 MEASURE = "the attack success rate on harmful requests"
 PURE, SAFE = "chat:vanilla", "chat:llama"  # the paper's recommended pair, where a grid has it
@@ -34,7 +34,7 @@ class Key(NamedTuple):
     defense: str = NONE
 
 
-def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
+def contrasts(grid: Summarized, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
     """The contrast named beforehand, after the last of `at_epochs`, and all others against the cell trained and tested
     with the safety prompt, with Holm's correction."""
     safe = [n for n, (t, _) in grid.train_templates.items() if t.safety and n in grid.test_templates]
@@ -55,6 +55,8 @@ def contrasts(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]
     def asr(train: str, test: str) -> Outcomes:
         if (key := Key(train, last, test)) not in tables:
             raise UserError(f"{train} -> {test} is not measured without a defence")
+        if task not in tables[key]:
+            raise UserError(f"{train} -> {test} is not measured on {task}")
         table = tables[key][task][ASR]
         if not isinstance(table, Outcomes):
             raise UserError(f"nothing was judged in some run of {train} -> {test}")
@@ -95,7 +97,7 @@ def _others(first: Pair, pairs: Sequence[Pair], asr: Callable[[str, str], Outcom
     return lines
 
 
-def kept(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
+def kept(grid: Summarized, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, Any]:
     """Each cell against the base model under the same test template, on refusal, attack success and coherence: effect,
     interval and verdict by the margin of the settings."""
     aligned = {key.test: by_task for key, by_task in tables.items() if key.train == BASE}
@@ -103,7 +105,7 @@ def kept(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) ->
     cells = []
     for key, by_task in tables.items():
         for task in by_task if key.train != BASE and key.test in aligned else ():
-            if base(task) != "safety":
+            if base(task) != "safety" or task not in aligned[key.test]:
                 continue
             pairs = {metric: (by_task[task].get(metric), aligned[key.test][task].get(metric)) for metric in KEPT}
             measures = {metric: _kept(*pair, margin, KEPT[metric]) for metric, pair in pairs.items()}

@@ -11,10 +11,10 @@ from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import base
 from ptst.experiment.contrasts import Key, Table
-from ptst.experiment.grid import Grid
+from ptst.experiment.summarized import Summarized
 
 
-def defended(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, dict[str, Any]]:
+def defended(grid: Summarized, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]) -> dict[str, dict[str, Any]]:
     """Attack success under each defence minus that without one, after the last of `at_epochs`, by the name of the
     defended cell; p-values after Holm over all of them. Nothing where the grid has no defences, no undefended runs or
     no task safety."""
@@ -24,7 +24,7 @@ def defended(grid: Grid, tables: Mapping[Key, Mapping[str, Mapping[str, Table]]]
     found: dict[str, dict[str, Any]] = {}
     computed: dict[str, Contrast] = {}
     for key, plain in pairs.items():
-        if task is None or plain not in tables:
+        if task is None or task not in tables[key] or task not in tables.get(plain, {}):
             continue
         name, other = (f"{k.train}{'' if k.defense == NONE else f', {k.defense}'} -> {k.test}" for k in (key, plain))
         try:

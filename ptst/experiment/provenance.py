@@ -14,6 +14,7 @@ from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.stored_verdicts import keep_own, record_change
 from ptst.experiment.grid import Grid
 from ptst.experiment.plan import GridCell, GridModel
+from ptst.experiment.summarized import Summarized
 from ptst.fingerprints import Fingerprint
 from ptst.progress import say
 from ptst.runs import setting_changes
@@ -132,7 +133,7 @@ def _change(name: str, was: Any, now: Any) -> str:
     return f"{_NAMES.get(name, f'the {name}')} was {shown[0]}, now {shown[1]}"
 
 
-def mixed(grid: Grid) -> dict[GridCell, str]:
+def mixed(grid: Summarized) -> dict[GridCell, str]:
     """With what each cell was made, where that is not the same for all."""
     found = {cell: versions(grid.cell_figures(cell)) for cell in grid.cells}
     return found if len(set(found.values())) > 1 else {}

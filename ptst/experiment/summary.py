@@ -6,21 +6,22 @@ from typing import Any
 import numpy as np
 
 from ptst.errors import UserError
+from ptst.evaluation.statistics import Cell as Outcomes
+from ptst.evaluation.statistics import Summary, summary
 from ptst.evaluation.statistics import cell as outcomes
-from ptst.evaluation.statistics import summary
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.contrasts import Key, Table, contrasts, kept
 from ptst.experiment.defense_contrasts import defended
-from ptst.experiment.grid import Grid
 from ptst.experiment.ladder.in_grid import described
 from ptst.experiment.plan import BASE, GridCell
 from ptst.experiment.provenance import mixed
+from ptst.experiment.summarized import Summarized
 from ptst.text.templates import Template
 
 GAP = "harmful_minus_benign_refusal"  # by safety task
 
 
-def summarize(grid: Grid) -> dict[str, Any]:
+def summarize(grid: Summarized) -> dict[str, Any]:
     """Everything of results.json but the record. All runs and cells must be finished."""
     groups: dict[Key, dict[str, list[GridCell]]] = {}
     for cell in grid.cells:
@@ -34,7 +35,8 @@ def summarize(grid: Grid) -> dict[str, Any]:
             figures[task] = {metric: _figures(table) for metric, table in by_metric.items()}
         benign = next((f["refusal"]["mean"] for task, f in figures.items() if base(task) == "over-refusal"), None)
         if benign is not None:
-            gaps = {task: f["refusal"]["mean"] - benign for task, f in figures.items() if base(task) == "safety"}
+            harmful = {task: f["refusal"]["mean"] for task, f in figures.items() if base(task) == "safety"}
+            gaps = {task: mean - benign for task, mean in harmful.items() if mean is not None}
             figures |= {GAP: gaps} if gaps else {}
         trained = _trained_under(grid, key.train)
         ptst = trained is not None and not trained.safety and grid.test_templates[key.test][0].safety
@@ -55,7 +57,7 @@ def summarize(grid: Grid) -> dict[str, Any]:
     }
 
 
-def _trained_under(grid: Grid, name: str) -> Template | None:
+def _trained_under(grid: Summarized, name: str) -> Template | None:
     """The training template of a run; None of the base model, and of a model of which it is unknown."""
     if name in grid.tuned:
         run = grid.tuned[name].run
@@ -63,13 +65,13 @@ def _trained_under(grid: Grid, name: str) -> Template | None:
     return None if name == BASE else grid.train_templates[name][0]
 
 
-def _runs(grid: Grid) -> dict[str, dict[str, Any]]:
+def _runs(grid: Summarized) -> dict[str, dict[str, Any]]:
     """What every grid run was trained on, and how it went."""
     names = ("template", "seed", "defense")
     return {m.run: {**{name: getattr(m, name) for name in names}, **grid.run_figures(m)} for m in grid.runs}
 
 
-def _table(grid: Grid, cells: Sequence[GridCell]) -> dict[str, Table]:
+def _table(grid: Summarized, cells: Sequence[GridCell]) -> dict[str, Table]:
     """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed. None: of a half of
     XSTest in which the judge judged nothing in some run."""
     task = TASKS[base(cells[0].task)]
@@ -103,7 +105,11 @@ def _figures(table: Table) -> dict[str, Any]:
         values = np.array(list(table.values()))
         sd = float(values.std(ddof=1)) if len(values) > 1 else None
         return {"mean": float(values.mean()), "population_sd": float(values.std()), "sample_sd": sd, "runs": table}
-    s = summary(table)
+    return rate_figures(summary(table), table)
+
+
+def rate_figures(s: Summary, table: Outcomes) -> dict[str, Any]:
+    """A rate's summary as results.json has it."""
     runs = {seed: {"successes": rate.successes, "n": rate.n} for seed, rate in s.runs.items()}
     spread = {"population_sd": s.population_sd, "sample_sd": s.sample_sd, "interval95": s.interval and list(s.interval)}
     judged = sum(rate.n for rate in s.runs.values())

@@ -46,10 +46,11 @@ def to_csv(summary: dict[str, Any]) -> str:
 
 
 def _no_formulas(line: dict[str, Any]) -> dict[str, Any]:
-    return {k: _no_formula(v) if isinstance(v, str) else v for k, v in line.items()}
+    return {k: no_formula(v) if isinstance(v, str) else v for k, v in line.items()}
 
 
-def _no_formula(text: str) -> str:
+def no_formula(text: str) -> str:
+    """Text that no spreadsheet takes for a formula."""
     quoted = f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
     return quoted.replace("\r", "\n")  # the csv module does not put a lone carriage return in quotes
 
