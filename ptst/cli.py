@@ -30,6 +30,7 @@ COMMANDS = {
     "eval": "measure helpfulness and safety under a template",
     "grid": "the whole matrix of training and test templates",
     "judge": "judge stored answers, by several judges",
+    "report": "one page from the folder of a grid, a study or an evaluation",
     "study": "outcomes of a study in one file; its tables, contrasts and figure",
     "audit": "show and check every token that reaches the loss",
     "chat": "talk to a model under a template",

@@ -32,6 +32,7 @@ CONFIGS = {
     "audit": "ptst.audit.config:AuditConfig",
     "chat": "ptst.chat:ChatConfig",
     "judge": "ptst.evaluation.judge_config:JudgeConfig",
+    "report": "ptst.reporting.config:ReportConfig",
     "study": "ptst.experiment.ladder.study_config:StudyConfig",
     "push": "ptst.exporting.push_config:PushConfig",
     "serve": "ptst.serving.config:ServeConfig",
