@@ -92,6 +92,8 @@ def test_the_first_screen_answers_in_words_with_numbers(small):
     assert named["sentence"].replace("->", "\u2192") in text and "Named beforehand" in text
     assert f"{100 * named['first']:.0f} %" in text and f"{100 * named['second']:.0f} %" in text
     assert "margin 10 points" in text
+    large = [e["text"] for e in found.all("span", cls="large")]
+    assert large[1:] == [f"{100 * named[name]:.0f} %" for name in ("first", "second")] and len(large) == 3
 
 
 def test_answers_that_are_no_refusals_are_counted_and_shown_only_when_asked_for(small):
@@ -121,7 +123,7 @@ def test_hostile_text_stays_text(tmp_path):
     figures = json.loads((tmp_path / "cells" / f"{cell.name}.json").read_text())
     del figures["rows"]  # as of an earlier version, which kept no checksum
     (tmp_path / "cells" / f"{cell.name}.json").write_text(json.dumps(figures))
-    make_run(tmp_path / "runs" / "hostile", cell.model, template={"name": HOSTILE})
+    make_run(tmp_path / "runs" / "<img src=x onerror=hack()>", cell.model, template={"name": HOSTILE})
     record = json.loads((tmp_path / "run.json").read_text())
     record["environment"]["device"] = HOSTILE
     (tmp_path / "run.json").write_text(json.dumps(record))
@@ -173,6 +175,21 @@ def test_a_damaged_cell_is_left_out_and_told(tmp_path, damage):
     assert f"Left out, because it is damaged: cell {cell.name}" in html
     text = cells_of(Page(html), "Harmful requests: attack success rate")["chat:llama", "chat:vanilla"]["text"]
     assert text.strip() == "damaged"
+
+
+@pytest.mark.parametrize("what", ["another cell's file", "other rows"])
+def test_a_cell_in_the_place_of_another_is_left_out(tmp_path, what):
+    cells = make_grid(tmp_path, TWO, TWO, seeds=(0, 1), tasks=("safety",), prompts=4)
+    one, other = [c for c in cells if (c.model.template, c.test) == ("chat:llama", "chat:vanilla")]
+    if what == "other rows":
+        make_cell(tmp_path, other, 5)
+    else:
+        path = tmp_path / "cells" / f"{other.name}.json"
+        path.write_text((tmp_path / "cells" / f"{one.name}.json").read_text())
+    html = html_of(tmp_path)
+    assert f"Left out, because it is damaged: cell {other.name}" in html
+    text = cells_of(Page(html), "Harmful requests: attack success rate")["chat:llama", "chat:vanilla"]["text"]
+    assert "n 4" in text and "1 of 2 seeds damaged" in text
 
 
 def test_what_the_cells_do_not_share_is_told(tmp_path):
@@ -276,9 +293,15 @@ def test_an_unfinished_study_is_shown_by_its_parts(tmp_path):
     content = make_content(read_material(tmp_path), False)
     notes = " ".join(note.text for note in content.notes)
     assert content.material.kind == "study" and not content.material.finished
-    assert "outcomes are not gathered yet" in notes
+    assert "outcomes are not gathered yet" in notes and "not finished" in page(content, "report", True)
     assert f"word-problems.seed0: Not finished: 1 of {len(cells)} cells are missing: {gone.name}" in notes
     assert {run.name for run in content.material.runs} == {"chat-vanilla.seed0", "chat-llama.seed0"}
+    fake().write(tmp_path / "outcomes.json")  # of an earlier state: a part has gone on since
+    assert not read_material(tmp_path).finished
+    make_cell(part, gone, 6)
+    assert read_material(tmp_path).finished
+    (tmp_path / "outcomes.json").unlink()
+    assert not read_material(tmp_path).finished
 
 
 def test_a_rung_may_have_a_chat_format_of_its_own(tmp_path):
@@ -312,7 +335,10 @@ def test_a_second_judge_stands_beside_the_first(tmp_path):
 
 def test_files_for_a_paper(tmp_path):
     make_grid(tmp_path, TWO, TWO, seeds=(0, 1), tasks=("safety",), prompts=6)
+    formula = tmp_path / "runs" / "=1+1"
+    make_run(formula, GridModel("chat:vanilla", 0))
     written = write_report(ReportConfig(folder=tmp_path, figures=False))
+    assert "\n'=1+1," in (tmp_path / "report" / "runs.csv").read_text()  # a spreadsheet takes it for text
     assert written.page == tmp_path / "report.html" and written.figures == []
     lines = list(csv.DictReader((tmp_path / "report" / "safety.attack-success.csv").open()))
     summary = summarize(StoredGrid(tmp_path))
@@ -351,6 +377,12 @@ def test_mistakes_are_one_sentence(tmp_path):
         ReportConfig(folder=tmp_path / "nowhere").check()
     with pytest.raises(UserError, match="holds no results"):
         read_material(tmp_path)
+    make_evaluation(tmp_path / "eval")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "eval" / "report").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="link"):
+        write_report(ReportConfig(folder=tmp_path / "eval", figures=False))
+    assert not list((tmp_path / "elsewhere").iterdir())
     make_run(tmp_path / "run", GridModel("chat:llama", 0))
     with pytest.raises(UserError, match=r"folder of a ptst\.train"):
         read_material(tmp_path / "run")
