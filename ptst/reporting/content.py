@@ -17,6 +17,7 @@ from ptst.reporting.examples import CellExamples, examples
 from ptst.reporting.headline import Headline, comparison_words, headline
 from ptst.reporting.heat import Heat, heat_maps
 from ptst.reporting.material import Material, Note, read_answers
+from ptst.reporting.paper_section import PaperSection, paper_section
 from ptst.reporting.read_eval import read_evaluation
 from ptst.reporting.read_grid import read_grid
 from ptst.reporting.read_study import part_folders, read_study
@@ -61,6 +62,7 @@ class Content:
     runs: Table | None
     statement: Sequence[Group]
     notes: Sequence[Note]
+    paper: PaperSection | None = None
 
     @property
     def heats(self) -> Iterator[Heat]:
@@ -78,6 +80,7 @@ class Content:
         yield from (*self.contrasts, *self.refusals)
         yield from (table for _, found, _ in self.judges for table in found)
         yield from [self.runs] if self.runs else []
+        yield from (each.table for each in (self.paper.tables if self.paper else ()))
 
 
 def read_material(folder: Path) -> Material:
@@ -125,7 +128,16 @@ def make_content(material: Material, show_answers: bool) -> Content:
         runs_table(material.runs),
         [*statement(material)],
         notes,
+        _paper(material, notes),
     )
+
+
+def _paper(material: Material, notes: list[Note]) -> PaperSection | None:
+    try:
+        return paper_section(material)
+    except UserError as error:
+        notes.append(Note(f"These results cannot be compared with the paper's: {error}"))
+        return None
 
 
 def _answers(
