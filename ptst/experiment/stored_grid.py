@@ -54,6 +54,7 @@ class StoredGrid(GridFolder):
         self.record = _object(out / FILE)
         if self.record.get("kind") != "grid":
             raise UserError("holds no grid", "give the folder of a ptst.grid", out)
+        _check_record(self.record, out / FILE)
         self.notes = list[str]()
         if (found := self.record.get("version", 1)) != VERSION:
             self.notes.append(f"run.json was made by another version of ptst (format {found}, not {VERSION}).")
@@ -201,7 +202,11 @@ class StoredGrid(GridFolder):
         if not path.exists():
             return {}
         try:
-            return _object(path)
+            found = _object(path)
+            for name in ("sets", "ladder", "tuned"):
+                if not isinstance(found.get(name) or {}, dict):
+                    raise UserError(f"has no object in {name}", "the file is damaged", path)
+            return found
         except UserError as error:
             self.damaged.append(Damaged("results.json", str(error)))
             return {}
@@ -299,6 +304,28 @@ def _full(names: Any) -> list[str]:
         except (UserError, OSError):
             continue
     return found
+
+
+# What a grid's settings have, where they have it: a list of what.
+_LISTS: dict[str, tuple[type, ...]] = {"train_templates": (str,), "test_templates": (str,), "tasks": (str,)}
+_LISTS |= {"seeds": (int,), "defenses": (str,), "tuned": (str,), "at_epochs": (int, float)}
+
+
+def _check_record(record: Mapping[str, Any], path: Path) -> None:
+    """Raise UserError for a record whose parts are not of their kind."""
+    wrong = [
+        name for name in ("settings", "templates", "tests", "tuned") if not isinstance(record.get(name) or {}, dict)
+    ]
+    settings = _dict(record.get("settings"))
+    for name, kinds in _LISTS.items():
+        value = settings.get(name) or []
+        if not isinstance(value, list) or not all(isinstance(v, kinds) for v in value):
+            wrong.append(f"settings.{name}")
+    margin = settings.get("equivalence_margin", 0.0)
+    wrong += [] if isinstance(margin, (int, float)) else ["settings.equivalence_margin"]
+    wrong += [] if isinstance(settings.get("eval") or {}, dict) else ["settings.eval"]
+    if wrong:
+        raise UserError(f"is damaged: {', '.join(wrong)} cannot be read", "take the file from a copy", path)
 
 
 def _dict(value: Any) -> dict[str, Any]:

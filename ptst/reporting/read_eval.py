@@ -87,6 +87,9 @@ def _figure(name: str, value: Any, figures: Mapping[str, Any], unjudged: int) ->
         each = value.get("decodings") or [value]
         runs = {str(i): {"successes": one["successes"], "n": one["n"]} for i, one in enumerate(each)}
         ends = value.get("wilson95") if value.get("rate") is not None else None
+        numbers = [value["rate"], *(ends or ())]
+        if not all(n is None or (isinstance(n, (int, float)) and 0 <= n <= 1) for n in numbers) or len(numbers) == 2:
+            raise ValueError(f"{name} is no rate: {value}")
         told = {"population_sd": value.get("sd"), "sample_sd": value.get("sample_sd"), "interval95": ends}
         judged = sum(one["n"] for one in each)
         return {"mean": value["rate"], **told, "judged": judged, "unjudged": unjudged, "runs": runs}

@@ -250,6 +250,30 @@ def test_an_evaluation_has_its_report(tmp_path):
     assert "our set" in html and SECRET not in html
 
 
+@pytest.mark.parametrize("rate", [{"rate": "6"}, {"rate": 60.0}, {"wilson95": [0.1]}, {"wilson95": [{}, 1]}])
+def test_rates_that_are_none_are_told_and_the_answers_are_counted(tmp_path, rate):
+    make_evaluation(tmp_path)
+    path = tmp_path / "results.json"
+    told = json.loads(path.read_text())
+    told["results"]["fine-tuned"]["safety"]["attack-success"] |= rate
+    path.write_text(json.dumps(told))
+    html = html_of(tmp_path)
+    assert "results.json is damaged" in html and "attack-success is no rate" in html
+    cell = cells_of(Page(html), "Harmful requests: attack")["fine-tuned", "chat:llama"]
+    assert cell["text"].strip().startswith("60.0")
+
+
+@pytest.mark.parametrize("name", ["templates", "settings.seeds", "settings.at_epochs", "settings.eval"])
+def test_a_damaged_record_is_one_sentence(tmp_path, name):
+    make_grid(tmp_path, TWO, TWO, seeds=(0,), tasks=("safety",), prompts=3)
+    record = json.loads((tmp_path / "run.json").read_text())
+    within = record["settings"] if "." in name else record
+    within[name.rpartition(".")[2]] = [[]]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(UserError, match=rf"is damaged: {name} cannot be read"):
+        read_material(tmp_path)
+
+
 def test_an_unfinished_evaluation_counts_what_was_judged(tmp_path):
     make_evaluation(tmp_path, finished=False)
     html = html_of(tmp_path)
