@@ -31,6 +31,7 @@ COMMANDS = {
     "grid": "the whole matrix of training and test templates",
     "judge": "judge stored answers, by several judges",
     "report": "one page from the folder of a grid, a study or an evaluation",
+    "status": "where a grid, a study or a run is: done, running, left, failed",
     "study": "outcomes of a study in one file; its tables, contrasts and figure",
     "audit": "show and check every token that reaches the loss",
     "chat": "talk to a model under a template",

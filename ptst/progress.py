@@ -14,8 +14,18 @@ from functools import cache
 from typing import Any, ClassVar, Self
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
+from rich.text import Text
 
 
 class _Words(Console):
@@ -95,9 +105,24 @@ def say_once(text: str) -> None:
     say(text)
 
 
+def duration(seconds: float) -> str:
+    """`1:05`, or from an hour on `2:01:05`."""
+    whole = max(0, int(seconds))
+    minutes = f"{whole // 60 % 60:02d}" if whole >= 3600 else f"{whole // 60}"
+    return f"{whole // 3600}:" * (whole >= 3600) + f"{minutes}:{whole % 60:02d}"
+
+
+class _Counts(MofNCompleteColumn):
+    """3/15; nothing where there is no total."""
+
+    def render(self, task: Task) -> Text:
+        return Text("") if task.total is None else super().render(task)
+
+
 class ProgressLine:
     """A progress bar on a terminal, a line every few seconds elsewhere. One inside another is told on the outer one.
-    `first`: how much was done before (None: what the first update says)."""
+    `first`: how much was done before (None: what the first update says). Whoever knows better how long the rest takes
+    overrides `remaining`."""
 
     _outer: ClassVar["ProgressLine | None"] = None
 
@@ -110,10 +135,9 @@ class ProgressLine:
         what_column, note_column = (
             TextColumn(f"{{task.{part}}}", markup=False) for part in ("description", "fields[note]")
         )
-        columns = (what_column, BarColumn(), MofNCompleteColumn(), note_column)
-        times = (TimeElapsedColumn(), "ETA", TimeRemainingColumn())
+        columns = (what_column, BarColumn(), _Counts(), note_column)
         hidden = not console.is_terminal or self.inside is not None
-        self.bar = Progress(*columns, *times, console=console, disable=hidden)
+        self.bar = Progress(*columns, *self.time_columns(), console=console, disable=hidden)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -126,6 +150,20 @@ class ProgressLine:
         self.bar.stop()
         if self.inside is None:
             ProgressLine._outer = None
+
+    @staticmethod
+    def time_columns() -> tuple[ProgressColumn | str, ...]:
+        """The last columns of the bar."""
+        return (TimeElapsedColumn(), "ETA", TimeRemainingColumn())
+
+    def remaining(self) -> float | None:
+        """Seconds, if what is left goes on as what was done here; None until something was."""
+        new = self.done - (self.first or 0)
+        return (time.monotonic() - self.start) / new * (self.total - self.done) if new > 0 else None
+
+    def eta(self) -> str:
+        left = self.remaining()
+        return "" if left is None else f"ETA {duration(left)}"
 
     def update(self, done: int, note: str = "") -> None:
         """`done` of the total, and a few words: loss, tokens per second."""
@@ -140,7 +178,5 @@ class ProgressLine:
         now = time.monotonic()
         if not console.is_terminal and (now - self.said >= self.every or complete):
             self.said = now
-            new = done - self.first
-            left = (now - self.start) / new * (self.total - done) if new > 0 else None
-            eta = "" if left is None else f"  ETA {int(left) // 60}:{int(left) % 60:02d}"
-            say(f"{self.what} {done}/{self.total}  {note}{eta}")
+            eta = self.eta()
+            say(f"{self.what} {done}/{self.total}  {note}{'  ' * bool(eta)}{eta}")

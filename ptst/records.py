@@ -28,6 +28,7 @@ from ptst.text.templates import Family, Template
 VERSION = 2  # of the format; 1 had no number
 FILE = "run.json"
 HOSTED_TRAIN = "hosted-train"  # the kind of the record of a job at an endpoint (ptst/hosted/record.py)
+ERROR = "stopped.json"  # in a run folder: why the last process on an unfinished run stopped
 EXPORT = "export.json"  # in a folder of ptst.export, in the place of the run's record
 CHECKPOINTS = Path("checkpoints")
 SAME = {"identity": "same"}  # two runs that differ in this field are different runs

@@ -9,14 +9,14 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import Fingerprint
-from ptst.records import CHECKPOINTS, FILE, Record, RunRecord, command_of, find_record, plain, recorded
+from ptst.records import CHECKPOINTS, ERROR, FILE, Record, RunRecord, command_of, find_record, plain, recorded
 from ptst.settings import CommandSettings, to_json
 from ptst.storage import (
     LOCK,
@@ -27,6 +27,7 @@ from ptst.storage import (
     remove_partial_files,
     remove_partial_files_of,
     sync,
+    write_json,
 )
 
 
@@ -194,7 +195,21 @@ def claim(
         refuse_links(folder)
         before = find_record(folder, type(record)) if resumed else None
         record.write(folder)
-        yield Run(folder, record, resumed, before)
+        (folder / ERROR).unlink(missing_ok=True)
+        with _error_kept(folder):
+            yield Run(folder, record, resumed, before)
+
+
+@contextmanager
+def _error_kept(folder: Path) -> Iterator[None]:
+    """Write why a run stopped into its folder, for `ptst status`; a process that is killed cannot."""
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # a full disk, say, may be the error
+            told = " ".join(str(error).split()) or type(error).__name__
+            write_json(folder / ERROR, {"error": told, "at": time.time()})
+        raise
 
 
 @contextmanager

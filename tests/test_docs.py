@@ -33,6 +33,7 @@ CONFIGS = {
     "chat": "ptst.chat:ChatConfig",
     "judge": "ptst.evaluation.judge_config:JudgeConfig",
     "report": "ptst.reporting.config:ReportConfig",
+    "status": "ptst.experiment.status.config:StatusConfig",
     "study": "ptst.experiment.ladder.study_config:StudyConfig",
     "push": "ptst.exporting.push_config:PushConfig",
     "serve": "ptst.serving.config:ServeConfig",

@@ -1,6 +1,6 @@
 """What alignments that come first would take: tokens by the tokenizer, time from those that have finished."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -9,6 +9,7 @@ from ptst.evaluation.tasks.table import TASKS
 from ptst.experiment.align_config import AlignConfig
 from ptst.experiment.alignment import BARE, OPENING, OWN, SAFE, AlignRecord
 from ptst.experiment.estimate import Estimate
+from ptst.experiment.status.items import Item
 from ptst.open import OpenModel, open_model
 from ptst.records import find_record
 from ptst.text.prompt_format import PromptFormat
@@ -35,6 +36,13 @@ def estimate_alignments(config: AlignConfig, folders: Iterable[Path], rough: flo
     return [
         Estimate(f"align {f.name}", f in done, tokens, 0.0 if f in done else seconds, not times, None) for f in records
     ]
+
+
+def alignment_items(config: AlignConfig, folders: Sequence[Path]) -> dict[str, tuple[Item, Path]]:
+    """The alignments into these folders as what there is to do, of about as many steps as the default model needs."""
+    read, trained = _tokens(config)
+    items = (Item("align", f.name, fixed=float(read + _BACKWARD * trained), parts=STEPS) for f in folders)
+    return {item.what: (item, folder) for item, folder in zip(items, folders, strict=True)}
 
 
 def _tokens(config: AlignConfig) -> tuple[int, int]:

@@ -2,19 +2,23 @@
 finished already, and until then roughly, from how long this machine's matrix products take."""
 
 import math
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
-from statistics import median
 
 import torch
 
 from ptst.evaluation.measure import TaskSize, sampling_for, task_size
+from ptst.experiment.amounts import planned
 from ptst.experiment.grid import Grid
 from ptst.experiment.hosted_grid import HostedGrid
 from ptst.experiment.plan import GridModel
+from ptst.experiment.status.forecast import Forecast, Left
+from ptst.experiment.status.items import Item
+from ptst.experiment.status.observe import Observer
 from ptst.generation.kv_cache import BLOCK_SIZE, bytes_per_token, cache_dtype, plan_blocks
 from ptst.model.weights import pick_dtype
 from ptst.progress import say
@@ -55,12 +59,27 @@ def in_words(
 
 
 def estimate(grid: Grid, with_model: bool) -> list[Estimate]:
-    """An estimate for every grid run and cell. `with_model`: the model's files are there, so tokens can be counted."""
-    rough = None
+    """An estimate for every grid run and cell. `with_model`: the model's files are there, so tokens can be counted.
+    Raises UserError for files of the grid that are damaged."""
+    plans, items, guess = dict[str, MemoryPlan](), dict[str, Item](), None
     if with_model:
         say("counting the tokens under every template")
-        rough = seconds_per_token(grid)
-    return [*_runs(grid, rough), *_cells(grid, rough)]
+        guess = seconds_per_token(grid)
+        if (busy := other_load()) is not None:
+            cores = f"{os.cpu_count()} cores"
+            say(f"note: other processes ask for {busy:.1f} cores here ({cores}), so that all times come out too long")
+        plans = _plan_runs(grid)
+        items = planned(grid)
+    names = {f"train {m.run}": Item("train", m.run) for m in grid.runs}
+    names |= {f"test {c.name}": Item("test", c.name) for c in grid.cells}
+    found = Observer(grid.out).look(items or names)
+    if found.damaged:
+        raise found.damaged[0]
+    for cell in grid.cells:
+        if grid.is_measured(cell):
+            grid.cell_figures(cell)  # which says what is wrong with them
+    left = Forecast(items, found.finished, found.seen, guess).left
+    return [*_runs(grid, plans, found.finished, left), *_cells(grid, bool(items), found.finished, left)]
 
 
 def estimate_hosted(grid: HostedGrid) -> list[Estimate]:
@@ -79,39 +98,34 @@ def estimate_hosted(grid: HostedGrid) -> list[Estimate]:
     return lines
 
 
-def _runs(grid: Grid, rough: float | None) -> list[Estimate]:
-    """Estimates of the trainings. `rough`: seconds of a token's products in one forward pass, None without a model."""
-    settings = grid.config.train
-    plans = {} if rough is None else _plan_runs(grid)
-    # The backward pass of a product takes two products, or one where its weights are frozen.
-    rough = rough and rough * (3 if settings.full else 2)
-    records = {m.run: grid.run_record(m) for m in grid.runs if grid.is_trained(m)}
-    tokens = {m.run: plans[m.run].tokens if plans else None for m in grid.runs}
-    rate = _rate((record.time, tokens[run]) for run, record in records.items() if record)
-    lines = []
+def _runs(
+    grid: Grid, plans: Mapping[str, MemoryPlan], finished: Collection[str], left: Mapping[str, Left]
+) -> Iterator[Estimate]:
+    """Estimates of the trainings. `plans`: of each, or of none without a model."""
     for m in grid.runs:
-        peak = plans[m.run].peak if plans and settings.micro_batch_tokens != "auto" else None
-        seconds = _seconds(m.run in records, tokens[m.run], rate, rough)
-        lines.append(Estimate(f"train {m.run}", m.run in records, tokens[m.run], *seconds, peak))
-    return lines
+        plan, what = plans.get(m.run), f"train {m.run}"
+        peak = plan.peak if plan and grid.config.train.micro_batch_tokens != "auto" else None
+        yield Estimate(what, what in finished, plan.tokens if plan else None, *_seconds(what, finished, left), peak)
 
 
-def _cells(grid: Grid, rough: float | None) -> list[Estimate]:
-    """Estimates of the cells, as `_runs`."""
+def _cells(grid: Grid, counted: bool, finished: Collection[str], left: Mapping[str, Left]) -> Iterator[Estimate]:
+    """Estimates of the cells, as `_runs`. `counted`: there is a tokenizer to count with."""
     sizes: dict[tuple[str, str], TaskSize] = {}
-    opened = {} if rough is None else grid.opened
-    for (test, model), (key, (task, data)) in product(opened.items(), grid.tasks.items()):
+    for (test, model), (key, (task, data)) in product((grid.opened if counted else {}).items(), grid.tasks.items()):
         new = sampling_for(grid.config.eval, data).max_new_tokens
         sizes[test, key] = task_size(task, data, model.prompt_format, new)
-    tokens = {c: sizes[c.asked, c.task].tokens if sizes else None for c in grid.cells}
-    measured = {c: grid.cell_figures(c)["time"] for c in grid.cells if grid.is_measured(c)}
-    rates = {task: _rate((spent, tokens[c]) for c, spent in measured.items() if c.task == task) for task in grid.tasks}
-    lines = []
     for c in grid.cells:
-        memory = _test_memory(grid, sizes[c.asked, c.task]) if sizes else None
-        seconds = _seconds(c in measured, tokens[c], rates[c.task], rough)
-        lines.append(Estimate(f"test {c.name}", c in measured, tokens[c], *seconds, memory))
-    return lines
+        size, what = sizes.get((c.asked, c.task)), f"test {c.name}"
+        memory = None if size is None else _test_memory(grid, size)
+        yield Estimate(what, what in finished, size.tokens if size else None, *_seconds(what, finished, left), memory)
+
+
+def _seconds(what: str, finished: Collection[str], left: Mapping[str, Left]) -> tuple[float | None, bool]:
+    """Seconds left, and whether they are rough."""
+    if what in finished:
+        return 0.0, False
+    found = left.get(what, Left(None, False))
+    return found.seconds, found.rough and found.seconds is not None
 
 
 def _plan_runs(grid: Grid) -> dict[str, MemoryPlan]:
@@ -128,7 +142,9 @@ def _plan_run(grid: Grid, model: GridModel) -> MemoryPlan:
     mixture, settings = grid.mixture(model), grid.train_config(model)
     longest = max((len(e.ids) for e in mixture.examples), default=1)
     limit = longest if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
-    return plan_memory(grid.base.config, Method.of(settings), mixture.examples, grid.steps(model, mixture), limit)
+    steps = grid.steps(model, mixture)
+    grid.note_size(model, mixture, steps)
+    return plan_memory(grid.base.config, Method.of(settings), mixture.examples, steps, limit)
 
 
 def _test_memory(grid: Grid, size: TaskSize) -> int:
@@ -140,17 +156,13 @@ def _test_memory(grid: Grid, size: TaskSize) -> int:
     return count_parameters(config) * dtype.itemsize + blocks * BLOCK_SIZE * bytes_per_token(config, kept)
 
 
-def _seconds(finished: bool, tokens: int | None, rate: float | None, rough: float | None) -> tuple[float | None, bool]:
-    """Seconds left, and whether they are rough."""
-    each = rough if rate is None else rate
-    seconds = 0.0 if finished else None if each is None or tokens is None else each * tokens
-    return seconds, rate is None and not finished and seconds is not None
-
-
-def _rate(times: Iterable[tuple[dict[str, float] | None, int | None]]) -> float | None:
-    """Seconds per token: the median, since a run that was killed knows only the time of its rest."""
-    rates = [spent["seconds"] / tokens for spent, tokens in times if spent and tokens]
-    return median(rates) if rates else None
+def other_load() -> float | None:
+    """How many cores other processes ask for, where they are so many that a measurement here suffers."""
+    try:
+        load = os.getloadavg()[0]  # of the last minute, so hardly of this process
+    except OSError:
+        return None
+    return load if load > 0.5 * (os.cpu_count() or 1) else None
 
 
 def seconds_per_token(grid: Grid) -> float:

@@ -24,6 +24,7 @@ from ptst.experiment.grid_folder import GridFolder
 from ptst.experiment.grid_sources import SAFETY
 from ptst.experiment.opened import chat_format
 from ptst.experiment.plan import GridCell, GridModel
+from ptst.experiment.run_size import RunSize
 from ptst.hosted.record import HostedRecord
 from ptst.open import OpenModel
 from ptst.records import TrainRecord, find_record
@@ -44,6 +45,7 @@ class GridTraining(GridFolder, ABC):
     models: list[GridModel]
     train_templates: dict[str, tuple[Template, Path | None]]
     sources: dict[str, Source]
+    device: str
 
     @property
     @abstractmethod
@@ -138,6 +140,24 @@ class GridTraining(GridFolder, ABC):
         settings = TrainerConfig.of(self.train_config(model), micro_batch_tokens=1)
         return settings.plan([len(e.ids) for e in mixture.examples], mixture.plans)
 
+    def run_size(self, model: GridModel) -> RunSize:
+        """How much there is to compute in a run. Runs that differ in the seed alone are counted once. Raises UserError
+        as `mixture`."""
+        if (model.template, model.defense) not in self.run_sizes:
+            mixture = self.mixture(model)
+            self.note_size(model, mixture, self.steps(model, mixture))
+        return self.run_sizes[model.template, model.defense]
+
+    def note_size(self, model: GridModel, mixture: Mixture, steps: Sequence[Step]) -> None:
+        """Keep the size of a run whose examples are at hand."""
+        size = RunSize.of(self.train_config(model), self.base.config, self.device, mixture, steps)
+        self.run_sizes[model.template, model.defense] = size
+
+    @cached_property
+    def run_sizes(self) -> dict[tuple[str | None, str], RunSize]:
+        """By training template and defence."""
+        return {}
+
     def training_format(self, name: str) -> tuple[PromptFormat, int]:
         """The prompt format of training under a template, and the maximum length of an example."""
         c = self.config.train
@@ -180,4 +200,6 @@ class GridTraining(GridFolder, ABC):
             for model in alike if c.subsample or self.config.at_epochs else alike[:1]:
                 with settings_group("train"):
                     mixture = self.mixture(model)
-                epoch_folders(self.train_config(model), self.steps(model, mixture))
+                steps = self.steps(model, mixture)
+                epoch_folders(self.train_config(model), steps)
+                self.note_size(model, mixture, steps)

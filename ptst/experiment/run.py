@@ -143,7 +143,9 @@ def claimed(grid: Grid, config: GridConfig) -> Iterator[Run[GridRecord]]:
 def with_aligned(grid: Grid, model: Path) -> Grid:
     """The grid with another base model, of which the defences know what it was before its alignment."""
     config = grid.config
-    return replace(grid, config=replace(config, model=str(model), defense=config.defended))
+    aligned = replace(grid, config=replace(config, model=str(model), defense=config.defended))
+    aligned.run_sizes.update(grid.run_sizes)  # the same tokenizer and shape
+    return aligned
 
 
 def aligned_model(

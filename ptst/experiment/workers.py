@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +19,16 @@ from ptst.evaluation.answers import Answerer, AnswerFile
 from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, reads, sampling_for, show_progress
 from ptst.evaluation.readings import Readings
 from ptst.evaluation.tasks.task import TaskResult, Tools
+from ptst.experiment.amounts import planned
+from ptst.experiment.board import Board
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
 from ptst.experiment.grid_folder import rows_checksum
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.provenance import made_of, made_with
+from ptst.experiment.status.items import Items, add_items
+from ptst.experiment.status.observe import count_tokens
+from ptst.experiment.status.watch import Part, Watch
 from ptst.fingerprints import Fingerprint
 from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.model.decoder import Decoder
@@ -44,7 +49,9 @@ def work(worker: "Worker") -> None:
     before = worker.count_finished()
     if before:
         say(f"{before} of {total} runs and cells are finished already")
-    with ProgressLine("runs and cells", total, first=before) as progress:
+    if before == total:
+        return
+    with own_board(worker) as progress:
         while (finished := worker.count_finished()) < total:
             progress.update(finished, "waiting for other workers" * waiting)
             if worker.train_one() or worker.measure_some():
@@ -56,11 +63,27 @@ def work(worker: "Worker") -> None:
                 say("waiting for other workers")
             waiting = True
             time.sleep(POLL)
-        progress.update(finished := worker.count_finished())  # others may have finished meanwhile
+        finished = worker.count_finished()  # others may have finished meanwhile
+        progress.refresh()
+        progress.update(finished)
     if finished < total:
         words = [part for name, error in worker.failed.items() for part in ("; ", *failure(name, error))][1:]
         head = f"{total - finished} of {total} runs and cells failed, so there are no results ("
         raise UserError((head, *words, ")"))
+
+
+@contextmanager
+def own_board(
+    worker: "Worker", what: str = "runs and cells", known: Items | None = None, watch: Watch | None = None
+) -> Iterator[Board]:
+    """The display of a worker's grid, over its runs and cells; `known`: amounts of what there is to do; `watch`: of all
+    that is shown, where that is more than this grid."""
+    out = worker.grid.out
+    items = planned(worker.grid, known)
+    add_items(out, items)
+    with Board(what, out, watch or Watch([Part(out, "", items)], only=items)) as worker.board:
+        yield worker.board
+    worker.board = None
 
 
 def failure(name: str, error: UserError) -> Iterator[str]:
@@ -78,10 +101,12 @@ class Worker:
 
     def __init__(self, grid: Grid):
         self.grid = grid
+        self.board: Board | None = None
         self.failed: dict[str, UserError] = {}
         self.loaded: tuple[Path | GridModel, Decoder] | None = None
         self.adapters: dict[str, Adapter] = {}
         self.weights: dict[GridModel, Fingerprint] = {}  # of those that were loaded
+        self.loading: float | None = None  # seconds that the next cell's model took to load
         self.readings = Readings()
 
     def count_finished(self) -> int:
@@ -108,11 +133,19 @@ class Worker:
                 if not mine:
                     continue
                 was_trained = self.grid.is_trained(model)
-                if was_trained or self._train(model):
+                if was_trained or self._train_shown(model):
                     shutil.rmtree(checkpoints, ignore_errors=True)
                 if not was_trained:
                     return True
         return False
+
+    def _train_shown(self, model: GridModel) -> bool:
+        with self._busy(f"train {model.run}"):
+            return self._train(model)
+
+    def _busy(self, *names: str) -> AbstractContextManager[None]:
+        """While this worker has these items in hand: it is shown where there is a display."""
+        return nullcontext() if self.board is None else self.board.busy(*names)
 
     def _train(self, model: GridModel) -> bool:
         # Training loads its own model: free the memory.
@@ -153,7 +186,8 @@ class Worker:
                 mine = [c for c in mine if not grid.is_measured(c)]
                 remove_partial_files_of(*(grid.cell_file(c, end) for c in mine for end in ("json", "rows.jsonl")))
                 if mine:
-                    self._measure(mine)
+                    with self._busy(*(f"test {c.name}" for c in mine)):
+                        self._measure(mine)
                     return True
         return False
 
@@ -173,7 +207,8 @@ class Worker:
             self._weights(cell.model)
         if not cells:
             return
-        grid, opened = self.grid, self.grid.opened[cells[0].asked]
+        grid, opened, began = self.grid, self.grid.opened[cells[0].asked], time.monotonic()
+        before = self.loaded and self.loaded[0]  # not the model itself, which makes room for the next
         try:
             decoder, adapters = self._decoder(cells[0].model), self._adapters(cells)
         except UserError as error:  # a run's files on disk are damaged
@@ -192,6 +227,7 @@ class Worker:
             models=models,
             readings=self.readings,
         )
+        self.loading = time.monotonic() - began if self.loaded and self.loaded[0] != before else None
         names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
         generated = generates(task, data)
         total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
@@ -232,7 +268,15 @@ class Worker:
         figures = {**cell.identity, "result": result.to_json(), "rows": rows_checksum(rows.encode())}
         figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
         figures |= {"judge": self.grid.judge_record, **self._more(cell)}
-        write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds}})
+        write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds, **self._times(cell)}})
+
+    def _times(self, cell: GridCell) -> dict[str, float]:
+        """What the time of a cell depends on, for the estimate of others: seconds that loading its model took before,
+        where it was loaded for this cell, and tokens of its answers."""
+        loading, self.loading = self.loading, None
+        path = self.grid.cell_file(cell, "answers.jsonl")
+        tokens = count_tokens(path) if path.exists() else 0
+        return ({} if loading is None else {"loading": loading}) | ({"tokens": tokens} if tokens else {})
 
     def _more(self, cell: GridCell) -> dict[str, Any]:
         """What else is written of a measured cell."""
@@ -252,6 +296,9 @@ class Worker:
 
     def _fail(self, name: str, error: UserError) -> None:
         self.failed[name] = error
+        if self.board is not None:
+            kind = "test" if "/" in name else "train"
+            self.board.file.fail(f"{kind} {name}", "".join(failure(name, error)).removeprefix(f"{name}: "))
         say(f"failed: {''.join(failure(name, error))}")
 
     @cached_property

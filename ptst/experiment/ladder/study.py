@@ -20,11 +20,13 @@ from ptst.evaluation.stored_answers import read_folder
 from ptst.experiment.align_estimate import estimate_alignments
 from ptst.experiment.config import GridConfig
 from ptst.experiment.estimate import Estimate, seconds_per_token
+from ptst.experiment.grid import Grid
 from ptst.experiment.ladder import report
 from ptst.experiment.ladder.analyse import STUDY
 from ptst.experiment.ladder.gather import gather
 from ptst.experiment.ladder.parts import StudyPart, aligned_name, plan_parts
 from ptst.experiment.ladder.recipe import REFUSED
+from ptst.experiment.ladder.study_amounts import study_plan
 from ptst.experiment.run import (
     align_config,
     aligned_model,
@@ -35,9 +37,11 @@ from ptst.experiment.run import (
     plan_grid,
     run_grid,
 )
-from ptst.experiment.workers import Worker, failure
+from ptst.experiment.status.at_work import WorkerFile
+from ptst.experiment.status.study_plan import StudyPlan
+from ptst.experiment.workers import Worker, failure, own_board
 from ptst.hub.locate import locate_model
-from ptst.progress import ProgressLine, say
+from ptst.progress import say
 from ptst.records import CHECKPOINTS
 from ptst.runs import check_writable
 from ptst.settings import to_dict
@@ -63,26 +67,32 @@ def run_study(config: GridConfig) -> StudyResult:
         check_inspect()
     check_writable(config.folder)
     parts = plan_parts(config)
-    _check(config, parts)
-    failed = _work(config, parts)
+    plan = study_plan(config, parts, _check(config, parts))
+    config.folder.mkdir(parents=True, exist_ok=True)
+    plan.write()
+    with WorkerFile(config.folder):
+        failed = _work(config, parts, plan)
     if failed:
         words = [word for name, error in failed.items() for word in ("; ", *failure(name, error))][1:]
         raise UserError((f"{len(failed)} of {len(parts)} parts failed, so there are no outcomes (", *words, ")"))
     return finish(config, parts)
 
 
-def _check(config: GridConfig, parts: list[StudyPart]) -> None:
-    """Raise UserError for a mistake in settings, templates, data or prompts. The grids of further alignments differ in
-    weights alone."""
+def _check(config: GridConfig, parts: list[StudyPart]) -> dict[str, list[Grid]]:
+    """Raise UserError for a mistake in settings, templates, data or prompts. Returns the grids of the passes over one
+    part of each training data: those of further alignments differ in weights alone."""
+    found: dict[str, list[Grid]] = {}
     for part in {part.data: part for part in reversed(parts)}.values():
         for of_pass in part.passes:
             grid = open_grid(of_pass)
             check_folder(grid, aligned=part.align_seed is None)
             grid.check()
             grid.check_composed(aligned=part.align_seed is None)
+            found.setdefault(part.data, []).append(grid)
+    return found
 
 
-def _work(config: GridConfig, parts: list[StudyPart]) -> dict[str, UserError]:
+def _work(config: GridConfig, parts: list[StudyPart], plan: StudyPlan) -> dict[str, UserError]:
     """Do whatever other processes leave, then go through every part once more; errors by the part's name."""
     failed: dict[str, UserError] = {}
     left = list(parts)
@@ -95,7 +105,7 @@ def _work(config: GridConfig, parts: list[StudyPart]) -> dict[str, UserError]:
                 if folder is None:
                     continue
                 for one in part.of_model(folder):
-                    took = _take(one) or took
+                    took = _take(one, plan) or took
             left.remove(part)
         if not took and len(left) == before:
             break  # others are aligning the rest
@@ -127,18 +137,20 @@ def _model(config: GridConfig, part: StudyPart, wait: bool) -> Path | None:
     return aligned_model(config, out, part.align_seed, wait, REFUSED)
 
 
-def _take(config: GridConfig) -> bool:
-    """Train and measure what is neither finished nor held by another process; whether anything was."""
+def _take(config: GridConfig, plan: StudyPlan) -> bool:
+    """Train and measure what is neither finished nor held by another process; whether anything was. The display is of
+    the whole study."""
     grid = open_grid(config)
     check_folder(grid)
     with claimed(grid, config):
         worker, took = Worker(grid), False
         say(f"{len(grid.runs)} runs, {len(grid.cells)} cells in {grid.out}")
-        total = len(grid.runs) + len(grid.cells)
-        with ProgressLine(f"{grid.out.name}: runs and cells", total, first=worker.count_finished()) as progress:
+        if worker.count_finished() == len(grid.runs) + len(grid.cells):
+            return False
+        with own_board(worker, "the study", plan.parts.get(grid.out.name), plan.watch()) as progress:
             while worker.train_one() or worker.measure_some():
                 took = True
-                progress.update(worker.count_finished())
+                progress.update()
     return took
 
 
