@@ -135,9 +135,12 @@ class WorkerFile:
         self._written = time.monotonic()
         values = {name: value for name, value in asdict(self.note).items() if name != "beat"}
         partial = _partial(self.path)
-        with suppress(OSError):  # no fsync: it is worth nothing after a crash
+        try:  # no fsync: it is worth nothing after a crash
             partial.write_text(json.dumps(values, ensure_ascii=True) + "\n")
             os.replace(partial, self.path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
 
 def _partial(path: Path) -> Path:

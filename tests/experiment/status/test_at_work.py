@@ -93,6 +93,16 @@ def test_a_worker_says_what_it_does(tmp_path):
     assert read_notes(tmp_path) == []
 
 
+def test_a_note_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_paths):
+        raise OSError(28, "No space left on device")
+
+    with WorkerFile(tmp_path) as mine:
+        monkeypatch.setattr(os, "replace", full)
+        mine.fail("a cell", "an error")
+        assert [path.name for path in mine.path.parent.iterdir()] == [mine.path.name]
+
+
 def test_notes_of_the_dead_the_silent_and_the_damaged(tmp_path):
     folder = tmp_path / "workers"
     folder.mkdir()
