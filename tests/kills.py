@@ -132,11 +132,12 @@ def is_finished(mode: Mode, out: Path, codes: list[int]) -> bool:
 
 
 def outcome(folder: Path) -> dict[str, bytes]:
-    """All files of a folder but locks, without times; answers, which are kept as they come, in their order."""
+    """All files of a folder but locks and what workers say of themselves, without times; answers, which are kept as
+    they come, in their order."""
     files = {}
     for path in sorted(folder.rglob("*")):
         name, content = str(path.relative_to(folder)), path.read_bytes() if path.is_file() else b""
-        if path.is_dir() or name.startswith(("locks/", ".lock")) or path.name == "state.json":
+        if path.is_dir() or name.startswith(("locks/", ".lock", "workers/")) or path.name == "state.json":
             continue
         if path.suffix == ".json":
             content = json.dumps(timeless(json.loads(content), str(folder.absolute()), folder.name)).encode()
