@@ -6,7 +6,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ptst.defenses.config import NEEDS, OWN, TRAINING, WEIGHT_SPACE, WeightSpaceSettings
+from ptst.defense_names import TRAINING, WEIGHT_SPACE
+from ptst.defenses.config import NEEDS, OWN, WeightSpaceSettings
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.exporting.config import ShardSettings, StoredDtype
 from ptst.settings import (

@@ -17,7 +17,8 @@ import torch
 import xxhash
 from torch import Tensor
 
-from ptst.defenses.config import NEEDS, OWN, WEIGHT_SPACE, WeightSpaceSettings
+from ptst.defense_names import WEIGHT_SPACE
+from ptst.defenses.config import NEEDS, OWN, WeightSpaceSettings
 from ptst.defenses.models import Ingredient, open_aligned, open_tuned, open_unaligned
 from ptst.defenses.weight_space import (
     Projected,

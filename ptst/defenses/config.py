@@ -12,10 +12,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from ptst.data.mix_part import split_mix
-from ptst.defense_names import DEFENSES as DEFENSES
-from ptst.defense_names import NONE as NONE
-from ptst.defense_names import TRAINING as TRAINING
-from ptst.defense_names import WEIGHT_SPACE as WEIGHT_SPACE
+from ptst.defense_names import DEFENSES
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.settings import check_above_zero, check_at_least, check_share, content
 from ptst.training.safeguards import check_betas, check_turn_lengths

@@ -114,7 +114,7 @@ def _prompts(grid: Grid, asked: str, key: str) -> dict[str, float]:
     some = prompts[::every]
     scale = len(prompts) / len(some) if some else 0.0
     prompt_format, limit = grid.opened[asked].prompt_format, sampling_for(grid.config.eval, data).max_new_tokens
-    read, generated, seen, ids = 0, 0, None, list[list[int]]()
+    read, compared, generated, seen, ids = 0, 0, 0, None, list[list[int]]()
     for prompt in some:
         example = prompt.encode(prompt_format)
         shared = example.loss_mask.index(True) if prompt.opening is not None and seen is prompt.conversation else 0
@@ -123,19 +123,18 @@ def _prompts(grid: Grid, asked: str, key: str) -> dict[str, float]:
             generated += 1
             ids.append(example.ids)
         elif prompt.kind == "prompt":  # compared with the prompt of the training, which is about as long
-            read += len(example.ids)
-    whole = scale * read
+            compared += len(example.ids)
+    whole = scale * (read + compared)
     answers = round(scale * generated)
     saved = (answers - 1) * _common(ids) if answers > 1 else 0.0  # the prefix cache has what all begin with
     rounds = -(-answers // grid.config.eval.batch_size)
     step = _STEP["cuda" if grid.device == "cuda" else "cpu"]
-    compared = sum(len(p.encode(prompt_format).ids) for p in some if p.kind == "prompt") * scale
     return {
         "fixed": whole - saved,
         "answers": float(answers * limit),
         "steps": step * rounds * limit,
         "parts": len(prompts),
-        "tokens": round(whole - compared) + answers * limit,
+        "tokens": round(scale * read) + answers * limit,
         "longest": float(limit if answers else 0),
     }
 

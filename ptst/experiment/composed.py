@@ -7,8 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ptst.defense_names import WEIGHT_SPACE
 from ptst.defenses.compose import Composition, open_others
-from ptst.defenses.config import NEEDS, OWN, WEIGHT_SPACE, DefenseSettings
+from ptst.defenses.config import NEEDS, OWN, DefenseSettings
 from ptst.defenses.models import Ingredient, open_aligned, open_tuned
 from ptst.errors import settings_group
 from ptst.experiment.defenses import DEPENDS

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from tyro.conf import arg
 
 from ptst.api.names import HOSTED, hosted_model
-from ptst.defenses.config import DEFENSES, NONE, DefenseSettings
+from ptst.defense_names import DEFENSES, NONE
+from ptst.defenses.config import DefenseSettings
 from ptst.errors import Setting, UserError, settings_group, unknown_name
 from ptst.evaluation.config import EvalSettings
 from ptst.experiment import laptop

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.evaluation.two_way import p_text
 from ptst.experiment.plan import epoch_name
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.paired import Contrast, adjusted, against_aligned, paired_contrast, ptst_contrast, verdict
 from ptst.evaluation.statistics import Cell as Outcomes

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.paired import Contrast, adjusted, paired_contrast
 from ptst.evaluation.statistics import Cell as Outcomes

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst import records
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.experiment.plan import GridCell
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.tasks.table import TASKS, LoadedTasks, base
 from ptst.evaluation.tasks.task import TaskData
@@ -102,9 +102,12 @@ class StoredGrid(GridFolder):
         return self._of(names) | self._of(self.rungs)
 
     def _of(self, names: Any) -> dict[str, tuple[Template, Path | None]]:
-        """Templates by name; one that the record lacks is taken as without a safety prompt."""
-        own = self.templates
-        return {n: (own.get(n) or Template(n, "{question}"), None) for n in dict.fromkeys(names) if n}
+        """Templates by name; one that the record lacks is taken as without a safety prompt, and told."""
+        own, names = self.templates, [n for n in dict.fromkeys(names) if n]
+        for name in (n for n in names if n not in own):
+            note = f"run.json does not describe the template {name}, which is taken as one without a safety prompt."
+            self.notes += [note] if note not in self.notes else []
+        return {n: (own.get(n) or Template(n, "{question}"), None) for n in names}
 
     @cached_property
     def rungs(self) -> dict[str, Any]:

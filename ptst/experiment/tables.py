@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric

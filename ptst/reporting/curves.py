@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.evaluation.tasks.task import Metric

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.evaluation.two_way import p_text
 from ptst.experiment.ladder.comparisons import Comparison
 from ptst.experiment.plan import BASE

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import TASKS, base, shown
 from ptst.evaluation.tasks.task import Metric

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.rates import Rate
 from ptst.evaluation.stored_answers import BASE, places, read_rows

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.gather import gather, part_of

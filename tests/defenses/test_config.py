@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from ptst.defenses.config import DEFENSES, NEEDS, DefenseSettings
+from ptst.defense_names import DEFENSES
+from ptst.defenses.config import NEEDS, DefenseSettings
 from ptst.errors import UserError
 
 GOOD = DefenseSettings(unaligned="before", safe_model="safe")

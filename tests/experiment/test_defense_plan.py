@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ptst.defenses.config import DEFENSES, TRAINING, WEIGHT_SPACE
+from ptst.defense_names import DEFENSES, TRAINING, WEIGHT_SPACE
 from ptst.experiment.plan import GridCell, GridModel, plan_cells, plan_models
 
 

@@ -274,6 +274,15 @@ def test_a_damaged_record_is_one_sentence(tmp_path, name):
         read_material(tmp_path)
 
 
+def test_a_template_that_the_record_lacks_is_told(tmp_path):
+    make_grid(tmp_path, TWO, TWO, seeds=(0,), tasks=("safety",), prompts=3)
+    record = json.loads((tmp_path / "run.json").read_text())
+    del record["templates"]["chat:llama"]
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    told = [note.text for note in read_material(tmp_path).notes if "does not describe" in note.text]
+    assert len(told) == 1 and "chat:llama" in told[0]
+
+
 def test_an_unfinished_evaluation_counts_what_was_judged(tmp_path):
     make_evaluation(tmp_path, finished=False)
     html = html_of(tmp_path)

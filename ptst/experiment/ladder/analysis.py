@@ -12,7 +12,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ptst.defenses.config import DEFENSES, NONE
+from ptst.defense_names import DEFENSES, NONE
 from ptst.errors import UserError
 from ptst.evaluation import statistics
 from ptst.evaluation.tasks.table import base

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation import paired
 from ptst.evaluation.paired import Contrast, paired_contrast

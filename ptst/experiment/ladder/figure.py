@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.two_way import Interval
 from ptst.experiment.ladder.analysis import ALIGNED, Study, rung_name

@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.errors import Setting, UserError
 from ptst.evaluation.tasks.table import base
 from ptst.experiment.config import GridConfig

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-from ptst.defenses.config import NONE, DefenseSettings
+from ptst.defense_names import NONE
+from ptst.defenses.config import DefenseSettings
 from ptst.errors import Setting, UserError
 from ptst.evaluation.config import EvalSettings
 from ptst.settings import EMBEDDED_MODEL, NO_EFFECT

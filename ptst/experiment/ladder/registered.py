@@ -10,7 +10,7 @@ Contrasts come in groups, and Holm's correction is over those of a group that a 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 
 PURE, SAFE, CONTROL = "chat:vanilla", "chat:llama", "chat:placebo"
 PTST = "system-100"  # the rung of chat:vanilla that is PTST's test prompt

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ptst.defenses.config import NONE
+from ptst.defense_names import NONE
 from ptst.evaluation.independent import mean_interval
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import base

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ptst.defenses.config import NONE, DefenseSettings
+from ptst.defense_names import NONE
+from ptst.defenses.config import DefenseSettings
 from ptst.evaluation.config import EvalSettings
 from ptst.training.config import TrainSettings
 from ptst.training.recipes import OURS, PAPER, Recipe, find_recipe
