@@ -33,7 +33,7 @@ from ptst.storage import append_jsonl, refuse_link
 from ptst.text.prompt_format import PromptFormat
 from ptst.threads import SlowDown
 
-Pending = dict[str | int, tuple[str | None, int]]  # request id -> (adapter, number of the prompt)
+Pending = dict[tuple[int, int], Request]  # number of the set, and of its prompt -> what is asked
 
 
 _AGAIN = "delete the file to generate its answers again"
@@ -147,12 +147,36 @@ def _checksum(row: Mapping[str, Any]) -> str:
 
 
 @dataclass(frozen=True)
+class AskedSet:
+    """Prompts that one adapter (None: the decoder alone) answers under one template, into a file (None: in memory)."""
+
+    adapter: str | None
+    prompts: Sequence[Prompt]
+    prompt_format: PromptFormat
+    sampling: Sampling
+    path: Path | None
+
+    def open(self, model: str) -> AnswerFile:
+        """The file, with the answers that it has; `model`: a fingerprint of what answers."""
+        ids = [p.encode(self.prompt_format).ids for p in self.prompts]
+        return AnswerFile(self.path, Asked(ids, self.sampling, model, self.prompts))
+
+    def request(self, file: AnswerFile, number: int, name: int) -> Request:
+        """What is asked with a prompt. Its random numbers are the same whatever else is asked."""
+        draw = number if self.adapter is None else f"{self.adapter}:{number}"
+        ids, stops = file.asked.ids[number], self.prompt_format.stop_ids
+        assert not isinstance(ids, bytes), "an endpoint's"
+        decode = self.prompt_format.tokenizer.decode_answer
+        return Request(ids, self.sampling, name, self.adapter, draw=draw, stop_ids=stops, decode=decode)
+
+
+@dataclass(frozen=True)
 class Answerer:
     """A model under a template. `on_progress(number of answers, statistics)` is called with those on disk, and after
-    every decoding step. `adapter`: the one of `adapters` that answers (None: the decoder alone). `other_files`: other
-    adapters that answer the same prompts in the same batches, each into its file. `models`: by adapter, a
-    fingerprint of all that its answers depend on besides prompt and sampling. `trained_with`: the prompt format of
-    the training, with which prompts that are read are compared; `readings`: what was read before."""
+    every decoding step. `adapter`: the one of `adapters` that answers (None: the decoder alone). `besides`: what else
+    is answered in the same batches, by it or by others of `adapters`. `models`: by adapter, a fingerprint of all that
+    its answers depend on besides prompt and sampling. `trained_with`: the prompt format of the training, with which
+    prompts that are read are compared; `readings`: what was read before."""
 
     decoder: Decoder
     prompt_format: PromptFormat
@@ -160,7 +184,7 @@ class Answerer:
     on_progress: Callable[[int, Statistics], None] = lambda _done, _statistics: None
     adapter: str | None = None
     adapters: Mapping[str, Adapter] = field(default_factory=dict)
-    other_files: Mapping[str | None, Path] = field(default_factory=dict)
+    besides: Sequence[AskedSet] = ()
     models: Mapping[str | None, str] = field(default_factory=dict)
     trained_with: PromptFormat | None = None
     readings: Readings = field(default_factory=Readings)
@@ -219,26 +243,21 @@ class Answerer:
         return answers
 
     def _generate(self, prompts: Sequence[Prompt], sampling: Sampling, path: Path | None) -> list[Answer]:
-        ids = [p.encode(self.prompt_format).ids for p in prompts]
-        files = {
-            adapter: AnswerFile(file, Asked(ids, sampling, self.models.get(adapter, ""), prompts))
-            for adapter, file in {self.adapter: path, **self.other_files}.items()
-        }
-        pending: Pending = {
-            i if adapter is None else f"{adapter}:{i}": (adapter, i)
-            for adapter, file in files.items()
-            for i in range(len(ids))
-            if file.find(i) is None
-        }
+        sets = [AskedSet(self.adapter, prompts, self.prompt_format, sampling, path), *self.besides]
+        files = [each.open(self.models.get(each.adapter, "")) for each in sets]
+        missing = [(s, i) for s, file in enumerate(files) for i in range(len(file.asked.ids)) if file.find(i) is None]
+        pending: Pending = {(s, i): sets[s].request(files[s], i, name) for name, (s, i) in enumerate(missing)}
         failed: list[str] = []
+        total = sum(len(file.asked.ids) for file in files)
 
         def on_done(name: str | int, answer: Answer) -> None:
-            adapter, number = pending[name]
+            assert isinstance(name, int)
+            number, i = missing[name]
             if answer.error is None:
-                files[adapter].add(number, answer)
-                del pending[name]
-            elif adapter == self.adapter:  # other adapters' failed answers are generated again in their turn
-                failed.append(f"{prompts[number].conversation.where}{answer.error}")
+                files[number].add(i, answer)
+                del pending[number, i]
+            elif number == 0:  # failed answers of other sets are generated again in their turn
+                failed.append(f"{prompts[i].conversation.where}{answer.error}")
             on_step(engine.statistics)
 
         slow_down, before = SlowDown(), Statistics()
@@ -249,38 +268,34 @@ class Answerer:
             if statistics.steps > before.steps:
                 slow_down.took(self.decoder.device, tokens, statistics.seconds - before.seconds)
             before = replace(statistics)
-            self.on_progress(len(files) * len(ids) - len(pending), statistics)
+            self.on_progress(total - len(pending), statistics)
 
         if pending:
-            engine, requests = self._start(pending, prompts, ids, sampling)
+            engine = self._start(pending, sets)
             on_step(engine.statistics)
-            engine.run(requests, on_done, on_step=on_step)
+            engine.run(list(pending.values()), on_done, on_step=on_step)
         if failed:
             raise UserError(f"{len(failed)} of {len(prompts)} answers failed, the first: {failed[0]}")
-        own = files[self.adapter]
-        return [own.known[own.asked.key(i)] for i in range(len(ids))]
+        return [files[0].known[files[0].asked.key(i)] for i in range(len(prompts))]
 
-    def _start(
-        self, pending: Pending, prompts: Sequence[Prompt], ids: Sequence[list[int]], sampling: Sampling
-    ) -> tuple[Engine, list[Request]]:
-        """An engine, and the requests, checked."""
+    def _start(self, pending: Pending, sets: Sequence[AskedSet]) -> Engine:
+        """An engine for these requests, which are checked."""
         engine = Engine(
             self.decoder,
             self.prompt_format.stop_ids,
             EngineOptions(
                 batch_size=min(self.engine.batch_size, len(pending)),
-                max_length=max(len(ids[i]) for _, i in pending.values()) + sampling.max_new_tokens,
+                max_length=max(len(r.prompt) + r.sampling.max_new_tokens for r in pending.values()),
                 kv_memory=self.engine.kv_bytes,
             ),
             decode=self.prompt_format.tokenizer.decode_answer,
-            adapters={name: self.adapters[name] for name in (self.adapter, *self.other_files) if name is not None},
+            adapters={r.adapter: self.adapters[r.adapter] for r in pending.values() if r.adapter is not None},
         )
-        requests = [Request(ids[i], sampling, name, adapter) for name, (adapter, i) in pending.items()]
-        for request in requests:
+        for (number, i), request in pending.items():
             try:
                 engine.check(request)
             except UserError as error:
-                source = prompts[pending[request.id][1]].conversation.source
+                source = sets[number].prompts[i].conversation.source
                 error.where = ": ".join(filter(None, (source, error.where)))
                 raise
-        return engine, requests
+        return engine

@@ -15,10 +15,10 @@ from typing import Any
 
 from ptst.defenses.compose import load_defended
 from ptst.errors import Setting, UserError, settings_group
-from ptst.evaluation.answers import Answerer, AnswerFile
-from ptst.evaluation.measure import find_tools, generates, keep_replies, measure, reads, sampling_for, show_progress
+from ptst.evaluation.answers import Answerer, AnswerFile, AskedSet
+from ptst.evaluation.measure import find_tools, keep_replies, measure, reads, sampling_for, show_progress
 from ptst.evaluation.readings import Readings
-from ptst.evaluation.tasks.task import TaskResult, Tools
+from ptst.evaluation.tasks.task import Prompt, TaskResult, Tools
 from ptst.experiment.amounts import planned
 from ptst.experiment.board import Board
 from ptst.experiment.config import GridConfig
@@ -108,6 +108,7 @@ class Worker:
         self.weights: dict[GridModel, Fingerprint] = {}  # of those that were loaded
         self.loading: float | None = None  # seconds that the next cell's model took to load
         self.readings = Readings()
+        self.prompts: dict[str, list[Prompt]] = {}  # by task
 
     def count_finished(self) -> int:
         return sum(map(self.grid.is_trained, self.grid.runs)) + sum(map(self.grid.is_measured, self.grid.cells))
@@ -192,22 +193,36 @@ class Worker:
         return False
 
     def _together(self, first: GridCell, others: Sequence[GridCell]) -> list[GridCell]:
-        """Cells that are measured at once: the first, and adapters over the same weights."""
+        """Cells that are measured at once: the first, and where it is answered as many others, under whatever template,
+        that the same weights answer, with an adapter or without, as fill two batches."""
         grid, weights = self.grid, self._all_weights(first.model)
-        alike = [c for c in others if (c.asked, c.task) == (first.asked, first.task)]
-        over = (c for c in alike if grid.is_adapter(c.model) and self._all_weights(c.model) == weights)
-        task, data = grid.tasks[first.task]
-        most = max(1, -(-2 * grid.config.eval.batch_size // len(task.prompts(data.items))))
-        return [first, *over][:most]
+        found, prompts = [first], self._answered(first)
+        for cell in others if prompts else ():
+            if prompts >= 2 * grid.config.eval.batch_size:
+                break
+            if self._answered(cell) and self._all_weights(cell.model) == weights:
+                found.append(cell)
+                prompts += self._answered(cell)
+        return found
+
+    def _answered(self, cell: GridCell) -> int:
+        """How many prompts of a cell are answered; none where they are scored or read."""
+        return sum(p.kind == "generate" for p in self._prompts(cell))
+
+    def _prompts(self, cell: GridCell) -> list[Prompt]:
+        if cell.task not in self.prompts:
+            task, data = self.grid.tasks[cell.task]
+            self.prompts[cell.task] = task.prompts(data.items)
+        return self.prompts[cell.task]
 
     def _measure(self, cells: Sequence[GridCell]) -> None:
-        """Measure cells that are asked under one template, on one task."""
+        """Measure cells that the same weights answer."""
         cells = [cell for cell in cells if self._has_sound_answers(cell)]
         for cell in cells:
             self._weights(cell.model)
         if not cells:
             return
-        grid, opened, began = self.grid, self.grid.opened[cells[0].asked], time.monotonic()
+        grid, began = self.grid, time.monotonic()
         before = self.loaded and self.loaded[0]  # not the model itself, which makes room for the next
         try:
             decoder, adapters = self._decoder(cells[0].model), self._adapters(cells)
@@ -218,44 +233,50 @@ class Worker:
                 for cell in cells:
                     self._measure([cell])
             return
-        models = {self._adapter(cell): grid.answers_model(self._weights(cell.model)) for cell in cells}
         answerer = Answerer(
             decoder,
-            opened.prompt_format,
+            grid.opened[cells[0].asked].prompt_format,
             grid.config.eval,
             adapters=adapters,
-            models=models,
+            models={self._adapter(cell): grid.answers_model(self._weights(cell.model)) for cell in cells},
             readings=self.readings,
         )
         self.loading = time.monotonic() - began if self.loaded and self.loaded[0] != before else None
-        names, (task, data) = ", ".join(c.model.name for c in cells), grid.tasks[cells[0].task]
-        generated = generates(task, data)
-        total = len(task.prompts(data.items)) * (len(cells) if generated else 1)
-        with ProgressLine(f"{names} under {cells[0].asked}: {cells[0].task}", total) as progress:
+        named = zip(*((c.model.name, c.asked, c.task) for c in cells), strict=True)
+        models, tests, tasks = (", ".join(dict.fromkeys(names)) for names in named)
+        total = sum(map(self._answered, cells)) or len(self._prompts(cells[0]))
+        with ProgressLine(f"{models} under {tests}: {tasks}", total) as progress:
             progress.update(0)
-            self._measure_with(replace(answerer, on_progress=show_progress(progress)), cells, generated)
+            self._measure_with(replace(answerer, on_progress=show_progress(progress)), cells)
 
-    def _measure_with(self, answerer: Answerer, cells: Sequence[GridCell], generated: bool) -> None:
-        """Measure cells one after another; generated answers are all made with those of the first."""
-        task, data = self.grid.tasks[cells[0].task]
-        sampling = sampling_for(self.grid.config.eval, data)
-        adapter_of = {cell: self._adapter(cell) for cell in cells}
-        files = {adapter_of[cell]: self.grid.cell_file(cell, "answers.jsonl") for cell in cells}
+    def _asked_set(self, cell: GridCell) -> AskedSet:
+        grid, prompts = self.grid, [p for p in self._prompts(cell) if p.kind == "generate"]
+        sampling, path = sampling_for(grid.config.eval, grid.tasks[cell.task][1]), grid.cell_file(cell, "answers.jsonl")
+        return AskedSet(self._adapter(cell), prompts, grid.opened[cell.asked].prompt_format, sampling, path)
+
+    def _measure_with(self, answerer: Answerer, cells: Sequence[GridCell]) -> None:
+        """Measure cells one after another; all generated answers are made with those of the first."""
+        together = [self._asked_set(cell) for cell in cells[1:] if self._answered(cell)]
         shared = 0.0  # seconds of generating, which the first cell spends for all
         for cell in cells:
             began = time.monotonic()
-            adapter = adapter_of[cell]
-            others = {name: path for name, path in files.items() if name != adapter}
-            trained_with = self.grid.trained_with(cell) if reads(task, data) else None
-            one = replace(answerer, adapter=adapter, other_files=others, trained_with=trained_with)
+            task, data = self.grid.tasks[cell.task]
+            one = replace(
+                answerer,
+                prompt_format=self.grid.opened[cell.asked].prompt_format,
+                adapter=self._adapter(cell),
+                besides=together if cell == cells[0] else (),  # what failed of the others is asked again in its turn
+                trained_with=self.grid.trained_with(cell) if reads(task, data) else None,
+            )
             result = None
             try:
+                sampling, path = sampling_for(self.grid.config.eval, data), self.grid.cell_file(cell, "answers.jsonl")
                 with settings_group("eval"):
-                    result = measure(task, data, one, sampling, self.tools, files[adapter])
+                    result = measure(task, data, one, sampling, self.tools, path)
             except UserError as error:
                 self._fail(cell.name, error)
             seconds = time.monotonic() - began
-            if generated and cell == cells[0]:
+            if together and cell == cells[0]:
                 seconds = shared = seconds / len(cells)
             else:
                 seconds += shared

@@ -3,9 +3,10 @@
 Projections that read the same input are one product (query | key | value, gate | up). The decoder's own weights become
 views of the joined matrix, so that this takes no second copy. Adapters add their shrink and expand row by row.
 
-On a CPU a bfloat16 (or float16) model is computed in float32, over a packed copy of its weights in 16 bits that is
-widened inside the product: most CPUs have no bfloat16 arithmetic, and reading the weights is what decoding a few
-tokens costs. What lies between the products runs in Numba's loops (kernels/cpu_layer.py).
+On a CPU a bfloat16 (or float16) model is computed in float32, over a packed copy of its weights in 16 bits: reading
+the weights is what decoding a few tokens costs. Most CPUs have no bfloat16 arithmetic, and the weights are widened
+inside the product; a CPU with AMX multiplies bfloat16 weights with inputs rounded to bfloat16, as a GPU does. What lies
+between the products runs in Numba's loops (kernels/cpu_layer.py).
 
 Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
 vocabulary; I inputs and O outputs of a projection.
@@ -30,6 +31,7 @@ from ptst.kernels.swiglu import swiglu
 from ptst.model.decoder import Decoder, Layer, RMSNorm, Ropes
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
+AMX = torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()  # matrix units for bfloat16
 
 # (name of an adapter, None for the one attached to the decoder; its rows, None for all).
 AdapterRows = Sequence[tuple[str | None, Tensor | None]]
@@ -234,7 +236,9 @@ def half_width_product(w_OI: Tensor, b_O: Tensor | None = None) -> Product:
 
     FBGEMM's product over packed float16 weights, widened in registers. bfloat16 weights are exact in float16 but for
     those below 2^-17 (an error of 2^-25 at most); a weight too large for float16 is widened once and for all, and so
-    are all where torch has no FBGEMM."""
+    are all where torch has no FBGEMM. With AMX, bfloat16 weights are multiplied as they are (`amx_product`)."""
+    if AMX and w_OI.dtype == torch.bfloat16:
+        return amx_product(w_OI, b_O)
     packed = None
     if FBGEMM and float(w_OI.abs().max()) < 65504:
         packed = torch.ops.quantized.linear_prepack_fp16(w_OI.float(), b_O)
@@ -245,3 +249,12 @@ def half_width_product(w_OI: Tensor, b_O: Tensor | None = None) -> Product:
     product = torch.ops.quantized.linear_dynamic_fp16.default
     product = getattr(product, "_op", product)
     return lambda x_TI: product(x_TI, packed)
+
+
+def amx_product(w_OI: Tensor, b_O: Tensor | None = None) -> Product:
+    """x (T, I) in float32 -> x W^T + b in float32, over a bfloat16 weight, by oneDNN's packed product (AMX): x and
+    the result are rounded to bfloat16, sums are float32."""
+    packed, half_O = torch.ops.mkldnn._reorder_linear_weight(w_OI, None), None if b_O is None else b_O.bfloat16()
+    product = torch.ops.mkldnn._linear_pointwise.default
+    product = getattr(product, "_op", product)
+    return lambda x_TI: product(x_TI.bfloat16(), packed, half_O, "none", [], "").float()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ptst.errors import UserError
-from ptst.evaluation.answers import Answerer
+from ptst.evaluation.answers import Answerer, AskedSet
 from ptst.evaluation.tasks.task import Prompt
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.request import Sampling
@@ -23,8 +23,12 @@ QUESTIONS = [Prompt(Conversation((Message("user", f"question {i}"),), f"set:{i +
 
 
 @pytest.fixture(scope="module")
-def answerer(tmp_path_factory):
-    folder = write_tiny_model(tmp_path_factory.mktemp("model"))
+def folder(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def answerer(folder):
     subject = open_model(str(folder), "chat:vanilla", family="plain")
     return Answerer(subject.load_base(torch.float32, "cpu"), subject.prompt_format, EngineSettings(batch_size=3))
 
@@ -146,10 +150,26 @@ def test_a_broken_adapter_holds_up_no_one_but_itself(answerer, tmp_path):
     c = answerer.decoder.config
     matrices = torch.full((2, c.hidden_size), float("nan")), torch.ones(c.intermediate_size, 2)
     broken = Adapter({"layers.0.mlp.up_proj": matrices}, 1.0)
-    both = replace(answerer, adapters={"broken": broken}, other_files={"broken": tmp_path / "broken.jsonl"})
+    other = AskedSet("broken", QUESTIONS, answerer.prompt_format, SAMPLED, tmp_path / "broken.jsonl")
+    both = replace(answerer, adapters={"broken": broken}, besides=[other])
     assert both.answer(QUESTIONS, SAMPLED, tmp_path / "own.jsonl") == answerer.answer(QUESTIONS, SAMPLED)
     with pytest.raises(ValueError, match=r"7 of 7 answers failed, the first: set:1: .*not a number"):
-        replace(both, adapter="broken", other_files={}).answer(QUESTIONS, SAMPLED, tmp_path / "broken.jsonl")
+        replace(both, adapter="broken", besides=()).answer(QUESTIONS, SAMPLED, tmp_path / "broken.jsonl")
+
+
+def test_what_is_asked_besides_is_answered_as_it_is_alone(answerer, folder, tmp_path):
+    """Other prompts under another template, ended by other tokens, with other sampling, in one batch."""
+    form = open_model(str(folder), "chat:llama", family="plain").prompt_format
+    drawn, path = replace(SAMPLED, seed=4, max_new_tokens=5), tmp_path / "other.jsonl"
+    said = replace(answerer, prompt_format=form).answer(QUESTIONS[2:], drawn)[0].token_ids[1]
+    form = replace(form, eos_ids=form.eos_ids | {said})
+    other = replace(answerer, prompt_format=form)
+    besides = AskedSet(None, QUESTIONS[2:], form, drawn, path)
+    together = replace(answerer, engine=EngineSettings(batch_size=12), besides=[besides])
+    assert together.answer(QUESTIONS, SAMPLED) == answerer.answer(QUESTIONS, SAMPLED)
+    raw = path.read_bytes()
+    assert other.answer(QUESTIONS[2:], drawn, path) == other.answer(QUESTIONS[2:], drawn)
+    assert path.read_bytes() == raw, "all were there"
 
 
 def test_given_answers_are_scored_in_place(answerer):

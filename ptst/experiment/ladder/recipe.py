@@ -87,7 +87,7 @@ def values(name: str, quick: bool = False, model: str = EMBEDDED_MODEL) -> dict[
         "control_templates": () if quick or search else (placebo_file(),),
         "defense": DefenseSettings(data=SAFETY_DATA),
         "train": TrainSettings(full=True, lr=1e-4, subsample=DRAWN),
-        "eval": EvalSettings(limit=PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=200),
+        "eval": EvalSettings(limit=PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=200, dtype="bfloat16"),
     }
 
 
