@@ -253,8 +253,17 @@ def half_width_product(w_OI: Tensor, b_O: Tensor | None = None) -> Product:
 
 def amx_product(w_OI: Tensor, b_O: Tensor | None = None) -> Product:
     """x (T, I) in float32 -> x W^T + b in float32, over a bfloat16 weight, by oneDNN's packed product (AMX): x and
-    the result are rounded to bfloat16, sums are float32."""
+    the result are rounded to bfloat16, sums are float32. oneDNN compiles and keeps a program for every number of rows,
+    so rows are filled up to a multiple of 16, or of an eighth of their number."""
     packed, half_O = torch.ops.mkldnn._reorder_linear_weight(w_OI, None), None if b_O is None else b_O.bfloat16()
     product = torch.ops.mkldnn._linear_pointwise.default
     product = getattr(product, "_op", product)
-    return lambda x_TI: product(x_TI.bfloat16(), packed, half_O, "none", [], "").float()
+
+    def multiply(x_TI: Tensor) -> Tensor:
+        num = len(x_TI)
+        step = max(16, 1 << max(0, num.bit_length() - 4))
+        x_RI = x_TI.new_zeros(-(-num // step) * step, x_TI.shape[1], dtype=torch.bfloat16)
+        x_RI[:num] = x_TI
+        return product(x_RI, packed, half_O, "none", [], "")[:num].float()
+
+    return multiply

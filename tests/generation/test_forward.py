@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from ptst.generation.forward import Forward, half_width_product, join
 from ptst.generation.kv_cache import KVCache
 from ptst.generation.paged_attention import StepAttention
 from ptst.kernels.cpu import use_numba
+from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder
 from tests.tiny import write_tiny_model
 
@@ -53,15 +56,41 @@ def test_the_same_hidden_states(tmp_path, changes, way, monkeypatch):
 
 @pytest.mark.parametrize("fbgemm", [True, False])
 def test_a_16_bit_model_is_computed_in_float32(tmp_path, fbgemm, monkeypatch):
-    folder = write_tiny_model(tmp_path)
-    exact, half = load_decoder(folder, torch.float32), load_decoder(folder, torch.bfloat16)
-    for p, q in zip(exact.parameters(), half.parameters(), strict=True):
-        p.data = q.data.float()  # the rounded weights, in full arithmetic
+    exact, half = rounded_model(write_tiny_model(tmp_path))
+    monkeypatch.setattr(module, "AMX", False)
     if not fbgemm:
         monkeypatch.setattr(module, "FBGEMM", False)
     tokens = list(range(3, 90))
     with torch.inference_mode():
         torch.testing.assert_close(hidden(half, tokens), hidden(exact, tokens), rtol=1e-5, atol=1e-5)
+
+
+def rounded_model(folder: Path) -> tuple[Decoder, Decoder]:
+    """A model with weights of bfloat16, in float32 and in bfloat16."""
+    exact, half = load_decoder(folder, torch.float32), load_decoder(folder, torch.bfloat16)
+    for p, q in zip(exact.parameters(), half.parameters(), strict=True):
+        p.data = q.data.float()
+    return exact, half
+
+
+@pytest.mark.skipif(not module.AMX, reason="needs a CPU with AMX")
+def test_with_matrix_units_inputs_and_results_of_products_are_rounded_and_no_more(tmp_path):
+    """Rows do not see each other, whatever their number is filled up to."""
+    x, w, b = torch.randn(70, 48), torch.randn(24, 48).bfloat16(), torch.randn(24)
+    for bias in (None, b):
+        product = half_width_product(w, bias)
+        half_x, half_b = x.bfloat16().double(), 0 if bias is None else b.bfloat16().double()
+        wanted = half_x @ w.double().t() + half_b
+        for num in (1, 15, 16, 17, 70):
+            found = product(x[:num])
+            assert found.dtype == torch.float32 and found.shape == (num, 24)
+            torch.testing.assert_close(found.double(), wanted[:num], rtol=2**-8, atol=1e-5)
+            assert torch.equal(found, product(x)[:num])
+    exact, half = rounded_model(write_tiny_model(tmp_path))
+    tokens = list(range(3, 90))
+    with torch.inference_mode():
+        ours, wanted = hidden(half, tokens), hidden(exact, tokens)
+    assert 1e-4 < (ours - wanted).norm() / wanted.norm() < 2e-2
 
 
 @pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
@@ -76,14 +105,16 @@ def test_a_16_bit_model_keeps_16_bit_keys_and_values(tmp_path, monkeypatch):
         assert Forward(decoder).cache_dtype == torch.float32
 
 
-def test_a_weight_too_large_for_float16_is_not_cut():
+def test_a_weight_too_large_for_float16_is_not_cut(monkeypatch):
+    monkeypatch.setattr(module, "AMX", False)
     w = torch.randn(8, 16).bfloat16()
     w[3, 4] = 1e5
     x = torch.randn(2, 16)
     torch.testing.assert_close(half_width_product(w)(x), x @ w.float().t())
 
 
-def test_weights_are_packed_once_for_all_engines_and_anew_when_they_have_changed(tmp_path):
+def test_weights_are_packed_once_for_all_engines_and_anew_when_they_have_changed(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "AMX", False)  # for tolerances of float32
     decoder = load_decoder(write_tiny_model(tmp_path), torch.bfloat16)
     x = torch.randn(2, decoder.config.hidden_size)
     first = Forward(decoder)
