@@ -56,12 +56,12 @@ def _trained(of: Material) -> Iterator[str]:
     cells = of.summary["cells"]
     models = list(dict.fromkeys(c["train"] for c in cells if c["train"] != BASE))
     defenses = [d for d in dict.fromkeys(c["defense"] for c in cells) if d != NONE]
-    record = next(iter(of.records.values()), {})
+    record = next(iter(of.records.values()), None) or (mapping(of.study.outcomes.about) if of.study else {})
     settings = mapping(record.get("settings"))
     base = Path(str(record.get("model") or settings.get("model") or "an unknown model")).name
     data = Path(str(settings.get("data"))).name if settings.get("data") else ""
     if of.kind == "eval" and (run := record.get("run")):
-        yield f"{base}, and the run {Path(str(run)).name} that was fine-tuned from it."
+        yield f"{base}, and the run {Path(str(run)).name}, which was fine-tuned from it{_how(of)}."
     elif not models:
         yield f"Nothing was trained: {base} was tested as it is."
     else:
@@ -82,6 +82,17 @@ def _trained(of: Material) -> Iterator[str]:
     asked = [f"{n} prompts of {t}" for t, n in tasks.items()]
     if under:
         yield f"Tested {' and '.join(under)}{': ' + _and(asked) if asked else ''}. Judge: {of.judge}."
+
+
+def _how(of: Material) -> str:
+    """On what an evaluation's run was trained, and under which template, as far as that is known."""
+    trained = [c["train"] for c in of.summary["cells"] if c["train"] != BASE]
+    under = f" under {trained[0]}" if trained and of.finished else ""
+    if not of.runs or not of.runs[0].values:
+        return f"{under}; on which data is not known, since its folder is not there"
+    data, template = of.runs[0].get("settings", "data"), of.runs[0].get("template", "name")
+    on = f" on {Path(str(data)).name}" if data else ""
+    return on + (f" under {template}" if template else under)
 
 
 def _prompts(cell: Cell, task: str) -> int | None:

@@ -26,7 +26,7 @@ from ptst.reporting.write import write_report
 from ptst.text.templates import TEMPLATES
 from tests.audit.test_page import HOSTILE, SHOWN, TEXTS, Page, _colours, _luminance
 from tests.experiment.fake_outcomes import RUNGS, SAFETY, fake
-from tests.reporting.made import SECRET, make_cell, make_evaluation, make_grid, make_run
+from tests.reporting.made import SECRET, make_cell, make_evaluation, make_grid, make_run, write
 
 PAGES, REPORT = Path(ptst.pages.__file__).parent, Path(ptst.reporting.__file__).parent
 TWO = ("chat:vanilla", "chat:llama")
@@ -248,6 +248,17 @@ def test_an_evaluation_has_its_report(tmp_path):
     assert cells["chat:vanilla", "chat:llama"]["text"].strip().startswith("60.0")
     assert "[31, 83]" in cells["chat:vanilla", "chat:llama"]["text"]  # Wilson's, 6 of 10
     assert "our set" in html and SECRET not in html
+    assert "fine-tuned from it under chat:vanilla; on which data is not known" in Page(html).one("header")["text"]
+
+
+def test_an_evaluation_says_what_its_run_was_trained_on(tmp_path):
+    run = tmp_path / "runs" / "first"
+    make_run(run, GridModel("chat:alpaca", 0), settings={"data": "/data/gsm8k.jsonl"})
+    make_evaluation(tmp_path / "eval")
+    record = json.loads((tmp_path / "eval/run.json").read_text())
+    write(tmp_path / "eval/run.json", {**record, "run": str(run)})
+    told = Page(html_of(tmp_path / "eval")).one("header")["text"]
+    assert "the run first, which was fine-tuned from it on gsm8k.jsonl under chat:alpaca." in told
 
 
 @pytest.mark.parametrize("rate", [{"rate": "6"}, {"rate": 60.0}, {"wilson95": [0.1]}, {"wilson95": [{}, 1]}])
@@ -314,6 +325,7 @@ def test_a_study_has_its_ladder_and_its_registered_contrasts(tmp_path):
     assert main.test is not None
     assert f"{100 * main.test.effect:+.1f} points" in found.one("header")["text"]
     assert "registered-contrasts.csv" in html and "not finished" not in html
+    assert "an unknown model" not in html
 
 
 def test_an_unfinished_study_is_shown_by_its_parts(tmp_path):
