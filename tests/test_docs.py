@@ -48,14 +48,16 @@ def name(page: Path) -> str:
 
 
 @cache
-def commands(page: Path) -> list[str]:
-    """Command lines of a page, from indented and fenced blocks and from code spans, without what is before `python`."""
+def commands(page: Path, spans: bool = True) -> list[str]:
+    """Command lines of a page, from indented and fenced blocks and, where asked for, from code spans, without what is
+    before `python`."""
     text = re.sub(r"\\\n\s*", " ", page.read_text(encoding="utf-8"))
     blocks = re.findall(r"^(?:    |\t)(\S.*)$", text, re.M) + re.findall(
         r"^```(?:sh|bash|)\n(.*?)^```", text, re.M | re.S
     )
-    spans = [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
-    lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")] + spans
+    lines = [part for block in blocks for line in block.splitlines() for part in line.split("&&")]
+    if spans:
+        lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
     found = (
         re.search(r"(?:\bpython3? (?:-m )?\S*(?:ptst|pytest|benchmarks|examples).*|^(?:\S*/)?ptst \S.*)", x)
         for x in lines
