@@ -21,8 +21,9 @@ MISSING = -1
 
 
 def to_codes(ratings: Sequence[Sequence[Hashable | None]]) -> tuple[NDArray[np.int64], list[Hashable]]:
-    """Classes (N, J) as numbers, MISSING for None, and the classes that occur, in their order of first occurrence."""
-    classes = list(dict.fromkeys(r for row in ratings for r in row if r is not None))
+    """Classes (N, J) as numbers, MISSING for None, and the classes that occur, by name: intervals do not depend on the
+    order of the answers."""
+    classes = sorted({r for row in ratings for r in row if r is not None}, key=str)
     number = {name: i for i, name in enumerate(classes)} | {None: MISSING}
     return np.array([[number[r] for r in row] for row in ratings], dtype=np.int64), classes
 

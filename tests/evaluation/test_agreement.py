@@ -85,3 +85,13 @@ def test_answers_to_one_request_are_resampled_together():
     assert together[1] - together[0] > 1.5 * (alone[1] - alone[0])
     assert kappa(pairs, [0] * 8).interval is None  # a single request says nothing of others
     assert bootstrap(np.ones((1, 4)), lambda sums: sums.sum(-1)) is None
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_answers():
+    generator = random.Random(1)
+    answers = [("R", "C") if generator.random() < 0.3 else (c := generator.choice("RCI"), c) for _ in range(200)]
+    requests = [i % 40 for i in range(200)]
+    first = kappa(answers, requests)
+    for _ in range(5):
+        order = generator.sample(range(200), 200)
+        assert kappa([answers[i] for i in order], [requests[i] for i in order]).interval == first.interval
