@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -304,7 +305,8 @@ def test_an_unfinished_evaluation_counts_what_was_judged(tmp_path):
 
 
 def test_a_study_has_its_ladder_and_its_registered_contrasts(tmp_path):
-    fake().write(tmp_path / "outcomes.json")
+    outcomes = fake()
+    replace(outcomes, about={**outcomes.about, "model": "the-model"}).write(tmp_path / "outcomes.json")
     content = make_content(read_material(tmp_path), False)
     study = content.material.study
     assert content.material.finished and study is not None and content.ladder is not None
@@ -325,7 +327,7 @@ def test_a_study_has_its_ladder_and_its_registered_contrasts(tmp_path):
     assert main.test is not None
     assert f"{100 * main.test.effect:+.1f} points" in found.one("header")["text"]
     assert "registered-contrasts.csv" in html and "not finished" not in html
-    assert "an unknown model" not in html
+    assert "the-model was fine-tuned under" in html
 
 
 def test_an_unfinished_study_is_shown_by_its_parts(tmp_path):
