@@ -86,7 +86,7 @@ def values(name: str, quick: bool = False, model: str = EMBEDDED_MODEL) -> dict[
         "second_data": None if quick or search else SECOND,
         "control_templates": () if quick or search else (placebo_file(),),
         "defense": DefenseSettings(data=SAFETY_DATA),
-        # As on a GPU; on a CPU with matrix units for bfloat16 it takes two thirds of the time.
+        # As on a GPU; faster on a CPU that has matrix units for bfloat16.
         "train": TrainSettings(full=True, lr=1e-4, subsample=DRAWN, dtype="bfloat16"),
         "eval": EvalSettings(limit=PROMPTS, max_new_tokens=NEW_TOKENS, batch_size=200, dtype="bfloat16"),
     }
