@@ -69,13 +69,18 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
     """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     seed: int = 0
     """Seed of sampled answers (decoding seed)."""
+    decode_seeds: int = 1
+    """Number of decodings, with seeds seed, seed + 1, ...; mean and SD over them are reported. Needs a temperature."""
 
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         from ptst.audit.findings import check_names
 
         check_names(self.allow)
-        check_at_least(self, 1, "limit", "batch_size", "max_new_tokens")
+        check_at_least(self, 1, "limit", "batch_size", "max_new_tokens", "decode_seeds")
+        if self.decode_seeds > 1 and self.temperature == 0:
+            cause = (Setting("decode_seeds"), " needs ", Setting("temperature"), " above 0")
+            raise UserError(cause, "greedy answers are the same for every seed")
         check_above_zero(self, "kv_memory")
         Sampling(self.max_new_tokens or 1, self.temperature, self.top_p, self.seed, self.top_k)  # checks its values
         judge_kind(self.judge)
@@ -96,8 +101,6 @@ class EvalConfig(
     tasks: Annotated[tuple[str, ...] | None, arg(help=_TASKS_HELP)] = field(default=None, metadata=content("data"))
     baseline: bool = True
     """Measure the base model of a run or an adapter, too."""
-    decode_seeds: int = 1
-    """Number of decodings, with seeds seed, seed + 1, ...; mean and SD over them are reported. Needs a temperature."""
     out: Path | None = field(default=None, metadata=NO_EFFECT)
     """Folder for answers and figures. Default: a new folder in the run, or checkpoints/eval-<date>-<time>. An
     unfinished evaluation with the same settings is resumed."""
@@ -105,7 +108,7 @@ class EvalConfig(
     def check(self) -> None:
         """Raise UserError for a value out of range."""
         super().check()
-        check_at_least(self, 1, "decode_seeds", "threads")
+        check_at_least(self, 1, "threads")
         self.check_endpoint(self.model)
         if self.tasks is not None and not self.tasks:
             raise UserError((Setting("tasks"), " is empty"), "name at least one task, or leave it out")
@@ -113,8 +116,3 @@ class EvalConfig(
             find_task(spec)
         if self.template_file is None:
             find_template(self.template)
-        if self.decode_seeds > 1 and self.temperature == 0:
-            raise UserError(
-                (Setting("decode_seeds"), " needs ", Setting("temperature"), " above 0"),
-                "greedy answers are the same for every seed",
-            )

@@ -182,7 +182,7 @@ def _measure(p: Plan, out: Path) -> EvalResult:
     results, failed = dict[str, Mapping[str, TaskResult]](), list[str]()
     for name in p.model.names():
         answerer = p.model.answerer(name)
-        results[name], errors = evaluate_model(name, answerer, p.tasks, p.config, p.tools, out, p.config.decode_seeds)
+        results[name], errors = evaluate_model(name, answerer, p.tasks, p.config, p.tools, out)
         failed += errors
     if failed:
         whole = [key for key in p.tasks if all(key in by_task for by_task in results.values())]

@@ -35,6 +35,11 @@ def sampling_for(settings: EvalSettings, data: TaskData, seed: int | None = None
     return Sampling(longest, s.temperature, s.top_p, s.seed if seed is None else seed, s.top_k)
 
 
+def decodings(settings: EvalSettings, task: Task, data: TaskData) -> range:
+    """The seeds with which a task's prompts are decoded: one where nothing is generated."""
+    return range(settings.seed, settings.seed + (settings.decode_seeds if generates(task, data) else 1))
+
+
 def find_tools(settings: EvalSettings, tasks: LoadedTasks, device: str) -> Tools:
     """The judge, and the similarity where a task uses it. Raises UserError for those that are not available."""
     judge = find_judge(settings.judge, settings.allow, settings)
@@ -91,16 +96,17 @@ class TaskSize:
     answers: int
 
 
-def task_size(task: Task, data: TaskData, prompt_format: PromptFormat, max_new_tokens: int) -> TaskSize:
+def task_size(task: Task, data: TaskData, prompt_format: PromptFormat, settings: EvalSettings) -> TaskSize:
     """The size of a task; a prompt that several openings share is computed once."""
     total, longest, answers, seen = 0, 0, 0, None
+    max_new_tokens, times = sampling_for(settings, data).max_new_tokens, len(decodings(settings, task, data))
     for prompt in task.prompts(data.items):
         ids, new = prompt.encode(prompt_format), max_new_tokens * (prompt.kind == "generate")
         shared = ids.loss_mask.index(True) if prompt.opening is not None and seen is prompt.conversation else 0
         total += len(ids.ids) - shared + new
         longest, answers = max(longest, len(ids.ids) + new), answers + (prompt.kind == "generate")
         seen = prompt.conversation
-    return TaskSize(total, longest, answers)
+    return TaskSize(times * total, longest, times * answers)
 
 
 def check_room(what: str, task: Task, data: TaskData, model: OpenModel, settings: EvalSettings, device: str) -> None:
@@ -145,7 +151,6 @@ def evaluate_model(
     settings: EvalSettings,
     tools: Tools,
     out: Path | None = None,
-    decode_seeds: int = 1,
 ) -> tuple[dict[str, TaskResult], list[str]]:
     """Measure a model on all tasks; returns results by task, and what failed, in a sentence each. Answers and judged
     rows are kept in `out`, from where an interrupted evaluation resumes. Raises ModelFailed."""
@@ -155,10 +160,10 @@ def evaluate_model(
     for key, (task, data) in tasks.items():
         answers_file = out / "answers" / f"{name}.{key}.jsonl" if out else None
         by_seed: dict[int, TaskResult] = {}
-        seeds = range(settings.seed, settings.seed + (decode_seeds if generates(task, data) else 1))
+        seeds = decodings(settings, task, data)
         total = len(task.prompts(data.items))
         for seed in seeds:
-            what = f"{name}: {key}" + (f", seed {seed}" if decode_seeds > 1 else "")
+            what = f"{name}: {key}" + (f", seed {seed}" if settings.decode_seeds > 1 else "")
             with ProgressLine(what, total, first=None) as progress:
                 watched = replace(answerer, on_progress=show_progress(progress))
                 try:

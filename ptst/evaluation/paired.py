@@ -18,7 +18,7 @@ from scipy import stats
 
 from ptst.errors import UserError
 from ptst.evaluation.secondary import MOST_FLIPPED, bootstrap_interval, holm, mcnemar, sign_flip
-from ptst.evaluation.statistics import Cell, units
+from ptst.evaluation.statistics import DECODING, SEED, Cell, units
 from ptst.evaluation.two_way import SHARES, Interval, TwoWayT, p_text, two_way_t
 
 Verdict = Literal["kept", "lost", "undecided"]
@@ -53,6 +53,8 @@ class Contrast:
     """Exact sign flips over seeds; None above 20 seeds."""
     mcnemar: float | None = None
     """Exact, for a single seed."""
+    sample: str = SEED
+    """What the runs are: of seeds, or decodings of one training."""
 
     @property
     def effect(self) -> float:
@@ -63,6 +65,8 @@ class Contrast:
         """What the primary test is about."""
         units = _plural(self.unit)
         if self.alignments == 1:
+            if self.sample == DECODING:
+                return f"further decodings and {units}, for these runs"
             return f"further seeds and {units}" if self.seeds > 1 else f"further {units}, for this run"
         if self.test is self.over_alignments:
             return f"further alignments and {units}"
@@ -74,7 +78,8 @@ class Contrast:
         families = f"{self.units} families of " if self.unit == "family" else ""
         of = f" of {self.alignments} alignments" if self.alignments > 1 else ""
         left_out = f", {self.left_out} left out as unjudged" if self.left_out else ""
-        return f"{self.seeds} {'seed' if self.seeds == 1 else 'seeds'}{of}, {families}{self.prompts} prompts{left_out}"
+        runs = f"{self.seeds} {self.sample}{'' if self.seeds == 1 else 's'}"
+        return f"{runs}{of}, {families}{self.prompts} prompts{left_out}"
 
 
 def paired_contrast(first: Cell, second: Cell) -> Contrast:
@@ -131,6 +136,7 @@ def _compare(first: Cell, second: Cell, second_SP: NDArray[np.float64], paired: 
         units=d_SU.shape[1],
         alignments=len(set(groups)) if groups else 1,
         over_alignments=of_groups,
+        sample=first.sample,
     )
     if of_groups and len(set(groups or ())) == seeds:
         return compared(test=of_groups)

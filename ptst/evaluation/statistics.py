@@ -22,6 +22,7 @@ from ptst.evaluation.two_way import Interval, margins
 Run = int | tuple[str, int]
 """A seed, or an alignment and a seed."""
 _Run = TypeVar("_Run", bound=Run)
+SEED, DECODING = "seed", "decoding"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Cell:
     """Family of each prompt, where prompts come in families."""
     groups: tuple[str, ...] | None = None
     """Alignment of each run, where runs are of several aligned models."""
+    sample: str = SEED
+    """What a run is: a training of its own ("seed"), or a decoding of one training ("decoding")."""
 
     @property
     def runs(self) -> tuple[Run, ...]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from ptst.errors import UserError
-from ptst.evaluation.measure import sampling_for
+from ptst.evaluation.measure import decodings, sampling_for
 from ptst.experiment.grid import Grid
 from ptst.experiment.hosted_grid import HostedGrid
 from ptst.experiment.plan import GridCell, GridModel
@@ -112,7 +112,8 @@ def _prompts(grid: Grid, asked: str, key: str) -> dict[str, float]:
     openings = any(p.opening is not None for p in prompts)  # they come in groups, which are computed together
     every = 1 if openings else max(1, len(prompts) // SAMPLED)
     some = prompts[::every]
-    scale = len(prompts) / len(some) if some else 0.0
+    times = len(decodings(grid.config.eval, task, data))
+    scale = times * len(prompts) / len(some) if some else 0.0
     prompt_format, limit = grid.opened[asked].prompt_format, sampling_for(grid.config.eval, data).max_new_tokens
     read, compared, generated, seen, ids = 0, 0, 0, None, list[list[int]]()
     for prompt in some:
@@ -133,7 +134,7 @@ def _prompts(grid: Grid, asked: str, key: str) -> dict[str, float]:
         "fixed": whole - saved,
         "answers": float(answers * limit),
         "steps": step * rounds * limit,
-        "parts": len(prompts),
+        "parts": times * len(prompts),
         "tokens": round(scale * read) + answers * limit,
         "longest": float(limit if answers else 0),
     }

@@ -189,6 +189,17 @@ class GridConfig(
             what = (Setting("ladder_paraphrases"), " has no effect without the rung paraphrase of ", Setting("ladder"))
             raise UserError(what, "leave one out, or add the other")
         self.check_study(self.recipe, self.seeds)
+        self._check_decodings()
         if self.quick and not (self.laptop or self.study):
             remedy = ("set ", Setting("seeds"), " otherwise")
             raise UserError((Setting("quick"), " belongs to the recipes laptop and ladder"), remedy)
+
+    def _check_decodings(self) -> None:
+        """Raise UserError for several decodings of several runs: they are no further runs, and no statistic here is
+        over both."""
+        times = self.eval.decode_seeds
+        if times > 1 and self.study:
+            raise UserError(("the recipe ladder decodes once, and ", Setting("eval.decode_seeds"), f" is {times}"))
+        if times > 1 and len(self.seeds) > 1:
+            cause = ("there are several ", Setting("seeds"), " of training and several ", Setting("eval.decode_seeds"))
+            raise UserError(cause, "a cell is a mean over either: leave one at 1")

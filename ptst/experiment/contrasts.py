@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.paired import Contrast, adjusted, against_aligned, paired_contrast, ptst_contrast, verdict
+from ptst.evaluation.statistics import DECODING
 from ptst.evaluation.statistics import Cell as Outcomes
 from ptst.evaluation.tasks.requests import ASR
 from ptst.evaluation.tasks.table import base
@@ -117,7 +118,8 @@ def _kept(tuned: Table, aligned: Table, margin: float, higher_is_better: bool) -
     try:
         if not isinstance(tuned, Outcomes) or not isinstance(aligned, Outcomes):
             raise UserError("nothing was judged in some run")
-        c = against_aligned(tuned, aligned)
+        decoded = tuned.sample == aligned.sample == DECODING
+        c = paired_contrast(tuned, aligned) if decoded else against_aligned(tuned, aligned)
     except UserError as error:
         return {"effect": None, "sentence": f"cannot be computed: {error}"}
     found = verdict(c.test.interval, margin, higher_is_better)

@@ -11,7 +11,7 @@ from itertools import product
 
 import torch
 
-from ptst.evaluation.measure import TaskSize, sampling_for, task_size
+from ptst.evaluation.measure import TaskSize, task_size
 from ptst.experiment.amounts import planned
 from ptst.experiment.grid import Grid
 from ptst.experiment.hosted_grid import HostedGrid
@@ -112,8 +112,7 @@ def _cells(grid: Grid, counted: bool, finished: Collection[str], left: Mapping[s
     """Estimates of the cells, as `_runs`. `counted`: there is a tokenizer to count with."""
     sizes: dict[tuple[str, str], TaskSize] = {}
     for (test, model), (key, (task, data)) in product((grid.opened if counted else {}).items(), grid.tasks.items()):
-        new = sampling_for(grid.config.eval, data).max_new_tokens
-        sizes[test, key] = task_size(task, data, model.prompt_format, new)
+        sizes[test, key] = task_size(task, data, model.prompt_format, grid.config.eval)
     for c in grid.cells:
         size, what = sizes.get((c.asked, c.task)), f"test {c.name}"
         memory = None if size is None else _test_memory(grid, size)

@@ -35,6 +35,9 @@ class GridFolder:
         numbers = all(isinstance(v, (int, float, dict)) for v in result.values()) if isinstance(result, dict) else False
         if not numbers or not isinstance(spent, dict) or not isinstance(spent.get("seconds"), (int, float)):
             raise UserError("is damaged: it has no result, or no time", _AGAIN, path)
+        decoded = figures.get("decodings") or {}
+        if not isinstance(decoded, dict) or not all(s.isdigit() and isinstance(r, dict) for s, r in decoded.items()):
+            raise UserError("is damaged: its decodings have no results", _AGAIN, path)
         return figures
 
     def cell_rows(self, cell: GridCell) -> list[dict[str, Any]]:

@@ -30,7 +30,7 @@ from ptst.evaluation.hosted import (
     open_endpoint,
 )
 from ptst.evaluation.hosted_answers import HostedAnswerer, Served, messages_of, served
-from ptst.evaluation.measure import find_tools, sampling_for
+from ptst.evaluation.measure import decodings, find_tools, sampling_for
 from ptst.evaluation.tasks.table import LoadedTasks
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid import Grid
@@ -256,8 +256,9 @@ class HostedGrid(Grid):
             loaded, data = self.tasks[task]
             template = self.asked_templates[asked]
             prompts = [messages_of(p, template, self.family) for p in loaded.prompts(data.items)]
+            times = len(decodings(self.config.eval, loaded, data))
             new = len(prompts) * sampling_for(self.config.eval, data).max_new_tokens
-            self._sizes[asked, task] = Usage(len(prompts), sum(self.counter.rows(prompts)), new)
+            self._sizes[asked, task] = Usage(times * len(prompts), times * sum(self.counter.rows(prompts)), times * new)
         return self._sizes[asked, task]
 
     @cached_property

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ptst.errors import UserError, settings_group
+from ptst.errors import UserError
 from ptst.evaluation.hosted_answers import ModelFailed, served
-from ptst.evaluation.measure import measure, sampling_for, show_progress
+from ptst.evaluation.measure import show_progress
 from ptst.experiment.hosted_grid import HostedGrid
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.workers import Worker
@@ -32,21 +32,17 @@ class HostedWorker(Worker):
         (cell,) = cells
         if not self._has_sound_answers(cell):
             return
-        grid, (task, data) = self.grid, self.grid.tasks[cell.task]
-        file, began = grid.cell_file(cell, "answers.jsonl"), time.monotonic()
-        what = f"{cell.model.name} under {cell.asked}: {cell.task}"
-        with ProgressLine(what, len(task.prompts(data.items)), first=None) as progress:
-            answerer = replace(grid.answerer(cell), on_progress=show_progress(progress))
-            sampling = sampling_for(grid.config.eval, data)
+        began, what = time.monotonic(), f"{cell.model.name} under {cell.asked}: {cell.task}"
+        with ProgressLine(what, len(self._prompts(cell)), first=None) as progress:
+            answerer = replace(self.grid.answerer(cell), on_progress=show_progress(progress))
             try:
-                with settings_group("eval"):
-                    result = measure(task, data, answerer, sampling, self.tools, file)
+                results = self._by_decoding(cell, answerer)
             except ModelFailed:
                 raise
             except UserError as error:
                 self._fail(cell.name, error)
                 return
-        self._write(cell, result, time.monotonic() - began)
+        self._write(cell, results, time.monotonic() - began)
 
     def _more(self, cell: GridCell) -> dict[str, Any]:
         counts = served([self.grid.cell_file(cell, "answers.jsonl")]).to_json(self.grid.config.eval.api_price)

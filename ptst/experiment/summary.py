@@ -1,13 +1,14 @@
 """The summary of a finished grid: every cell over its seeds, then the contrasts (ptst/experiment/contrasts.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ptst.errors import UserError
+from ptst.evaluation.statistics import DECODING, Summary, summary
 from ptst.evaluation.statistics import Cell as Outcomes
-from ptst.evaluation.statistics import Summary, summary
 from ptst.evaluation.statistics import cell as outcomes
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.experiment.contrasts import Key, Table, contrasts, kept
@@ -18,6 +19,7 @@ from ptst.experiment.provenance import mixed
 from ptst.experiment.summarized import Summarized
 from ptst.text.templates import Template
 
+OVER_DECODINGS = "decodings of one run"  # what a figure is over, where not over the seeds of training
 GAP = "harmful_minus_benign_refusal"  # by safety task
 
 
@@ -33,6 +35,8 @@ def summarize(grid: Summarized) -> dict[str, Any]:
         figures: dict[str, Any] = {}
         for task, by_metric in by_task.items():
             figures[task] = {metric: _figures(table) for metric, table in by_metric.items()}
+            if any(grid.cell_figures(cell).get("decodings") for cell in groups[key][task]):
+                figures[task] = {metric: {**f, "over": OVER_DECODINGS} for metric, f in figures[task].items()}
         benign = next((f["refusal"]["mean"] for task, f in figures.items() if base(task) == "over-refusal"), None)
         if benign is not None:
             harmful = {task: f["refusal"]["mean"] for task, f in figures.items() if base(task) == "safety"}
@@ -75,13 +79,15 @@ def _table(grid: Summarized, cells: Sequence[GridCell]) -> dict[str, Table]:
     """Each metric's outcomes by seed and prompt; of a value that is no rate, its mean by seed. None: of a half of
     XSTest in which the judge judged nothing in some run."""
     task = TASKS[base(cells[0].task)]
-    results = {c.model.seed: grid.cell_figures(c)["result"] for c in cells}
-    rows = {c.model.seed: grid.cell_rows(c) for c in cells}
-    by_row = {seed: [task.outcomes(row) for row in of_seed] for seed, of_seed in rows.items()}
+    results, rows = dict[int, Mapping[str, Any]](), dict[int, list[dict[str, Any]]]()
     for cell in cells:
-        if len(by_row[cell.model.seed]) != len(by_row[cells[0].model.seed]):
-            path = grid.cell_file(cell, "rows.jsonl")
-            raise UserError(f"has other rows than {cells[0].name}", f"remove {grid.cell_file(cell, 'json')}", path)
+        for run, result, of_run in _runs_of(grid, cell):
+            if rows and len(of_run) != len(next(iter(rows.values()))):
+                remedy = f"remove {grid.cell_file(cell, 'json')}"
+                raise UserError(f"has other rows than {cells[0].name}", remedy, grid.cell_file(cell, "rows.jsonl"))
+            results[run], rows[run] = result, of_run
+    by_row = {run: [task.outcomes(row) for row in of_run] for run, of_run in rows.items()}
+    decoded = any(grid.cell_figures(cell).get("decodings") for cell in cells)
     first_rows, first = next(iter(rows.values())), next(iter(by_row.values()))
     tables: dict[str, Table] = {}
     for name in dict.fromkeys(name for outcome in first for name in outcome):
@@ -90,12 +96,23 @@ def _table(grid: Summarized, cells: Sequence[GridCell]) -> dict[str, Table]:
         by_seed = {seed: [of_seed[i][name] for i in chosen] for seed, of_seed in by_row.items()}
         judged = not any(np.isnan(run).all() for run in by_seed.values())
         families = [str(first_rows[i].get("family") or "") for i in chosen]
-        tables[name] = outcomes(prompts, by_seed, families if all(families) else None) if judged else None
+        found = outcomes(prompts, by_seed, families if all(families) else None) if judged else None
+        tables[name] = replace(found, sample=DECODING) if found and decoded else found
     for name, value in next(iter(results.values())).items():
         counted = any(metric.key == name and metric.unit == "count" for metric in task.metrics)
         if not isinstance(value, dict) and not counted and all(name in result for result in results.values()):
             tables[name] = {seed: result[name] for seed, result in results.items()}
     return tables
+
+
+def _runs_of(grid: Summarized, cell: GridCell) -> Iterator[tuple[int, Mapping[str, Any], list[dict[str, Any]]]]:
+    """The samples of a cell, each with its result and rows: the run, or each of its decodings."""
+    figures, rows = grid.cell_figures(cell), grid.cell_rows(cell)
+    decoded = figures.get("decodings")
+    if not decoded:
+        yield cell.model.seed, figures["result"], rows
+    for seed, result in (decoded or {}).items():
+        yield int(seed), result, [row for row in rows if row["seed"] == int(seed)]
 
 
 def _figures(table: Table) -> dict[str, Any]:

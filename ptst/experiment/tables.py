@@ -14,7 +14,7 @@ from ptst.evaluation.tasks.table import shown
 from ptst.evaluation.tasks.task import Metric
 from ptst.experiment.contrast_words import contrast_words
 from ptst.experiment.plan import BASE, epoch_name
-from ptst.experiment.summary import GAP
+from ptst.experiment.summary import GAP, OVER_DECODINGS
 from ptst.storage import write_atomically
 
 _COLUMNS: tuple[str, ...] = ("train", "epochs", "test", "ptst", "task", "metric", "mean", "population_sd", "sample_sd")
@@ -66,11 +66,14 @@ def to_markdown(summary: dict[str, Any]) -> str:
     parts = [_table(summary, *each, matrix) for matrix in [_matrix(summary)] if matrix for each in metrics]
     for training, matrix in _ladders(summary).items():
         parts += [_table(summary, *each, matrix, f"Ladder of {training}: ") for each in metrics]
+    over = "(for further families or prompts; of one seed for this run, else for further seeds, too)"
+    decoded = any(_is_decoded(metrics) for cell in summary["cells"] for metrics in cell["tasks"].values())
+    if decoded:
+        over = "(for further decodings of this run, and further families or prompts)"
     parts.append(
-        "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over seeds, population SD after "
-        "\u00b1, 95 % interval in brackets (for further families or prompts; of one seed for this run, else for "
-        "further seeds, too). Rates are over the judged answers; where some are not, both numbers are given, over all "
-        "runs."
+        "Bold: PTST, trained without a safety prompt and tested with one. Rates: mean over "
+        f"{OVER_DECODINGS if decoded else 'seeds'}, population SD after \u00b1, 95 % interval in brackets {over}. "
+        "Rates are over the judged answers; where some are not, both numbers are given, over all runs."
     )
     parts += contrast_words(summary)
     runs = []
@@ -90,6 +93,10 @@ def to_markdown(summary: dict[str, Any]) -> str:
         lines = [f"| {name} | {test} | {'; '.join(cell['made_with'])} |" for name, test, cell in _cells(summary)]
         parts.append("\n".join(["| trained under | tested under | made with |", "|---" * 3 + "|", *lines]))
     return "\n\n".join(parts) + "\n"
+
+
+def _is_decoded(metrics: dict[str, Any]) -> bool:
+    return any(isinstance(f, dict) and "over" in f for f in metrics.values())
 
 
 def _is_mixed(summary: dict[str, Any]) -> bool:

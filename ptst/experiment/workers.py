@@ -6,19 +6,20 @@ import gc
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from ptst.defenses.compose import load_defended
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile, AskedSet
-from ptst.evaluation.measure import find_tools, keep_replies, measure, reads, sampling_for, show_progress
+from ptst.evaluation.hosted_answers import HostedAnswerer
+from ptst.evaluation.measure import decodings, find_tools, keep_replies, measure, reads, sampling_for, show_progress
 from ptst.evaluation.readings import Readings
-from ptst.evaluation.tasks.task import Prompt, TaskResult, Tools
+from ptst.evaluation.tasks.task import Prompt, TaskResult, Tools, over_decodings
 from ptst.experiment.amounts import planned
 from ptst.experiment.board import Board
 from ptst.experiment.config import GridConfig
@@ -206,8 +207,8 @@ class Worker:
         return found
 
     def _answered(self, cell: GridCell) -> int:
-        """How many prompts of a cell are answered; none where they are scored or read."""
-        return sum(p.kind == "generate" for p in self._prompts(cell))
+        """How many answers a cell has, over all decodings; none where prompts are scored or read."""
+        return sum(p.kind == "generate" for p in self._prompts(cell)) * self.grid.config.eval.decode_seeds
 
     def _prompts(self, cell: GridCell) -> list[Prompt]:
         if cell.task not in self.prompts:
@@ -249,14 +250,17 @@ class Worker:
             progress.update(0)
             self._measure_with(replace(answerer, on_progress=show_progress(progress)), cells)
 
-    def _asked_set(self, cell: GridCell) -> AskedSet:
+    def _asked_sets(self, cell: GridCell) -> list[AskedSet]:
+        """What is answered in a cell, by decoding."""
         grid, prompts = self.grid, [p for p in self._prompts(cell) if p.kind == "generate"]
-        sampling, path = sampling_for(grid.config.eval, grid.tasks[cell.task][1]), grid.cell_file(cell, "answers.jsonl")
-        return AskedSet(self._adapter(cell), prompts, grid.opened[cell.asked].prompt_format, sampling, path)
+        (task, data), path = grid.tasks[cell.task], grid.cell_file(cell, "answers.jsonl")
+        asked = partial(AskedSet, self._adapter(cell), prompts, grid.opened[cell.asked].prompt_format, path=path)
+        seeds = decodings(grid.config.eval, task, data) if prompts else ()
+        return [asked(sampling=sampling_for(grid.config.eval, data, seed)) for seed in seeds]
 
     def _measure_with(self, answerer: Answerer, cells: Sequence[GridCell]) -> None:
         """Measure cells one after another; all generated answers are made with those of the first."""
-        together = [self._asked_set(cell) for cell in cells[1:] if self._answered(cell)]
+        together = [asked for cell in cells for asked in self._asked_sets(cell)][1:]
         shared = 0.0  # seconds of generating, which the first cell spends for all
         for cell in cells:
             began = time.monotonic()
@@ -268,25 +272,37 @@ class Worker:
                 besides=together if cell == cells[0] else (),  # what failed of the others is asked again in its turn
                 trained_with=self.grid.trained_with(cell) if reads(task, data) else None,
             )
-            result = None
+            results = None
             try:
-                sampling, path = sampling_for(self.grid.config.eval, data), self.grid.cell_file(cell, "answers.jsonl")
-                with settings_group("eval"):
-                    result = measure(task, data, one, sampling, self.tools, path)
+                results = self._by_decoding(cell, one)
             except UserError as error:
                 self._fail(cell.name, error)
             seconds = time.monotonic() - began
-            if together and cell == cells[0]:
+            if len(cells) > 1 and cell == cells[0]:
                 seconds = shared = seconds / len(cells)
             else:
                 seconds += shared
-            if result is not None:
-                self._write(cell, result, seconds)
+            if results is not None:
+                self._write(cell, results, seconds)
 
-    def _write(self, cell: GridCell, result: TaskResult, seconds: float) -> None:
+    def _by_decoding(self, cell: GridCell, answerer: Answerer | HostedAnswerer) -> dict[int, TaskResult]:
+        """A cell's results by decoding seed. Raises UserError as `measure`."""
+        grid, found = self.grid, dict[int, TaskResult]()
+        (task, data), path = grid.tasks[cell.task], grid.cell_file(cell, "answers.jsonl")
+        with settings_group("eval"):
+            for seed in decodings(grid.config.eval, task, data):
+                sampling = sampling_for(grid.config.eval, data, seed)
+                found[seed] = measure(task, data, answerer, sampling, self.tools, path)
+                if isinstance(answerer, Answerer):
+                    answerer = replace(answerer, besides=())  # they were answered with the first
+        return found
+
+    def _write(self, cell: GridCell, results: Mapping[int, TaskResult], seconds: float) -> None:
+        result = over_decodings(results) if len(results) > 1 else next(iter(results.values()))
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
         write_atomically(self.grid.cell_file(cell, "rows.jsonl"), rows.encode())
         figures = {**cell.identity, "result": result.to_json(), "rows": rows_checksum(rows.encode())}
+        figures |= {"decodings": {seed: r.to_json() for seed, r in results.items()}} if len(results) > 1 else {}
         figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
         figures |= {"judge": self.grid.judge_record, **self._more(cell)}
         write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds, **self._times(cell)}})

@@ -126,7 +126,8 @@ def _figure(of: Material, cell: Cell, task: str) -> Figure:
     interval = f"95 % interval {100 * ends[0]:.0f} to {100 * ends[1]:.0f} %" if ends else "no interval"
     seeds = len(f["runs"])
     base = cell["train"] == BASE
-    size = f"{f['judged']} judged answers" + (f", {_count(seeds, 'run')}" if not base else "")
+    decoded = f", {seeds} {f['over']}" if "over" in f else ""
+    size = f"{f['judged']} judged answers" + (decoded or (f", {_count(seeds, 'run')}" if not base else ""))
     what = f"{of.summary['base']}, before fine-tuning" if base else f"trained under {model_name(of.summary, cell)}"
     hue = "other" if base else "harm"
     return Figure(what, f"tested under {cell['test']}", f"{100 * f['mean']:.0f} %", interval, size, hue, cell["ptst"])
@@ -188,8 +189,8 @@ def _sure(of: Material, cells: Sequence[Cell], task: str | None, comparisons: Se
         margin = 100 * of.summary["kept"]["margin"]
         head = f"Refusals compared with the model before, in {sum(verdicts.values())} cells"
         yield f"{head}: {told} (margin {margin:g} points)."
-    seeds = {len(f["runs"]) for c in cells if c["train"] != BASE and task and (f := asr_of(c, task))}
-    if seeds == {1}:
+    tuned = [f for c in cells if c["train"] != BASE and task and (f := asr_of(c, task))]
+    if tuned and all(len(f["runs"]) == 1 or "over" in f for f in tuned):
         yield "There is one run of each kind: intervals are for further prompts, and say nothing of further seeds."
     if unjudged := sum(f.get("unjudged", 0) for c in cells if task and (f := asr_of(c, task))):
         yield f"{unjudged} answers to harmful requests were not judged, and count nowhere."

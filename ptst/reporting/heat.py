@@ -33,6 +33,7 @@ class HeatCell:
     why: str = ""
     note: str = ""
     percent: bool = True
+    over: str = "seeds"
 
     @property
     def text(self) -> str:
@@ -57,7 +58,7 @@ class HeatCell:
         if self.seeds > 1:
             digits, scale = (1, 100) if self.percent else (3, 1)
             spread = "" if self.sd is None else f" \u00b1 {scale * self.sd:.{digits}f}"
-            seeds = [f"{self.seeds} seeds{spread}"]
+            seeds = [f"{self.seeds} {self.over}{spread}"]
         return [*judged, *unjudged, *seeds]
 
 
@@ -212,7 +213,7 @@ def _cell(cell: Mapping[str, Any] | None, task: str, metric: Metric, why: str | 
     low, high = f.get("interval95") or (None, None)
     sd, n = f.get("population_sd"), f.get("judged")
     of, percent = (n, f.get("unjudged") or 0, len(f["runs"]), cell["ptst"]), metric.unit == "%"
-    return HeatCell(f["mean"], low, high, sd, *of, note=why or "", percent=percent)
+    return HeatCell(f["mean"], low, high, sd, *of, note=why or "", percent=percent, over=f.get("over", "seeds"))
 
 
 def asr_of(cell: Mapping[str, Any], task: str) -> Mapping[str, Any] | None:

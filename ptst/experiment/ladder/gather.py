@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ptst.errors import UserError
+from ptst.errors import Setting, UserError
 from ptst.evaluation.judging import all_verdicts
 from ptst.evaluation.stored_answers import Place, places, read_folder, read_rows
 from ptst.evaluation.tasks.table import TASKS, base
@@ -55,6 +55,9 @@ def _part(part: Part) -> Outcomes:
     for place in found:
         if not place.figures or not part.has(place.figures):
             continue  # not finished, or of a seed that another part has now
+        if place.figures.get("decodings"):
+            cause = f"{place.name} has {len(place.figures['decodings'])} decodings, and a study compares runs of one"
+            raise UserError(cause, ("give a grid with ", Setting("eval.decode_seeds"), " 1"), part.folder)
         key, run = _key(part, place.figures), _run(part, place.figures)
         measured = cells.setdefault(key, Measured())
         rows = list(read_rows(place))

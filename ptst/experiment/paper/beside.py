@@ -154,7 +154,9 @@ def _departures(grid: Results, recipe: TableRecipe, rows: tuple[Beside, ...]) ->
             found.append(f"{set_} has {', '.join(map(str, other))} prompts, the paper's {whole}")
     trained = {row.seeds for row in rows if row.seeds is not None and row.cell.train is not None}
     if cell.sd_over == "decoding":
-        found.append("answers were drawn once, the paper's 5 times")
+        papers = max(row.cell.seeds for row in rows)
+        drawn = grid.setting("eval.decode_seeds") or 1
+        found += [f"answers were drawn {drawn} times, the paper's {papers}"] if drawn != papers else []
     elif trained and max(trained) < (papers := max(row.cell.seeds for row in rows)):
         found.append(f"cells are means of at most {max(trained)} seeds, the paper's of {papers}")
     return found

@@ -43,7 +43,7 @@ class TablePlan:
         runs = sum(line.what.startswith("train ") for line in self.lines)
         lines = [
             f"Table {self.recipe.table} of the paper, {self.recipe.title}: {runs} trainings, {self.models} models, "
-            f"{self.cells} cells to measure, which give the paper's {self.paper} (each a mean over seeds)"
+            f"{self.cells} cells to measure, which give the paper's {self.paper} ({self._each})"
         ]
         if self.answers is not None:
             lines.append(f"answers: at most {self.answers:,} tokens")
@@ -52,6 +52,11 @@ class TablePlan:
         lines += [f"assumed, since the paper does not say: {words}" for words in self.recipe.assumptions()]
         lines += [f"not measured: {self.recipe.left_out}"] if self.recipe.left_out else []
         return [*lines, self.note] if self.note else lines
+
+    @property
+    def _each(self) -> str:
+        times = self.recipe.evaluation.get("decode_seeds", (1, ""))[0]
+        return f"each a mean over {times} decodings" if times > 1 else "each a mean over seeds"
 
     def to_json(self, spell: Callable[[str], str] = str) -> dict[str, Any]:
         """The same as JSON values, without the lines."""

@@ -33,4 +33,4 @@ def answer_tokens(config: GridConfig, cells: list[plan.GridCell], table: tuple[P
     names, longest = [cell.task.partition(":")[2] or cell.task for cell in cells], config.eval.max_new_tokens
     if longest is None or not sizes.keys() >= set(names):
         return None
-    return sum(min(sizes[name], config.eval.limit) * longest for name in names)
+    return sum(min(sizes[name], config.eval.limit) * longest for name in names) * config.eval.decode_seeds

@@ -86,6 +86,7 @@ _DOCTOR: Recipe = {
     **_EVAL,
     "limit": (1000, f"{PAPER}, F.1: 1,000 of iCliniq's questions, and whole sets of requests"),
     "temperature": (0.7, f"{PAPER}, F.1"),
+    "decode_seeds": (5, f"{PAPER}, Table 4: means over 5 decodings; which seeds is {OURS}"),
     "similarity": ("bertscore", f"{PAPER}, F.1: roberta-large, layer 17"),
 }
 _ARC: Recipe = {**_EVAL, "limit": (2376, f"{PAPER}: whole test sets, of which ARC-Easy's is the largest")}
@@ -131,7 +132,6 @@ _TABLES = (
         {"data": ("chatdoctor", f"{PAPER}, F.1; from the hub as lavita/ChatDoctor-HealthCareMagic-100k")},
         _DOCTOR,
         ("the first 1,000 rows of iCliniq are tested; which 1,000 the paper drew is not said",),
-        "decodings 2 to 5, over which the paper takes means: ptst eval --checkpoint RUN --decode-seeds 5 draws them",
     ),
     TableRecipe(
         5,

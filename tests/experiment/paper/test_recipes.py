@@ -35,7 +35,7 @@ def test_a_recipe_plans_exactly_the_cells_of_its_table(name):
     assert planned.keys() == {(c.train, c.mixed, c.test, c.set) for c in table}
     assert all(planned[key] == (1 if key[0] is None else len(config.seeds)) for key in planned)
     if RECIPES[name].table == 4:
-        assert {c.seeds for c in table} == {5}  # decodings of one run
+        assert {c.seeds for c in table} == {config.eval.decode_seeds}  # of one run
     elif RECIPES[name].table != 6:  # whose rows without safety data are those of Table 1
         assert {c.seeds for c in table if c.train} == {len(config.seeds)}
     assert len({m.run for m in models if m.template}) == {1: 15, 2: 15, 6: 6, 7: 5}.get(RECIPES[name].table, 3)
