@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic
 
+from ptst import energy
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import Fingerprint
 from ptst.records import CHECKPOINTS, ERROR, FILE, Record, RunRecord, command_of, find_record, plain, recorded
@@ -153,14 +154,15 @@ class Run(Generic[Record]):
     before: Record | None = None  # of the process that began what is resumed
     shared: bool = False
     began: float = field(default_factory=time.monotonic)
+    joules: energy.Joules = field(default_factory=energy.joules)
 
     def finish(self, result: dict[str, Any] | None = None, **changes: Any) -> Record:
         """Write the finished record, after everything else in the folder. `changes`: more fields of the record."""
         with lock(self.folder / LOCKS, "record", wait=True) if self.shared else nullcontext():
             if self.shared:
                 self.record = merged(self.folder, self.record)
-            seconds = {"seconds": time.monotonic() - self.began}
-            changes = {"result": result, "time": seconds, "finished_at": time.time()} | changes
+            spent = {"seconds": time.monotonic() - self.began, **energy.spent(self.joules)}
+            changes = {"result": result, "time": spent, "finished_at": time.time()} | changes
             self.record = dataclasses.replace(self.record, status="finished", **changes)
             self.record.write(self.folder)
             sync(self.folder)

@@ -42,7 +42,7 @@ class HostedWorker(Worker):
             except UserError as error:
                 self._fail(cell.name, error)
                 return
-        self._write(cell, results, time.monotonic() - began)
+        self._write(cell, results, {"seconds": time.monotonic() - began})
 
     def _more(self, cell: GridCell) -> dict[str, Any]:
         counts = served([self.grid.cell_file(cell, "answers.jsonl")]).to_json(self.grid.config.eval.api_price)

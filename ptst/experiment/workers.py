@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from ptst import energy
 from ptst.defenses.compose import load_defended
 from ptst.errors import Setting, UserError, settings_group
 from ptst.evaluation.answers import Answerer, AnswerFile, AskedSet
@@ -263,7 +264,7 @@ class Worker:
         together = [asked for cell in cells for asked in self._asked_sets(cell)][1:]
         shared = 0.0  # seconds of generating, which the first cell spends for all
         for cell in cells:
-            began = time.monotonic()
+            began, joules = time.monotonic(), energy.joules()
             task, data = self.grid.tasks[cell.task]
             one = replace(
                 answerer,
@@ -283,7 +284,7 @@ class Worker:
             else:
                 seconds += shared
             if results is not None:
-                self._write(cell, results, seconds)
+                self._write(cell, results, {"seconds": seconds, **energy.spent(joules)})
 
     def _by_decoding(self, cell: GridCell, answerer: Answerer | HostedAnswerer) -> dict[int, TaskResult]:
         """A cell's results by decoding seed. Raises UserError as `measure`."""
@@ -297,7 +298,7 @@ class Worker:
                     answerer = replace(answerer, besides=())  # they were answered with the first
         return found
 
-    def _write(self, cell: GridCell, results: Mapping[int, TaskResult], seconds: float) -> None:
+    def _write(self, cell: GridCell, results: Mapping[int, TaskResult], spent: Mapping[str, Any]) -> None:
         result = over_decodings(results) if len(results) > 1 else next(iter(results.values()))
         rows = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in result.rows)
         write_atomically(self.grid.cell_file(cell, "rows.jsonl"), rows.encode())
@@ -305,7 +306,7 @@ class Worker:
         figures |= {"decodings": {seed: r.to_json() for seed, r in results.items()}} if len(results) > 1 else {}
         figures |= {"made_of": made_of(self.grid, cell, self._weights(cell.model)), "made_with": self.made_with}
         figures |= {"judge": self.grid.judge_record, **self._more(cell)}
-        write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {"seconds": seconds, **self._times(cell)}})
+        write_json(self.grid.cell_file(cell, "json"), {**figures, "time": {**spent, **self._times(cell)}})
 
     def _times(self, cell: GridCell) -> dict[str, float]:
         """What the time of a cell depends on, for the estimate of others: seconds that loading its model took before,

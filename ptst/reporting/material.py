@@ -37,6 +37,7 @@ class Material:
     records: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     made_with: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
+    testing_joules: list[Any] = field(default_factory=list)
     parts: list[tuple[Path, str]] = field(default_factory=list)
     study: Study | None = None
     finished: bool = True

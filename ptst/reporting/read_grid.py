@@ -31,7 +31,9 @@ def read_grid(folder: Path) -> Material:
     found.runs = read_runs(folder)
     found.records = {"the grid": grid.record}
     found.made_with = dict(Counter(versions(grid.cell_figures(c)) for c in grid.cells))
-    found.seconds = {"testing": sum(grid.cell_figures(c)["time"]["seconds"] for c in grid.cells)}
+    times = [grid.cell_figures(c)["time"] for c in grid.cells]
+    found.seconds = {"testing": sum(each["seconds"] for each in times)}
+    found.testing_joules = [each.get("joules") for each in times]
     found.parts = [(folder, "")]
     found.absent = _absent(grid, summary)
     found.notes += [Note(text) for text in grid.notes]

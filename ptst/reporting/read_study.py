@@ -67,6 +67,7 @@ def _add_part(found: Material, part: Path) -> None:
     found.records[part.name] = of_part.records["the grid"]
     for words, n in of_part.made_with.items():
         found.made_with[words] = found.made_with.get(words, 0) + n
+    found.testing_joules += of_part.testing_joules
     found.seconds["testing"] = found.seconds.get("testing", 0.0) + of_part.seconds.get("testing", 0.0)
     found.parts.append((part, f"{part.name}: "))
     found.notes += [Note(f"{part.name}: {note.text}", note.level) for note in of_part.notes]

@@ -10,7 +10,7 @@ from ptst.reporting.material import Material
 from ptst.reporting.runs import StoredRun
 from ptst.reporting.tables import Table
 
-NOT_READ = "not read: ptst has no meter of energy"
+NOT_READ = "not read: no meter could be (RAPL of the processor, often for root alone; NVML of the GPU)"
 _NOT_SETTINGS = ("config", "print_config", "debug", "json", "dry_run")
 
 
@@ -68,7 +68,21 @@ def _machine(of: Material) -> Iterator[tuple[str, str]]:
     yield "Training", f"{_duration(sum(training))} in {len(training)} runs" if training else "not recorded"
     testing = of.seconds.get("testing")
     yield "Testing", f"{_duration(testing)} in all cells" if testing else "not recorded"
-    yield "Energy", NOT_READ
+    yield "Energy", _energy([*(run.get("time", "joules") for run in of.runs), *of.testing_joules])
+
+
+def _energy(each: Sequence[Any]) -> str:
+    """In kWh by meter. `each`: joules by meter of every run and cell, None of those without a meter."""
+    kilowatt_hours: dict[str, float] = {}
+    counted = [joules for joules in each if isinstance(joules, Mapping) and joules]
+    for joules in counted:
+        for name, count in joules.items():
+            if isinstance(count, (int, float)):
+                kilowatt_hours[name] = kilowatt_hours.get(name, 0.0) + count / 3.6e6
+    if not kilowatt_hours:
+        return NOT_READ
+    meters = ", ".join(f"{name} {value:.3g} kWh" for name, value in kilowatt_hours.items())
+    return f"{meters}, in {len(counted)} of {len(each)} runs and cells; the meters count all that the machine did then"
 
 
 def _audit(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:
