@@ -8,6 +8,7 @@ Exit code: 0 only notes, 1 warnings or errors, 2 wrong usage.
 from __future__ import annotations
 
 import sys
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from ptst import cli
@@ -53,15 +54,21 @@ def print_report(report: Audit | BatchesAudit) -> None:
     """The report on a terminal, which nothing in it commands."""
     from ptst.audit.account.table import account_table
     from ptst.audit.findings import VERDICTS
+    from ptst.audit.output.page_content import MAX_TOKENS
     from ptst.audit.view import table
     from ptst.progress import open_console
 
     out, listed = open_console(), report.listed
-    for row, tokens in report.rows:
+    rows = report.rows
+    room = accumulate((len(tokens) for _, tokens in rows), initial=0)  # taken by the rows before
+    shown = max(1, sum(before + len(tokens) <= MAX_TOKENS for before, (_, tokens) in zip(room, rows, strict=False)))
+    for row, tokens in rows[:shown]:
         found = [f for f in report.findings if f.row == row and f.level != "info"]
         marked = {f.token: f.rule for f in found if f.token is not None}
         out.print(table(tokens, row, marked))
         out.print()
+    if left := len(rows) - shown:
+        out.print(f"the tokens of {left} more rows are not printed: --json has them, --html has those that it has room for\n")
     if pair := report.comparison:
         out.print(f"{pair.row} in training, {pair.train_template}:")
         out.print(pair.training, style="dim")

@@ -17,6 +17,7 @@ from ptst.audit.account.gate import Prepared, check_start, refuse
 from ptst.audit.config import AuditConfig
 from ptst.audit.documents import check_documents
 from ptst.audit.findings import RULES, Finding, check_names
+from ptst.audit.output import page_content
 from ptst.audit.report import References, audit, audit_data
 from ptst.audit.setup import Setup
 from ptst.data import sources
@@ -366,3 +367,17 @@ def test_bad_rows_and_unused_columns_are_reported(tiny_folder, tmp_path):
     assert "lone surrogate" in page.read_text()
     config = replace(config, ignore_columns=("hint\ud83d", "id"), columns=())
     assert run_audit(config)["counts"]["bad_rows"] == 2
+
+
+def test_a_terminal_gets_no_more_tokens_than_the_page(tiny_folder, tmp_path, monkeypatch, capsys):
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(f'{{"question": "{n}+3?", "answer": "{n + 3}"}}\n' for n in range(9)))
+    config = AuditConfig(model=str(tiny_folder), data=str(data), template="vanilla", rows=9)
+    length = len(run_audit(config)["rows"][0]["tokens"])
+    assert "not printed" not in capsys.readouterr().out
+    for room, left in ((4 * length, 5), (1, 8)):
+        monkeypatch.setattr(page_content, "MAX_TOKENS", room)
+        assert len(run_audit(config)["rows"]) == 9
+        printed = capsys.readouterr().out
+        assert f"the tokens of {left} more rows are not printed: --json has them" in printed
+        assert printed.count("position") == 9 - left, "a table's heading for each row"
