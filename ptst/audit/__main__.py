@@ -68,7 +68,7 @@ def print_report(report: Audit | BatchesAudit) -> None:
         out.print(table(tokens, row, marked))
         out.print()
     if left := len(rows) - shown:
-        out.print(f"the tokens of {left} more rows are not printed: --json has them, --html has those that it has room for\n")
+        out.print(f"the tokens of {left} more rows are not printed: --json has them\n")
     if pair := report.comparison:
         out.print(f"{pair.row} in training, {pair.train_template}:")
         out.print(pair.training, style="dim")

@@ -15,7 +15,7 @@ from ptst.evaluation.stored_answers import read_folder
 from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import against_aligned
-from ptst.experiment.ladder.gather import gather, part_of
+from ptst.experiment.ladder.gather import gather, part_of, parts_of
 from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, letter, merged, outcome
 from tests.experiment.fake_outcomes import SAFETY, fake
 
@@ -90,8 +90,9 @@ def test_parts_with_other_prompts_or_judges_or_the_same_run_are_refused():
     key = Key("word-problems", "chat:llama", "none", "ladder:llama/identical", SAFETY)
     assert list(both.cells[key].judged["rules-v3"]) == ["seed0/20", "seed1/21"]
     assert both.cells[key].judged["rules-v3"]["seed1/21"] == two.cells[key].judged["rules-v3"]["seed1/21"]
-    with pytest.raises(UserError, match="is in two parts"):
-        merged([one, one], {})
+    assert merged([one, one], {}).cells == one.cells, "the same results twice count once"
+    with pytest.raises(UserError, match=r"seed0(/20)? of .* is in two parts with other results; leave"):
+        merged([one, fake(runs=("seed0/20",), seed=1)], {})
     with pytest.raises(UserError, match="different prompts in safety:fresh"):
         merged([one, fake(families=11)], {})
     other = Outcomes({}, {"rules-v3": {"name": "rules-v3", "version": 4}}, two.prompts, two.cells)
@@ -153,3 +154,23 @@ def test_the_outcomes_of_a_grid_give_its_own_results(grid, here, capsys):
     ]
     assert list(left.judged["rules-v3"]) == ["base/0"]
     assert "note: 1 cells of" in capsys.readouterr().err
+
+
+def test_grids_of_one_model_and_of_several_are_one_study(grid, here):
+    small = {"train_templates": ("chat:vanilla",), "test_templates": ("chat:llama",), "tasks": ("safety",)}
+    grid("first", **small, seeds=(0,))
+    grid("second", **small, seeds=(1, 2))
+    folders = here / "first", here / "second"
+
+    def runs(train: str) -> list[str]:
+        key = Key("word-problems:2", train, "none", "chat:llama", "safety")
+        return list(gather(parts_of(folders), {}).cells[key].judged["rules-v3"])
+
+    assert runs("chat:vanilla") == ["base/0", "base/1", "base/2"] and runs("") == ["base"]
+    path = here / "second/run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights": "xxh3:other"}))
+    assert runs("chat:vanilla") == ["first/0", "second/1", "second/2"] and runs("") == ["first", "second"]
+    (here / "more").mkdir()
+    (here / "first").rename(here / "more/second")
+    with pytest.raises(UserError, match="grids of different models in folders named second; rename one"):
+        parts_of((here / "more/second", here / "second"))

@@ -6,7 +6,7 @@ from typing import Any
 from ptst.errors import UserError
 from ptst.experiment.ladder import blocks, report
 from ptst.experiment.ladder.analysis import Study
-from ptst.experiment.ladder.gather import Part, gather, part_of
+from ptst.experiment.ladder.gather import Part, gather, parts_of
 from ptst.experiment.ladder.outcomes import Outcomes
 from ptst.experiment.ladder.study_config import StudyConfig
 from ptst.records import FILE, read_json, record_kind, without_folders
@@ -41,7 +41,7 @@ def read_source(source: tuple[Path, ...]) -> tuple[Outcomes, Path]:
     if grids := [folder.name for folder in inside if record_kind(folder) == "grid"]:
         remedy = f"finish it with the command that began it, or give its grids: {', '.join(grids)}"
         raise UserError("is a study that is not finished, or holds several grids", remedy, first)
-    return gather([part_of(folder) for folder in source], _about(first)), first
+    return gather(parts_of(source), _about(first)), first
 
 
 def study_parts(folder: Path) -> list[Part]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,21 @@ def part_of(folder: Path) -> Part:
         raise UserError("holds no grid", "give the folder of a ptst.grid", folder)
     settings = read_json(folder / FILE).get("settings") or {}
     return Part(folder, "base", bare(str(settings.get("data") or "unknown")))
+
+
+def parts_of(folders: Sequence[Path]) -> list[Part]:
+    """Grids' folders as one study. Grids of one model, by the fingerprint of its weights, are one alignment; of several
+    models, each has the name of its first folder. Raises UserError for any other folder, and for folders of different
+    models that have one name."""
+    parts = [part_of(folder) for folder in folders]
+    weights = [str(read_json(part.folder / FILE).get("weights")) for part in parts]
+    names = dict[str, str]()
+    for part, own in zip(parts, weights, strict=True):
+        if own not in names and part.folder.name in names.values():
+            raise UserError(f"there are grids of different models in folders named {part.folder.name}", "rename one")
+        names.setdefault(own, part.folder.name)
+    several = len(names) > 1
+    return [replace(p, alignment=names[own]) if several else p for p, own in zip(parts, weights, strict=True)]
 
 
 def _part(part: Part) -> Outcomes:

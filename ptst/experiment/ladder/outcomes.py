@@ -204,7 +204,8 @@ def _compact(value: Any) -> str:
 
 def merged(parts: Sequence[Outcomes], about: Mapping[str, Any]) -> Outcomes:
     """One study's outcomes of those of its parts. Raises UserError where parts asked other prompts in a task of the
-    same name, were judged by other versions of a judge, or have the same run of a cell."""
+    same name, were judged by other versions of a judge, or have the same run of a cell with other results. The same
+    results twice, of the aligned model of two grids say, count once."""
     prompts, judges, cells = dict[str, Prompts](), dict[str, Mapping[str, Any]](), dict[Key, Measured]()
     for part in parts:
         for task, asked in part.prompts.items():
@@ -217,9 +218,10 @@ def merged(parts: Sequence[Outcomes], about: Mapping[str, Any]) -> Outcomes:
             into = cells.setdefault(key, Measured())
             for kind, name, run, found in _entries(measured):
                 runs = getattr(into, kind).setdefault(name, {})
-                if run in runs:
-                    raise UserError(f"{run} of {key.train or 'the aligned model'} under {key.test} is in two parts")
-                runs[run] = found
+                if runs.setdefault(run, found) != found:
+                    model = key.train or "the aligned model"
+                    cause = f"{run} of {model} under {key.test} is in two parts with other results"
+                    raise UserError(cause, "leave one part out, or measure both in one folder")
     return Outcomes(about, judges, prompts, cells)
 
 
