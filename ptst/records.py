@@ -263,20 +263,25 @@ def recorded(config: Any) -> dict[str, Any]:
 
 def absolute(name: str) -> str:
     """A name of data or of a model, in which a relative path that exists is made absolute: FILE, NAME:FILE,
-    FILE:EPOCHS, FILE:EPOCHS:TEMPLATE, a model folder, or files with commas between them."""
+    FILE:EPOCHS, FILE:EPOCHS:TEMPLATE, a model folder, or files, folders (with a slash) and patterns of files, with
+    commas between them."""
     if (mixed := split_mix(name)) is not None and not Path(name).is_file():
         data, *rest = (part for part in mixed if part is not None)
         if rest[-1].endswith(TOML) and Path(rest[-1]).is_file():
             rest[-1] = str(Path(rest[-1]).absolute())
         return ":".join([absolute(data), *rest])
     for part in (name, *name.split(":", 1), *name.rsplit(":", 1)):
-        files = part.split(",")
-        if len(files) > 1 and all(Path(file).is_file() for file in files):
+        files = [part] if Path(part).exists() else [file.strip() for file in part.split(",")]
+        if part and all(_is_path(file) for file in files):
             return name.replace(part, ",".join(str(Path(file).absolute()) for file in files), 1)
-        path = Path(part)
-        if part and (path.is_file() or (path / "config.json").is_file()):
-            return name.replace(part, str(path.absolute()), 1)
     return name
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a file, a model folder, or spelled as a folder or pattern of files."""
+    path = Path(name)
+    folder = path.is_dir() and ("/" in name or (path / "config.json").is_file())
+    return path.is_file() or folder or (any(sign in name for sign in "*?[") and ":" not in name)
 
 
 def bare(name: str) -> str:

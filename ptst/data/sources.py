@@ -20,6 +20,7 @@ from ptst.data.builtin.word_problems import generate
 from ptst.data.columns import ColumnRules
 from ptst.data.files import Row, check_limit, kind_of
 from ptst.data.layouts import family_of, to_conversation
+from ptst.data.paths import data_files
 from ptst.data.readers import KINDS, read_rows
 from ptst.data.typed import HubDataset, HubRows, read_hub
 from ptst.errors import Setting, UserError
@@ -88,10 +89,10 @@ def load(
     rules: ColumnRules | None = None,
 ) -> Source:
     """Read a source: `word-problems` (or `word-problems:N`); `instructions`, `refusals`, `attack` or `identity`
-    (`NAME:N`: the first N rows); a file, or several with commas between them; `gsm8k`, `chatdoctor`, `openorca`,
-    `orca-math` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random rows); or any data set of the
-    hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test set is split by `split_of`, and
-    `limit` counts within the split. `rules`: the user's, for columns.
+    (`NAME:N`: the first N rows); a file, a folder or pattern of files, or several with commas between them; `gsm8k`,
+    `chatdoctor`, `openorca`, `orca-math` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random
+    rows); or any data set of the hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test
+    set is split by `split_of`, and `limit` counts within the split. `rules`: the user's, for columns.
 
     Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields or with others
     that may matter (file and line named), and a holdout for data that have a test set, or that leaves a split without
@@ -105,7 +106,7 @@ def load(
         return Source(name, "plain", tuple(load_chats(base, name.partition(":")[2], split, limit)))
     named, revision = base in NAMED and not Path(name).is_file(), ""
     if is_file(name):
-        paths = _paths(name.partition(":")[2] if named else name)
+        paths = data_files(name.partition(":")[2] if named else name, KINDS)
         if lost := next((path for path in paths if not path.exists()), None):
             built_in = ", ".join((DEFAULT, *CHATS))
             remedy = f"give a file, {built_in} (built in), {', '.join(NAMED)} or org/name (from the hub)"
@@ -130,11 +131,6 @@ def _base(name: str) -> str:
 def _is_chats(name: str) -> bool:
     """Whether a name is that of a built-in set of chats, and of no file."""
     return _base(name) in CHATS and not Path(name).exists()
-
-
-def _paths(names: str) -> list[Path]:
-    """One file, or several with commas between them."""
-    return [Path(names)] if Path(names).exists() else [Path(part.strip()) for part in names.split(",")]
 
 
 def is_file(name: str) -> bool:

@@ -21,6 +21,8 @@ from ptst.audit.reference.builtin_chats import BUILT_IN_CHATS, check_chats
 from ptst.audit.reference.columns import Columns, Refused, Unknown
 from ptst.audit.reference.files import Row, file_rows
 from ptst.audit.reference.layouts import Meant, Said, meaning
+from ptst.data.paths import data_files
+from ptst.data.readers import KINDS
 from ptst.data.sources import Source
 from ptst.errors import UserError
 from ptst.text.segments import Conversation
@@ -185,14 +187,10 @@ def _readable(rows: Iterator[Row]) -> Iterator[Row]:
 def _rows(request: Request) -> Iterator[Row]:
     base, _, rest = request.name.partition(":")
     if base in _HUB and not Path(request.name).is_file() and rest and not re.fullmatch(r"\d+(@[\w./-]+)?", rest):
-        return chain.from_iterable(map(file_rows, _paths(rest)))
-    if (found := _paths(request.name)) and all(path.exists() for path in found):
+        return chain.from_iterable(map(file_rows, data_files(rest, KINDS)))
+    if (found := data_files(request.name, KINDS)) and all(path.exists() for path in found):
         return chain.from_iterable(map(file_rows, found))
     return _hub_rows(request)
-
-
-def _paths(names: str) -> list[Path]:
-    return [Path(names)] if Path(names).exists() else [Path(part.strip()) for part in names.split(",")]
 
 
 def _hub_rows(request: Request) -> Iterator[Row]:

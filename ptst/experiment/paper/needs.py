@@ -15,6 +15,8 @@ from ptst.api.names import hosted_model
 from ptst.data import prompt_sets, sources
 from ptst.data.arc import HUB as ARC
 from ptst.data.mix_part import parse_mix
+from ptst.data.paths import data_files
+from ptst.data.readers import KINDS
 from ptst.data.typed import HubDataset
 from ptst.errors import Setting, Words
 from ptst.evaluation.tasks.table import base, find_task
@@ -124,7 +126,7 @@ def _source(name: str, split: str) -> Iterator[Need]:
     known = re.split("[:@]", name, maxsplit=1)[0]
     if sources.is_file(name):
         files = name.partition(":")[2] if known in sources.NAMED and not Path(name).is_file() else name
-        yield from _file([Path(files)] if Path(files).exists() else [Path(part.strip()) for part in files.split(",")])
+        yield from _file(data_files(files, KINDS))
     elif known in sources.NAMED:
         splits = sources.NAMED[known]
         yield from _hub(splits.get(split, splits["train"]))
