@@ -19,12 +19,12 @@ from ptst.evaluation.tasks.task import TaskData
 from ptst.experiment import plan
 from ptst.experiment.config import GridConfig
 from ptst.experiment.grid_folder import GridFolder
+from ptst.experiment.ladder.names import is_rung, parts, short
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.summarized import Templates
 from ptst.records import FILE, VERSION, read_json
 from ptst.text.templates import Template, find_template, load_template
 
-LADDER = "ladder:"
 _AGAIN = "remove the file, and the cell is measured again"
 
 
@@ -113,13 +113,13 @@ class StoredGrid(GridFolder):
     def rungs(self) -> dict[str, Any]:
         """The rungs of the record: with `training`, `name` and `sentence`."""
         told = self.results.get("ladder") or {}
-        trained = {name.removeprefix("chat:"): name for name in self.templates if not name.startswith(LADDER)}
+        trained = {short(name): name for name in self.templates if not is_rung(name)}
         found = {}
         for full in self.templates:
-            if full.startswith(LADDER) and "/" in full:
-                short, _, name = full.removeprefix(LADDER).rpartition("/")
+            if is_rung(full):
+                training, name = parts(full)
                 sentence = str((told.get(full) or {}).get("sentence", ""))
-                training = trained.get(short, short)
+                training = trained.get(training, training)
                 found[full] = SimpleNamespace(name=name, training=training, sentence=sentence)
         return found
 

@@ -10,8 +10,9 @@ from ptst.evaluation.tasks.table import base
 from ptst.evaluation.verdicts import AnswerClass
 from ptst.experiment.ladder import report
 from ptst.experiment.ladder.analyse import STUDY, study_parts
-from ptst.experiment.ladder.analysis import ALIGNED, Study, rung_name
+from ptst.experiment.ladder.analysis import ALIGNED, Study
 from ptst.experiment.ladder.gather import Part, gather
+from ptst.experiment.ladder.names import is_rung, parts, rung_name
 from ptst.experiment.ladder.outcomes import ASR, Key, Outcomes
 from ptst.experiment.plan import BASE
 from ptst.experiment.summary import rate_figures
@@ -134,8 +135,8 @@ def _ladder(study: Study) -> dict[str, dict[str, str]]:
 
 def _asks_safety(name: str) -> bool:
     """Whether a template, or the rung that stands for one, asks the model to be safe."""
-    if name.startswith("ladder:"):
-        short, _, rung = name.removeprefix("ladder:").rpartition("/")
+    if is_rung(name):
+        short, rung = parts(name)
         if rung == "system-100":
             return True  # the safety prompt where training had none
         return rung == "identical" and _asks_safety(f"chat:{short}")

@@ -18,9 +18,9 @@ from ptst.evaluation import statistics
 from ptst.evaluation.tasks.table import base
 from ptst.evaluation.two_way import two_way_t
 from ptst.experiment.config import GridConfig
+from ptst.experiment.ladder.names import is_rung, parts, short
 from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, outcome
 
-LADDER = "ladder:"  # what the name of a rung begins with: ladder:llama/system-50
 DISTANCE = "distance"  # the task that measures how far rungs are
 ALIGNED = "aligned model"
 
@@ -138,22 +138,12 @@ class Study:
 
     def rungs(self, train: str) -> list[str]:
         """The test prompts of a training template's ladder."""
-        head = f"{LADDER}{short(train)}/"
-        return list(dict.fromkeys(key.test for key in self.keys if key.test.startswith(head)))
+        own = (key.test for key in self.keys if is_rung(key.test) and parts(key.test)[0] == short(train))
+        return list(dict.fromkeys(own))
 
     def distance(self, key: Key, measure: str) -> float | None:
         """How far a cell's test prompt is from the model's training prompt, the mean over runs."""
         return self.mean(Key(key.data, key.train, key.defense, key.test, DISTANCE), measure)
-
-
-def short(template: str) -> str:
-    """The name of a template in those of its rungs: `llama` of `chat:llama`."""
-    return template.removeprefix("chat:")
-
-
-def rung_name(test: str) -> str:
-    """`system-50` of `ladder:llama/system-50`; of another test template its name."""
-    return test.rpartition("/")[2] if test.startswith(LADDER) else test
 
 
 def _as_run(name: str) -> statistics.Run:

@@ -20,8 +20,9 @@ from ptst.evaluation.agreement import kappa
 from ptst.evaluation.paired import verdict
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.evaluation.two_way import TwoWayT, p_text
-from ptst.experiment.ladder.analysis import ALIGNED, DISTANCE, LADDER, NONE, Study, rung_name, short
+from ptst.experiment.ladder.analysis import ALIGNED, DISTANCE, NONE, Study
 from ptst.experiment.ladder.comparisons import Comparison, against_aligned, compare
+from ptst.experiment.ladder.names import full_name, is_rung, rung_name
 from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, check_measure, outcome
 from ptst.experiment.ladder.registered import DISTANCE as BY
 from ptst.experiment.ladder.registered import registered
@@ -151,7 +152,7 @@ def _against(c: Comparison | None, higher_is_better: bool, margin: float) -> str
 
 def defenses(study: Study, train: str, rung: str) -> str:
     """One line for every defence at one rung: attack success, refusals, coherence, over-refusal, and the task."""
-    test, data = f"{LADDER}{short(train)}/{rung}", _data(study, train, "")
+    test, data = full_name(train, rung), _data(study, train, "")
     if test not in study.rungs(train):
         raise unknown_name("rung", rung, map(rung_name, study.rungs(train)))
     losses = [k.task for k in study.keys if k.data == data and base(k.task) in _PROBLEMS]
@@ -179,7 +180,7 @@ def matrix(study: Study, task: str, measure: str, data: str = "") -> str:
         raise unknown_name("task", task, study.outcomes.prompts)
     data = _known_data(study, data)
     keys = [k for k in study.keys if (k.data, k.task, k.defense) == (data, task, NONE)]
-    keys = [k for k in keys if not k.test.startswith(LADDER)]
+    keys = [k for k in keys if not is_rung(k.test)]
     tests = list(dict.fromkeys(k.test for k in keys))
     lines = [_row("trained under \\ tested under", *(f"`{test}`" for test in tests)), _rule(1 + len(tests))]
     for train in dict.fromkeys(k.train for k in sorted(keys, key=lambda k: k.train != "")):

@@ -11,7 +11,8 @@ from ptst.evaluation import paired
 from ptst.evaluation.paired import Contrast, paired_contrast
 from ptst.evaluation.secondary import holm
 from ptst.evaluation.two_way import Interval, TwoWayT, two_way_t
-from ptst.experiment.ladder.analysis import LADDER, Study, short, weighted
+from ptst.experiment.ladder.analysis import Study, weighted
+from ptst.experiment.ladder.names import full_name
 from ptst.experiment.ladder.outcomes import ASR, Key
 from ptst.experiment.ladder.registered import DISTANCE, At, Pair, Registered, Slope, Within
 
@@ -58,7 +59,7 @@ def _compare(study: Study, contrast: Registered, data: str) -> Comparison:
 
 def at_key(study: Study, at: At, data: str, task: str = "safety") -> Key:
     """The cell of a place on a ladder."""
-    return Key(data, at.train, at.defense, f"{LADDER}{short(at.train)}/{at.rung}", study.task(task))
+    return Key(data, at.train, at.defense, full_name(at.train, at.rung), study.task(task))
 
 
 def _found(contrast: Registered, c: Contrast) -> Comparison:

@@ -10,8 +10,9 @@ from html import escape
 from ptst.defense_names import NONE
 from ptst.errors import UserError
 from ptst.evaluation.two_way import Interval
-from ptst.experiment.ladder.analysis import ALIGNED, Study, rung_name
+from ptst.experiment.ladder.analysis import ALIGNED, Study
 from ptst.experiment.ladder.blocks import ordered_rungs
+from ptst.experiment.ladder.names import rung_name
 from ptst.experiment.ladder.outcomes import ASR, Key
 from ptst.experiment.ladder.registered import DISTANCE, PTST, PURE
 

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from ptst.errors import Setting, UserError, unknown_name
 from ptst.experiment.ladder import wording
+from ptst.experiment.ladder.names import full_name
 from ptst.text.segments import Conversation
 from ptst.text.templates import LLAMA, MODEL_DEFAULT, TEMPLATES, Family, Template, fill
 
-PREFIX = "ladder:"
 ANOTHER = "another"  # as a chat format: the one that `formats.another_format` finds for the model
 ALL = "all"
 EXAMPLES = 3  # worked examples of a few-shot prompt, at most
@@ -145,11 +145,6 @@ def check_names(names: Sequence[str]) -> None:
             raise unknown_name("rung", name, (ALL, *RUNGS))
         if names.count(name) > 1:
             raise UserError((Setting("ladder"), f" names {name} twice"), "name each once")
-
-
-def full_name(training: str, rung: str) -> str:
-    """The name of a rung as a test template; a training template's name loses `chat:`, as on the command line."""
-    return f"{PREFIX}{training.removeprefix('chat:')}/{rung}"
 
 
 def _rung(source: Source, name: str) -> Rung:
