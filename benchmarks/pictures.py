@@ -1,9 +1,12 @@
 """Draws docs/matrix.svg from docs/laptop.json, and docs/audit.svg from one encoded conversation (for which it needs the
-embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell them apart."""
+embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell them apart. With
+the pages of a report and an audit, `python benchmarks/pictures.py REPORT.html AUDIT.html`, docs/report.png and
+docs/audit-page.png instead: what headless Chromium shows of them."""
 
 from __future__ import annotations
 
 import json
+import sys
 from html import escape
 from pathlib import Path
 
@@ -119,6 +122,21 @@ def example_tokens() -> list[tuple[str, str, bool]]:
     return [(visible(t.text), t.author, t.trained) for t in view(p.encode(conversation), conversation, Setup(p))]
 
 
+def photograph(report: Path, audit_page: Path) -> None:
+    """Pictures of the first screens of both pages."""
+    from benchmarks.browser import Browser
+
+    browser = Browser((1100, 1000))
+    for page, name in ((report, "report.png"), (audit_page, "audit-page.png")):
+        browser.open(page.resolve())
+        browser.screenshot(DOCS / name)
+    browser.close()
+
+
 if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        sys.path.insert(0, str(DOCS.parent))
+        photograph(*map(Path, sys.argv[1:]))
+        sys.exit()
     DOCS.joinpath("matrix.svg").write_text(matrix(json.loads((DOCS / "laptop.json").read_text())["recipe_average"]))
     DOCS.joinpath("audit.svg").write_text(audit(example_tokens()))
