@@ -74,6 +74,7 @@ def test_the_report_adds_up_what_runs_and_cells_took():
         return {**dict(next(statement(of)).pairs)}["Energy"]
 
     assert told({"package-0": 1.8e6, "gpu": 3.6e6}, None, {"package-0": 0.9e6}) == (
-        "package-0 0.75 kWh, gpu 1 kWh, in 2 of 3 runs and cells; the meters count all that the machine did then"
+        "package-0 0.75 kWh, gpu 1 kWh, in 2 of 3 runs and cells; "
+        "all that the machine did meanwhile, so what ran side by side is counted twice"
     )
     assert told(None).startswith("not read") and told("damaged", {"gpu": "?"}).startswith("not read")

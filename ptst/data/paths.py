@@ -22,7 +22,8 @@ def data_files(names: str, kinds: tuple[str, ...]) -> list[Path]:
     file that is named twice. Whether the others are there is not looked at."""
     parts = [names] if Path(names).exists() else [part.strip() for part in names.split(",")]
     found = [path for part in parts for path in _files(part, kinds)]
-    if twice := next((path for path in found if found.count(path) > 1), None):
+    if len(set(found)) < len(found):
+        twice = next(path for path in found if found.count(path) > 1)
         raise UserError(f"the file {twice} is named twice in {names}", "name it once: its rows would come twice")
     return found
 

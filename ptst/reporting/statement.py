@@ -82,7 +82,8 @@ def _energy(each: Sequence[Any]) -> str:
     if not kilowatt_hours:
         return NOT_READ
     meters = ", ".join(f"{name} {value:.3g} kWh" for name, value in kilowatt_hours.items())
-    return f"{meters}, in {len(counted)} of {len(each)} runs and cells; the meters count all that the machine did then"
+    of = f"{len(counted)} of {len(each)} runs and cells"
+    return f"{meters}, in {of}; all that the machine did meanwhile, so what ran side by side is counted twice"
 
 
 def _audit(runs: Sequence[StoredRun]) -> Iterator[tuple[str, str]]:

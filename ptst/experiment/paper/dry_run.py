@@ -37,6 +37,8 @@ class TablePlan:
     missing: list[Need]
     device: str
     note: str
+    decodings: int = 1
+    """Of which each cell is a mean, where not of seeds."""
 
     def told(self, spell: Callable[[str], str] = str) -> list[str]:
         """The plan in lines of words. `spell`: a setting as the reader knows it."""
@@ -55,7 +57,7 @@ class TablePlan:
 
     @property
     def _each(self) -> str:
-        times = self.recipe.evaluation.get("decode_seeds", (1, ""))[0]
+        times = self.decodings
         return f"each a mean over {times} decodings" if times > 1 else "each a mean over seeds"
 
     def to_json(self, spell: Callable[[str], str] = str) -> dict[str, Any]:
@@ -88,7 +90,9 @@ def plan_table(config: GridConfig) -> TablePlan:
         lines, note = plan_grid(replace(config, model=str(folder)) if folder else config, judged=False)
     table = load_paper().table(recipe.table)
     tested, answers = len({cell.model for cell in cells}), answer_tokens(config, cells, table)
-    return TablePlan(recipe, lines, tested, len(cells), len(table), answers, needs, _device(config), note)
+    return TablePlan(
+        recipe, lines, tested, len(cells), len(table), answers, needs, _device(config), note, config.eval.decode_seeds
+    )
 
 
 def _lines(config: GridConfig, models: list[plan.GridModel], cells: list[plan.GridCell]) -> list[Estimate]:
