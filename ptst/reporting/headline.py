@@ -8,6 +8,7 @@ from typing import Any
 
 from ptst.defense_names import NONE
 from ptst.evaluation.two_way import p_text
+from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import Comparison
 from ptst.experiment.plan import BASE
 from ptst.reporting.curves import safety_tasks
@@ -68,9 +69,12 @@ def _trained(of: Material) -> Iterator[str]:
         finished = sum(r.finished for r in of.runs)
         of_all = f" of {len(of.runs)}" if finished < len(of.runs) else ""
         on = f" on {data}" if data and of.kind != "eval" else ""
+        trained = f"{on} under {_and(models)}"
+        if of.kind == "study" and of.study:
+            trained = " and".join(f" on {name} under {_and(under)}" for name, under in _by_data(of.study, models))
         with_defenses = f", also with the defences {_and(defenses)}" if defenses else ""
         runs = f" ({finished}{of_all} runs finished)" if of.runs else ""
-        yield f"{base} was fine-tuned{on} under {_and(models)}{with_defenses}{runs}."
+        yield f"{base} was fine-tuned{trained}{with_defenses}{runs}."
     if of.kind == "study" and of.study:
         alignments = len({run.partition("/")[0] for run in of.study.runs})
         yield f"{_count(len(of.study.runs), 'run')} of {_count(alignments, 'alignment')} of the model."
@@ -82,6 +86,15 @@ def _trained(of: Material) -> Iterator[str]:
     asked = [f"{n} prompts of {t}" for t, n in tasks.items()]
     if under:
         yield f"Tested {' and '.join(under)}{': ' + _and(asked) if asked else ''}. Judge: {of.judge}."
+
+
+def _by_data(study: Study, models: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    """The training data of a study, its main ones first, each with its training templates."""
+    for number, data in enumerate(study.data):
+        named = [m.removeprefix(f"{data}: ") for m in models if m.startswith(f"{data}: ")]
+        others = tuple(f"{name}: " for name in study.data[1:])
+        if under := named if number else [m for m in models if not m.startswith(others)]:
+            yield data, under
 
 
 def _how(of: Material) -> str:

@@ -327,7 +327,13 @@ def test_a_study_has_its_ladder_and_its_registered_contrasts(tmp_path):
     assert main.test is not None
     assert f"{100 * main.test.effect:+.1f} points" in found.one("header")["text"]
     assert "registered-contrasts.csv" in html and "not finished" not in html
-    assert "the-model was fine-tuned under" in html
+    assert "the-model was fine-tuned on word-problems under chat:llama and chat:vanilla, also with the" in html
+    again = {replace(k, data="instructions"): m for k, m in outcomes.cells.items() if k.train and k.defense == "none"}
+    settings = {"settings": {"data": "word-problems:480"}}
+    both = replace(outcomes, about={**outcomes.about, **settings}, cells={**outcomes.cells, **again})
+    both.write(tmp_path / "outcomes.json")
+    trained = "under chat:llama and chat:vanilla"
+    assert f"on word-problems {trained} and on instructions {trained}, also with the" in html_of(tmp_path)
 
 
 def test_an_unfinished_study_is_shown_by_its_parts(tmp_path):
