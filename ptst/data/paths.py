@@ -1,5 +1,6 @@
 """The files that a name of data means: one, several with commas between them, those of a folder, or of a pattern."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,13 +20,13 @@ def data_files(names: str, kinds: tuple[str, ...]) -> list[Path]:
     """The files, those of a folder or pattern in the order of their names. `kinds`: endings of data files.
 
     Raises UserError for a pattern that no file fits, a folder without data files or with several kinds of them, and a
-    file that is named twice. Whether the others are there is not looked at."""
+    file of either that is named again. Whether the others are there is not looked at."""
     parts = [names] if Path(names).exists() else [part.strip() for part in names.split(",")]
-    found = [path for part in parts for path in _files(part, kinds)]
-    if len(set(found)) < len(found):
-        twice = next(path for path in found if found.count(path) > 1)
+    found = [(path, is_several(part)) for part in parts for path in _files(part, kinds)]
+    counts = Counter(path for path, _ in found)
+    if twice := next((path for path, unfolded in found if unfolded and counts[path] > 1), None):
         raise UserError(f"the file {twice} is named twice in {names}", "name it once: its rows would come twice")
-    return found
+    return [path for path, _ in found]
 
 
 def _files(name: str, kinds: tuple[str, ...]) -> Iterator[Path]:
@@ -60,6 +61,7 @@ def _of_folder(folder: Path, kinds: tuple[str, ...]) -> list[Path]:
         remedy = f"say which, as in {folder}/*{found[0]}"
         raise UserError(f"the folder holds {' and '.join(found)} files", remedy, folder)
     if not own:
-        there = ", ".join(path.name for path in files[:_LISTED]) or "no file"
-        raise UserError(f"the folder holds {there}, and no data file", f"data files are {', '.join(kinds)}", folder)
+        there = f" ({', '.join(path.name for path in files[:_LISTED])})" if files else ""
+        remedy = f"those are {', '.join(kinds)}"
+        raise UserError(f"is a folder, not a file, and no data file is in it{there}", remedy, folder)
     return own

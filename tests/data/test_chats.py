@@ -40,7 +40,7 @@ def test_rows_by_name(name, rows, tmp_path, monkeypatch):
     assert sources.own_validation(f"{name}:5") == ("instructions" if name == "instructions" else None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match="the folder holds no file"):
+    with pytest.raises(UserError, match="is a folder, not a file"):
         sources.load(name)  # a path that exists is meant as a path
 
 

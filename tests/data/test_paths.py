@@ -60,10 +60,10 @@ def test_what_cannot_be_meant_is_one_sentence(rows):
     with pytest.raises(UserError, match=r"the folder holds \.csv and \.jsonl files; say which, as in rows/\*\.csv"):
         sources.load("rows")
     (rows / "more/d.jsonl").unlink()
-    with pytest.raises(UserError, match="the folder holds no file, and no data file; data files are"):
+    with pytest.raises(UserError, match="is a folder, not a file, and no data file is in it; those are"):
         sources.load("rows/more")
     (rows / "more/notes.txt").touch()
-    with pytest.raises(UserError, match=r"the folder holds notes\.txt, and no data file"):
+    with pytest.raises(UserError, match=r"no data file is in it \(notes\.txt\)"):
         sources.load("rows/more")
 
 

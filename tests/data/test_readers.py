@@ -209,7 +209,7 @@ def test_several_files(tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"there is no data 'c\.csv'"):
         load("a.jsonl,c.csv")
     Path("a.jsonl,b.csv").mkdir()
-    with pytest.raises(UserError, match="the folder holds no file"):
+    with pytest.raises(UserError, match="is a folder"):
         load("a.jsonl,b.csv")  # what exists by that name is meant
 
 
