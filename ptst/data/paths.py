@@ -46,11 +46,15 @@ def _matches(pattern: str) -> Iterator[Path]:
     base = Path(path.anchor) if path.anchor else Path()
     try:
         for found in base.glob(str(path.relative_to(path.anchor))):
-            hidden = any(part.startswith(".") for part in found.parts) and "/." not in f"/{pattern}"
-            if found.is_file() and not hidden:
+            if found.is_file() and (_is_hidden(path) or not _is_hidden(found)):
                 yield found
     except ValueError as error:  # ** inside a name, say
         raise UserError(f"{pattern} is no pattern of files ({error})", "write it as in rows/*.jsonl") from None
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a name in it begins with a dot; a pattern that has such a name asks for hidden files."""
+    return any(part.startswith(".") and part.strip(".") for part in path.parts)
 
 
 def _of_folder(folder: Path, kinds: tuple[str, ...]) -> list[Path]:

@@ -37,7 +37,9 @@ def asked(name: str) -> list[str]:
 def test_a_folder_and_a_pattern_are_their_files_in_order(rows):
     whole = ["1?", "2?", "3?", "4?"]
     assert asked("rows") == asked("rows/") == asked(str(rows)) == asked("rows/*.jsonl*") == whole
-    assert asked("rows/**/*.jsonl") == ["1?", "2?", "3?", "5?"]
+    assert asked("rows/**/*.jsonl") == asked("./rows/**/*.jsonl") == ["1?", "2?", "3?", "5?"]
+    (rows / ".hidden.jsonl").write_text(row(6))
+    assert asked("rows/.*.jsonl") == ["6?"] and asked(f"{rows.parent}/../{rows.parent.name}/rows/b*") == ["2?", "3?"]
     assert (
         asked("rows/[ab].jsonl, rows/more/")
         == asked(f"gsm8k:{rows}/[ab].jsonl,rows/more/d.jsonl")
