@@ -186,6 +186,11 @@ def test_pages_get_their_tables_and_the_same_ones_the_second_time(docs, study, c
             "unknown task 'safety'; did you mean safety:fr",
         ),
         ("<!-- outcomes: ladder matrix safety:fresh refusal x -->\n<!-- end -->", "unknown training data 'x'"),
+        ("<!-- outcomes: ladder differences safety:fresh refusal a/b -->\n<!-- end -->", "needs cells in pairs"),
+        (
+            "<!-- outcomes: ladder differences safety:fresh refusal aligned/x a/b -->\n<!-- end -->",
+            "has no cell aligned model, defence none, under x",
+        ),
     ],
 )
 def test_a_wrong_mark_is_told_with_its_page(docs, mark, message):
@@ -312,6 +317,20 @@ def test_a_table_of_defences_has_the_losses_of_its_own_data(of_two):
     assert lines[0].endswith("| nll:word-problems:10, nats per token |")
     assert [line.split(" | ")[0][2:] for line in lines[2:]] == ["aligned model", "none", "mix-safety", "ema"]
     assert [line.split(" | ")[-1] for line in lines[2:]] == ["- |", "1.50 |", "- |", "1.75 |"]
+
+
+def test_differences_are_the_contrasts_of_their_cells_corrected_together(study):
+    home, pure = f"{SAFE}/ladder:llama/identical", "chat:vanilla/ladder:vanilla/system-100"
+    lines = blocks.table(study, "differences", SAFETY, ASR, home, pure, home, "aligned/ladder:llama/identical")
+    (name, *first), second = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines.splitlines()[2:])
+    registered_line = next(x for x in blocks.table(study, "contrasts", "1").splitlines() if x.startswith("| ptst |"))
+    of_aligned = against_aligned(study, ASR)[Key("word-problems", SAFE, "none", "ladder:llama/identical", SAFETY)]
+    assert name == "`chat:llama` -> `ladder:llama/identical` minus `chat:vanilla` -> `ladder:vanilla/system-100`"
+    assert first[:3] == [cell.strip() for cell in registered_line.split("|")[3:6]]
+    assert float(second[1]) == pytest.approx(100 * of_aligned.test.effect, abs=0.06)
+    p = sorted([compare(study, registered(study.defenses))[0].test.p, of_aligned.test.p])
+    shown = sorted(float(cells[-1].removeprefix("< ")) for cells in (first, second))
+    assert shown == pytest.approx([2 * p[0], max(2 * p[0], p[1])], rel=0.3)
 
 
 def test_a_report_has_no_matrix_without_columns(study):

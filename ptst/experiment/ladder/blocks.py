@@ -17,11 +17,11 @@ from statistics import fmean
 
 from ptst.errors import UserError, unknown_name
 from ptst.evaluation.agreement import kappa
-from ptst.evaluation.paired import verdict
+from ptst.evaluation.paired import adjusted, verdict
 from ptst.evaluation.tasks.table import TASKS, base
 from ptst.evaluation.two_way import TwoWayT, p_text
 from ptst.experiment.ladder.analysis import ALIGNED, DISTANCE, NONE, Study
-from ptst.experiment.ladder.comparisons import Comparison, against_aligned, compare
+from ptst.experiment.ladder.comparisons import Comparison, against_aligned, compare, difference
 from ptst.experiment.ladder.names import full_name, is_rung, rung_name
 from ptst.experiment.ladder.outcomes import ASR, COHERENT, Key, Outcomes, check_measure, outcome
 from ptst.experiment.ladder.registered import DISTANCE as BY
@@ -189,6 +189,33 @@ def matrix(study: Study, task: str, measure: str, data: str = "") -> str:
     return "\n".join(lines)
 
 
+def differences(study: Study, task: str, measure: str, *cells: str) -> str:
+    """Cells of models without a defence, `TRAIN/TEST` or `aligned/TEST`, two and two: the first minus the second, with
+    p after Holm over the table. Raises UserError for an odd number, and for cells that the study does not have."""
+    if not cells or len(cells) % 2:
+        raise UserError("differences needs cells in pairs, TRAIN/TEST or aligned/TEST, the first minus the second")
+    keys = [_cell(study, cell, task) for cell in cells]
+    pairs = [(f"{_arrow(a)} minus {_arrow(b)}", a, b) for a, b in zip(keys[::2], keys[1::2], strict=True)]
+    found = {name: difference(study, a, b, measure) for name, a, b in pairs}
+    after = adjusted(found)
+    lines = [_row("difference", "points", "95 % interval", "p", "p after Holm"), _rule(5)]
+    for name, c in found.items():
+        p = _p(c.test.p, c.test.bounded) if c.mcnemar is None else _p(c.mcnemar, False)
+        lines.append(_row(name, _points(c.effect), _interval(c.test), p, _p(*after[name])))
+    return "\n".join(lines)
+
+
+def _cell(study: Study, cell: str, task: str) -> Key:
+    train, _, test = cell.partition("/")
+    key = Key(study.data[0], "" if train == "aligned" else train, NONE, test, task)
+    study.measured(key)
+    return key
+
+
+def _arrow(key: Key) -> str:
+    return f"`{key.train}` -> `{key.test}`" if key.train else f"{ALIGNED} -> `{key.test}`"
+
+
 def judges(study: Study, other: str) -> str:
     """The study's judge and another on the same answers to harmful requests: attack success by each, and how far they
     agree on it."""
@@ -220,6 +247,7 @@ TABLES: Mapping[str, Callable[..., str]] = {
     "aligned": aligned,
     "defenses": defenses,
     "matrix": matrix,
+    "differences": differences,
     "judges": judges,
 }
 

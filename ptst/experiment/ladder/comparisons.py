@@ -62,6 +62,13 @@ def at_key(study: Study, at: At, data: str, task: str = "safety") -> Key:
     return Key(data, at.train, at.defense, full_name(at.train, at.rung), study.task(task))
 
 
+def difference(study: Study, first: Key, second: Key, measure: str) -> Contrast:
+    """One cell of trained models minus another, or minus one of the aligned model. Raises UserError for cells of
+    different runs, and for one without verdicts."""
+    ours, theirs = study.table(first, measure), study.table(second, measure)
+    return paired_contrast(ours, theirs) if second.train else paired.against_aligned(ours, theirs)
+
+
 def _found(contrast: Registered, c: Contrast) -> Comparison:
     return Comparison(contrast, c.test, c.over_alignments, None, c.sizes, c.claim)
 
