@@ -1,14 +1,17 @@
-"""Draws docs/matrix.svg from docs/laptop.json, and docs/audit.svg from one encoded conversation (for which it needs the
-embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell them apart. With
-the pages of a report and an audit, `python benchmarks/pictures.py REPORT.html AUDIT.html`, docs/report.png and
-docs/audit-page.png instead: what headless Chromium shows of them."""
+"""Draws docs/matrix.svg from docs/outcomes/laptop.json, and docs/audit.svg from one encoded conversation (for which it
+needs the embedded model): `python benchmarks/pictures.py`. One hue, light to dark, so that every reader can tell them
+apart. With the pages of a report and an audit, `python benchmarks/pictures.py REPORT.html AUDIT.html`, docs/report.png
+and docs/audit-page.png instead: what headless Chromium shows of them."""
 
 from __future__ import annotations
 
-import json
 import sys
 from html import escape
 from pathlib import Path
+
+from ptst.experiment.ladder.analysis import Study
+from ptst.experiment.ladder.outcomes import ASR, Key, Outcomes
+from ptst.experiment.ladder.registered import SAFE
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FONT = "ui-sans-serif, system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
@@ -45,40 +48,40 @@ def blue(share: float) -> tuple[str, str]:
     return f"rgb({rgb[0]},{rgb[1]},{rgb[2]})", "on-dark" if share > 0.6 else "on-light"
 
 
-def matrix(results: dict) -> str:
-    """The non-refusal rate for each pair of training and test template."""
-    shares = {(c["train"], c["test"]): (c["tasks"]["safety"]["on-topic"], c["ptst"]) for c in results["cells"]}
-    rows, columns = (list(dict.fromkeys(key[i] for key in shares)) for i in (0, 1))
+def matrix(study: Study) -> str:
+    """The attack success rate for each pair of training and test template."""
+    names = study.trains
     left, top, width, height = 190, 88, 150, 62
     parts = [
-        text(16, 26, "Non-refusal rate: harmful requests answered on topic, %", "bold"),
+        text(16, 26, "Attack success rate: harmful requests complied with, %", "bold"),
         text(left, 54, "tested under", "small"),
         text(16, top - 10, "trained under", "small"),
-        *(text(left + width * (j + 0.5), top - 10, name, "mono", "middle") for j, name in enumerate(columns)),
+        *(text(left + width * (j + 0.5), top - 10, name, "mono", "middle") for j, name in enumerate(names)),
     ]
-    for i, train in enumerate(rows):
+    for i, train in enumerate(["", *names]):
         y = top + height * i
-        parts.append(text(16, y + height / 2 + 5, "aligned model" if train == "untouched" else train, "mono"))
-        for j, test in enumerate(columns):
-            share, recommended = shares[train, test]
-            fill, kind = blue(share["mean"])
-            low, high = (f"{100 * x:.0f}" for x in share["interval95"])
+        parts.append(text(16, y + height / 2 + 5, train or "aligned model", "mono"))
+        for j, test in enumerate(names):
+            cell = study.shown(Key(study.data[0], train, "none", test, "safety"), ASR)
+            fill, kind = blue(cell.mean)
+            low, high = (f"{100 * x:.0f}" for x in cell.interval)
             x, middle = left + width * j, left + width * (j + 0.5)
-            edge = ' class="frame" stroke-width="2.5"' if recommended else ""
+            # PTST's own cells: trained without a safety prompt, tested with one.
+            edge = ' class="frame" stroke-width="2.5"' if train not in ("", SAFE) and test == SAFE else ""
             box = f'x="{x + 2}" y="{y + 2}" width="{width - 4}" height="{height - 4}" rx="4"'
             parts.append(f'<rect {box} fill="{fill}"{edge}/>')
-            parts.append(text(middle, y + 28, f"{100 * share['mean']:.1f}", f"{kind} bold", "middle"))
-            n = f"[{low}, {high}]  n = {len(share['runs'])} x {share['prompts']}"
+            parts.append(text(middle, y + 28, f"{100 * cell.mean:.1f}", f"{kind} bold", "middle"))
+            n = f"[{low}, {high}]  n = {len(cell.runs)} x {len(study.outcomes.prompts['safety'].ids)}"
             parts.append(f'<text x="{middle:g}" y="{y + 47}" text-anchor="middle" class="{kind}" '
                          f'style="font-size: 11px">{n}</text>')  # fmt: skip
-    y = top + height * len(rows) + 22
+    y = top + height * (1 + len(names)) + 22
     notes = (
         "Mean over seeds, 95 % interval, n = seeds x requests. Framed: trained without a safety prompt,",
-        "tested with one. SmolLM2-135M aligned by ptst.align; docs/laptop.md, \u201cWith the average\u201d.",
+        "tested with one. SmolLM2-135M aligned by ptst.align, judge rules-v3; docs/laptop.md.",
     )
     parts += [text(16, y + 18 * i, note, "small") for i, note in enumerate(notes)]
     return svg(
-        left + width * len(columns) + 16, y + 32, "Non-refusal rate for each pair of training and test template", parts
+        left + width * len(names) + 16, y + 32, "Attack success rate for each pair of training and test template", parts
     )
 
 
@@ -138,5 +141,6 @@ if __name__ == "__main__":
         sys.path.insert(0, str(DOCS.parent))
         photograph(*map(Path, sys.argv[1:]))
         sys.exit()
-    DOCS.joinpath("matrix.svg").write_text(matrix(json.loads((DOCS / "laptop.json").read_text())["recipe_average"]))
+    outcomes = Outcomes.read(DOCS / "outcomes" / "laptop.json")
+    DOCS.joinpath("matrix.svg").write_text(matrix(Study.of(outcomes)))
     DOCS.joinpath("audit.svg").write_text(audit(example_tokens()))
