@@ -17,6 +17,7 @@ from torch import Tensor
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
+from ptst.model.quantized import Quantization
 from ptst.progress import say_once
 from ptst.reading import check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
@@ -66,15 +67,24 @@ class StoredTensor:
         return self.shape.numel()
 
 
-def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+def load_decoder(
+    folder: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    quantization: Quantization | None = None,
+) -> Decoder:
     """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient). Raises UserError if the
-    folder, a file or a tensor is missing, damaged, of another shape, or unexpected."""
+    folder, a file or a tensor is missing, damaged, of another shape, or unexpected, and for `quantization` without its
+    library."""
     decoder = empty_decoder(folder)
     modules = dict(decoder.named_modules())
     for key, tensor in read_weights(find_weights(folder, decoder)):
         owner, _, leaf = key.rpartition(".")
+        quantize = quantization if quantization is not None and quantization.applies(key) else None
         # Copied even at the same dtype: the tensor is a view of the file's pages.
-        value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+        value = torch.empty(tensor.shape, dtype=torch.float32 if quantize else dtype, device=device).copy_(tensor)
+        if quantize is not None:
+            value = quantize(value, dtype)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
     return decoder.eval()
 

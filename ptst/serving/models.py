@@ -145,7 +145,8 @@ def _baseline(runs: Sequence[OpenModel]) -> OpenModel:
     first = runs[0].prompt_format
     families = {run.prompt_format.family for run in runs}
     family = first.family if len(families) == 1 else find_family("plain")
-    return replace(runs[0], checkpoint=None, run=None, prompt_format=replace(first, family=family))
+    quantized = runs[0].quantize
+    return replace(runs[0], checkpoint=None, run=None, quantized=quantized, prompt_format=replace(first, family=family))
 
 
 def find_templates(config: ServeConfig) -> list[Template]:
@@ -192,6 +193,10 @@ def _check_together(opened: Sequence[tuple[str, OpenModel]]) -> None:
     for name, model in opened[1:]:
         if model.folder.resolve() != base.folder.resolve():
             raise UserError(f"{name} is over {model.folder}, and others over {base.folder}", _second_server())
+        if model.run is not None and model.quantize != base.quantize:
+            held = {"none": "the unquantized base"}
+            mine, theirs = (held.get(each, f"a base in {each}") for each in (model.quantize, base.quantize))
+            raise UserError(f"{name} was trained over {mine}, and others are over {theirs}", _second_server())
     names = [name for name, _ in opened]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two models are called {min(twice)}", "rename the folder of one of them")
