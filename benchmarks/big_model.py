@@ -1,6 +1,6 @@
 """Model folders of random weights at any size, written faster than random numbers are drawn.
 
-A tensor repeats a block of random numbers from another place; norms are ones. Files are sharded as save_pretrained does.
+A tensor repeats a block of random numbers from another place; norms are ones.
 """
 
 import json

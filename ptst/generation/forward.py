@@ -5,9 +5,9 @@ views of the joined matrix, so that this takes no second copy. Adapters add thei
 
 On a CPU a bfloat16 (or float16) model is computed in float32, over a packed copy of its weights in 16 bits: reading
 the weights is what decoding a few tokens costs. Most CPUs have no bfloat16 arithmetic, and the weights are widened
-inside the product; a CPU with AMX multiplies bfloat16 weights with inputs rounded to bfloat16, as a GPU does. Where there
-is no room for a packed copy, and of a quantized base, there is none (lean_products.py). What lies between the products
-runs in Numba's loops (kernels/cpu_layer.py).
+inside the product; a CPU with AMX multiplies bfloat16 weights with inputs rounded to bfloat16, as a GPU does. Where
+memory has no room for a packed copy, and of a quantized base, there is none (lean_products.py). What lies between the
+products runs in Numba's loops (kernels/cpu_layer.py).
 
 Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
 vocabulary; I inputs and O outputs of a projection.

@@ -33,9 +33,14 @@ BLOCK, MAXIMA = 64, 256  # values with a common factor (nf4); maxima with a comm
 _TABLES = 4 * (16 + 256 + 1)  # of a weight in nf4: its 16 values, those of the maxima and their mean
 
 
+def has_library() -> bool:
+    """Whether bitsandbytes is installed."""
+    return find_spec("bitsandbytes") is not None
+
+
 def check_library() -> None:
     """Raise UserError where bitsandbytes is not installed."""
-    if find_spec("bitsandbytes") is None:
+    if not has_library():
         raise UserError(
             (Setting("quantize"), " needs bitsandbytes, which is not installed"), "pip install 'ptst[quant]'"
         )

@@ -21,7 +21,7 @@ from ptst.model.quantized import Quantization
 from ptst.progress import say_once
 from ptst.reading import check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
-from ptst.weight_files import SETTINGS, SINGLE, other_files, weight_files
+from ptst.weight_files import INDEX, SETTINGS, SINGLE, other_files, weight_files, weight_map
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -127,9 +127,15 @@ def find_weights(folder: Path | str, decoder: Decoder) -> dict[str, StoredTensor
     if head is not None and _EMBEDDING not in found:  # of the two, some tools save the head
         _check(head, _EMBEDDING, expected[_EMBEDDING].shape)
         found[_EMBEDDING] = head
+    places = weight_map(folder / INDEX) if (folder / INDEX).exists() else {}
     if missing := expected.keys() - found.keys():
         first = hf_name(min(missing))
-        raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}", _BOTH, folder)
+        named = f", which {INDEX} says is in {places[first]}" if first in places else ""
+        raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}{named}", _BOTH, folder)
+    for stored in found.values():
+        if (place := places.get(stored.name, stored.path.name)) != stored.path.name:
+            cause = f"{INDEX} says that {stored.name} is in {place}, and it is in {stored.path.name}"
+            raise UserError(cause, "fetch the index and all shards of one model", folder)
     if head is not None and not _same(head, found[_EMBEDDING]):
         cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
         raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head.path)

@@ -122,9 +122,8 @@ class _Session:
         plan, record = self.plan, self.record
         folder = plan.reference or plan.model.folder
         held = [] if plan.config.quantize == "none" else [plan.config.quantize]
-        of = combined(
-            record.reference or record.weights, record.dtype, *held, *(r.encoding for r in plan.mixture.records)
-        )
+        encodings = [r.encoding for r in plan.mixture.records]
+        of = combined(record.reference or record.weights, record.dtype, *held, *encodings)
         path = self.out / "state" / constraint.FILE
         own = Quantization.of(plan.config.quantize, packed=True) if plan.reference is None else None
         load = partial(load_decoder, folder, plan.dtype, plan.device, own)

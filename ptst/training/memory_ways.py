@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from ptst.model.config import DecoderConfig, LoraConfig
+from ptst.model.quantized import has_library
 from ptst.system_memory import free_memory
 from ptst.training.memory import SHARE, Method, gigabytes, plan_memory
 
@@ -48,9 +49,9 @@ def ways(
 
 def table(found: list[Way], free: int) -> Table:
     """The ways with their expected peaks."""
-    shown = Table(
-        "", "expected peak", "fits", title=f"ways to train on this machine, of which {gigabytes(free)} are free"
-    )
+    shown = Table("", "expected peak", "fits", title=f"ways to train: {gigabytes(free)} are free")
     for way in found:
-        shown.add_row(way.name, gigabytes(way.peak), "yes" if way.fits else "no")
+        lacking = way.settings["quantize"] != "none" and not has_library()
+        fits = "yes" + ", with ptst[quant]" * lacking if way.fits else "no"
+        shown.add_row(way.name, gigabytes(way.peak), fits)
     return shown
