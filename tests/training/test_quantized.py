@@ -53,7 +53,7 @@ def test_values_are_those_of_the_papers(shape):
     rows = weight_OI.abs().amax(1, keepdim=True)
     eights = Quantization("int8")(weight_OI, torch.float32)
     assert ((eights - weight_OI).abs() <= 0.6 * rows / 127).all()  # float16's rounding, too
-    assert ((eights / rows * 127).round() - eights / rows * 127).abs().max() < 0.05
+    assert ((eights / rows * 127).round() - eights / rows * 127).abs().max() < 0.1
     half = Quantization("nf4")(weight_OI, torch.bfloat16)
     torch.testing.assert_close(half.float(), found, rtol=2**-7, atol=0)  # the same codes, whatever the run's dtype
 
@@ -208,7 +208,7 @@ def test_the_ways_that_fit():
     ]
     assert all(again.peak < way.peak for way, again in zip(found[::2], found[1::2], strict=True))
     with pytest.raises(
-        UserError, match="the longest example alone needs .*; set quantize to int8, or lower max_length"
+        UserError, match=r"the longest example alone needs .*; set quantize to int8, or lower max_length"
     ):
         memory.choose_micro_batch_tokens(config, method, longest=256, free=free)
     assert needed(quantize="nf4") < needed(quantize="int8") < needed(activation_checkpointing=True) < needed()
