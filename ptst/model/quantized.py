@@ -18,8 +18,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ def check_library() -> None:
         )
 
 
+@cache
 def _library() -> Any:
     """bitsandbytes.functional. Raises UserError where it is not installed."""
     check_library()
@@ -73,18 +75,6 @@ def _no_code_from_the_hub() -> Iterator[None]:
         del sys.modules["kernels"]
         if own is not missing:
             sys.modules["kernels"] = own  # type: ignore[assignment]
-
-
-class _Stored(Protocol):
-    """A weight (O, I) as it is kept; `dense` computes its values in `dtype`."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @property
-    def codes(self) -> Tensor: ...
-
-    def dense(self) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -134,16 +124,16 @@ class QuantizedWeight(Tensor):
     """A frozen weight (O, I) that is kept quantized. Shape, dtype and device are those of its values; every operation
     gets the values, computed for it anew. Raises TypeError for one that would write to it."""
 
-    stored: _Stored
+    stored: _NF4 | _Int8
 
     @staticmethod
-    def __new__(cls, stored: _Stored) -> "QuantizedWeight":
+    def __new__(cls, stored: _NF4 | _Int8) -> "QuantizedWeight":
         how: dict[str, Any] = {"dtype": stored.dtype, "device": stored.codes.device}
-        weight = Tensor._make_wrapper_subclass(cls, stored.shape, **how)  # type: ignore[attr-defined]
+        weight = Tensor._make_wrapper_subclass(cls, stored.shape, **how)
         weight.stored = stored
         return weight
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def dense(self) -> Tensor:
         """The values, (O, I) in `dtype`."""
@@ -153,7 +143,7 @@ class QuantizedWeight(Tensor):
         return f"QuantizedWeight({tuple(self.shape)}, {self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return cls(args[0].stored)
         for argument, value in zip(func._schema.arguments, args, strict=False):
