@@ -68,8 +68,8 @@ def guarded_peak(command: list[str]) -> int:
     return peak
 
 
-def rehearse(temporary: Path, flags: list[str]) -> dict[str, float]:
-    """Seconds and bytes by what they are of."""
+def rehearse(temporary: Path, flags: list[str], samples: bool = True) -> dict[str, float]:
+    """Seconds and bytes by what they are of. `samples`: a token is generated, too."""
     found: dict[str, float] = {}
 
     def clocked(name: str, since: float) -> None:
@@ -96,21 +96,25 @@ def rehearse(temporary: Path, flags: list[str]) -> dict[str, float]:
     clocked("training", start)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert any("loss" in row for row in metrics) and (run / "adapter_model.safetensors").exists()
+    found["ratio"] = found["training"] / found["planned"]
+    if not samples:
+        return found
     start = time.perf_counter()
     found["sampling"] = guarded_peak([sys.executable, "-c", SAMPLE, str(run)])
     clocked("sampling", start)
-    return found | {"ratio": found["training"] / found["planned"]}
+    return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--temporary", type=Path, help="where the weights are written for a while")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--train-only", action="store_true", help="generate no token")
     options, flags = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is removed, then, too
     with tempfile.TemporaryDirectory(dir=options.temporary) as temporary:
-        found = rehearse(Path(temporary), flags)
-    shown = {name: f"{found[name] / 1e9:.2f} GB" for name in ("planned", "training", "sampling")}
+        found = rehearse(Path(temporary), flags, not options.train_only)
+    shown = {name: f"{found.get(name, 0) / 1e9:.2f} GB" for name in ("planned", "training", "sampling")}
     print(f"planned {shown['planned']}, training {shown['training']} (ratio {found['ratio']:.3f}), ", end="")
     print(f"sampling {shown['sampling']}")
     if options.out:

@@ -43,7 +43,7 @@ def check_library() -> None:
     """Raise UserError where bitsandbytes is not installed."""
     if not has_library():
         raise UserError(
-            (Setting("quantize"), " needs bitsandbytes, which is not installed"), "pip install 'ptst[quant]'"
+            (Setting("quantize"), " needs bitsandbytes, which is not installed"), "pip install 'ptst-lab[quant]'"
         )
 
 

@@ -84,7 +84,7 @@ class TrainSettings(PassSettings, SafeguardSettings, FormatSettings, ColumnSetti
     """Data type of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
     quantize: Quantize = "none"
     """Keep the frozen projections in 4 bits (nf4) or 8 (int8): a quarter or half of bfloat16's memory, slower, other
-    values (docs/quantized.md). Needs ptst[quant]; not with --full."""
+    values (docs/quantized.md). Needs ptst-lab[quant]; not with --full."""
     log: tuple[LoggerName, ...] = field(default=(), metadata=NO_EFFECT)
     """Experiment loggers that get the metrics, too, on this machine unless their own variables say otherwise
     (docs/logging.md)."""

@@ -52,6 +52,6 @@ def table(found: list[Way], free: int) -> Table:
     shown = Table("", "expected peak", "fits", title=f"ways to train: {gigabytes(free)} are free")
     for way in found:
         lacking = way.settings["quantize"] != "none" and not has_library()
-        fits = "yes" + ", with ptst[quant]" * lacking if way.fits else "no"
+        fits = "yes" + ", with ptst-lab[quant]" * lacking if way.fits else "no"
         shown.add_row(way.name, gigabytes(way.peak), fits)
     return shown
