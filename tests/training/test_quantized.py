@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ptst.defenses.models import open_aligned, open_tuned
 from ptst.errors import UserError
+from ptst.evaluation.config import EvalConfig
+from ptst.evaluation.under_test import LocalModel
 from ptst.export import run_export
 from ptst.exporting.config import ExportConfig
 from ptst.generation.engine import generate
@@ -23,6 +26,7 @@ from ptst.model.lora import add_lora
 from ptst.model.quantized import Quantization, QuantizedWeight
 from ptst.model.weights import load_decoder
 from ptst.open import open_model
+from ptst.text.templates import find_template
 from ptst.train import run_training
 from ptst.training import memory, memory_ways
 from ptst.training.config import TrainConfig
@@ -178,6 +182,27 @@ def test_a_run_from_training_to_export(tiny_folder, tmp_path, capsys, kind):
     torch.testing.assert_close(load_decoder(tmp_path / "merged").logits(tokens), own, rtol=1e-4, atol=1e-4)
     before, after = (load_file(f / "model.safetensors") for f in (tiny_folder, tmp_path / "merged"))
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+
+
+@needs_library
+def test_an_evaluation_records_how_the_base_is_rounded(tiny_folder, tmp_path):
+    """As the run was trained, unless asked otherwise; answers over other bases are other answers."""
+    run = tmp_path / "run"
+    run_training(replace(CONFIG, model=str(tiny_folder), out=run, quantize="nf4"))
+    keys = set()
+    for asked, found in ((None, "nf4"), ("none", "none"), ("int8", "int8")):
+        config = EvalConfig(checkpoint=run, template="chat:vanilla", quantize=asked)
+        model = LocalModel.find(config, find_template("chat:vanilla"), "cpu")
+        assert model.record()["dtype"] == "float32" + f", base in {found}" * (found != "none")
+        names = model.names()
+        assert len(names) == 2  # the base is rounded as the run's is
+        keys |= {model.answerer(name).models[None] for name in names}
+    assert len(keys) == 6
+    run_training(replace(CONFIG, model=str(tiny_folder), out=tmp_path / "full", full=True))
+    with pytest.raises(UserError, match=r"quantize is for a base model under an adapter, and .*full has all weights"):
+        LocalModel.find(replace(config, checkpoint=tmp_path / "full"), find_template("chat:vanilla"), "cpu")
+    with pytest.raises(UserError, match="was tuned over a base in nf4, which defences in weight space do not know"):
+        open_tuned(run, open_aligned("tiny", tiny_folder), "tuned")
 
 
 def test_what_does_not_go_together_is_refused(tiny_folder, tmp_path, monkeypatch):
