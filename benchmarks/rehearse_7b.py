@@ -68,7 +68,7 @@ def guarded_peak(command: list[str]) -> int:
     return peak
 
 
-def rehearse(temporary: Path, flags: list[str], samples: bool = True) -> dict[str, float]:
+def rehearse(temporary: Path, flags: list[str], samples: bool = True, layers: int = 32) -> dict[str, float]:
     """Seconds and bytes by what they are of. `samples`: a token is generated, too."""
     found: dict[str, float] = {}
 
@@ -79,7 +79,7 @@ def rehearse(temporary: Path, flags: list[str], samples: bool = True) -> dict[st
     folder, run, start = temporary / "model", temporary / "run", time.perf_counter()
     folder.mkdir()
     write_tokenizer(folder)
-    found["weights"] = write_weights(folder, LLAMA_2_7B, torch.bfloat16)
+    found["weights"] = write_weights(folder, LLAMA_2_7B | {"num_hidden_layers": layers}, torch.bfloat16)
     clocked("writing", start)
     rows = [
         {"question": f"What is {i} times {i + 3}?" + " Explain." * 12, "answer": "It is so. " * 12} for i in range(8)
@@ -109,16 +109,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--temporary", type=Path, help="where the weights are written for a while")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
+    parser.add_argument("--layers", type=int, default=32, help="fewer, for a part of the model")
     parser.add_argument("--train-only", action="store_true", help="generate no token")
     options, flags = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the folder is removed, then, too
     with tempfile.TemporaryDirectory(dir=options.temporary) as temporary:
-        found = rehearse(Path(temporary), flags, not options.train_only)
+        found = rehearse(Path(temporary), flags, not options.train_only, options.layers)
     shown = {name: f"{found.get(name, 0) / 1e9:.2f} GB" for name in ("planned", "training", "sampling")}
     print(f"planned {shown['planned']}, training {shown['training']} (ratio {found['ratio']:.3f}), ", end="")
     print(f"sampling {shown['sampling']}")
     if options.out:
-        options.out.write_text(json.dumps({"machine": machine(), "flags": flags, **found}, indent=1))
+        options.out.write_text(
+            json.dumps({"machine": machine(), "layers": options.layers, "flags": flags, **found}, indent=1)
+        )
     return int(abs(found["ratio"] - 1) > TOLERANCE)
 
 

@@ -371,9 +371,10 @@ class Worker:
                 say(f"composing {source.name}: {composition.told}")
                 self.loaded = (source, load_defended(composition, *how))
             else:
-                say(f"loading {source}")
                 own = source == grid.base.folder  # a whole model of its own is no quantized base
-                self.loaded = (source, load_decoder(source, *how, Quantization.of(grid.quantize) if own else None))
+                quantization = Quantization.of(grid.quantize) if own else None
+                say(f"loading {source}{f', its projections rounded to {grid.quantize}' * bool(quantization)}")
+                self.loaded = (source, load_decoder(source, *how, quantization))
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:

@@ -133,7 +133,8 @@ class Catalog:
         weights += [weights_fingerprint(tuned)] if tuned is not None and not model.is_state else []
         where = str(model.checkpoint) if model.is_state else ""
         words = (repr(under.template), repr(under.family), under.chat_format.name)
-        mark = combined(*weights, where, *words, str(self.dtype), __version__)
+        held = [] if self.base.quantize == "none" else [self.base.quantize]
+        mark = combined(*weights, where, *words, str(self.dtype), *held, __version__)
         own = name if name in self.adapters else None
         full = f"{name}@{under.template.name}"
         size = self.base.config.vocab_size
