@@ -52,15 +52,16 @@ print("token", answer.token_ids, file=sys.stderr)
 def guarded_peak(command: list[str]) -> int:
     """Largest resident set of a command in bytes; it is ended where it leaves others too little memory."""
     with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        status, peak = Path(f"/proc/{process.pid}/status"), 0
-        while process.poll() is None:
-            if found := re.search(r"VmHWM:\s+(\d+)", status.read_text()):
-                peak = int(found[1]) * 1024
-            if free_memory("cpu") < LEAST:
-                process.kill()
-                raise SystemExit(f"ended at {peak / 1e9:.1f} GB: the machine had no more memory")
-            time.sleep(0.1)
+        process, peak = subprocess.Popen(command, stdout=log, stderr=log), 0
+        try:
+            while process.poll() is None:
+                if found := re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process.pid}/status").read_text()):
+                    peak = int(found[1]) * 1024
+                if free_memory("cpu") < LEAST:
+                    raise SystemExit(f"ended at {peak / 1e9:.1f} GB: the machine had no more memory")
+                time.sleep(0.1)
+        finally:
+            process.kill()
         log.seek(0)
         print(log.read()[-3000:], flush=True)
         if process.returncode:
