@@ -31,6 +31,7 @@ from ptst.model.config import TARGETS
 
 Kind = Literal["nf4", "int8"]
 BLOCK, MAXIMA = 64, 256  # values with a common factor (nf4); maxima with a common factor
+PART = 2**22  # values that are quantized at a time, a multiple of BLOCK
 _TABLES = 4 * (16 + 256 + 1)  # of a weight in nf4: its 16 values, those of the maxima and their mean
 
 
@@ -91,10 +92,19 @@ class _NF4:
 
     @classmethod
     def of(cls, weight_OI: Tensor, dtype: torch.dtype) -> "_NF4":
-        how = {"blocksize": BLOCK, "compress_statistics": True, "quant_type": "nf4"}
-        blocks = torch.nn.functional.pad(weight_OI.flatten(), (0, -weight_OI.numel() % BLOCK)).view(-1, BLOCK)
-        codes, state = _library().quantize_4bit(blocks, **how)
-        state.dtype = dtype
+        library, flat, short = _library(), weight_OI.flatten(), -weight_OI.numel() % BLOCK
+        if short:
+            flat = torch.nn.functional.pad(flat, (0, short))
+        # In parts: on a CPU, the library takes five times what it quantizes.
+        parts = [
+            library.quantize_4bit(part.view(-1, BLOCK), blocksize=BLOCK, compress_statistics=False, quant_type="nf4")
+            for part in flat.split(PART)
+        ]
+        codes, absmax = torch.cat([c for c, _ in parts]), torch.cat([s.absmax for _, s in parts])
+        mean = absmax.mean()
+        coded, second = library.quantize_blockwise(absmax - mean, blocksize=MAXIMA)
+        shape, code = torch.Size([len(absmax), BLOCK]), parts[0][1].code
+        state = library.QuantState(coded, shape, code, BLOCK, "nf4", dtype, offset=mean, state2=second)
         return cls(codes, state, weight_OI.shape, dtype)
 
     def dense(self) -> Tensor:
@@ -113,7 +123,9 @@ class _Int8:
 
     @classmethod
     def of(cls, weight_OI: Tensor, dtype: torch.dtype) -> "_Int8":
-        codes, absmax, _ = _library().int8_vectorwise_quant(weight_OI.to(torch.float16))
+        quantize, rows = _library().int8_vectorwise_quant, max(1, PART // weight_OI.shape[1])
+        parts = [quantize(part_OI.to(torch.float16)) for part_OI in weight_OI.split(rows)]
+        codes, absmax = (torch.cat([part[i] for part in parts]) for i in (0, 1))
         return cls(codes, absmax, weight_OI.shape, dtype)
 
     def dense(self) -> Tensor:
