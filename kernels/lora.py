@@ -295,7 +295,7 @@ def lora_group(
     for w_OI, pair in zip(weights, adapters, strict=True):
         assert not w_OI.requires_grad, "the base weight under an adapter is frozen"
         check_alike(x=x_TI, weight=w_OI)
-        a_rI, b_Or = pair or (w_OI[:0], w_OI[:, :0])
+        a_rI, b_Or = pair or (x_TI.new_empty(0, w_OI.shape[1]), x_TI.new_empty(w_OI.shape[0], 0))
         fits = a_rI.shape[1] == w_OI.shape[1] == x_TI.shape[1] and b_Or.shape == (w_OI.shape[0], a_rI.shape[0])
         if x_TI.dim() != 2 or not fits:
             x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))

@@ -59,6 +59,9 @@ def generate(
     for folder in adapters.values():
         if run := find_record(folder, TrainRecord):
             check_base(folder, run, model.folder)
+            if run.quantize != model.quantize:
+                cause = f"{folder} was trained over a base in {run.quantize}, and {model.name} is in {model.quantize}"
+                raise UserError(cause, "open the run itself, as checkpoint")
         else:
             check_adapter(folder, model.config, model.name, model.folder)
     if decoder is None:

@@ -17,8 +17,9 @@ from ptst.model.adapter_files import CONFIG, adapter_matrices, read_lora_config
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import load_adapter, merge_lora, target_weights
+from ptst.model.quantized import Quantization, described_dtype
 from ptst.model.weights import load_decoder
-from ptst.progress import say
+from ptst.progress import say, say_once
 from ptst.records import (
     CHECKPOINTS,
     EXPORT,
@@ -44,7 +45,8 @@ from ptst.training.config import TrainConfig
 @dataclass(frozen=True)
 class OpenModel:
     """A model without its weights: `folder` is that of the base model; `checkpoint` the run folder, with its record in
-    `run`, where a run is meant; `adapter` the folder of an adapter of somebody else's, and its name as it was given."""
+    `run`, where a run is meant; `adapter` the folder of an adapter of somebody else's, and its name as it was given.
+    `quantized`: how the base's projections are rounded when it is loaded; None: as the run was trained."""
 
     name: str
     folder: Path
@@ -54,6 +56,16 @@ class OpenModel:
     run: TrainRecord | None = None
     adapter: Path | None = None
     adapter_name: str | None = None
+    quantized: str | None = None
+
+    @property
+    def quantize(self) -> str:
+        """How the base's projections are rounded: none, nf4 or int8."""
+        return self.quantized or (self.run.quantize if self.run is not None else "none")
+
+    def dtype_name(self, dtype: torch.dtype) -> str:
+        """What the weights are computed in, for records: `float32`, or `float32, base in nf4`."""
+        return described_dtype(dtype, self.quantize)
 
     @property
     def described(self) -> str:
@@ -92,8 +104,12 @@ class OpenModel:
         return replace(self, prompt_format=prompt_format)
 
     def load_base(self, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
-        """The base model's decoder, frozen."""
-        return load_decoder(self.folder, dtype, device)
+        """The base model's decoder, frozen, and rounded as `quantize` says. Raises UserError where that needs a package
+        that is missing."""
+        if self.quantize != "none":
+            why = "as in training" if self.quantized is None else "as asked"
+            say_once(f"note: the projections of {self.name} have the values that {self.quantize} gives them, {why}")
+        return load_decoder(self.folder, dtype, device, Quantization.of(self.quantize))
 
     def load(
         self,

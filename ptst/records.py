@@ -178,6 +178,11 @@ class TrainRecord(RunRecord):
     account: list[dict[str, Any]] | None = None
     validation_loss: LossRecord | None = None
 
+    @property
+    def quantize(self) -> str:
+        """How the frozen projections were kept in training: none (in `dtype`), nf4 or int8."""
+        return self.settings.get("quantize", "none")
+
 
 def command_of(kind: str) -> str:
     """The command that makes records of a kind, for messages."""

@@ -46,6 +46,7 @@ AdapterName = Annotated[str | None, arg(help=_ADAPTER_HELP)]
 FamilyName = Annotated[str | None, arg(help=f"{_FAMILY_HELP} Default: that of the data.")]
 FormatName = Annotated[str | None, arg(help=f"{_FORMAT_HELP} Default: that of the model folder.")]
 Precision = Literal["auto", "float32", "bfloat16"]
+Quantize = Literal["none", "nf4", "int8"]
 LoggerName = Literal["tensorboard", "trackio", "wandb", "mlflow"]
 
 # What a setting means for whether two runs are the same (ptst.runs); without a mark it must agree.

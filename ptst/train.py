@@ -1,7 +1,8 @@
 """`python -m ptst.train`: fine-tune a chat model under a template."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ptst import cli
 from ptst.api.names import hosted_model
@@ -11,6 +12,9 @@ from ptst.records import record_kind
 from ptst.training import recipes
 from ptst.training.config import TrainConfig, settings_to_resume
 from ptst.training.launch import Launch, read_launch, refuse_several
+
+if TYPE_CHECKING:
+    from ptst.training.run_plan import RunPlan
 
 
 def run_training(config: TrainConfig) -> dict[str, Any] | None:
@@ -40,9 +44,8 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     with parallel.world() as world:
         try:
             if config.dry_run:
-                plan = plan_run(config, world).memory
-                console.print(plan.table())
-                return plan.described() if world.is_main_process else None
+                described = _dry_run(plan_run(config, world))
+                return described if world.is_main_process else None
             done = fine_tune(config, world)
         except Interrupted as stopped:
             say(f"{stopped}; resume with: {launch.again(f'-m ptst.train --resume {stopped.out}')}")
@@ -57,6 +60,20 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     command = f"python -m ptst.eval --checkpoint {done.folder} {template}{_tasks(config)}"
     say(f"finished in {seconds:.0f} s; next: {command}")
     return done.record.result
+
+
+def _dry_run(plan: "RunPlan") -> dict[str, Any]:
+    """Print the plan, and which ways of training fit this machine; returns what `--json` prints."""
+    from ptst.system_memory import free_memory
+    from ptst.training import memory_ways
+    from ptst.training.memory import Method
+
+    planned, free = plan.memory, free_memory(plan.device)
+    sizes = planned.micro_batch_tokens, planned.largest_micro_batch
+    ways = memory_ways.ways(plan.model.config, Method.of(plan.config), *sizes, free)
+    console.print(planned.table())
+    console.print(memory_ways.table(ways, free))
+    return planned.described() | {"free": free, "ways": [asdict(way) for way in ways]}
 
 
 def _tasks(config: TrainConfig) -> str:

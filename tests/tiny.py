@@ -84,13 +84,18 @@ def byte_tokenizer() -> Tokenizer:
 def write_tiny_model(folder: Path, seed: int = 0, **changes) -> Path:
     config = {**CONFIG, **changes}
     (folder / "config.json").write_text(json.dumps(config))
+    write_tokenizer(folder)
+    save_file(random_weights(config, seed), folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def write_tokenizer(folder: Path) -> None:
+    """The byte tokenizer with its chat template."""
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
     (folder / "tokenizer_config.json").write_text(
         json.dumps({"bos_token": CONTROL[1], "eos_token": CONTROL[2], "chat_template": CHAT_TEMPLATE})
     )
     byte_tokenizer().save(str(folder / "tokenizer.json"))
-    save_file(random_weights(config, seed), folder / "model.safetensors", {"format": "pt"})
-    return folder
 
 
 def random_weights(config: dict, seed: int = 0) -> dict[str, torch.Tensor]:

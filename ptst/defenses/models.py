@@ -98,6 +98,9 @@ def open_tuned(where: Path | str, aligned: Ingredient, setting: str, exists: boo
     run = find_record(run_folder(folder), TrainRecord)
     if run is not None and run_folder(folder) == folder:
         run = read_finished(folder)
+    if run is not None and run.quantize != "none":
+        cause = f"{folder} was tuned over a base in {run.quantize}, which defences in weight space do not know"
+        raise UserError(cause, "train without quantize")
     if exists and run is not None and not aligned.fingerprint.matches(run.weights):
         cause = f"{folder} was tuned from other weights than {aligned.name} has"
         raise UserError(cause, f"it was tuned from {run.model}: a defence needs that model as it was then")

@@ -24,6 +24,7 @@ from ptst.settings import (
     LogSettings,
     OptionalModel,
     Precision,
+    Quantize,
     RevisionSettings,
     SamplingSettings,
     TemplateSettings,
@@ -67,6 +68,9 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
     similarity: Annotated[str, arg(help=f"How the task chatdoctor compares answers: {_SIMILARITIES}.")] = "minilm"
     dtype: Precision = "auto"
     """Data type of weights and computation. auto: bfloat16 on a GPU, float32 on a CPU."""
+    quantize: Quantize | None = None
+    """Round the base model's projections to the values of nf4 or int8, or none. Default: as the run was trained
+    (docs/quantized.md)."""
     seed: int = 0
     """Seed of sampled answers (decoding seed)."""
     decode_seeds: int = 1
@@ -76,6 +80,10 @@ class EvalSettings(FormatSettings, ColumnSettings, SamplingSettings, EngineSetti
         """Raise UserError for a value out of range."""
         from ptst.audit.findings import check_names
 
+        if self.quantize not in (None, "none"):
+            from ptst.model.quantized import check_library
+
+            check_library()
         check_names(self.allow)
         check_at_least(self, 1, "limit", "batch_size", "max_new_tokens", "decode_seeds")
         if self.decode_seeds > 1 and self.temperature == 0:

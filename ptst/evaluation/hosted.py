@@ -38,6 +38,7 @@ def check_settings(settings: EvalSettings) -> None:
         "top_k": settings.top_k != 0,
         "chat_format": settings.chat_format is not None,
         "dtype": settings.dtype != "auto",
+        "quantize": settings.quantize is not None,
         "kv_memory": settings.kv_memory is not None,
         "adapter": getattr(settings, "adapter", None) is not None,
     }

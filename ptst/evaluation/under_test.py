@@ -109,6 +109,9 @@ class LocalModel:
             cause = (Setting("base_url"), " has no effect on a model of this machine")
             raise UserError(cause, ("name one behind the endpoint: ", Setting("model"), " openai:NAME"))
         checkpoint, run = find_run(config.checkpoint, config.model, config.adapter)
+        if run is not None and run.full and config.quantize is not None:
+            cause = (Setting("quantize"), f" is for a base model under an adapter, and {checkpoint} has all weights")
+            raise UserError(cause, "leave it out")
         return cls(config, template, checkpoint, run, device)
 
     @property
@@ -126,7 +129,7 @@ class LocalModel:
     def opened(self) -> OpenModel:
         """The model without its weights. Raises UserError as `open_model`."""
         c = self.config
-        return open_model(
+        opened = open_model(
             c.model,
             self.template,
             checkpoint=self.checkpoint,
@@ -135,6 +138,7 @@ class LocalModel:
             chat_format=c.chat_format,
             allow=("role-markers", *c.allow),
         )
+        return replace(opened, quantized=c.quantize)
 
     @property
     def _family(self) -> str | None:
@@ -200,7 +204,7 @@ class LocalModel:
             "template": model.prompt_format.template,
             "family": model.prompt_format.family,
             "chat_format": model.prompt_format.chat_format.name,
-            "dtype": str(pick_dtype(self.config.dtype)).removeprefix("torch."),
+            "dtype": model.dtype_name(pick_dtype(self.config.dtype)),
         }
 
     def record(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.config_file import to_toml
-from ptst.defense_names import NONE, TRIGGERED
+from ptst.defense_names import NONE, TRIGGERED, WEIGHT_SPACE
 from ptst.defenses.config import DefenseSettings
 from ptst.errors import Setting, UserError, settings_group
 from ptst.storage import lock, remove_partial_files_of, write_atomically
@@ -68,6 +68,9 @@ def check_defenses(
     if hosted and (beyond := [name for name in used if name not in HOSTED]):
         cause = (Setting("defenses"), f": {beyond[0]} needs the model's weights, which an endpoint does not give")
         raise UserError(cause, f"there are {', '.join(HOSTED[1:])}")
+    if train.quantize != "none" and (composed := [name for name in used if name in WEIGHT_SPACE]):
+        cause = (Setting("defenses"), f": {composed[0]} composes weights, and knows no base in {train.quantize}")
+        raise UserError(cause, ("leave it out, or ", Setting("train.quantize")))
     defaults = TrainSettings()
     for name in used:
         for setting in _TRAINED_WITH.get(name, {}):

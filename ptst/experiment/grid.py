@@ -39,6 +39,7 @@ from ptst.experiment.paper.recipes import measures
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.tuned import HostedTuned, TunedModel, fingerprints, read_tuned
 from ptst.fingerprints import Fingerprint, combined, tokenizer_fingerprint, weights_fingerprint
+from ptst.model.quantized import described_dtype
 from ptst.model.weights import pick_device, pick_dtype
 from ptst.open import OpenModel
 from ptst.progress import say
@@ -160,7 +161,13 @@ class Grid(GridTraining):
     def answers_model(self, weights: str) -> str:
         """The fingerprint of all that a model's answers depend on besides prompt and sampling; `weights`: its own."""
         base, tokenizer = self.base_fingerprints
-        return combined(base, weights, tokenizer, str(pick_dtype(self.config.eval.dtype)))
+        held = [] if self.quantize == "none" else [self.quantize]
+        return combined(base, weights, tokenizer, str(pick_dtype(self.config.eval.dtype)), *held)
+
+    @property
+    def quantize(self) -> str:
+        """How the base's projections are rounded in tests: as asked, else as in training."""
+        return self.config.eval.quantize or self.config.train.quantize
 
     def asked(self, cell: GridCell, weights: str) -> Asked:
         """What the answers of a cell depend on; `weights`: of its model. Raises UserError as `Prompt.encode`."""
@@ -177,7 +184,7 @@ class Grid(GridTraining):
             "tokenizer": tokenizer,
             "template": as_json(prompt_format.template),
             "chat_format": prompt_format.chat_format.name,
-            "dtype": str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
+            "dtype": described_dtype(pick_dtype(self.config.eval.dtype), self.quantize),
         }
 
     @cached_property
@@ -243,7 +250,7 @@ class Grid(GridTraining):
             tokenizer=self.base_fingerprints[1],
             chat_format=self.base.prompt_format.chat_format.name,
             family=self.base.prompt_format.family.name,
-            dtype=str(pick_dtype(self.config.eval.dtype)).removeprefix("torch."),
+            dtype=described_dtype(pick_dtype(self.config.eval.dtype), self.quantize),
             templates=trained | {name: model.prompt_format.template for name, model in self.opened.items()},
             sources={name: source.fingerprint for name, source in self.sources.items()},
             tests={key: data.fingerprint for key, (_, data) in self.tasks.items()},

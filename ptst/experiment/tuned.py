@@ -45,6 +45,9 @@ class TunedModel:
         another shape; say so where names or tokenizers differ."""
         if self.run is not None:
             check_base(self.folder, self.run, base.folder)
+            if self.run.quantize != "none":
+                cause = f"{self.folder} was trained over a base in {self.run.quantize}"
+                raise UserError(cause, "evaluate it with ptst.eval, which rounds the base so")
         if not self.full:
             check_adapter(self.folder, base.config, base.name, base.folder)
             return

@@ -34,6 +34,7 @@ from ptst.experiment.status.watch import Part, Watch
 from ptst.fingerprints import Fingerprint
 from ptst.generation.multi_lora import Adapter, read_adapter
 from ptst.model.decoder import Decoder
+from ptst.model.quantized import Quantization
 from ptst.model.weights import load_decoder, pick_dtype
 from ptst.progress import ProgressLine, say
 from ptst.storage import LOCKS, lock, remove_partial_files_of, write_atomically, write_json
@@ -370,8 +371,10 @@ class Worker:
                 say(f"composing {source.name}: {composition.told}")
                 self.loaded = (source, load_defended(composition, *how))
             else:
-                say(f"loading {source}")
-                self.loaded = (source, load_decoder(source, *how))
+                own = source == grid.base.folder  # a whole model of its own is no quantized base
+                quantization = Quantization.of(grid.quantize) if own else None
+                say(f"loading {source}{f', its projections rounded to {grid.quantize}' * bool(quantization)}")
+                self.loaded = (source, load_decoder(source, *how, quantization))
         return self.loaded[1]
 
     def _adapters(self, cells: Sequence[GridCell]) -> dict[str, Adapter]:

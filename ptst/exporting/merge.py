@@ -12,6 +12,7 @@ from torch import Tensor
 from ptst.errors import Setting, UserError
 from ptst.exporting.adapter import Adapter
 from ptst.model.lora import merged_weight
+from ptst.model.quantized import Quantization
 from ptst.model.weights import StoredTensor, hf_name, read_weights
 
 PRECISE = (torch.float32, torch.float64)
@@ -34,11 +35,13 @@ def in_order_of_the_hub(stored: Mapping[str, StoredTensor]) -> dict[str, StoredT
 @dataclass(frozen=True)
 class MergedWeights:
     """`stored`: where the values are, by parameter, in the order in which they are written. `dtype`: of all tensors
-    written; None: each has that of its file."""
+    written; None: each has that of its file. `quantization`: how the base was rounded when the adapter was trained, and
+    is here."""
 
     stored: Mapping[str, StoredTensor]
     adapter: Adapter | None = None
     dtype: torch.dtype | None = None
+    quantization: Quantization | None = None
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -56,8 +59,14 @@ class MergedWeights:
         return {
             key: self.dtype_of(key)
             for key, each in self.stored.items()
-            if key.removesuffix(".weight") in merged or self.dtype_of(key) not in (each.dtype, *PRECISE)
+            if self._changed(key, merged) or self.dtype_of(key) not in (each.dtype, *PRECISE)
         }
+
+    def _changed(self, key: str, merged: Collection[str]) -> bool:
+        return key.removesuffix(".weight") in merged or self._quantization(key) is not None
+
+    def _quantization(self, key: str) -> Quantization | None:
+        return self.quantization if self.quantization is not None and self.quantization.applies(key) else None
 
     def dtype_of(self, key: str) -> torch.dtype:
         return self.dtype or self.stored[key].dtype
@@ -72,6 +81,8 @@ class MergedWeights:
     def _converted(self, key: str, tensor: Tensor) -> Tensor:
         own = self.adapter.matrices.get(key.removesuffix(".weight")) if self.adapter else None
         dtype = self.dtype_of(key)
+        if (quantize := self._quantization(key)) is not None:
+            tensor = quantize(tensor, torch.float32)
         if own is None and tensor.dtype == dtype:
             return tensor.clone()  # a view would keep all pages of the file that were read in memory
         exact = tensor if own is None or self.adapter is None else merged_weight(tensor, *own, self.adapter.scale)

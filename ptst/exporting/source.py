@@ -11,6 +11,7 @@ from ptst.exporting.card import Kind
 from ptst.exporting.config import ExportConfig
 from ptst.exporting.merge import MergedWeights, in_order_of_the_hub
 from ptst.hub.locate import locate_model
+from ptst.model.quantized import Quantization
 from ptst.model.weights import DTYPES, StoredTensor, empty_decoder, find_weights, read_safetensors
 from ptst.open import OpenModel, find_run, open_model, trained_family
 from ptst.progress import say
@@ -66,7 +67,10 @@ class Source:
             dtype = dtype or self.model.run.dtype  # the checkpoint has the float32 masters
         else:
             stored = find_weights(self.settings_folder, decoder)
-        return MergedWeights(in_order_of_the_hub(stored), adapter, None if dtype is None else DTYPES[dtype])
+        if (quantize := self.model.quantize) != "none":
+            say(f"note: what is written has the values that {quantize} gave the base in training, not the base's own")
+        written = None if dtype is None else DTYPES[dtype]
+        return MergedWeights(in_order_of_the_hub(stored), adapter, written, Quantization.of(quantize))
 
     def adapter(self) -> Adapter:
         """The adapter alone. Raises UserError where there is none, and as `read_adapter`."""

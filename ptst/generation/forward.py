@@ -5,8 +5,9 @@ views of the joined matrix, so that this takes no second copy. Adapters add thei
 
 On a CPU a bfloat16 (or float16) model is computed in float32, over a packed copy of its weights in 16 bits: reading
 the weights is what decoding a few tokens costs. Most CPUs have no bfloat16 arithmetic, and the weights are widened
-inside the product; a CPU with AMX multiplies bfloat16 weights with inputs rounded to bfloat16, as a GPU does. What lies
-between the products runs in Numba's loops (kernels/cpu_layer.py).
+inside the product; a CPU with AMX multiplies bfloat16 weights with inputs rounded to bfloat16, as a GPU does. Where
+memory has no room for a packed copy, and of a quantized base, there is none (lean_products.py). What lies between the
+products runs in Numba's loops (kernels/cpu_layer.py).
 
 Shapes: T tokens, N rows, E hidden_size, F intermediate_size, H query heads, K key/value heads, D head_dim, V
 vocabulary; I inputs and O outputs of a projection.
@@ -14,6 +15,7 @@ vocabulary; I inputs and O outputs of a projection.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -22,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ptst.generation.kv_cache import cache_dtype
+from ptst.generation.lean_products import quantized_product, room_to_pack, unpacked_product
 from ptst.generation.multi_lora import GROUPS, Adapter, GroupLora, attached_adapter, group_adapter
 from ptst.generation.paged_attention import StepAttention
 from ptst.kernels import cpu_layer
@@ -29,6 +32,7 @@ from ptst.kernels.cpu import use_numba
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.swiglu import swiglu
 from ptst.model.decoder import Decoder, Layer, RMSNorm, Ropes
+from ptst.model.quantized import QuantizedWeight
 
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 AMX = torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()  # matrix units for bfloat16
@@ -67,21 +71,23 @@ def _prepare(decoder: Decoder, dtype: torch.dtype) -> _Prepared:
         projections = {**dict(layer.self_attn.named_children()), **dict(layer.mlp.named_children())}
         joined.append([_join_group([cast(nn.Linear, projections[leaf]) for leaf in group], dtype) for group in GROUPS])
     weights = [p for name, p in decoder.named_parameters() if ".lora_" not in name]
-    made_of = None
-    if decoder.dtype != dtype and not any(w.requires_grad or w.is_inference() for w in weights):
+    made_of, quantized = None, any(isinstance(w, QuantizedWeight) for w in weights)
+    if decoder.dtype != dtype and not any(quantized or w.requires_grad or w.is_inference() for w in weights):
         # A weight that was written to or replaced has another version or address.
         made_of = (dtype, *((w.data_ptr(), w._version) for w in weights))
     packed = _PACKED.pop(decoder, None)  # frees products of other weights before the new ones are made
     if packed is None or packed.made_of != made_of:
         packed = None
         out = []
+        packs = decoder.dtype == dtype or quantized or room_to_pack(sum(w.nbytes for w in weights))
+        product = partial(_product, dtype=dtype, packs=packs)
         for layer, groups in zip(layers, joined, strict=True):
             after = layer.post_attention_layernorm
             norms = (after, layer.post_feedforward_layernorm) if layer.post_norm else (layer.input_layernorm, after)
             qk_norms = layer.self_attn.q_norm, layer.self_attn.k_norm
-            products = [_product(w_OI, b_O, dtype) for w_OI, b_O in groups]
+            products = [product(w_OI, b_O) for w_OI, b_O in groups]
             out.append(_Layer(products, _norm_weights(norms, dtype), _norm_weights(qk_norms, dtype)))
-        packed = _Prepared(made_of, out, _product(decoder.head_VE.detach(), None, dtype))
+        packed = _Prepared(made_of, out, product(decoder.head_VE.detach(), None))
     if made_of is not None:
         _PACKED[decoder] = packed
     return packed
@@ -91,14 +97,21 @@ def _norm_weights(norms: Sequence[RMSNorm | None], dtype: torch.dtype) -> list[T
     return [norm.weight.detach().to(dtype) for norm in norms if norm is not None]
 
 
-def _join_group(layers: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """One weight and one bias (None without) of several projections, with adapters or without."""
+def _join_group(layers: Sequence[nn.Linear], dtype: torch.dtype) -> tuple[Tensor | list[Tensor], Tensor | None]:
+    """One weight and one bias (None without) of several projections, with adapters or without; of quantized ones, all
+    weights."""
     biases = [layer.bias for layer in layers if layer.bias is not None]
-    return join([layer.weight for layer in layers]), join(biases).to(dtype) if biases else None
+    weights: list[Tensor] = [layer.weight for layer in layers]
+    apart = any(isinstance(w_OI, QuantizedWeight) for w_OI in weights)
+    return weights if apart else join(weights), join(biases).to(dtype) if biases else None
 
 
-def _product(w_OI: Tensor, b_O: Tensor | None, dtype: torch.dtype) -> Product:
-    return half_width_product(w_OI, b_O) if w_OI.dtype != dtype else lambda x_TI: linear(x_TI, w_OI, b_O)
+def _product(w_OI: Tensor | list[Tensor], b_O: Tensor | None, dtype: torch.dtype, packs: bool) -> Product:
+    if isinstance(w_OI, list):
+        return quantized_product(w_OI, b_O)
+    if w_OI.dtype == dtype:
+        return lambda x_TI: linear(x_TI, w_OI, b_O)
+    return half_width_product(w_OI, b_O) if packs else unpacked_product(w_OI, b_O, AMX and w_OI.dtype == torch.bfloat16)
 
 
 class Forward:

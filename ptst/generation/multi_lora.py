@@ -83,9 +83,13 @@ def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> lis
         for group in GROUPS:
             block = "self_attn" if group[0] in ("q_proj", "o_proj") else "mlp"
             names = [f"layers.{index}.{block}.{leaf}" for leaf in group]
-            # A projection without matrices has rank 0.
-            pairs = [matrices.get(n, (weights[n][:0], weights[n][:, :0])) for n in names]
+            pairs = [matrices.get(n) or _rank_0(weights[n].shape, decoder.device, dtype) for n in names]
             a_rI, b_Or = torch.cat([a for a, _ in pairs]), torch.block_diag(*(b for _, b in pairs))
             groups.append(GroupLora(a_rI, b_Or) if len(a_rI) else None)
         layers.append(groups)
     return layers
+
+
+def _rank_0(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A (0, I) and B (O, 0) of a projection without an adapter."""
+    return tuple(torch.empty(size, device=device, dtype=dtype) for size in ((0, shape[1]), (shape[0], 0)))  # type: ignore[return-value]

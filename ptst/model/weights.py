@@ -17,10 +17,11 @@ from torch import Tensor
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
+from ptst.model.quantized import Quantization
 from ptst.progress import say_once
 from ptst.reading import check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
-from ptst.weight_files import SETTINGS, SINGLE, other_files, weight_files
+from ptst.weight_files import INDEX, SETTINGS, SINGLE, other_files, weight_files, weight_map
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -66,15 +67,24 @@ class StoredTensor:
         return self.shape.numel()
 
 
-def load_decoder(folder: Path | str, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Decoder:
+def load_decoder(
+    folder: Path | str,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    quantization: Quantization | None = None,
+) -> Decoder:
     """The decoder of a Hugging Face folder, frozen (no parameter requires a gradient). Raises UserError if the
-    folder, a file or a tensor is missing, damaged, of another shape, or unexpected."""
+    folder, a file or a tensor is missing, damaged, of another shape, or unexpected, and for `quantization` without its
+    library."""
     decoder = empty_decoder(folder)
     modules = dict(decoder.named_modules())
     for key, tensor in read_weights(find_weights(folder, decoder)):
         owner, _, leaf = key.rpartition(".")
+        quantize = quantization if quantization is not None and quantization.applies(key) else None
         # Copied even at the same dtype: the tensor is a view of the file's pages.
-        value = torch.empty(tensor.shape, dtype=dtype, device=device).copy_(tensor)
+        value = torch.empty(tensor.shape, dtype=torch.float32 if quantize else dtype, device=device).copy_(tensor)
+        if quantize is not None:
+            value = quantize(value, dtype)
         setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
     return decoder.eval()
 
@@ -117,9 +127,15 @@ def find_weights(folder: Path | str, decoder: Decoder) -> dict[str, StoredTensor
     if head is not None and _EMBEDDING not in found:  # of the two, some tools save the head
         _check(head, _EMBEDDING, expected[_EMBEDDING].shape)
         found[_EMBEDDING] = head
+    places = weight_map(folder / INDEX) if (folder / INDEX).exists() else {}
     if missing := expected.keys() - found.keys():
         first = hf_name(min(missing))
-        raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}", _BOTH, folder)
+        named = f", which {INDEX} says is in {places[first]}" if first in places else ""
+        raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}{named}", _BOTH, folder)
+    for stored in found.values():
+        if (place := places.get(stored.name, stored.path.name)) != stored.path.name:
+            cause = f"{INDEX} says that {stored.name} is in {place}, and it is in {stored.path.name}"
+            raise UserError(cause, "fetch the index and all shards of one model", folder)
     if head is not None and not _same(head, found[_EMBEDDING]):
         cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
         raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head.path)

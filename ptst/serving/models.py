@@ -133,7 +133,8 @@ class Catalog:
         weights += [weights_fingerprint(tuned)] if tuned is not None and not model.is_state else []
         where = str(model.checkpoint) if model.is_state else ""
         words = (repr(under.template), repr(under.family), under.chat_format.name)
-        mark = combined(*weights, where, *words, str(self.dtype), __version__)
+        held = [] if self.base.quantize == "none" else [self.base.quantize]
+        mark = combined(*weights, where, *words, str(self.dtype), *held, __version__)
         own = name if name in self.adapters else None
         full = f"{name}@{under.template.name}"
         size = self.base.config.vocab_size
@@ -145,7 +146,8 @@ def _baseline(runs: Sequence[OpenModel]) -> OpenModel:
     first = runs[0].prompt_format
     families = {run.prompt_format.family for run in runs}
     family = first.family if len(families) == 1 else find_family("plain")
-    return replace(runs[0], checkpoint=None, run=None, prompt_format=replace(first, family=family))
+    quantized = runs[0].quantize
+    return replace(runs[0], checkpoint=None, run=None, quantized=quantized, prompt_format=replace(first, family=family))
 
 
 def find_templates(config: ServeConfig) -> list[Template]:
@@ -192,6 +194,10 @@ def _check_together(opened: Sequence[tuple[str, OpenModel]]) -> None:
     for name, model in opened[1:]:
         if model.folder.resolve() != base.folder.resolve():
             raise UserError(f"{name} is over {model.folder}, and others over {base.folder}", _second_server())
+        if model.run is not None and model.quantize != base.quantize:
+            held = {"none": "the unquantized base"}
+            mine, theirs = (held.get(each, f"a base in {each}") for each in (model.quantize, base.quantize))
+            raise UserError(f"{name} was trained over {mine}, and others are over {theirs}", _second_server())
     names = [name for name, _ in opened]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UserError(f"two models are called {min(twice)}", "rename the folder of one of them")

@@ -25,6 +25,7 @@ from ptst.settings import (
     LoggerName,
     ModelName,
     Precision,
+    Quantize,
     RevisionSettings,
     StartSettings,
     TemplateSettings,
@@ -81,6 +82,9 @@ class TrainSettings(PassSettings, SafeguardSettings, FormatSettings, ColumnSetti
     """Number of latest checkpoints to keep, besides the best by validation loss."""
     dtype: Precision = "auto"
     """Data type of the frozen weights and the computation. auto: bfloat16 on a GPU, float32 on a CPU."""
+    quantize: Quantize = "none"
+    """Keep the frozen projections in 4 bits (nf4) or 8 (int8): a quarter or half of bfloat16's memory, slower, other
+    values (docs/quantized.md). Needs ptst-lab[quant]; not with --full."""
     log: tuple[LoggerName, ...] = field(default=(), metadata=NO_EFFECT)
     """Experiment loggers that get the metrics, too, on this machine unless their own variables say otherwise
     (docs/logging.md)."""
@@ -105,6 +109,17 @@ class TrainSettings(PassSettings, SafeguardSettings, FormatSettings, ColumnSetti
         _ = self.column_rules  # checks the names
         if self.full and self.dropout:
             raise UserError((Setting("dropout"), " belongs to an adapter"), ("with ", Setting("full"), " it must be 0"))
+        if self.quantize != "none":
+            self._check_quantize()
+
+    def _check_quantize(self) -> None:
+        """Raise UserError where the base cannot be quantized."""
+        from ptst.model.quantized import check_library
+
+        if self.full:
+            cause = (Setting("quantize"), " is for a frozen base, and ", Setting("full"), " trains all weights")
+            raise UserError(cause, "leave one out")
+        check_library()
 
 
 # Settings that only a model behind an endpoint has.

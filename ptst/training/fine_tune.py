@@ -13,6 +13,7 @@ from ptst.audit.account.step_rule import StepRule
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import combined
 from ptst.model.lora import add_lora, save_adapter
+from ptst.model.quantized import Quantization
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
@@ -89,8 +90,11 @@ class _Session:
         config, mixture = plan.config, plan.mixture
         self.plan, self.record, self.out, self.world = plan, record, out, world
         held = self._constraint() if config.token_constraint else None
-        say(f"loading {plan.model.folder} in {record.dtype}")
-        decoder = load_decoder(plan.model.folder, plan.dtype, plan.device)
+        quantization = Quantization.of(config.quantize, packed=True)
+        say(
+            f"loading {plan.model.folder} in {record.dtype}{f', projections in {config.quantize}' * bool(quantization)}"
+        )
+        decoder = load_decoder(plan.model.folder, plan.dtype, plan.device, quantization)
         decoder.activation_checkpointing = config.activation_checkpointing == "block"
         if plan.lora is None:
             parameters = dict(decoder.requires_grad_(True).named_parameters())
@@ -117,9 +121,12 @@ class _Session:
         scored the examples."""
         plan, record = self.plan, self.record
         folder = plan.reference or plan.model.folder
-        of = combined(record.reference or record.weights, record.dtype, *(r.encoding for r in plan.mixture.records))
+        held = [] if plan.config.quantize == "none" else [plan.config.quantize]
+        encodings = [r.encoding for r in plan.mixture.records]
+        of = combined(record.reference or record.weights, record.dtype, *held, *encodings)
         path = self.out / "state" / constraint.FILE
-        load = partial(load_decoder, folder, plan.dtype, plan.device)
+        own = Quantization.of(plan.config.quantize, packed=True) if plan.reference is None else None
+        load = partial(load_decoder, folder, plan.dtype, plan.device, own)
         examples = plan.mixture.examples
         steps = plan.trainer.plan([len(e.ids) for e in examples], plan.mixture.plans)
         used = {i for step in steps for i in step.examples}

@@ -14,9 +14,9 @@ There are a few float32 statistics besides. At the peak come one layer's tempora
 loss's chunk of logits, whichever is larger.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -25,7 +25,9 @@ from rich.table import Table
 from ptst.errors import Setting, UserError, Words
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig, LoraConfig
+from ptst.model.quantized import quantized_bytes
 from ptst.model.weights import pick_dtype
+from ptst.settings import Quantize
 from ptst.system_memory import free_memory, resident_memory
 from ptst.training.config import TrainSettings
 from ptst.training.schedule import WeightUpdate
@@ -37,6 +39,7 @@ SHARE = 0.9  # of the free memory is planned with
 # Measured with torch 2.13 on models of 29 to 135 million parameters, 110 to 130 MB each.
 LIBRARIES = 115_000_000
 SAMPLER = 125_000_000
+QUANTIZER = 130_000_000  # bitsandbytes 0.50
 # Of activations and temporaries: what a CPU's allocator holds beyond the tensors, since freed blocks of one micro-batch
 # do not fit the next. Measured on SmolLM2-135M: 10 to 40 % over micro-batches of 1,024 and 2,048 tokens.
 FRAGMENTS = 0.3
@@ -64,6 +67,25 @@ def count_parameters(config: DecoderConfig) -> int:
 
 def count_adapter(config: DecoderConfig, lora: LoraConfig) -> int:
     return config.num_layers * sum(lora.rank * sum(shapes(config)[t]) for t in lora.targets)
+
+
+def frozen_bytes(config: DecoderConfig, dtype: torch.dtype, quantize: Quantize) -> int:
+    """Bytes of the base's weights, whose projections may be quantized."""
+    projections = shapes(config).values()
+    total = count_parameters(config) * dtype.itemsize
+    if quantize == "none":
+        return total
+    saved = sum(o * i * dtype.itemsize - quantized_bytes(quantize, (o, i)) for o, i in projections)
+    return total - config.num_layers * saved
+
+
+def dequantized_bytes(config: DecoderConfig, method: "Method") -> int:
+    """Bytes of the one weight that is dequantized at a time: its values, in int8 also in float32, and the sum with its
+    adapter that a product on a CPU may read (kernels/lora.py)."""
+    if method.quantize == "none":
+        return 0
+    size = method.dtype.itemsize * (2 if method.device == "cpu" and method.dtype.itemsize == method.wide else 1)
+    return max(o * i for o, i in shapes(config).values()) * (size + 4 * (method.quantize == "int8"))
 
 
 def activation_bytes(
@@ -106,6 +128,7 @@ class Method:
     samples: bool = False
     average: bool = False
     anchor: bool = False
+    quantize: Quantize = "none"
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Self:
@@ -119,6 +142,7 @@ class Method:
             samples=bool(settings.eval_every),
             average=bool(settings.average),
             anchor=bool(settings.proximal),
+            quantize=settings.quantize,
         )
 
     @property
@@ -204,7 +228,7 @@ def plan_memory(
     size, lora, dtype, cpu = method.dtype.itemsize, method.lora, method.dtype, method.device == "cpu"
     parameters, head = count_parameters(config), config.vocab_size * config.hidden_size
     trained = parameters if lora is None else count_adapter(config, lora)
-    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * tokens
+    layer = (3 * config.intermediate_size + 4 * config.hidden_size) * size * tokens + dequantized_bytes(config, method)
     chunk = loss.CHUNK_ELEMENTS * size if cpu else loss.CHUNK_BYTES
     chunk = min(chunk, tokens * config.vocab_size * size)
     narrow = size < method.wide
@@ -219,7 +243,7 @@ def plan_memory(
         trained=trained,
         micro_batch_tokens=micro_batch_tokens,
         largest_micro_batch=tokens,
-        weights=parameters * size + (0 if lora is None else trained * method.wide),
+        weights=frozen_bytes(config, dtype, method.quantize) + (0 if lora is None else trained * method.wide),
         masters=trained * method.wide if lora is None and narrow and method.weight_update == "master" else 0,
         gradients=trained * method.wide,
         optimizer=2 * trained * method.wide,
@@ -227,7 +251,7 @@ def plan_memory(
         activations=activations,
         temporaries=temporaries,
         fragments=round(FRAGMENTS * (activations + temporaries)) if cpu else 0,
-        libraries=LIBRARIES + SAMPLER * method.samples if cpu else 0,
+        libraries=LIBRARIES + SAMPLER * method.samples + QUANTIZER * (method.quantize != "none") if cpu else 0,
         process=resident_memory() if cpu else 0,
     )
 
@@ -242,12 +266,28 @@ def choose_micro_batch_tokens(config: DecoderConfig, method: Method, longest: in
         return plan.peak - plan.process <= SHARE * free
 
     if not fits(longest):
-        shorter: Words = ("lower ", Setting("max_length"))
-        remedy = shorter if method.activation_checkpointing else ("set ", *_BLOCK, ", or ", *shorter)
         needed = plan_memory(config, method, longest)
-        raise UserError(f"{gigabytes(free)} are free, and the longest example alone needs {needed}", remedy)
+        cause = f"{gigabytes(free)} are free, and the longest example alone needs {needed}"
+        raise UserError(cause, _smaller(method, lambda way: plan_memory(config, way, longest), free))
     most = max(longest, MOST[method.device])
     return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
+
+
+def _smaller(method: Method, plan: Callable[[Method], MemoryPlan], free: int) -> Words:
+    """What to change where a method does not fit: the first of the ways that does, if one does."""
+    shorter: Words = ("lower ", Setting("max_length"))
+    block: Words = () if method.activation_checkpointing else ("set ", *_BLOCK)
+    kinds: tuple[Quantize, ...] = ("int8", "nf4") if method.lora is not None and method.quantize == "none" else ()
+    for quantize in (method.quantize, *kinds):
+        for again in sorted({method.activation_checkpointing, True}):
+            way = replace(method, quantize=quantize, activation_checkpointing=again)
+            planned = plan(way)
+            if planned.peak - planned.process <= SHARE * free:
+                narrow: Words = ("set ", Setting("quantize"), f" to {quantize}") if quantize != method.quantize else ()
+                more = block if again else ()
+                both: Words = (*narrow, " and ", *more) if narrow and more else (*narrow, *more)
+                return (*both, ", or ", *shorter)
+    return (*block, ", or ", *shorter) if block else shorter
 
 
 @contextmanager

@@ -8,12 +8,14 @@ import pytest
 import torch
 
 from ptst.generation import forward as module
+from ptst.generation import lean_products
 from ptst.generation.forward import Forward, half_width_product, join
 from ptst.generation.kv_cache import KVCache
 from ptst.generation.paged_attention import StepAttention
 from ptst.kernels.cpu import use_numba
 from ptst.model.decoder import Decoder
 from ptst.model.weights import load_decoder
+from ptst.progress import say_once
 from tests.tiny import write_tiny_model
 
 LLAMA3 = {
@@ -146,3 +148,24 @@ def test_weights_are_joined_once_and_in_place():
         parts[1].fill_(7.0)
     assert (whole[3] == 7).all()
     assert join(parts).data_ptr() == whole.data_ptr()
+
+
+@pytest.mark.parametrize("amx", [module.AMX, False])
+def test_without_room_for_a_packed_copy_there_is_none(tmp_path, amx, monkeypatch, capsys):
+    """The same function over the weights as they are: nothing of their size is allocated, and it is told."""
+    exact, half = rounded_model(write_tiny_model(tmp_path))
+    monkeypatch.setattr(module, "AMX", amx)
+    say_once.cache_clear()
+    tokens = list(range(3, 90))
+    with torch.inference_mode():
+        packed = hidden(half, tokens)
+        module._PACKED.clear()
+        monkeypatch.setattr(lean_products, "free_memory", lambda device: 1000)
+        monkeypatch.setattr(lean_products, "WIDENED", 5 * 32)  # five rows at a time
+        monkeypatch.setattr(module, "half_width_product", None)  # would pack
+        lean = hidden(half, tokens)
+        wanted = hidden(exact, tokens)
+    assert (lean - wanted).norm() / wanted.norm() < (2e-2 if amx else 1e-5)
+    assert (lean - packed).norm() / packed.norm() < (2e-2 if amx else 1e-5)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "a packed copy of the weights takes 0.0 GB, and 0.0 GB are free: answers are computed without one" in said

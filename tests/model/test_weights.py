@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from benchmarks.big_model import LLAMA_2_7B, write_weights
 from ptst.errors import UserError
 from ptst.fingerprints import weights_fingerprint
 from ptst.model import weights as weights_module
@@ -59,6 +62,21 @@ def test_files_that_are_no_weights_are_left_out_and_told(folder, capsys, name):
     said = " ".join(capsys.readouterr().err.split())
     assert f"not read, as no part of the model: {name}.safetensors" in said
     assert (weights_fingerprint(folder) == before) is (name != "adapter_model")
+
+
+def test_an_index_that_disagrees_with_its_shards(folder):
+    weights = in_shards(folder)
+    index = json.loads((folder / INDEX).read_text())
+    first, second = sorted(set(index["weight_map"].values()))
+    name = next(name for name, file in index["weight_map"].items() if file == first)
+    (folder / INDEX).write_text(json.dumps({"weight_map": index["weight_map"] | {name: second}}))
+    with pytest.raises(UserError, match=f"says that {name} is in {second}, and it is in {first}; fetch the index and"):
+        load_decoder(folder)
+    (folder / INDEX).write_text(json.dumps(index))
+    held = {key: weights[key] for key, file in index["weight_map"].items() if file == first and key != name}
+    save_file(held, folder / first)
+    with pytest.raises(UserError, match=f"lack 1 tensors, the first is {name}, which .*index.json says is in {first};"):
+        load_decoder(folder)
 
 
 def test_two_sets_of_weights(folder):
@@ -204,3 +222,45 @@ def test_the_folder_inside_is_named(folder):
     folder = folder.rename(outer / "snapshots" / "0a1b")
     with pytest.raises(UserError, match=rf"it has no config\.json; give {folder}"):
         open_model(str(outer))
+
+
+# Loads a folder at a dtype, and prints by how much memory at the peak, anonymous and in all that is private, exceeds
+# what was held before and the model's own bytes.
+_LOAD = """
+import re, sys, threading, time
+import torch
+from ptst.model.weights import load_decoder
+def held():
+    found = dict(re.findall(r"(\\w+):\\s+(\\d+) kB", open("/proc/self/smaps_rollup").read()))
+    return 1024 * int(found["Anonymous"]), 1024 * (int(found["Private_Clean"]) + int(found["Private_Dirty"]))
+before, peak, done = held(), [0, 0], threading.Event()
+def watch():
+    while not done.wait(0.005):
+        peak[:] = map(max, peak, held())
+watcher = threading.Thread(target=watch)
+watcher.start()
+decoder = load_decoder(sys.argv[1], getattr(torch, sys.argv[2]))
+done.set()
+watcher.join()
+own = sum(p.nbytes for p in decoder.parameters())
+print(*(top - first - own for top, first in zip(peak, before)))
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="the system does not count private memory")
+@pytest.mark.parametrize(
+    ("stored", "dtype", "layers"), [("float32", "float32", 8), ("float32", "bfloat16", 8), ("bfloat16", "bfloat16", 16)]
+)
+def test_loading_takes_little_more_than_the_model(tmp_path, stored, dtype, layers):
+    """At most the largest tensor and 256 MiB more, in private memory, pages of the files among it."""
+    config = LLAMA_2_7B | {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": layers}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 8}
+    write_weights(tmp_path, config, getattr(torch, stored), 500_000_000)
+    largest = config["vocab_size"] * config["hidden_size"] * getattr(torch, dtype).itemsize
+    files = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    assert len(files) > 1 and max(files) > largest + (256 << 20)  # what keeps a whole file fails
+    command = [sys.executable, "-c", _LOAD, str(tmp_path), dtype]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for more in map(int, done.stdout.split()):
+        assert more <= largest + (256 << 20)
