@@ -1,0 +1,37 @@
+"""The memory of a rank where weights are spread over ranks (ptst/training/sharding.py), in bytes.
+
+A rank keeps its share of the weights, and of masters, gradients and moments where all weights are trained. While it
+computes, it has the embedding and the head whole, a layer, the next one on its way (FSDP2 gathers into one buffer and
+copies from that), and, in the backward pass of all weights, their gradients before and after they are widened to be
+summed.
+"""
+
+from typing import Protocol
+
+
+class Whole(Protocol):
+    """What a rank would take that keeps all weights: the figures of ptst.training.memory.MemoryPlan."""
+
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def trained(self) -> int: ...
+    @property
+    def gradients(self) -> int: ...
+    @property
+    def optimizer(self) -> int: ...
+    @property
+    def copies(self) -> int: ...
+
+
+def spread(plan: Whole, block: int, root: int, size: int, wide: int, ranks: int) -> dict[str, int]:
+    """The figures that change. `block`, `root`: elements of a layer, and of embedding, head and last norm; `size`,
+    `wide`: bytes of an element as it is computed, and of a gradient."""
+    gathered = (3 * block + root) * size
+    if plan.trained < plan.parameters:  # adapters are whole on every rank
+        return {"weights": gathered + -(-plan.parameters * size // ranks) + plan.trained * wide}
+    share = {
+        name: -(-value // ranks) for name in ("gradients", "optimizer", "copies") if (value := getattr(plan, name))
+    }
+    share["gradients"] += (block + root) * (size + wide)
+    return {"weights": gathered, "masters": -(-plan.parameters * wide // ranks), **share}
