@@ -121,6 +121,10 @@ class _Session:
         rows = held_out.source.conversations if held_out.source else ()
         self.check_validation = validation_check(rows, held_out.examples, config.allow)
         self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
+        if decoder.sharded and config.eval_every:
+            say(
+                "note: no sample answers are generated, since no rank has all weights; ptst.eval of a checkpoint has some"
+            )
         self.spread = bool(self.trainer.rows)  # what is trained is nowhere whole but in checkpoints
         self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
         self.metrics: Metrics | None = None

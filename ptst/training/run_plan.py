@@ -110,7 +110,7 @@ class RunPlan:
             full=c.full,
             reference=weights_fingerprint(self.reference) if self.reference else None,
             micro_batch_tokens=self.trainer.micro_batch_tokens,
-            environment={**records.environment(), "ranks": world.size},
+            environment={**records.environment(), "ranks": world.size} | ({"sharded": True} if self.sharded else {}),
         )
 
 

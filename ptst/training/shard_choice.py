@@ -21,13 +21,8 @@ def choose_sharding(config: TrainConfig, shape: DecoderConfig, method: Method, l
         return False
     stochastic = method.lora is None and method.weight_update == "stochastic"
     if config.shard == "full" and stochastic:
-        cause = (
-            Setting("shard"),
-            " full updates float32 weights, and ",
-            Setting("weight_update"),
-            " stochastic has none",
-        )
-        raise UserError(cause, ("leave one of them out: masters are spread over the ranks, too",))
+        cause = (Setting("shard"), " full has float32 masters, and ", Setting("weight_update"), " stochastic has none")
+        raise UserError(cause, "leave one of them out: masters are spread over the ranks, too")
     if config.shard == "auto":
         chosen, why = method.lora is None and not stochastic, "all of them are trained"
         if not chosen and not stochastic:
@@ -49,9 +44,8 @@ def check_ranks(steps: Sequence[Step], sharded: bool, world: World) -> None:
     most = max((len(step.examples) for step in steps), default=0)
     if not most or world.size <= most:
         return
-    cause = (
-        f"there are {world.size} ranks, and no step has more than {most} examples, so {world.size - most} never compute"
-    )
+    idle = f"so {world.size - most} would never compute"
+    cause = f"there are {world.size} ranks, and no step has more than {most} examples, {idle}"
     if sharded:
         say(f"note: {cause}; they only hold their part of the weights")
         return
