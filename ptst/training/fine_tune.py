@@ -122,9 +122,7 @@ class _Session:
         self.check_validation = validation_check(rows, held_out.examples, config.allow)
         self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
         if decoder.sharded and config.eval_every:
-            say(
-                "note: no sample answers are generated, since no rank has all weights; ptst.eval of a checkpoint has some"
-            )
+            say("note: no sample answers are generated, as no rank has all weights; ptst.eval of a checkpoint has")
         self.spread = bool(self.trainer.rows)  # what is trained is nowhere whole but in checkpoints
         self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
         self.metrics: Metrics | None = None
