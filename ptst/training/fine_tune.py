@@ -72,7 +72,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     resume_threads(config.threads, old.environment if old else None)
     plan = plan_run(config, world, old.micro_batch_tokens if old else None)
     plan.check()
-    record = plan.record(world)
+    with world.main_process_first():  # the others find the fingerprint of its weights, and do not read them all
+        record = plan.record(world)
     agreement.check_data(record, world)
     world.barrier()  # all have seen whether there is a run to resume before the main process begins one
     if old and place:
