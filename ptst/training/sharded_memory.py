@@ -2,8 +2,8 @@
 
 A rank keeps its share of the weights, and of masters, gradients and moments where all weights are trained. While it
 computes, it has the embedding and the head whole, a layer, the next one on its way (FSDP2 gathers into one buffer and
-copies from that), and, in the backward pass of all weights, their gradients before and after they are widened to be
-summed.
+copies from that), and, in the backward pass of all weights, their gradients as they are computed, widened to be summed,
+and summed.
 """
 
 from typing import Protocol
