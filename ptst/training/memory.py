@@ -236,7 +236,7 @@ def plan_memory(
         return whole
     root = head * (1 if config.tie_embeddings else 2) + config.hidden_size
     block = (parameters - root) // config.num_layers
-    return replace(whole, **spread(whole, block, root, size, method.wide, method.ranks))
+    return replace(whole, **spread(whole, block, root, size, method.wide, method.ranks, cpu))
 
 
 def fits(config: DecoderConfig, method: Method, tokens: int, free: int) -> bool:

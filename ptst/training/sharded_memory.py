@@ -24,14 +24,17 @@ class Whole(Protocol):
     def copies(self) -> int: ...
 
 
-def spread(plan: Whole, block: int, root: int, size: int, wide: int, ranks: int) -> dict[str, int]:
+def spread(plan: Whole, block: int, root: int, size: int, wide: int, ranks: int, cpu: bool) -> dict[str, int]:
     """The figures that change. `block`, `root`: elements of a layer, and of embedding, head and last norm; `size`,
-    `wide`: bytes of an element as it is computed, and of a gradient."""
+    `wide`: bytes of an element as it is computed, and of a gradient. `cpu`: gloo sums in a copy of its own."""
     gathered = (3 * block + root) * size
     if plan.trained < plan.parameters:  # adapters are whole on every rank
         return {"weights": gathered + -(-plan.parameters * size // ranks) + plan.trained * wide}
-    share = {
-        name: -(-value // ranks) for name in ("gradients", "optimizer", "copies") if (value := getattr(plan, name))
+    passing = (block + root) * (size + (3 if cpu else 2) * wide)
+    return {
+        "weights": gathered,
+        "masters": -(-plan.parameters * wide // ranks),
+        "gradients": -(-plan.gradients // ranks) + passing,
+        "optimizer": -(-plan.optimizer // ranks),
+        "copies": -(-plan.copies // ranks),
     }
-    share["gradients"] += (block + root) * (size + wide)
-    return {"weights": gathered, "masters": -(-plan.parameters * wide // ranks), **share}
