@@ -2,7 +2,7 @@
 
     python benchmarks/sharding.py [--ranks 1 2 4] [--out FILE.json]
 
-A model of random weights (74 million parameters) takes two steps, with all weights or an adapter trained, once with its
+A model of random weights (69 million parameters) takes two steps, with all weights or an adapter trained, once with its
 weights spread over the ranks and once whole on each. Prints the largest peak of a rank beyond what it held before the
 model was loaded, the plan's figure for the same, and the tokens that all ranks together compute in a second; of the
 last, ratios within one run of this script are comparable, nothing else.
