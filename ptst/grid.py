@@ -1,7 +1,9 @@
 """`python -m ptst.grid`: the whole matrix of training and test templates."""
 
 import dataclasses
+import io
 import sys
+from contextlib import nullcontext, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from ptst import cli
@@ -9,22 +11,36 @@ from ptst.experiment.config import RECIPES, GridConfig
 from ptst.experiment.ladder.recipe import RECIPES as LADDER
 from ptst.experiment.paper.recipes import RECIPES as TABLES
 from ptst.experiment.paper.recipes import describe
-from ptst.progress import printable, say
+from ptst.progress import console, printable, say
+from ptst.training.launch import worker_ranks
 
 if TYPE_CHECKING:
     from ptst.experiment.estimate import Estimate
 
 
-def run_command(config: GridConfig) -> dict[str, Any]:
-    """Do a grid, or print its plan; returns what `--json` prints. Raises UserError for a user's mistakes, and
-    SystemExit with 130 or 143 after Ctrl-C or SIGTERM."""
+def run_command(config: GridConfig) -> dict[str, Any] | None:
+    """Do a grid, or print its plan; returns what `--json` prints (of workers that a launcher started, on the first).
+    Raises UserError for a user's mistakes, and SystemExit with 130 or 143 after Ctrl-C or SIGTERM."""
+    rank, local = worker_ranks()
+    console.quiet = rank > 0  # one speaks for all
+    try:
+        with redirect_stdout(io.StringIO()) if rank else nullcontext():
+            done = _run(config, local)
+    finally:
+        console.quiet = False  # every worker prints its own error
+    return None if rank else done
+
+
+def _run(config: GridConfig, local: int | None) -> dict[str, Any]:
     say(f"ptst.grid: {config.model}, data {config.data}")
     from ptst.experiment import tables
     from ptst.experiment.run import run_grid
     from ptst.threads import choose_threads
     from ptst.training.interrupt import Interrupted
+    from ptst.training.parallel import take_gpu
 
     config.check()
+    take_gpu(local)
     choose_threads(config.threads, config.folder)
     if config.dry_run:
         return _dry_run(config)

@@ -20,6 +20,7 @@ from ptst.fingerprints import Fingerprint
 from ptst.records import CHECKPOINTS, ERROR, FILE, Record, RunRecord, command_of, find_record, plain, recorded
 from ptst.settings import CommandSettings, to_json
 from ptst.storage import (
+    CLAIM,
     LOCK,
     LOCKS,
     exclusive_lock,
@@ -243,7 +244,7 @@ def find_shared(out: Path, record: type[Record]) -> Record | None:
     # Listed before the record is read: another process may write that first of all in between.
     names = [p.name for p in out.iterdir()] if out.exists() else []
     old = find_record(out, record)
-    if old is None and any(name not in (LOCK, LOCKS) and not name.startswith(f".{FILE}.") for name in names):
+    if old is None and any(name not in (LOCK, CLAIM, LOCKS) and not name.startswith(f".{FILE}.") for name in names):
         cause = f"{out} is not a {command_of(record.kind)} folder and not empty"
         raise UserError(cause, ("choose another ", Setting("out")))
     return old
@@ -276,7 +277,7 @@ def check_writable(folder: Path) -> None:
 
 def _check_empty(out: Path) -> None:
     # A lock, and what a kill left of the very first file, are not an earlier run.
-    left = (LOCK, ".*.json.*.partial")
+    left = (LOCK, CLAIM, ".*.json.*.partial")
     if out.exists() and (not out.is_dir() or any(not any(map(p.match, left)) for p in out.iterdir())):
         remedy = ("choose another ", Setting("out"), ", so that no earlier run is overwritten")
         raise UserError(f"{out} is not an empty folder", remedy)

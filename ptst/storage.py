@@ -9,15 +9,21 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from ptst.errors import Setting, UserError
+from ptst.host_claims import SUFFIX, claim, locks_end_at_host
+from ptst.progress import say_once
 
 LOCK = ".lock"  # the file in a run folder that the process at work in it has locked
+CLAIM = f"{LOCK}{SUFFIX}"  # of its host, where locks of the disk end there
 LOCKS = "locks"  # the folder of a shared folder's locks
+CLAIMED = 600.0  # seconds to wait for another host
+_ANOTHER = "another process"
 _WITH_LOCKS = "use a folder on a disk with working locks: a local one, or NFS or Lustre mounted with locking"
 
 
@@ -117,27 +123,42 @@ def _children(folder: Path) -> Iterator[Path]:
 def exclusive_lock(out: Path) -> Iterator[None]:
     """Hold a run folder. Raises UserError where another process does, and where locks do not work there; the lock of a
     killed process is released."""
-    with _lock(out / LOCK) as held:
-        if not held:
-            raise UserError(f"{out} is in use by another process", ("wait for it, or choose another ", Setting("out")))
+    with _lock(out / LOCK) as other:
+        if other:
+            raise UserError(f"{out} is in use by {other}", ("wait for it, or choose another ", Setting("out")))
         yield
 
 
-def lock(folder: Path, name: str, *, wait: bool = False) -> AbstractContextManager[bool]:
+@contextmanager
+def lock(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
     """Whether this process got the lock of that name, a file in `folder`. `wait`: until it has. Raises UserError where
-    locks do not work there."""
+    locks do not work there, and where a host that they do not reach has it for longer than CLAIMED."""
     folder.mkdir(parents=True, exist_ok=True)
-    return _lock(folder / name.replace("/", "."), wait)
+    path, since = folder / name.replace("/", "."), time.monotonic()
+    while True:
+        with _lock(path, wait) as other:
+            if not (other and wait):
+                if other not in ("", _ANOTHER):
+                    say_once(f"note: {path.name} is in use by {other}")
+                yield not other
+                return
+        if time.monotonic() - since > CLAIMED:
+            raise UserError(f"{path} is in use by {other}")
+        time.sleep(1.0)
 
 
 @contextmanager
-def _lock(path: Path, wait: bool = False) -> Iterator[bool]:
-    """The lock of a file, opened for writing: NFS locks neither folders nor files that are only read."""
+def _lock(path: Path, wait: bool = False) -> Iterator[str]:
+    """The lock of a file, opened for writing (NFS locks neither folders nor files that are only read): "", or who has
+    it, in words."""
     handle = _open(path)
     try:
-        if held := _locked(handle, path, wait):
-            _check_exclusive(path)
-        yield held
+        if not _locked(handle, path, wait):
+            yield _ANOTHER
+            return
+        _check_exclusive(path)
+        with claim(path) if locks_end_at_host(path.parent) else nullcontext("") as other:
+            yield other
     finally:
         os.close(handle)
 

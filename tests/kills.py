@@ -64,6 +64,7 @@ MODES = {
     "alignment": Mode(ALIGN, repeatable=True),
     "grid": Mode(GRID, processes=2, repeatable=True),
     "ranks": Mode(LORA, processes=2, ranks=True),
+    "sharded": Mode(f"{TRAIN} --full --shard full --eval-every 3 --at-epochs 0.5 --keep 1", processes=2, ranks=True),
 }
 
 

@@ -44,15 +44,23 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class LoraLinear(nn.Module):
-    """A frozen linear layer and a LoRA adapter, float32 (or float64) over a base of any dtype."""
+    """A frozen linear layer and a LoRA adapter, float32 (or float64) over a base of any dtype, on `device`, by default
+    the base's."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, generator: torch.Generator | None = None):
+    def __init__(
+        self,
+        base: nn.Linear,
+        rank: int,
+        scale: float,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+    ):
         super().__init__()
         self.weight, self.bias = base.weight, base.bias
         self.scale = scale
         out_features, in_features = base.weight.shape
         dtype = torch.promote_types(base.weight.dtype, torch.float32)
-        device = base.weight.device
+        device = device or base.weight.device
         # As in the paper (section 4.1) A is random and B is zero: training starts exactly from the base model. The
         # bound is PEFT's (Kaiming uniform with a = sqrt(5)).
         a_rI = torch.empty(rank, in_features, dtype=dtype)
@@ -218,6 +226,7 @@ class Decoder(nn.Module):
         # One per document of the next micro-batch; None: no dropout, as in evaluation.
         self.dropout_seeds: list[int] | None = None
         self.activation_checkpointing = False  # backward recomputes each layer instead of keeping its activations
+        self.sharded = False  # weights are spread over ranks, all of which must make every pass
         self._ropes: Ropes | None = None  # made on the tokens' device at the first call
 
     @property

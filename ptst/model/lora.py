@@ -23,14 +23,16 @@ from ptst.storage import write_json
 _PREFIX = "base_model.model.model."
 
 
-def add_lora(decoder: Decoder, config: LoraConfig, seed: int = 0) -> dict[str, nn.Parameter]:
-    """Add an adapter to every target projection of every layer; returns the trained parameters by name. Raises
-    UserError if a projection already has one."""
+def add_lora(
+    decoder: Decoder, config: LoraConfig, seed: int = 0, device: torch.device | str | None = None
+) -> dict[str, nn.Parameter]:
+    """Add an adapter to every target projection of every layer; returns the trained parameters by name. `device`: where
+    the adapters are, by default where the decoder is. Raises UserError if a projection already has one."""
     generator = torch.Generator().manual_seed(seed)
     decoder.lora_dropout = config.dropout
     for name in target_weights(decoder):
         if name.rpartition(".")[2] in config.targets:
-            _attach(decoder, name, config.rank, config.scale, generator)
+            _attach(decoder, name, config.rank, config.scale, generator, device)
     return {name: p for name, p in decoder.named_parameters() if ".lora_" in name}
 
 
@@ -109,12 +111,17 @@ def target_weights(decoder: Decoder) -> dict[str, Tensor]:
 
 
 def _attach(
-    decoder: Decoder, name: str, rank: int, scale: float, generator: torch.Generator | None = None
+    decoder: Decoder,
+    name: str,
+    rank: int,
+    scale: float,
+    generator: torch.Generator | None = None,
+    device: torch.device | str | None = None,
 ) -> LoraLinear:
     module = decoder.get_submodule(name)
     if not isinstance(module, nn.Linear):
         raise UserError(f"{name} already has an adapter")
     owner, _, leaf = name.rpartition(".")
-    layer = LoraLinear(module, rank, scale, generator)
+    layer = LoraLinear(module, rank, scale, generator, device)
     setattr(decoder.get_submodule(owner), leaf, layer)
     return layer

@@ -237,10 +237,15 @@ def save_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def save_full(decoder: Decoder, base: Path, out: Path) -> None:
     """Write all weights as a Hugging Face folder, with the base's config, tokenizer and chat templates."""
+    copy_settings(base, out)
+    save_safetensors(out / SINGLE, {hf_name(k): v for k, v in decoder.state_dict().items()})
+
+
+def copy_settings(base: Path, out: Path) -> None:
+    """Copy what a model folder has besides weights: config, tokenizer and chat templates."""
     for path in (path for pattern in SETTINGS for path in base.glob(pattern)):
         # The base may itself be a run or an export, or hold an adapter: this folder is none of these.
         if not path.name.endswith(".index.json") and path.name not in _RECORDS:
             copied = out / path.relative_to(base)
             copied.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, copied)
-    save_safetensors(out / SINGLE, {hf_name(k): v for k, v in decoder.state_dict().items()})

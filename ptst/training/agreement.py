@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,15 @@ def check_data(record: TrainRecord, world: World) -> None:
     check_same({"settings": settings, "data": data, "weights": record.weights}, world)
 
 
-def check_weights(steps: Any, parameters: Mapping[str, Tensor], world: World) -> None:
-    """Before the first step: whether all ranks have planned the same steps and have the same weights to train. All must
-    call. Raises UserError, the same on every rank."""
+def check_weights(steps: Any, parameters: Mapping[str, Tensor], world: World, own: Collection[str] = ()) -> None:
+    """Before the first step: whether all ranks have planned the same steps and have the same weights to train. `own`:
+    names of those of which each rank has a part of its own. All must call. Raises UserError, the same on every rank."""
     if world.size == 1:
         return
     digest = hashlib.sha256()
     for name, tensor in parameters.items():
+        if name in own:
+            continue
         flat = tensor.detach().flatten()
         some = flat[:: max(1, flat.numel() // SAMPLE)].cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,19 @@ from ptst.errors import UserError
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
-from ptst.model.weights import read_safetensors, save_safetensors
+from ptst.model.sharded_weights import Rows, in_file_order, read_parts, write_tensors
+from ptst.model.weights import copy_settings, hf_name, read_safetensors, save_safetensors
 from ptst.progress import say
 from ptst.storage import partial_path, refuse_link, sync, write_atomically
 from ptst.training.average import PREFIX as AVERAGE
 from ptst.training.metrics import sizes, truncate_logs
 from ptst.training.proximal import PREFIX as ANCHOR
+from ptst.training.sharding import gathered
 from ptst.training.trainer import Trainer
+from ptst.weight_files import SINGLE
 
+NO_ROWS: Mapping[str, Rows] = {}
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW
 _PREFIX = "step-"
 _NAME = re.compile(rf"{_PREFIX}([0-9]+)")
 
@@ -45,6 +50,11 @@ class Checkpoints:
     keep: int
     _told: set[str] = field(default_factory=set)
 
+    @property
+    def path(self) -> Path:
+        """That of the trainer's step, there or not."""
+        return self.folder / folder_name(self.trainer.done)
+
     def restore(self) -> dict[str, Any]:
         """Bring the trainer, on every rank, and the logs to the newest whole checkpoint, or to the beginning; returns
         its notes ({} without one). Raises UserError where there are checkpoints and none of them is whole."""
@@ -56,7 +66,7 @@ class Checkpoints:
             newest = newest_step(self.folder)
         trainer.done = int(trainer.world.sum(newest))
         if trainer.done:
-            notes = load_checkpoint(self.folder / folder_name(trainer.done), trainer.tensors, trainer.optimizer)
+            notes = load_checkpoint(self.path, trainer.tensors, trainer.optimizer, trainer.rows)
             trainer.masters.write()
             say(f"resuming after step {trainer.done}")
         if trainer.world.is_main_process:
@@ -64,13 +74,19 @@ class Checkpoints:
         return notes
 
     def save(self, notes: Mapping[str, Any]) -> None:
-        """Write the trainer's checkpoint, then remove all but the last `keep` and the best.
+        """Write the trainer's checkpoint, then remove all but the last `keep` and the best. All ranks must call;
+        the main process writes.
 
         `notes`: JSON values that `restore` returns; the best checkpoint is the one with the lowest `validation_loss` in
         them. Raises OSError, with how to resume, when the disk is full, say: the earlier checkpoints are then as they
         were. One that cannot be removed is reported, and stays.
         """
         trainer, folder = self.trainer, self.folder
+        if not trainer.world.is_main_process:
+            if trainer.rows:
+                for tensors, rows in self._spread().values():
+                    list(gathered(tensors, rows, trainer.world))
+            return
         final = folder / folder_name(trainer.done)
         partial = partial_path(final)
         self._remove_partial()
@@ -120,20 +136,41 @@ class Checkpoints:
         self._told.add(str(error))
 
     def _write(self, partial: Path, notes: Mapping[str, Any]) -> None:
-        """The files of a checkpoint. Optimizer states are under `<weight>:<key>`: it numbers weights in their order."""
-        weights, state = self.trainer.tensors, self.trainer.optimizer.state_dict()["state"]
-        moments = {f"{name}:{key}": t for i, name in enumerate(weights) for key, t in state.get(i, {}).items()}
+        """The files of a checkpoint."""
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
         partial.mkdir(parents=True)
-        for name, tensors in (("weights", weights), ("optimizer", moments), ("random", random)):
-            save_safetensors(partial / f"{name}.safetensors", tensors)
+        for name, (tensors, rows) in self._spread().items():
+            if rows:
+                shapes = {k: (t.dtype, rows[k].shape if k in rows else t.shape) for k, t in tensors.items()}
+                write_tensors(partial / f"{name}.safetensors", shapes, gathered(tensors, rows, self.trainer.world))
+            else:
+                save_safetensors(partial / f"{name}.safetensors", tensors)
+        save_safetensors(partial / "random.safetensors", random)
         described: dict[str, Any] = {"step": self.trainer.done, "notes": notes}
         described["sha256"] = {p.name: _sha256(p) for p in sorted(partial.iterdir())}
         described["sha256"]["state.json"] = _json_sha256(described)
         write_atomically(partial / "state.json", (json.dumps(described, indent=2) + "\n").encode())
         sync(partial)
+
+    def _spread(self) -> dict[str, tuple[Mapping[str, Tensor], Mapping[str, Rows]]]:
+        """Weights and the optimizer's state, and which rows of them this rank keeps, in the order of their files.
+        States are under `<weight>:<key>`: the optimizer numbers weights in their order."""
+        weights, rows = self.trainer.tensors, self.trainer.rows
+        state = self.trainer.optimizer.state_dict()["state"]
+        moments = {f"{name}:{key}": t for i, name in enumerate(weights) for key, t in state.get(i, {}).items()}
+        if not rows:
+            return {"weights": (weights, {}), "optimizer": (moments, {})}
+        return {
+            "weights": (_in_file_order(weights), rows),
+            "optimizer": (_in_file_order(moments), _of_moments(rows)),
+        }
+
+
+def _in_file_order(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    order = in_file_order({name: (t.dtype, t.shape) for name, t in tensors.items()})
+    return {name: tensors[name] for name in order}
 
 
 def folder_name(step: int) -> str:
@@ -203,11 +240,13 @@ def kept_names(names: Collection[str]) -> dict[str, str]:
     return {name: f"{AVERAGE}{name}" if f"{AVERAGE}{name}" in names else name for name in own}
 
 
-def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None) -> dict[str, Any]:
+def load_checkpoint(
+    path: Path, weights: Mapping[str, Tensor], optimizer: Optimizer | None = None, rows: Mapping[str, Rows] = NO_ROWS
+) -> dict[str, Any]:
     """Bring weights, optimizer and random numbers to a checkpoint; returns its notes. Without an optimizer, the weights
-    are those that are evaluated: their average, where the run keeps one. Raises UserError when it belongs to other
-    weights."""
-    saved = dict(read_safetensors(path / "weights.safetensors"))
+    are those that are evaluated: their average, where the run keeps one. `rows`: of weights and of what the optimizer
+    knows of them that are read, by weight. Raises UserError when it belongs to other weights."""
+    saved = _read(path / "weights.safetensors", rows)
     if optimizer is None:
         saved = {name: saved[stored] for name, stored in kept_names(saved).items()}
     shapes = {name: w.shape for name, w in weights.items()}
@@ -219,7 +258,7 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
     if optimizer is not None:
         state: dict[int, dict[str, Tensor]] = {}
         numbers = {name: i for i, name in enumerate(weights)}
-        for name, tensor in read_safetensors(path / "optimizer.safetensors"):
+        for name, tensor in _read(path / "optimizer.safetensors", _of_moments(rows)).items():
             owner, _, key = name.rpartition(":")
             # Copied: the optimizer keeps what it gets, and a view would hold the file's pages after its removal.
             state.setdefault(numbers[owner], {})[key] = tensor.clone()
@@ -229,7 +268,35 @@ def load_checkpoint(path: Path, weights: Mapping[str, Tensor], optimizer: Optimi
                 torch.set_rng_state(value)
             elif torch.cuda.is_available():
                 torch.cuda.set_rng_state(value)
-    return read_checkpoint(path)["notes"]
+    # Rank 0 has looked at the checksums before: of many ranks, each would read all files.
+    return (json.loads((path / "state.json").read_bytes()) if rows else read_checkpoint(path))["notes"]
+
+
+def _read(path: Path, rows: Mapping[str, Rows]) -> dict[str, Tensor]:
+    return dict(read_parts(path, rows) if rows else read_safetensors(path))
+
+
+def _of_moments(rows: Mapping[str, Rows]) -> dict[str, Rows]:
+    """Rows of the optimizer's moments, from those of the weights."""
+    return {f"{name}:{moment}": r for name, r in rows.items() for moment in _MOMENTS}
+
+
+def save_full_of(path: Path, base: Path, out: Path, dtype: torch.dtype) -> None:
+    """Write what is kept of a checkpoint of all weights as a Hugging Face folder, one weight in memory at a time."""
+    weights = path / "weights.safetensors"
+    stored = dict(read_safetensors(weights))  # views
+    names = {hf_name(name): kept for name, kept in kept_names(stored).items()}
+    described = {name: (dtype, stored[kept].shape) for name, kept in names.items()}
+    order = in_file_order(described)
+    del stored
+
+    def tensors() -> Iterator[tuple[str, Tensor]]:
+        for name in order:
+            ((_, tensor),) = read_parts(weights, {}, [names[name]])
+            yield name, tensor.to(dtype)
+
+    copy_settings(base, out)
+    write_tensors(out / SINGLE, {name: described[name] for name in order}, tensors())
 
 
 def load_weights(decoder: Decoder, path: Path, lora: LoraConfig | None) -> None:

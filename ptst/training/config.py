@@ -151,6 +151,9 @@ class TrainConfig(  # one group of settings after another
     """Also keep what is trained after these numbers of epochs, in the run folder's epoch-<number>."""
     seed: int = 0
     """Seed of the adapter's initialization and of the order of examples."""
+    shard: Literal["auto", "none", "full"] = field(default="auto", metadata=ROUNDING)
+    """On several ranks, whether their memory holds the weights once between them (full, by FSDP2) or once each (none).
+    auto: full for all weights (--full), and for a base that does not fit beside its activations."""
     dry_run: bool = field(default=False, metadata=NO_EFFECT)
     """Print the memory and step plan, or the plan of a job, and exit."""
     out: Path | None = field(default=None, metadata=NO_EFFECT)

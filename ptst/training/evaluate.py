@@ -17,6 +17,7 @@ from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.threads import SlowDown
 from ptst.training.parallel import World
+from ptst.training.sharding import idle_loss, idle_passes
 
 MAX_NEW_TOKENS = 128  # of a sample answer
 
@@ -40,6 +41,8 @@ def validation_loss(
             with slow_down.watch(decoder.device, len(batch.computed.tokens)):
                 own += float(batch_loss(decoder, batch.computed, trained))
             progress.update(done)
+    for _ in range(idle_passes(decoder, [len(e.ids) for e in examples], micro_batch_tokens, world)):
+        idle_loss(decoder)
     return world.sum(own)
 
 

@@ -9,11 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Parameter
+
 from ptst.audit.account.step_rule import StepRule
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import combined
+from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.quantized import Quantization
+from ptst.model.sharded_weights import load_sharded_decoder
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
@@ -22,7 +26,7 @@ from ptst.storage import sync
 from ptst.text.chat_template import copy_chat_templates
 from ptst.threads import resume_threads
 from ptst.training import agreement, constraint
-from ptst.training.checkpoint import Checkpoints, load_checkpoint
+from ptst.training.checkpoint import Checkpoints, load_checkpoint, save_full_of
 from ptst.training.config import TrainConfig, settings_to_resume
 from ptst.training.constraint import TokenConstraint
 from ptst.training.evaluate import sample_answers, validation_loss
@@ -32,6 +36,7 @@ from ptst.training.memory import explain_oom
 from ptst.training.metrics import Metrics
 from ptst.training.parallel import ALONE, World
 from ptst.training.run_plan import RunPlan, plan_run
+from ptst.training.sharding import mesh_of
 from ptst.training.trainer import StepReport, Trainer
 from ptst.training.watch import LedgerWatch, validation_check
 
@@ -68,7 +73,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
     resume_threads(config.threads, old.environment if old else None)
     plan = plan_run(config, world, old.micro_batch_tokens if old else None)
     plan.check()
-    record = plan.record(world)
+    with world.main_process_first():  # the others find the fingerprint of its weights, and do not read them all
+        record = plan.record(world)
     agreement.check_data(record, world)
     world.barrier()  # all have seen whether there is a run to resume before the main process begins one
     if old and place:
@@ -83,6 +89,18 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
         return FineTuned(run.folder, session.finish(run)) if run else None
 
 
+def _load(plan: RunPlan, world: World) -> tuple[Decoder, dict[str, Parameter]]:
+    """The decoder, and what is trained of it, by name."""
+    folder, seed = plan.model.folder, plan.config.seed
+    if plan.sharded:
+        return load_sharded_decoder(folder, plan.dtype, mesh_of(world), plan.lora, seed)
+    quantization = Quantization.of(plan.config.quantize, packed=True)
+    decoder = load_decoder(folder, plan.dtype, plan.device, quantization)
+    if plan.lora is None:
+        return decoder, dict(decoder.requires_grad_(True).named_parameters())
+    return decoder, add_lora(decoder, plan.lora, seed)
+
+
 class _Session:
     """One process's part in a run: the trainer with its checkpoints, evaluations and metrics."""
 
@@ -90,16 +108,10 @@ class _Session:
         config, mixture = plan.config, plan.mixture
         self.plan, self.record, self.out, self.world = plan, record, out, world
         held = self._constraint() if config.token_constraint else None
-        quantization = Quantization.of(config.quantize, packed=True)
-        say(
-            f"loading {plan.model.folder} in {record.dtype}{f', projections in {config.quantize}' * bool(quantization)}"
-        )
-        decoder = load_decoder(plan.model.folder, plan.dtype, plan.device, quantization)
+        projections = "" if config.quantize == "none" else f", projections in {config.quantize}"
+        say(f"loading {plan.model.folder} in {record.dtype}{projections}")
+        decoder, parameters = _load(plan, world)
         decoder.activation_checkpointing = config.activation_checkpointing == "block"
-        if plan.lora is None:
-            parameters = dict(decoder.requires_grad_(True).named_parameters())
-        else:
-            parameters = add_lora(decoder, plan.lora, config.seed)
         update = " with float32 masters" * bool(plan.memory.masters)
         say(f"training {sum(p.numel() for p in parameters.values()):,} parameters{update}, run folder {out}")
         average = config.average or None
@@ -113,6 +125,9 @@ class _Session:
         rows = held_out.source.conversations if held_out.source else ()
         self.check_validation = validation_check(rows, held_out.examples, config.allow)
         self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
+        if decoder.sharded and config.eval_every:
+            say("note: no sample answers are generated, as no rank has all weights; ptst.eval of a checkpoint has")
+        self.spread = bool(self.trainer.rows)  # what is trained is nowhere whole but in checkpoints
         self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
         self.metrics: Metrics | None = None
 
@@ -137,7 +152,7 @@ class _Session:
         """Take all steps that are left, with evaluations and checkpoints where they are due."""
         self.losses = replace(self.losses, **self.checkpoints.restore().get("losses", {}))
         trainer, main = self.trainer, self.world.is_main_process
-        agreement.check_weights(trainer.steps, trainer.tensors, self.world)
+        agreement.check_weights(trainer.steps, trainer.tensors, self.world, trainer.rows)
         self.watch.resume(trainer.steps[: trainer.done])
         line = ProgressLine("train", len(trainer), first=trainer.done) if main else nullcontext()
         with Interrupt(self.world) as interrupt, line as progress, ExitStack() as held:
@@ -148,17 +163,19 @@ class _Session:
             if not trainer.done:
                 self.losses = replace(self.losses, before=self.evaluate(0))
             for report in trainer:
+                folder = self.plan.epoch_folders.get(report.step)
                 if self.metrics is not None:
                     self.metrics.step(report)
-                    if folder := self.plan.epoch_folders.get(report.step):
-                        with trainer.averaged():
-                            self.save_weights(self.out / folder, steps=report.step)
+                    if folder and not self.spread:
+                        self.save_weights(self.out / folder, steps=report.step)
                 loss, best = self.evaluate_if_due(report)
                 signal = interrupt.agreed()
                 due = best or report.last or signal or report.step % self.plan.config.save_every == 0
-                if main and due:
+                if due or (folder and self.spread):
                     losses = {k: v for k, v in asdict(self.losses).items() if k != "examples"}
                     self.checkpoints.save({"epoch": report.epoch, "losses": losses, "validation_loss": loss})
+                    if main and folder and self.spread:
+                        self.save_weights(self.out / folder, steps=report.step)
                 if signal and not report.last:
                     raise Interrupted(report.step, signal, self.out)
 
@@ -190,7 +207,7 @@ class _Session:
                 raise UserError(f"after step {step} the validation loss is {loss}", remedy)
         if self.metrics is not None:
             answers = []
-            if plan.config.eval_every:
+            if plan.config.eval_every and not decoder.sharded:
                 # Of the main data: other sources may have rows that the run's template cannot say.
                 asked = (plan.validation.source or plan.mixture.sources[0].source).conversations[:SAMPLES]
                 answers = sample_answers(decoder, asked, plan.model.prompt_format)
@@ -199,16 +216,21 @@ class _Session:
             say(f"after step {step}: validation loss {loss:.4f}")
         return loss
 
-    def save_weights(self, folder: Path, **changes: Any) -> None:
-        """Write what was trained, an adapter or all weights; with `changes` of the run's record a finished one, too."""
+    def save_weights(self, folder: Path, checkpoint: Path | None = None, **changes: Any) -> None:
+        """Write what was trained, an adapter or all weights, as it is now, or in a checkpoint where no rank has all of
+        it; with `changes` of the run's record a finished one, too."""
         if folder != self.out:
             folder.mkdir(exist_ok=True)
         decoder, base = self.trainer.decoder, self.plan.model.folder
-        if self.plan.lora is None:
-            save_full(decoder, base, folder)
+        if self.spread:
+            save_full_of(checkpoint or self.checkpoints.path, base, folder, self.plan.dtype)
         else:
-            save_adapter(decoder, folder, self.plan.lora, str(base.resolve()))
-            copy_chat_templates(base, folder)  # that of all the weights comes with the tokenizer
+            with self.trainer.averaged() if checkpoint is None else nullcontext():
+                if self.plan.lora is None:
+                    save_full(decoder, base, folder)
+                else:
+                    save_adapter(decoder, folder, self.plan.lora, str(base.resolve()))
+                    copy_chat_templates(base, folder)  # that of all the weights comes with the tokenizer
         sync(folder)
         if changes:
             changes |= {"trained": self.trained(changes["steps"]), "finished_at": time.time()}
@@ -237,11 +259,11 @@ class _Session:
         trained = self.trained(steps)
         result: dict[str, Any] = {"run": str(self.out), "steps": steps, "trained": asdict(trained)}
         result |= {"validation_loss": told, **counts, "mix": mixed}
-        with self.trainer.averaged():
-            self.save_weights(self.out)
+        self.save_weights(self.out)
         best = self.out / "state" / f"step-{losses.best_step or 0:08d}"
         if losses.best_step not in (None, steps) and best.exists():
-            load_checkpoint(best, self.trainer.parameters)
-            self.save_weights(self.out / "best", steps=losses.best_step, validation_loss=losses)
+            if not self.spread:
+                load_checkpoint(best, self.trainer.parameters)
+            self.save_weights(self.out / "best", best, steps=losses.best_step, validation_loss=losses)
             say(f"the best validation loss was {losses.best:.4f} after step {losses.best_step}: {self.out / 'best'}")
         return run.finish(result, steps=steps, trained=trained, validation_loss=losses, account=self.watch.account())

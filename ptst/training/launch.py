@@ -87,6 +87,16 @@ def refuse_several(command: str, environ: Mapping[str, str] = os.environ) -> Non
             )
 
 
+def worker_ranks(environ: Mapping[str, str] = os.environ) -> tuple[int, int | None]:
+    """(rank, rank on this node) of one of several processes that a launcher has started and that need not find each
+    other; (0, None) for one alone. The second is None where the launcher does not tell it."""
+    for rank, size, local in _LAUNCHERS.values():
+        if _size(environ, (rank, size, local)) > 1:
+            number = _number(environ, rank) if environ.get(rank) else 0
+            return number, int(environ[local]) if environ.get(local, "").isdecimal() else None
+    return 0, None
+
+
 def _size(environ: Mapping[str, str], names: tuple[str, str, str]) -> int:
     """The number of ranks by one launcher's names; 1 where it does not tell."""
     if names[1] == "SLURM_NTASKS" and "SLURM_PROCID" not in environ:

@@ -9,7 +9,7 @@ matrix after another, and is rounded up or down at random such that the mean is 
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +45,11 @@ class Masters:
     def tensors(self) -> Mapping[str, nn.Parameter]:
         """What a checkpoint must hold, the optimizer's state aside."""
         return self.parameters if self.stochastic else self.weights
+
+    @property
+    def written(self) -> Collection[Tensor]:
+        """The tensors that a step writes."""
+        return self.parameters.values()
 
     @torch.no_grad()
     def write(self) -> None:

@@ -31,6 +31,7 @@ from ptst.settings import Quantize
 from ptst.system_memory import free_memory, resident_memory
 from ptst.training.config import TrainSettings
 from ptst.training.schedule import WeightUpdate
+from ptst.training.sharded_memory import spread
 
 STEP = 256  # tokens; a chosen micro-batch is a multiple of this
 MOST = {"cpu": 4096, "cuda": 32768}  # a larger micro-batch is no faster
@@ -118,7 +119,7 @@ def activation_bytes(
 class Method:
     """How a model is trained, as far as memory goes. `lora` None: full fine-tuning; `device` "cpu" or "cuda";
     `samples`: sample answers are generated on the way. `average`, `anchor`: a running average of what is trained, and a
-    copy of it that a proximal term pulls to, are kept."""
+    copy of it that a proximal term pulls to, are kept. `ranks`: over how many the weights are spread."""
 
     lora: LoraConfig | None
     dtype: torch.dtype
@@ -129,6 +130,7 @@ class Method:
     average: bool = False
     anchor: bool = False
     quantize: Quantize = "none"
+    ranks: int = 1
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Self:
@@ -238,7 +240,7 @@ def plan_memory(
     kept = size if stochastic else method.wide  # bytes of an element in a checkpoint
     activations = activation_bytes(config, lora, dtype, tokens, method.activation_checkpointing)
     temporaries = max(layer, chunk)
-    return MemoryPlan(
+    whole = MemoryPlan(
         parameters=parameters,
         trained=trained,
         micro_batch_tokens=micro_batch_tokens,
@@ -254,6 +256,17 @@ def plan_memory(
         libraries=LIBRARIES + SAMPLER * method.samples + QUANTIZER * (method.quantize != "none") if cpu else 0,
         process=resident_memory() if cpu else 0,
     )
+    if method.ranks == 1:
+        return whole
+    root = head * (1 if config.tie_embeddings else 2) + config.hidden_size
+    block = (parameters - root) // config.num_layers
+    return replace(whole, **spread(whole, block, root, size, method.wide, method.ranks, cpu))
+
+
+def fits(config: DecoderConfig, method: Method, tokens: int, free: int) -> bool:
+    """Whether a run with micro-batches of so many tokens fits into what is free."""
+    plan = plan_memory(config, method, tokens)
+    return plan.peak - plan.process <= SHARE * free
 
 
 def choose_micro_batch_tokens(config: DecoderConfig, method: Method, longest: int, free: int | None = None) -> int:
@@ -261,23 +274,20 @@ def choose_micro_batch_tokens(config: DecoderConfig, method: Method, longest: in
     faster; at least the longest example. Raises UserError where not even that fits."""
     free = free_memory(method.device) if free is None else free
 
-    def fits(tokens: int) -> bool:
-        plan = plan_memory(config, method, tokens)
-        return plan.peak - plan.process <= SHARE * free
-
-    if not fits(longest):
+    if not fits(config, method, longest, free):
         needed = plan_memory(config, method, longest)
         cause = f"{gigabytes(free)} are free, and the longest example alone needs {needed}"
         raise UserError(cause, _smaller(method, lambda way: plan_memory(config, way, longest), free))
     most = max(longest, MOST[method.device])
-    return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(t)), default=longest))
+    return max(longest, max((t for t in range(STEP, most + 1, STEP) if fits(config, method, t, free)), default=longest))
 
 
 def _smaller(method: Method, plan: Callable[[Method], MemoryPlan], free: int) -> Words:
     """What to change where a method does not fit: the first of the ways that does, if one does."""
     shorter: Words = ("lower ", Setting("max_length"))
     block: Words = () if method.activation_checkpointing else ("set ", *_BLOCK)
-    kinds: tuple[Quantize, ...] = ("int8", "nf4") if method.lora is not None and method.quantize == "none" else ()
+    narrower = method.lora is not None and method.quantize == "none" and method.ranks == 1
+    kinds: tuple[Quantize, ...] = ("int8", "nf4") if narrower else ()
     for quantize in (method.quantize, *kinds):
         for again in sorted({method.activation_checkpointing, True}):
             way = replace(method, quantize=quantize, activation_checkpointing=again)

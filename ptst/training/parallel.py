@@ -151,6 +151,14 @@ def _device(launch: Launch) -> int:
     return local
 
 
+def take_gpu(local: int | None) -> None:
+    """Compute on the GPU of a worker's rank on its node (`worker_ranks`), where there are several. Raises UserError
+    where it has none of its own."""
+    count = torch.cuda.device_count()
+    if count > 1 and local is not None:
+        torch.cuda.set_device(_device(Launch(local_rank=local)))
+
+
 def _broken(error: RuntimeError) -> bool:
     """Whether an error is that of a collective operation whose peer has gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

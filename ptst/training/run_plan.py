@@ -33,6 +33,7 @@ from ptst.training.memory import MemoryPlan, Method
 from ptst.training.parallel import ALONE, World
 from ptst.training.reference import check_reference, find_reference
 from ptst.training.run_sources import mix_templates, read_main, read_others
+from ptst.training.shard_choice import check_ranks, choose_sharding
 from ptst.training.trainer import TrainerConfig
 
 
@@ -48,7 +49,8 @@ class Validation:
 @dataclass(frozen=True)
 class RunPlan:
     """`epoch_folders`: by step, the folder in the run that gets the weights of then. `lora` None: full fine-tuning.
-    `reference`: the folder of a token constraint's model, where that is another one than what is trained."""
+    `reference`: the folder of a token constraint's model, where that is another one than what is trained. `sharded`:
+    weights are spread over the ranks."""
 
     config: TrainConfig
     model: OpenModel
@@ -62,6 +64,7 @@ class RunPlan:
     memory: MemoryPlan
     epoch_folders: dict[int, str]
     reference: Path | None = None
+    sharded: bool = False
 
     def check(self) -> None:
         """Run the audit's rules on all examples and say its warnings. Raises UserError for an error not allowed."""
@@ -107,7 +110,7 @@ class RunPlan:
             full=c.full,
             reference=weights_fingerprint(self.reference) if self.reference else None,
             micro_batch_tokens=self.trainer.micro_batch_tokens,
-            environment={**records.environment(), "ranks": world.size},
+            environment={**records.environment(), "ranks": world.size} | ({"sharded": True} if self.sharded else {}),
         )
 
 
@@ -136,6 +139,8 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
     lengths = [len(e.ids) for e in mixture.examples]
+    if sharded := choose_sharding(config, shape, method, max(lengths, default=1), world):
+        method = dataclasses.replace(method, ranks=world.size)
     if reference is not None:
         check_reference(reference, model.folder, max(lengths, default=0))
     if config.micro_batch_tokens != "auto":
@@ -146,13 +151,14 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
+    check_ranks(steps, sharded, world)
     if config.phases and (uneven := uneven_turns(steps, config.phases, mixture.plans[0].count)):
         say(f"note: {uneven}")
     planned = plan_memory(shape, method, mixture.examples, steps, micro_batch_tokens)
     folders, (dtype, device) = epoch_folders(config, steps), (method.dtype, method.device)
     return RunPlan(
         *(config, model, method.lora, mixture, validation, max_length, dtype, device, trainer, planned, folders),
-        reference,
+        *(reference, sharded),
     )
 
 

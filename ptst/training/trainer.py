@@ -28,14 +28,17 @@ from ptst.data.step_batches import StepBatches
 from ptst.errors import Setting, UserError, Words
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss, constrained_loss
+from ptst.model.sharded_weights import Rows
 from ptst.text.encode import Example
+from ptst.training.average import PREFIX as AVERAGE
 from ptst.training.average import Average
 from ptst.training.constraint import TokenConstraint
-from ptst.training.masters import Masters
 from ptst.training.parallel import ALONE, World, sum_over_ranks
+from ptst.training.proximal import PREFIX as ANCHOR
 from ptst.training.proximal import Anchor
 from ptst.training.safeguards import ProximalSettings
 from ptst.training.schedule import PassSettings, StepSettings, factor
+from ptst.training.sharding import ShardedMasters, idle_loss, idle_passes, masters_of
 from ptst.training.watch import Watch
 
 
@@ -110,7 +113,7 @@ class Trainer:
         self.decoder, self.parameters, self.examples, self.config = decoder, parameters, examples, config
         self.world = world
         self.steps = config.plan([len(e.ids) for e in examples], sources)
-        self.masters = Masters(parameters, config.weight_update, config.seed)
+        self.masters = masters_of(decoder, parameters, config.weight_update, config.seed, world)
         masters = list(self.masters.weights.values())
         self.optimizer = AdamW(masters, lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self.average = None if average is None else Average(self.masters.tensors, average, self.masters.write)
@@ -132,6 +135,13 @@ class Trainer:
             **(self.average.copies if self.average else {}),
             **(self.anchor.copies if self.anchor else {}),
         }
+
+    @property
+    def rows(self) -> Mapping[str, Rows]:
+        """Which rows of them this rank keeps; none are named where weights are not spread over ranks."""
+        own = self.masters.rows if isinstance(self.masters, ShardedMasters) else {}
+        keys = {name: name.removeprefix(AVERAGE).removeprefix(ANCHOR) for name in self.tensors}
+        return {name: own[key] for name, key in keys.items() if key in own}
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the weights are what is evaluated and kept: their average, if there is one."""
@@ -165,7 +175,7 @@ class Trainer:
             raise self._not_finite(planned, f"the loss is {mean_loss} and the norm of its gradient {grad_norm}", lr)
         self.masters.step(self.optimizer, number)
         # The fused optimizer writes without raising the version, which caches of converted weights compare.
-        torch.autograd.graph.increment_version(list(self.parameters.values()))
+        torch.autograd.graph.increment_version(list(self.masters.written))
         self.optimizer.zero_grad(set_to_none=True)
         self.done = number
         if self.average is not None:
@@ -213,11 +223,17 @@ class Trainer:
             computed += len(batch.computed.tokens)
             losses += torch.stack([loss.detach(), objective.detach()])
         decoder.dropout_seeds = None
+        lengths = [len(self.examples[i].ids) for i in planned.examples]
+        for _ in range(idle_passes(decoder, lengths, config.micro_batch_tokens, self.world)):
+            idle_loss(decoder).backward()
         return losses, computed / tokens if tokens else 1.0
 
     def _sum_gradients(self, losses: Tensor) -> Tensor:
         """Sum gradients and losses over the ranks, add the anchor's pull, then clip the gradients; returns their norm
         before clipping."""
+        clip = self.config.clip or math.inf
+        if isinstance(self.masters, ShardedMasters):
+            return self.masters.sum_gradients(losses, self.anchor.pull if self.anchor else None, clip)
         parameters = list(self.masters.weights.values())
         if self.world.size > 1:
             for p in parameters:  # a rank without a micro-batch takes part all the same
@@ -225,15 +241,18 @@ class Trainer:
             sum_over_ranks([losses, *(p.grad for p in parameters if p.grad is not None)], self.world)
         if self.anchor is not None:
             losses[1] += self.anchor.pull()
-        return nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
+        return nn.utils.clip_grad_norm_(parameters, clip)
 
     @torch.no_grad()
     def _not_finite(self, planned: Step, what: str, lr: float) -> UserError:
         """The error for a step that cannot be taken, naming the examples whose loss alone is not finite."""
         bad = torch.zeros(len(planned.examples), device=self.decoder.device)
-        for i in range(self.world.rank, len(bad), self.world.size):
-            alone = to_batch([self.examples[planned.examples[i]]])
-            bad[i] = float(not torch.isfinite(batch_loss(self.decoder, alone, 1.0)))
+        for at in range(0, len(bad), self.world.size):
+            if (i := at + self.world.rank) < len(bad):
+                alone = to_batch([self.examples[planned.examples[i]]])
+                bad[i] = float(not torch.isfinite(batch_loss(self.decoder, alone, 1.0)))
+            elif self.decoder.sharded:
+                idle_loss(self.decoder)
         sum_over_ranks([bad], self.world)
         names = [self.name_example(i) for i in planned.examples]
         culprits = [names[i] for i in bad.nonzero().flatten().tolist()]
