@@ -10,13 +10,11 @@ import json
 from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import ptst
 from ptst.data.sources import Source
 from ptst.errors import UserError
+from ptst.fingerprints import code_fingerprint
 from ptst.storage import cache_home, write_atomically
 from ptst.text.encode import Example
 
@@ -24,7 +22,6 @@ FOLDER = "audit-verdicts"
 VERSION = 1  # of the format
 MOST = 500  # entries; the oldest are removed
 _CODE = ("audit", "text", "data")
-_SUFFIXES = (".py", ".json", ".toml", ".jinja", ".txt")
 
 
 class Warning(NamedTuple):
@@ -38,7 +35,9 @@ class Warning(NamedTuple):
 
 def verdict_key(data: Iterable[tuple[Source, Sequence[Example]]], *others: Any) -> str:
     """The key of data under a setup. `others`: everything else that the verdict depends on, as JSON has it."""
-    digest = hashlib.sha256(json.dumps([VERSION, code_fingerprint(), others], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(
+        json.dumps([VERSION, code_fingerprint(*_CODE), others], sort_keys=True, default=str).encode()
+    )
     for source, examples in data:
         digest.update(json.dumps([source.name, len(source.conversations), len(examples)]).encode())
         for c in source.conversations:
@@ -46,17 +45,6 @@ def verdict_key(data: Iterable[tuple[Source, Sequence[Example]]], *others: Any) 
             digest.update(json.dumps(row).encode() + b"\n")
         for e in examples:
             digest.update(array("q", [e.row, len(e.ids), *e.ids]).tobytes() + bytes(e.loss_mask))
-    return digest.hexdigest()
-
-
-@lru_cache(1)
-def code_fingerprint() -> str:
-    """sha256 over the files of the code that makes and checks examples."""
-    digest, root = hashlib.sha256(), Path(ptst.__file__).parent
-    for package in _CODE:
-        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in _SUFFIXES):
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
