@@ -8,6 +8,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, chain
 from typing import Any, overload
 
@@ -106,10 +107,17 @@ class ExampleArrays(Sequence[Example]):
             return [self[i] for i in range(*at.indices(len(self)))]
         if not -len(self) <= at < len(self):
             raise IndexError(f"example {at} of {len(self)}")
-        at = at % len(self)
-        number = bisect_right(self._starts, at) - 1
-        columns, first_row = self.parts[number]
-        return columns.example(at - self._starts[number], first_row)
+        columns, first_row, at = self._place(at)
+        return columns.example(at, first_row)
+
+    def _place(self, at: int) -> tuple[Columns, int, int]:
+        number = bisect_right(self._starts, at % len(self)) - 1
+        return (*self.parts[number], at % len(self) - self._starts[number])
+
+    def length(self, at: int) -> int:
+        """Tokens of the example at an index."""
+        columns, _, at = self._place(at)
+        return int(columns.offsets[at + 1] - columns.offsets[at])
 
     def __iter__(self) -> Iterator[Example]:
         for columns, first_row in self.parts:
@@ -146,10 +154,18 @@ class ExampleArrays(Sequence[Example]):
     def between(self, first_row: int, end_row: int) -> list[Example]:
         """The examples of the rows from `first_row` up to `end_row`, in order."""
         found: list[Example] = []
-        for columns, first in self.parts:
-            start, end = np.searchsorted(columns.rows, [first_row - first, end_row - first])
-            found += [columns.example(at, first) for at in range(int(start), int(end))]
+        for (columns, first), ascending in zip(self.parts, self._ascending, strict=True):
+            rows, wanted = columns.rows, (first_row - first, end_row - first)
+            if ascending:
+                numbers: Iterable[int] = range(*map(int, np.searchsorted(rows, wanted)))
+            else:
+                numbers = np.flatnonzero((rows >= wanted[0]) & (rows < wanted[1])).tolist()
+            found += [columns.example(at, first) for at in numbers]
         return found
+
+    @cached_property
+    def _ascending(self) -> list[bool]:
+        return [bool((np.diff(columns.rows) >= 0).all()) for columns, _ in self.parts]
 
 
 def _array(kind: str, parts: Iterable[np.ndarray]) -> array:
@@ -167,3 +183,20 @@ def lengths_of(examples: Sequence[Example]) -> Sequence[int]:
 def rows_of(examples: Sequence[Example]) -> Sequence[int]:
     """The row of each example."""
     return examples.rows if isinstance(examples, ExampleArrays) else [e.row for e in examples]
+
+
+def example_length(examples: Sequence[Example], at: int) -> int:
+    """Tokens of one example."""
+    return examples.length(at) if isinstance(examples, ExampleArrays) else len(examples[at].ids)
+
+
+def trained_of(examples: Sequence[Example]) -> Sequence[int]:
+    """The tokens of each example that the loss is over: nothing predicts its first."""
+    if not isinstance(examples, ExampleArrays):
+        return [sum(e.loss_mask[1:]) for e in examples]
+    found = array("q")
+    for block in examples.blocks():
+        before = np.concatenate([np.zeros(1, np.int64), np.cumsum(block.trained, dtype=np.int64)])
+        starts = np.minimum(block.offsets[:-1] + 1, block.offsets[1:])
+        found.frombytes((before[block.offsets[1:]] - before[starts]).tobytes())
+    return found

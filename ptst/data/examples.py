@@ -26,7 +26,7 @@ def prepare(
     too_long: str,
     train_on: str,
     errors: dict[int, UserError] | None = None,
-) -> tuple[ExampleArrays, DataRecord]:
+) -> tuple[Sequence[Example], DataRecord]:
     """The examples of a source, counted; those above `max_length` tokens are dropped or cut as `too_long` says. Raises
     UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the template or
     format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are left out and
@@ -147,7 +147,8 @@ def mix(
             check_not_empty(own, source.name)
         else:
             errors.update((row + first, error) for row, error in (bad or {}).items())
-        parts += [(columns, first) for columns, _ in own.parts]
+        columns = own.parts[0][0] if isinstance(own, ExampleArrays) else Columns.of(own)
+        parts.append((columns, first))
         conversations.append(source.conversations)
         first += len(source.conversations)
         plans.append(SourcePlan(len(own), each.epochs, bool(each.share)))

@@ -139,7 +139,7 @@ def _plan_runs(grid: Grid) -> dict[str, MemoryPlan]:
 def _plan_run(grid: Grid, model: GridModel) -> MemoryPlan:
     """Memory and tokens of a run."""
     mixture, settings = grid.mixture(model), grid.train_config(model)
-    longest = max((len(e.ids) for e in mixture.examples), default=1)
+    longest = max(lengths_of(mixture.examples), default=1)
     limit = longest if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
     steps = grid.steps(model, mixture)
     grid.note_size(model, mixture, steps)
