@@ -10,14 +10,17 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import xxhash
 
 from ptst.array_folder import ArrayFolder, ArrayWriter, file_digest, find_or_make, forget
 from ptst.collector import paused_collector
 from ptst.errors import UserError
+from ptst.fingerprints import combined
 from ptst.text.segments import Conversation, Message
 
 LARGE = 8 << 20  # bytes of files, as they are when unpacked, from which their conversations are kept on disk
@@ -71,6 +74,12 @@ class KeptRows(Sequence[Conversation]):
         """The row that a conversation comes from (`file:line`), without reading it."""
         return f"{self._files[self._file_of[at]]}:{self._numbers[at]}"
 
+    @property
+    def identity(self) -> str:
+        """Of messages and places."""
+        places = (xxhash.xxh3_128_hexdigest(column.tobytes()) for column in (self._file_of, self._numbers))
+        return combined(self.fingerprint, *self._files, *places)
+
     def _read(self, start: int, stop: int) -> list[Conversation]:
         if stop <= start:
             return []
@@ -122,10 +131,18 @@ class JoinedRows(Sequence[Conversation]):
 
 
 class ChosenRows(Sequence[Conversation]):
-    """Some of the conversations of a kept source, by their indices."""
+    """Some conversations of others that lie on disk, by their indices."""
 
-    def __init__(self, rows: KeptRows, chosen: array):
+    def __init__(self, rows: Sequence[Conversation], chosen: array):
         self._rows, self._chosen = rows, chosen
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over all messages in order."""
+        digest = hashlib.sha256()
+        for conversation in self:
+            digest.update(serialized(conversation) + b"\n")
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -141,7 +158,44 @@ class ChosenRows(Sequence[Conversation]):
 
     def place(self, at: int) -> str:
         """The row that a conversation comes from, without reading it."""
-        return self._rows.place(self._chosen[at])
+        return place_of(self._rows, self._chosen[at])
+
+    @property
+    def identity(self) -> str:
+        """Of messages and places."""
+        return combined(identity_of(self._rows), xxhash.xxh3_128_hexdigest(self._chosen.tobytes()))
+
+
+def chosen_rows(conversations: Sequence[Conversation], chosen: Iterable[int]) -> Sequence[Conversation]:
+    """Some of the conversations, by their indices."""
+    if isinstance(conversations, tuple | list):
+        return tuple(conversations[row] for row in chosen)
+    return ChosenRows(conversations, array("q", chosen))
+
+
+def place_of(conversations: Sequence[Conversation], at: int) -> str:
+    """The row that a conversation comes from (`file:line`)."""
+    if isinstance(conversations, JoinedRows):
+        for part in conversations.parts:
+            if at < len(part):
+                return place_of(part, at)
+            at -= len(part)
+    if isinstance(conversations, KeptRows | ChosenRows):
+        return conversations.place(at)
+    return conversations[at].source
+
+
+def identity_of(conversations: Sequence[Conversation]) -> str:
+    """A hash of messages and places."""
+    if isinstance(conversations, KeptRows | ChosenRows):
+        return conversations.identity
+    if isinstance(conversations, JoinedRows):
+        return combined(*map(identity_of, conversations.parts))
+    digest = hashlib.sha256()
+    for c in conversations:
+        row = [c.source, *([m.role, m.content, m.trained] for m in c.messages)]
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def joined(parts: Sequence[Sequence[Conversation]]) -> Sequence[Conversation]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from ptst.data.examples import TrainingSource
+from ptst.data.kept_rows import chosen_rows, place_of
 from ptst.errors import Setting, UserError
 
 UNDRAWN, REPLACED = "undrawn", "replaced"  # what became of a row that is left out
@@ -84,6 +85,6 @@ def _without(each: TrainingSource, rows: Iterable[int], kind: str) -> TrainingSo
     conversations, out = each.source.conversations, set(rows)
     if not out:
         return each
-    left_out = {**each.left_out, **{conversations[row].source: kind for row in sorted(out)}}
-    kept = tuple(c for row, c in enumerate(conversations) if row not in out)
+    left_out = {**each.left_out, **{place_of(conversations, row): kind for row in sorted(out)}}
+    kept = chosen_rows(conversations, (row for row in range(len(conversations)) if row not in out))
     return replace(each, source=replace(each.source, conversations=kept), left_out=left_out)

@@ -11,6 +11,7 @@ from itertools import product
 
 import torch
 
+from ptst.data.example_arrays import lengths_of
 from ptst.evaluation.measure import TaskSize, task_size
 from ptst.experiment.amounts import planned
 from ptst.experiment.grid import Grid

@@ -7,11 +7,12 @@ layer. Only verdicts without an error are kept. The cache saves time alone: a da
 
 import hashlib
 import json
-from array import array
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from ptst.data.example_arrays import Columns, ExampleArrays
+from ptst.data.kept_rows import identity_of
 from ptst.data.sources import Source
 from ptst.errors import UserError
 from ptst.fingerprints import code_fingerprint
@@ -19,7 +20,7 @@ from ptst.storage import cache_home, write_atomically
 from ptst.text.encode import Example
 
 FOLDER = "audit-verdicts"
-VERSION = 1  # of the format
+VERSION = 2  # of the format
 MOST = 500  # entries; the oldest are removed
 _CODE = ("audit", "text", "data")
 
@@ -40,11 +41,11 @@ def verdict_key(data: Iterable[tuple[Source, Sequence[Example]]], *others: Any) 
     )
     for source, examples in data:
         digest.update(json.dumps([source.name, len(source.conversations), len(examples)]).encode())
-        for c in source.conversations:
-            row = [c.source, *([m.role, m.content, m.trained] for m in c.messages)]
-            digest.update(json.dumps(row).encode() + b"\n")
-        for e in examples:
-            digest.update(array("q", [e.row, len(e.ids), *e.ids]).tobytes() + bytes(e.loss_mask))
+        digest.update(identity_of(source.conversations).encode())
+        arrays = examples if isinstance(examples, ExampleArrays) else ExampleArrays((Columns.of(examples), 0))
+        for block in arrays.blocks():
+            for column in (block.rows, block.offsets, block.ids, block.trained):
+                digest.update(column.tobytes())
     return digest.hexdigest()
 
 
