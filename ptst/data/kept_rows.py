@@ -36,10 +36,12 @@ def serialized(conversation: Conversation) -> bytes:
 
 
 class KeptRows(Sequence[Conversation]):
-    """The conversations in a folder. `fingerprint`: sha256 over all messages in order."""
+    """The conversations in a folder. `fingerprint`: sha256 over all messages in order. `key`: under which they are
+    found again; "" for those of this process alone."""
 
     def __init__(self, folder: ArrayFolder):
         about = folder.about
+        self.key = folder.path.name if folder.kept else ""
         self.fingerprint: str = about["fingerprint"]
         self._files: list[str] = about["sources"]
         self._handle = folder.open("messages")
