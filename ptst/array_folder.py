@@ -22,10 +22,9 @@ import xxhash
 
 from ptst.errors import UserError
 from ptst.progress import say
-from ptst.storage import cache_home, lock, partial_path, sync, write_json
+from ptst.storage import LOCKS, cache_home, lock, partial_path, sync, write_json
 
 ABOUT = "about.json"
-LOCKS = "locks"
 _PIECE = 1 << 24  # bytes
 _OWN = "own"  # of the name of a folder that one process alone uses
 MOST = 12  # folders of one kind; those used longest ago are removed

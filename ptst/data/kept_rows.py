@@ -8,6 +8,7 @@ other files say where each begins, and which row of which file it is.
 import hashlib
 import json
 import os
+import weakref
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
@@ -45,13 +46,10 @@ class KeptRows(Sequence[Conversation]):
         self.fingerprint: str = about["fingerprint"]
         self._files: list[str] = about["sources"]
         self._handle = folder.open("messages")
+        weakref.finalize(self, os.close, self._handle)
         self._offsets = folder.array("offsets", np.int64)
         self._file_of = folder.array("file_of", np.int32)
         self._numbers = folder.array("numbers", np.int64)
-
-    def __del__(self) -> None:
-        if (handle := getattr(self, "_handle", None)) is not None:
-            os.close(handle)
 
     def __len__(self) -> int:
         return len(self._numbers)

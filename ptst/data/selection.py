@@ -33,8 +33,7 @@ def select(asked: Sequence[TrainingSource], count: int | None = None, seed: int 
             cause = (Setting("subsample"), f" is {count}, and {main.source.name} has {total} rows")
             raise UserError(cause, "draw no more than there are")
         main = _without(main, _lowest(f"subsample {seed}", total)[count:], UNDRAWN)
-    rows = len(main.source.conversations)
-    order, taken = _lowest("replaced", rows), 0
+    rows, taken = len(main.source.conversations), 0
     for other in asked[1:]:
         if other.share:
             number = _rows_of_share(other, rows, main.source.name)
@@ -44,7 +43,8 @@ def select(asked: Sequence[TrainingSource], count: int | None = None, seed: int 
     if taken and taken >= rows:
         cause = (Setting("mix"), f" replaces {taken} rows, and {main.source.name} has {rows}")
         raise UserError(cause, "leave at least one of them")
-    return [_without(main, order[:taken], REPLACED), *others]
+    replaced = _lowest("replaced", rows)[:taken] if taken else []
+    return [_without(main, replaced, REPLACED), *others]
 
 
 def selection_notes(sources: Sequence[TrainingSource]) -> list[str]:

@@ -2,9 +2,10 @@
 checked before is remembered (`ptst.audit.account.verdicts`)."""
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 
 from ptst.audit.account import verdicts
-from ptst.audit.account.chunks import Prepared, check_part
+from ptst.audit.account.chunks import CHUNK, MANY, Prepared, check_part
 from ptst.audit.account.tally import Tally
 from ptst.audit.account.verdicts import Warning
 from ptst.audit.findings import RULES, Finding
@@ -29,19 +30,19 @@ def check_start(
     """Apply all rules to rows and batches before the first step; returns one line for each kind of warning. Raises
     UserError for an error that is not allowed. `key`: of all that the verdict depends on, under which it is remembered;
     `say` gets a line where it was."""
-    allowed = set(allow)
-    warnings = None if key is None else verdicts.recall(key)
-    if warnings is None:
-        found = Tally()
-        for part in data:
-            found.merge(check_part(part, setup, micro_batch_tokens))
-        found.refuse(allowed)
-        warnings = [Warning(f.rule, number, f.row, f.cause) for number, f in found.of_level("warning")]
-        if key is not None and not found.of_level("error"):
-            verdicts.remember(key, warnings)
-    else:
-        rows = sum(len(part.source.conversations) for part in data)
-        say(f"the audit of these {rows} rows is remembered from an earlier run of the same settings and version")
+    allowed, rows = set(allow), sum(len(part.source.conversations) for part in data)
+    with verdicts.one_at_a_time(key) if key and rows >= MANY * CHUNK else nullcontext():
+        warnings = None if key is None else verdicts.recall(key)
+        if warnings is None:
+            found = Tally()
+            for part in data:
+                found.merge(check_part(part, setup, micro_batch_tokens))
+            found.refuse(allowed)
+            warnings = [Warning(f.rule, number, f.row, f.cause) for number, f in found.of_level("warning")]
+            if key is not None and not found.of_level("error"):
+                verdicts.remember(key, warnings)
+        else:
+            say(f"the audit of these {rows} rows is remembered from an earlier run of the same settings and version")
     return [
         f"warning: {RULES[w.rule].meaning} in {w.number} places, the first at {w.row}: {w.cause}"
         for w in warnings

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptst.audit.account.verdicts import recall, remember
+from ptst.audit.account.verdicts import one_at_a_time, recall, remember
 from ptst.audit.findings import Finding
 from ptst.audit.reference.builtin import BUILT_IN
 from ptst.audit.reference.builtin_chats import WITH_VALIDATION
@@ -50,14 +50,15 @@ def _check(source: Source, request: Request) -> Iterator[Finding]:
     said = identity_of(source.conversations), source.family, repr(sorted(source.unused.items()))
     code = code_fingerprint("audit", "data", "text")
     key = combined("rows", of, *said, repr(request), code).replace(":", "-")
-    if recall(key) is not None:
-        say(f"the rows of {source.name} were compared with their files before, and nothing was found")
-        return
-    say(f"comparing {len(source.conversations)} rows with their files")
-    found = list(check_source(source, request))
+    with one_at_a_time(key):
+        if recall(key) is not None:
+            say(f"the rows of {source.name} were compared with their files before, and nothing was found")
+            return
+        say(f"comparing {len(source.conversations)} rows with their files")
+        found = list(check_source(source, request))
+        if not found:
+            remember(key, ())
     yield from found
-    if not found:
-        remember(key, ())
 
 
 def _requests(settings: "TrainConfig") -> Iterator[Request]:

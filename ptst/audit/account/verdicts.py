@@ -7,8 +7,8 @@ layer. Only verdicts without an error are kept. The cache saves time alone: a da
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 from ptst.data.example_arrays import Columns, ExampleArrays
@@ -16,7 +16,7 @@ from ptst.data.kept_rows import identity_of
 from ptst.data.sources import Source
 from ptst.errors import UserError
 from ptst.fingerprints import code_fingerprint
-from ptst.storage import cache_home, write_atomically
+from ptst.storage import LOCKS, cache_home, lock, write_atomically
 from ptst.text.encode import Example
 
 FOLDER = "audit-verdicts"
@@ -60,6 +60,15 @@ def recall(key: str) -> list[Warning] | None:
         return None
     kinds = (str, int, str, str)
     return warnings if all(tuple(map(type, w)) == kinds for w in warnings) else None
+
+
+@contextmanager
+def one_at_a_time(key: str) -> Iterator[None]:
+    """Inside, this process alone works out a verdict; ranks and other runs that want the same one wait for it."""
+    with ExitStack() as held:
+        with suppress(OSError, UserError):  # as without a cache
+            held.enter_context(lock(cache_home() / FOLDER / LOCKS, key, wait=True))
+        yield
 
 
 def remember(key: str, warnings: Sequence[Warning]) -> None:
