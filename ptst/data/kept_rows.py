@@ -28,6 +28,7 @@ LARGE = 8 << 20  # bytes of files, as they are when unpacked, from which their c
 _GROWTH = {".gz": 4, ".parquet": 4}  # about how much smaller files of these names are than their rows
 FOLDER = "rows"
 VERSION = 1  # of the format
+_LINE = "\n"
 _BLOCK = 4096  # conversations that are read at once
 
 
@@ -85,10 +86,11 @@ class KeptRows(Sequence[Conversation]):
             return []
         first = int(self._offsets[start])
         text = os.pread(self._handle, int(self._offsets[stop]) - first, first)
+        found = json.loads(f"[{text[:-1].decode().replace(_LINE, ',')}]")  # ends of lines stand between rows alone
         files, numbers = self._file_of[start:stop].tolist(), self._numbers[start:stop].tolist()
         return [
-            Conversation(tuple([Message(*message) for message in json.loads(line)]), f"{self._files[file]}:{number}")
-            for line, file, number in zip(text.splitlines(), files, numbers, strict=True)
+            Conversation(tuple([Message(*message) for message in messages]), f"{self._files[file]}:{number}")
+            for messages, file, number in zip(found, files, numbers, strict=True)
         ]
 
 
