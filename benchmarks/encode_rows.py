@@ -7,8 +7,8 @@ fingerprints, against `datasets.map` with the fast tokenizer, which renders the 
 
 `ratio`: rows per second of CPU time (user and system, of all processes), ours divided by the peer's, the median of all
 rounds; above 1 ours is faster. Both begin with the JSONL file and end with arrays on disk; neither has a cache, and
-each round is a process of its own, whose imports are not counted. `peak`: the largest resident memory of a process, mapped
-files included.
+each round is a process of its own, whose imports are not counted. `peak`: the largest resident memory of a process,
+mapped files included.
 """
 
 from __future__ import annotations
