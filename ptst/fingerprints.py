@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+import ptst
 from ptst.progress import say
 from ptst.storage import cache_home, write_atomically
 from ptst.weight_files import ADAPTER, INDEX, find_weight_files
@@ -30,6 +32,7 @@ _KEPT_FROM = 2**20  # smaller files are read every time
 _SETTLED = 2.0  # seconds: a file that changed later may change again within one tick of its times
 _MAX_KEPT = 2000
 _SLOW = 4e9  # bytes that take long enough to say so
+_CODE = (".py", ".json", ".toml", ".jinja", ".txt")  # endings of what a package's code is and reads
 Stamp = list[int]  # size, times of change of content and inode, inode
 
 
@@ -62,6 +65,17 @@ def tokenizer_fingerprint(folder: Path) -> str:
 def combined(*parts: str | None) -> str:
     """One fingerprint of several, in order."""
     return f"xxh3:{xxhash.xxh3_128_hexdigest(json.dumps(parts).encode())}"
+
+
+@lru_cache(8)
+def code_fingerprint(*packages: str) -> str:
+    """sha256 over the files of these packages of ptst: what was computed by other code is not taken for today's."""
+    digest, root = hashlib.sha256(), Path(ptst.__file__).parent
+    for package in packages:
+        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in _CODE):
+            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def sampled_fingerprint(folder: Path) -> str:

@@ -2,22 +2,21 @@
 sources mixed in one training run, each with its own number of epochs, and its own template where it has one."""
 
 import hashlib
-from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
+from ptst.data.encode_rows import Encoder, encode_rows, update_fingerprint
+from ptst.data.example_arrays import Columns, ExampleArrays
+from ptst.data.kept_rows import is_kept, joined
 from ptst.data.order import SourcePlan
 from ptst.data.sources import Source
 from ptst.errors import Setting, UserError
 from ptst.records import DataRecord
-from ptst.text.encode import Example, cut
+from ptst.text.encode import Example
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.text.templates import Template
-
-AT_ONCE = 4096  # conversations that are encoded together
 
 
 def prepare(
@@ -27,79 +26,50 @@ def prepare(
     too_long: str,
     train_on: str,
     errors: dict[int, UserError] | None = None,
-) -> tuple[list[Example], DataRecord]:
+) -> tuple[Sequence[Example], DataRecord]:
     """The examples of a source, counted; those above `max_length` tokens are dropped or cut as `too_long` says. Raises
     UserError for a conversation that cannot be trained on: one that does not end in an answer, one that the template or
     format cannot express, and, if `too_long` is "stop", one that is too long. With `errors`, such rows are left out and
     their errors collected there by row index."""
-    examples: list[Example] = []
-    beyond_limit: list[tuple[int, str]] = []
-    counts: dict[str, Any] = dict.fromkeys(("dropped", "cut", "untrained", "token_boundaries", "lossy"), 0)
+    conversations = source.conversations
+    encoder = Encoder(prompt_format, max_length, too_long, train_on)
+    found = encode_rows(conversations, encoder, source.fingerprint if is_kept(conversations) else None, errors)
+    for row, length in found.beyond.items():
+        if errors is None:
+            raise _too_long(found.beyond, max_length, conversations)
+        where = conversations[row].source
+        errors[row] = UserError(f"{length} tokens exceed the limit of {max_length}", where=where)
     first_lossy = ""
-    for row, (conversation, found) in enumerate(_encoded(source.conversations, prompt_format, train_on)):
-        if isinstance(found, UserError):
-            if errors is None:
-                raise found
-            errors[row] = found
-            continue
-        example = replace(found, row=row)
-        length = len(example.ids)
-        if length > max_length and too_long == "stop":
-            beyond_limit.append((length, conversation.source))
-            if errors is not None:
-                errors[row] = UserError(f"{length} tokens exceed the limit of {max_length}", where=conversation.source)
-            continue
-        counts["token_boundaries"] += len(example.token_boundaries)
-        if example.lossy:
-            counts["lossy"] += 1
-            first_lossy = first_lossy or f"{conversation.where}{example.lossy[0]}"
-        if length > max_length:
-            counts["cut" if too_long == "cut" else "dropped"] += 1
-            if too_long == "drop":
-                continue
-            example = cut(example, max_length)
-        # An example without a trained token (all of the answer was cut off, say) must not reach the loss.
-        if any(example.loss_mask):
-            examples.append(example)
-        else:
-            counts["untrained"] += 1
-    if beyond_limit and errors is None:
-        raise _too_long(beyond_limit, max_length, len(source.conversations))
+    if found.first_lossy is not None:
+        row, what = found.first_lossy
+        first_lossy = f"{conversations[row].where}{what}"
+    columns, counts = found.columns, found.counts
     record = DataRecord(
         name=source.name,
-        encoding=fingerprint(examples),
-        rows=len(source.conversations),
-        examples=len(examples),
+        encoding=found.encoding,
+        rows=len(conversations),
+        examples=len(columns),
         first_lossy=first_lossy,
         unused=dict(source.unused),
         revision=source.revision,
-        tokens=sum(len(example.ids) for example in examples),
-        trained_tokens=sum(example.num_trained for example in examples),
-        **counts,
+        tokens=len(columns.ids),
+        trained_tokens=found.trained_tokens,
+        dropped=counts["dropped"],
+        cut=counts["cut"],
+        untrained=counts["untrained"],
+        token_boundaries=counts["token_boundaries"],
+        lossy=counts["lossy"],
     )
-    return examples, record
+    return ExampleArrays((columns, 0)), record
 
 
-def _encoded(
-    conversations: Sequence[Conversation], prompt_format: PromptFormat, train_on: str
-) -> Iterator[tuple[Conversation, Example | UserError]]:
-    """Every conversation, encoded, or the reason why not."""
-    for at in range(0, len(conversations), AT_ONCE):
-        part = conversations[at : at + AT_ONCE]
-        for conversation, found in zip(part, prompt_format.encode_all(part, train_on), strict=True):
-            if not conversation.answered:
-                cause = "the conversation ends without an assistant turn to train on"
-                yield conversation, UserError(cause, "", conversation.source)
-            else:
-                yield conversation, found
-
-
-def _too_long(beyond_limit: list[tuple[int, str]], max_length: int, num_rows: int) -> UserError:
-    length, place = max(beyond_limit)
+def _too_long(beyond: Mapping[int, int], max_length: int, conversations: Sequence[Conversation]) -> UserError:
+    length = max(beyond.values())
+    place = max(conversations[row].source for row, own in beyond.items() if own == length)
     cause = (
         *(f"{length} tokens exceed the limit of {max_length} set by ", Setting("micro_batch_tokens"), ", "),
         *(Setting("max_length"), " and the model"),
-        f", as do {len(beyond_limit) - 1} other examples of {num_rows}",
+        f", as do {len(beyond) - 1} other examples of {len(conversations)}",
     )
     return UserError(cause, ("raise the limit, or set ", Setting("too_long"), " to drop or cut"), place)
 
@@ -121,8 +91,7 @@ def length_limit(max_length: int | None, max_positions: int, micro_batch_tokens:
 def fingerprint(examples: Sequence[Example]) -> str:
     """sha256 over all ids and loss masks in order: two runs with the same one trained the same tokens."""
     digest = hashlib.sha256()
-    for example in examples:
-        digest.update(array("q", example.ids).tobytes() + bytes(example.loss_mask) + b"|")
+    update_fingerprint(digest, Columns.of(examples))
     return digest.hexdigest()
 
 
@@ -150,7 +119,7 @@ class Mixture:
     into it. `plans`, `records` and `sources` have one entry for each source."""
 
     source: Source
-    examples: list[Example]
+    examples: Sequence[Example]
     plans: list[SourcePlan]
     records: list[DataRecord]
     sources: Sequence[TrainingSource] = ()
@@ -167,8 +136,8 @@ def mix(
     """Prepare each source, one with a template of its own under that; the first is the main one. Raises UserError as
     `prepare`, and for a source without an example to train on. With `errors`, rows that cannot be trained on are left
     out and their errors collected there by index into all rows, and a source may be left without an example."""
-    conversations: list[Conversation] = []
-    examples: list[Example] = []
+    conversations, first = list[Sequence[Conversation]](), 0
+    parts = list[tuple[Columns, int]]()
     plans, records = [], []
     for each in sources:
         bad = None if errors is None else dict[int, UserError]()
@@ -177,11 +146,14 @@ def mix(
         if errors is None:
             check_not_empty(own, source.name)
         else:
-            errors.update((row + len(conversations), error) for row, error in (bad or {}).items())
-        examples += [replace(example, row=example.row + len(conversations)) for example in own]
-        conversations += source.conversations
+            errors.update((row + first, error) for row, error in (bad or {}).items())
+        columns = own.parts[0][0] if isinstance(own, ExampleArrays) else Columns.of(own)
+        parts.append((columns, first))
+        conversations.append(source.conversations)
+        first += len(source.conversations)
         plans.append(SourcePlan(len(own), each.epochs, bool(each.share)))
         template = own_format.template if each.template else None
         records.append(replace(record, epochs=each.epochs, fingerprint=source.fingerprint, template=template))
     main = sources[0].source
-    return Mixture(Source(main.name, main.family, tuple(conversations)), examples, plans, records, sources)
+    rows = Source(main.name, main.family, joined(conversations))
+    return Mixture(rows, ExampleArrays(*parts), plans, records, sources)

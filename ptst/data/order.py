@@ -13,6 +13,7 @@ pass, and the first one has that of a run without them.
 
 import math
 import random
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from ptst.errors import Setting, UserError
 
 PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
 WINDOW = 256  # examples among which the best fit for a pack is searched
-MOST = 50_000_000  # examples that a plan takes of a source in all: the plan is in memory, some 40 bytes for each
+MOST = 50_000_000  # examples that a plan takes of a source in all: the plan is in memory, some 20 bytes for each
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def uneven_turns(steps: Sequence[Step], phases: tuple[int, ...], count: int) -> 
     return f"the main data are used up, and the last {last} steps are on the data mixed in alone; {advice}"
 
 
-def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[list[int]]:
+def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[Sequence[int]]:
     """The order of each epoch: indices of examples, counted through all sources."""
     first, *others = sources
     rng = random.Random(seed)
@@ -156,12 +157,12 @@ def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[list[int]
         start += source.count
     done = 0
     while done < first.visits:
-        order = list(range(first.count))
+        order = array("q", range(first.count))  # shuffled as a list is, in a fifth of the memory
         rng.shuffle(order)
         order = order[: first.visits - done]
         after = done + len(order)
         for visits, stream in streams:
-            order += [next(stream) for _ in range(visits * after // first.visits - visits * done // first.visits)]
+            order.extend(islice(stream, visits * after // first.visits - visits * done // first.visits))
         if streams:
             rng.shuffle(order)
         yield order
@@ -171,7 +172,7 @@ def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[list[int]
 def _stream(start: int, count: int, rng: random.Random) -> Iterator[int]:
     """`count` indices from `start` on, pass after pass, each newly shuffled."""
     while True:
-        order = list(range(start, start + count))
+        order = array("q", range(start, start + count))
         rng.shuffle(order)
         yield from order
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush, nlargest
 from itertools import accumulate, pairwise, takewhile
 
+from ptst.data.example_arrays import lengths_of
 from ptst.errors import UserError
 from ptst.text.encode import Example
 
@@ -172,7 +173,7 @@ def largest_micro_batch(examples: Sequence[Example], steps: Iterable[Sequence[in
     """Tokens that the largest micro-batch of any step computes, shared prefixes counted once. `steps`: indices of each
     step's examples. Of all micro-batches those with the most tokens are looked at, as sharing is found by comparing
     tokens."""
-    lengths = [len(example.ids) for example in examples]
+    lengths = lengths_of(examples)
     groups = (
         [step[i] for i in group]
         for step in steps

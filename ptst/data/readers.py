@@ -1,5 +1,5 @@
 """Data files as rows, each with its place: JSONL, JSON, CSV and TSV, also packed by gzip, by the standard library;
-Parquet by the `datasets` library.
+Parquet by `pyarrow`.
 
 What a file says is what a row holds: cells of a CSV or TSV are text, and JSON keeps its numbers as they are written.
 Files are read row by row, so that a mistake is told with its own line and a large file needs little memory.

@@ -14,6 +14,7 @@ from dataclasses import replace
 from fractions import Fraction
 
 from ptst.data.examples import TrainingSource
+from ptst.data.kept_rows import chosen_rows, place_of
 from ptst.errors import Setting, UserError
 
 UNDRAWN, REPLACED = "undrawn", "replaced"  # what became of a row that is left out
@@ -32,8 +33,7 @@ def select(asked: Sequence[TrainingSource], count: int | None = None, seed: int 
             cause = (Setting("subsample"), f" is {count}, and {main.source.name} has {total} rows")
             raise UserError(cause, "draw no more than there are")
         main = _without(main, _lowest(f"subsample {seed}", total)[count:], UNDRAWN)
-    rows = len(main.source.conversations)
-    order, taken = _lowest("replaced", rows), 0
+    rows, taken = len(main.source.conversations), 0
     for other in asked[1:]:
         if other.share:
             number = _rows_of_share(other, rows, main.source.name)
@@ -43,7 +43,8 @@ def select(asked: Sequence[TrainingSource], count: int | None = None, seed: int 
     if taken and taken >= rows:
         cause = (Setting("mix"), f" replaces {taken} rows, and {main.source.name} has {rows}")
         raise UserError(cause, "leave at least one of them")
-    return [_without(main, order[:taken], REPLACED), *others]
+    replaced = _lowest("replaced", rows)[:taken] if taken else []
+    return [_without(main, replaced, REPLACED), *others]
 
 
 def selection_notes(sources: Sequence[TrainingSource]) -> list[str]:
@@ -84,6 +85,6 @@ def _without(each: TrainingSource, rows: Iterable[int], kind: str) -> TrainingSo
     conversations, out = each.source.conversations, set(rows)
     if not out:
         return each
-    left_out = {**each.left_out, **{conversations[row].source: kind for row in sorted(out)}}
-    kept = tuple(c for row, c in enumerate(conversations) if row not in out)
+    left_out = {**each.left_out, **{place_of(conversations, row): kind for row in sorted(out)}}
+    kept = chosen_rows(conversations, (row for row in range(len(conversations)) if row not in out))
     return replace(each, source=replace(each.source, conversations=kept), left_out=left_out)

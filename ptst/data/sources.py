@@ -6,24 +6,27 @@ and OpenOrca (system_prompt, question, response) are recognized by it, which set
 """
 
 import hashlib
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any, Literal
 
 from ptst.collector import paused_collector
 from ptst.data.builtin.chats import CHATS, load_chats
 from ptst.data.builtin.word_problems import generate
 from ptst.data.columns import ColumnRules
 from ptst.data.files import Row, check_limit, kind_of
+from ptst.data.kept_rows import VERSION, Watched, are_large, keep, serialized
 from ptst.data.layouts import family_of, to_conversation
 from ptst.data.paths import data_files
 from ptst.data.readers import KINDS, read_rows
 from ptst.data.typed import HubDataset, HubRows, read_hub
 from ptst.errors import Setting, UserError
+from ptst.fingerprints import code_fingerprint, combined
+from ptst.progress import say
 from ptst.text.segments import Conversation, Message
 
 DEFAULT = "word-problems"
@@ -51,12 +54,13 @@ _HUB_ID = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """Conversations with the template family they were written for. `name` is what the user asked for. `unused`: number
-    of rows by column that was not read. `revision`: commit of a data set on the hub, where it is known."""
+    """Conversations with the template family they were written for; those of large data lie on disk (`kept_rows`).
+    `name` is what the user asked for. `unused`: number of rows by column that was not read. `revision`: commit of a
+    data set on the hub, where it is known."""
 
     name: str
     family: str
-    conversations: tuple[Conversation, ...]
+    conversations: Sequence[Conversation]
     unused: Mapping[str, int] = field(default_factory=dict)
     revision: str = ""
 
@@ -68,9 +72,11 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """sha256 over all messages in order: two runs with the same one read the same data."""
+        if isinstance(known := getattr(self.conversations, "fingerprint", None), str):
+            return known
         digest = hashlib.sha256()
         for conversation in self.conversations:
-            digest.update(_serialized(conversation) + b"\n")
+            digest.update(serialized(conversation) + b"\n")
         return digest.hexdigest()
 
 
@@ -104,23 +110,19 @@ def load(
         return _word_problems(name, name.partition(":")[2], split, limit)
     if _is_chats(name):
         return Source(name, "plain", tuple(load_chats(base, name.partition(":")[2], split, limit)))
-    named, revision = base in NAMED and not Path(name).is_file(), ""
-    if is_file(name):
-        paths = data_files(name.partition(":")[2] if named else name, KINDS)
-        if lost := next((path for path in paths if not path.exists()), None):
-            built_in = ", ".join((DEFAULT, *CHATS))
-            remedy = f"give a file, {built_in} (built in), {', '.join(NAMED)} or org/name (from the hub)"
-            raise UserError(f"there is no data {str(lost)!r}", remedy)
-        rows: Iterable[Row] = chain.from_iterable(map(read_rows, paths))
-    else:
-        rows, revision = _from_hub(name, "train" if holdout else split, None if holdout else limit)
-    found, families, unused = _conversations(rows, None if holdout else limit, errors, rules or ColumnRules())
-    worked = bool(found) and all("\n####" in f"\n{c.messages[-1].content}" for c in found)  # GSM8K's last line
-    recognized = families.pop() if len(families) == 1 else ""
-    family = _FAMILIES.get(base, base) if named else recognized or ("gsm8k" if worked else "plain")
-    if holdout:
-        found = _held_out(name, found, split, holdout)[:limit]
-    return Source(name, family, tuple(found), unused, revision)
+    named = base in NAMED and not Path(name).is_file()
+    asked = _Asked(name, split, limit, holdout, rules or ColumnRules(), errors)
+    if not is_file(name):
+        found = _from_hub(name, "train" if holdout else split, None if holdout else limit)
+        return asked.source(found.rows, named, found.revision, found.is_large and (lambda: None))
+    paths = data_files(name.partition(":")[2] if named else name, KINDS)
+    if lost := next((path for path in paths if not path.exists()), None):
+        built_in = ", ".join((DEFAULT, *CHATS))
+        remedy = f"give a file, {built_in} (built in), {', '.join(NAMED)} or org/name (from the hub)"
+        raise UserError(f"there is no data {str(lost)!r}", remedy)
+    with Watched(paths) as watched:
+        rows = chain.from_iterable(map(read_rows, paths))
+        return asked.source(rows, named, "", are_large(paths) and (lambda: watched.identity))
 
 
 def _base(name: str) -> str:
@@ -170,7 +172,7 @@ def split_of(conversation: Conversation, holdout: float) -> str:
     """The split of a row (train, validation or test) by a hash of its messages: half of `holdout` is the validation
     set, half the test set. A row is in the same split in every run, whatever the seed, order or limit, and duplicates
     stay together; with a larger holdout the validation and test sets only grow."""
-    point = int.from_bytes(hashlib.sha256(_serialized(conversation)).digest()[:8]) / 2**64
+    point = int.from_bytes(hashlib.sha256(serialized(conversation)).digest()[:8]) / 2**64
     return "validation" if point < holdout / 2 else "test" if point >= 1 - holdout / 2 else "train"
 
 
@@ -182,22 +184,6 @@ def _check_holdout(name: str, holdout: float) -> None:
         raise UserError(cause, "it is for data without them, such as files")
     if holdout and _is_chats(name):
         raise UserError((f"{name} is built in, so ", Setting("holdout"), " must be 0"), "it is for files and the hub")
-
-
-def _held_out(name: str, conversations: list[Conversation], split: str, holdout: float) -> list[Conversation]:
-    splits: dict[str, list[Conversation]] = {"train": [], "validation": [], "test": []}
-    for conversation in conversations:
-        splits[split_of(conversation, holdout)].append(conversation)
-    if not all(splits.values()):
-        counts = ", ".join(f"{len(rows)} for {part}" for part, rows in splits.items())
-        cause = (f"{name}: ", Setting("holdout"), f" {holdout:g} leaves {counts} of {len(conversations)} rows")
-        raise UserError(cause, "each needs at least one; choose another share or give more data")
-    return splits[split]
-
-
-def _serialized(conversation: Conversation) -> bytes:
-    # An answer that is left out of the loss has one entry more.
-    return json.dumps([[m.role, m.content, *[False] * (not m.trained)] for m in conversation.messages]).encode()
 
 
 def _word_problems(name: str, count: str, split: str, limit: int | None) -> Source:
@@ -232,19 +218,69 @@ def _from_hub(name: str, split: str, limit: int | None) -> HubRows:
     return read_hub(base, dataset, remedy, min(filter(None, (count, limit)), default=None), shuffle=bool(count))
 
 
-def _conversations(
-    rows: Iterable[Row], limit: int | None, errors: list[UserError] | None, rules: ColumnRules
-) -> tuple[list[Conversation], set[str], Counter[str]]:
-    """Conversations of the first `limit` rows, the families of their layouts ("" for a layout without one), and the
-    numbers of rows whose columns were not read."""
-    conversations, families, unused = [], set(), Counter[str]()
-    with paused_collector():
-        for place, row in islice(rows, limit):
+@dataclass
+class _Asked:
+    """What was asked of `load`, and what is known of the rows once they are read: the families of their layouts (""
+    for a layout without one), the numbers of rows whose columns were not read, the number of rows in each split."""
+
+    name: str
+    split: str
+    limit: int | None
+    holdout: float
+    rules: ColumnRules
+    errors: list[UserError] | None
+    families: set[str] = field(default_factory=set)
+    unused: Counter[str] = field(default_factory=Counter)
+    worked: bool = True  # all answers end in GSM8K's last line
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def source(
+        self, rows: Iterable[Row], named: bool, revision: str, on_disk: Literal[False] | Callable[[], Any]
+    ) -> Source:
+        """The source that these rows are. `on_disk`: the identity of large data, which is kept on disk under it (None:
+        for this process alone)."""
+        if on_disk is False or self.errors is not None:
+            with paused_collector():
+                conversations: Sequence[Conversation] = tuple(self._conversations(rows))
+            known = self._known()
+        else:
+            say(f"reading the rows of {self.name}, which are kept on disk")
+            identity = on_disk()
+            asked = repr((self.split, self.limit, self.holdout, self.rules))
+            code = code_fingerprint("data", "text")
+            key = identity and combined(repr(identity), asked, str(VERSION), code).replace(":", "-")
+            conversations, known = keep(key, lambda: self._conversations(rows), self._known)
+        recognized = known["families"][0] if len(known["families"]) == 1 else ""
+        base = _base(self.name)
+        family = _FAMILIES.get(base, base) if named else recognized or ("gsm8k" if known["worked"] else "plain")
+        return Source(self.name, family, conversations, Counter(known["unused"]), revision)
+
+    def _conversations(self, rows: Iterable[Row]) -> Iterator[Conversation]:
+        for place, row in islice(rows, None if self.holdout else self.limit):
             try:
-                conversations.append(to_conversation(row, place, rules, unused))
-                families.add(family_of(row))
+                conversation = to_conversation(row, place, self.rules, self.unused)
+                self.families.add(family_of(row))
             except UserError as error:
-                if errors is None:
+                if self.errors is None:
                     raise
-                errors.append(error)
-    return conversations, families, unused
+                self.errors.append(error)
+                continue
+            self.worked = self.worked and "\n####" in f"\n{conversation.messages[-1].content}"
+            own = split_of(conversation, self.holdout) if self.holdout else self.split
+            self.counts[own] += 1
+            if own == self.split and not (self.holdout and self.limit and self.counts[own] > self.limit):
+                yield conversation
+        if self.holdout:
+            self._check_splits()
+
+    def _known(self) -> dict[str, Any]:
+        worked = self.worked and self.counts.total() > 0
+        return {"families": sorted(self.families), "worked": worked, "unused": dict(self.unused)}
+
+    def _check_splits(self) -> None:
+        splits = [self.counts[part] for part in ("train", "validation", "test")]
+        if not all(splits):
+            names = zip(splits, ("train", "validation", "test"), strict=True)
+            counts = ", ".join(f"{number} for {part}" for number, part in names)
+            cause = (f"{self.name}: ", Setting("holdout"), f" {self.holdout:g} leaves {counts} of {sum(splits)} rows")
+            raise UserError(cause, "each needs at least one; choose another share or give more data")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from ptst.data.example_arrays import example_length
 from ptst.data.packing import Batch, rank_micro_batches, share_prefixes, to_batch
 from ptst.text.encode import Example
 
@@ -42,5 +43,5 @@ class StepBatches:
             yield batch
 
     def _groups(self) -> list[list[int]]:
-        lengths = [len(self.examples[i].ids) for i in self.step]
+        lengths = [example_length(self.examples, i) for i in self.step]
         return rank_micro_batches(lengths, self.micro_batch_tokens, self.rank, self.size)

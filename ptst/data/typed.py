@@ -1,15 +1,17 @@
-"""Rows of Parquet files and of data sets on the hub. Both have typed columns and are read by the `datasets` library,
-which is imported only here; nothing that a data set brings is executed."""
+"""Rows of Parquet files and of data sets on the hub. Both have typed columns and are read by libraries that are
+imported only here (`pyarrow`, `datasets`); nothing that a data set brings is executed."""
 
 import logging
 import re
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from ptst.data.files import Row
 from ptst.errors import UserError
+
+LARGE = 20_000  # rows of the hub
+_BATCH = 1024  # rows of a Parquet file that are in memory at once
 
 
 class HubDataset(NamedTuple):
@@ -22,10 +24,16 @@ class HubDataset(NamedTuple):
 
 
 class HubRows(NamedTuple):
-    """Rows of the hub. `revision`: the commit that they are from, where the library knows it."""
+    """Rows of the hub, `number` in all. `revision`: the commit that they are from, where the library knows it."""
 
-    rows: list[Row]
+    rows: Iterable[Row]
+    number: int
     revision: str = ""
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are so many that they are not held in memory."""
+        return self.number >= LARGE
 
 
 def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = None, shuffle: bool = False) -> HubRows:
@@ -48,29 +56,23 @@ def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = No
     rows = rows.select(range(min(limit, len(rows)))) if limit else rows
     if not len(rows):
         raise UserError(f"{name} on the hub ({dataset.repository}, {dataset.split}) has no rows", remedy)
-    found = [(f"{name}/{dataset.split}:{i}", row) for i, row in enumerate(rows, 1)]
-    return HubRows(found, commit[1] if commit else dataset.revision or "")
+    found = ((f"{name}/{dataset.split}:{i}", row) for i, row in enumerate(rows, 1))
+    return HubRows(found, len(rows), commit[1] if commit else dataset.revision or "")
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
     """The rows of a Parquet file, which has no lines: rows are counted. Raises UserError for one that is damaged."""
-    import datasets
     from pyarrow.parquet import ParquetFile
 
-    datasets.disable_progress_bars()
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # the error below says the same, once
-    # The library writes an Arrow copy; in a temporary folder it leaves nothing behind and is never stale. It takes the
-    # path for a pattern ([1], ?, ::), so it gets one without signs, which leads to the file.
-    with tempfile.TemporaryDirectory() as cache:
-        plain = Path(cache) / "rows.parquet"
-        plain.symlink_to(path.absolute())
-        try:
-            if not ParquetFile(plain).metadata.num_rows:  # which the library cannot read
-                return
-            rows = datasets.Dataset.from_parquet(str(plain), cache_dir=cache, keep_in_memory=True).to_list()
-        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
-            lines = str(error.__cause__ or error).splitlines()
-            reason = lines[0] if lines else type(error.__cause__ or error).__name__
-            raise UserError(f"the file cannot be read as parquet: {reason}", where=path) from None
-    for number, row in enumerate(rows, 1):
-        yield f"{path}:{number}", row
+    number = 0
+    try:
+        with open(path, "rb") as file, ParquetFile(file) as rows:
+            for batch in rows.iter_batches(_BATCH):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{path}:{number}", row
+    except (ValueError, OSError) as error:
+        if isinstance(error, UserError):  # thrown in by who reads the rows
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the file cannot be read as parquet: {reason}", where=path) from None

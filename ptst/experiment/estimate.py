@@ -11,6 +11,7 @@ from itertools import product
 
 import torch
 
+from ptst.data.example_arrays import lengths_of
 from ptst.evaluation.measure import TaskSize, task_size
 from ptst.experiment.amounts import planned
 from ptst.experiment.grid import Grid
@@ -139,7 +140,7 @@ def _plan_runs(grid: Grid) -> dict[str, MemoryPlan]:
 def _plan_run(grid: Grid, model: GridModel) -> MemoryPlan:
     """Memory and tokens of a run."""
     mixture, settings = grid.mixture(model), grid.train_config(model)
-    longest = max((len(e.ids) for e in mixture.examples), default=1)
+    longest = max(lengths_of(mixture.examples), default=1)
     limit = longest if settings.micro_batch_tokens == "auto" else settings.micro_batch_tokens
     steps = grid.steps(model, mixture)
     grid.note_size(model, mixture, steps)

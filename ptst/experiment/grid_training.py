@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ptst.data.example_arrays import lengths_of
 from ptst.data.examples import Mixture, TrainingSource, length_limit, mix, prepare
 from ptst.data.mix_part import parse_mix
 from ptst.data.order import Step
@@ -135,10 +136,10 @@ class GridTraining(GridFolder, ABC):
         chosen = select(asked, c.subsample, model.seed)
         return mix(chosen, *self.training_format(model.trained), c.too_long, c.train_on)
 
-    def steps(self, model: GridModel, mixture: Mixture) -> list[Step]:
+    def steps(self, model: GridModel, mixture: Mixture) -> Sequence[Step]:
         """The optimizer steps of a run."""
         settings = TrainerConfig.of(self.train_config(model), micro_batch_tokens=1)
-        return settings.plan([len(e.ids) for e in mixture.examples], mixture.plans)
+        return settings.plan(lengths_of(mixture.examples), mixture.plans)
 
     def run_size(self, model: GridModel) -> RunSize:
         """How much there is to compute in a run. Runs that differ in the seed alone are counted once. Raises UserError

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ptst.data.example_arrays import lengths_of
 from ptst.data.examples import Mixture
 from ptst.data.order import Step
 from ptst.data.packing import assign_micro_batches, share_prefixes, to_batch
+from ptst.data.steps import taken_by
 from ptst.model.config import DecoderConfig
 from ptst.text.encode import Example
 from ptst.training.config import TrainSettings
@@ -31,9 +33,9 @@ class RunSize:
     ) -> "RunSize":
         """Of a run that takes these steps."""
         examples = mixture.examples
-        tokens = sum(len(examples[i].ids) for step in steps for i in step.examples)
-        seen = sum(len(step.examples) for step in steps)
-        trained = tokens * _share_trained([examples[i] for step in steps for i in step.examples])
+        taken, lengths = taken_by(steps), lengths_of(examples)
+        tokens, seen = sum(lengths[i] for i in taken), len(taken)
+        trained = tokens * _share_trained([examples[i] for i in taken[:: max(1, seen // SAMPLED)]])
         limit = settings.micro_batch_tokens
         limit = MOST["cuda" if device == "cuda" else "cpu"] if limit == "auto" else limit
         computed = tokens * (1.0 if settings.dropout else _share_computed(examples, steps, limit))
@@ -41,13 +43,12 @@ class RunSize:
         forward = computed * (1 - head) + trained * head
         # The backward pass of a product takes two products, or one where its weights are frozen.
         amount = forward * (3 if settings.full else 2)
-        before = float(sum(len(e.ids) for e in examples)) if settings.token_constraint else 0.0
+        before = float(sum(lengths)) if settings.token_constraint else 0.0
         return cls(len(steps), tokens, amount, before, trained / seen if seen else 0.0)
 
 
 def _share_trained(examples: Sequence[Example]) -> float:
-    some = examples[:: max(1, len(examples) // SAMPLED)]
-    return sum(sum(e.loss_mask[1:]) for e in some) / max(1, sum(len(e.ids) for e in some))
+    return sum(sum(e.loss_mask[1:]) for e in examples) / max(1, sum(len(e.ids) for e in examples))
 
 
 def _share_computed(examples: Sequence[Example], steps: Sequence[Step], micro_batch_tokens: int) -> float:

@@ -91,13 +91,15 @@ def _runs(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[_Run]:
             open_run = [segment]
             runs.append(_Run(open_run, bare=tokenizer.is_bare(after)))
     for run in runs:
-        if not run.segments[0].control:
-            given = [s.text for s in run.segments if not s.sampled]
-            said = run.segments[len(given) :]
-            assert all(s.sampled for s in said), "within a run of text, what the model samples comes last"
-            prompt = "".join(given)
-            run.prompt = prompt, run.bare
-            run.whole = ("".join([prompt, *[s.text for s in said]]), run.bare) if said else run.prompt
+        parts = run.segments
+        if parts[0].control:
+            continue
+        given = [s.text for s in parts if not s.sampled]
+        run.prompt = run.whole = "".join(given), run.bare
+        if len(given) < len(parts):
+            said = [s.text for s in parts[len(given) :] if s.sampled]
+            assert len(given) + len(said) == len(parts), "within a run of text, what the model samples comes last"
+            run.whole = "".join([*given, *said]), run.bare
     return runs
 
 
@@ -118,13 +120,20 @@ def _joined(
                 return error
             loss_mask.append(first.trained)
             continue
-        prompt_ids, all_ids = encoded[run.prompt], encoded[run.whole]
+        all_ids = encoded[run.whole]
+        prompt_ids = all_ids if run.whole is run.prompt else encoded[run.prompt]
         if isinstance(prompt_ids, UserError):
             return prompt_ids
         if isinstance(all_ids, UserError):
             return all_ids
-        decoded = lossy.get(run.whole)
-        if run.whole is not run.prompt and all_ids[: len(prompt_ids)] != prompt_ids:
+        decoded = lossy.get(run.whole) if lossy else None
+        if all_ids is prompt_ids:
+            ids += all_ids
+            loss_mask += [False] * len(all_ids)
+            if decoded is not None and decoded != run.whole[0]:
+                lost.append(_first_loss(run.segments, decoded))
+            continue
+        if all_ids[: len(prompt_ids)] != prompt_ids:
             token_boundaries.append(len(ids) + len(prompt_ids))
             try:
                 reply = tokenizer.encode(run.whole[0][len(run.prompt[0]) :], continuation=True)

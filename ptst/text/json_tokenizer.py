@@ -22,6 +22,7 @@ from ptst.text.base_tokenizer import Origin, Run, Tokenizer
 from ptst.text.byte_level import TokenBytes
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
+AT_ONCE = 256  # texts that the library gets in one call: with thousands, half of its time goes to memory
 SECONDS = 30  # that an unknown regular expression may take over one text
 # Regular expressions of published folders, which take no longer than reading does: Llama 3, Qwen 2 and 3.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -191,7 +192,9 @@ class JsonTokenizer(Tokenizer):
         if self._limit is not None or len(texts) == 1:
             return [self._encode_with(tok, text) for text in texts]
         try:
-            found = [encoding.ids for encoding in tok.encode_batch_fast(texts, add_special_tokens=False)]
+            parts = (texts[at : at + AT_ONCE] for at in range(0, len(texts), AT_ONCE))
+            encoded = (e for part in parts for e in tok.encode_batch_fast(part, add_special_tokens=False))
+            found = [encoding.ids for encoding in encoded]
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on a text") from None
         for at, ids in enumerate(found):

@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections import Counter
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 from torch.nn import Parameter
 
 from ptst.audit.account.step_rule import StepRule
+from ptst.data.example_arrays import lengths_of, trained_of
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import combined
 from ptst.model.decoder import Decoder
@@ -143,8 +143,7 @@ class _Session:
         own = Quantization.of(plan.config.quantize, packed=True) if plan.reference is None else None
         load = partial(load_decoder, folder, plan.dtype, plan.device, own)
         examples = plan.mixture.examples
-        steps = plan.trainer.plan([len(e.ids) for e in examples], plan.mixture.plans)
-        used = {i for step in steps for i in step.examples}
+        used = set(plan.trainer.plan(lengths_of(examples), plan.mixture.plans).taken)
         logprobs = constraint.reference_scores(examples, used, load, self.world, path, of)
         return TokenConstraint.over(examples, plan.config.token_constraint, logprobs)
 
@@ -239,12 +238,15 @@ class _Session:
     def trained(self, steps: int) -> TrainedRecord:
         """What the first steps were taken on."""
         trainer = self.trainer
-        seen = Counter(i for step in trainer.steps[:steps] for i in step.examples)
-        examples = [(trainer.examples[i], times) for i, times in seen.items()]
+        taken, lengths, trained = (
+            trainer.steps[:steps].taken,
+            lengths_of(trainer.examples),
+            trained_of(trainer.examples),
+        )
         return TrainedRecord(
-            examples=seen.total(),
-            tokens=sum(times * len(e.ids) for e, times in examples),
-            trained_tokens=sum(times * sum(e.loss_mask[1:]) for e, times in examples),
+            examples=len(taken),
+            tokens=sum(lengths[i] for i in taken),
+            trained_tokens=sum(trained[i] for i in taken),
         )
 
     def finish(self, run: Run[TrainRecord]) -> TrainRecord:

@@ -13,11 +13,13 @@ from ptst.audit.account.gate import Prepared, check_start, refuse
 from ptst.audit.account.run_rows import check_run_rows
 from ptst.audit.account.verdicts import verdict_key
 from ptst.audit.setup import Setup
+from ptst.data.example_arrays import lengths_of
 from ptst.data.examples import Mixture, check_not_empty, length_limit, mix, prepare
 from ptst.data.order import Step, uneven_turns
 from ptst.data.packing import largest_micro_batch
 from ptst.data.selection import selection_notes
 from ptst.data.sources import Source
+from ptst.data.steps import taken_by
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import tokenizer_fingerprint, weights_fingerprint
 from ptst.model.config import DecoderConfig, LoraConfig
@@ -138,7 +140,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     shape, method = model.config, Method.of(config)
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
     mixture, validation = _read(config, source, model, max_length)
-    lengths = [len(e.ids) for e in mixture.examples]
+    lengths = lengths_of(mixture.examples)
     if sharded := choose_sharding(config, shape, method, max(lengths, default=1), world):
         method = dataclasses.replace(method, ranks=world.size)
     if reference is not None:
@@ -167,7 +169,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Memory, steps and tokens of a run that takes these steps."""
     largest = largest_micro_batch(examples, (step.examples for step in steps), micro_batch_tokens)
-    tokens = sum(len(examples[i].ids) for step in steps for i in step.examples)
+    lengths = lengths_of(examples)
+    tokens = sum(lengths[i] for i in taken_by(steps))
     planned = memory.plan_memory(shape, method, micro_batch_tokens, largest)
     return dataclasses.replace(planned, steps=len(steps), tokens=tokens)
 

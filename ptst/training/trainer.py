@@ -22,9 +22,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from ptst.data.example_arrays import lengths_of
 from ptst.data.order import SourcePlan, Step, plan
 from ptst.data.packing import to_batch
 from ptst.data.step_batches import StepBatches
+from ptst.data.steps import Steps
 from ptst.errors import Setting, UserError, Words
 from ptst.model.decoder import Decoder
 from ptst.model.loss import batch_loss, constrained_loss
@@ -55,11 +57,11 @@ class TrainerConfig(PassSettings, ProximalSettings):
         fields = {f.name for f in dataclasses.fields(cls)}
         return cls(**{k: v for k, v in vars(settings).items() if k in fields} | changes)
 
-    def plan(self, lengths: Sequence[int], sources: Sequence[SourcePlan] = ()) -> list[Step]:
+    def plan(self, lengths: Sequence[int], sources: Sequence[SourcePlan] = ()) -> Steps:
         """All steps of a run over examples of these lengths. `sources`: where they are from, if from several."""
         sources = sources or [SourcePlan(len(lengths), self.epochs)]
         sizes = self.examples_per_step, self.tokens_per_step, self.max_steps
-        return list(plan(lengths, sources, self.seed, *sizes, self.phases))
+        return Steps(plan(lengths, sources, self.seed, *sizes, self.phases))
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Trainer:
             raise UserError("there is no example left to train on", "see the counts of dropped examples")
         self.decoder, self.parameters, self.examples, self.config = decoder, parameters, examples, config
         self.world = world
-        self.steps = config.plan([len(e.ids) for e in examples], sources)
+        self.steps = config.plan(lengths_of(examples), sources)
         self.masters = masters_of(decoder, parameters, config.weight_update, config.seed, world)
         masters = list(self.masters.weights.values())
         self.optimizer = AdamW(masters, lr=config.lr, weight_decay=config.weight_decay, fused=True)

@@ -1,15 +1,19 @@
 """Training's watch: every micro-batch is checked and counted before it is computed, so that no row is lost, doubled or
 exchanged between the data and the loss."""
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from ptst.audit.account.document_check import DocumentCheck, document_hash
+import numpy as np
+
+from ptst.audit.account.document_check import DocumentCheck, example_hashes
 from ptst.audit.account.gate import refuse
 from ptst.audit.account.ledger import Ledger, LedgerSource
 from ptst.audit.account.step_rule import StepRule
 from ptst.audit.findings import Finding
+from ptst.data.example_arrays import lengths_of, rows_of
 from ptst.data.examples import Mixture
 from ptst.data.order import Step
 from ptst.data.step_batches import MicroBatch
@@ -41,8 +45,7 @@ class LedgerWatch(Watch):
     ):
         self._allowed, self._world = frozenset(allow), world
         self._total = len(steps)
-        self._rows = [example.row for example in mixture.examples]
-        self._lengths = [len(example.ids) for example in mixture.examples]
+        self._rows, self._lengths = rows_of(mixture.examples), lengths_of(mixture.examples)
         check = document_check(mixture.source.conversations, mixture.examples)
         sources = ledger_sources(mixture)
         self.ledger = Ledger(sources, rule, check, world.size, world.sum_all)
@@ -86,7 +89,7 @@ class LedgerWatch(Watch):
 
 def document_check(conversations: Sequence[Conversation], examples: Sequence[Example]) -> DocumentCheck:
     """What the documents of these examples must be; the gate has compared the examples with their rows."""
-    return DocumentCheck(conversations, {e.row: document_hash(e.ids, e.loss_mask) for e in examples})
+    return DocumentCheck(conversations, example_hashes(examples))
 
 
 def validation_check(
@@ -100,8 +103,9 @@ def validation_check(
 def ledger_sources(mixture: Mixture) -> list[LedgerSource]:
     """The sources of a mixture as the ledger counts them."""
     sources, first = list[LedgerSource](), 0
+    rows = np.array(rows_of(mixture.examples), np.int64)
     for record, plan in zip(mixture.records, mixture.plans, strict=True):
-        own = tuple(sorted(e.row for e in mixture.examples if first <= e.row < first + record.rows))
+        own = array("q", np.sort(rows[(rows >= first) & (rows < first + record.rows)]).tobytes())
         sources.append(LedgerSource(record.name, record.epochs or plan.epochs, first, record.rows, own))
         first += record.rows
     return sources

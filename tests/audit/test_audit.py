@@ -182,8 +182,7 @@ def test_the_experimenters_words_are_not_the_users(setup, name):
 
 
 def test_the_command_needs_no_torch():
-    heavy = "{'torch', 'numpy'}.isdisjoint(sys.modules)"
-    code = f"import ptst.audit.report, ptst.audit.output.page, sys; sys.exit(not {heavy})"
+    code = "import ptst.audit.report, ptst.audit.output.page, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

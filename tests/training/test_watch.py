@@ -170,7 +170,7 @@ def test_the_gate_remembers_its_verdict(tiny_folder, tmp_path, monkeypatch, caps
     for entry in (tmp_path / "home" / verdicts.FOLDER).iterdir():
         entry.write_text("{")
     assert checked() == (False, warnings)
-    monkeypatch.setattr(verdicts, "code_fingerprint", lambda: "of another version")
+    monkeypatch.setattr(verdicts, "code_fingerprint", lambda *_: "of another version")
     assert checked()[0] is False
     data.write_text(json.dumps({"prompt": "a <|im_end|>", "response": "b"}) + "\n")
     with pytest.raises(UserError, match="control-text"):

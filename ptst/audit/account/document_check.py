@@ -1,14 +1,21 @@
 """Each document of a batch against the example of its row, by a hash: cheap enough for every batch of training."""
 
+from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
+import numpy as np
+import xxhash
+
 from ptst.audit.findings import Finding
 from ptst.audit.shape import check_shape
+from ptst.data.example_arrays import ExampleArrays
 from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.data.step_batches import MicroBatch
+from ptst.text.encode import Example
 from ptst.text.segments import Conversation
 
 DIFFERENT = ("unknown-document", "row-exchanged")  # rules for a document that is not its row's
@@ -17,13 +24,54 @@ DIFFERENT = ("unknown-document", "row-exchanged")  # rules for a document that i
 def document_hash(ids: Sequence[int], loss_mask: Sequence[bool]) -> int:
     """A hash of a document's tokens and labels, from an example's ids and loss mask."""
     labels = [i if trained else IGNORE_INDEX for i, trained in zip(ids[1:], loss_mask[1:], strict=True)]
-    return hash((*ids, *labels, IGNORE_INDEX))
+    return _hash(array("q", ids).tobytes(), array("q", [*labels, IGNORE_INDEX]).tobytes())
 
 
 def batch_hashes(batch: Batch) -> list[int]:
     """The same of every document of a batch."""
-    tokens, labels = batch.tokens, batch.labels
-    return [hash((*tokens[start:end], *labels[start:end])) for start, end in pairwise(batch.cu_seqlens)]
+    tokens, labels = (memoryview(array("q", part)).cast("B") for part in (batch.tokens, batch.labels))
+    return [_hash(tokens[8 * a : 8 * b], labels[8 * a : 8 * b]) for a, b in pairwise(batch.cu_seqlens)]
+
+
+def _hash(tokens: bytes | memoryview, labels: bytes | memoryview) -> int:
+    return xxhash.xxh3_64_intdigest(b"".join((tokens, labels)))
+
+
+def example_hashes(examples: Sequence[Example]) -> Mapping[int, int]:
+    """The hash of each example's document, by its row."""
+    if not isinstance(examples, ExampleArrays):
+        return {e.row: document_hash(e.ids, e.loss_mask) for e in examples}
+    found = array("Q")
+    for block in examples.blocks():
+        tokens = block.ids.astype(np.int64)
+        labels = np.full(len(tokens), IGNORE_INDEX, np.int64)
+        labels[:-1] = np.where(block.trained[1:], tokens[1:], IGNORE_INDEX)
+        labels[block.offsets[1:] - 1] = IGNORE_INDEX
+        of_tokens, of_labels = (memoryview(part.tobytes()) for part in (tokens, labels))
+        bounds = (8 * block.offsets).tolist()
+        found.extend(_hash(of_tokens[a:b], of_labels[a:b]) for a, b in pairwise(bounds))
+    return _ByRow(examples.rows, found)
+
+
+class _ByRow(Mapping[int, int]):
+    """Numbers by row, in a few bytes for each."""
+
+    def __init__(self, rows: Sequence[int], numbers: Sequence[int]):
+        order = np.argsort(np.array(rows, np.int64), kind="stable")
+        self._rows = array("q", np.array(rows, np.int64)[order].tobytes())
+        self._numbers = array("Q", np.array(numbers, np.uint64)[order].tobytes())
+
+    def __getitem__(self, row: int) -> int:
+        at = bisect_right(self._rows, row) - 1  # the last one's, as in a dict
+        if at < 0 or self._rows[at] != row:
+            raise KeyError(row)
+        return self._numbers[at]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
 
 
 @dataclass

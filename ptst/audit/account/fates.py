@@ -45,30 +45,65 @@ def find_fate(reference: Reference | UserError, setup: Setup) -> Fate:
     return replace(counted, kind="cut" if long else "whole", tokens=len(ids), trained=sum(loss_mask), document=own)
 
 
+@dataclass
+class Counted:
+    """Fates of a source's rows, counted as its record has them."""
+
+    rows: int = 0
+    examples: int = 0
+    dropped: int = 0
+    cut: int = 0
+    untrained: int = 0
+    token_boundaries: int = 0
+    lossy: int = 0
+    tokens: int = 0
+    trained_tokens: int = 0
+
+    def add(self, fates: Sequence[Fate], bad: Collection[int] = ()) -> None:
+        """Count rows; `bad`: indices of those with an error, which only count as rows."""
+        good = [fate for row, fate in enumerate(fates) if row not in bad]
+        examples = [fate for fate in good if fate.is_example]
+        self.rows += len(fates)
+        self.examples += len(examples)
+        self.dropped += sum(fate.kind == "dropped" for fate in good)
+        self.cut += sum(fate.long and fate.kind in ("cut", "untrained") for fate in good)
+        self.untrained += sum(fate.kind == "untrained" for fate in good)
+        self.token_boundaries += sum(fate.boundaries for fate in good)
+        self.lossy += sum(fate.lossy for fate in good)
+        self.tokens += sum(fate.tokens for fate in examples)
+        self.trained_tokens += sum(fate.trained for fate in examples)
+
+    def merge(self, other: "Counted") -> None:
+        """Add what was counted elsewhere."""
+        for name, number in vars(other).items():
+            setattr(self, name, getattr(self, name) + number)
+
+    def check(self, record: DataRecord) -> Iterator[Finding]:
+        """Counts of a record that are not those of the rows."""
+        for name, number in vars(self).items():
+            if (recorded := getattr(record, name)) != number:
+                yield Finding("miscounted", record.name, f"{name} is {recorded}, and by the rows {number}")
+        if not self.examples:
+            yield Finding("no-example", record.name, f"none of its {self.rows} rows is left to train on")
+
+
+def check_left_out(
+    places: Sequence[str], fates: Sequence[Fate], made: Collection[int], bad: Collection[int] = ()
+) -> Iterator[Finding]:
+    """Rows that were left out though they can be trained on. `places`: their names. `made`: indices of those that
+    became examples; `bad`: of those with an error."""
+    for row, fate in enumerate(fates):
+        if fate.is_example and row not in made and row not in bad:
+            cause = f"it has {fate.tokens} tokens, {fate.trained} of them trained, and no example"
+            yield Finding("left-out", places[row], cause)
+
+
 def check_prepared(
     record: DataRecord, places: Sequence[str], fates: Sequence[Fate], made: Collection[int], bad: Collection[int]
 ) -> Iterator[Finding]:
     """A source's rows that were left out though they can be trained on, and counts that are not those of its rows.
     `places`: names of its rows. `made`: indices of those that became examples; `bad`: of those with an error."""
-    for row, fate in enumerate(fates):
-        if fate.is_example and row not in made and row not in bad:
-            cause = f"it has {fate.tokens} tokens, {fate.trained} of them trained, and no example"
-            yield Finding("left-out", places[row], cause)
-    good = [fate for row, fate in enumerate(fates) if row not in bad]
-    examples = [fate for fate in good if fate.is_example]
-    counted = {
-        "rows": len(places),
-        "examples": len(examples),
-        "dropped": sum(fate.kind == "dropped" for fate in good),
-        "cut": sum(fate.long and fate.kind in ("cut", "untrained") for fate in good),
-        "untrained": sum(fate.kind == "untrained" for fate in good),
-        "token_boundaries": sum(fate.boundaries for fate in good),
-        "lossy": sum(fate.lossy for fate in good),
-        "tokens": sum(fate.tokens for fate in examples),
-        "trained_tokens": sum(fate.trained for fate in examples),
-    }
-    for name, number in counted.items():
-        if (recorded := getattr(record, name)) != number:
-            yield Finding("miscounted", record.name, f"{name} is {recorded}, and by the rows {number}")
-    if not examples:
-        yield Finding("no-example", record.name, f"none of its {len(places)} rows is left to train on")
+    yield from check_left_out(places, fates, made, bad)
+    counted = Counted()
+    counted.add(fates, bad)
+    yield from counted.check(record)

@@ -6,69 +6,71 @@ longer than R in exp(-n R^2) of all cases (Rayleigh). `least`: R that must be re
 on the examples' lengths, as in packs.
 """
 
-import cmath
 import math
-from collections import Counter
 from collections.abc import Sequence
+
+import numpy as np
 
 LEAST = 21  # examples: fewer prove nothing
 _NEVER = math.log(1e-8)
+Numbers = Sequence[int] | np.ndarray
 
 
-def is_sorted(steps: Sequence[int], least: float = 0.0) -> bool:
+def is_sorted(steps: Numbers, least: float = 0.0) -> bool:
     """Whether rows, given the step of each by their order in the data, are taken in that order, or in its reverse."""
-    exactly = list(steps) in (sorted(steps), sorted(steps, reverse=True))
-    return _proven(exactly, steps) or _alike([_angle(i, len(steps)) for i in range(len(steps))], steps, least)
+    steps = np.asarray(steps, np.int64)
+    change = np.diff(steps)
+    exactly = bool((change >= 0).all() or (change <= 0).all())
+    return _proven(exactly, steps) or _alike(_angle(np.arange(len(steps)), len(steps)), steps, least)
 
 
-def is_repeated(before: Sequence[int], now: Sequence[int], least: float = 0.0) -> bool:
+def is_repeated(before: Numbers, now: Numbers, least: float = 0.0) -> bool:
     """Whether two epochs, given each row's step in both, take the rows in the same order, or in its reverse."""
-    if not before or not _enough(before):
+    before, now = np.asarray(before, np.int64), np.asarray(now, np.int64)
+    if not len(before) or not _enough(before):
         return False
-    exactly = all(a - b == before[0] - now[0] for a, b in zip(before, now, strict=True))
+    exactly = bool((before - now == before[0] - now[0]).all())
     return _proven(exactly, now) or _alike(_angles(before), now, least)
 
 
-def is_clustered(own: Sequence[int], every: Sequence[int], least: float = 0.0) -> bool:
+def is_clustered(own: Numbers, every: Numbers, least: float = 0.0) -> bool:
     """Whether the steps of one source's examples are in one part of an epoch, whose steps are `every` example's."""
+    own, every = np.asarray(own, np.int64), np.asarray(every, np.int64)
     if len(own) < LEAST:
         return False
-    first, size = min(every), max(every) - min(every) + 1
-    mean, whole = (sum(_angle(s - first, size) for s in steps) / len(steps) for steps in (own, every))
-    return abs(mean - whole) > least and -len(own) * abs(mean - whole) ** 2 < _NEVER
+    first, size = every.min(), every.max() - every.min() + 1
+    mean, whole = (_angle(steps - first, size).mean() for steps in (own, every))
+    return bool(abs(mean - whole) > least and -len(own) * abs(mean - whole) ** 2 < _NEVER)
 
 
-def _proven(exactly: bool, steps: Sequence[int]) -> bool:
+def _proven(exactly: bool, steps: np.ndarray) -> bool:
     return exactly and len(steps) >= LEAST and _enough(steps)
 
 
-def _alike(angles: Sequence[complex], steps: Sequence[int], least: float) -> bool:
+def _alike(angles: np.ndarray, steps: np.ndarray, least: float) -> bool:
     if len(steps) < LEAST or not _enough(steps):
         return False
-    ours, theirs = _centered(angles), _centered(_angles(steps))
-    scale = math.sqrt(sum(abs(a) ** 2 for a in ours) * sum(abs(b) ** 2 for b in theirs))
-    for other in (theirs, [b.conjugate() for b in theirs]):
-        together = abs(sum(a * b for a, b in zip(ours, other, strict=True))) / scale
+    ours, theirs = angles - angles.mean(), _angles(steps)
+    theirs -= theirs.mean()
+    scale = math.sqrt(np.vdot(ours, ours).real * np.vdot(theirs, theirs).real)
+    for other in (theirs, theirs.conj()):
+        together = abs(ours @ other) / scale
         if together > least and -len(steps) * together**2 < _NEVER:
             return True
     return False
 
 
-def _enough(steps: Sequence[int]) -> bool:
+def _enough(steps: np.ndarray) -> bool:
     """Whether examples can be put into these steps in so many ways that chance would not find the same one."""
-    sizes = Counter(steps).values()
-    return sum(map(math.lgamma, (size + 1 for size in sizes))) - math.lgamma(len(steps) + 1) < _NEVER
+    sizes, times = np.unique(np.unique(steps, return_counts=True)[1], return_counts=True)
+    ways = sum(math.lgamma(size + 1) * number for size, number in zip(sizes.tolist(), times.tolist(), strict=True))
+    return ways - math.lgamma(len(steps) + 1) < _NEVER
 
 
-def _angles(steps: Sequence[int]) -> list[complex]:
-    first, size = min(steps), max(steps) - min(steps) + 1
-    return [_angle(step - first, size) for step in steps]
+def _angles(steps: np.ndarray) -> np.ndarray:
+    first, size = steps.min(), steps.max() - steps.min() + 1
+    return _angle(steps - first, size)
 
 
-def _angle(place: float, size: int) -> complex:
-    return cmath.exp(2j * math.pi * place / size)
-
-
-def _centered(angles: Sequence[complex]) -> list[complex]:
-    mean = sum(angles) / len(angles)
-    return [angle - mean for angle in angles]
+def _angle(places: np.ndarray, size: int) -> np.ndarray:
+    return np.exp(2j * np.pi * places / size)

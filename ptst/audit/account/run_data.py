@@ -8,6 +8,7 @@ from ptst.audit.account.step_rule import StepRule
 from ptst.audit.findings import Finding
 from ptst.audit.setup import Setup
 from ptst.data import order
+from ptst.data.example_arrays import lengths_of
 from ptst.data.examples import Mixture, TrainingSource, mix
 from ptst.data.order import Step
 from ptst.data.sources import Source
@@ -75,7 +76,7 @@ class Encoded:
 def plan_steps(mixture: Mixture, rule: StepRule) -> list[Step]:
     """The steps of a run over these examples."""
     sizes = rule.examples_per_step, rule.tokens_per_step, rule.max_steps, rule.phases
-    return list(order.plan([len(e.ids) for e in mixture.examples], mixture.plans, rule.seed, *sizes))
+    return list(order.plan(lengths_of(mixture.examples), mixture.plans, rule.seed, *sizes))
 
 
 def _mix(sources: Sequence[TrainingSource], setup: Setup, bad: dict[int, UserError]) -> Mixture:

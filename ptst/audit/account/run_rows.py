@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ptst.audit.account.verdicts import one_at_a_time, recall, remember
 from ptst.audit.findings import Finding
 from ptst.audit.reference.builtin import BUILT_IN
 from ptst.audit.reference.builtin_chats import WITH_VALIDATION
@@ -12,7 +13,11 @@ from ptst.audit.reference.columns import Columns
 from ptst.audit.reference.mixes import asked_mix
 from ptst.audit.reference.rows import Request, check_source
 from ptst.audit.reference.selected import check_selection
+from ptst.data.kept_rows import identity_of
+from ptst.data.sources import Source
 from ptst.errors import UserError
+from ptst.fingerprints import code_fingerprint, combined
+from ptst.progress import say
 
 if TYPE_CHECKING:
     from ptst.training.config import TrainConfig
@@ -32,8 +37,28 @@ def check_run_rows(
         return
     for number, (source, request) in enumerate(zip(sources, asked, strict=True)):
         own = errors[number] if number < len(errors) else ()
-        yield from check_source(source, replace(request, errors=own))
+        yield from _check(source, replace(request, errors=own))
     yield from check_selection(settings, read.whole, read.training)
+
+
+def _check(source: Source, request: Request) -> Iterator[Finding]:
+    """The rules of `check_source`. For rows that lie on disk under a key of every byte of their files, that nothing was
+    found is remembered."""
+    if not (of := getattr(source.conversations, "key", "")) or request.errors:
+        yield from check_source(source, request)
+        return
+    said = identity_of(source.conversations), source.family, repr(sorted(source.unused.items()))
+    code = code_fingerprint("audit", "data", "text")
+    key = combined("rows", of, *said, repr(request), code).replace(":", "-")
+    with one_at_a_time(key):
+        if recall(key) is not None:
+            say(f"the rows of {source.name} were compared with their files before, and nothing was found")
+            return
+        say(f"comparing {len(source.conversations)} rows with their files")
+        found = list(check_source(source, request))
+        if not found:
+            remember(key, ())
+    yield from found
 
 
 def _requests(settings: "TrainConfig") -> Iterator[Request]:

@@ -7,24 +7,22 @@ layer. Only verdicts without an error are kept. The cache saves time alone: a da
 
 import hashlib
 import json
-from array import array
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
-import ptst
+from ptst.data.example_arrays import Columns, ExampleArrays
+from ptst.data.kept_rows import identity_of
 from ptst.data.sources import Source
 from ptst.errors import UserError
-from ptst.storage import cache_home, write_atomically
+from ptst.fingerprints import code_fingerprint
+from ptst.storage import LOCKS, cache_home, lock, write_atomically
 from ptst.text.encode import Example
 
 FOLDER = "audit-verdicts"
-VERSION = 1  # of the format
+VERSION = 2  # of the format
 MOST = 500  # entries; the oldest are removed
 _CODE = ("audit", "text", "data")
-_SUFFIXES = (".py", ".json", ".toml", ".jinja", ".txt")
 
 
 class Warning(NamedTuple):
@@ -38,25 +36,16 @@ class Warning(NamedTuple):
 
 def verdict_key(data: Iterable[tuple[Source, Sequence[Example]]], *others: Any) -> str:
     """The key of data under a setup. `others`: everything else that the verdict depends on, as JSON has it."""
-    digest = hashlib.sha256(json.dumps([VERSION, code_fingerprint(), others], sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(
+        json.dumps([VERSION, code_fingerprint(*_CODE), others], sort_keys=True, default=str).encode()
+    )
     for source, examples in data:
         digest.update(json.dumps([source.name, len(source.conversations), len(examples)]).encode())
-        for c in source.conversations:
-            row = [c.source, *([m.role, m.content, m.trained] for m in c.messages)]
-            digest.update(json.dumps(row).encode() + b"\n")
-        for e in examples:
-            digest.update(array("q", [e.row, len(e.ids), *e.ids]).tobytes() + bytes(e.loss_mask))
-    return digest.hexdigest()
-
-
-@lru_cache(1)
-def code_fingerprint() -> str:
-    """sha256 over the files of the code that makes and checks examples."""
-    digest, root = hashlib.sha256(), Path(ptst.__file__).parent
-    for package in _CODE:
-        for path in sorted(p for p in (root / package).rglob("*") if p.suffix in _SUFFIXES):
-            digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
-            digest.update(path.read_bytes())
+        digest.update(identity_of(source.conversations).encode())
+        arrays = examples if isinstance(examples, ExampleArrays) else ExampleArrays((Columns.of(examples), 0))
+        for block in arrays.blocks():
+            for column in (block.rows, block.offsets, block.ids, block.trained):
+                digest.update(column.tobytes())
     return digest.hexdigest()
 
 
@@ -71,6 +60,15 @@ def recall(key: str) -> list[Warning] | None:
         return None
     kinds = (str, int, str, str)
     return warnings if all(tuple(map(type, w)) == kinds for w in warnings) else None
+
+
+@contextmanager
+def one_at_a_time(key: str) -> Iterator[None]:
+    """Inside, this process alone works out a verdict; ranks and other runs that want the same one wait for it."""
+    with ExitStack() as held:
+        with suppress(OSError, UserError):  # as without a cache
+            held.enter_context(lock(cache_home() / FOLDER / LOCKS, key, wait=True))
+        yield
 
 
 def remember(key: str, warnings: Sequence[Warning]) -> None:

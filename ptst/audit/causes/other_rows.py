@@ -17,8 +17,9 @@ MOST = 8  # rows that are tried for one document
 
 
 class OtherRows:
-    """The rows of a data set. Its index is built when a difference is first looked up. `found`: the other ways to write
-    a row that explained documents, newest last; `failed`: documents that none explained."""
+    """The rows of a data set, of those that lie on disk some. Its index is built when a difference is first looked up.
+    `found`: the other ways to write a row that explained documents, newest last; `failed`: documents that none
+    explained."""
 
     def __init__(self, conversations: Sequence[Conversation]):
         self.conversations = conversations
@@ -28,7 +29,8 @@ class OtherRows:
     @cached_property
     def _places(self) -> dict[str, list[tuple[int, int]]]:
         found: dict[str, list[tuple[int, int]]] = {}
-        for row, conversation in enumerate(self.conversations):
+        nearby = getattr(self.conversations, "nearby", None)  # of rows that lie on disk
+        for row, conversation in nearby() if nearby else enumerate(self.conversations):
             for number, message in enumerate(conversation.messages):
                 found.setdefault(message.content, []).append((row, number))
         return found

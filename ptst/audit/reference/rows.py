@@ -83,7 +83,8 @@ class _Walk:
 
     def agrees(self) -> bool:
         """Whether the conversations are those of the rows, in their order."""
-        request, bad, seen, at, good = self._request, _places(self._request.errors), self._conversations, 0, True
+        request, bad, at, good = self._request, _places(self._request.errors), 0, True
+        seen = _InOrder(self._conversations)
         for row in _expected(request):
             if row.place in bad:
                 continue
@@ -129,6 +130,23 @@ class _Walk:
         if family != source.family and self.num_read:
             cause = f"the rows are of the template family {family}, and {source.family} was told"
             yield Finding("family-differs", "", cause, expected=family, seen=source.family)
+
+
+class _InOrder:
+    """Conversations that are looked at from the first to the last: of those that lie on disk, some thousands are read
+    at once."""
+
+    def __init__(self, conversations: Sequence[Conversation]):
+        self._every, self._here, self._first = conversations, conversations[:0], 0
+        self._number = len(conversations)
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __getitem__(self, at: int) -> Conversation:
+        if not self._first <= at < self._first + len(self._here):
+            self._here, self._first = self._every[at : at + 4096], at
+        return self._here[at - self._first]
 
 
 def _places(errors: Iterable[UserError]) -> set[str]:

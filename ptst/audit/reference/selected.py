@@ -15,21 +15,23 @@ if TYPE_CHECKING:
     from ptst.training.config import TrainConfig
 
 
-def expected_rows(settings: "TrainConfig", sizes: Sequence[int]) -> list[list[int]]:
+def expected_rows(settings: "TrainConfig", sizes: Sequence[int]) -> list[Sequence[int]]:
     """The numbers of the rows of each source, the main one first, that must be trained on; `sizes`: how many rows each
     has."""
-    main = list(range(sizes[0]))
+    main: Sequence[int] = range(sizes[0])
     if settings.subsample is not None:
         points = {row: sha256(b"subsample %d %d" % (settings.seed, row)).hexdigest() for row in main}
         highest = sorted(points.values())[settings.subsample - 1]
         main = [row for row in main if points[row] <= highest]
-    mixed, all_taken = list[list[int]](), 0
+    mixed, all_taken = list[Sequence[int]](), 0
     for text, size in zip(settings.mix, sizes[1:], strict=True):
         share, number = asked_mix(text).share, size
         if share is not None:
             number = int((share * len(main) / Decimal(100)).quantize(Decimal(1), ROUND_HALF_UP))
             all_taken += number
-        mixed.append(list(range(number)))
+        mixed.append(range(number))
+    if not all_taken:
+        return [main, *mixed]
     points = {at: sha256(b"replaced %d" % at).hexdigest() for at in range(len(main))}
     replaced = set(sorted(points, key=points.__getitem__)[:all_taken])
     return [[row for at, row in enumerate(main) if at not in replaced], *mixed]
@@ -42,6 +44,9 @@ def check_selection(
     one that it is left out. `whole`: the sources with all rows that were read."""
     due = expected_rows(settings, [len(source.conversations) for source in whole])
     for number, (source, rows, found) in enumerate(zip(whole, due, training, strict=True)):
+        every = range(len(source.conversations))
+        if found.source.conversations is source.conversations and rows == every and not found.left_out:
+            continue  # the very rows that were read, and all of them
         wanted, seen = [source.conversations[row] for row in rows], found.source.conversations
         place = next((b.source for a, b in zip(wanted, seen, strict=False) if a != b), "")
         if place or len(wanted) != len(seen):
