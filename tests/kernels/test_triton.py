@@ -248,7 +248,7 @@ def test_operators_are_registered_in_full(name, way, monkeypatch):
         "swiglu": (x, torch.randn(3, 8, device=DEVICE, requires_grad=True)),
         "linear_cross_entropy": (
             *(x, torch.randn(5, 8, device=DEVICE, requires_grad=True), torch.tensor([1, -1, 4], device=DEVICE)),
-            *(None, torch.tensor([0, 2], device=DEVICE), True, True),
+            *(None, torch.tensor([0, 2], device=DEVICE), True, True, 0.75),
         ),
         "rope": (heads, heads.detach().clone().requires_grad_(), cos, sin, False),
     }[name]
