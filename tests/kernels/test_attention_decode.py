@@ -120,6 +120,17 @@ def test_as_many_splits_as_keep_the_processors_busy():
 
 
 @pytest.mark.skipif(triton is None, reason="Triton is for Linux")
+def test_as_many_splits_as_the_keys_that_a_window_leaves(monkeypatch):
+    monkeypatch.setenv("PTST_KERNELS", "triton")
+    seen = []
+    monkeypatch.setattr(attention_decode, "splits_for", lambda *given: seen.append(given[2]) or 1)
+    q, k = torch.randn(1, 1, 16, device=DEVICE), torch.randn(1, 40, 1, 16, device=DEVICE)
+    for window in (None, 9):
+        decode_attention(q, k, k, torch.tensor([30], device=DEVICE), longest=33, window=window)
+    assert seen == [33, 9]
+
+
+@pytest.mark.skipif(triton is None, reason="Triton is for Linux")
 def test_registered_in_full():
     q, k = torch.randn(2, 2, 16, device=DEVICE), torch.randn(2, 20, 1, 16, device=DEVICE)
     lengths = torch.tensor([3, 20], device=DEVICE)

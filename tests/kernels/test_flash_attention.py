@@ -166,7 +166,7 @@ def test_slices_of_one_product():
     for form in (lambda x: x, torch.Tensor.contiguous):
         leaves = [form(x.detach()).requires_grad_() for x in parts]
         out = packed_attention(*leaves, [0, 20])
-        out.backward(torch.linspace(-1, 1, out.numel(), device=DEVICE).view(4, 20, 16).transpose(0, 1))
+        out.backward(form(torch.linspace(-1, 1, out.numel(), device=DEVICE).view(4, 20, 16).transpose(0, 1)))
         results.append([out, *(x.grad for x in leaves)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

@@ -114,6 +114,17 @@ def test_the_divisor_is_exact(dtype):
         assert abs(factor - 1) < {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-3}[dtype]
 
 
+def test_the_indices_of_trained_tokens_are_taken_as_given():
+    """They are not counted anew, for which the host would wait."""
+    h, head, targets = (
+        torch.randn(4, 8, device=DEVICE),
+        torch.randn(9, 8, device=DEVICE),
+        torch.arange(4, device=DEVICE),
+    )
+    some = linear_cross_entropy(h, head, targets, 1.0, trained_N=torch.tensor([1, 3], device=DEVICE))
+    torch.testing.assert_close(some, linear_cross_entropy(h[1::2], head, targets[1::2].contiguous(), 1.0))
+
+
 def test_a_chunk_on_a_gpu_is_a_multiple_of_1024_rows():
     def rows(vocabulary: int, size: int) -> int:
         hidden = SimpleNamespace(is_cuda=True, element_size=lambda: size)
