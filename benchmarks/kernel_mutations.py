@@ -89,7 +89,7 @@ def all_mutations(word: str = "") -> list[Mutation]:
         mark, text = line[:2], line[2:].replace("\\n", "\n")
         if mark == "- ":
             found[-1] = replace(found[-1], old=text)
-        elif mark == "+ ":
+        elif mark in ("+ ", "+"):
             found[-1] = replace(found[-1], new=text)
         elif mark in ("t ", "g "):
             found[-1] = replace(found[-1], tests=text, on_gpu=mark == "g ")
