@@ -33,13 +33,9 @@ from benchmarks.measure import ON_GPU, machine, write_json
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("check", "speed", "peers")
 GRACE = 5.0  # seconds between asking a group to end and ending it
-# The parts that CI's dry run leaves out of the tests: the ordinary suite has them.
-TESTS = [
-    "tests/kernels",
-    "tests/model/test_fused.py",
-    "tests/generation/test_on_gpu.py",
-    "tests/training/test_on_gpu.py",
-]
+ON_GPU_ALONE = ["tests/generation/test_on_gpu.py", "tests/training/test_on_gpu.py"]
+TESTS = ["tests/kernels", "tests/model/test_fused.py", *ON_GPU_ALONE]
+# What a dry run takes of the tests for a GPU, at small shapes; the ordinary suite has the others.
 ONE_OF_EACH = "128256 or (test_attention and 4-1-100-64 and lengths0) or 4096 and lora or test_on_gpu or R0 or norm_and"
 
 
@@ -77,12 +73,12 @@ def sanitizer(tool: str) -> Part:
 def parts(stage: str, out: Path, jobs: int) -> dict[str, Part]:
     """Parts by name, in order of importance."""
 
-    def script(name: str, *flags: str, to: str = "", seconds: float = 60) -> Part:
-        target = ["--out", str(out / to)] if to else []
-        limit = (
-            ["--seconds", str(0.8 * seconds)] if name not in ("gpu_syncs", "measure") and "--once" not in flags else []
-        )
-        return Part([f"benchmarks/{name}.py", *flags, *target, *limit], seconds)
+    def script(name: str, *flags: str, to: str = "", seconds: float) -> Part:
+        return Part([f"benchmarks/{name}.py", *flags, *(["--out", str(out / to)] if to else [])], seconds)
+
+    def within(seconds: float, name: str, *flags: str, to: str) -> Part:
+        """It begins nothing new when four fifths of its seconds are over."""
+        return script(name, *flags, "--seconds", str(0.8 * seconds), to=to, seconds=seconds)
 
     def alone(kind: str, seconds: float) -> Part:
         return within(seconds, "kernels_alone", "--only", kind, to=f"alone-{kind}.json")
@@ -101,15 +97,7 @@ def parts(stage: str, out: Path, jobs: int) -> dict[str, Part]:
         }
     if stage == "speed":
         ncu = ["--launch-count", "6", "--target-processes", "all", "--csv", "--section", "SpeedOfLight"]
-        ncu += [
-            "--section",
-            "WarpStateStats",
-            sys.executable,
-            "benchmarks/kernels_alone.py",
-            "--once",
-            "--only",
-            "attention",
-        ]
+        ncu += ["--section", "WarpStateStats", sys.executable, "benchmarks/kernels_alone.py", "--once"]
         profile = ["--profile", str(out / "profile")]
         return {
             "attention": alone("attention", 90),
