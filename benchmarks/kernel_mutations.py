@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +72,7 @@ def _span(text: str, function: str) -> tuple[int, int]:
     """The lines of a function (`Class.method`) from 0, with its decorators; an empty span where it does not exist."""
     if not function:
         return 0, len(text.splitlines())
-    nodes: list = ast.parse(text).body
+    nodes: list = _parsed(text).body
     node = None
     for part in function.split("."):
         node = next((n for n in nodes if getattr(n, "name", None) == part), None)
@@ -80,6 +81,11 @@ def _span(text: str, function: str) -> tuple[int, int]:
         nodes = node.body
     assert node is not None
     return min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1, node.end_lineno
+
+
+@lru_cache
+def _parsed(text: str) -> ast.Module:
+    return ast.parse(text)
 
 
 def all_mutations(word: str = "") -> list[Mutation]:
