@@ -38,7 +38,7 @@ README = Path(__file__).resolve().parents[1] / "kernels/README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
-    r"frozen)|(swiglu|loss) bfloat16 .=11008|rope bfloat16 D=128.*"
+    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*"
 )
 
 
@@ -217,7 +217,7 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
     grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
     for grad in (False, True):
         linear_cross_entropy._softmax_gradient[grid](
-            *(logits_nV, targets_n, targets_n, losses_n, V),
+            *(logits_nV, targets_n, targets_n, losses_n, V, 0.75),
             WEIGHTED=False, GRAD=grad, BLOCK=linear_cross_entropy.BLOCK, num_warps=8,
         )  # fmt: skip
 
@@ -247,7 +247,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"rms_norm {kind} H={H} frozen", partial(norm_back, x, None, x, w, r, False)
             yield f"rms_norm {kind} H={H} residual, dw", partial(norm_back, x, x, x, w, r, True)
             yield f"swiglu {kind} F={F}", partial(act, g, g)
-            yield f"swiglu {kind} F={F}", partial(act_back, g, g, g)
+            yield f"swiglu {kind} F={F}", partial(act_back, g, g, g, False)
+            yield f"swiglu {kind} F={F} and h", partial(act_back, g, g, g, True)
             logits, ids = meta(T, F, dtype=dtype), meta(T, dtype=torch.long)
             yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
             yield f"rope {kind} D={D} Q={Q} K={K}", partial(rotate, q, k, cos, cos, False)

@@ -7,8 +7,9 @@
 Peers: eager torch, torch.compile, torch's scaled_dot_product_attention (flash, cuDNN) and varlen_attn, Liger-Kernel and
 cut-cross-entropy where they are installed. A peer that cannot do a case is written down with its reason.
 
-`forward` is the call alone, `both` forward and backward. FLOPs of attention count the pairs that causality, window and
-documents leave; those of the loss count trained rows only; bytes are the least that must move.
+`forward` is the call alone, `both` forward and backward, `backward` the latter alone (kernels_alone.py has the single
+launches). FLOPs of attention count the pairs that causality, window and documents leave; those of the loss count
+trained rows only; bytes are the least that must move.
 """
 
 from __future__ import annotations
@@ -29,7 +30,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.measure import DEVICE, DTYPE, ON_GPU, ceilings, extra_megabytes, machine, milliseconds, write_json
+from benchmarks.measure import (
+    DEVICE,
+    DTYPE,
+    ON_GPU,
+    ceilings,
+    device_is_well,
+    extra_megabytes,
+    machine,
+    milliseconds,
+    write_json,
+)
 from ptst.kernels.attention import causal_mask, packed_attention
 from ptst.kernels.attention_decode import decode_attention
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
@@ -278,23 +289,36 @@ def both_passes(case: Case, function: Provider) -> Callable[[], object]:
     return lambda: torch.autograd.grad(outputs(), case.leaves, given, allow_unused=True)
 
 
+def backward_pass(case: Case, function: Provider) -> Callable[[], object]:
+    """Backward alone, again and again over one forward pass; a function that frees what it needs fails here."""
+    out = function(*case.leaves)
+    outs = out if isinstance(out, tuple) else (out,)
+    given = [torch.ones_like(o) for o in outs]
+    return lambda: torch.autograd.grad(outs, case.leaves, given, allow_unused=True, retain_graph=True)
+
+
 def measure(case: Case, most: dict[str, float]) -> Iterator[dict[str, object]]:
     """A row for every provider and pass."""
-    passes = {"forward": forward_pass, "both": both_passes} if case.backward else {"forward": forward_pass}
+    passes = {"forward": forward_pass, "both": both_passes, "backward": backward_pass}
     for provider, function in case.providers.items():
         for index, (name, prepared) in enumerate(passes.items()):
+            if name != "forward" and not case.backward:
+                continue
             row: dict[str, object] = {"kernel": case.kernel, "shape": case.shape, "provider": provider, "pass": name}
             try:
                 work = prepared(case, function)
                 row["ms"] = milliseconds(work)
                 row["extra_mb"] = extra_megabytes(work)
-            except (RuntimeError, ValueError, NotImplementedError, TypeError) as error:
-                row["error"] = str(error).strip().splitlines()[0][:200]
+            except Exception as error:  # Triton's errors (a kernel that does not fit) share no other class
+                row["error"] = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
                 yield row
+                if not device_is_well():
+                    raise SystemExit("the device is lost: whatever ran after this would fail too") from error
                 continue
             for unit, amount, scale in (("tflops", case.flops, 1e9), ("gbs", case.bytes, 1e6)):
                 if amount:
-                    row[unit] = amount[index] / row["ms"] / scale
+                    done = (amount[0], amount[1], amount[1] - amount[0])[index]
+                    row[unit] = done / row["ms"] / scale
                     row["share"] = row[unit] / most[unit]
             yield row
 

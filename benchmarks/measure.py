@@ -8,6 +8,7 @@ import json
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,25 @@ def milliseconds(work: Callable[[], object]) -> float:
         work()
         times.append(time.process_time() - start)
     return statistics.median(times) * 1e3
+
+
+def graph_milliseconds(work: Callable[[], object]) -> float:
+    """Median time of one call from a captured graph, so that the host does not show; CPU time on a CPU."""
+    if not ON_GPU:
+        return milliseconds(work)
+    from triton.testing import do_bench_cudagraph
+
+    return float(do_bench_cudagraph(work, rep=20, return_mode="median"))
+
+
+def device_is_well() -> bool:
+    """False after an error that the device does not recover from, such as an access outside of its memory."""
+    try:
+        if ON_GPU:
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _status(key: str) -> int:
@@ -95,6 +115,7 @@ def machine() -> dict[str, object]:
     if ON_GPU:
         told["device"] = torch.cuda.get_device_name()
         told["power_limit"] = said("nvidia-smi", "--query-gpu=power.limit", "--format=csv,noheader")
+        told["clocks"] = said("nvidia-smi", "--query-gpu=clocks.sm,clocks.max.sm,clocks.mem", "--format=csv,noheader")
         told["driver"] = said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     else:
         told["device"] = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
@@ -107,3 +128,15 @@ def write_json(path: Path, content: object) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(content, indent=1) + "\n")
     part.replace(path)
+
+
+def main() -> None:
+    """Print the machine and its ceilings; with an argument, write them there too."""
+    told = machine() | {"ceilings": ceilings()}
+    print(json.dumps(told, indent=1))
+    if sys.argv[1:]:
+        write_json(Path(sys.argv[1]), told)
+
+
+if __name__ == "__main__":
+    main()

@@ -101,15 +101,13 @@ def flops(name: str, bounds: list[int], rows: int) -> float:
     return (4.0 * frozen + 6.0 * adapters) * bounds[-1] + 4.0 * vocabulary * e * rows + attention
 
 
-def ours(name: str, tokens: int, trained: float, packed: bool, repeats: int) -> dict:
-    sys.path.insert(0, str(ROOT))
-    from ptst.kernels.linear_cross_entropy import linear_cross_entropy
+def random_decoder(name: str, positions: int):
+    """A frozen decoder of random weights, made on the device."""
     from ptst.model.config import DecoderConfig
     from ptst.model.decoder import Decoder
-    from ptst.model.lora import LoraConfig, add_lora
 
     e, f, layers, heads, kv, d, vocabulary, theta, window = SIZES[name]
-    config = DecoderConfig(vocabulary, e, f, layers, heads, kv, d, 1e-5, theta, None, tokens, window, False)
+    config = DecoderConfig(vocabulary, e, f, layers, heads, kv, d, 1e-5, theta, None, positions, window, False)
     default = torch.get_default_dtype()
     torch.set_default_dtype(DTYPE)
     with torch.device("meta"):
@@ -118,6 +116,15 @@ def ours(name: str, tokens: int, trained: float, packed: bool, repeats: int) -> 
     decoder = decoder.to_empty(device=DEVICE)
     for key, p in decoder.named_parameters():
         torch.nn.init.ones_(p) if "norm" in key else torch.nn.init.normal_(p, std=0.02)
+    return decoder
+
+
+def training_step(name: str, tokens: int, trained: float, packed: bool):
+    """(the step of a random decoder with adapters, the documents' boundaries, trained rows)."""
+    from ptst.kernels.linear_cross_entropy import linear_cross_entropy
+    from ptst.model.lora import LoraConfig, add_lora
+
+    decoder, vocabulary = random_decoder(name, tokens), SIZES[name][6]
     parameters = list(add_lora(decoder, LoraConfig(RANK, ALPHA)).values())
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
     bounds = layout(tokens, packed)
@@ -135,8 +142,34 @@ def ours(name: str, tokens: int, trained: float, packed: bool, repeats: int) -> 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    return step, bounds, len(rows)
+
+
+def ours(name: str, tokens: int, trained: float, packed: bool, repeats: int, profile: Path | None = None) -> dict:
+    sys.path.insert(0, str(ROOT))
+    step, bounds, rows = training_step(name, tokens, trained, packed)
     seconds, peak = timed(step, repeats)
-    return {"seconds": seconds, "peak_bytes": peak, "flops": flops(name, bounds, len(rows))}
+    told = {"seconds": seconds, "peak_bytes": peak, "flops": flops(name, bounds, rows)}
+    return told | (profiled(step, profile) if profile else {})
+
+
+def profiled(step, path: Path) -> dict:
+    """One step under torch's profiler: a table of what took the device's time into a file (of the CPU's, without a
+    GPU), and the share of the step in which a GPU computed."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ON_GPU else [])]
+    with profile(activities=activities) as profiler:
+        start = time.perf_counter()
+        step()
+        if ON_GPU:
+            torch.cuda.synchronize()
+        wall = time.perf_counter() - start
+    events = profiler.key_averages()
+    by = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
+    path.write_text(events.table(sort_by=by, row_limit=40, max_name_column_width=70) + "\n")
+    busy = sum(e.self_device_time_total for e in events if e.device_type != torch.autograd.DeviceType.CPU) / 1e6
+    return {"profiled_seconds": wall, "busy": busy / wall if ON_GPU else None}
 
 
 def peer(name: str, tokens: int, trained: float, repeats: int, liger: bool) -> dict:
@@ -211,11 +244,14 @@ def main() -> None:
     flags.add_argument("--out", type=Path, help="where to write .json and .md, without an ending")
     flags.add_argument("--child", nargs=2, metavar=("WHO", "MODEL"), help=argparse.SUPPRESS)
     flags.add_argument("--packed", action="store_true", help=argparse.SUPPRESS)
+    flags.add_argument(
+        "--profile", type=Path, help="profile one step of ours, one table a case: FILE-<model>-<row>.txt"
+    )
     args = flags.parse_args()
     if args.child:
         who, name = args.child
         if who == "ptst":
-            print(json.dumps(ours(name, args.tokens, args.trained, args.packed, args.repeats)))
+            print(json.dumps(ours(name, args.tokens, args.trained, args.packed, args.repeats, args.profile)))
         else:
             print(json.dumps(peer(name, args.tokens, args.trained, args.repeats, who.endswith("Liger"))))
         return
@@ -239,6 +275,8 @@ def main() -> None:
                 told["left_out"].append(case)
                 continue
             given = [who, name, "--tokens", str(args.tokens), "--trained", str(args.trained)]
+            if args.profile and who == "ptst":
+                given += ["--profile", f"{args.profile.resolve()}-{name}-{case['row'].replace(' ', '-')}.txt"]
             row = case | child([*given, "--repeats", str(args.repeats), *(["--packed"] if packed else [])])
             if "error" not in row:
                 row["tokens_per_second"] = args.tokens / row["seconds"]

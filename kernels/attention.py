@@ -20,6 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ptst.kernels import flash_attention
 from ptst.kernels.dispatch import check_alike, use_triton
 
+WIDEST_HEAD = 256  # a head is one block of the Triton kernels
 # (first token, number of tokens) for each document; (0, 0) if it has none.
 SharedPrefixes = Sequence[tuple[int, int]]
 
@@ -188,12 +189,15 @@ def packed_attention(
     `cu_seqlens`: boundaries of the documents in q; `cu_seqlens_k`: in k and v (default: the same). `shared_prefixes`
     (without `cu_seqlens_k`): for each document (start, n), the n tokens of an earlier document, from `start` on, whose
     keys and values precede its own. Raises ValueError if these do not fit the tensors, if a document has more queries
-    than keys, or if shapes, devices or dtypes do not fit."""
+    than keys, if shapes, devices or dtypes do not fit, or if the Triton kernels cannot take the head_dim."""
     cu_k = cu_seqlens if cu_seqlens_k is None else cu_seqlens_k
     _check(q_THD, k_TKD, v_TKD, cu_seqlens, cu_k, window)
     if shared_prefixes:
         _check_prefixes(shared_prefixes, cu_seqlens, cu_seqlens_k)
     on_gpu = use_triton(q_THD, k_TKD, v_TKD)
+    if on_gpu and q_THD.shape[2] > WIDEST_HEAD:
+        shapes = f"queries {tuple(q_THD.shape)}, keys {tuple(k_TKD.shape)} and values {tuple(v_TKD.shape)}"
+        raise ValueError(f"{shapes}: the kernels take a head_dim of at most {WIDEST_HEAD}")
     longest = max([0, *(b - a + size for (a, b), (_, size) in _documents(cu_k, shared_prefixes))])
     if q_THD.device.type == "cpu" and not on_gpu and cu_seqlens == cu_k and (window is None or window >= longest):
         return _CpuAttention.apply(q_THD, k_TKD, v_TKD, cu_seqlens, shared_prefixes)

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
+from ptst.kernels.dispatch import block, check_alike, check_integers, jit, tl, use_triton, whole_block
 from ptst.kernels.flash_attention import LOG2E
 
 # (keys per step, warps, stages) by bytes per element. No register spills; not yet timed.
@@ -106,7 +106,7 @@ def _op(
     parts, lse = out_RHD, out_RHD
     if splits > 1:
         parts, lse = (q_RHD.new_empty(s, dtype=torch.float32) for s in ((R, H, splits, D), (R, H, splits)))
-    wide = max(16, block(D, 256))
+    wide, group = max(16, whole_block("head_dim", D, 256)), max(16, whole_block("query heads per key", H // K, 256))
     keys, warps, stages = BLOCKS[q_RHD.element_size()]
     _decode[(R, K, splits)](
         *(q_RHD, k_BPKD, v_BPKD, lengths_R if table_RN is None else table_RN, lengths_R, parts, lse),
@@ -114,7 +114,7 @@ def _op(
         *(0 if table_RN is None else table_RN.stride(0), B, P, 1 if table_RN is None else table_RN.shape[1]),
         *(H, H // K, window, D**-0.5 * LOG2E, D),
         TABLE=table_RN is not None, WINDOW=window > 0, SPLITS=splits, IEEE=q_RHD.dtype == torch.float32,
-        BG=max(16, block(H // K, 256)), BN=keys, BD=wide, num_warps=warps, num_stages=stages,
+        BG=group, BN=keys, BD=wide, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _combine[(R * H,)](parts, lse, out_RHD, D, SPLITS=splits, BS=block(splits, 1 << 20), BD=wide, num_warps=4)
@@ -147,15 +147,22 @@ def decode_attention(
     table; without it request r owns block r. `longest`, at least the largest length, limits what is read. No gradient.
     Raises ValueError if shapes, devices or dtypes do not fit; on a GPU a length or block outside the cache makes that
     request's output NaN."""
+    if q_RHD.dim() != 3 or k_BPKD.dim() != 4 or (table_RN is not None and table_RN.dim() != 2):
+        q, k, v = (tuple(x.shape) for x in (q_RHD, k_BPKD, v_BPKD))
+        table = "" if table_RN is None else f", the block table {tuple(table_RN.shape)} (R, N)"
+        raise ValueError(f"queries {q} must be (R, H, D), keys {k} and values {v} (B, P, K, D){table}")
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
-    if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or H % K:
+    if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or K == 0 or H % K:
         q, k, v = (tuple(x.shape) for x in (q_RHD, k_BPKD, v_BPKD))
         raise ValueError(f"queries {q} do not fit keys {k} and values {v}")
     rows = B if table_RN is None else table_RN.shape[0]
     if lengths_R.shape != (R,) or (rows < R if table_RN is None else rows != R):
         raise ValueError(f"{R} requests need a length and blocks each: {tuple(lengths_R.shape)} lengths, {rows} rows")
+    if window is not None and window < 1:
+        raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     check_alike(q=q_RHD, k=k_BPKD, v=v_BPKD)
+    check_integers(q_RHD.device, lengths=lengths_R, **({} if table_RN is None else {"table": table_RN}))
     room = P if table_RN is None else P * table_RN.shape[1]
     longest = room if longest is None else min(longest, room)
     if use_triton(q_RHD, k_BPKD, v_BPKD):

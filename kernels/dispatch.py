@@ -5,7 +5,9 @@ in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported); the
 """
 
 import os
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ptst.errors import UserError
@@ -23,6 +25,7 @@ except ImportError:  # Triton exists for Linux only
 
 
 CHOICES = ("auto", "reference", "triton")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what the Triton kernels compute in
 
 
 def choice() -> str:
@@ -34,18 +37,36 @@ def choice() -> str:
 
 
 def use_triton(*tensors: Tensor) -> bool:
-    """Whether these tensors take the Triton kernels. Raises UserError if PTST_KERNELS is unknown, or is `triton` where
-    Triton cannot run."""
+    """Whether these tensors take the Triton kernels; float64 does not, unless PTST_KERNELS asks for it. Raises
+    UserError if PTST_KERNELS is unknown, or is `triton` where Triton cannot run, and ValueError for tensors that no
+    kernel can take: of another dtype than DTYPES under PTST_KERNELS=triton, or on a GPU that is not the current one."""
     chosen = choice()
     if chosen == "reference":
         return False
     on_gpu = all(t.is_cuda for t in tensors)
-    if chosen == "auto":
-        return on_gpu and triton is not None
+    fits = all(t.dtype in DTYPES for t in tensors)
+    if chosen == "auto" and not (on_gpu and fits and triton is not None):
+        return False
     if triton is None or not (on_gpu or os.environ.get("TRITON_INTERPRET") == "1"):
         remedy = "it needs a GPU, or TRITON_INTERPRET=1 before Triton is imported"
         raise UserError("PTST_KERNELS=triton does not work here", remedy)
+    if not fits:
+        raise ValueError(f"the kernels compute in {', '.join(map(str, DTYPES))}, not on {_told(tensors)}")
+    if on_gpu and not torch.compiler.is_compiling():
+        _check_current(tensors)
     return True
+
+
+def _told(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(f"{tuple(t.shape)} {t.dtype} on {t.device}" for t in tensors)
+
+
+def _check_current(tensors: Sequence[Tensor]) -> None:
+    """Triton launches on the current GPU, whose context knows nothing of another one's memory."""
+    current = torch.cuda.current_device()
+    if any(t.device.index != current for t in tensors):
+        remedy = f"call torch.cuda.set_device({tensors[0].device.index}) first"
+        raise ValueError(f"{_told(tensors)}: the current GPU is cuda:{current}; {remedy}")
 
 
 def check_alike(**tensors: Tensor) -> None:
@@ -59,6 +80,22 @@ def check_alike(**tensors: Tensor) -> None:
             raise ValueError(f"the last axis of {name} {tuple(t.shape)} is not contiguous; call .contiguous() first")
 
 
+def check_integers(device: torch.device, **tensors: Tensor) -> None:
+    """Raise ValueError unless all tensors hold integers on `device`, one after another along the last axis."""
+    for name, t in tensors.items():
+        if t.device != device or t.is_floating_point() or t.dtype == torch.bool:
+            raise ValueError(f"{name} {tuple(t.shape)} is {t.dtype} on {t.device}; it must hold integers on {device}")
+        if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
+            raise ValueError(f"the last axis of {name} {tuple(t.shape)} is not contiguous; call .contiguous() first")
+
+
 def block(n: int, most: int) -> int:
     """The smallest power of two that is at least n, but at most `most`."""
     return min(most, 1 << max(0, (n - 1).bit_length()))
+
+
+def whole_block(what: str, n: int, most: int) -> int:
+    """The smallest power of two that is at least n, for what must lie in one block. Raises ValueError above `most`."""
+    if n > most:
+        raise ValueError(f"{what} is {n}; the kernel takes at most {most}")
+    return block(n, most)

@@ -231,8 +231,15 @@ class Projections(NamedTuple):
         self, dys: Sequence[Tensor], x_TI: Tensor | None, z_TR: Tensor, need_dx: bool, mask_TI: Tensor | None = None
     ) -> tuple[Tensor | None, list[Tensor | None]]:  # fmt: skip
         """(dx or None, [dA_1, dB_1, dA_2, ...]); `x` is read for dA only."""
+        dx_TI, e_TR, dbs = self.input_gradient(dys, z_TR, need_dx, mask_TI)
+        return dx_TI, self.adapter_gradients(e_TR, dbs, x_TI, mask_TI)
+
+    def input_gradient(
+        self, dys: Sequence[Tensor], z_TR: Tensor, need_dx: bool, mask_TI: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+        """(dx or None, e (T, R) or None without an adapter, [dB_1, ...]): what needs no x."""
         es: list[Tensor] = []
-        grads: list[list[Tensor | None]] = []
+        dbs: list[Tensor | None] = []
         dx_TI, zs = None, z_TR.split(self.ranks, dim=1)
         for dy_TO, w_OI, adapter, z_Tr in zip(dys, self.weights, self.adapters, zs, strict=True):
             if need_dx:
@@ -243,21 +250,31 @@ class Projections(NamedTuple):
                 dy_TO, b_Or = dy_TO.contiguous(), adapter[1]
                 es.append(shrink(dy_TO, b_Or.t(), self.scale))
                 db = weight_gradient(z_Tr, dy_TO, self.scale, True).to(b_Or.dtype)
-            grads.append([None, db])
-        if es:
-            assert x_TI is not None
-            e_TR = torch.cat(es, dim=1)
-            da_RI = weight_gradient(e_TR, x_TI if mask_TI is None else x_TI * mask_TI, 1.0, False)
-            for grad, adapter, da_rI in zip(grads, self.adapters, da_RI.split(self.ranks), strict=True):
-                grad[0] = None if adapter is None else da_rI.to(adapter[0].dtype)
-            merged = any(self.merges(w, a, mask_TI) for w, a in zip(self.weights, self.adapters, strict=True))
-            if dx_TI is not None and not merged:  # otherwise e A is in dx already
-                a_IR = self.stacked_A.t()
-                if mask_TI is None:
-                    expand(dx_TI, e_TR, a_IR, 1.0)
-                else:
-                    dx_TI.addcmul_(mask_TI, e_TR @ a_IR.t().to(e_TR.dtype))
-        return dx_TI, [g for grad in grads for g in grad]
+            dbs.append(db)
+        if not es:
+            return dx_TI, None, dbs
+        e_TR = torch.cat(es, dim=1)
+        merged = any(self.merges(w, a, mask_TI) for w, a in zip(self.weights, self.adapters, strict=True))
+        if dx_TI is not None and not merged:  # otherwise e A is in dx already
+            a_IR = self.stacked_A.t()
+            if mask_TI is None:
+                expand(dx_TI, e_TR, a_IR, 1.0)
+            else:
+                dx_TI.addcmul_(mask_TI, e_TR @ a_IR.t().to(e_TR.dtype))
+        return dx_TI, e_TR, dbs
+
+    def adapter_gradients(
+        self, e_TR: Tensor | None, dbs: Sequence[Tensor | None], x_TI: Tensor | None, mask_TI: Tensor | None = None
+    ) -> list[Tensor | None]:
+        """[dA_1, dB_1, dA_2, ...] from what `input_gradient` returned and x."""
+        if e_TR is None:
+            return [None] * (2 * len(dbs))
+        assert x_TI is not None
+        da_RI = weight_gradient(e_TR, x_TI if mask_TI is None else x_TI * mask_TI, 1.0, False)
+        grads: list[Tensor | None] = []
+        for adapter, da_rI, db in zip(self.adapters, da_RI.split(self.ranks), dbs, strict=True):
+            grads += [None if adapter is None else da_rI.to(adapter[0].dtype), db]
+        return grads
 
 
 class Group(torch.autograd.Function):
@@ -300,6 +317,9 @@ def lora_group(
         if x_TI.dim() != 2 or not fits:
             x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
             raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
+        for name, t in (("A", a_rI), ("B", b_Or)):
+            if t.device != x_TI.device:
+                raise ValueError(f"{name} {tuple(t.shape)} is on {t.device}, x {tuple(x_TI.shape)} on {x_TI.device}")
     for w_OI, b_O in zip(weights, biases, strict=False):
         assert b_O is None or (not b_O.requires_grad and b_O.shape == w_OI.shape[:1]), (
             "a frozen bias of its layer's size"

@@ -24,9 +24,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from ptst.kernels.dispatch import check_alike
 from ptst.kernels.lora import Group, Projections
-from ptst.kernels.rms_norm import rms_norm_recompute
-from ptst.kernels.swiglu import swiglu, swiglu_backward, swiglu_recompute
+from ptst.kernels.rms_norm import check_norm, rms_norm_recompute
+from ptst.kernels.swiglu import swiglu, swiglu_gradients
 
 
 @dataclass(frozen=True)
@@ -120,26 +121,32 @@ class _FeedForward(torch.autograd.Function):
         gate_up = _merged(rest[:2], rest[3:7], ctx.scale)
         down = _merged(rest[2:3], rest[7:], ctx.scale)
         dout_TE = dout_TE.contiguous()
-        h_TF, silu_TF = swiglu_recompute(g_TF, u_TF)
         mask_TF = _mask(ctx.dropout, "down", g_TF, down)
-        dh_TF, down_grads = down.backward([dout_TE], h_TF, zd_Tr, True, mask_TF)
-        del h_TF, mask_TF
+        dh_TF, e_Tr, dbs = down.input_gradient([dout_TE], zd_Tr, True, mask_TF)
         assert dh_TF is not None
-        dys = swiglu_backward(dh_TF, g_TF, u_TF, silu_TF)
-        del dh_TF, silu_TF
+        adapter_gradients = partial(down.adapter_gradients, e_Tr, dbs, mask_TI=mask_TF)
+        dys, down_grads = swiglu_gradients(dh_TF, g_TF, u_TF, adapter_gradients if any(down.ranks) else None)
+        del dh_TF, mask_TF, adapter_gradients
         need_dx = ctx.needs_input_grad[0]
         n_TE = _normed_again(x_TE, norm_E, ctx.eps, r_T)
         dx_TE, grads = gate_up.backward(dys, n_TE, z_TR, need_dx, _mask(ctx.dropout, "gate_up", x_TE, gate_up))
         if need_dx and norm_E is not None:
             dx_TE = torch.ops.ptst.rms_norm_backward(dx_TE, dout_TE, x_TE, norm_E, r_T, False)[0]
-        return dx_TE, *[None] * 5, *grads, *down_grads
+        return dx_TE, *[None] * 5, *grads, *(down_grads or (None, None))
+
+
+def _check(x_TE: Tensor, norm_E: Tensor | None, layers: Projections) -> None:
+    if norm_E is not None:
+        check_norm(x_TE, norm_E)
+    check_alike(x=x_TE, **{f"weight {number}": w for number, w in enumerate(layers.weights, 1)})
 
 
 def lora_qkv(
     x_TE: Tensor, norm_E: Tensor | None, eps: float, qkv: Projections, dropout: Dropout | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The projections of q, k and v, (T, O) each, of norm(x), or of x without a norm; differentiable in x and the
-    adapters."""
+    adapters. Raises ValueError if shapes, devices or dtypes do not fit."""
+    _check(x_TE, norm_E, qkv)
     return _QKV.apply(x_TE, norm_E, eps, qkv.scale, dropout, tuple(qkv.weights), tuple(qkv.biases), *qkv.flat)
 
 
@@ -147,12 +154,15 @@ def lora_feed_forward(
     x_TE: Tensor, norm_E: Tensor | None, eps: float, gate_up_down: Projections, dropout: Dropout | None = None
 ) -> Tensor:
     """x + down(silu(gate(norm x)) * up(norm x)), (T, E), or down(silu(gate(x)) * up(x)) without a norm; differentiable
-    in x and the adapters."""
+    in x and the adapters. Raises ValueError if shapes, devices or dtypes do not fit."""
     layers = gate_up_down
+    _check(x_TE, norm_E, layers)
     return _FeedForward.apply(x_TE, norm_E, eps, layers.scale, dropout, tuple(layers.weights), *layers.flat)
 
 
 def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
-    """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B."""
+    """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B.
+    Raises ValueError if shapes, devices or dtypes do not fit."""
+    _check(x_TI, None, layer)
     options = layer.scale, True, partial(_mask, dropout, "o")
     return Group.apply(x_TI, residual_TO, *options, tuple(layer.weights), (), *layer.flat)[0]

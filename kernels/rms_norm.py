@@ -14,10 +14,10 @@ Shapes: T tokens, H hidden_size (the width that is normalized).
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
+from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton, whole_block
 
 WIDEST = 16384  # a token is one block
-PROGRAMS = 256  # of the backward pass, each with one partial sum of dw
+PROGRAMS = 256  # of the backward pass with dw, each with one partial sum of it; without dw there is one per token
 
 
 def _plain(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -55,26 +55,37 @@ def _forward(x, residual, w, y, total, r, stride, H, eps, ADD: tl.constexpr, BLO
 
 
 @jit
+def _row_gradient(dy, x, weight, r, dtotal, dx, stride, row, h, inside, H, ADD: tl.constexpr):
+    """Writes dx of one token; returns its share of dw."""
+    d = tl.load(dy + row * H + h, mask=inside, other=0.0).to(tl.float32)
+    n = tl.load(x + row * stride + h, mask=inside, other=0.0).to(tl.float32)
+    if ADD:  # before the reduction, so that it arrives meanwhile
+        added = tl.load(dtotal + row * H + h, mask=inside, other=0.0)
+    rstd = tl.load(r + row)
+    n = n * rstd
+    g = d * weight
+    out = rstd * (g - n * (tl.sum(g * n, axis=0) / H))
+    if ADD:
+        out += added.to(tl.float32)
+    tl.store(dx + row * H + h, out.to(dx.dtype.element_ty), mask=inside)
+    return d * n
+
+
+@jit
 def _backward(dy, x, w, r, dtotal, dx, dw, stride, T, H, ADD: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr):
+    """One token per program; with dw each program adds up its tokens."""
     program = tl.program_id(0)
     h = tl.arange(0, BLOCK)
     inside = h < H
     weight = tl.load(w + h, mask=inside, other=0.0).to(tl.float32)
-    sums = tl.zeros([BLOCK], dtype=tl.float32)
-    for number in range(program, T, tl.num_programs(0)):
-        row = tl.cast(number, tl.int64)
-        d = tl.load(dy + row * H + h, mask=inside, other=0.0).to(tl.float32)
-        rstd = tl.load(r + row)
-        n = tl.load(x + row * stride + h, mask=inside, other=0.0).to(tl.float32) * rstd
-        g = d * weight
-        out = rstd * (g - n * (tl.sum(g * n, axis=0) / H))
-        if ADD:
-            out += tl.load(dtotal + row * H + h, mask=inside, other=0.0).to(tl.float32)
-        tl.store(dx + row * H + h, out.to(dx.dtype.element_ty), mask=inside)
-        if DW:
-            sums += d * n
     if DW:
+        sums = tl.zeros([BLOCK], dtype=tl.float32)
+        for number in range(program, T, tl.num_programs(0)):
+            row = tl.cast(number, tl.int64)
+            sums += _row_gradient(dy, x, weight, r, dtotal, dx, stride, row, h, inside, H, ADD)
         tl.store(dw + program * H + h, sums, mask=inside)
+    else:
+        _row_gradient(dy, x, weight, r, dtotal, dx, stride, program.to(tl.int64), h, inside, H, ADD)
 
 
 def _warps(H: int) -> int:
@@ -94,7 +105,7 @@ def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) 
         _forward[(T,)](
             *(x_TH, x_TH if residual_TH is None else residual_TH, weight_H, y_TH),
             *(y_TH if residual_TH is None else total_TH, r_T, x_TH.stride(0), H, eps),
-            ADD=residual_TH is not None, BLOCK=block(H, WIDEST), num_warps=_warps(H),
+            ADD=residual_TH is not None, BLOCK=whole_block("the width", H, WIDEST), num_warps=_warps(H),
         )  # fmt: skip
     return y_TH, total_TH, r_T
 
@@ -116,13 +127,13 @@ def _backward_op(
         return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH), dw_H
     T, H = x_TH.shape
     dx_TH = x_TH.new_empty((T, H))
-    programs = min(T, PROGRAMS)
+    programs = min(T, PROGRAMS) if need_dw else T
     parts_PH = x_TH.new_empty((programs if need_dw else 0, H), dtype=torch.float32)
     if T:
         _backward[(programs,)](
             *(dy_TH, x_TH, weight_H, r_T, dy_TH if dtotal_TH is None else dtotal_TH, dx_TH),
             *(parts_PH if need_dw else r_T, x_TH.stride(0), T, H),
-            ADD=dtotal_TH is not None, DW=need_dw, BLOCK=block(H, WIDEST), num_warps=_warps(H),
+            ADD=dtotal_TH is not None, DW=need_dw, BLOCK=whole_block("the width", H, WIDEST), num_warps=_warps(H),
         )  # fmt: skip
     return dx_TH, parts_PH.sum(0).to(weight_H.dtype) if need_dw else weight_H.new_empty(0)
 
@@ -158,18 +169,19 @@ def rms_norm_recompute(x_TH: Tensor, weight_H: Tensor, eps: float, r_T: Tensor) 
     return (x_TH * r_T[:, None]).mul_(weight_H).to(x_TH.dtype)
 
 
-def _check(x_TH: Tensor, weight_H: Tensor) -> None:
+def check_norm(x_TH: Tensor, weight_H: Tensor) -> None:
+    """Raise ValueError unless `rms_norm` takes these."""
     if x_TH.dim() != 2 or weight_H.shape != x_TH.shape[-1:]:
         raise ValueError(f"x {tuple(x_TH.shape)} must be (T, H) and weight {tuple(weight_H.shape)} (H,)")
     if x_TH.shape[1] > WIDEST:
         raise ValueError(f"x {tuple(x_TH.shape)} is wider than {WIDEST}")
+    check_alike(x=x_TH, weight=weight_H)
 
 
 def rms_norm(x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
     """Normalize each token of `x_TH` to unit root mean square and scale it by `weight_H`; returned in x's dtype. Raises
     ValueError if shapes, devices or dtypes do not fit."""
-    _check(x_TH, weight_H)
-    check_alike(x=x_TH, weight=weight_H)
+    check_norm(x_TH, weight_H)
     return _op(x_TH, None, weight_H, eps)[0]
 
 
@@ -177,7 +189,7 @@ def add_rms_norm(x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     """(rms_norm(x + residual), x + residual), both (T, H) in x's dtype. Raises ValueError like `rms_norm`."""
     if x_TH.shape != residual_TH.shape:
         raise ValueError(f"x {tuple(x_TH.shape)} and residual {tuple(residual_TH.shape)} must have one shape")
-    _check(x_TH, weight_H)
-    check_alike(x=x_TH, residual=residual_TH, weight=weight_H)
+    check_norm(x_TH, weight_H)
+    check_alike(x=x_TH, residual=residual_TH)
     y_TH, total_TH, _ = _op(x_TH, residual_TH.contiguous(), weight_H, eps)
     return y_TH, total_TH

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton
+from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton, whole_block
 
 
 def frequencies(head_dim: int, theta: float, scaling: Any = None) -> Tensor:
@@ -113,7 +113,8 @@ def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -
         strides = (*q_TQD.stride()[:2], *k_TKD.stride()[:2])
         _rotate[(T,)](
             *(q_TQD, k_TKD, q_out, k_out, cos, sin, *strides, Q, K, D // 2),
-            SIGN=-1.0 if inverse else 1.0, HEADS=block(Q, 32), BLOCK=block(D // 2, 1024), num_warps=4,
+            SIGN=-1.0 if inverse else 1.0, HEADS=block(Q, 32), BLOCK=whole_block("head_dim / 2", D // 2, 1024),
+            num_warps=4,
         )  # fmt: skip
     return q_out, k_out
 
@@ -145,4 +146,7 @@ def apply_rope(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor)
         q, k, cos, sin = (tuple(x.shape) for x in (q_TQD, k_TKD, cos_T1D2, sin_T1D2))
         raise ValueError(f"q {q}, k {k} and the tables {cos}, {sin} do not fit")
     check_alike(q=q_TQD, k=k_TKD)
+    for name, x in (("cos", cos_T1D2), ("sin", sin_T1D2)):
+        if x.device != q_TQD.device:
+            raise ValueError(f"{name} {tuple(x.shape)} is on {x.device}, q {tuple(q_TQD.shape)} on {q_TQD.device}")
     return _op(q_TQD, k_TKD, cos_T1D2.contiguous(), sin_T1D2.contiguous(), False)

@@ -1,9 +1,13 @@
 r"""SwiGLU (Shazeer 2020, arXiv 2002.05202): h = silu(g) * u, with silu(g) = g * sigmoid(g).
 
 Backward, with s = sigmoid(g):  du = dh * g s,   dg = dh * u * s (1 + g (1 - s)).
-Both are recomputed from g and u; neither silu(g) nor the product is kept.
+Both are recomputed from g and u; neither silu(g) nor the product is kept. The backward pass may write h too, for the
+gradient of an adapter that reads it: six passes over (T, F) where recomputing it first takes eight.
 Shapes: T tokens, F intermediate_size; g and u may be the two halves of one (T, 2F) product.
 """
+
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,6 +15,7 @@ from torch import Tensor
 from ptst.kernels.dispatch import check_alike, jit, tl, triton, use_triton
 
 BLOCK = 1024
+Made = TypeVar("Made")
 
 
 @jit
@@ -24,7 +29,8 @@ def _forward(gate, up, h, gate_stride, up_stride, F, BLOCK: tl.constexpr):
 
 
 @jit
-def _backward(dh, gate, up, dgate, dup, gate_stride, up_stride, F, BLOCK: tl.constexpr):
+def _backward(dh, gate, up, dgate, dup, h, gate_stride, up_stride, F, H: tl.constexpr, BLOCK: tl.constexpr):
+    """dgate and dup, and with H h as `_forward` rounds it."""
     row = tl.program_id(0).to(tl.int64)
     f = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = f < F
@@ -34,6 +40,8 @@ def _backward(dh, gate, up, dgate, dup, gate_stride, up_stride, F, BLOCK: tl.con
     s = tl.sigmoid(g)
     tl.store(dup + row * F + f, (d * g * s).to(dup.dtype.element_ty), mask=inside)
     tl.store(dgate + row * F + f, (d * u * s * (1.0 + g * (1.0 - s))).to(dgate.dtype.element_ty), mask=inside)
+    if H:
+        tl.store(h + row * F + f, (g * s * u).to(h.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("ptst::swiglu", mutates_args=())
@@ -54,45 +62,46 @@ def _(gate_TF, up_TF):
 
 
 @torch.library.custom_op("ptst::swiglu_backward", mutates_args=())
-def _backward_op(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor]:
-    """(dgate, dup)."""
+def _backward_op(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_h: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(dgate, dup, h (empty unless needed))."""
     if not use_triton(gate_TF, up_TF):
         du_TF = torch.nn.functional.silu(gate_TF).mul_(dh_TF)
-        return torch.ops.aten.silu_backward(dh_TF * up_TF, gate_TF), du_TF
+        h_TF = _op(gate_TF, up_TF) if need_h else dh_TF.new_empty(0)
+        return torch.ops.aten.silu_backward(dh_TF * up_TF, gate_TF), du_TF, h_TF
     T, F = gate_TF.shape
-    dgate_TF, dup_TF = torch.empty_like(dh_TF), torch.empty_like(dh_TF)
+    dgate_TF, dup_TF, h_TF = _gradients(dh_TF, gate_TF, up_TF, need_h)
     if dh_TF.numel():
         grid = (T, triton.cdiv(F, BLOCK))
-        strides = gate_TF.stride(0), up_TF.stride(0)
-        _backward[grid](dh_TF, gate_TF, up_TF, dgate_TF, dup_TF, *strides, F, BLOCK=BLOCK, num_warps=4)
-    return dgate_TF, dup_TF
+        _backward[grid](
+            *(dh_TF, gate_TF, up_TF, dgate_TF, dup_TF, h_TF if need_h else dgate_TF),
+            *(gate_TF.stride(0), up_TF.stride(0), F),
+            H=need_h, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+    return dgate_TF, dup_TF, h_TF
 
 
 @_backward_op.register_fake
-def _(dh_TF, gate_TF, up_TF):
-    return torch.empty_like(dh_TF), torch.empty_like(dh_TF)
+def _gradients(dh_TF, gate_TF, up_TF, need_h):
+    return dh_TF.new_empty(dh_TF.shape), dh_TF.new_empty(dh_TF.shape), dh_TF.new_empty(dh_TF.shape if need_h else 0)
 
 
 _op.register_autograd(
-    lambda ctx, dh_TF: torch.ops.ptst.swiglu_backward(dh_TF.contiguous(), *ctx.saved_tensors),
+    lambda ctx, dh_TF: torch.ops.ptst.swiglu_backward(dh_TF.contiguous(), *ctx.saved_tensors, False)[:2],
     setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
 )
 
 
-def swiglu_recompute(gate_TF: Tensor, up_TF: Tensor) -> tuple[Tensor, Tensor | None]:
-    """(silu(gate) * up, silu(gate) if `swiglu_backward` can use it)."""
+def swiglu_gradients(
+    dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, use_h: Callable[[Tensor], Made] | None
+) -> tuple[tuple[Tensor, Tensor], Made | None]:
+    """((dgate, dup), what `use_h` makes of h); `dh` is overwritten, and h lives no longer than that."""
     if use_triton(gate_TF, up_TF):
-        return _op(gate_TF, up_TF), None
+        dgate_TF, dup_TF, h_TF = torch.ops.ptst.swiglu_backward(dh_TF, gate_TF, up_TF, use_h is not None)
+        return (dgate_TF, dup_TF), use_h and use_h(h_TF)
     silu_TF = torch.nn.functional.silu(gate_TF)
-    return silu_TF * up_TF, silu_TF
-
-
-def swiglu_backward(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, silu_TF: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(dgate, dup); `dh` and `silu` are overwritten."""
-    if silu_TF is None:
-        return torch.ops.ptst.swiglu_backward(dh_TF, gate_TF, up_TF)
+    made = use_h and use_h(silu_TF * up_TF)
     du_TF = silu_TF.mul_(dh_TF)
-    return torch.ops.aten.silu_backward(dh_TF.mul_(up_TF), gate_TF), du_TF
+    return (torch.ops.aten.silu_backward(dh_TF.mul_(up_TF), gate_TF), du_TF), made
 
 
 def swiglu(gate_TF: Tensor, up_TF: Tensor) -> Tensor:

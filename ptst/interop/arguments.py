@@ -86,7 +86,10 @@ class ModelArguments(ThreadSettings, FormatSettings, EngineSettings):
     def load(self, model: OpenModel) -> Decoder:
         """The weights, and how many threads to compute with."""
         choose_threads(self.threads)
-        return model.load(pick_dtype(self.dtype), self.torch_device)
+        device = torch.device(self.torch_device)
+        if device.index is not None:
+            torch.cuda.set_device(device)  # the kernels are launched on the current GPU
+        return model.load(pick_dtype(self.dtype), str(device))
 
 
 def named(name: str, values: Mapping[str, Any], where: str) -> ModelArguments:

@@ -87,6 +87,22 @@ def test_what_the_cache_does_not_have_is_read_nowhere_and_gives_nan(monkeypatch)
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_a_table_that_is_a_slice_and_values_that_lie_otherwise_than_keys(way, monkeypatch):
+    """As in a captured graph, whose table is part of its inputs."""
+    monkeypatch.setenv("PTST_KERNELS", way)
+    q, x = torch.randn(3, 4, 16, device=DEVICE), torch.randn(12, 8, 2, 64, device=DEVICE)
+    k, v = x[..., :16].contiguous(), x[:, :, :, 32:48]  # v's strides are others
+    table = torch.randperm(12, device=DEVICE).view(3, 4).int()
+    lengths = torch.tensor([32, 9, 17], device=DEVICE)
+    wanted = decode_attention(q, k, v.contiguous(), lengths, table_RN=table)
+    inputs = torch.cat((torch.full((3, 2), 11, device=DEVICE, dtype=torch.int32), table), 1)
+    torch.testing.assert_close(decode_attention(q, k, v, lengths, table_RN=inputs[:, 2:]), wanted)
+    heads_first = v.transpose(1, 2).contiguous().transpose(1, 2)
+    torch.testing.assert_close(decode_attention(q, k, heads_first, lengths, table_RN=inputs[:, 2:]), wanted)
+    torch.testing.assert_close(decode_attention(q.repeat(1, 1, 2)[..., :16], k, v, lengths, table_RN=table), wanted)
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_a_view_of_a_cache_that_keeps_heads_first(way, monkeypatch):
     monkeypatch.setenv("PTST_KERNELS", way)
     q, k, v = (torch.randn(*s, device=DEVICE) for s in ((2, 4, 16), (3, 2, 20, 16), (3, 2, 20, 16)))
@@ -101,6 +117,17 @@ def test_as_many_splits_as_keep_the_processors_busy():
     assert splits_for(1, 32, 4096, 132) == 9
     assert splits_for(1, 8, 300, 132) == 2
     assert splits_for(256, 32, 4096, 132) == 1
+
+
+@pytest.mark.skipif(triton is None, reason="Triton is for Linux")
+def test_as_many_splits_as_the_keys_that_a_window_leaves(monkeypatch):
+    monkeypatch.setenv("PTST_KERNELS", "triton")
+    seen = []
+    monkeypatch.setattr(attention_decode, "splits_for", lambda *given: seen.append(given[2]) or 1)
+    q, k = torch.randn(1, 1, 16, device=DEVICE), torch.randn(1, 40, 1, 16, device=DEVICE)
+    for window in (None, 9):
+        decode_attention(q, k, k, torch.tensor([30], device=DEVICE), longest=33, window=window)
+    assert seen == [33, 9]
 
 
 @pytest.mark.skipif(triton is None, reason="Triton is for Linux")
@@ -123,3 +150,24 @@ def test_mistakes(way, monkeypatch):
         decode_attention(q, k[:1], k[:1], lengths)
     with pytest.raises(ValueError, match=r"k is torch\.float16"):
         decode_attention(q, k.half(), k.half(), lengths)
+    with pytest.raises(ValueError, match=r"last axis of lengths \(2,\) is not contiguous"):
+        decode_attention(q, k, k, torch.ones(2, 3, device=DEVICE, dtype=torch.long)[:, 1])
+    with pytest.raises(ValueError, match=r"last axis of table \(2, 2\) is not contiguous"):
+        decode_attention(q, k, k, lengths, table_RN=torch.zeros(2, 2, device=DEVICE, dtype=torch.int32).t())
+    with pytest.raises(ValueError, match=r"table \(2, 2\) is torch\.float32"):
+        decode_attention(q, k, k, lengths, table_RN=torch.zeros(2, 2, device=DEVICE))
+    with pytest.raises(ValueError, match=r"lengths \(2,\) is .* on meta"):
+        decode_attention(q, k, k, lengths.to("meta"))
+    with pytest.raises(ValueError, match=r"queries \(2, 24\) must be \(R, H, D\)"):
+        decode_attention(q.flatten(1), k, k, lengths)
+    with pytest.raises(ValueError, match="window is 0"):
+        decode_attention(q, k, k, lengths, window=0)
+
+
+@pytest.mark.skipif(triton is None, reason="Triton is for Linux")
+@pytest.mark.parametrize(("heads", "D"), [(1, 257), (257, 8)])
+def test_what_is_wider_than_a_block(heads, D, monkeypatch):
+    monkeypatch.setenv("PTST_KERNELS", "triton")
+    q, k = torch.ones(1, heads, D, device=DEVICE), torch.ones(1, 5, 1, D, device=DEVICE)
+    with pytest.raises(ValueError, match="is 257; the kernel takes at most 256"):
+        decode_attention(q, k, k, torch.tensor([2], device=DEVICE))

@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import rms_norm, silu
 
 from ptst.kernels import cpu_layer
-from ptst.kernels.cpu import use_numba
+from ptst.kernels.cpu import run_in_threads, use_numba
 
 pytestmark = pytest.mark.skipif(not use_numba(torch.empty(0)), reason="Numba is not installed")
 
@@ -68,3 +68,17 @@ def test_large_and_missing_numbers():
     x = torch.tensor([[1.0, float("nan")], [3.0, 4.0]])
     cpu_layer.add_rms_norm(x.numpy(), np.zeros((2, 2), np.float32), np.ones(2, np.float32), np.float32(0))
     assert x[0].isnan().all() and x[1].isfinite().all()
+
+
+def test_an_exception_in_a_thread_is_raised():
+    """Otherwise half of an answer would be what the memory held before."""
+
+    def work(done: list, start: int, end: int) -> None:
+        if start == 4:
+            raise ValueError("in a thread")
+        done.append(start)
+
+    done: list[int] = []
+    with pytest.raises(ValueError, match="in a thread"):
+        run_in_threads(work, (done,), [0, 4, 8, 12])
+    assert sorted(done) == [0, 8]

@@ -78,6 +78,19 @@ def test_a_float32_adapter_over_a_bfloat16_base():
         assert (rounded - exact).norm() < 2e-2 * exact.norm()
 
 
+def test_the_adapters_part_is_added_before_rounding():
+    """y is rounded twice in all, after the base's product and after the sum, and not a third time."""
+    base, z, b = (random(*s).to(DEVICE, torch.bfloat16) for s in ((60, 50), (60, 4), (50, 4)))
+    base = base * 8  # so that rounding the sum outweighs all else
+    y = base.clone()
+    expand(y, z, b, 1.0)
+    exact = base.double() + z.double() @ b.double().t()
+    once = exact.to(torch.bfloat16)
+    assert (y != once).float().mean() <= 0.01
+    twice = base + (z.double() @ b.double().t()).to(torch.bfloat16)
+    assert (twice != once).float().mean() > 0.05  # what another rounding would do
+
+
 class _Shapes(TorchDispatchMode):
     """Notes the shape of every tensor that is made."""
 
@@ -108,6 +121,10 @@ def test_mistakes():
         lora_group(x, [w], [(a, b[:5])], 1.0)
     with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
         lora_group(x, [w.bfloat16()], [(a, b)], 1.0)
+    with pytest.raises(ValueError, match=r"B \(6, 2\) is on meta, x \(3, 8\) on"):
+        lora_group(x, [w], [(a, b.to("meta"))], 1.0)
+    with pytest.raises(ValueError, match=r"last axis of x \(3, 8\)"):
+        lora_group(torch.ones(8, 3, device=DEVICE).t(), [w], [(a, b)], 1.0)
     with pytest.raises(ValueError, match="at least one of them not None"):
         lora_group(x, [w], [None], 1.0)
 

@@ -74,7 +74,7 @@ def test_attention_with_fewer_queries_than_keys(window):
     torch.testing.assert_close(ours, torch.cat([whole[6:9], whole[13:14]]), atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 3, 11, 50])
+@pytest.mark.parametrize("window", [None, 3, 10, 11])  # the longest document has 9 tokens of its own, 11 in all
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
 def test_attention_with_shared_prefixes(window, heads):
     """Values and gradients are those of whole documents, whose shared prefixes are copied."""
@@ -156,7 +156,7 @@ def test_linear_cross_entropy_with_a_frozen_head_and_large_logits():
     assert hidden.grad[3].abs().sum() == 0
     with pytest.raises(ValueError, match="divisor is 0"):
         linear_cross_entropy(hidden, head, torch.tensor([1, 2, 3, -1]), 0)
-    with pytest.raises(ValueError, match="shapes or devices do not fit"):
+    with pytest.raises(ValueError, match="shapes do not fit"):
         linear_cross_entropy(hidden, head, torch.tensor([1, 2]), 1)
 
 

@@ -7,20 +7,23 @@ the same dtype.
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import triton, use_triton
-from ptst.kernels.linear_cross_entropy import linear_cross_entropy
+from ptst.kernels.linear_cross_entropy import linear_cross_entropy, linear_log_probabilities
+from ptst.kernels.lora import Projections
+from ptst.kernels.lora_layer import lora_qkv
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, reference, tables
 from ptst.kernels.swiglu import swiglu
 from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
-linear_cross_entropy_file = sys.modules["ptst.kernels.linear_cross_entropy"]
+rms_norm_file = sys.modules["ptst.kernels.rms_norm"]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -59,11 +62,15 @@ def compare(ours, plain, inputs: list[Tensor], dtype: torch.dtype) -> None:
             assert (a - exact).norm() <= limit, (part, index, float((a - exact).norm()), float(limit))
 
 
-SHAPES = [(1, 1), (3, 33), (5, 128), (300, 20), (7, 100)]
+@pytest.fixture
+def _few_programs(monkeypatch):
+    """So that each adds up several tokens of dw."""
+    monkeypatch.setattr(rms_norm_file, "PROGRAMS", 4)
 
 
+@pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 33), (5, 128), (19, 20), (7, 100)])
 def test_rms_norm(shape, dtype):
     inputs = [random(*shape, scale=3), random(shape[1]) + 2]
     compare(
@@ -71,14 +78,45 @@ def test_rms_norm(shape, dtype):
     )
 
 
+@pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1, 64), (5, 33), (300, 20)])
+@pytest.mark.parametrize("shape", [(1, 64), (5, 33), (19, 20)])
 def test_add_rms_norm(shape, dtype):
     def plain(x, r, w):
         return torch.nn.functional.rms_norm(x + r, w.shape, w, 1e-5), x + r
 
     inputs = [random(*shape), random(*shape), random(shape[1]) + 2]
     compare(lambda x, r, w: add_rms_norm(x, r, w, 1e-5), plain, inputs, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_of_a_sum_is_that_of_the_sum_as_stored(dtype):
+    x, residual = (torch.randn(4, 100, device=DEVICE).to(dtype) for _ in range(2))
+    weight = torch.rand(100, device=DEVICE).to(dtype)
+    y, total = add_rms_norm(x, residual, weight, 1e-5)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(y, rms_norm(total, weight, 1e-5))
+
+
+def gradients_of_rows(function, parts: list[Tensor]) -> list[Tensor]:
+    """What a function of rows returns, and its gradients for an upstream gradient that is a view if the rows are."""
+    leaves = [x.detach().requires_grad_() for x in parts]
+    out = function(*leaves)
+    given = torch.linspace(-1, 1, out.numel(), device=DEVICE).view(out.shape[1], out.shape[0]).t()
+    given = given.contiguous() if parts[0].is_contiguous() else given
+    return [out.detach(), *torch.autograd.grad(out, leaves, given)]
+
+
+@pytest.mark.usefixtures("_few_programs")  # fewer than tokens
+@pytest.mark.parametrize("trained", [False, True])
+def test_norms_of_rows_of_a_wider_tensor(trained):
+    wide, weight = torch.randn(5, 60, device=DEVICE), torch.rand(24, device=DEVICE)
+    results = []
+    for x in (wide[:, 12:36], wide[:, 12:36].contiguous()):
+        parts = [x, weight] if trained else [x]
+        results.append(gradients_of_rows(lambda x, w=weight: rms_norm(x, w, 1e-5), parts))
+        results[-1] += add_rms_norm(x, wide[:, :24], weight, 1e-5)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_a_frozen_norm_forms_no_gradient_of_its_weight():
@@ -108,6 +146,25 @@ def test_swiglu_of_the_halves_of_one_product():
     compare(lambda x: swiglu(*x.chunk(2, dim=1)), plain, [both], torch.float32)
 
 
+def test_swiglu_of_rows_of_two_tensors():
+    """Gate and up have strides of their own."""
+    parts = torch.randn(5, 60, device=DEVICE)[:, :40], torch.randn(5, 90, device=DEVICE)[:, 50:]
+    a, b = (gradients_of_rows(swiglu, p) for p in (parts, [x.contiguous() for x in parts]))
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_product_that_swiglus_backward_pass_writes(dtype):
+    """It is the forward pass's, to the bit, and gradients are those without it."""
+    gate, up, dh = (torch.randn(3, 1030, device=DEVICE).to(dtype) for _ in range(3))
+    dgate, dup, h = torch.ops.ptst.swiglu_backward(dh, gate, up, True)
+    without = torch.ops.ptst.swiglu_backward(dh, gate, up, False)
+    assert torch.equal(h, swiglu(gate, up))
+    assert torch.equal(dgate, without[0])
+    assert torch.equal(dup, without[1])
+    assert without[2].numel() == 0
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("T", "Q", "K", "D"), [(1, 1, 1, 2), (5, 4, 2, 64), (3, 6, 1, 20), (2, 40, 8, 16)])
 def test_rope(T, Q, K, D, dtype):
@@ -133,67 +190,6 @@ def test_rope_of_slices_of_one_product():
     q, k = apply_rope(qkv[:, :4], qkv[:, 4:6], cos, sin)
     torch.testing.assert_close(q, reference(qkv[:, :4], cos, sin))
     torch.testing.assert_close(k, reference(qkv[:, 4:6], cos, sin))
-
-
-def plain_cross_entropy(targets, weights, divisor):
-    def plain(h, e):
-        rows = targets >= 0
-        wide = torch.promote_types(h.dtype, torch.float32)
-        losses = torch.nn.functional.cross_entropy((h[rows] @ e.t()).to(wide), targets[rows], reduction="none")
-        return (losses * weights[rows].to(wide)).sum() / divisor
-
-    return plain
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("T", "H", "V"), [(1, 8, 5), (7, 16, 100), (5, 8, 4097)])
-@pytest.mark.parametrize("share", [1.0, 0.5])
-def test_linear_cross_entropy(T, H, V, share, dtype, monkeypatch):
-    """The head frozen and trained, weighted and not, in one chunk and in several."""
-    targets = torch.randint(0, V, (T,), device=DEVICE)
-    targets[torch.rand(T, device=DEVICE) > share] = -1
-    targets[0] = V - 1
-    inputs = [random(T, H, scale=2), random(V, H)]
-    for weights, chunk in ((torch.ones(T, device=DEVICE), 1 << 24), (torch.rand(T, device=DEVICE) + 0.5, 2 * V)):
-        monkeypatch.setattr(linear_cross_entropy_file, "CHUNK_ELEMENTS", chunk)
-        given = None if weights.eq(1).all() else weights
-        plain = plain_cross_entropy(targets, weights, 3.0)
-        compare(lambda h, e, g=given: linear_cross_entropy(h, e, targets, 3.0, g), plain, inputs, dtype)
-        head = inputs[1].to(DEVICE, dtype)
-        compare(
-            lambda h, head=head, g=given: linear_cross_entropy(h, head, targets, 3.0, g),
-            lambda h, head=head, f=plain: f(h, head.to(h.dtype)),
-            inputs[:1],
-            dtype,
-        )
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_losses_without_gradients(dtype, monkeypatch):
-    """Row by row what torch says of the logits, in one chunk and in several."""
-    hidden, head = (random(*s).to(DEVICE, dtype) for s in ((5, 8), (4097, 8)))
-    targets = torch.randint(0, 4097, (5,), device=DEVICE)
-    for chunk in (1 << 24, 2 * 4097):
-        monkeypatch.setattr(linear_cross_entropy_file, "CHUNK_ELEMENTS", chunk)
-        each = [torch.where(torch.arange(5, device=DEVICE) == i, targets, -1) for i in range(5)]
-        losses = torch.stack([linear_cross_entropy(hidden, head, t, 1.0) for t in each])
-        total = linear_cross_entropy(hidden, head, targets, 1.0)
-        exact = torch.nn.functional.cross_entropy((hidden @ head.t()).double(), targets, reduction="none")
-        assert losses.dtype == torch.float32
-        assert (losses - exact).norm() <= 1e-5 * exact.norm()
-        assert abs(total - exact.sum()) <= 1e-5 * exact.sum()
-    assert linear_cross_entropy(hidden[:0], head, targets[:0], 1.0) == 0
-
-
-def test_large_logits_and_targets_outside_the_vocabulary():
-    h = torch.full((3, 4), 200.0, device=DEVICE, requires_grad=True)
-    head = torch.eye(5, 4, device=DEVICE) * 100
-    loss = linear_cross_entropy(h, head, torch.tensor([0, 1, 4], device=DEVICE), 1.0)
-    loss.backward()
-    assert loss.isfinite()
-    assert h.grad.isfinite().all()
-    for wrong in (5, 1 << 40):
-        assert linear_cross_entropy(h, head, torch.tensor([0, 1, wrong], device=DEVICE), 1.0).isnan()
 
 
 def test_no_rows():
@@ -226,6 +222,27 @@ def test_no_rows():
             lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 4).half(), torch.ones(2).long(), 1.0),
             "head is torch.float16",
         ),
+        (
+            lambda: linear_cross_entropy(torch.ones(2, 4), torch.ones(5, 4), torch.ones(4).long()[::2], 1.0),
+            r"last axis of targets \(2,\)",
+        ),
+        (
+            lambda: linear_log_probabilities(torch.ones(2, 4), torch.ones(5, 4), torch.ones(2), torch.arange(1)),
+            r"targets \(2,\) is torch.float32.* must hold integers",
+        ),
+        (
+            lambda: linear_log_probabilities(torch.ones(2, 4), torch.ones(5, 3), torch.ones(2).long(), torch.arange(1)),
+            r"head \(5, 3\)",
+        ),
+        (lambda: rms_norm(torch.ones(1, 16385), torch.ones(16385), 1e-5), r"x \(1, 16385\) is wider than 16384"),
+        (
+            lambda: lora_qkv(torch.ones(1, 16385), torch.ones(16385), 1e-5, wide_projections()),
+            r"x \(1, 16385\) is wider than 16384",
+        ),
+        (
+            lambda: apply_rope(torch.ones(2, 1, 4), torch.ones(2, 1, 4), *[torch.ones(2, 1, 2, device="meta")] * 2),
+            r"cos \(2, 1, 2\) is on meta",
+        ),
     ],
 )
 @pytest.mark.parametrize("way", ["triton", "reference"])
@@ -233,6 +250,43 @@ def test_mistakes(call, says, way, monkeypatch):
     monkeypatch.setenv("PTST_KERNELS", way)
     with pytest.raises(ValueError, match=says):
         call()
+
+
+def ones(*shape: int) -> Tensor:
+    return torch.ones(shape, device=DEVICE)
+
+
+def wide_projections() -> Projections:
+    base = [torch.ones(2, 16385)] * 3
+    return Projections(base, [(torch.ones(1, 16385), torch.ones(2, 1))] * 3, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: torch.ops.ptst.rms_norm(ones(1, 16385), None, ones(16385), 1e-5), "the width is 16385"),
+        (lambda: apply_rope(*[ones(1, 1, 2050)] * 2, *[ones(1, 1, 1025)] * 2), "head_dim / 2 is 1025"),
+        (lambda: swiglu(*[ones(2, 3).double()] * 2), r"not on \(2, 3\) torch.float64 on"),
+    ],
+)
+def test_what_only_the_kernels_cannot_take(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_tensors_on_a_gpu_that_is_not_the_current_one(monkeypatch):
+    def there(index: int) -> Tensor:
+        device = torch.device("cuda", index)
+        return SimpleNamespace(is_cuda=True, device=device, dtype=torch.float32, shape=(3, 4))
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert use_triton(there(0))
+    with pytest.raises(ValueError, match=r"\(3, 4\) torch.float32 on cuda:1: the current GPU is cuda:0; .*device\(1\)"):
+        use_triton(there(1), there(1))
+    monkeypatch.setenv("PTST_KERNELS", "auto")
+    double = there(0)
+    double.dtype = torch.float64
+    assert not use_triton(double)  # plain torch computes it, in full precision
 
 
 @pytest.mark.parametrize("name", ["rms_norm", "swiglu", "rope", "linear_cross_entropy"])
@@ -248,7 +302,7 @@ def test_operators_are_registered_in_full(name, way, monkeypatch):
         "swiglu": (x, torch.randn(3, 8, device=DEVICE, requires_grad=True)),
         "linear_cross_entropy": (
             *(x, torch.randn(5, 8, device=DEVICE, requires_grad=True), torch.tensor([1, -1, 4], device=DEVICE)),
-            *(None, torch.tensor([0, 2], device=DEVICE), True, True),
+            *(None, torch.tensor([0, 2], device=DEVICE), True, True, 0.75),
         ),
         "rope": (heads, heads.detach().clone().requires_grad_(), cos, sin, False),
     }[name]

@@ -37,6 +37,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
         "rope_scaling": YarnScaling(4.0, 8, 3.0, 1.0, 2.0, True), "sliding_rope": Rope(100.0),
     },
 }  # fmt: skip
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 BOUNDS = [0, 5, 6, 13]
 TOKENS = torch.arange(BOUNDS[-1]) * 7 % 50
 
@@ -268,18 +269,19 @@ def test_recomputation_gives_the_same_bits(dropout):
 @pytest.mark.skipif(triton is None, reason="Triton is for Linux")
 @pytest.mark.parametrize("switches", ["none", "qwen2", "olmo3"])
 def test_the_same_through_triton(switches, monkeypatch):
-    """Float32 through the kernels, with gradients as near to float64's as plain torch's in float32, threefold."""
+    """Float32 through the kernels, with gradients as near to float64's as plain torch's in float32, threefold; on the
+    GPU where there is one."""
     results = []
     for way, dtype in (("reference", torch.float64), ("reference", torch.float32), ("triton", torch.float32)):
         monkeypatch.setenv("PTST_KERNELS", way)
-        if way == "triton" and not torch.cuda.is_available():
+        if way == "triton" and DEVICE == "cpu":
             interpreter.install()
         decoder, parameters = model(dropout=0.3, layers=1, switches=switches)
         if dtype == torch.float64:  # the masks are those of float32
             monkeypatch.setattr(Dropout, "mask", _mask_of_float32)
-        decoder = decoder.to(dtype)
+        decoder = decoder.to(DEVICE, dtype)
         decoder.dropout_seeds = [1, 2, 3]
-        results.append(gradients(decoder, parameters, decoder.documents(TOKENS, BOUNDS)))
+        results.append(gradients(decoder, parameters, decoder.documents(TOKENS.to(DEVICE), BOUNDS)))
         monkeypatch.undo()
     for exact, eager, ours in zip(*results, strict=True):
         assert (ours - exact).norm() <= 3 * (eager - exact).norm() + 1e-6 * exact.norm()
@@ -287,6 +289,39 @@ def test_the_same_through_triton(switches, monkeypatch):
 
 def _mask_of_float32(self, place, like, mask=Dropout.mask):
     return mask(self, place, like.float()).to(like.dtype)
+
+
+WAYS = ["reference", pytest.param("triton", marks=pytest.mark.skipif(triton is None, reason="Triton is for Linux"))]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_upstream_gradient_that_is_a_view(way, monkeypatch):
+    """Expanded, transposed or a slice, it is read as what it says."""
+    monkeypatch.setenv("PTST_KERNELS", way)
+    if way == "triton" and DEVICE == "cpu":
+        interpreter.install()
+    T, E, F = 6, 8, 20
+    norm, *weights = (torch.randn(s, device=DEVICE) for s in ((E,), (F, E), (F, E), (E, F)))
+    shapes = ((T, E), (2, E), (F, 2), (2, E), (F, 2), (2, F), (E, 2))
+    leaves = [torch.randn(s, device=DEVICE).requires_grad_() for s in shapes]
+    out = lora_feed_forward(leaves[0], norm, 1e-5, Projections.from_flat(weights, leaves[1:], 0.5))
+    for given in (torch.randn(8, 6).t(), torch.randn(6, 16)[:, :8], torch.randn(1, 1).expand(6, 8)):
+        given = given.to(DEVICE)
+        grads = [torch.autograd.grad(out, leaves, g, retain_graph=True) for g in (given, given.contiguous())]
+        assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_small_adapter_is_not_lost_in_a_half_precision_base(way, monkeypatch):
+    """Its part of a weight is below the weight's rounding. The residual takes away the base's part, exactly."""
+    monkeypatch.setenv("PTST_KERNELS", way)
+    if way == "triton" and DEVICE == "cpu":
+        interpreter.install()
+    x, w = (torch.full(s, v, device=DEVICE, dtype=torch.bfloat16) for s, v in (((6, 20), 1 / 16), ((8, 20), 1.0)))
+    adapter = torch.ones(1, 20, device=DEVICE), torch.ones(8, 1, device=DEVICE)
+    residual = torch.full((6, 8), -20 / 16, device=DEVICE, dtype=torch.bfloat16)
+    out = lora_add(residual, x, Projections([w], [adapter], 2.0**-11)).float()
+    assert (out - 2.0**-11 * 20 / 16).abs().max() <= 2.0**-11 * 0.01
 
 
 def test_mistakes(tmp_path):
