@@ -1,5 +1,6 @@
 """The steps of a run in a few arrays: a long run has millions."""
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self, overload
@@ -42,6 +43,14 @@ class Steps(Sequence[Step]):
         return all(a == b for a, b in zip(self, other, strict=True))
 
     __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over all of the steps."""
+        digest = hashlib.sha256()
+        for column in (self.taken, self._ends, self._epochs, self._turns):
+            digest.update(column)
+        return digest.hexdigest()
 
     def _between(self, start: int, stop: int) -> Self:
         found, first = type(self)(), self._ends[start]

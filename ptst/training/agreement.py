@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptst.data.steps import Steps
 from ptst.errors import Setting, UserError
 from ptst.records import TrainRecord, plain
 from ptst.settings import CommandSettings, to_dict
@@ -54,7 +55,7 @@ def check_data(record: TrainRecord, world: World) -> None:
     check_same({"settings": settings, "data": data, "weights": record.weights}, world)
 
 
-def check_weights(steps: Any, parameters: Mapping[str, Tensor], world: World, own: Collection[str] = ()) -> None:
+def check_weights(steps: Steps, parameters: Mapping[str, Tensor], world: World, own: Collection[str] = ()) -> None:
     """Before the first step: whether all ranks have planned the same steps and have the same weights to train. `own`:
     names of those of which each rank has a part of its own. All must call. Raises UserError, the same on every rank."""
     if world.size == 1:
@@ -67,7 +68,7 @@ def check_weights(steps: Any, parameters: Mapping[str, Tensor], world: World, ow
         some = flat[:: max(1, flat.numel() // SAMPLE)].cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         digest.update(some.view(torch.uint8).numpy().tobytes())
-    check_same({"data": steps, "weights": digest.hexdigest()}, world)
+    check_same({"data": steps.fingerprint, "weights": digest.hexdigest()}, world)
 
 
 def check_same(values: Mapping[str, Any], world: World) -> None:

@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptst.align import run_alignment
+from ptst.data.order import Step
+from ptst.data.steps import Steps
 from ptst.errors import UserError
 from ptst.eval import run_evaluation
 from ptst.evaluation.config import EvalConfig
@@ -197,12 +199,12 @@ def test_ranks_that_differ_are_told_before_the_run_begins(tiny_folder, tmp_path)
 def compare_weights(rank: int) -> None:
     with parallel.world() as world:
         for weight in (torch.zeros(3), torch.full((3,), float(rank))):
-            agreement.check_weights([[0, 1]], {"weight": weight}, world)
+            agreement.check_weights(Steps([Step(0.0, [0, 1])]), {"weight": weight}, world)
 
 
 def compare_steps(rank: int) -> None:
     with parallel.world() as world:
-        agreement.check_weights([[0, 1 + rank]], {"weight": torch.zeros(3)}, world)
+        agreement.check_weights(Steps([Step(0.0, [0, 1 + rank])]), {"weight": torch.zeros(3)}, world)
 
 
 def smallest_micro_batch(rank: int) -> None:
