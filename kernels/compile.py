@@ -1,12 +1,13 @@
 """Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
 
-    python -m ptst.kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); attention for the others, too
-    python -m ptst.kernels.compile --model    what the main loops of sm_90 do, and the bounds that follow (main_loops.py)
-    python -m ptst.kernels.compile --readme   writes the tables in kernels/README.md and the counts of main_loops.json
+    python -m ptst.kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); of the others attention
+    python -m ptst.kernels.compile --model    what the main loops of sm_90 do, and their bounds (main_loops.py)
+    python -m ptst.kernels.compile --loops    writes main_loops.json, for the Triton that is installed
+    python -m ptst.kernels.compile --readme   writes the tables in kernels/README.md
 
 The kernels' own launch code runs on meta tensors over a stub driver, so that each launch is compiled with exactly the
 specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs. Exits with 1 on failure:
-also where a main loop has grown by more than 5 % against main_loops.json, for the versions of Triton that it knows.
+also where one of the main loops that README shows has grown by more than 5 % against main_loops.json.
 """
 
 from __future__ import annotations
@@ -32,7 +33,16 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from ptst.kernels import attention_decode, flash_attention, linear_cross_entropy, lora, main_loops, rms_norm, rope, swiglu
+from ptst.kernels import (
+    attention_decode,
+    flash_attention,
+    linear_cross_entropy,
+    lora,
+    main_loops,
+    rms_norm,
+    rope,
+    swiglu,
+)
 from ptst.kernels.flash_blocks import SHARED
 from ptst.kernels.machine_code import Loop, disassemble, loops
 
@@ -70,7 +80,8 @@ class Compiled:
         spills = ["spills"] if self.stack or self.local else []
         large = ["too much shared memory"] if self.shared > SHARED[self.arch] else []
         multiplies = self.name in ("forward", "dq", "dkdv") and "attention" in self.note and "float32" not in self.note
-        slow = ["no warpgroup MMA"] if multiplies and self.arch == 90 and not self.wgmma else []
+        wide = "D=256" in self.note and self.name != "forward"  # flash_blocks.py says why
+        slow = ["no warpgroup MMA"] if multiplies and self.arch == 90 and not (self.wgmma or wide) else []
         return spills + large + slow
 
 
@@ -133,7 +144,7 @@ def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
     found: list[Compiled] = []
     kept, run = driver._active, runtime.JITFunction.run
     driver.set_active(_Stub(GPUTarget("cuda", arch, 32)))
-    disassembled = arch == main_loops.ARCH and main_loops.DTYPE in note
+    disassembled = arch == main_loops.ARCH and SHOWN.fullmatch(note)
 
     def compile_only(self, *args, grid, warmup, **named):
         self.device_caches.clear()  # cached by device, which is always the same one here
@@ -188,7 +199,12 @@ def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     forward, backward = flash_attention.op._init_fn, flash_attention.backward_op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for heads, kv_heads, head_dim, window in (
-            (32, 8, 64, 0), (32, 8, 96, 0), (32, 8, 128, 0), (32, 8, 128, 4096), (28, 4, 128, 0), (16, 8, 256, 4096),
+            (32, 8, 64, 0),
+            (32, 8, 96, 0),
+            (32, 8, 128, 0),
+            (32, 8, 128, 4096),
+            (28, 4, 128, 0),
+            (16, 8, 256, 4096),
         ):
             q, k = (meta(512, n, head_dim, dtype=dtype) for n in (heads, kv_heads))
             lse, bounds = meta(heads, 512), [0, 200, 512]
@@ -309,20 +325,23 @@ def compile_all(arch: int, chosen: Iterator[tuple[str, Callable[[], object]]]) -
     return compiled, failed
 
 
-def model() -> None:
-    """Print the main loops of SHOWN on sm_90 and the bounds."""
-    shown = (launch for launch in launches() if SHOWN.fullmatch(launch[0]))
+def shown() -> list[Compiled]:
+    """The launches of SHOWN for sm_90, compiled; their lines go to standard error."""
+    chosen = (launch for launch in launches() if SHOWN.fullmatch(launch[0]))
     with contextlib.redirect_stdout(sys.stderr):
-        compiled, _ = compile_all(main_loops.ARCH, shown)
-    print("\n".join(main_loops.markdown(compiled)))
+        return compile_all(main_loops.ARCH, chosen)[0]
 
 
 def main() -> None:
     chosen = sys.argv[1:]
-    if chosen not in ([], ["--readme"], ["--model"]):
-        sys.exit(f"ptst.kernels.compile: unknown arguments {' '.join(chosen)}; there are --model and --readme")
+    if len(chosen) > 1 or not set(chosen) <= {"--model", "--loops", "--readme"}:
+        sys.exit(f"ptst.kernels.compile: {' '.join(chosen)} is none of --model, --loops, --readme")
     if chosen == ["--model"]:
-        return model()
+        print("\n".join(main_loops.markdown(shown())))
+        return
+    if chosen == ["--loops"]:
+        main_loops.write(triton.__version__, shown())
+        return
     print(f"triton {triton.__version__}")
     print(f"{'kernel':16} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed, compiled = 0, []
@@ -334,7 +353,6 @@ def main() -> None:
     now = readme_section(compiled)
     if chosen == ["--readme"]:
         README.write_text(before + now + after)
-        main_loops.write(triton.__version__, compiled)
     elif f"Triton {triton.__version__} " in section and section != now:
         failed += 1
         print("kernels/README.md is out of date: python -m ptst.kernels.compile --readme")

@@ -21,7 +21,6 @@ Shapes: T tokens, H query heads, K key heads, D head_dim, B blocks; in the kerne
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 
 import torch
@@ -96,16 +95,11 @@ def _descriptors(*tensors: Tensor, rows: int, wide: int, tma: bool) -> tuple:
     return found if all(x is not None for x in found) else (None,) * len(tensors)
 
 
-def _current(x: Tensor) -> AbstractContextManager:
-    """Inside, kernels are launched on the GPU of x, whichever is the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
 def _constants(shape: Blocks, q_THD: Tensor, window: int, tma: bool) -> dict[str, object]:
     """What a kernel is compiled for."""
     D, wide = q_THD.shape[2], _wide(q_THD)
     sizes = {"BM": shape.queries, "BN": shape.keys, "BD": wide, "EDGE": shape.edge}
-    copies = {"STAGES": shape.stages, "EDGE_STAGES": shape.edge_stages, "TMA": tma, "WHOLE": D == wide}
+    copies = {"STAGES": shape.stages, "EDGE_STAGES": shape.edge_stages, "TMA": tma, "WHOLE": wide == D}
     kind = {"WINDOW": window > 0, "IEEE": q_THD.dtype == torch.float32}
     return sizes | copies | kind | {"num_warps": shape.warps, "num_stages": shape.stages}
 
@@ -115,24 +109,69 @@ def _wide(q_THD: Tensor) -> int:
     return max(16, block(q_THD.shape[2], WIDEST))
 
 
+Bounds = tuple[tuple[int, ...], tuple[int, ...], int]  # cu_q, cu_k, window
+
+
+def launch_forward(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, bounds: Bounds, shape: Blocks) -> tuple[Tensor, Tensor]:
+    """(out, lse) of `op`, with these block shapes."""
+    (T, H, D), K = q_THD.shape, k_TKD.shape[1]
+    cu_q, cu_k, window = bounds
+    out_THD, lse_HT = q_THD.new_empty((T, H, D)), q_THD.new_empty((H, T), dtype=torch.float32)
+    queries_B4 = table(cu_q, cu_k, shape.queries, q_THD.device, window)
+    if len(queries_B4):
+        k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=shape.keys, wide=_wide(q_THD), tma=shape.tma)
+        flash_forward.forward[(H, len(queries_B4))](
+            *(q_THD, k_TKD, v_TKD, out_THD, lse_HT, queries_B4, k_tma, v_tma, *_strides(q_THD, k_TKD, v_TKD)),
+            *(T, H, H // K, window, D**-0.5 * LOG2E, D),
+            **_constants(shape, q_THD, window, k_tma is not None),
+        )
+    return out_THD, lse_HT
+
+
+def _numbers(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, window: int) -> tuple:
+    (T, H, D), K = q_THD.shape, k_TKD.shape[1]
+    return (*_strides(q_THD, k_TKD, v_TKD), T, H, H // K, window, D**-0.5, D**-0.5 * LOG2E, D)
+
+
+def launch_dq(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks) -> Tensor:
+    """dq of q, k, v, do, lse and delta, with these block shapes."""
+    q_THD, k_TKD, v_TKD = given[:3]
+    cu_q, cu_k, window = bounds
+    dq_THD = q_THD.new_empty(q_THD.shape)
+    queries_B4 = table(cu_q, cu_k, shape.queries, q_THD.device, window)
+    if len(queries_B4):
+        k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=shape.keys, wide=_wide(q_THD), tma=shape.tma)
+        flash_backward.dq[(q_THD.shape[1], len(queries_B4))](
+            *(*given, dq_THD, queries_B4, k_tma, v_tma, *_numbers(q_THD, k_TKD, v_TKD, window)),
+            **_constants(shape, q_THD, window, k_tma is not None),
+        )
+    return dq_THD
+
+
+def launch_dkdv(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks) -> tuple[Tensor, Tensor]:
+    """dk and dv of q, k, v, do, lse and delta, with these block shapes."""
+    q_THD, k_TKD, v_TKD, do_THD = given[:4]
+    cu_q, cu_k, window = bounds
+    dk_TKD, dv_TKD = k_TKD.new_empty(k_TKD.shape), v_TKD.new_empty(v_TKD.shape)
+    keys_B4 = table(cu_k, cu_q, shape.keys, q_THD.device, window, True)
+    if len(keys_B4):
+        # Without a query there is nothing to describe, and the loops are empty.
+        tma = shape.tma and len(q_THD) > 0
+        q_tma, do_tma = _descriptors(q_THD, do_THD, rows=shape.queries, wide=_wide(q_THD), tma=tma)
+        flash_backward.dkdv[(k_TKD.shape[1], len(keys_B4))](
+            *(*given, dk_TKD, dv_TKD, keys_B4, q_tma, do_tma, *_numbers(q_THD, k_TKD, v_TKD, window)),
+            **_constants(shape, q_THD, window, q_tma is not None),
+        )
+    return dk_TKD, dv_TKD
+
+
 @torch.library.custom_op("ptst::attention", mutates_args=())
 def op(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: Sequence[int], cu_k: Sequence[int], window: int
 ) -> tuple[Tensor, Tensor]:
     """(out (T, H, D), log-sum-exp in base 2, float32 (H, T)). `window` 0: none."""
-    (T, H, D), K = q_THD.shape, k_TKD.shape[1]
-    out_THD, lse_HT = q_THD.new_empty((T, H, D)), q_THD.new_empty((H, T), dtype=torch.float32)
-    shape = blocks(q_THD.device, D, q_THD.dtype, H // K, "forward")
-    queries_B4 = table(tuple(cu_q), tuple(cu_k), shape.queries, q_THD.device, window)
-    if len(queries_B4):
-        k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=shape.keys, wide=_wide(q_THD), tma=shape.tma)
-        with _current(q_THD):
-            flash_forward.forward[(H, len(queries_B4))](
-                *(q_THD, k_TKD, v_TKD, out_THD, lse_HT, queries_B4, k_tma, v_tma, *_strides(q_THD, k_TKD, v_TKD)),
-                *(T, H, H // K, window, D**-0.5 * LOG2E, D),
-                **_constants(shape, q_THD, window, k_tma is not None),
-            )
-    return out_THD, lse_HT
+    shape = blocks(q_THD.device, q_THD.shape[2], q_THD.dtype, q_THD.shape[1] // k_TKD.shape[1], "forward")
+    return launch_forward(q_THD, k_TKD, v_TKD, (tuple(cu_q), tuple(cu_k), window), shape)
 
 
 @op.register_fake
@@ -154,32 +193,12 @@ def backward_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(dq, dk, dv)."""
     (T, H, D), K = q_THD.shape, k_TKD.shape[1]
-    dq_THD, dk_TKD, dv_TKD = (x.new_empty(x.shape) for x in (q_THD, k_TKD, v_TKD))
-    delta_HT = q_THD.new_empty((H, T), dtype=torch.float32)
-    numbers = (*_strides(q_THD, k_TKD, v_TKD), T, H, H // K, window, D**-0.5, D**-0.5 * LOG2E, D)
-    given = (q_THD, k_TKD, v_TKD, do_THD, lse_HT, delta_HT)
+    given = (q_THD, k_TKD, v_TKD, do_THD, lse_HT, q_THD.new_empty((H, T), dtype=torch.float32))
+    bounds = (tuple(cu_q), tuple(cu_k), window)
+    if T:
+        flash_backward.delta[(-(-T // 32), H)](out_THD, do_THD, given[5], T, H, D, BM=32, BD=_wide(q_THD), num_warps=4)
     of_queries, of_keys = (blocks(q_THD.device, D, q_THD.dtype, H // K, part) for part in ("dq", "dkdv"))
-    queries_B4 = table(tuple(cu_q), tuple(cu_k), of_queries.queries, q_THD.device, window)
-    keys_B4 = table(tuple(cu_k), tuple(cu_q), of_keys.keys, q_THD.device, window, True)
-    tile = {"wide": _wide(q_THD)}
-    with _current(q_THD):
-        if len(queries_B4):
-            flash_backward.delta[(-(-T // 32), H)](
-                out_THD, do_THD, delta_HT, T, H, D, BM=32, BD=tile["wide"], num_warps=4
-            )
-            k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=of_queries.keys, tma=of_queries.tma, **tile)
-            flash_backward.dq[(H, len(queries_B4))](
-                *(*given, dq_THD, queries_B4, k_tma, v_tma, *numbers),
-                **_constants(of_queries, q_THD, window, k_tma is not None),
-            )
-        if len(keys_B4):
-            # Without a query there is nothing to describe, and the loops are empty.
-            q_tma, do_tma = _descriptors(q_THD, do_THD, rows=of_keys.queries, tma=of_keys.tma and T > 0, **tile)
-            flash_backward.dkdv[(K, len(keys_B4))](
-                *(*given, dk_TKD, dv_TKD, keys_B4, q_tma, do_tma, *numbers),
-                **_constants(of_keys, q_THD, window, q_tma is not None),
-            )
-    return dq_THD, dk_TKD, dv_TKD
+    return launch_dq(given, bounds, of_queries), *launch_dkdv(given, bounds, of_keys)
 
 
 @backward_op.register_fake

@@ -1,8 +1,8 @@
 """Backward pass of flash attention in Triton: the kernels that flash_attention.py launches; the maths stands there.
 
-As in the forward pass (flash_forward.py), the middle of every loop is unmasked, pipelined, and loads by TMA where the GPU
-has it; the edges mask. dk and dv keep scores as keys x queries: the weights are then already laid out as the left factors
-of both gradients, and nothing is transposed through shared memory.
+As in the forward pass (flash_forward.py), the middle of every loop is unmasked, pipelined, and loads by TMA where the
+GPU has it; the edges mask. dk and dv keep scores as keys x queries: the weights are then already laid out as the left
+factors of both gradients, and nothing is transposed through shared memory.
 """
 
 from ptst.kernels.dispatch import jit, tl
@@ -96,7 +96,8 @@ def dq(
 def dkdv(
     q, k, v, do, lse, delta, dk, dv, blocks, q_tma, do_tma, q_row, q_head, k_row, k_head, v_row, v_head, T, H, GROUP,
     window, scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    BD: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr, EDGE_STAGES: tl.constexpr,
+    BD: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr,
+    EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     entry = blocks + tl.program_id(1) * 4
     start, end_j = tl.load(entry), tl.load(entry + 1)

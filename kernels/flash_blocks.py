@@ -1,4 +1,4 @@
-"""Block shapes of flash attention: by architecture, head_dim and pass; those that were tuned on this machine come first.
+"""Block shapes of flash attention: by architecture, head_dim and pass; those tuned on this machine come first.
 
 The entries below are the safe ones: python -m ptst.kernels.compile compiles each for its architecture and fails if a
 register spills or the GPU's shared memory does not suffice. None has been timed. `ptst tune-kernels` times the
@@ -33,7 +33,6 @@ class Blocks:
 
 # Shared memory that a program can have, bytes (CUDA programming guide, table of compute capabilities).
 SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
-REGISTERS = 255  # of a thread, the same on all of them
 
 # By head_dim, up to that many columns. Half precision.
 _SM80: dict[int, dict[Part, Blocks]] = {
@@ -43,7 +42,7 @@ _SM80: dict[int, dict[Part, Blocks]] = {
 }
 _SM86: dict[int, dict[Part, Blocks]] = {
     64: {"forward": Blocks(128, 64, 64, 8, 2), "dq": Blocks(64, 64, 64, 8, 2), "dkdv": Blocks(32, 64, 32, 4, 2)},
-    128: {"forward": Blocks(64, 64, 64, 4, 2), "dq": Blocks(64, 32, 32, 4, 2), "dkdv": Blocks(32, 64, 32, 8, 2)},
+    128: {"forward": Blocks(64, 64, 32, 4, 2), "dq": Blocks(64, 32, 32, 4, 2), "dkdv": Blocks(32, 64, 32, 8, 2)},
     256: {"forward": Blocks(64, 32, 32, 8, 1), "dq": Blocks(32, 32, 32, 4, 1), "dkdv": Blocks(16, 32, 16, 8, 1)},
 }
 _SM90: dict[int, dict[Part, Blocks]] = {
@@ -58,34 +57,36 @@ _SM90: dict[int, dict[Part, Blocks]] = {
         "dkdv": Blocks(64, 128, 32, 8, 3, 2, True),
     },
     256: {
-        "forward": Blocks(128, 32, 32, 8, 2, 1, True),
-        "dq": Blocks(64, 32, 32, 8, 2, 1, True),
-        "dkdv": Blocks(32, 64, 16, 8, 1, 1, True),
+        # Warpgroup products of 256 columns leave no registers for a second one: backward does without them.
+        "forward": Blocks(128, 64, 16, 8, 2, 1, True),
+        "dq": Blocks(32, 32, 32, 4, 1),
+        "dkdv": Blocks(32, 32, 16, 8, 1, 1, True),
     },
 }
 _SM100: dict[int, dict[Part, Blocks]] = {
     64: {
         "forward": Blocks(128, 64, 64, 4, 3, 1, True),
-        "dq": Blocks(128, 64, 64, 8, 3, 1, True),
+        "dq": Blocks(128, 64, 64, 4, 3, 1, True),
         "dkdv": Blocks(64, 128, 32, 8, 2, 1, True),
     },
     128: {
         "forward": Blocks(128, 64, 64, 8, 3, 1, True),
-        "dq": Blocks(128, 64, 32, 8, 2, 1, True),
+        "dq": Blocks(128, 64, 32, 4, 2, 1, True),
         "dkdv": Blocks(64, 128, 32, 8, 2, 1, True),
     },
     256: {
-        "forward": Blocks(128, 64, 32, 8, 2, 1, True),
+        "forward": Blocks(128, 64, 16, 8, 2, 1, True),
         "dq": Blocks(64, 32, 32, 8, 2, 1, True),
         "dkdv": Blocks(32, 64, 16, 8, 1, 1, True),
     },
 }
-BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM86}
+_SM120 = _SM86 | {128: _SM86[128] | {"forward": Blocks(64, 32, 32, 4, 3)}}
+BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM120}
 # Twice the bytes, and no tensor cores.
 FLOAT32: dict[int, dict[Part, Blocks]] = {
     64: {"forward": Blocks(32, 32, 32, 4, 1), "dq": Blocks(32, 32, 32, 8, 1), "dkdv": Blocks(16, 16, 16, 4, 1)},
     128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 16, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
-    256: {"forward": Blocks(16, 16, 16, 8, 1), "dq": Blocks(16, 16, 16, 8, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
+    256: {"forward": Blocks(16, 16, 16, 8, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
 }
 
 

@@ -6,9 +6,9 @@ nothing but two products and the softmax, and is the one that is pipelined. The 
 exp2(s c - m c) is one multiply-add per score.
 
 With TMA (sm_90 and later) the middle loads keys and values through descriptors over (tokens, key heads, head_dim):
-the copy is one instruction, head_dim may be any multiple of 8, and it needs no mask, since the middle holds whole blocks
-of one document. The edges keep pointers and masks, so that no key of another document is ever multiplied, not even by
-zero (0 x inf).
+the copy is one instruction, head_dim may be any multiple of 8, and it needs no mask, since the middle holds whole
+blocks of one document. The edges keep pointers and masks, so that no key of another document is ever multiplied, not
+even by zero (0 x inf).
 """
 
 from ptst.kernels.dispatch import jit, tl
@@ -80,8 +80,8 @@ def _edge(
 @jit
 def forward(
     q, k, v, o, lse, blocks, k_tma, v_tma, q_row, q_head, k_row, k_head, v_row, v_head, T, H, GROUP, window, scale2,
-    D, WHOLE: tl.constexpr, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    STAGES: tl.constexpr, TMA: tl.constexpr, EDGE: tl.constexpr, EDGE_STAGES: tl.constexpr,
+    D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr, EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     entry = blocks + tl.program_id(1) * 4
     start, end_i = tl.load(entry), tl.load(entry + 1)

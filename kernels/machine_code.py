@@ -1,8 +1,8 @@
 """What a loop of a compiled kernel does, read from its machine code (SASS, by the nvdisasm that Triton brings).
 
-A loop is what lies between a label and a branch back to it; the main loop is the innermost one with the most tensor-core
-instructions for its length (with edges that mask, the loop that masks nothing), or, without tensor cores, the one with
-the most accesses to global memory. A kernel without a loop counts as a whole.
+A loop is what lies between a label and a branch back to it; the main loop is the innermost one with the most work of
+tensor cores for its length (with edges that mask, the loop that masks nothing), or, without tensor cores, the one that
+moves the most bytes of global memory. A kernel without a loop counts as a whole.
 """
 
 import re

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ptst.kernels.compile import Compiled
 
 ARCH = 90
-DTYPE = "bfloat16"
+DTYPE = "bfloat16"  # of what README shows
 GROWTH = 1.05
 FILE = Path(__file__).resolve().parent / "main_loops.json"
 TOKENS, HEADS, GROUP = 8192, 32, 4  # one document, Llama-3-8B's heads
@@ -59,7 +59,7 @@ def grown(version: str, compiled: Sequence["Compiled"]) -> list[str]:
     known = read().get(version)
     if known is None:
         return []
-    remedy = "if it must be so: python -m ptst.kernels.compile --readme"
+    remedy = "if it must be so: python -m ptst.kernels.compile --loops"
     found = []
     for name, now in counts(compiled).items():
         if name not in known:
@@ -96,8 +96,8 @@ def _per_tile(c: "Compiled", loop: Loop) -> float:
 
 
 def attention_bound(compiled: Sequence["Compiled"]) -> tuple[float, float]:
-    """Bounds on FLOP/s of attention, forward and backward (10 P H D FLOPs), at head_dim 128, edges and the last programs
-    that run alone included."""
+    """Bounds on FLOP/s of attention, forward and backward (10 P H D FLOPs), at head_dim 128, with edges and the last
+    programs, which run alone."""
     of = {c.name: c for c in compiled if c.note == f"attention {DTYPE} D=128 W=0"}
     seconds = {part: _seconds(of[part], part, safe_blocks(ARCH, 128, torch.bfloat16, part)) for part in PARTS}
     pairs = TOKENS * (TOKENS + 1) / 2 * HEADS * 128
@@ -119,10 +119,22 @@ def _seconds(c: "Compiled", part: Part, shape: Blocks) -> float:
 
 def markdown(compiled: Sequence["Compiled"]) -> list[str]:
     """The table of main loops and the sentence about attention."""
-    head = ["kernel", "launch", "loop", "tensor", "EX2", "shared", "global", "copies", "ahead", "registers", "blocks per SM"]
+    head = [
+        "kernel",
+        "launch",
+        "loop",
+        "tensor",
+        "EX2",
+        "shared",
+        "global",
+        "copies",
+        "ahead",
+        "registers",
+        "blocks per SM",
+    ]
     lines = [
-        f"Main loops on sm_{ARCH}, instructions per warp and passage (attention: per 128 x 64 scores and 8 warps); `ahead`:",
-        "copies of later passages under way when one begins; the bound is roofline.py's:",
+        f"Main loops on sm_{ARCH}, instructions per warp and passage (attention: per 128 x 64 scores and 8 warps);",
+        "`ahead`: tiles of later passages under way when one begins; `per SM`: blocks of threads (`roofline.py`).",
         "",
         "| " + " | ".join([*head, "bound", "set by"]) + " |",
         "|" + "---|" * (len(head) + 2),
@@ -138,13 +150,14 @@ def markdown(compiled: Sequence["Compiled"]) -> list[str]:
         cells = [m.instructions, m.tensor, m.exponentials, m.shared, m.global_accesses, m.copies]
         useful = _number(c, "D") / _number(c, "BD") if products else 1.0  # columns that head_dim leaves empty
         rate = f"{b.per_second * useful / 1e12:.0f} TFLOP/s" if products else f"{b.per_second / 1e9:.0f} GB/s"
-        what = [c.name, c.note, *(f"{n * factor:.0f}" for n in cells), str(_ahead(c, m)), str(c.registers), str(b.blocks)]
+        what = [c.name, c.note, *(f"{n * factor:.0f}" for n in cells)]
+        what += [str(n) for n in (_ahead(c, m), c.registers, b.blocks)]
         lines.append("| " + " | ".join([*what, rate, b.resource]) + " |")
     if any(c.note == f"attention {DTYPE} D=128 W=0" for c in compiled):
         forward, backward = attention_bound(compiled)
         lines += [
             "",
-            f"With edges and the last programs, {TOKENS} tokens in one document, {HEADS} query and {HEADS // GROUP} key heads of 128: at",
-            f"most {forward / 1e12:.0f} TFLOP/s forward and {backward / 1e12:.0f} backward. Not run on a GPU.",
+            f"With edges and the last programs, {TOKENS} tokens in one document, {HEADS} query heads of 128 and",
+            f"{HEADS // GROUP} key heads: at most {forward / 1e12:.0f} TFLOP/s forward and {backward / 1e12:.0f} backward. Not run on a GPU.",
         ]
     return lines

@@ -7,9 +7,9 @@ A passage of a block of threads takes, in clocks of a streaming multiprocessor (
     L2 cache       bytes / (5120 per clock of the whole chip)
 
 The bound is pessimistic about overlap: within a block of threads, products wait for the softmax and the softmax for
-products, so that a passage takes their sum, and only other blocks on the same SM fill the gaps. A loop whose copies have
-not all been started a passage ahead waits for the L2 cache's latency as well. It is optimistic in all else: no stall, no
-bank conflict. For memory-bound loops the bytes in flight count, too (Little's law).
+products, so that a passage takes their sum, and only other blocks on the same SM fill the gaps. A loop whose copies
+have not been started a passage ahead waits for the L2 cache's latency as well. It is optimistic in all else: no stall,
+no bank conflict. For memory-bound loops the bytes in flight count, too (Little's law).
 """
 
 import heapq
@@ -73,7 +73,8 @@ def bound(chip: Chip, loop: Loop, warps: int, blocks: int, tma_bytes: int, ahead
     resource = max(clocks, key=lambda name: clocks[name])
     time = clocks[resource]
     if chain / blocks > time:
-        time, resource = chain / blocks, "products and softmax in turn" if ahead else "copies, products, softmax in turn"
+        time = chain / blocks
+        resource = "products and softmax in turn" if ahead else "copies, products, softmax in turn"
     flops = loop.flops * warps
     return Bound(time, resource, blocks, flops, flops / time * chip.clock * chip.sms)
 
@@ -81,18 +82,16 @@ def bound(chip: Chip, loop: Loop, warps: int, blocks: int, tma_bytes: int, ahead
 def streaming_bound(chip: Chip, loop: Loop, warps: int, blocks: int) -> Bound:
     """The bound on a loop without products: bytes per second."""
     issue = loop.instructions * warps / 4
-    bytes_ = max(1, loop.global_bytes * warps)
-    rates = {
-        "memory": chip.bandwidth,
-        "issue": bytes_ / issue * chip.clock * chip.sms,
-        "bytes in flight": loop.load_bytes * warps * blocks * chip.sms / MEMORY_LATENCY * bytes_ / max(1, loop.load_bytes * warps),
-    }
+    moved, loaded = max(1, loop.global_bytes * warps), loop.load_bytes * warps
+    rates = {"memory": chip.bandwidth, "issue": moved / issue * chip.clock * chip.sms}
+    if loaded:  # what is stored meanwhile counts, too
+        rates["bytes in flight"] = moved * blocks * chip.sms / MEMORY_LATENCY
     resource = min(rates, key=lambda name: rates[name])
     return Bound(issue, resource, blocks, 0, rates[resource])
 
 
 def steps(part: Part, entry: tuple[int, int, int, int], shape: Blocks, group: int) -> tuple[int, int]:
-    """(unmasked, masked) steps of the program of a table's entry, without a window: the loops' bounds in the kernels."""
+    """(unmasked, masked) steps of the program of a table's entry, without a window, as the kernels loop."""
     start, end, begin, other_end = entry
     if part == "dkdv":
         offset = end - other_end
@@ -116,9 +115,7 @@ def makespan(times: list[float], slots: int) -> float:
     return max(free)
 
 
-def attention_seconds(
-    chip: Chip, work: list[tuple[int, int]], main: Bound, edge: Bound, heads: int
-) -> float:
+def attention_seconds(chip: Chip, work: list[tuple[int, int]], main: Bound, edge: Bound, heads: int) -> float:
     """Of one kernel, its programs' (unmasked, masked) steps given, each for all heads."""
     times = [(a * main.clocks * main.blocks + b * edge.clocks * edge.blocks) + PROGRAM for a, b in work]
     return makespan([t for t in times for _ in range(heads)], chip.sms * main.blocks) / chip.clock

@@ -18,7 +18,8 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.skipif(triton is None or torch.cuda.is_available(), reason="runs in Triton's interpreter"),
 ]
-FLASH, LOSS, DECODE = "flash_attention.py", "linear_cross_entropy.py", "attention_decode.py"
+FORWARD, BACKWARD = "flash_forward.py", "flash_backward.py"
+LOSS, DECODE = "linear_cross_entropy.py", "attention_decode.py"
 CPU, CPU_LAYER = "cpu_attention.py", "cpu_layer.py"
 # (what is wrong, file, line as it is, line as it becomes, tests that must notice)
 MUTANTS = [
@@ -33,13 +34,20 @@ MUTANTS = [
     ("gradient shifted by one", LOSS, "at + v == target", "at + v == target + 1", "cross_entropy"),
     ("gradient halved", LOSS, "d = weight * (", "d = 0.5 * weight * (", "cross_entropy"),
     ("tail unmasked", LOSS, "mask=at + v < V, other", "mask=at + v <= V, other", "cross_entropy"),
-    ("mask off by one", FLASH, "j[None, :] <= i[:, None] + offset", "j[None, :] < i[:, None] + offset", "attention"),
-    ("window off by one", FLASH, "- j[None, :] < window", "- j[None, :] <= window", "attention"),
-    ("dq halved", FLASH, "(out * scale).to(dq", "(out * scale * 0.5).to(dq", "attention"),
-    ("dk of one head alone", FLASH, "range(head * GROUP, (head + 1) * GROUP)", "range(head, head + 1)", "attention"),
-    ("dv zeroed", FLASH, "dvs.to(dv.dtype.element_ty)", "(dvs * 0).to(dv.dtype.element_ty)", "attention"),
-    ("delta forgotten", FLASH, "(dp - delta_i[:, None])\n        out", "dp\n        out", "attention"),
-    ("window's edge left out", FLASH, "start + offset - window + 1)", "start + offset - window + 2)", "attention"),
+    ("mask off by one", FORWARD, "mask = j <= i + offset", "mask = j < i + offset", "attention"),
+    ("window off by one", FORWARD, "i + offset - j < window", "i + offset - j <= window", "attention"),
+    ("window's edge left out", FORWARD, "start + offset - window + 1)", "start + offset - window + 2)", "attention"),
+    ("unmasked too far", FORWARD, "start + offset + 1 - low", "start + BN + offset - low", "attention"),
+    ("window's edge unmasked", FORWARD, "start + BM + offset - window - low", "0 * low", "attention"),
+    ("nothing seen yet", FORWARD, "if EMPTY:", "if False:", "attention"),
+    ("dq halved", BACKWARD, "(out * scale).to(dq", "(out * scale * 0.5).to(dq", "attention"),
+    ("dk of one head alone", BACKWARD, "// BM * GROUP, num", "// BM, num", "attention"),
+    ("dk's edges of one head alone", BACKWARD, "edges * GROUP", "edges", "attention"),
+    ("dv zeroed", BACKWARD, "dvs.to(dv.dtype.element_ty)", "(dvs * 0).to(dv.dtype.element_ty)", "attention"),
+    ("delta forgotten", BACKWARD, "(dp - delta_i[:, None])\n        out", "dp\n        out", "attention"),
+    ("dk unmasked too early", BACKWARD, "start + BN - 1 - offset - low", "start + 1 - offset - low", "attention"),
+    ("dk unmasked beyond the window", BACKWARD, "start - offset + window)", "high + 0 * window)", "attention"),
+    ("between dk's edges", BACKWARD, "(at >= first) & (at < last)", "(at > first) & (at < last)", "attention"),
     ("a split's sum forgotten", DECODE, "weight[:, None], axis=0) / tl", "weight[:, None], axis=0) * 2 / tl", "decode"),
     ("newest key left out", DECODE, "inside = (j < high)", "inside = (j < high - 1)", "decode"),
     ("window off by one", DECODE, "length - window)", "length - window - 1)", "decode"),
@@ -79,7 +87,7 @@ def test_killed(mutant, tmp_path):
     text = path.read_text()
     assert before in text, "the mutant no longer fits the kernel"
     path.write_text(text.replace(before, after))
-    own = sorted(ROOT.glob(f"tests/kernels/test_{file.removesuffix('.py')}*.py"))
+    own = sorted(ROOT.glob(f"tests/kernels/test_{'flash_' if 'flash' in file else file.removesuffix('.py')}*.py"))
     tests = [str(path.relative_to(ROOT)) for path in own] or ["tests/kernels/test_triton.py"]
     command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", "-k", chosen, *tests]
     environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(tmp_path)}
