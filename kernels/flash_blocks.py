@@ -112,8 +112,9 @@ def _tuned(device: torch.device) -> dict[str, Blocks]:
 def blocks_of(
     arch: int | None, device: torch.device, head_dim: int, dtype: torch.dtype, group: int, part: Part
 ) -> Blocks:
-    """The tuned entry of this machine's GPU, or else the safe one of its architecture; with `arch`, that one's."""
-    if arch is not None:
-        return safe_blocks(arch, head_dim, dtype, part)
+    """The tuned entry of this machine's GPU, or else the safe one of its architecture; with `arch`, that one's. In the
+    interpreter, the oldest architecture's."""
+    if arch is not None or device.type != "cuda":
+        return safe_blocks(arch or min(SHARED), head_dim, dtype, part)
     name = entry_name(part, str(dtype).removeprefix("torch."), head_dim, group)
     return _tuned(device).get(name) or safe_blocks(_architecture(device), head_dim, dtype, part)

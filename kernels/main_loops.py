@@ -158,6 +158,7 @@ def markdown(compiled: Sequence["Compiled"]) -> list[str]:
         lines += [
             "",
             f"With edges and the last programs, {TOKENS} tokens in one document, {HEADS} query heads of 128 and",
-            f"{HEADS // GROUP} key heads: at most {forward / 1e12:.0f} TFLOP/s forward and {backward / 1e12:.0f} backward. Not run on a GPU.",
+            f"{HEADS // GROUP} key heads: at most {forward / 1e12:.0f} TFLOP/s forward,",
+            f"{backward / 1e12:.0f} backward. Not run on a GPU.",
         ]
     return lines
