@@ -259,7 +259,7 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     for module in (lora, rms_norm, rope, swiglu):
-        module.use_triton = lambda *_: True
+        vars(module)["use_triton"] = lambda *_: True
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
@@ -325,11 +325,11 @@ def compile_all(arch: int, chosen: Iterator[tuple[str, Callable[[], object]]]) -
     return compiled, failed
 
 
-def shown() -> list[Compiled]:
-    """The launches of SHOWN for sm_90, compiled; their lines go to standard error."""
-    chosen = (launch for launch in launches() if SHOWN.fullmatch(launch[0]))
+def shown(*architectures: int) -> list[Compiled]:
+    """The launches of SHOWN, compiled; their lines go to standard error."""
     with contextlib.redirect_stdout(sys.stderr):
-        return compile_all(main_loops.ARCH, chosen)[0]
+        chosen = [launch for launch in launches() if SHOWN.fullmatch(launch[0])]
+        return [c for arch in architectures for c in compile_all(arch, iter(chosen))[0]]
 
 
 def main() -> None:
@@ -337,10 +337,14 @@ def main() -> None:
     if len(chosen) > 1 or not set(chosen) <= {"--model", "--loops", "--readme"}:
         sys.exit(f"ptst.kernels.compile: {' '.join(chosen)} is none of --model, --loops, --readme")
     if chosen == ["--model"]:
-        print("\n".join(main_loops.markdown(shown())))
+        print("\n".join(main_loops.markdown(shown(main_loops.ARCH))))
+        return
+    before, section, after = readme_parts()
+    if chosen == ["--readme"]:
+        README.write_text(before + readme_section(shown(*FULL)) + after)
         return
     if chosen == ["--loops"]:
-        main_loops.write(triton.__version__, shown())
+        main_loops.write(triton.__version__, shown(main_loops.ARCH))
         return
     print(f"triton {triton.__version__}")
     print(f"{'kernel':16} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
@@ -349,11 +353,7 @@ def main() -> None:
         found, faults = compile_all(arch, launches() if arch in FULL else attention_launches())
         compiled += found
         failed += faults
-    before, section, after = readme_parts()
-    now = readme_section(compiled)
-    if chosen == ["--readme"]:
-        README.write_text(before + now + after)
-    elif f"Triton {triton.__version__} " in section and section != now:
+    if f"Triton {triton.__version__} " in section and section != readme_section(compiled):
         failed += 1
         print("kernels/README.md is out of date: python -m ptst.kernels.compile --readme")
     for fault in main_loops.grown(triton.__version__, compiled):

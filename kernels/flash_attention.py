@@ -44,8 +44,9 @@ def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, group: int, 
     return blocks_of(ARCH, device, head_dim, dtype, group, part)
 
 
-def _work(start: int, end: int, begin: int, other_end: int, size: int, window: int, of_keys: bool) -> int:
+def _work(entry: tuple[int, int, int, int], size: int, window: int, of_keys: bool) -> int:
     """Tokens of the other tensor that a block has to do with: its loop in the kernels."""
+    start, end, begin, other_end = entry
     last = min(start + size, end)
     if of_keys:
         offset = end - other_end
@@ -68,7 +69,7 @@ def table(
     is the number of keys that the block's queries see, or (`of_keys`) of queries that see the block's keys."""
     spans = zip(cu_own, cu_own[1:], cu_other, cu_other[1:], strict=False)
     entries = [(start, b, c, d) for a, b, c, d in spans for start in range(a, b, size)]
-    entries.sort(key=lambda entry: _work(*entry, size, window, of_keys), reverse=True)
+    entries.sort(key=lambda entry: _work(entry, size, window, of_keys), reverse=True)
     found = torch.tensor(entries, dtype=torch.int32).reshape(-1, 4)
     if device.type == "cuda":  # from pageable memory, the host would wait for everything that is queued
         return found.pin_memory().to(device, non_blocking=True)
@@ -98,7 +99,7 @@ def _descriptors(*tensors: Tensor, rows: int, wide: int, tma: bool) -> tuple:
 def _constants(shape: Blocks, q_THD: Tensor, window: int, tma: bool) -> dict[str, object]:
     """What a kernel is compiled for."""
     D, wide = q_THD.shape[2], _wide(q_THD)
-    sizes = {"BM": shape.queries, "BN": shape.keys, "BD": wide, "EDGE": shape.edge}
+    sizes: dict[str, object] = {"BM": shape.queries, "BN": shape.keys, "BD": wide, "EDGE": shape.edge}
     copies = {"STAGES": shape.stages, "EDGE_STAGES": shape.edge_stages, "TMA": tma, "WHOLE": wide == D}
     kind = {"WINDOW": window > 0, "IEEE": q_THD.dtype == torch.float32}
     return sizes | copies | kind | {"num_warps": shape.warps, "num_stages": shape.stages}

@@ -43,7 +43,8 @@ def run_tune_kernels(config: TuneKernelsConfig) -> dict[str, Any]:
         raise UserError("there is no GPU here, and nothing else uses these kernels", "run it on a machine with one")
     gpu = torch.cuda.get_device_name()
     major, minor = torch.cuda.get_device_capability()
-    timer, entries = gpu_timer(config.tokens), {}
+    timer = gpu_timer(config.tokens)
+    entries: dict[str, dict[str, Any]] = {}
     for head_dim in config.head_dims:
         for group in config.groups:
             found = tune(timer, 10 * major + minor, head_dim, group)
