@@ -60,8 +60,11 @@ def test_with_and_without_descriptors(window, monkeypatch):
         results.append(run(leaves, cu, window=window))
     assert used == [True] * 3 + [False] * 3
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    exact = plain(cu, cu, window)(*(x.double() for x in leaves))
-    assert (results[0][0] - exact).norm() <= 1e-6 * exact.norm()
+    exact_leaves = [x.detach().double().requires_grad_() for x in leaves]
+    exact = plain(cu, cu, window)(*exact_leaves)
+    (exact * torch.linspace(-1, 1, exact.numel()).view(exact.shape)).sum().backward()
+    for found, wanted in zip(results[0], [exact.detach(), *(x.grad for x in exact_leaves)], strict=True):
+        assert (found - wanted).norm() <= 1e-6 * wanted.norm()
 
 
 def test_what_a_descriptor_cannot_hold_is_loaded_by_address():
