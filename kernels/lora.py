@@ -25,7 +25,7 @@ from ptst.kernels.dispatch import block, check_alike, jit, tl, triton, use_trito
 Adapter = tuple[Tensor, Tensor] | None  # (A, B) of a layer, or None for a layer without an adapter
 
 # (tokens, columns, ranks, warps, stages) of a block by bytes per element; ranks at most. No register spills (python
-# benchmarks/compile_kernels.py); not yet timed.
+# ptst.kernels.compile); not yet timed.
 SHRINK = {2: (32, 128, 128, 4, 3), 4: (32, 32, 64, 4, 1)}
 EXPAND = {2: (64, 64, 64, 4, 1), 4: (32, 32, 32, 4, 1)}
 WEIGHT_GRADIENT = {2: (64, 64, 128, 4, 3), 4: (32, 32, 64, 4, 1)}

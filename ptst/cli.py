@@ -40,6 +40,7 @@ COMMANDS = {
     "push": "upload a run or an exported folder to the hub",
     "align": "give a small chat model some safety to lose",
     "defend": "compute a safer model from a tuned one, in weight space",
+    "tune-kernels": "time the attention kernels' block shapes on this machine's GPU",
 }
 # Earlier spellings, for one version.
 _OLD_FLAGS = {"micro-tokens": "micro-batch-tokens", "recompute": "activation-checkpointing"}
@@ -77,14 +78,15 @@ def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print("usage: ptst COMMAND [flags]; ptst COMMAND --help lists them\n")
-        print("\n".join(f"  {command:8}{meaning}" for command, meaning in COMMANDS.items()))
+        print("\n".join(f"  {command:14}{meaning}" for command, meaning in COMMANDS.items()))
     elif name == "--version":
         from ptst import __version__
 
         print(f"ptst {__version__}")
     elif name in COMMANDS:
         sys.argv[:2] = [f"ptst {name}"]
-        importlib.import_module(f"ptst.{'audit.__main__' if name == 'audit' else name}").main()
+        module = "audit.__main__" if name == "audit" else name.replace("-", "_")
+        importlib.import_module(f"ptst.{module}").main()
     else:
         _fail("ptst", str(unknown_name("command", name, COMMANDS)))
 

@@ -39,6 +39,7 @@ CONFIGS = {
     "serve": "ptst.serving.config:ServeConfig",
     "export": "ptst.exporting.config:ExportConfig",
     "defend": "ptst.defenses.command_config:DefendConfig",
+    "tune-kernels": "ptst.tune_kernels:TuneKernelsConfig",
 }
 ROOMS = ("ptst", "kernels", "tests", "docs", "benchmarks", "examples", ".github", ".ci")
 

@@ -1,15 +1,19 @@
 """Compile every kernel ahead of time, without a GPU: does it compile, fit into shared memory, and stay in registers?
 
-    python benchmarks/compile_kernels.py            a table for sm_80 (A100) and sm_90 (H100, H200)
-    python benchmarks/compile_kernels.py --readme   also updates the table in kernels/README.md
+    python -m ptst.kernels.compile            a table for sm_80 (A100) and sm_90 (H100, H200); of the others attention
+    python -m ptst.kernels.compile --model    what the main loops of sm_90 do, and their bounds (main_loops.py)
+    python -m ptst.kernels.compile --loops    writes main_loops.json, for the Triton that is installed
+    python -m ptst.kernels.compile --readme   writes the tables in kernels/README.md
 
 The kernels' own launch code runs on meta tensors over a stub driver, so that each launch is compiled with exactly the
-specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs. Exits with 1 on failure.
+specialization it has on a GPU (divisibility of pointers and strides, constants). Nothing runs. Exits with 1 on failure:
+also where one of the main loops that README shows has grown by more than 5 % against main_loops.json.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 import subprocess
@@ -21,7 +25,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
@@ -30,11 +33,21 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from ptst.kernels import attention_decode, flash_attention, linear_cross_entropy, lora, rms_norm, rope, swiglu
+from ptst.kernels import (
+    attention_decode,
+    flash_attention,
+    linear_cross_entropy,
+    lora,
+    main_loops,
+    rms_norm,
+    rope,
+    swiglu,
+)
+from ptst.kernels.flash_blocks import SHARED
+from ptst.kernels.machine_code import Loop, disassemble, loops
 
-# Shared memory of one block, bytes (CUDA programming guide, compute capabilities 8.0 and 9.0).
-SHARED = {80: 163 * 1024, 90: 227 * 1024}
-README = Path(__file__).resolve().parents[1] / "kernels/README.md"
+FULL = (80, 90)  # for these every kernel, for the others attention's
+README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
@@ -56,13 +69,19 @@ class Compiled:
     warps: int
     blocks: str  # block shapes, by the kernel's names
     wgmma: bool  # whether it uses the warpgroup MMA of sm_90
+    stages: int = 1
+    tma_bytes: int = 0  # of all tiles that descriptors copy in one passage
+    tiles: int = 0  # such tiles
+    main: Loop | None = None  # read where bounds are computed: half precision on sm_90
+    edge: Loop | None = None
 
     @property
     def faults(self) -> list[str]:
         spills = ["spills"] if self.stack or self.local else []
         large = ["too much shared memory"] if self.shared > SHARED[self.arch] else []
         multiplies = self.name in ("forward", "dq", "dkdv") and "attention" in self.note and "float32" not in self.note
-        slow = ["no warpgroup MMA"] if multiplies and self.arch == 90 and not self.wgmma else []
+        wide = "D=256" in self.note and self.name != "forward"  # flash_blocks.py says why
+        slow = ["no warpgroup MMA"] if multiplies and self.arch == 90 and not (self.wgmma or wide) else []
         return spills + large + slow
 
 
@@ -125,12 +144,15 @@ def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
     found: list[Compiled] = []
     kept, run = driver._active, runtime.JITFunction.run
     driver.set_active(_Stub(GPUTarget("cuda", arch, 32)))
+    disassembled = arch == main_loops.ARCH and SHOWN.fullmatch(note)
 
     def compile_only(self, *args, grid, warmup, **named):
         self.device_caches.clear()  # cached by device, which is always the same one here
         kernel = run(self, *args, grid=grid, warmup=True, **named)
         kernel = kernel.result() if hasattr(kernel, "result") else kernel
         usage = _usage(kernel.asm["cubin"])
+        main, edges = loops(disassemble(kernel.asm["cubin"])) if disassembled else (None, [])
+        tiles = [a for a in args if type(a).__name__ == "TensorDescriptor"]
         found.append(
             Compiled(
                 self.__name__.lstrip("_"),
@@ -143,6 +165,11 @@ def recording(arch: int, note: str) -> Iterator[list[Compiled]]:
                 kernel.metadata.num_warps,
                 " ".join(f"{k}={v}" for k, v in named.items() if k.startswith("B") and k.isupper()),
                 "wgmma.mma_async" in kernel.asm["ptx"],
+                kernel.metadata.num_stages,
+                sum(math.prod(t.block_shape) * t.base.element_size() for t in tiles),
+                len(tiles),
+                main,
+                edges[-1] if edges else None,
             )
         )
         return kernel
@@ -171,7 +198,14 @@ def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Forward and backward for the models' head sizes, two documents, with and without a window."""
     forward, backward = flash_attention.op._init_fn, flash_attention.backward_op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for heads, kv_heads, head_dim, window in ((32, 8, 64, 0), (32, 8, 128, 0), (32, 8, 128, 4096), (28, 4, 128, 0)):
+        for heads, kv_heads, head_dim, window in (
+            (32, 8, 64, 0),
+            (32, 8, 96, 0),
+            (32, 8, 128, 0),
+            (32, 8, 128, 4096),
+            (28, 4, 128, 0),
+            (16, 8, 256, 4096),
+        ):
             q, k = (meta(512, n, head_dim, dtype=dtype) for n in (heads, kv_heads))
             lse, bounds = meta(heads, 512), [0, 200, 512]
             group = "" if heads == 32 else f" H={heads} K={kv_heads}"  # Qwen2's: no power of two
@@ -225,7 +259,7 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     for module in (lora, rms_norm, rope, swiglu):
-        module.use_triton = lambda *_: True
+        vars(module)["use_triton"] = lambda *_: True
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
@@ -255,13 +289,14 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def readme_section(compiled: list[Compiled]) -> str:
-    """The text between the marks in README: Triton's version and the launches of SHOWN."""
-    lines = [f"As Triton {triton.__version__} compiles them (`python benchmarks/compile_kernels.py --readme`):", ""]
+    """The text between the marks in README: Triton's version and the launches of SHOWN, then the main loops."""
+    lines = [f"As Triton {triton.__version__} compiles them (`python -m ptst.kernels.compile --readme`):", ""]
     lines += ["| kernel | launch | architecture | blocks | warps | registers | spilled | shared |", "|" + "---|" * 8]
     for c in compiled:
-        if SHOWN.fullmatch(c.note):
+        if SHOWN.fullmatch(c.note) and c.arch in FULL:
             sizes = f"{c.warps} | {c.registers} | {c.stack + c.local} | {c.shared / 1024:.1f} KiB |"
             lines.append(f"| {c.name} | {c.note} | sm_{c.arch} | {c.blocks} | {sizes}")
+    lines += ["", *main_loops.markdown([c for c in compiled if SHOWN.fullmatch(c.note)])]
     return "\n".join(["", *lines, ""])
 
 
@@ -272,33 +307,59 @@ def readme_parts() -> list[str]:
     return list(found.groups())
 
 
+def compile_all(arch: int, chosen: Iterator[tuple[str, Callable[[], object]]]) -> tuple[list[Compiled], int]:
+    """What was compiled, a line printed for each, and the number of faults."""
+    flash_attention.ARCH = arch
+    compiled: list[Compiled] = []
+    failed = 0
+    for note, launch in chosen:
+        with recording(arch, note) as found:
+            launch()
+        compiled += found
+        for c in found:
+            failed += bool(c.faults)
+            sizes = f"{c.warps:5d} {c.registers:9d} {c.stack:5d} {c.shared:8d}"
+            print(f"{c.name:16} {c.note:38} sm_{c.arch:3} {sizes}  {', '.join(c.faults)}", flush=True)
+        if not found:
+            failed += 1
+            print(f"{note}: nothing was compiled")
+    return compiled, failed
+
+
+def shown(*architectures: int) -> list[Compiled]:
+    """The launches of SHOWN, compiled; their lines go to standard error."""
+    with contextlib.redirect_stdout(sys.stderr):
+        chosen = [launch for launch in launches() if SHOWN.fullmatch(launch[0])]
+        return [c for arch in architectures for c in compile_all(arch, iter(chosen))[0]]
+
+
 def main() -> None:
-    write = sys.argv[1:] == ["--readme"]
-    if sys.argv[1:] and not write:
-        sys.exit(f"benchmarks/compile_kernels.py: unknown arguments {' '.join(sys.argv[1:])}; --readme is the only one")
+    chosen = sys.argv[1:]
+    if len(chosen) > 1 or not set(chosen) <= {"--model", "--loops", "--readme"}:
+        sys.exit(f"ptst.kernels.compile: {' '.join(chosen)} is none of --model, --loops, --readme")
+    if chosen == ["--model"]:
+        print("\n".join(main_loops.markdown(shown(main_loops.ARCH))))
+        return
+    before, section, after = readme_parts()
+    if chosen == ["--readme"]:
+        README.write_text(before + readme_section(shown(*FULL)) + after)
+        return
+    if chosen == ["--loops"]:
+        main_loops.write(triton.__version__, shown(main_loops.ARCH))
+        return
     print(f"triton {triton.__version__}")
     print(f"{'kernel':16} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed, compiled = 0, []
     for arch in SHARED:
-        flash_attention.ARCH = arch
-        for note, launch in launches():
-            with recording(arch, note) as found:
-                launch()
-            compiled += found
-            for c in found:
-                failed += bool(c.faults)
-                sizes = f"{c.warps:5d} {c.registers:9d} {c.stack:5d} {c.shared:8d}"
-                print(f"{c.name:16} {c.note:38} sm_{c.arch:3} {sizes}  {', '.join(c.faults)}")
-            if not found:
-                failed += 1
-                print(f"{note}: nothing was compiled")
-    before, section, after = readme_parts()
-    now = readme_section(compiled)
-    if write:
-        README.write_text(before + now + after)
-    elif f"Triton {triton.__version__} " in section and section != now:
+        found, faults = compile_all(arch, launches() if arch in FULL else attention_launches())
+        compiled += found
+        failed += faults
+    if f"Triton {triton.__version__} " in section and section != readme_section(compiled):
         failed += 1
-        print("kernels/README.md is out of date: python benchmarks/compile_kernels.py --readme")
+        print("kernels/README.md is out of date: python -m ptst.kernels.compile --readme")
+    for fault in main_loops.grown(triton.__version__, compiled):
+        failed += 1
+        print(fault)
     if failed:
         sys.exit(1)
 

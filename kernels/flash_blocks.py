@@ -1,0 +1,120 @@
+"""Block shapes of flash attention: by architecture, head_dim and pass; those tuned on this machine come first.
+
+The entries below are the safe ones: python -m ptst.kernels.compile compiles each for its architecture and fails if a
+register spills or the GPU's shared memory does not suffice. None has been timed. `ptst tune-kernels` times the
+candidates on the machine at hand and keeps the fastest (tuned.py).
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from ptst.kernels.tuned import entry_name, read_tuned
+
+Part = Literal["forward", "dq", "dkdv"]
+PARTS: tuple[Part, ...] = ("forward", "dq", "dkdv")
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A program takes `queries` (forward, dq) or `keys` (dk, dv), and steps by the other; `edge`: the step where scores
+    are masked. `stages`: blocks in the pipeline of copies; `tma`: copied by tensor descriptor."""
+
+    queries: int
+    keys: int
+    edge: int
+    warps: int
+    stages: int
+    edge_stages: int = 1
+    tma: bool = False
+
+
+# Shared memory that a program can have, bytes (CUDA programming guide, table of compute capabilities).
+SHARED = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
+
+# By head_dim, up to that many columns. Half precision.
+_SM80: dict[int, dict[Part, Blocks]] = {
+    64: {"forward": Blocks(128, 64, 64, 8, 3), "dq": Blocks(64, 64, 64, 8, 2), "dkdv": Blocks(32, 64, 32, 4, 2)},
+    128: {"forward": Blocks(128, 64, 32, 8, 3), "dq": Blocks(64, 64, 32, 8, 2), "dkdv": Blocks(64, 64, 32, 8, 2)},
+    256: {"forward": Blocks(64, 32, 32, 8, 2), "dq": Blocks(64, 32, 32, 8, 1), "dkdv": Blocks(16, 64, 16, 8, 1)},
+}
+_SM86: dict[int, dict[Part, Blocks]] = {
+    64: {"forward": Blocks(128, 64, 64, 8, 2), "dq": Blocks(64, 64, 64, 8, 2), "dkdv": Blocks(32, 64, 32, 4, 2)},
+    128: {"forward": Blocks(64, 64, 32, 4, 2), "dq": Blocks(64, 32, 32, 4, 2), "dkdv": Blocks(32, 64, 32, 8, 2)},
+    256: {"forward": Blocks(64, 32, 32, 8, 1), "dq": Blocks(32, 32, 32, 4, 1), "dkdv": Blocks(16, 32, 16, 8, 1)},
+}
+_SM90: dict[int, dict[Part, Blocks]] = {
+    64: {
+        "forward": Blocks(128, 64, 64, 8, 3, 2, True),
+        "dq": Blocks(128, 64, 64, 8, 3, 2, True),
+        "dkdv": Blocks(64, 128, 32, 8, 3, 2, True),
+    },
+    128: {
+        "forward": Blocks(128, 128, 64, 8, 3, 2, True),
+        "dq": Blocks(128, 64, 32, 8, 3, 2, True),
+        "dkdv": Blocks(64, 128, 32, 8, 3, 2, True),
+    },
+    256: {
+        # Warpgroup products of 256 columns leave no registers for a second one: backward does without them.
+        "forward": Blocks(128, 64, 16, 8, 2, 1, True),
+        "dq": Blocks(32, 32, 32, 4, 1),
+        "dkdv": Blocks(32, 32, 16, 8, 1, 1, True),
+    },
+}
+_SM100: dict[int, dict[Part, Blocks]] = {
+    64: {
+        "forward": Blocks(128, 64, 64, 4, 3, 1, True),
+        "dq": Blocks(128, 64, 64, 4, 3, 1, True),
+        "dkdv": Blocks(64, 128, 32, 8, 2, 1, True),
+    },
+    128: {
+        "forward": Blocks(128, 64, 64, 8, 3, 1, True),
+        "dq": Blocks(128, 64, 32, 4, 2, 1, True),
+        "dkdv": Blocks(64, 128, 32, 8, 2, 1, True),
+    },
+    256: {
+        "forward": Blocks(128, 64, 16, 8, 2, 1, True),
+        "dq": Blocks(64, 32, 32, 8, 2, 1, True),
+        "dkdv": Blocks(32, 64, 16, 8, 1, 1, True),
+    },
+}
+_SM120 = _SM86 | {128: _SM86[128] | {"forward": Blocks(64, 32, 32, 4, 3)}}
+BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM120}
+# Twice the bytes, and no tensor cores.
+FLOAT32: dict[int, dict[Part, Blocks]] = {
+    64: {"forward": Blocks(32, 32, 32, 4, 1), "dq": Blocks(32, 32, 32, 8, 1), "dkdv": Blocks(16, 16, 16, 4, 1)},
+    128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 16, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
+    256: {"forward": Blocks(16, 16, 16, 8, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
+}
+
+
+def safe_blocks(arch: int, head_dim: int, dtype: torch.dtype, part: Part) -> Blocks:
+    """The safe entry of an architecture (90 for sm_90); of one without entries, that of the nearest older one."""
+    size = next(size for size in (64, 128, 256) if head_dim <= size)
+    if dtype == torch.float32:
+        return FLOAT32[size][part]
+    return BLOCKS[max(known for known in BLOCKS if known <= max(arch, 80))][size][part]
+
+
+@lru_cache
+def _architecture(device: torch.device) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@lru_cache
+def _tuned(device: torch.device) -> dict[str, Blocks]:
+    return {name: Blocks(**settings) for name, settings in read_tuned(torch.cuda.get_device_name(device)).items()}
+
+
+def blocks_of(
+    arch: int | None, device: torch.device, head_dim: int, dtype: torch.dtype, group: int, part: Part
+) -> Blocks:
+    """The tuned entry of this machine's GPU, or else the safe one of its architecture; with `arch`, that one's. In the
+    interpreter, the oldest architecture's."""
+    if arch is not None or device.type != "cuda":
+        return safe_blocks(arch or min(SHARED), head_dim, dtype, part)
+    name = entry_name(part, str(dtype).removeprefix("torch."), head_dim, group)
+    return _tuned(device).get(name) or safe_blocks(_architecture(device), head_dim, dtype, part)
