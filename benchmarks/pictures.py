@@ -50,7 +50,7 @@ def blue(share: float) -> tuple[str, str]:
 
 def matrix(study: Study) -> str:
     """The attack success rate for each pair of training and test template."""
-    names = study.trains
+    names = ("chat:vanilla", "chat:alpaca", "chat:llama")
     left, top, width, height = 190, 88, 150, 62
     parts = [
         text(16, 26, "Attack success rate: harmful requests complied with, %", "bold"),
