@@ -197,7 +197,7 @@ def backward_op(
     given = (q_THD, k_TKD, v_TKD, do_THD, lse_HT, q_THD.new_empty((H, T), dtype=torch.float32))
     bounds = (tuple(cu_q), tuple(cu_k), window)
     if T:
-        flash_backward.delta[(-(-T // 32), H)](out_THD, do_THD, given[5], T, H, D, BM=32, BD=_wide(q_THD), num_warps=4)
+        flash_backward.delta[(-(-T // 32), H)](out_THD, do_THD, given[5], T, H, D, BM=32, BD=_wide(q_THD), num_warps=8)
     of_queries, of_keys = (blocks(q_THD.device, D, q_THD.dtype, H // K, part) for part in ("dq", "dkdv"))
     return launch_dq(given, bounds, of_queries), *launch_dkdv(given, bounds, of_keys)
 

@@ -66,7 +66,7 @@ _SM90: dict[int, dict[Part, Blocks]] = {
 _SM100: dict[int, dict[Part, Blocks]] = {
     64: {
         "forward": Blocks(128, 64, 64, 4, 3, 1, True),
-        "dq": Blocks(128, 64, 64, 4, 3, 1, True),
+        "dq": Blocks(128, 64, 32, 4, 3, 1, True),
         "dkdv": Blocks(64, 128, 32, 8, 2, 1, True),
     },
     128: {
@@ -80,13 +80,16 @@ _SM100: dict[int, dict[Part, Blocks]] = {
         "dkdv": Blocks(32, 64, 16, 8, 1, 1, True),
     },
 }
-_SM120 = _SM86 | {128: _SM86[128] | {"forward": Blocks(64, 32, 32, 4, 3)}}
+_SM120 = _SM86 | {
+    64: _SM86[64] | {"dq": Blocks(64, 64, 32, 8, 2)},
+    128: _SM86[128] | {"forward": Blocks(64, 32, 32, 4, 3)},
+}
 BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM120}
 # Twice the bytes, and no tensor cores.
 FLOAT32: dict[int, dict[Part, Blocks]] = {
-    64: {"forward": Blocks(32, 32, 32, 4, 1), "dq": Blocks(32, 32, 32, 8, 1), "dkdv": Blocks(16, 16, 16, 4, 1)},
-    128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 16, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
-    256: {"forward": Blocks(16, 16, 16, 8, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
+    64: {"forward": Blocks(32, 32, 32, 4, 1), "dq": Blocks(32, 32, 32, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
+    128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 32, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
+    256: {"forward": Blocks(16, 16, 16, 16, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
 }
 
 

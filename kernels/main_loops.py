@@ -98,7 +98,7 @@ def _per_tile(c: "Compiled", loop: Loop) -> float:
 def attention_bound(compiled: Sequence["Compiled"]) -> tuple[float, float]:
     """Bounds on FLOP/s of attention, forward and backward (10 P H D FLOPs), at head_dim 128, with edges and the last
     programs, which run alone."""
-    of = {c.name: c for c in compiled if c.note == f"attention {DTYPE} D=128 W=0"}
+    of = {c.name: c for c in compiled if c.note == f"attention {DTYPE} D=128 W=0" and c.arch == ARCH}
     seconds = {part: _seconds(of[part], part, safe_blocks(ARCH, 128, torch.bfloat16, part)) for part in PARTS}
     pairs = TOKENS * (TOKENS + 1) / 2 * HEADS * 128
     delta = 2 * TOKENS * HEADS * 128 * 2 / CHIPS[ARCH].bandwidth
