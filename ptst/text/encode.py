@@ -119,8 +119,18 @@ class _Work:
         token_boundaries: list[int] = []
         lossy: list[Lossy] = []
         runs = iter(filled)
+        encoded = self._encoded
         for step in steps:
-            piece = self._piece(step, next(runs), texts) if isinstance(step, RunForm) else step
+            if isinstance(step, RunForm):
+                run = next(runs)
+                own = encoded[run[1]]
+                if run[0] is run[1] and not self._lossy and isinstance(own, list):  # which is most of them
+                    ids += own
+                    loss_mask += [False] * len(own)
+                    continue
+                piece = self._piece(step, run, texts)
+            else:
+                piece = step
             if isinstance(piece, UserError):
                 return piece
             if piece.token_boundary is not None:

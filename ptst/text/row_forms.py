@@ -6,6 +6,7 @@ Conversations of the same roles differ under one prompt format in these texts al
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from ptst.errors import UserError
@@ -28,15 +29,23 @@ class RunForm:
     given: Pieces | None = None
     said: Pieces | None = None
     fixed: Runs | None = None
+    trained: bool = False
+    words: tuple["Words", "Words"] | None = None
+
+    def set(self, given: Pieces, said: Pieces) -> None:
+        """Set what it is made of."""
+        self.given, self.said, self.words = given, said, (Words(given), Words(said))
+        self.trained = any(segment.trained for segment in self.segments)
+        if all(isinstance(piece, str) for piece in (*given, *said)):
+            self.fixed = self.fill(())
 
     def fill(self, texts: Sequence[str]) -> Runs:
         """The run with the texts of messages."""
-        assert self.given is not None
-        prompt = "".join([piece if isinstance(piece, str) else texts[piece] for piece in self.given])
+        assert self.words is not None
+        given, said = self.words
+        prompt = given.fill(texts)
         run = prompt, self.bare
-        if not self.said:
-            return run, run
-        return run, ("".join([prompt, *[p if isinstance(p, str) else texts[p] for p in self.said]]), self.bare)
+        return run, ((prompt + said.fill(texts), self.bare) if self.said else run)
 
     def parts(self, texts: Sequence[str]) -> list[tuple[str, str]]:
         """(author, text) of each segment."""
@@ -44,10 +53,31 @@ class RunForm:
         filled = [piece if isinstance(piece, str) else texts[piece] for piece in pieces]
         return [(segment.author, text) for segment, text in zip(self.segments, filled, strict=True)]
 
-    @property
-    def trained(self) -> bool:
-        """Whether what the model samples of it is trained on."""
-        return any(segment.trained for segment in self.segments)
+
+class Words:
+    """Pieces to fill many times: one place with words around it, mostly."""
+
+    def __init__(self, pieces: Pieces):
+        self._pieces = pieces
+        texts = ["".join(map(str, run)) for is_place, run in groupby(pieces, _is_place) if not is_place]
+        places = [piece for piece in pieces if isinstance(piece, int)]
+        self._place = places[0] if len(places) == 1 else None
+        self._constant = "".join(texts) if not places else None
+        first = bool(pieces) and _is_place(pieces[0])
+        self._before = "" if first or not texts else texts[0]
+        self._after = "" if not texts or _is_place(pieces[-1]) else texts[-1]
+
+    def fill(self, texts: Sequence[str]) -> str:
+        """All of them as one text."""
+        if self._place is not None:
+            return f"{self._before}{texts[self._place]}{self._after}"
+        if self._constant is not None:
+            return self._constant
+        return "".join([piece if isinstance(piece, str) else texts[piece] for piece in self._pieces])
+
+
+def _is_place(piece: str | int) -> bool:
+    return isinstance(piece, int)
 
 
 class RowForm:
@@ -72,9 +102,7 @@ class RowForm:
             number = sum(not segment.sampled for segment in run.segments)
             last = all(segment.sampled for segment in run.segments[number:])
             assert last, "within a run of text, what the model samples comes last"
-            run.given, run.said = own[:number], own[number:]
-            if all(isinstance(piece, str) for piece in own):
-                run.fixed = run.fill(())
+            run.set(own[:number], own[number:])
 
     @cached_property
     def open(self) -> list[RunForm]:
