@@ -32,7 +32,7 @@ _LINE = "\n"
 _BLOCK = 4096  # conversations that are read at once
 _AT_ONCE = 64  # that are written at once
 _NOT_TRAINED = ", false"
-_quoted = json.encoder.encode_basestring_ascii  # type: ignore[attr-defined]
+_quoted = json.encoder.encode_basestring_ascii
 
 
 def serialized(conversation: Conversation) -> bytes:

@@ -87,6 +87,11 @@ class _Piece:
     token_boundary: int | None = None
     lossy: Lossy | None = None
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing else to tell."""
+        return self.token_boundary is None and self.lossy is None
+
 
 class _Work:
     """Encoded runs, put together to rows."""
@@ -103,8 +108,7 @@ class _Work:
                 continue
             piece = self._control(run.segments[0]) if run.fixed is None else self._piece(run, run.fixed, ())
             last = steps[-1] if steps else None
-            plain = isinstance(piece, _Piece) and piece.token_boundary is None and piece.lossy is None
-            if plain and isinstance(last, _Piece):
+            if isinstance(piece, _Piece) and isinstance(last, _Piece) and piece.is_plain:
                 last.ids, last.loss_mask = last.ids + piece.ids, last.loss_mask + piece.loss_mask
             else:
                 steps.append(piece)
