@@ -30,11 +30,18 @@ FOLDER = "rows"
 VERSION = 1  # of the format
 _LINE = "\n"
 _BLOCK = 4096  # conversations that are read at once
+_AT_ONCE = 64  # that are written at once
+_NOT_TRAINED = ", false"
+_quoted = json.encoder.encode_basestring_ascii
 
 
 def serialized(conversation: Conversation) -> bytes:
-    """The messages as fingerprints and splits have them. An answer that is left out of the loss has one entry more."""
-    return json.dumps([[m.role, m.content, *[False] * (not m.trained)] for m in conversation.messages]).encode()
+    """The messages as fingerprints and splits have them, in JSON as `json.dumps` writes it. An answer that is left out
+    of the loss has one entry more."""
+    found = [
+        f"[{_quoted(m.role)}, {_quoted(m.content)}{'' if m.trained else _NOT_TRAINED}]" for m in conversation.messages
+    ]
+    return f"[{', '.join(found)}]".encode()
 
 
 class KeptRows(Sequence[Conversation]):
@@ -229,16 +236,26 @@ def keep(
         digest, at = hashlib.sha256(), 0
         sources: dict[str, int] = {}
         offsets, file_of, numbers = array("q", [0]), array("i"), array("q")
+
+        def write(lines: list[bytes]) -> None:
+            joined = b"".join(lines)
+            digest.update(joined)
+            writer.add("messages", joined)
+            lines.clear()
+
         with paused_collector():
+            lines: list[bytes] = []
             for conversation in rows():
                 line = serialized(conversation) + b"\n"
-                digest.update(line)
-                writer.add("messages", line)
+                lines.append(line)
                 at += len(line)
                 name, _, number = conversation.source.rpartition(":")
                 offsets.append(at)
                 file_of.append(sources.setdefault(name, len(sources)))
                 numbers.append(int(number))
+                if len(lines) == _AT_ONCE:
+                    write(lines)
+            write(lines)
         for name, found in (("messages", b""), ("offsets", offsets), ("file_of", file_of), ("numbers", numbers)):
             writer.add(name, found if isinstance(found, bytes) else found.tobytes())
         writer.about |= {"fingerprint": digest.hexdigest(), "sources": [*sources], "known": after()}

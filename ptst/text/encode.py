@@ -12,6 +12,7 @@ from typing import Any
 
 from ptst.errors import UserError
 from ptst.text.base_tokenizer import Run
+from ptst.text.row_forms import Row, RowForm, RunForm, Runs
 from ptst.text.segments import Segment
 from ptst.text.tokenizer import Tokenizer
 
@@ -55,98 +56,125 @@ def encode(segments: Sequence[Segment], tokenizer: Tokenizer) -> Example:
 
 
 def encode_all(rows: Sequence[Sequence[Segment] | UserError], tokenizer: Tokenizer) -> list[Example | UserError]:
-    """Many rows at once: every distinct run of text is encoded once, all in one call of the tokenizer's library. Of a
-    row that cannot be encoded, the reason (`encode`), or the one that it came with."""
-    split = [row if isinstance(row, UserError) else _runs(row, tokenizer) for row in rows]
-    runs = [run for row in split if not isinstance(row, UserError) for run in row if run.whole is not None]
-    encoded = tokenizer.encode_all(text for run in runs for text in (run.prompt, run.whole) if text is not None)
-    whole = {run.whole: ids for run in runs if run.whole and isinstance(ids := encoded[run.whole], list)}
-    lossy = tokenizer.lossy(whole)
-    return [row if isinstance(row, UserError) else _joined(row, tokenizer, encoded, lossy) for row in split]
+    """Many rows at once (`encode_forms`). Of a row that cannot be encoded, the reason (`encode`), or the one that it
+    came with."""
+    formed = [row if isinstance(row, UserError) else (RowForm(row, tokenizer), ()) for row in rows]
+    return encode_forms(formed, tokenizer)
+
+
+def encode_forms(rows: Sequence[Row | UserError], tokenizer: Tokenizer) -> list[Example | UserError]:
+    """Rows by their forms: every distinct run of text is encoded once, all in one call of the tokenizer's library. Of a
+    row that cannot be encoded, the reason, as `encode_all`."""
+    forms = {id(row[0]): row[0] for row in rows if not isinstance(row, UserError)}
+    filled = [[] if isinstance(row, UserError) else [run.fill(row[1]) for run in row[0].open] for row in rows]
+    pairs = [pair for own in (*filled, *(form.fixed for form in forms.values())) for pair in own]
+    encoded = tokenizer.encode_all(run for pair in pairs for run in (pair if pair[0] is not pair[1] else pair[:1]))
+    whole = {run: ids for _, run in pairs if isinstance(ids := encoded[run], list)}
+    work = _Work(tokenizer, encoded, tokenizer.lossy(whole))
+    steps = {key: work.steps(form) for key, form in forms.items()}
+    return [
+        row if isinstance(row, UserError) else work.joined(steps[id(row[0])], runs, row[1])
+        for row, runs in zip(rows, filled, strict=True)
+    ]
 
 
 @dataclass(slots=True)
-class _Run:
-    """Segments that are encoded in one call: a control token, or a run of text. `prompt`, `whole`: the prompt's part of
-    it, and all of it, each with whether it is bare; None for a control token."""
+class _Piece:
+    """A part of a row: ids, a loss mask, and as of an example what else is to be told of it."""
 
-    segments: list[Segment]
-    bare: bool = False
-    prompt: Run | None = None
-    whole: Run | None = None
+    ids: list[int]
+    loss_mask: list[bool]
+    token_boundary: int | None = None
+    lossy: Lossy | None = None
 
-
-def _runs(segments: Sequence[Segment], tokenizer: Tokenizer) -> list[_Run]:
-    """Control tokens one by one; between them, the runs of text that are encoded in one call."""
-    runs: list[_Run] = []
-    after: str | None = None  # the control token before
-    open_run: list[Segment] = []
-    for segment in segments:
-        if segment.control:
-            runs.append(_Run([segment]))
-            after, open_run = segment.text, []
-        elif open_run and not segment.apart:
-            open_run.append(segment)
-        else:
-            open_run = [segment]
-            runs.append(_Run(open_run, bare=tokenizer.is_bare(after)))
-    for run in runs:
-        parts = run.segments
-        if parts[0].control:
-            continue
-        given = [s.text for s in parts if not s.sampled]
-        run.prompt = run.whole = "".join(given), run.bare
-        if len(given) < len(parts):
-            said = [s.text for s in parts[len(given) :] if s.sampled]
-            assert len(given) + len(said) == len(parts), "within a run of text, what the model samples comes last"
-            run.whole = "".join([*given, *said]), run.bare
-    return runs
+    @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing else to tell."""
+        return self.token_boundary is None and self.lossy is None
 
 
-def _joined(
-    runs: list[_Run], tokenizer: Tokenizer, encoded: dict[Run, list[int] | UserError], lossy: dict[Run, str]
-) -> Example | UserError:
-    """The row of encoded runs."""
-    ids: list[int] = []
-    loss_mask: list[bool] = []
-    token_boundaries: list[int] = []
-    lost: list[Lossy] = []
-    for run in runs:
-        first = run.segments[0]
-        if run.prompt is None or run.whole is None:
-            try:
-                ids.append(tokenizer.control_id(first.text))
-            except UserError as error:
-                return error
-            loss_mask.append(first.trained)
-            continue
-        all_ids = encoded[run.whole]
-        prompt_ids = all_ids if run.whole is run.prompt else encoded[run.prompt]
+class _Work:
+    """Encoded runs, put together to rows."""
+
+    def __init__(self, tokenizer: Tokenizer, encoded: dict[Run, list[int] | UserError], lossy: dict[Run, str]):
+        self._tokenizer, self._encoded, self._lossy = tokenizer, encoded, lossy
+
+    def steps(self, form: RowForm) -> list[RunForm | _Piece | UserError]:
+        """A form's open runs, and between them what all rows have in common, in as few pieces as can be."""
+        steps: list[RunForm | _Piece | UserError] = []
+        for run in form.runs:
+            if run.given is not None and run.fixed is None:
+                steps.append(run)
+                continue
+            piece = self._control(run.segments[0]) if run.fixed is None else self._piece(run, run.fixed, ())
+            last = steps[-1] if steps else None
+            if isinstance(piece, _Piece) and isinstance(last, _Piece) and piece.is_plain:
+                last.ids, last.loss_mask = last.ids + piece.ids, last.loss_mask + piece.loss_mask
+            else:
+                steps.append(piece)
+        return steps
+
+    def joined(
+        self, steps: list[RunForm | _Piece | UserError], filled: list[Runs], texts: Sequence[str]
+    ) -> Example | UserError:
+        """The row of a form's steps and its open runs, filled with the texts of its messages."""
+        ids: list[int] = []
+        loss_mask: list[bool] = []
+        token_boundaries: list[int] = []
+        lossy: list[Lossy] = []
+        runs = iter(filled)
+        encoded = self._encoded
+        for step in steps:
+            if isinstance(step, RunForm):
+                run = next(runs)
+                own = encoded[run[1]]
+                if run[0] is run[1] and not self._lossy and isinstance(own, list):  # which is most of them
+                    ids += own
+                    loss_mask += [False] * len(own)
+                    continue
+                piece = self._piece(step, run, texts)
+            else:
+                piece = step
+            if isinstance(piece, UserError):
+                return piece
+            if piece.token_boundary is not None:
+                token_boundaries.append(len(ids) + piece.token_boundary)
+            if piece.lossy is not None:
+                lossy.append(piece.lossy)
+            ids += piece.ids
+            loss_mask += piece.loss_mask
+        return Example(ids, loss_mask, tuple(token_boundaries), tuple(lossy))
+
+    def _control(self, segment: Segment) -> _Piece | UserError:
+        try:
+            return _Piece([self._tokenizer.control_id(segment.text)], [segment.trained])
+        except UserError as error:
+            return error
+
+    def _piece(self, form: RunForm, runs: Runs, texts: Sequence[str]) -> _Piece | UserError:
+        """What one run of text adds to its row."""
+        prompt, whole = runs
+        all_ids = self._encoded[whole]
+        prompt_ids = all_ids if whole is prompt else self._encoded[prompt]
         if isinstance(prompt_ids, UserError):
             return prompt_ids
         if isinstance(all_ids, UserError):
             return all_ids
-        decoded = lossy.get(run.whole) if lossy else None
-        if all_ids is prompt_ids:
-            ids += all_ids
-            loss_mask += [False] * len(all_ids)
-            if decoded is not None and decoded != run.whole[0]:
-                lost.append(_first_loss(run.segments, decoded))
-            continue
-        if all_ids[: len(prompt_ids)] != prompt_ids:
-            token_boundaries.append(len(ids) + len(prompt_ids))
+        decoded = self._lossy.get(whole) if self._lossy else None
+        boundary = None
+        if all_ids is not prompt_ids and all_ids[: len(prompt_ids)] != prompt_ids:
+            boundary = len(prompt_ids)
             try:
-                reply = tokenizer.encode(run.whole[0][len(run.prompt[0]) :], continuation=True)
+                reply = self._tokenizer.encode(whole[0][len(prompt[0]) :], continuation=True)
             except UserError as error:
                 return error
             all_ids = prompt_ids + reply
-            (decoded,) = tokenizer.decode_all([(all_ids, run.whole[1])])
-        ids += all_ids
-        trained = run.segments[-1].trained or any(s.trained for s in run.segments)
-        loss_mask += [False] * len(prompt_ids) + [trained] * (len(all_ids) - len(prompt_ids))
-        if decoded is not None and decoded != run.whole[0]:
-            lost.append(_first_loss(run.segments, decoded))
-    return Example(ids, loss_mask, tuple(token_boundaries), tuple(lost))
+            (decoded,) = self._tokenizer.decode_all([(all_ids, whole[1])])
+        loss_mask = [False] * len(prompt_ids)
+        if all_ids is not prompt_ids:
+            loss_mask += [form.trained] * (len(all_ids) - len(prompt_ids))
+        lossy = None if decoded is None or decoded == whole[0] else _first_loss(form.parts(texts), decoded)
+        return _Piece(all_ids, loss_mask, boundary, lossy)
 
 
 def without_swallowed(segments: list[Segment], tokenizer: Tokenizer) -> list[Segment]:
@@ -164,14 +192,15 @@ def without_swallowed(segments: list[Segment], tokenizer: Tokenizer) -> list[Seg
     return out
 
 
-def _first_loss(run: list[Segment], decoded: str) -> Lossy:
-    """Where the decoded ids first differ from the text of the run."""
-    at = first_difference("".join(s.text for s in run), decoded)
-    for segment in run:
-        if at < len(segment.text):
-            return Lossy(segment.author, at, segment.text[at])
-        at -= len(segment.text)
-    return Lossy(run[-1].author, len(run[-1].text), "")  # the ids decode to more than the text
+def _first_loss(parts: list[tuple[str, str]], decoded: str) -> Lossy:
+    """Where the decoded ids first differ from the text of a run, given as (author, text)."""
+    at = first_difference("".join(text for _, text in parts), decoded)
+    for author, text in parts:
+        if at < len(text):
+            return Lossy(author, at, text[at])
+        at -= len(text)
+    author, text = parts[-1]
+    return Lossy(author, len(text), "")  # the ids decode to more than the text
 
 
 def first_difference(a: Sequence[Any], b: Sequence[Any]) -> int:

@@ -22,7 +22,7 @@ from ptst.text.base_tokenizer import Origin, Run, Tokenizer
 from ptst.text.byte_level import TokenBytes
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
-AT_ONCE = 256  # texts that the library gets in one call: with thousands, half of its time goes to memory
+AT_ONCE = 32  # texts that the library gets in one call: with thousands, half of its time goes to memory
 SECONDS = 30  # that an unknown regular expression may take over one text
 # Regular expressions of published folders, which take no longer than reading does: Llama 3, Qwen 2 and 3.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
@@ -198,7 +198,7 @@ class JsonTokenizer(Tokenizer):
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on a text") from None
         for at, ids in enumerate(found):
-            if not self._kept_out.isdisjoint(ids) or self._is_spelt(texts[at]):
+            if not self._kept_out.isdisjoint(ids) or (self._spelt and self._is_spelt(texts[at])):
                 found[at] = self._encode_with(tok, texts[at])
         return found
 

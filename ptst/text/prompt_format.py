@@ -9,7 +9,8 @@ from ptst.collector import paused_collector
 from ptst.errors import Setting, UserError
 from ptst.text.chat_formats import NO_CHAT_FORMAT, ChatFormat
 from ptst.text.detect import Found, check_name, find_format
-from ptst.text.encode import Example, encode, encode_all, without_swallowed
+from ptst.text.encode import Example, encode, encode_forms, without_swallowed
+from ptst.text.row_forms import Forms, Row
 from ptst.text.segments import Conversation, Message, Segment
 from ptst.text.templates import Family, Template, find_family, render, with_default_system_prompt
 from ptst.text.tokenizer import Tokenizer, configured_ends, load_tokenizer
@@ -75,8 +76,9 @@ class PromptFormat:
     def encode_all(self, conversations: Sequence[Conversation], train_on: str = "all") -> list[Example | UserError]:
         """Many conversations at once, several times faster than one by one. Of one that `encode` refuses, the error."""
         with paused_collector():
-            rows = [self._segments_or_error(conversation, train_on) for conversation in conversations]
-            encoded = encode_all(rows, self.tokenizer)
+            forms = Forms(lambda conversation: self.segments(conversation, train_on), self.tokenizer)
+            rows = [self._row_or_error(conversation, forms) for conversation in conversations]
+            encoded = encode_forms(rows, self.tokenizer)
         return [
             UserError(found.cause, found.remedy, conversation.source) if isinstance(found, UserError) else found
             for found, conversation in zip(encoded, conversations, strict=True)
@@ -91,10 +93,10 @@ class PromptFormat:
         end = max(i for i, s in enumerate(segments) if s.author == "assistant")
         return encode(segments[: end + 1], self.tokenizer)
 
-    def _segments_or_error(self, conversation: Conversation, train_on: str) -> list[Segment] | UserError:
+    def _row_or_error(self, conversation: Conversation, forms: Forms) -> Row | UserError:
         try:
             self.check_role_markers(conversation)
-            return self.segments(conversation, train_on)
+            return forms.row(conversation)
         except UserError as error:
             return error
 

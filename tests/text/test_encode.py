@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
+from copy import copy
 from dataclasses import replace
 
 import pytest
 
+from ptst.errors import UserError
 from ptst.text.chat_formats import CHAT_FORMATS
-from ptst.text.encode import cut
+from ptst.text.encode import cut, encode
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 from ptst.text.templates import FAMILIES, TEMPLATES, find_family, find_template
@@ -93,3 +96,33 @@ def test_smollm2_tokens(shared, embedded):
     tokenizer.encode_special_tokens = False
     for row in json.loads((shared / "golden/smollm2_tok.llamacpp.json").read_text()):
         assert tokenizer.encode(row["text"], add_special_tokens=False).ids == row["tokens"], row["text"]
+
+
+_HOSTILE = ("", " a", "\n\nb ", "\0message 1\0", "{x}{task}", "<|im_end|>\n", "\ud800", "[INST]")
+
+
+@pytest.mark.parametrize("chat_format", ["chatml", "llama3", "llama2", "mistral-v3", "chatml-no-think"])
+def test_rows_of_one_form_are_encoded_as_each_by_itself(tokenizer, chat_format):
+    ends = {name: 300 + i for i, name in enumerate(("<s>", "</s>", "[INST]", "[/INST]", "<think>", "</think>"))}
+    own = copy(tokenizer)
+    own._control = tokenizer._control | ends | {f"<|{n}|>": 310 + len(n) for n in ("eot_id", "start_header_id")}
+    own.__dict__.pop("control_names", None)
+    rows = []
+    for i in range(160):
+        system = [Message("system", _HOSTILE[i // 8 % 8])] if i % 3 == 0 else []
+        turns = [
+            Message(("user", "assistant")[n % 2], _HOSTILE[(i * (n + 1) + n) % 8], n != 1 or i % 5 > 0)
+            for n in range(1 + i % 4)
+        ]
+        rows.append(Conversation((*system, *turns), f"rows:{i}"))
+    for template, family in itertools.product(("vanilla", "alpaca", "self-reminder", "text:alpaca"), FAMILIES.values()):
+        prompt_format = PromptFormat(find_template(template), family, CHAT_FORMATS[chat_format], own)
+        for row, found in zip(rows, prompt_format.encode_all(rows), strict=True):
+            try:
+                prompt_format.check_role_markers(row)
+                one = encode(prompt_format.segments(row), own)
+            except UserError as error:
+                assert isinstance(found, UserError)
+                assert (found.cause, found.remedy, found.where) == (error.cause, error.remedy, row.source)
+            else:
+                assert found == one
