@@ -21,8 +21,8 @@ def choose_sharding(config: TrainConfig, shape: DecoderConfig, method: Method, l
         return False
     if method.quantize != "none":
         if config.shard == "full":
-            cause = (Setting("shard"), " full spreads rows of weights, and a base in ", method.quantize, " has none")
-            raise UserError(cause, ("leave out ", Setting("shard"), " or ", Setting("quantize")))
+            of_rows = f" full spreads rows of weights, and a base in {method.quantize} has none"
+            raise UserError((Setting("shard"), of_rows), ("leave out ", Setting("shard"), " or ", Setting("quantize")))
         say(f"each of {world.size} ranks holds all weights, in {method.quantize}, and gradients are summed")
         return False
     stochastic = method.lora is None and method.weight_update == "stochastic"

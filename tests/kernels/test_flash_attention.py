@@ -69,15 +69,17 @@ CASES = [
     ([40, 5], 2, 2, 1, 16),  # the last query that sees a block's last key is alone in the next block
     ([40, 5], 9, 2, 1, 16),  # the first block of a late query's window holds no key that it sees
     ([33, 20], 64, 2, 2, 32),
+    ([75, 3], None, 2, 1, 16),  # several unmasked blocks for one of the other kind
+    ([75, 3], 40, 2, 1, 16),  # a window that ends between unmasked blocks
 ]
+EVERYWHERE = [([17, 0, 33, 1], None), ([40, 5], 2), ([40, 5], 9), ([75, 3], None), ([75, 3], 40)]
 # Each case in every dtype, its blocks in turn; those whose loops depend on blocks most in all of them.
 RUNS = [
     (*case, dtype, blocks)
     for number, case in enumerate(CASES)
     for place, dtype in enumerate(DTYPES)
     for index, blocks in enumerate(ALL_BLOCKS)
-    if (dtype == torch.float32 and case[:2] in (([17, 0, 33, 1], None), ([40, 5], 2), ([40, 5], 9)))
-    or index == (number + place) % len(ALL_BLOCKS)
+    if (dtype == torch.float32 and case[:2] in EVERYWHERE) or index == (number + place) % len(ALL_BLOCKS)
 ]
 
 

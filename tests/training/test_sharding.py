@@ -205,6 +205,9 @@ def test_what_auto_chooses(monkeypatch, capsys):
     with pytest.raises(UserError, match=r"stochastic has none; leave one of them out"):
         chosen(monkeypatch, full=True, shard="full", weight_update="stochastic")
     assert not chosen(monkeypatch, shard="full", size=1)
+    assert not chosen(monkeypatch, free=10**6, quantize="nf4")
+    with pytest.raises(UserError, match=r"a base in nf4 has none; leave out shard or quantize"):
+        chosen(monkeypatch, shard="full", quantize="nf4")
     assert "there is one rank" in capsys.readouterr().err
 
 
