@@ -1,7 +1,7 @@
 """Examples as columns: the ids of all examples in one array, their loss masks in another, and where each begins.
 
 An `Example` is made when it is asked for, so that millions of them need a few bytes for each token. The arrays may lie
-in memory or in files that are mapped into it (`ptst.data.kept_examples`); nothing here writes to them.
+in memory or in files that are mapped into it (`ptst.data.encode_rows`); nothing here writes to them.
 """
 
 from array import array

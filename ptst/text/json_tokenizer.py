@@ -22,7 +22,7 @@ from ptst.text.base_tokenizer import Origin, Run, Tokenizer
 from ptst.text.byte_level import TokenBytes
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
-AT_ONCE = 32  # texts that the library gets in one call: with thousands, half of its time goes to memory
+AT_ONCE = 32  # texts that the library gets in one call: with more, its memory costs time
 SECONDS = 30  # that an unknown regular expression may take over one text
 # Regular expressions of published folders, which take no longer than reading does: Llama 3, Qwen 2 and 3.
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"

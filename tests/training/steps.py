@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptst.model.config import LoraConfig
+from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
@@ -37,19 +38,24 @@ class Recorder:
             p.grad = None
 
 
+def trained(decoder: Decoder, full: bool = False, dropout: float = 0.0) -> dict[str, nn.Parameter]:
+    """What is trained of a decoder, by name: all weights, or adapters whose B is not zero, the same on every device."""
+    if full:
+        return dict(decoder.requires_grad_(True).named_parameters())
+    named = add_lora(decoder, LoraConfig(rank=2, alpha=4, dropout=dropout))
+    generator = torch.Generator().manual_seed(1)
+    for name, p in named.items():
+        if name.endswith("lora_B"):
+            p.data.copy_(torch.empty(p.shape, dtype=p.dtype).normal_(0, 0.1, generator=generator))
+    return named
+
+
 def gradients(
     folder, rows, dtype, world: World = ALONE, full: bool = False, dropout: float = 0.0, **config
 ) -> list[Tensor]:
     """The gradient of every step of an epoch, in one vector each. B is not zero, so that A has a gradient, too."""
     decoder = load_decoder(folder, dtype)
-    if full:
-        named = dict(decoder.requires_grad_(True).named_parameters())
-    else:
-        named = add_lora(decoder, LoraConfig(rank=2, alpha=4, dropout=dropout))
-        generator = torch.Generator().manual_seed(1)
-        for name, p in named.items():
-            if name.endswith("lora_B"):
-                p.data.normal_(0, 0.1, generator=generator)
+    named = trained(decoder, full, dropout)
     trainer = Trainer(decoder, named, rows, TrainerConfig(clip=0, **config), world=world)
     trainer.optimizer = recorder = Recorder(list(named.values()))
     for _ in trainer:

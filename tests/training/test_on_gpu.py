@@ -10,7 +10,6 @@ import torch
 
 from ptst.errors import UserError
 from ptst.model.config import LoraConfig
-from ptst.model.lora import add_lora
 from ptst.model.weights import load_decoder
 from ptst.train import run_training
 from ptst.training.checkpoint import Checkpoints
@@ -19,7 +18,7 @@ from ptst.training.memory import Method, choose_micro_batch_tokens, explain_oom,
 from ptst.training.metrics import peak_memory
 from ptst.training.trainer import Trainer, TrainerConfig
 from tests.gpu import DEVICE, needs_cuda, needs_gpu
-from tests.training.steps import examples
+from tests.training.steps import examples, trained
 
 WAYS: dict[str, dict] = {
     "lora": {},
@@ -33,14 +32,7 @@ WAYS: dict[str, dict] = {
 def trainer(folder, device: str, dtype=torch.float32, full=False, average=None, dropout=0.0, **settings) -> Trainer:
     decoder = load_decoder(folder, dtype, device)
     decoder.activation_checkpointing = settings.pop("activation_checkpointing", False)
-    if full:
-        named = dict(decoder.requires_grad_(True).named_parameters())
-    else:
-        named = add_lora(decoder, LoraConfig(rank=2, alpha=4, dropout=dropout))
-        generator = torch.Generator().manual_seed(1)
-        for name, p in named.items():
-            if name.endswith("lora_B"):
-                p.data.copy_(torch.empty(p.shape).normal_(0, 0.1, generator=generator))
+    named = trained(decoder, full, dropout)
     config = TrainerConfig(**{"lr": 1e-3, "examples_per_step": 4, "micro_batch_tokens": 30, **settings})
     return Trainer(decoder, named, examples(12), config, average=average)
 
