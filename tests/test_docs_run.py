@@ -3,6 +3,7 @@ random models, a few rows, runs, adapters, grids. Flags are added that make them
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import re
@@ -48,6 +49,7 @@ ELSEWHERE = {
     r"ptst\.interop": "tests/interop: another package",
     r"--help": "tests/test_cli.py",
     r"xstest|paper-table": "files that the hub has: tests/experiment/paper",
+    r"openorca:\d": "a data set of the hub: tests/data/test_sources.py",
     r"/state/step": "tests/evaluation/test_unfinished_run.py",
     r"--batches": "tests/audit: batches of other trainers",
     r"--every": "until somebody stops it: tests/experiment/test_status.py",
@@ -89,6 +91,10 @@ def world(tmp_path_factory) -> Path:
     files = {p.name: {"size": p.stat().st_size, "mtime_ns": p.stat().st_mtime_ns} for p in default.iterdir()}
     (default / MANIFEST).write_text(json.dumps({"layout": _LAYOUT, "source": WHEEL.pin, "files": files}))
     (here / "safety.jsonl").write_text("".join(json.dumps(SAFETY) + "\n" for _ in range(3)))
+    (here / "rows").mkdir()
+    for part in "ab":
+        with gzip.open(here / f"rows/{part}.jsonl.gz", "wt") as file:
+            file.writelines(json.dumps(SAFETY) + "\n" for _ in range(3))
     (here / "LABELS.csv").write_text("id,request,answer,label\n" + "".join(LABELS))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(here)
