@@ -1,0 +1,260 @@
+r"""lora_layer.py's three functions over folded weights (lora_folded.py), on a GPU: the same values and gradients, without a
+pass over activations that a layer without adapters would not make, but for sums of the adapters' gradients.
+
+`FoldedGroup` holds [W | s B] and A of one group. The base's weights become views of it (`weights`), so that nothing is
+kept twice; s B and A are written anew whenever an adapter has changed (`refresh`). Kept for the backward pass is what
+lora_layer.py keeps. Without dropout and with a norm before each half: other layers take lora_layer.py.
+
+Shapes: as in lora_layer.py and lora_folded.py.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ptst.kernels import lora_folded as kernels
+from ptst.kernels.dispatch import check_alike
+from ptst.kernels.lora import Adapter, shrink
+from ptst.kernels.lora_folded import ALIGNED, Sums
+from ptst.kernels.rms_norm import check_norm
+
+
+class FoldedGroup:
+    """Weights (O_g, I) of one input with their adapters, of which one at least is not None, and biases. Copies the
+    weights, of one dtype and device; the caller lets go of the originals. Raises ValueError for shapes that do not
+    fit and ranks beyond what the kernels take."""
+
+    def __init__(
+        self, weights: Sequence[Tensor], adapters: Sequence[Adapter], scale: float, biases: Sequence[Tensor | None] = ()
+    ):
+        check_alike(**{f"weight {number}": w for number, w in enumerate(weights, 1)})
+        self.scale, self.adapters = scale, list(adapters)
+        self.outs = [len(w) for w in weights]
+        self.ranks = [0 if pair is None else len(pair[0]) for pair in adapters]
+        R = -(-sum(self.ranks) // ALIGNED) * ALIGNED
+        for w_OI, pair in zip(weights, adapters, strict=True):
+            I = weights[0].shape[1]
+            if pair and (pair[0].shape[1:] != (I,) or pair[1].shape != (len(w_OI), len(pair[0]))):
+                a, b = (tuple(t.shape) for t in pair)
+                raise ValueError(f"weight {tuple(w_OI.shape)}, A {a} and B {b} do not fit")
+        if not 0 < R <= kernels.WIDEST_GROUP or max(self.ranks) > kernels.MOST_RANKS:
+            most = f"at least one adapter, of at most {kernels.MOST_RANKS} ranks each and {kernels.WIDEST_GROUP} in all"
+            raise ValueError(f"adapters of ranks {self.ranks} cannot be folded; the kernels take {most}")
+        self.whole = weights[0].new_zeros((sum(self.outs), I + R))  # [W | s B]
+        self.a_RI = weights[0].new_zeros((R, I))
+        self.inputs = I
+        for view, w_OI in zip(self.weights, weights, strict=True):
+            view.copy_(w_OI)
+        self.bias = None
+        if any(b is not None for b in biases):
+            filled = zip(weights, biases, strict=True)
+            self.bias = torch.cat([w.new_zeros(len(w)) if b is None else b.detach() for w, b in filled])
+        self._versions: tuple[int, ...] = ()
+        self.refresh()
+
+    @property
+    def weights(self) -> tuple[Tensor, ...]:
+        """W_g (O_g, I), views."""
+        return self.whole[:, : self.inputs].split(self.outs)
+
+    @property
+    def sB(self) -> Tensor:
+        """(O, R), a view."""
+        return self.whole[:, self.inputs :]
+
+    def holds(self, weights: Sequence[Tensor]) -> bool:
+        """Whether these are still its views: a decoder that was moved or converted has others."""
+        return all(
+            w.data_ptr() == v.data_ptr() and w.dtype == v.dtype for w, v in zip(weights, self.weights, strict=True)
+        )
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Write s B and A anew if an optimizer or anyone else has written to them since."""
+        versions = tuple(t._version for pair in self.adapters if pair for t in pair)
+        if versions == self._versions:
+            return
+        row = column = 0
+        for pair, out, rank in zip(self.adapters, self.outs, self.ranks, strict=True):
+            if pair is not None:
+                a_rI, b_Or = pair
+                torch.mul(b_Or, self.scale, out=self.sB[row : row + out, column : column + rank])
+                self.a_RI[column : column + rank].copy_(a_rI)
+            row, column = row + out, column + rank
+        self._versions = versions
+
+    def product(self, rows: slice) -> Tensor:
+        """[W | s B] of some layers' rows."""
+        return self.whole[rows]
+
+    @property
+    def flat(self) -> list[Tensor | None]:
+        """A_1, B_1, A_2, B_2, ..., None where a layer has no adapter."""
+        return [t for pair in self.adapters for t in pair or (None, None)]
+
+    def length(self) -> int:
+        """Numbers in the gradients of its A, with the ranks that fill up, and of its B."""
+        return self.a_RI.numel() + sum(o * r for o, r in zip(self.outs, self.ranks, strict=True))
+
+    def of_a(self, total_L: Tensor) -> list[Tensor]:
+        """dA_g from the numbers at the front of a total."""
+        da_RI = total_L[: self.a_RI.numel()].view(self.a_RI.shape)
+        return list(da_RI[: sum(self.ranks)].split(self.ranks))
+
+    def of_b(self, total_L: Tensor) -> list[Tensor]:
+        """dB_g from the numbers at the front of a total."""
+        sizes = [o * r for o, r in zip(self.outs, self.ranks, strict=True)]
+        parts = total_L[: sum(sizes)].split(sizes)
+        return [p.view(o, r) for p, o, r in zip(parts, self.outs, self.ranks, strict=True)]
+
+    def grads(self, das: Sequence[Tensor], dbs: Sequence[Tensor]) -> list[Tensor | None]:
+        """As `flat` lists them, in the adapters' dtypes."""
+        found: list[Tensor | None] = []
+        for pair, da, db in zip(self.adapters, das, dbs, strict=True):
+            found += [None, None] if pair is None else [da.to(pair[0].dtype), db.to(pair[1].dtype)]
+        return found
+
+
+def _blocks(x: Tensor, *shapes: tuple[int, int]) -> int:
+    """Programs of `gradients` to a share."""
+    columns = kernels.GRADIENTS[x.element_size()][1]
+    return sum(-(-n // columns) * -(-r // kernels.RANKS) for n, r in shapes)
+
+
+class _QKV(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TE, norm_E, eps, group, *adapters):
+        x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, group.a_RI, eps)
+        q, k, _ = group.outs
+        both, bias = q + k, group.bias
+        # Values apart: attention keeps them, and would keep q and k before their rotation with them.
+        ys = []
+        for rows in (slice(0, both), slice(both, None)):
+            w = group.product(rows).t()
+            ys.append(x_ext @ w if bias is None else torch.addmm(bias[rows], x_ext, w))
+        ctx.group = group
+        ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, group.whole, group.a_RI)
+        ctx.set_materialize_grads(False)
+        return x_TE, *ys[0].split([q, k], dim=1), ys[1]
+
+    @staticmethod
+    def backward(ctx, dtotal_TE, *given):
+        x_TE, r_T, z_TR, norm_E, whole, a_RI = ctx.saved_tensors
+        group, T = ctx.group, len(x_TE)
+        need_dx, first = ctx.needs_input_grad[0], 0 if ctx.needs_input_grad[0] else group.inputs
+        d, dys = None, []
+        for dy, w in zip(given, whole.split(group.outs), strict=True):
+            dy = x_TE.new_zeros(T, len(w)) if dy is None else dy.contiguous()
+            dys.append(dy)
+            d = dy @ w[:, first:] if d is None else d.addmm_(dy, w[:, first:])  # [dx' | e], or e alone
+        e_TR = d[:, group.inputs - first :]
+        shapes = [tuple(a_RI.shape[::-1]), *zip(group.outs, group.ranks, strict=True)]
+        sums = Sums.empty(x_TE, T, group.length(), _blocks(x_TE, *shapes))
+        kernels.gradients(e_TR, x_TE, (norm_E, r_T), z_TR, dys, group.ranks, group.scale, sums)
+        total = sums.total()
+        dx_TE = None
+        if need_dx:
+            dtotal_TE = dtotal_TE if dtotal_TE is None else dtotal_TE.contiguous()
+            dx_TE = kernels.norm_backward(d, x_TE, norm_E, r_T, a_RI, dtotal_TE)
+        return dx_TE, None, None, None, *group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
+
+
+class _Add(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, residual_TO, x_TI, group, *adapters):
+        z_TR = shrink(x_TI, group.a_RI, 1.0)
+        ctx.group = group
+        ctx.save_for_backward(x_TI, z_TR, group.whole, group.a_RI)
+        return kernels.add_product(x_TI @ group.weights[0].t(), residual_TO, z_TR, group.sB)
+
+    @staticmethod
+    def backward(ctx, dout_TO):
+        x_TI, z_TR, whole, a_RI = ctx.saved_tensors
+        group, dy_TO = ctx.group, dout_TO.contiguous()
+        need_dx = ctx.needs_input_grad[1]
+        first = 0 if need_dx else group.inputs
+        d = dy_TO @ whole[:, first:]
+        e_TR = d[:, group.inputs - first :]
+        dx_TI = kernels.add_product(d[:, : group.inputs], None, e_TR, a_RI.t()) if need_dx else None
+        shapes = [tuple(a_RI.shape[::-1]), (len(whole), group.ranks[0])]
+        sums = Sums.empty(x_TI, len(x_TI), group.length(), _blocks(x_TI, *shapes))
+        kernels.gradients(e_TR, x_TI, None, z_TR, [dy_TO], group.ranks, group.scale, sums)
+        total = sums.total()
+        grads = group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
+        return dout_TO, dx_TI, None, *grads
+
+
+class _FeedForward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_TE, norm_E, eps, gate_up, down, *adapters):
+        x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, gate_up.a_RI, eps)
+        y = x_ext @ gate_up.whole.t()
+        del x_ext
+        h_ext, zd_Tr = kernels.swiglu_shrink(y, down.a_RI)
+        ctx.groups = gate_up, down
+        ctx.save_for_backward(
+            x_TE, r_T, z_TR, zd_Tr, y, norm_E, gate_up.whole, gate_up.a_RI, down.whole, down.a_RI
+        )  # fmt: skip
+        return torch.addmm(x_TE, h_ext, down.whole.t())
+
+    @staticmethod
+    def backward(ctx, dout_TE):
+        x_TE, r_T, z_TR, zd_Tr, y, norm_E, gu_whole, gu_a, down_whole, down_a = ctx.saved_tensors
+        (gate_up, down), dout_TE, T = ctx.groups, dout_TE.contiguous(), len(x_TE)
+        d = dout_TE @ down_whole  # [dh' | e]
+        blocks = -(-down.inputs // kernels.SWIGLU[y.element_size()][1])
+        sums = Sums.empty(y, T, gate_up.length() + down.length(), blocks)
+        dy = kernels.swiglu_backward(d, y, down_a, z_TR, tuple(gate_up.ranks), gate_up.scale, sums)
+        del d
+        need_dx, first = ctx.needs_input_grad[0], 0 if ctx.needs_input_grad[0] else gate_up.inputs
+        d = dy @ gu_whole[:, first:]
+        e_TR = d[:, gate_up.inputs - first :]
+        a, b = down_a.numel(), gate_up.length() - gu_a.numel()
+        # In their order: dA of down, dB of gate and up, dA of gate and up, dB of down.
+        kernels.gradients(e_TR, x_TE, (norm_E, r_T), zd_Tr, [dout_TE], down.ranks, down.scale, sums, a + b)
+        total = sums.total()
+        down_grads = down.grads(down.of_a(total), down.of_b(total[a + b + gu_a.numel() :]))
+        grads = gate_up.grads(gate_up.of_a(total[a + b :]), gate_up.of_b(total[a:]))
+        dx_TE = kernels.norm_backward(d, x_TE, norm_E, r_T, gu_a, dout_TE) if need_dx else None
+        return dx_TE, *[None] * 4, *grads, *down_grads
+
+
+def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
+    if x_TI.dim() != 2 or x_TI.shape[1] != inputs:
+        raise ValueError(f"x {tuple(x_TI.shape)} must be (T, {inputs})")
+    check_alike(x=x_TI, **{name: t for name, t in tensors.items() if t is not None})
+
+
+def folded_qkv(
+    x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x, q, k, v): x itself, for the residual's sake, whose gradient then needs no addition of its own, and the
+    projections of norm(x), (T, O) each. Raises ValueError if shapes, devices or dtypes do not fit."""
+    _check(x_TE, group.inputs, weight=group.whole)
+    check_norm(x_TE, norm_E)
+    if len(group.outs) != 3:
+        raise ValueError(f"q, k and v are three layers, the group has {len(group.outs)}")
+    group.refresh()
+    return _QKV.apply(x_TE, norm_E, eps, group, *group.flat)
+
+
+def folded_add(residual_TO: Tensor, x_TI: Tensor, group: FoldedGroup) -> Tensor:
+    """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O). Raises ValueError if shapes, devices or
+    dtypes do not fit."""
+    _check(x_TI, group.inputs, weight=group.whole, residual=residual_TO)
+    if residual_TO.shape != (len(x_TI), *group.outs):
+        raise ValueError(f"residual {tuple(residual_TO.shape)} must be ({len(x_TI)}, {group.outs[0]})")
+    group.refresh()
+    return _Add.apply(residual_TO, x_TI, group, *group.flat)
+
+
+def folded_feed_forward(x_TE: Tensor, norm_E: Tensor, eps: float, gate_up: FoldedGroup, down: FoldedGroup) -> Tensor:
+    """x + down(silu(gate(norm x)) * up(norm x)), (T, E). Raises ValueError if shapes, devices or dtypes do not fit."""
+    _check(x_TE, gate_up.inputs, gate_up=gate_up.whole, down=down.whole)
+    check_norm(x_TE, norm_E)
+    if gate_up.outs != [down.inputs] * 2 or down.outs != [gate_up.inputs]:
+        raise ValueError(f"gate and up {gate_up.outs} of {gate_up.inputs} and down {down.outs} of {down.inputs}")
+    gate_up.refresh()
+    down.refresh()
+    return _FeedForward.apply(x_TE, norm_E, eps, gate_up, down, *gate_up.flat, *down.flat)
