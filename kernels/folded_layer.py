@@ -1,5 +1,5 @@
-r"""lora_layer.py's three functions over folded weights (lora_folded.py), on a GPU: the same values and gradients, without a
-pass over activations that a layer without adapters would not make, but for sums of the adapters' gradients.
+r"""lora_layer.py's three functions over folded weights (lora_folded.py), on a GPU: the same values and gradients in
+fewer launches and passes over activations.
 
 `FoldedGroup` holds [W | s B] and A of one group. The base's weights become views of it (`weights`), so that nothing is
 kept twice; s B and A are written anew whenever an adapter has changed (`refresh`). Kept for the backward pass is what
@@ -9,15 +9,28 @@ Shapes: as in lora_layer.py and lora_folded.py.
 """
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptst.kernels import lora_folded as kernels
 from ptst.kernels.dispatch import check_alike
 from ptst.kernels.lora import Adapter, shrink
 from ptst.kernels.lora_folded import ALIGNED, Sums
 from ptst.kernels.rms_norm import check_norm
+
+_steps = [0]  # of any optimizer of this process; a fused one does not count up its parameters' versions
+
+
+@cache
+def _watch_optimizers() -> None:
+    def stepped(*_: Any) -> None:
+        _steps[0] += 1
+
+    register_optimizer_step_post_hook(stepped)
 
 
 class FoldedGroup:
@@ -50,7 +63,8 @@ class FoldedGroup:
         if any(b is not None for b in biases):
             filled = zip(weights, biases, strict=True)
             self.bias = torch.cat([w.new_zeros(len(w)) if b is None else b.detach() for w, b in filled])
-        self._versions: tuple[int, ...] = ()
+        self._state: tuple[int, ...] = ()
+        _watch_optimizers()
         self.refresh()
 
     @property
@@ -63,17 +77,20 @@ class FoldedGroup:
         """(O, R), a view."""
         return self.whole[:, self.inputs :]
 
-    def holds(self, weights: Sequence[Tensor]) -> bool:
-        """Whether these are still its views: a decoder that was moved or converted has others."""
-        return all(
-            w.data_ptr() == v.data_ptr() and w.dtype == v.dtype for w, v in zip(weights, self.weights, strict=True)
+    def holds(self, weights: Sequence[Tensor], adapters: Sequence[Adapter]) -> bool:
+        """Whether these are still its views and its adapters: a decoder that was moved or converted has others."""
+        views = zip(weights, self.weights, strict=True)
+        same = all(w.data_ptr() == v.data_ptr() and (w.dtype, w.device) == (v.dtype, v.device) for w, v in views)
+        return same and all(
+            (a is b is None) or (a is not None and b is not None and a[0] is b[0] and a[1] is b[1])
+            for a, b in zip(adapters, self.adapters, strict=True)
         )
 
     @torch.no_grad()
     def refresh(self) -> None:
         """Write s B and A anew if an optimizer or anyone else has written to them since."""
-        versions = tuple(t._version for pair in self.adapters if pair for t in pair)
-        if versions == self._versions:
+        state = (*_steps, *(t._version for pair in self.adapters if pair for t in pair))
+        if state == self._state:
             return
         row = column = 0
         for pair, out, rank in zip(self.adapters, self.outs, self.ranks, strict=True):
@@ -82,7 +99,7 @@ class FoldedGroup:
                 torch.mul(b_Or, self.scale, out=self.sB[row : row + out, column : column + rank])
                 self.a_RI[column : column + rank].copy_(a_rI)
             row, column = row + out, column + rank
-        self._versions = versions
+        self._state = state
 
     def product(self, rows: slice) -> Tensor:
         """[W | s B] of some layers' rows."""
@@ -226,9 +243,7 @@ def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
     check_alike(x=x_TI, **{name: t for name, t in tensors.items() if t is not None})
 
 
-def folded_qkv(
-    x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def folded_qkv(x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, q, k, v): x itself, for the residual's sake, whose gradient then needs no addition of its own, and the
     projections of norm(x), (T, O) each. Raises ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TE, group.inputs, weight=group.whole)

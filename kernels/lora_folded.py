@@ -84,8 +84,8 @@ def _swiglu_shrink(gate_up, a, out, z, in_row, out_row, T, F, R,
 
 
 @jit
-def _add_product(y, base, z, b, out, y_row, base_row, z_row, b_row, b_col, T, N, R,
-                 BASE: tl.constexpr, IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+def _add_product(y, base, z, b, out, y_row, base_row, z_row, b_row, b_col, T, N, R, BASE: tl.constexpr,
+                 IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
     """out (T, N) = y + z b^T, and with BASE + base."""
     t, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1) * BN + tl.arange(0, BN)
     k, row, here = tl.arange(0, BR), t.to(tl.int64)[:, None], (t < T)[:, None] & (n < N)[None, :]
@@ -130,7 +130,8 @@ def _norm_backward(d, x, w, r, a, dtotal, dx, d_row, x_row, T, N, R, ADD: tl.con
 
 @jit
 def _swiglu_backward(d, gate_up, a, z, out, parts, d_row, in_row, part, T, F, R, Z, GATE, UP, share, scale,
-                     IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr, BZ: tl.constexpr):  # fmt: skip
+                     IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+                     BZ: tl.constexpr):  # fmt: skip
     """out (T, 2F) = the gradients of gate and up from d (T, F + R) = [dh' | e] with dh = dh' + e a; and over the p-th
     share of tokens parts[p] = e^T h (R, F), then scale dgate^T z (F, GATE), then scale dup^T z (F, UP)."""
     n, t, k, j = tl.program_id(0) * BN + tl.arange(0, BN), tl.arange(0, BT), tl.arange(0, BR), tl.arange(0, BZ)
@@ -188,10 +189,10 @@ def _reduce(left, right, r, w, to, left_row, right_row, out_r, out_n, number, lo
 
 @jit
 def _gradients(e, x, r, w, parts, e_row, x_row, part, T, N, R, share, scale, z, z_row, d1, d2, d3,
-               d1_row, d2_row, d3_row, N1, N2, N3, R1, R2, R3,
-               NORM: tl.constexpr, IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
-    """parts[p] = e^T x (R, N), then scale d^T z (N1, R1), (N2, R2), (N3, R3) with z's columns in that order, over the
-    p-th share of tokens."""
+               d1_row, d2_row, d3_row, N1, N2, N3, R1, R2, R3, NORM: tl.constexpr,
+               IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr):  # fmt: skip
+    """Over the p-th share of tokens parts[p] = e^T x (R, N), then scale d^T z (N1, R1), (N2, R2), (N3, R3), with z's
+    columns in that order."""
     number = tl.program_id(0)
     low = tl.program_id(1) * share
     high = tl.minimum(low + share, T)
@@ -240,7 +241,7 @@ def norm_shrink(x_TN: Tensor, weight_N: Tensor, a_RN: Tensor, eps: float) -> tup
 
 
 def swiglu_shrink(gate_up: Tensor, a_RF: Tensor) -> tuple[Tensor, Tensor]:
-    """([h | z] (T, F + R), z (T, R) apart) with h = silu(gate) up and z = h a^T, of gate and up (T, 2F) side by side."""
+    """([h | z] (T, F + R), z (T, R) apart) with h = silu(gate) up and z = h a^T; `gate_up` (T, 2F) side by side."""
     (R, F), T = a_RF.shape, len(gate_up)
     out, z_TR = gate_up.new_empty((T, F + R)), gate_up.new_empty((T, R))
     if T:
@@ -266,7 +267,9 @@ def add_product(y_TN: Tensor, base_TN: Tensor | None, z_TR: Tensor, b_NR: Tensor
     return out
 
 
-def norm_backward(d: Tensor, x_TN: Tensor, weight_N: Tensor, r_T: Tensor, a_RN: Tensor, dtotal: Tensor | None) -> Tensor:
+def norm_backward(
+    d: Tensor, x_TN: Tensor, weight_N: Tensor, r_T: Tensor, a_RN: Tensor, dtotal: Tensor | None
+) -> Tensor:
     """dx (T, N), plus `dtotal`, of n = norm(x) from d = [dn' | e] (T, N + R) where dn = dn' + e a."""
     (T, N), R = x_TN.shape, len(a_RN)
     dx_TN = x_TN.new_empty((T, N))
@@ -291,8 +294,8 @@ class Sums(NamedTuple):
         unit = 64
         shares = max(1, min(-(-PROGRAMS // blocks), -(-T // (8 * unit))))
         share = max(unit, -(-T // (shares * unit)) * unit)
-        return cls(like.new_zeros((shares, length), dtype=torch.float32) if T == 0 else
-                   like.new_empty((shares, length), dtype=torch.float32), share)  # fmt: skip
+        parts = like.new_empty((shares, length), dtype=torch.float32)
+        return cls(parts if T else parts.zero_(), share)
 
     def total(self) -> Tensor:
         """(L,): one share's sum, or all added in their order."""

@@ -1,4 +1,4 @@
-"""LoRA folded beside its weights (lora_folded.py, folded_layer.py), through Triton, against plain autograd in float64."""
+"""LoRA folded beside its weights (lora_folded.py, folded_layer.py), against plain autograd in float64."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptst.kernels import lora_folded
 from ptst.kernels.dispatch import triton
 from ptst.kernels.folded_layer import FoldedGroup, folded_add, folded_feed_forward, folded_qkv
 from tests.kernels import interpreter
