@@ -302,6 +302,12 @@ class Sums(NamedTuple):
         return self.parts[0] if len(self.parts) == 1 else self.parts.sum(0)
 
 
+def swiglu_blocks(x: Tensor, *ranks: int) -> tuple[int, int, int, int]:
+    """Block shapes of `swiglu_backward`: of many ranks its sums need the registers of half of the columns."""
+    tokens, columns, warps, stages = SWIGLU[x.element_size()]
+    return tokens, columns if max(ranks) <= MOST_RANKS // 2 else columns // 2, warps, stages
+
+
 def swiglu_backward(
     d: Tensor, gate_up: Tensor, a_RF: Tensor, z: Tensor, ranks: tuple[int, int], scale: float, sums: Sums
 ) -> Tensor:
@@ -310,7 +316,7 @@ def swiglu_backward(
     (R, F), T = a_RF.shape, len(gate_up)
     out = gate_up.new_empty((T, 2 * F))
     if T:
-        sizes = SWIGLU[gate_up.element_size()]
+        sizes = swiglu_blocks(gate_up, R, max(ranks))
         _swiglu_backward[(triton.cdiv(F, sizes[1]), len(sums.parts))](
             *(d, gate_up, a_RF, z, out, sums.parts, d.stride(0), gate_up.stride(0), sums.parts.stride(0)),
             *(T, F, R, z.stride(0), *ranks, sums.share, scale),
