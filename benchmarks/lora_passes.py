@@ -45,11 +45,12 @@ LLAMA_3_8B = DecoderConfig(
 )  # fmt: skip
 ATTENTION = ("flash_forward.forward", "flash_backward.delta", "flash_backward.dq", "flash_backward.dkdv")
 IN_PLACE = {"lora._expand": 0}  # the argument that is read and written
-SUMS = ("lora._weight_gradient", "lora_folded._gradients", "lora_folded._swiglu_backward")
+SUMS = ("lora._weight_gradient", "folded_kernels.gradients", "folded_kernels.swiglu_backward")
 PRODUCTS = ("mm", "addmm", "addmm_")
 FREE = {  # these launch nothing: they make tensors, or views of them
     *("empty", "new_empty", "empty_like", "view", "_unsafe_view", "t", "transpose", "slice", "split", "detach"),
-    *("split_with_sizes", "alias", "expand", "unsqueeze", "squeeze", "as_strided", "permute", "select", "promote_types"),
+    *("split_with_sizes", "alias", "expand", "unsqueeze", "squeeze", "as_strided", "permute", "select"),
+    "promote_types",
 }  # fmt: skip
 
 

@@ -261,7 +261,7 @@ def folded_launches() -> Iterator[tuple[str, Callable[[], object]]]:
             a3, a2, a = meta(all3, E, dtype=dtype), meta(all2, E, dtype=dtype), meta(R, F, dtype=dtype)
             e3, dx3, z2, z = (meta(T, n, dtype=dtype) for n in (all3, E + all3, all2, R))
             yield f"{note} qkv", partial(lora_folded.norm_shrink, x, w, a3, 1e-5)
-            yield f"{note} qkv", partial(lora_folded.norm_backward, dx3, x, w, rstd, a3, x)
+            yield f"{note} qkv", partial(lora_folded.norm_backward, dx3, x, (w, rstd), a3, x)
             yield f"{note} gate_up", partial(lora_folded.norm_shrink, x, w, a2, 1e-5)
             yield f"{note} down", partial(lora_folded.swiglu_shrink, y, a)
             yield f"{note} o", partial(lora_folded.add_product, x, x, z, meta(E, E + R, dtype=dtype)[:, E:])
@@ -273,6 +273,16 @@ def folded_launches() -> Iterator[tuple[str, Callable[[], object]]]:
             given = partial(lora_folded.gradients, e3, x, (w, rstd), e3, [x, x, x], [r, r, r], 2.0, sums)
             yield f"{note} qkv, dA and dB", given
             yield f"{note} o, dA and dB", partial(lora_folded.gradients, z, x, None, z, [x], [r], 2.0, sums)
+            mask = lora_folded.Mask(meta(T, dtype=torch.long), meta(T, dtype=torch.int32), 16, 214748365, 1 / 0.95)
+            yield f"{note} qkv, dropout", partial(lora_folded.norm_shrink, x, w, a3, 1e-5, mask)
+            yield f"{note} qkv, dropout", partial(lora_folded.norm_backward, dx3, x, (w, rstd), a3, x, mask)
+            yield f"{note} down, dropout", partial(lora_folded.swiglu_shrink, y, a, mask)
+            back = partial(lora_folded.swiglu_backward, d, y, a, z2, (r, r), 2.0, sums, mask)
+            yield f"{note} down, dx, dropout", back
+            yield f"{note} qkv, dA and dB, dropout", partial(given, mask=mask)
+            yield f"{note} o, dropout", partial(lora_folded.shrink_dropped, x, meta(R, E, dtype=dtype), mask)
+            back = partial(lora_folded.add_product, dx[:, :E], None, dx[:, E:], meta(R, E, dtype=dtype).t(), mask)
+            yield f"{note} o, dx, dropout", back
 
 
 def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:

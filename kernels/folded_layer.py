@@ -3,13 +3,17 @@ fewer launches and passes over activations.
 
 `FoldedGroup` holds [W | s B] and A of one group. The base's weights become views of it (`weights`), so that nothing is
 kept twice; s B and A are written anew whenever an adapter has changed (`refresh`). Kept for the backward pass is what
-lora_layer.py keeps. Without dropout and with a norm before each half: other layers take lora_layer.py.
+lora_layer.py keeps. A norm stands before each half: other layers take lora_layer.py. LoRA dropout's masks are drawn
+inside the kernels, from (document's seed, layer, place, token of the document, column), so no split of a batch changes
+them; they are others than those that lora_layer.py draws.
 
 Shapes: as in lora_layer.py and lora_folded.py.
 """
 
+import hashlib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,9 +23,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from ptst.kernels import lora_folded as kernels
 from ptst.kernels.dispatch import check_alike
 from ptst.kernels.lora import Adapter, shrink
-from ptst.kernels.lora_folded import ALIGNED, Sums
+from ptst.kernels.lora_folded import ALIGNED, Mask, Sums
+from ptst.kernels.lora_layer import Dropout
 from ptst.kernels.rms_norm import check_norm
 
+PLACES = ("qkv", "o", "gate_up", "down")
 _steps = [0]  # of any optimizer of this process; a fused one does not count up its parameters' versions
 
 
@@ -139,10 +145,33 @@ def _blocks(x: Tensor, *shapes: tuple[int, int]) -> int:
     return sum(-(-n // columns) * -(-r // kernels.RANKS) for n, r in shapes)
 
 
+@lru_cache(maxsize=8)
+def _tokens(seeds: tuple[int, ...], cu_seqlens: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """For each token its document's key, int64 (T,), and its place in it, int32 (T,); once for a batch."""
+    digests = [hashlib.blake2b(str(seed).encode(), digest_size=8).digest() for seed in seeds]
+    keys = torch.tensor([int.from_bytes(d, "little", signed=True) for d in digests], dtype=torch.long)
+    sizes = torch.tensor([b - a for a, b in pairwise(cu_seqlens)])
+    found = keys.repeat_interleave(sizes), torch.cat([torch.arange(n, dtype=torch.int32) for n in sizes.tolist()])
+    if device.type == "cuda":  # from pageable memory, the host would wait for everything that is queued
+        found = found[0].pin_memory(), found[1].pin_memory()
+    keys_T, places_T = (t.to(device, non_blocking=True) for t in found)
+    return keys_T, places_T
+
+
+def mask_of(dropout: Dropout | None, place: str, device: torch.device) -> Mask | None:
+    """The mask of a place (PLACES) for the kernels; None without dropout."""
+    if dropout is None or not dropout.rate:
+        return None
+    number = 16 * (len(PLACES) * dropout.layer + PLACES.index(place) + 1)
+    tables = _tokens(dropout.seeds, dropout.cu_seqlens, device)
+    return Mask(*tables, number, round(dropout.rate * 2**32), 1 / (1 - dropout.rate))
+
+
 class _QKV(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TE, norm_E, eps, group, *adapters):
-        x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, group.a_RI, eps)
+    def forward(ctx, x_TE, norm_E, eps, group, dropout, *adapters):
+        ctx.mask = mask_of(dropout, "qkv", x_TE.device)
+        x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, group.a_RI, eps, ctx.mask)
         q, k, _ = group.outs
         both, bias = q + k, group.bias
         # Values apart: attention keeps them, and would keep q and k before their rotation with them.
@@ -168,19 +197,20 @@ class _QKV(torch.autograd.Function):
         e_TR = d[:, group.inputs - first :]
         shapes = [tuple(a_RI.shape[::-1]), *zip(group.outs, group.ranks, strict=True)]
         sums = Sums.empty(x_TE, T, group.length(), _blocks(x_TE, *shapes))
-        kernels.gradients(e_TR, x_TE, (norm_E, r_T), z_TR, dys, group.ranks, group.scale, sums)
+        kernels.gradients(e_TR, x_TE, (norm_E, r_T), z_TR, dys, group.ranks, group.scale, sums, 0, ctx.mask)
         total = sums.total()
         dx_TE = None
         if need_dx:
             dtotal_TE = dtotal_TE if dtotal_TE is None else dtotal_TE.contiguous()
-            dx_TE = kernels.norm_backward(d, x_TE, norm_E, r_T, a_RI, dtotal_TE)
-        return dx_TE, None, None, None, *group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
+            dx_TE = kernels.norm_backward(d, x_TE, (norm_E, r_T), a_RI, dtotal_TE, ctx.mask)
+        return dx_TE, *[None] * 4, *group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
 
 
 class _Add(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, residual_TO, x_TI, group, *adapters):
-        z_TR = shrink(x_TI, group.a_RI, 1.0)
+    def forward(ctx, residual_TO, x_TI, group, dropout, *adapters):
+        mask = ctx.mask = mask_of(dropout, "o", x_TI.device)
+        z_TR = shrink(x_TI, group.a_RI, 1.0) if mask is None else kernels.shrink_dropped(x_TI, group.a_RI, mask)
         ctx.group = group
         ctx.save_for_backward(x_TI, z_TR, group.whole, group.a_RI)
         return kernels.add_product(x_TI @ group.weights[0].t(), residual_TO, z_TR, group.sB)
@@ -193,22 +223,23 @@ class _Add(torch.autograd.Function):
         first = 0 if need_dx else group.inputs
         d = dy_TO @ whole[:, first:]
         e_TR = d[:, group.inputs - first :]
-        dx_TI = kernels.add_product(d[:, : group.inputs], None, e_TR, a_RI.t()) if need_dx else None
+        dx_TI = kernels.add_product(d[:, : group.inputs], None, e_TR, a_RI.t(), ctx.mask) if need_dx else None
         shapes = [tuple(a_RI.shape[::-1]), (len(whole), group.ranks[0])]
         sums = Sums.empty(x_TI, len(x_TI), group.length(), _blocks(x_TI, *shapes))
-        kernels.gradients(e_TR, x_TI, None, z_TR, [dy_TO], group.ranks, group.scale, sums)
+        kernels.gradients(e_TR, x_TI, None, z_TR, [dy_TO], group.ranks, group.scale, sums, 0, ctx.mask)
         total = sums.total()
         grads = group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
-        return dout_TO, dx_TI, None, *grads
+        return dout_TO, dx_TI, None, None, *grads
 
 
 class _FeedForward(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TE, norm_E, eps, gate_up, down, *adapters):
-        x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, gate_up.a_RI, eps)
+    def forward(ctx, x_TE, norm_E, eps, gate_up, down, dropout, *adapters):
+        ctx.masks = [mask_of(dropout, place, x_TE.device) for place in ("gate_up", "down")]
+        x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, gate_up.a_RI, eps, ctx.masks[0])
         y = x_ext @ gate_up.whole.t()
         del x_ext
-        h_ext, zd_Tr = kernels.swiglu_shrink(y, down.a_RI)
+        h_ext, zd_Tr = kernels.swiglu_shrink(y, down.a_RI, ctx.masks[1])
         ctx.groups = gate_up, down
         ctx.save_for_backward(
             x_TE, r_T, z_TR, zd_Tr, y, norm_E, gate_up.whole, gate_up.a_RI, down.whole, down.a_RI
@@ -222,19 +253,21 @@ class _FeedForward(torch.autograd.Function):
         d = dout_TE @ down_whole  # [dh' | e]
         blocks = -(-down.inputs // kernels.swiglu_blocks(y, len(down_a), *gate_up.ranks)[1])
         sums = Sums.empty(y, T, gate_up.length() + down.length(), blocks)
-        dy = kernels.swiglu_backward(d, y, down_a, z_TR, tuple(gate_up.ranks), gate_up.scale, sums)
+        dy = kernels.swiglu_backward(d, y, down_a, z_TR, tuple(gate_up.ranks), gate_up.scale, sums, ctx.masks[1])
         del d
         need_dx, first = ctx.needs_input_grad[0], 0 if ctx.needs_input_grad[0] else gate_up.inputs
         d = dy @ gu_whole[:, first:]
         e_TR = d[:, gate_up.inputs - first :]
         a, b = down_a.numel(), gate_up.length() - gu_a.numel()
         # In their order: dA of down, dB of gate and up, dA of gate and up, dB of down.
-        kernels.gradients(e_TR, x_TE, (norm_E, r_T), zd_Tr, [dout_TE], down.ranks, down.scale, sums, a + b)
+        kernels.gradients(
+            e_TR, x_TE, (norm_E, r_T), zd_Tr, [dout_TE], down.ranks, down.scale, sums, a + b, ctx.masks[0]
+        )
         total = sums.total()
         down_grads = down.grads(down.of_a(total), down.of_b(total[a + b + gu_a.numel() :]))
         grads = gate_up.grads(gate_up.of_a(total[a + b :]), gate_up.of_b(total[a:]))
-        dx_TE = kernels.norm_backward(d, x_TE, norm_E, r_T, gu_a, dout_TE) if need_dx else None
-        return dx_TE, *[None] * 4, *grads, *down_grads
+        dx_TE = kernels.norm_backward(d, x_TE, (norm_E, r_T), gu_a, dout_TE, ctx.masks[0]) if need_dx else None
+        return dx_TE, *[None] * 5, *grads, *down_grads
 
 
 def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
@@ -243,7 +276,9 @@ def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
     check_alike(x=x_TI, **{name: t for name, t in tensors.items() if t is not None})
 
 
-def folded_qkv(x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def folded_qkv(
+    x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup, dropout: Dropout | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, q, k, v): x itself, for the residual's sake, whose gradient then needs no addition of its own, and the
     projections of norm(x), (T, O) each. Raises ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TE, group.inputs, weight=group.whole)
@@ -251,20 +286,22 @@ def folded_qkv(x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup) -> 
     if len(group.outs) != 3:
         raise ValueError(f"q, k and v are three layers, the group has {len(group.outs)}")
     group.refresh()
-    return _QKV.apply(x_TE, norm_E, eps, group, *group.flat)
+    return _QKV.apply(x_TE, norm_E, eps, group, dropout, *group.flat)
 
 
-def folded_add(residual_TO: Tensor, x_TI: Tensor, group: FoldedGroup) -> Tensor:
+def folded_add(residual_TO: Tensor, x_TI: Tensor, group: FoldedGroup, dropout: Dropout | None = None) -> Tensor:
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O). Raises ValueError if shapes, devices or
     dtypes do not fit."""
     _check(x_TI, group.inputs, weight=group.whole, residual=residual_TO)
     if residual_TO.shape != (len(x_TI), *group.outs):
         raise ValueError(f"residual {tuple(residual_TO.shape)} must be ({len(x_TI)}, {group.outs[0]})")
     group.refresh()
-    return _Add.apply(residual_TO, x_TI, group, *group.flat)
+    return _Add.apply(residual_TO, x_TI, group, dropout, *group.flat)
 
 
-def folded_feed_forward(x_TE: Tensor, norm_E: Tensor, eps: float, gate_up: FoldedGroup, down: FoldedGroup) -> Tensor:
+def folded_feed_forward(
+    x_TE: Tensor, norm_E: Tensor, eps: float, gate_up: FoldedGroup, down: FoldedGroup, dropout: Dropout | None = None
+) -> Tensor:
     """x + down(silu(gate(norm x)) * up(norm x)), (T, E). Raises ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TE, gate_up.inputs, gate_up=gate_up.whole, down=down.whole)
     check_norm(x_TE, norm_E)
@@ -272,4 +309,4 @@ def folded_feed_forward(x_TE: Tensor, norm_E: Tensor, eps: float, gate_up: Folde
         raise ValueError(f"gate and up {gate_up.outs} of {gate_up.inputs} and down {down.outs} of {down.inputs}")
     gate_up.refresh()
     down.refresh()
-    return _FeedForward.apply(x_TE, norm_E, eps, gate_up, down, *gate_up.flat, *down.flat)
+    return _FeedForward.apply(x_TE, norm_E, eps, gate_up, down, dropout, *gate_up.flat, *down.flat)

@@ -218,8 +218,8 @@ class Layer(nn.Module):
     ) -> Tensor:
         """The same function with less kept for the backward pass; only adapters and x get gradients."""
         attn, mlp, eps = self.self_attn, self.mlp, self.post_attention_layernorm.eps
-        if self.folded is not None and dropout is None and use_triton(x_TE):
-            return self._folded_forward(x_TE, layer, cos, sin, attend, self.folded)
+        if self.folded is not None and use_triton(x_TE):
+            return self._folded_forward(x_TE, layer, cos, sin, attend, dropout)
         qkv, o = projections(attn.q_proj, attn.k_proj, attn.v_proj), projections(attn.o_proj)
         gate_up_down = projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
@@ -234,27 +234,28 @@ class Layer(nn.Module):
         return lora_feed_forward(x_TE, self.post_attention_layernorm.weight, eps, gate_up_down, dropout)
 
     def _folded_forward(
-        self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, folded: Folded
+        self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None
     ) -> Tensor:
         """The same function in fewer passes over x, where adapters are folded."""
-        attn, mlp, eps = self.self_attn, self.mlp, self.post_attention_layernorm.eps
+        attn, mlp, eps, folded = self.self_attn, self.mlp, self.post_attention_layernorm.eps, self.folded or Folded()
         norms = self.input_layernorm.weight, self.post_attention_layernorm.weight
         qkv = attn.q_proj, attn.k_proj, attn.v_proj
         group = _held(folded.qkv, *qkv)
         if group is not None:
-            x_TE, *heads = folded_qkv(x_TE, norms[0], eps, group)
+            x_TE, *heads = folded_qkv(x_TE, norms[0], eps, group, dropout)
         else:
-            heads = list(lora_qkv(x_TE, norms[0], eps, projections(*qkv)))
+            heads = list(lora_qkv(x_TE, norms[0], eps, projections(*qkv), dropout))
         attended_TO = attend(layer, *attn.heads(tuple(heads), cos, sin)).flatten(1)
         group = _held(folded.o, attn.o_proj)
         if group is not None:
-            x_TE = folded_add(x_TE, attended_TO, group)
+            x_TE = folded_add(x_TE, attended_TO, group, dropout)
         else:
-            x_TE = lora_add(x_TE, attended_TO, projections(attn.o_proj))
+            x_TE = lora_add(x_TE, attended_TO, projections(attn.o_proj), dropout)
         gate_up, down = _held(folded.gate_up, mlp.gate_proj, mlp.up_proj), _held(folded.down, mlp.down_proj)
         if gate_up is not None and down is not None:
-            return folded_feed_forward(x_TE, norms[1], eps, gate_up, down)
-        return lora_feed_forward(x_TE, norms[1], eps, projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj))
+            return folded_feed_forward(x_TE, norms[1], eps, gate_up, down, dropout)
+        layers = projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        return lora_feed_forward(x_TE, norms[1], eps, layers, dropout)
 
 
 class Decoder(nn.Module):

@@ -2,7 +2,7 @@
 
 A folded projection's weight is a view of a matrix with columns for its adapter, which cost `ranks / inputs` of its
 memory; values, names and files stay the same. Decoder layers take the folded way while nothing has been moved or
-replaced since, and without dropout.
+replaced since.
 """
 
 from torch import Tensor, nn
@@ -19,8 +19,8 @@ GROUPS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"),
 def fold_adapters(decoder: Decoder) -> int:
     """Fold what can be folded; returns how many groups of projections were. Not those that are sharded, quantized,
     trained themselves, without an adapter or of more ranks than the kernels take, nor layers whose norms come after
-    their blocks; and nothing under LoRA dropout or where Triton does not run."""
-    if decoder.sharded or decoder.lora_dropout or decoder.config.post_norm or not use_triton(decoder.head_VE):
+    their blocks; and nothing where Triton does not run."""
+    if decoder.sharded or decoder.config.post_norm or not use_triton(decoder.head_VE):
         return 0
     folded = 0
     for layer in decoder.layers:
@@ -66,7 +66,7 @@ def _fold(*layers: nn.Linear | LoraLinear) -> FoldedGroup | None:
 def fold_bytes(config: DecoderConfig, lora: LoraConfig, shapes: dict[str, tuple[int, int]], size: int) -> int:
     """Bytes that folding takes beyond the weights, of elements of `size` bytes; `shapes`: (outputs, inputs) by
     projection."""
-    if lora.dropout or config.post_norm:
+    if config.post_norm:
         return 0
     ranks = [[lora.rank for name in group if name in lora.targets] for group in GROUPS]
     if not (foldable(ranks[2]) and foldable(ranks[3])):

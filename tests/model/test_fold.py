@@ -127,16 +127,28 @@ def test_a_moved_decoder_takes_the_plain_way(calls):
     assert calls == ["folded_add"]
 
 
-def test_dropout_takes_the_plain_way(calls):
-    decoder, parameters = model(layers=1, dropout=0.3)
+def test_dropout_does_not_depend_on_the_split(calls):
+    """One row of three documents, or three rows in another order: the same gradient; other seeds, another one."""
+    decoder, parameters = model(layers=1, dropout=0.4)
     decoder = decoder.to(DEVICE, torch.float32)
-    assert fold_adapters(decoder) == 0
-    decoder, parameters = model(layers=1)
-    decoder = decoder.to(DEVICE, torch.float32)
-    fold_adapters(decoder)
-    decoder.lora_dropout, decoder.dropout_seeds = 0.3, [1, 2, 3]
-    run(decoder, parameters)
-    assert not calls
+    assert fold_adapters(decoder) == 4
+    seeds, tokens, size = [11, 12, 13], TOKENS.to(DEVICE), BOUNDS[-1] * CONFIG.hidden_size
+    weight = torch.linspace(-1, 1, size, device=DEVICE).view(-1, CONFIG.hidden_size)
+    found = []
+    for order, own in (((0, 1, 2), seeds), ((2, 0, 1), seeds), ((2, 0, 1), [11, 12, 14])):
+        decoder.zero_grad()
+        if not found:
+            decoder.dropout_seeds = own
+            (decoder.documents(tokens, BOUNDS) * weight).sum().backward()
+        else:
+            for i in order:
+                a, b = BOUNDS[i], BOUNDS[i + 1]
+                decoder.dropout_seeds = [own[i]]
+                (decoder.documents(tokens[a:b], [0, b - a]) * weight[a:b]).sum().backward()
+        found.append([p.grad.clone() for p in parameters.values()])
+    assert set(calls) == set(FUNCTIONS)
+    for together, apart, other in zip(*found, strict=True):
+        assert (apart - together).norm() <= 1e-5 * together.norm() < 1e-2 * (other - together).norm()
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ("q_proj", "v_proj"), ("gate_proj",), ("gate_proj", "down_proj")])
