@@ -54,7 +54,8 @@ FULL = (80, 90)  # for these every kernel, for the others attention's
 README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
-    r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
+    r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|"
+    r"folded bfloat16 E=4096 F=11008 r=16 [\w, ]+|rms_norm bfloat16 H=4096 (residual.*|"
     r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*"
 )
 
@@ -252,7 +253,7 @@ def lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def folded_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """A layer of Llama-2-7B with rank 16 on all projections, and one of rank 64; an odd shape."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32):
         for T, E, F, r in ((4096, 4096, 11008, 16), (4096, 4096, 11008, 64), (77, 33, 45, 3)):
             note, R = f"folded {str(dtype).removeprefix('torch.')} E={E} F={F} r={r}", -(-r // 8) * 8
             x, y, d = (meta(T, n, dtype=dtype) for n in (E, 2 * F, F + R))

@@ -251,7 +251,8 @@ class _FeedForward(torch.autograd.Function):
         x_TE, r_T, z_TR, zd_Tr, y, norm_E, gu_whole, gu_a, down_whole, down_a = ctx.saved_tensors
         (gate_up, down), dout_TE, T = ctx.groups, dout_TE.contiguous(), len(x_TE)
         d = dout_TE @ down_whole  # [dh' | e]
-        blocks = -(-down.inputs // kernels.swiglu_blocks(y, len(down_a), *gate_up.ranks)[1])
+        most, drawn = max(len(down_a), *gate_up.ranks), ctx.masks[1] is not None
+        blocks = -(-down.inputs // kernels.swiglu_blocks(y, most, drawn)[1])
         sums = Sums.empty(y, T, gate_up.length() + down.length(), blocks)
         dy = kernels.swiglu_backward(d, y, down_a, z_TR, tuple(gate_up.ranks), gate_up.scale, sums, ctx.masks[1])
         del d

@@ -52,10 +52,11 @@ def _width(R: int) -> int:
     return max(16, block(R, WIDEST_GROUP))
 
 
-def _rows(x: Tensor, R: int) -> tuple[int, int, int, int]:
-    """Block shapes of the kernels that walk through rows: in float32 many ranks need the registers of more warps."""
+def _rows(x: Tensor, R: int, drawn: bool = False) -> tuple[int, int, int, int]:
+    """Block shapes of the kernels that walk through rows. Many ranks in float32, and in the norm's backward pass masks
+    that are `drawn`, need the registers of more warps."""
     tokens, columns, warps, stages = ROWS[x.element_size()]
-    return tokens, columns, warps * 2 if x.element_size() == 4 and R > WIDEST_GROUP // 2 else warps, stages
+    return tokens, columns, warps * 2 if drawn or (x.element_size() == 4 and R > WIDEST_GROUP // 2) else warps, stages
 
 
 def _options(x: Tensor, sizes: tuple[int, int, int, int]) -> dict[str, Any]:
@@ -132,7 +133,7 @@ def norm_backward(
     (T, N), R = x_TN.shape, len(a_RN)
     dx_TN = x_TN.new_empty((T, N))
     if T:
-        sizes = _rows(x_TN, R)
+        sizes = _rows(x_TN, R, mask is not None)
         jitted.norm_backward[(triton.cdiv(T, sizes[0]),)](
             *(d, x_TN, *norm, a_RN, d if dtotal is None else dtotal, dx_TN, d.stride(0), x_TN.stride(0)),
             *(T, N, R, *_dropped(mask, x_TN)), DROP=mask is not None, ADD=dtotal is not None, BR=_width(R),
@@ -161,10 +162,12 @@ class Sums(NamedTuple):
         return self.parts[0] if len(self.parts) == 1 else self.parts.sum(0)
 
 
-def swiglu_blocks(x: Tensor, *ranks: int) -> tuple[int, int, int, int]:
-    """Block shapes of `swiglu_backward`: of many ranks its sums need the registers of half of the columns."""
+def swiglu_blocks(x: Tensor, most: int, drawn: bool) -> tuple[int, int, int, int]:
+    """Block shapes of `swiglu_backward` for adapters of at most `most` ranks. The sums of many need the registers of
+    half of the columns, masks that are `drawn` those of half of the tokens."""
     tokens, columns, warps, stages = SWIGLU[x.element_size()]
-    return tokens, columns if max(ranks) <= MOST_RANKS // 2 else columns // 2, warps, stages
+    tokens = max(16, tokens // 2) if drawn else tokens
+    return tokens, columns // 2 if most > MOST_RANKS // 2 else columns, warps, stages
 
 
 def swiglu_backward(
@@ -182,7 +185,7 @@ def swiglu_backward(
     (R, F), T = a_RF.shape, len(gate_up)
     out = gate_up.new_empty((T, 2 * F))
     if T:
-        sizes = swiglu_blocks(gate_up, R, max(ranks))
+        sizes = swiglu_blocks(gate_up, max(R, *ranks), mask is not None)
         jitted.swiglu_backward[(triton.cdiv(F, sizes[1]), len(sums.parts))](
             *(d, gate_up, a_RF, z, out, sums.parts, d.stride(0), gate_up.stride(0), sums.parts.stride(0)),
             *(T, F, R, z.stride(0), *ranks, sums.share, scale, *_dropped(mask, z)), DROP=mask is not None,
