@@ -31,7 +31,7 @@ WIDEST_GROUP = 256  # ranks of a group, which the tiles hold whole
 ROWS = {2: (32, 64, 4, 3), 4: (16, 32, 4, 1)}  # shrinks and the norm's backward pass: a program walks through its rows
 TILES = {2: (64, 64, 4, 1), 4: (32, 32, 4, 1)}  # add_product
 SWIGLU = {2: (32, 64, 8, 2), 4: (16, 32, 4, 1)}
-GRADIENTS = {2: (64, 64, 4, 3), 4: (32, 32, 4, 1)}
+GRADIENTS = {2: (64, 64, 8, 2), 4: (32, 32, 4, 1)}
 RANKS = 64  # of a block of `gradients`
 PROGRAMS = 512  # tokens are split between programs up to this number
 

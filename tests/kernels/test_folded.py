@@ -18,11 +18,12 @@ from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
 SCALE = 0.5
-# T, E, outs of q, k, v, F, ranks of q, k, v, o, gate, up, down: ragged; one to a block; more than one share of tokens.
+# T, E, outs of q, k, v, F, ranks of q, k, v, o, gate, up, down: ragged; one token; two shares of tokens and two blocks
+# of ranks in the sums of gradients.
 CASES = [
     (37, 40, (48, 16, 16), 72, (3, 3, 3, 3, 3, 3, 3)),
     (1, 24, (8, 8, 8), 40, (2, None, 5, 1, None, 4, 9)),
-    (601, 36, (20, 12, 12), 33, (4, 4, None, 8, 20, None, 17)),
+    (601, 36, (20, 12, 12), 33, (40, 30, None, 8, 20, None, 17)),
 ]
 
 
@@ -182,3 +183,33 @@ def test_dropout(function, dtype):
         return x + linear(torch.nn.functional.silu(ys[0]) * ys[1], weights[2], places[2], leaves, masks["down"])
 
     compare(ours, plain, inputs, dtype)
+
+
+@pytest.mark.parametrize("dropout", [None, DROPOUT])
+def test_rows_of_a_wider_tensor(dropout):
+    """x, the residual and the gradients that arrive may be columns of others, expanded or transposed."""
+    T, E, F = 37, 24, 40
+    weights = [random(o, E).to(DEVICE, torch.float32) for o in (16, 8, 8)]
+    wide = [random(o, i).to(DEVICE, torch.float32) for o, i in ((F, E), (F, E), (E, F))]
+    adapters = [(random(3, w.shape[1]).to(w), random(len(w), 3).to(w)) for w in (*weights, *wide)]
+    scales, whole = torch.rand(E, device=DEVICE) + 0.5, random(T, 3 * E).to(DEVICE, torch.float32)
+    groups = [FoldedGroup(weights, adapters[:3], SCALE), FoldedGroup(wide[:2], adapters[3:5], SCALE)]
+    groups += [FoldedGroup(wide[2:], adapters[5:], SCALE), FoldedGroup(wide[:1], adapters[3:4], SCALE)]
+
+    def run(change):
+        x, residual = (change(t).detach().requires_grad_() for t in (whole[:, E : 2 * E], whole[:, :E]))
+        both = folded_feed_forward(x, scales, 1e-5, groups[1], groups[2], dropout)
+        outs = [*folded_qkv(x, scales, 1e-5, groups[0], dropout), both]
+        outs.append(folded_add(whole[:, :F], x, groups[3], dropout))
+        outs.append(folded_add(residual, both.new_ones(T, 2 * F)[:, :F], groups[2], dropout))
+        found = []
+        for out in outs:
+            given = torch.linspace(-1, 1, 2 * out.numel(), device=DEVICE).view(T, -1)[:, : out.shape[1]]
+            upstream = [given, torch.ones(1, 1, device=DEVICE).expand(out.shape), given.t().contiguous().t()]
+            found.append(out)
+            for g in upstream:
+                found += torch.autograd.grad(out, [x, residual], change(g), retain_graph=True, allow_unused=True)
+        return found
+
+    for a, b in zip(run(lambda t: t), run(torch.Tensor.contiguous), strict=True):
+        assert (a is None) == (b is None) and (a is None or torch.equal(a, b))
