@@ -1,7 +1,7 @@
 """Launches and bytes of a LoRA layer's training step beyond its products, counted from shapes, without a GPU.
 
     python benchmarks/lora_passes.py                  Llama-2-7B's and Llama-3-8B's layer, folded and not, as a table
-    python benchmarks/lora_passes.py --tokens 4096    of so many tokens in one document
+    python benchmarks/lora_passes.py --documents 20   with dropout, whose masks other layers draw by document
 
 The layer's own code runs on a CPU with Triton's launches and the products replaced by nothing, so every launch comes
 with the tensors that it gets. Counted are the bytes of activations (tensors with a row for each token), once for each
@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ptst.kernels.attention import packed_attention
+from ptst.kernels.lora_layer import Dropout
 from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder, Layer
@@ -82,6 +83,9 @@ class Counts:
                 self.sums += size
 
 
+Ways = tuple[Counts, Counts]  # forward, backward
+
+
 class _Counting(TorchDispatchMode):
     """Notes torch's launches; products are not computed."""
 
@@ -127,8 +131,9 @@ def counting(counts: Counts) -> Iterator[None]:
         yield
 
 
-def count(config: DecoderConfig, tokens: int, rank: int, folded: bool) -> tuple[Counts, Counts]:
-    """(forward, backward) of a layer with LoRA on all seven projections over a bfloat16 base, adapters in float32."""
+def count(config: DecoderConfig, tokens: int, rank: int, folded: bool, documents: int = 0) -> Ways:
+    """Of a layer with LoRA on all seven projections over a bfloat16 base, adapters in float32; with dropout over so
+    many `documents`, of equal lengths."""
     decoder = Decoder(config).requires_grad_(False).bfloat16()
     add_lora(decoder, LoraConfig(rank, 2.0 * rank))
     if folded:
@@ -143,21 +148,21 @@ def count(config: DecoderConfig, tokens: int, rank: int, folded: bool) -> tuple[
     def attend(_layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return packed_attention(q, k, v, [0, tokens])
 
+    bounds = [i * tokens // documents for i in range(documents + 1)] if documents else []
+    dropout = Dropout(0.05, tuple(range(documents)), tuple(bounds)) if documents else None
     for _ in range(2):  # the first time, attention makes its tables, once for all layers
         forward, backward = Counts(tokens), Counts(tokens)
         with counting(forward):
-            out = layer(x_TE, 0, cos, sin, attend)
-        dout = torch.zeros_like(out)
+            out = layer(x_TE, 0, cos, sin, attend, dropout)
+        gradient = torch.zeros_like(out)
         with counting(backward):
-            torch.autograd.grad(out, [x_TE, *adapters], dout)
+            torch.autograd.grad(out, [x_TE, *adapters], gradient)
     return forward, backward
 
 
-def rows(
-    config: DecoderConfig, tokens: int, rank: int
-) -> tuple[list[list[str]], tuple[Counts, ...], tuple[Counts, ...]]:
+def rows(config: DecoderConfig, tokens: int, rank: int, documents: int) -> tuple[list[list[str]], Ways, Ways]:
     """Of the table: launches and megabytes before and after, by direction and in all; and what was counted."""
-    before, after = (count(config, tokens, rank, folded) for folded in (False, True))
+    before, after = (count(config, tokens, rank, folded, documents) for folded in (False, True))
     found = []
     for name, numbers in (("forward", (0,)), ("backward", (1,)), ("both", (0, 1))):
         launches = [sum(sum(c[i].launches.values()) for i in numbers) for c in (before, after)]
@@ -172,12 +177,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--documents", type=int, default=0, help="with dropout of 0.05 over so many documents")
     parser.add_argument("-v", "--verbose", action="store_true", help="each launch")
     args = parser.parse_args()
     print("| layer | pass | launches | folded | MB of activations | folded | less | MB of sums | folded |")
     print("|" + "---|" * 9)
     for model, config in (("Llama-2-7B", LLAMA_2_7B), ("Llama-3-8B", LLAMA_3_8B)):
-        table, *ways = rows(config, args.tokens, args.rank)
+        table, *ways = rows(config, args.tokens, args.rank, args.documents)
         for row in table:
             print(f"| {' | '.join([model, *row])} |")
         for way, counts in zip(("today", "folded"), ways, strict=True) if args.verbose else ():

@@ -81,13 +81,13 @@ def swiglu_shrink(
 @jit
 def add_product(
     y, base, z, b, out, y_row, base_row, z_row, b_row, b_col, T, N, R, keys, places, number, threshold, inverse,
-    DROP: tl.constexpr, BASE: tl.constexpr, IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
+    DROP: tl.constexpr, PLUS: tl.constexpr, IEEE: tl.constexpr, BT: tl.constexpr, BN: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """out (T, N) = y + z b^T, the product with DROP times the mask, and with BASE + base."""
+    """out (T, N) = y + z b^T, the product with DROP times the mask, and with PLUS + base."""
     t, n = tl.program_id(0) * BT + tl.arange(0, BT), tl.program_id(1) * BN + tl.arange(0, BN)
     k, row, here = tl.arange(0, BR), t.to(tl.int64)[:, None], (t < T)[:, None] & (n < N)[None, :]
     total = tl.load(y + row * y_row + n[None, :], mask=here, other=0.0).to(tl.float32)
-    if BASE:
+    if PLUS:
         total += tl.load(base + row * base_row + n[None, :], mask=here, other=0.0).to(tl.float32)
     zs = tl.load(z + row * z_row + k[None, :], mask=(t < T)[:, None] & (k < R)[None, :], other=0.0)
     bs = tl.load(b + k[:, None] * b_col + n[None, :] * b_row, mask=(k < R)[:, None] & (n < N)[None, :], other=0.0)

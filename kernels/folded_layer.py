@@ -189,11 +189,11 @@ class _QKV(torch.autograd.Function):
         x_TE, r_T, z_TR, norm_E, whole, a_RI = ctx.saved_tensors
         group, T = ctx.group, len(x_TE)
         need_dx, first = ctx.needs_input_grad[0], 0 if ctx.needs_input_grad[0] else group.inputs
-        d, dys = None, []
-        for dy, w in zip(given, whole.split(group.outs), strict=True):
-            dy = x_TE.new_zeros(T, len(w)) if dy is None else dy.contiguous()
-            dys.append(dy)
-            d = dy @ w[:, first:] if d is None else d.addmm_(dy, w[:, first:])  # [dx' | e], or e alone
+        ws, outs = whole.split(group.outs), group.outs
+        dys = [x_TE.new_zeros(T, n) if dy is None else dy.contiguous() for dy, n in zip(given, outs, strict=True)]
+        d = dys[0] @ ws[0][:, first:]  # [dx' | e], or e alone
+        for dy, w in zip(dys[1:], ws[1:], strict=True):
+            d.addmm_(dy, w[:, first:])
         e_TR = d[:, group.inputs - first :]
         shapes = [tuple(a_RI.shape[::-1]), *zip(group.outs, group.ranks, strict=True)]
         sums = Sums.empty(x_TE, T, group.length(), _blocks(x_TE, *shapes))

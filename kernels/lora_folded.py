@@ -119,7 +119,7 @@ def add_product(y_TN: Tensor, base_TN: Tensor | None, z_TR: Tensor, b_NR: Tensor
         base = y_TN if base_TN is None else base_TN
         jitted.add_product[(triton.cdiv(T, sizes[0]), triton.cdiv(N, sizes[1]))](
             *(y_TN, base, z_TR, b_NR, out, y_TN.stride(0), base.stride(0), z_TR.stride(0), *b_NR.stride(), T, N, R),
-            *_dropped(mask, y_TN), DROP=mask is not None, BASE=base_TN is not None, BR=_width(R),
+            *_dropped(mask, y_TN), DROP=mask is not None, PLUS=base_TN is not None, BR=_width(R),
             **_options(y_TN, sizes),
         )  # fmt: skip
     return out
