@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptst.kernels import lora_folded as kernels
-from ptst.kernels.dispatch import check_alike
+from ptst.kernels.dispatch import check_alike, use_triton
 from ptst.kernels.lora import Adapter, shrink
 from ptst.kernels.lora_folded import ALIGNED, Mask, Sums
 from ptst.kernels.lora_layer import Dropout
@@ -274,6 +274,8 @@ class _FeedForward(torch.autograd.Function):
 def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
     if x_TI.dim() != 2 or x_TI.shape[1] != inputs:
         raise ValueError(f"x {tuple(x_TI.shape)} must be (T, {inputs})")
+    if not use_triton(x_TI):
+        raise ValueError(f"x is {x_TI.dtype} on {x_TI.device}: folded adapters are for the Triton kernels alone")
     check_alike(x=x_TI, **{name: t for name, t in tensors.items() if t is not None})
 
 

@@ -192,7 +192,7 @@ def test_the_plan_knows_what_it_takes(targets, rank):
         assert adapter_bytes(CONFIG, method) == adapter_bytes(CONFIG, Method(lora, dtype))
 
 
-def test_mistakes():
+def test_mistakes(monkeypatch):
     x, norm = torch.ones(3, 8, device=DEVICE), torch.ones(8, device=DEVICE)
     w, a, b = (torch.ones(*s, device=DEVICE) for s in ((6, 8), (2, 8), (6, 2)))
     with pytest.raises(ValueError, match=r"weight \(6, 8\), A \(2, 7\) and B \(6, 2\) do not fit"):
@@ -216,3 +216,6 @@ def test_mistakes():
         folded_add(x[:, :6], torch.ones(8, 3, device=DEVICE).t(), one)
     with pytest.raises(ValueError, match=r"gate and up \[6\] of 8"):
         folded_feed_forward(x, norm, 1e-5, one, one)
+    monkeypatch.setenv("PTST_KERNELS", "reference")
+    with pytest.raises(ValueError, match="for the Triton kernels alone"):
+        folded_qkv(x, norm, 1e-5, three)
