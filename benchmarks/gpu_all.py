@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("check", "speed", "peers")
 GRACE = 5.0  # seconds between asking a group to end and ending it
 ON_GPU_ALONE = ["tests/generation/test_on_gpu.py", "tests/training/test_on_gpu.py"]
-TESTS = ["tests/kernels", "tests/model/test_fused.py", *ON_GPU_ALONE]
+TESTS = ["tests/kernels", "tests/model/test_fused.py", "tests/model/test_fold.py", *ON_GPU_ALONE]
 # What a dry run takes of the tests for a GPU, at small shapes; the ordinary suite has the others.
 ONE_OF_EACH = "128256 or (test_attention and 4-1-100-64 and lengths0) or 4096 and lora or test_on_gpu or R0 or norm_and"
 

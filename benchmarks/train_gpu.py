@@ -122,10 +122,12 @@ def random_decoder(name: str, positions: int):
 def training_step(name: str, tokens: int, trained: float, packed: bool):
     """(the step of a random decoder with adapters, the documents' boundaries, trained rows)."""
     from ptst.kernels.linear_cross_entropy import linear_cross_entropy
+    from ptst.model.fold import fold_adapters
     from ptst.model.lora import LoraConfig, add_lora
 
     decoder, vocabulary = random_decoder(name, tokens), SIZES[name][6]
     parameters = list(add_lora(decoder, LoraConfig(RANK, ALPHA)).values())
+    fold_adapters(decoder)
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0, fused=True)
     bounds = layout(tokens, packed)
     ids, rows = made(tokens, vocabulary, trained)

@@ -38,6 +38,7 @@ from ptst.kernels import (
     flash_attention,
     linear_cross_entropy,
     lora,
+    lora_folded,
     main_loops,
     rms_norm,
     rope,
@@ -53,7 +54,8 @@ FULL = (80, 90)  # for these every kernel, for the others attention's
 README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
-    r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
+    r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|"
+    r"folded bfloat16 E=4096 F=11008 r=16 [\w, ]+|rms_norm bfloat16 H=4096 (residual.*|"
     r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*"
 )
 
@@ -249,6 +251,41 @@ def lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"{note} dB", partial(gradient, z, y, 2.0, True)
 
 
+def folded_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """A layer of Llama-2-7B with rank 16 on all projections, and one of rank 64; an odd shape."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for T, E, F, r in ((4096, 4096, 11008, 16), (4096, 4096, 11008, 64), (77, 33, 45, 3)):
+            note, R = f"folded {str(dtype).removeprefix('torch.')} E={E} F={F} r={r}", -(-r // 8) * 8
+            x, y, d = (meta(T, n, dtype=dtype) for n in (E, 2 * F, F + R))
+            w, rstd = meta(E, dtype=dtype), meta(T)
+            all3, all2 = (-(-n * r // 8) * 8 for n in (3, 2))
+            a3, a2, a = meta(all3, E, dtype=dtype), meta(all2, E, dtype=dtype), meta(R, F, dtype=dtype)
+            e3, dx3, z2, z = (meta(T, n, dtype=dtype) for n in (all3, E + all3, all2, R))
+            yield f"{note} qkv", partial(lora_folded.norm_shrink, x, w, a3, 1e-5)
+            yield f"{note} qkv", partial(lora_folded.norm_backward, dx3, x, (w, rstd), a3, x)
+            yield f"{note} gate_up", partial(lora_folded.norm_shrink, x, w, a2, 1e-5)
+            yield f"{note} down", partial(lora_folded.swiglu_shrink, y, a)
+            yield f"{note} o", partial(lora_folded.add_product, x, x, z, meta(E, E + R, dtype=dtype)[:, E:])
+            dx = meta(T, E + R, dtype=dtype)
+            back = partial(lora_folded.add_product, dx[:, :E], None, dx[:, E:], meta(R, E, dtype=dtype).t())
+            yield f"{note} o, dx", back
+            sums = lora_folded.Sums(meta(2, 8 * E * r + 8 * F * r), 2048)
+            yield f"{note} down, dx", partial(lora_folded.swiglu_backward, d, y, a, z2, (r, r), 2.0, sums)
+            given = partial(lora_folded.gradients, e3, x, (w, rstd), e3, [x, x, x], [r, r, r], 2.0, sums)
+            yield f"{note} qkv, dA and dB", given
+            yield f"{note} o, dA and dB", partial(lora_folded.gradients, z, x, None, z, [x], [r], 2.0, sums)
+            mask = lora_folded.Mask(meta(T, dtype=torch.long), meta(T, dtype=torch.int32), 16, 214748365, 1 / 0.95)
+            yield f"{note} qkv, dropout", partial(lora_folded.norm_shrink, x, w, a3, 1e-5, mask)
+            yield f"{note} qkv, dropout", partial(lora_folded.norm_backward, dx3, x, (w, rstd), a3, x, mask)
+            yield f"{note} down, dropout", partial(lora_folded.swiglu_shrink, y, a, mask)
+            back = partial(lora_folded.swiglu_backward, d, y, a, z2, (r, r), 2.0, sums, mask)
+            yield f"{note} down, dx, dropout", back
+            yield f"{note} qkv, dA and dB, dropout", partial(given, mask=mask)
+            yield f"{note} o, dropout", partial(lora_folded.shrink_dropped, x, meta(R, E, dtype=dtype), mask)
+            back = partial(lora_folded.add_product, dx[:, :E], None, dx[:, E:], meta(R, E, dtype=dtype).t(), mask)
+            yield f"{note} o, dx, dropout", back
+
+
 def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
     """The loss's own kernel, between its two multiplications."""
     grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
@@ -266,6 +303,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
+    yield from folded_launches()
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
         for T, H, F, Q, K, D in ((512, 4096, 11008, 32, 8, 128), (7, 33, 77, 3, 1, 20)):

@@ -104,7 +104,8 @@ def _bytes(code: str) -> int:
     """Bytes that a warp's load or store moves."""
     name = code.split()[0]
     if name.startswith(("LDSM", "STSM")):
-        return 128 * (int(name.rsplit(".", 1)[1]) if name[-1].isdigit() and "M88" in name else 1)
+        last = name.rsplit(".", 1)[-1]
+        return 128 * (int(last) if last.isdigit() and "M88" in name else 1)
     width = re.search(r"\.(128|64|U16|S16|U8|S8)\b", name)
     sizes = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
     return LANES * (sizes[width[1]] if width else 4)

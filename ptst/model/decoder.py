@@ -12,7 +12,8 @@ The mathematics of a layer is written down four times, each for another purpose;
 the same weights through all four and compares them with float64:
 
 - `Layer.forward` in ptst/model/decoder.py: the plain definition; full fine-tuning and evaluation use it.
-- `Layer._lora_forward` over kernels/lora_layer.py: training with adapters over a frozen base, which saves memory.
+- `Layer._lora_forward` over kernels/lora_layer.py: training with adapters over a frozen base, which saves memory; on a
+  GPU over kernels/folded_layer.py, which saves passes.
 - `Forward` in ptst/generation/forward.py: sampling, with joined projections (q|k|v, gate|up), in torch or Triton.
 - `Forward._with_numba` over kernels/cpu_layer.py and kernels/cpu_attention.py: sampling on a CPU, loops by Numba.
 
@@ -25,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +34,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ptst.errors import UserError
 from ptst.kernels.attention import SharedPrefixes, packed_attention
+from ptst.kernels.dispatch import use_triton
+from ptst.kernels.folded_layer import FoldedGroup, folded_add, folded_feed_forward, folded_qkv
 from ptst.kernels.lora import Projections, lora_group
 from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_qkv
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
@@ -87,6 +91,14 @@ def projections(*layers: nn.Linear | LoraLinear) -> Projections:
     biases = [layer.bias for layer in layers]
     biases = biases if any(bias is not None for bias in biases) else []
     return Projections([layer.weight for layer in layers], adapters, scale, biases=biases)
+
+
+def _held(group: FoldedGroup | None, *layers: nn.Linear | LoraLinear) -> FoldedGroup | None:
+    """The group if it still holds these layers."""
+    if group is None:
+        return None
+    weights, adapters, *_ = projections(*layers)
+    return group if group.holds(weights, adapters) else None
 
 
 class Ropes:
@@ -162,6 +174,15 @@ class FeedForward(nn.Module):
         return self.down_proj(swiglu(*project(x_TE, self.gate_proj, self.up_proj)))
 
 
+class Folded(NamedTuple):
+    """A layer's groups of projections with their adapters folded beside them, or None for one without (fold.py)."""
+
+    qkv: FoldedGroup | None = None
+    o: FoldedGroup | None = None
+    gate_up: FoldedGroup | None = None
+    down: FoldedGroup | None = None
+
+
 class Layer(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
@@ -173,6 +194,7 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config)
         if self.post_norm:
             self.post_feedforward_layernorm = norm()
+        self.folded: Folded | None = None  # set by fold_adapters
 
     def forward(
         self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None = None
@@ -196,6 +218,8 @@ class Layer(nn.Module):
     ) -> Tensor:
         """The same function with less kept for the backward pass; only adapters and x get gradients."""
         attn, mlp, eps = self.self_attn, self.mlp, self.post_attention_layernorm.eps
+        if self.folded is not None and use_triton(x_TE):
+            return self._folded_forward(x_TE, layer, cos, sin, attend, dropout)
         qkv, o = projections(attn.q_proj, attn.k_proj, attn.v_proj), projections(attn.o_proj)
         gate_up_down = projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
 
@@ -208,6 +232,30 @@ class Layer(nn.Module):
             return x_TE + self.post_feedforward_layernorm(lora_feed_forward(x_TE, None, eps, gate_up_down, dropout))
         x_TE = lora_add(x_TE, attended(self.input_layernorm.weight), o, dropout)
         return lora_feed_forward(x_TE, self.post_attention_layernorm.weight, eps, gate_up_down, dropout)
+
+    def _folded_forward(
+        self, x_TE: Tensor, layer: int, cos: Tensor, sin: Tensor, attend: Attend, dropout: Dropout | None
+    ) -> Tensor:
+        """The same function in fewer passes over x, where adapters are folded."""
+        attn, mlp, eps, folded = self.self_attn, self.mlp, self.post_attention_layernorm.eps, self.folded or Folded()
+        norms = self.input_layernorm.weight, self.post_attention_layernorm.weight
+        qkv = attn.q_proj, attn.k_proj, attn.v_proj
+        group = _held(folded.qkv, *qkv)
+        if group is not None:
+            x_TE, *heads = folded_qkv(x_TE, norms[0], eps, group, dropout)
+        else:
+            heads = list(lora_qkv(x_TE, norms[0], eps, projections(*qkv), dropout))
+        attended_TO = attend(layer, *attn.heads(tuple(heads), cos, sin)).flatten(1)
+        group = _held(folded.o, attn.o_proj)
+        if group is not None:
+            x_TE = folded_add(x_TE, attended_TO, group, dropout)
+        else:
+            x_TE = lora_add(x_TE, attended_TO, projections(attn.o_proj), dropout)
+        gate_up, down = _held(folded.gate_up, mlp.gate_proj, mlp.up_proj), _held(folded.down, mlp.down_proj)
+        if gate_up is not None and down is not None:
+            return folded_feed_forward(x_TE, norms[1], eps, gate_up, down, dropout)
+        layers = projections(mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        return lora_feed_forward(x_TE, norms[1], eps, layers, dropout)
 
 
 class Decoder(nn.Module):

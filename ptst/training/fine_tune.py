@@ -15,6 +15,7 @@ from ptst.data.example_arrays import lengths_of, trained_of
 from ptst.errors import Setting, UserError
 from ptst.fingerprints import combined
 from ptst.model.decoder import Decoder
+from ptst.model.fold import fold_adapters
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.quantized import Quantization
 from ptst.model.sharded_weights import load_sharded_decoder
@@ -98,7 +99,9 @@ def _load(plan: RunPlan, world: World) -> tuple[Decoder, dict[str, Parameter]]:
     decoder = load_decoder(folder, plan.dtype, plan.device, quantization)
     if plan.lora is None:
         return decoder, dict(decoder.requires_grad_(True).named_parameters())
-    return decoder, add_lora(decoder, plan.lora, seed)
+    adapters = add_lora(decoder, plan.lora, seed)
+    fold_adapters(decoder)
+    return decoder, adapters
 
 
 class _Session:

@@ -25,6 +25,7 @@ from rich.table import Table
 from ptst.errors import Setting, UserError, Words
 from ptst.kernels import linear_cross_entropy as loss
 from ptst.model.config import DecoderConfig, LoraConfig
+from ptst.model.fold import fold_bytes
 from ptst.model.quantized import quantized_bytes
 from ptst.model.weights import pick_dtype
 from ptst.settings import Quantize
@@ -78,6 +79,16 @@ def frozen_bytes(config: DecoderConfig, dtype: torch.dtype, quantize: Quantize) 
         return total
     saved = sum(o * i * dtype.itemsize - quantized_bytes(quantize, (o, i)) for o, i in projections)
     return total - config.num_layers * saved
+
+
+def adapter_bytes(config: DecoderConfig, method: "Method") -> int:
+    """Bytes of the adapters, and on a GPU of those folded beside a base that is whole and unquantized
+    (ptst/model/fold.py)."""
+    if method.lora is None:
+        return 0
+    folds = method.device == "cuda" and method.quantize == "none" and method.ranks == 1
+    folded = fold_bytes(config, method.lora, shapes(config), method.dtype.itemsize) if folds else 0
+    return count_adapter(config, method.lora) * method.wide + folded
 
 
 def dequantized_bytes(config: DecoderConfig, method: "Method") -> int:
@@ -245,7 +256,7 @@ def plan_memory(
         trained=trained,
         micro_batch_tokens=micro_batch_tokens,
         largest_micro_batch=tokens,
-        weights=frozen_bytes(config, dtype, method.quantize) + (0 if lora is None else trained * method.wide),
+        weights=frozen_bytes(config, dtype, method.quantize) + adapter_bytes(config, method),
         masters=trained * method.wide if lora is None and narrow and method.weight_update == "master" else 0,
         gradients=trained * method.wide,
         optimizer=2 * trained * method.wide,

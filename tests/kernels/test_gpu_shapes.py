@@ -15,9 +15,10 @@ from torch import Tensor
 from ptst.kernels.attention import packed_attention
 from ptst.kernels.attention_decode import decode_attention
 from ptst.kernels.dispatch import triton
+from ptst.kernels.folded_layer import FoldedGroup, folded_add, folded_feed_forward, folded_qkv
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy
 from ptst.kernels.lora import Projections, lora_group
-from ptst.kernels.lora_layer import lora_feed_forward
+from ptst.kernels.lora_layer import Dropout, lora_feed_forward
 from ptst.kernels.rms_norm import add_rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, reference, tables
 from ptst.kernels.swiglu import swiglu
@@ -113,6 +114,38 @@ def test_lora_of_a_7b_layer(T):
         return tuple(x @ w.to(x.dtype).t() + 2.0 * (x @ a.t()) @ b.t() for w, a, b in pairs)
 
     check(ours, exact, inputs)
+
+
+@pytest.mark.parametrize("T", [4096, 1000])
+@pytest.mark.parametrize("rank", [16, 64])
+def test_a_folded_7b_layer(T, rank):
+    """q, k and v, o, and the feed-forward half; with dropout twice the same, to the bit."""
+    T, E, kv, F = size((T, 4096, 1024, 11008), (33, 40, 16, 72))
+    shapes = [(E, E), (kv, E), (kv, E), (E, E), (F, E), (F, E), (E, F)]
+    weights = [random(o, i, scale=i**-0.5).to(HALF) for o, i in shapes]
+    norm, inputs = torch.rand(E, device=DEVICE).to(HALF) + 0.5, [random(T, E)]
+    for o, i in shapes:
+        inputs += [random(rank, i, scale=i**-0.5), random(o, rank, scale=rank**-0.5)]
+
+    def ours(x, *flat, dropout=None):
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        spans = ((0, 3), (3, 4), (4, 6), (6, 7))
+        qkv, o, gate_up, down = (FoldedGroup(weights[a:b], pairs[a:b], 0.5) for a, b in spans)
+        same, *given = folded_qkv(x, norm, 1e-5, qkv, dropout)
+        half = folded_feed_forward(x, norm, 1e-5, gate_up, down, dropout)
+        return same, *given, folded_add(x, x, o, dropout), half
+
+    def exact(x, *flat):
+        def linear(x, number):
+            a, b = flat[2 * number : 2 * number + 2]
+            return x @ weights[number].to(x.dtype).t() + 0.5 * (x @ a.t()) @ b.t()
+
+        n = torch.nn.functional.rms_norm(x, (E,), norm.to(x.dtype), 1e-5)
+        h = torch.nn.functional.silu(linear(n, 4)) * linear(n, 5)
+        return x * 1, linear(n, 0), linear(n, 1), linear(n, 2), x + linear(x, 3), x + linear(h, 6)
+
+    check(ours, exact, inputs)
+    twice_the_same(partial(ours, dropout=Dropout(0.05, (1, 2), (0, T // 3, T))), inputs)
 
 
 @pytest.mark.parametrize("T", [4096, 1000])

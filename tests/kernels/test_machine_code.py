@@ -50,6 +50,10 @@ def test_the_main_loop_is_the_innermost_one_with_most_products_for_its_length():
     assert (edge.instructions, edge.shared, edge.shared_bytes) == (6, 2, 32 * 8 + 4 * 128)
 
 
+def test_a_matrix_alone_is_read():
+    assert count(["LDSM.16.M88 R4, [R5]", "LDSM.16.M88.2 R4, [R5]"]).shared_bytes == 3 * 128
+
+
 def test_without_products_the_loop_that_reads_or_the_whole():
     text = SASS.replace("HGMMA", "FFMA")
     assert loops(text)[0].global_bytes == 512

@@ -10,6 +10,7 @@ import torch
 
 from ptst.errors import UserError
 from ptst.model.config import LoraConfig
+from ptst.model.fold import fold_adapters
 from ptst.model.weights import load_decoder
 from ptst.train import run_training
 from ptst.training.checkpoint import Checkpoints
@@ -22,6 +23,7 @@ from tests.training.steps import examples, trained
 
 WAYS: dict[str, dict] = {
     "lora": {},
+    "folded": {"folded": True},
     "full": {"full": True},
     "checkpointing": {"activation_checkpointing": True},
     "average": {"average": 0.9},
@@ -33,6 +35,8 @@ def trainer(folder, device: str, dtype=torch.float32, full=False, average=None, 
     decoder = load_decoder(folder, dtype, device)
     decoder.activation_checkpointing = settings.pop("activation_checkpointing", False)
     named = trained(decoder, full, dropout)
+    if settings.pop("folded", False) and device != "cpu":
+        assert fold_adapters(decoder) == 4 * len(decoder.layers)
     config = TrainerConfig(**{"lr": 1e-3, "examples_per_step": 4, "micro_batch_tokens": 30, **settings})
     return Trainer(decoder, named, examples(12), config, average=average)
 
