@@ -19,7 +19,7 @@ _SHORT = 512  # probabilities sorted first on a CPU; all are sorted where these 
 
 def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     """One token id (N,) per row; -1 where the row's best logit is not a number. `uniforms` lie in [0, 1)."""
-    if logits_NV.is_cuda:
+    if logits_NV.device.type != "cpu":
         best_N, tokens_N = logits_NV.max(-1)
     else:  # NumPy's takes an eighth of the time
         tokens_N = torch.from_numpy(logits_NV.numpy().argmax(-1))
@@ -55,7 +55,7 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
     (Holtzman et al. 2020)."""
     V = p_MV.shape[1]
     short = V
-    if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step
+    if p_MV.device.type == "cpu":  # sorting everything takes longer than a small model's whole step
         short = min(V, _SHORT)
         held_M1 = p_MV.topk(short, dim=-1).values.double().sum(-1, keepdim=True)
         enough_M1 = torch.where(top_k_M1 < V, top_k_M1 <= short, held_M1 > top_p_M1)
