@@ -41,6 +41,7 @@ from ptst.kernels import (
     main_loops,
     rms_norm,
     rope,
+    sampling,
     swiglu,
 )
 from ptst.kernels.flash_blocks import SHARED
@@ -54,7 +55,7 @@ README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
-    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*"
+    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*|sampling V=128256"
 )
 
 
@@ -259,6 +260,13 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
         )  # fmt: skip
 
 
+def sampling_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Llama-3's vocabulary, Llama-2's, and an odd one."""
+    for V in (128256, 32000, 301):
+        given = meta(64, V), meta(64, dtype=torch.int32), meta(2, 64, dtype=torch.float64)
+        yield f"sampling V={V}", partial(sampling.launch, *given)
+
+
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     for module in (lora, rms_norm, rope, swiglu):
@@ -266,6 +274,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
+    yield from sampling_launches()
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
         for T, H, F, Q, K, D in ((512, 4096, 11008, 32, 8, 128), (7, 33, 77, 3, 1, 20)):

@@ -1,5 +1,5 @@
-"""What only a GPU does in the engine: copies that nobody waits for, captured decode steps, sampling over sorted
-probabilities. Skipped without one; the rest of the engine is tested on a CPU, a stand-in for the graphs included."""
+"""What only a GPU does in the engine: copies that nobody waits for, captured decode steps, sampling without
+sorting. Skipped without one; the rest of the engine is tested on a CPU, a stand-in for the graphs included."""
 
 from __future__ import annotations
 
