@@ -39,6 +39,7 @@ from ptst.kernels import (
     linear_cross_entropy,
     lora,
     main_loops,
+    multi_lora,
     rms_norm,
     rope,
     sampling,
@@ -55,7 +56,8 @@ README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|rms_norm bfloat16 H=4096 (residual.*|"
-    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*|sampling V=128256"
+    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*|"
+    r"sampling V=128256|multi_lora bfloat16 T=64.*"
 )
 
 
@@ -260,6 +262,19 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
         )  # fmt: skip
 
 
+def multi_lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Eight adapters of rank 16 on q, k and v and on a feed-forward block: decoding, prompts, and an odd shape."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for T, I, O, R in ((64, 4096, 6144, 48), (4096, 4096, 28672, 32), (7, 33, 45, 3)):
+            y, x, which = meta(T, O, dtype=dtype), meta(T, I, dtype=dtype), meta(T, dtype=torch.int32)
+            ranks = meta(8, dtype=torch.int32)
+            stacked = multi_lora.Stacked(meta(8, R, I, dtype=dtype), meta(8, R, O, dtype=dtype), ranks)
+            note = f"multi_lora {str(dtype).removeprefix('torch.')} T={T} I={I} O={O} R={R}"
+            yield note, partial(multi_lora.launch_shrink, x, which, stacked)
+            z = meta(4 if T == 64 else 1, T, R)
+            yield note, partial(multi_lora.launch_expand, y, z, which, stacked)
+
+
 def sampling_launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Llama-3's vocabulary, Llama-2's, and an odd one."""
     for V in (128256, 32000, 301):
@@ -274,6 +289,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from attention_launches()
     yield from decode_launches()
     yield from lora_launches()
+    yield from multi_lora_launches()
     yield from sampling_launches()
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")

@@ -155,9 +155,9 @@ def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
 
 
 def sample_kept(p_MV: Tensor, top_k: Sequence[int], top_p: Sequence[float], uniforms: Sequence[float]) -> Tensor:
-    """One token id (M,) for each row of probabilities, float32, which add up to 1, drawn from the tokens that `top_k` (0:
-    all) and `top_p` (above 0 and at most 1) keep, by inverse transform in the order of ids. `uniforms` lie in [0, 1).
-    Raises ValueError if shapes, dtypes or numbers do not fit."""
+    """One token id (M,) for each row of probabilities, float32, which add up to 1, drawn from the tokens that `top_k`
+    (0: all) and `top_p` (above 0 and at most 1) keep, by inverse transform in the order of ids. `uniforms` lie in
+    [0, 1). Raises ValueError if shapes, dtypes or numbers do not fit."""
     if p_MV.dim() != 2 or p_MV.dtype != torch.float32 or not p_MV.shape[1]:
         raise ValueError(f"p {tuple(p_MV.shape)} {p_MV.dtype} must be (M, V), float32, with a token at least")
     check_alike(p=p_MV)

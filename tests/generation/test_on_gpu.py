@@ -76,7 +76,7 @@ def test_graphs_replay_the_step(folders, dtype):
             engine.cache.data.normal_()
             graphs.newest_tokens.random_(3, 290)
             blocks = [[1 + r] for r in range(rows)]
-            logits = graphs.logits(range(rows), [(5 * step + r) % 30 for r in range(rows)], blocks, None)
+            logits = graphs.logits(range(rows), [(5 * step + r) % 30 for r in range(rows)], blocks, [None] * rows)
             replayed = logits.clone()
             (captured,) = [
                 c for (size, _), c in graphs._captured.items() if c.logits_RV.data_ptr() == logits.data_ptr()
