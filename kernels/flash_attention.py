@@ -29,6 +29,7 @@ from torch import Tensor
 from ptst.kernels import flash_backward, flash_forward
 from ptst.kernels.dispatch import block
 from ptst.kernels.flash_blocks import Blocks, Part, blocks_of
+from ptst.kernels.operators import operator
 from ptst.kernels.transfer import to_device
 
 LOG2E = 1.4426950408889634
@@ -164,7 +165,7 @@ def launch_dkdv(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks) -> tup
     return dk_TKD, dv_TKD
 
 
-@torch.library.custom_op("ptst::attention", mutates_args=())
+@operator("attention")
 def op(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: Sequence[int], cu_k: Sequence[int], window: int
 ) -> tuple[Tensor, Tensor]:
@@ -178,7 +179,7 @@ def _(q_THD, k_TKD, v_TKD, cu_q, cu_k, window):
     return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], len(q_THD)), dtype=torch.float32)
 
 
-@torch.library.custom_op("ptst::attention_backward", mutates_args=())
+@operator("attention_backward")
 def backward_op(
     do_THD: Tensor,
     q_THD: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import block, check_alike, jit, processors, tl, use_triton, whole_block
+from ptst.kernels.operators import operator
 
 WIDEST = 16384  # a token is one block
 # Warps of the backward pass with dw on each processor, whose programs each have one partial sum of dw; without dw there
@@ -107,7 +108,7 @@ def _stages(H: int, element_bytes: int) -> int:
     return 1 + min(2, PIPELINED // (block(H, WIDEST) * element_bytes))
 
 
-@torch.library.custom_op("ptst::rms_norm", mutates_args=())
+@operator("rms_norm")
 def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, x + residual (empty without one), r)."""
     if not use_triton(x_TH):
@@ -132,7 +133,7 @@ def _outputs(x_TH, residual_TH, weight_H, eps):
     return x_TH.new_empty(x_TH.shape), total_TH, r_T
 
 
-@torch.library.custom_op("ptst::rms_norm_backward", mutates_args=())
+@operator("rms_norm_backward")
 def _backward_op(
     dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
 ) -> tuple[Tensor, Tensor]:
