@@ -72,8 +72,9 @@ def test_inputs_split_between_programs(monkeypatch):
     monkeypatch.setattr(multi_lora, "LEAST", 32)
     parts = []
     for inputs in (32, 100, 133, 260):
-        stacked = stack(adapters([3, 2], inputs, 20))
-        z = multi_lora.launch_shrink(torch.randn(3, inputs), torch.tensor([0, 1, 0], dtype=torch.int32), stacked)
+        stacked = stack([tuple(m.to(DEVICE) for m in pair) for pair in adapters([3, 2], inputs, 20)])
+        which = torch.tensor([0, 1, 0], dtype=torch.int32, device=DEVICE)
+        z = multi_lora.launch_shrink(torch.randn(3, inputs, device=DEVICE), which, stacked)
         parts.append(len(z))
         check([3, 2], [0, 1, -1, 0, 1, 1], inputs, 20, torch.float32)
     assert parts == [1, 4, 5, 8]
