@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ptst.kernels import flash_attention
 from ptst.kernels.dispatch import check_alike, use_triton
+from ptst.kernels.transfer import to_device
 
 WIDEST_HEAD = 256  # a head is one block of the Triton kernels
 # (first token, number of tokens) for each document; (0, 0) if it has none.
@@ -141,7 +142,7 @@ def _copy_plan(
         source += range(start, start + size)
         own += range(len(source), len(source) + b - a)
         source += range(a, b)
-    send = partial(torch.tensor, device=device)
+    send = partial(to_device, device=device, dtype=torch.long)
     return send(source), send(own), [(*key, send(places)) for key, places in copies.items()]
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ptst.kernels.dispatch import block, check_alike, check_integers, jit, tl, use_triton, whole_block
 from ptst.kernels.flash_attention import LOG2E
+from ptst.kernels.operators import operator
 
 # (keys per step, warps, stages) by bytes per element. No register spills; not yet timed.
 BLOCKS = {2: (64, 4, 3), 4: (16, 4, 1)}
@@ -94,7 +95,7 @@ def _combine(parts, lse, out, D, SPLITS: tl.constexpr, BS: tl.constexpr, BD: tl.
     tl.store(out + row * D + d, o.to(out.dtype.element_ty), mask=d < D)
 
 
-@torch.library.custom_op("ptst::attention_decode", mutates_args=())
+@operator("attention_decode")
 def _op(
     q_RHD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, table_RN: Tensor | None, lengths_R: Tensor, window: int, splits: int
 ) -> Tensor:

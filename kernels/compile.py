@@ -40,8 +40,10 @@ from ptst.kernels import (
     lora,
     lora_folded,
     main_loops,
+    multi_lora,
     rms_norm,
     rope,
+    sampling,
     swiglu,
 )
 from ptst.kernels.flash_blocks import SHARED
@@ -56,7 +58,8 @@ README = Path(__file__).resolve().parent / "README.md"
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|"
     r"folded bfloat16 E=4096 F=11008 r=16 [\w, ]+|rms_norm bfloat16 H=4096 (residual.*|"
-    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*"
+    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*|"
+    r"sampling V=128256|multi_lora bfloat16 T=64.*"
 )
 
 
@@ -296,6 +299,26 @@ def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torc
         )  # fmt: skip
 
 
+def multi_lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Eight adapters of rank 16 on q, k and v and on a feed-forward block: decoding, prompts, and an odd shape."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for T, I, O, R in ((64, 4096, 6144, 48), (4096, 4096, 28672, 32), (7, 33, 45, 3)):
+            y, x, which = meta(T, O, dtype=dtype), meta(T, I, dtype=dtype), meta(T, dtype=torch.int32)
+            ranks = meta(8, dtype=torch.int32)
+            stacked = multi_lora.Stacked(meta(8, R, I, dtype=dtype), meta(8, R, O, dtype=dtype), ranks)
+            note = f"multi_lora {str(dtype).removeprefix('torch.')} T={T} I={I} O={O} R={R}"
+            yield note, partial(multi_lora.launch_shrink, x, which, stacked)
+            z = meta(4 if T == 64 else 1, T, R)
+            yield note, partial(multi_lora.launch_expand, y, z, which, stacked)
+
+
+def sampling_launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Llama-3's vocabulary, Llama-2's, and an odd one."""
+    for V in (128256, 32000, 301):
+        given = meta(64, V), meta(64, dtype=torch.int32), meta(2, 64, dtype=torch.float64)
+        yield f"sampling V={V}", partial(sampling.launch, *given)
+
+
 def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
     for module in (lora, rms_norm, rope, swiglu):
@@ -304,6 +327,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     yield from decode_launches()
     yield from lora_launches()
     yield from folded_launches()
+    yield from multi_lora_launches()
+    yield from sampling_launches()
     for dtype in (torch.bfloat16, torch.float32):
         kind = str(dtype).removeprefix("torch.")
         for T, H, F, Q, K, D in ((512, 4096, 11008, 32, 8, 128), (7, 33, 77, 3, 1, 20)):

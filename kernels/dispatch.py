@@ -6,6 +6,7 @@ in Triton's interpreter (TRITON_INTERPRET=1, set before Triton is imported); the
 
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -87,6 +88,12 @@ def check_integers(device: torch.device, **tensors: Tensor) -> None:
             raise ValueError(f"{name} {tuple(t.shape)} is {t.dtype} on {t.device}; it must hold integers on {device}")
         if t.dim() and t.shape[-1] > 1 and t.stride(-1) != 1:
             raise ValueError(f"the last axis of {name} {tuple(t.shape)} is not contiguous; call .contiguous() first")
+
+
+@lru_cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; elsewhere those of an H200, for the compiler and the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
 
 
 def block(n: int, most: int) -> int:

@@ -29,6 +29,8 @@ from torch import Tensor
 from ptst.kernels import flash_backward, flash_forward
 from ptst.kernels.dispatch import block
 from ptst.kernels.flash_blocks import Blocks, Part, blocks_of
+from ptst.kernels.operators import operator
+from ptst.kernels.transfer import to_device
 
 LOG2E = 1.4426950408889634
 FORCED: tuple[int, int] | None = None  # set by tests: small blocks, so that short documents have several
@@ -70,10 +72,7 @@ def table(
     spans = zip(cu_own, cu_own[1:], cu_other, cu_other[1:], strict=False)
     entries = [(start, b, c, d) for a, b, c, d in spans for start in range(a, b, size)]
     entries.sort(key=lambda entry: _work(entry, size, window, of_keys), reverse=True)
-    found = torch.tensor(entries, dtype=torch.int32).reshape(-1, 4)
-    if device.type == "cuda":  # from pageable memory, the host would wait for everything that is queued
-        return found.pin_memory().to(device, non_blocking=True)
-    return found.to(device)
+    return to_device(torch.tensor(entries, dtype=torch.int32).reshape(-1, 4), device)
 
 
 def _strides(*tensors: Tensor) -> tuple[int, ...]:
@@ -166,7 +165,7 @@ def launch_dkdv(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks) -> tup
     return dk_TKD, dv_TKD
 
 
-@torch.library.custom_op("ptst::attention", mutates_args=())
+@operator("attention")
 def op(
     q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: Sequence[int], cu_k: Sequence[int], window: int
 ) -> tuple[Tensor, Tensor]:
@@ -180,7 +179,7 @@ def _(q_THD, k_TKD, v_TKD, cu_q, cu_k, window):
     return q_THD.new_empty(q_THD.shape), q_THD.new_empty((q_THD.shape[1], len(q_THD)), dtype=torch.float32)
 
 
-@torch.library.custom_op("ptst::attention_backward", mutates_args=())
+@operator("attention_backward")
 def backward_op(
     do_THD: Tensor,
     q_THD: Tensor,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton
+from ptst.kernels.operators import operator
 
 CHUNK_ELEMENTS = 1 << 24  # logits in memory at once on a CPU (64 MB in float32)
 CHUNK_BYTES = 256 << 20  # and on a GPU
@@ -120,7 +121,7 @@ def _add_product(total_VH: Tensor, a_Vn: Tensor, b_nH: Tensor) -> None:
         total_VH += a_Vn @ b_nH
 
 
-@torch.library.custom_op("ptst::linear_cross_entropy", mutates_args=())
+@operator("linear_cross_entropy")
 def _op(
     hidden_TH: Tensor,
     head_VH: Tensor,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
+from ptst.kernels.operators import operator
 
 Adapter = tuple[Tensor, Tensor] | None  # (A, B) of a layer, or None for a layer without an adapter
 
@@ -90,7 +91,7 @@ def _width(R: int, most: int) -> int:
     return max(16, block(R, most))
 
 
-@torch.library.custom_op("ptst::lora_shrink", mutates_args=())
+@operator("lora_shrink")
 def shrink(x_TN: Tensor, a_RN: Tensor, scale: float) -> Tensor:
     """scale x a^T, (T, R) in x's dtype."""
     if not use_triton(x_TN):
@@ -133,7 +134,7 @@ def _(y_TN, z_TR, b_NR, scale):
     return None
 
 
-@torch.library.custom_op("ptst::lora_weight_gradient", mutates_args=())
+@operator("lora_weight_gradient")
 def weight_gradient(e_TR: Tensor, x_TN: Tensor, scale: float, transposed: bool) -> Tensor:
     """scale e^T x, float32 (float64 for float64) (R, N), or (N, R) if `transposed`."""
     if not use_triton(x_TN):

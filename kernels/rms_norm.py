@@ -14,10 +14,15 @@ Shapes: T tokens, H hidden_size (the width that is normalized).
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton, whole_block
+from ptst.kernels.dispatch import block, check_alike, jit, processors, tl, use_triton, whole_block
+from ptst.kernels.operators import operator
 
 WIDEST = 16384  # a token is one block
-PROGRAMS = 256  # of the backward pass with dw, each with one partial sum of it; without dw there is one per token
+# Warps of the backward pass with dw on each processor, whose programs each have one partial sum of dw; without dw there
+# is a program per token.
+WARPS = 16
+PIPELINED = 64 * 1024  # bytes of later tokens that a program with dw copies meanwhile, at most
+PROGRAMS: int | None = None  # set by tests
 
 
 def _plain(x_TH: Tensor, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -72,15 +77,16 @@ def _row_gradient(dy, x, weight, r, dtotal, dx, stride, row, h, inside, H, ADD: 
 
 
 @jit
-def _backward(dy, x, w, r, dtotal, dx, dw, stride, T, H, ADD: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr):
-    """One token per program; with dw each program adds up its tokens."""
+def _backward(dy, x, w, r, dtotal, dx, dw, stride, T, H,
+              ADD: tl.constexpr, DW: tl.constexpr, BLOCK: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """One token per program; with dw each program adds up its tokens, and copies the next ones meanwhile."""
     program = tl.program_id(0)
     h = tl.arange(0, BLOCK)
     inside = h < H
     weight = tl.load(w + h, mask=inside, other=0.0).to(tl.float32)
     if DW:
         sums = tl.zeros([BLOCK], dtype=tl.float32)
-        for number in range(program, T, tl.num_programs(0)):
+        for number in tl.range(program, T, tl.num_programs(0), num_stages=STAGES):
             row = tl.cast(number, tl.int64)
             sums += _row_gradient(dy, x, weight, r, dtotal, dx, stride, row, h, inside, H, ADD)
         tl.store(dw + program * H + h, sums, mask=inside)
@@ -92,7 +98,17 @@ def _warps(H: int) -> int:
     return min(16, max(1, block(H, WIDEST) // 512))
 
 
-@torch.library.custom_op("ptst::rms_norm", mutates_args=())
+def _programs(H: int, device: torch.device) -> int:
+    """Of the backward pass with dw, for tokens of this width: what the device's processors run at once."""
+    return processors(device) * (WARPS // _warps(H))
+
+
+def _stages(H: int, element_bytes: int) -> int:
+    """Tokens under way in such a program, `element_bytes` being read for each of its elements: three, if they fit."""
+    return 1 + min(2, PIPELINED // (block(H, WIDEST) * element_bytes))
+
+
+@operator("rms_norm")
 def _op(x_TH: Tensor, residual_TH: Tensor | None, weight_H: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """(y, x + residual (empty without one), r)."""
     if not use_triton(x_TH):
@@ -117,7 +133,7 @@ def _outputs(x_TH, residual_TH, weight_H, eps):
     return x_TH.new_empty(x_TH.shape), total_TH, r_T
 
 
-@torch.library.custom_op("ptst::rms_norm_backward", mutates_args=())
+@operator("rms_norm_backward")
 def _backward_op(
     dy_TH: Tensor, dtotal_TH: Tensor | None, x_TH: Tensor, weight_H: Tensor, r_T: Tensor, need_dw: bool
 ) -> tuple[Tensor, Tensor]:
@@ -127,13 +143,14 @@ def _backward_op(
         return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH), dw_H
     T, H = x_TH.shape
     dx_TH = x_TH.new_empty((T, H))
-    programs = min(T, PROGRAMS) if need_dw else T
+    programs = min(T, PROGRAMS or _programs(H, x_TH.device)) if need_dw else T
     parts_PH = x_TH.new_empty((programs if need_dw else 0, H), dtype=torch.float32)
     if T:
         _backward[(programs,)](
             *(dy_TH, x_TH, weight_H, r_T, dy_TH if dtotal_TH is None else dtotal_TH, dx_TH),
             *(parts_PH if need_dw else r_T, x_TH.stride(0), T, H),
             ADD=dtotal_TH is not None, DW=need_dw, BLOCK=whole_block("the width", H, WIDEST), num_warps=_warps(H),
+            STAGES=_stages(H, (2 + (dtotal_TH is not None)) * x_TH.element_size()),
         )  # fmt: skip
     return dx_TH, parts_PH.sum(0).to(weight_H.dtype) if need_dw else weight_H.new_empty(0)
 

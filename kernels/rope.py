@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton, whole_block
+from ptst.kernels.operators import operator
 
 
 def frequencies(head_dim: int, theta: float, scaling: Any = None) -> Tensor:
@@ -102,7 +103,7 @@ def _rotate(
         tl.store(k_out + to + D2, (b * c + a * s).to(k_out.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("ptst::rope", mutates_args=())
+@operator("rope")
 def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
     """q and k rotated, by the negative angles if `inverse`."""
     if not use_triton(q_TQD, k_TKD):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels.dispatch import check_alike, jit, tl, triton, use_triton
+from ptst.kernels.operators import operator
 
 BLOCK = 1024
 Made = TypeVar("Made")
@@ -44,7 +45,7 @@ def _backward(dh, gate, up, dgate, dup, h, gate_stride, up_stride, F, H: tl.cons
         tl.store(h + row * F + f, (g * s * u).to(h.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("ptst::swiglu", mutates_args=())
+@operator("swiglu")
 def _op(gate_TF: Tensor, up_TF: Tensor) -> Tensor:
     if not use_triton(gate_TF, up_TF):
         return torch.nn.functional.silu(gate_TF).mul_(up_TF)
@@ -61,7 +62,7 @@ def _(gate_TF, up_TF):
     return gate_TF.new_empty(gate_TF.shape)
 
 
-@torch.library.custom_op("ptst::swiglu_backward", mutates_args=())
+@operator("swiglu_backward")
 def _backward_op(dh_TF: Tensor, gate_TF: Tensor, up_TF: Tensor, need_h: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(dgate, dup, h (empty unless needed))."""
     if not use_triton(gate_TF, up_TF):

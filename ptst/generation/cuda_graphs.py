@@ -9,15 +9,23 @@ Shapes: R rows, N blocks per sequence at most, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ptst.generation.forward import Forward
+from ptst.generation.forward import AdapterRows, Forward
 from ptst.generation.kv_cache import BLOCK_SIZE, KVCache, blocks_for
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.transfer import to_device
+
+
+class Several(Enum):
+    """In place of an adapter's name: rows of a step have adapters of their own."""
+
+    ADAPTERS = 0
+
 
 BATCH_SIZES = (1, 2, 4, *range(8, 129, 8), *range(144, 513, 16))
 
@@ -49,33 +57,52 @@ class DecodeGraphs:
     def __init__(self, forward: Forward, cache: KVCache, newest_tokens: Tensor, max_length: int):
         self.forward, self.cache, self.newest_tokens = forward, cache, newest_tokens
         self.max_blocks = blocks_for(max_length)
-        self._captured: dict[tuple[int, str | None], _Captured] = {}
+        self._captured: dict[tuple[int, str | Several | None], _Captured] = {}
         self._pool: Any = None
 
     def logits(
-        self, slots: Sequence[int], positions: Sequence[int], blocks: Sequence[Sequence[int]], adapter: str | None
+        self,
+        slots: Sequence[int],
+        positions: Sequence[int],
+        blocks: Sequence[Sequence[int]],
+        adapters: Sequence[str | None],
     ) -> Tensor | None:
-        """(R, V) for one new token in each slot; None for more rows or longer sequences than any graph takes."""
+        """(R, V) for one new token in each slot; None for more rows or longer sequences than any graph takes. Several
+        `adapters` need those of the forward pass to be stacked."""
         R = len(slots)
         size = next((s for s in BATCH_SIZES if s >= R), None)
         if size is None or max(map(len, blocks)) > self.max_blocks:
             return None
         rows = [[s, p, *b, *[0] * (self.max_blocks - len(b))] for s, p, b in zip(slots, positions, blocks, strict=True)]
         rows += [[len(self.newest_tokens) - 1] + [0] * (self.max_blocks + 1)] * (size - R)
+        adapter = adapters[0] if len(set(adapters)) == 1 else Several.ADAPTERS
+        if isinstance(adapter, Several):
+            assert self.forward.stacked is not None, "a graph of several adapters needs stacked ones"
+            numbers = [*self.forward.stacked.which(adapters), *[-1] * (size - R)]
+            rows = [[*row, number] for row, number in zip(rows, numbers, strict=True)]
         captured = self._captured.get((size, adapter)) or self._capture(size, adapter)
         captured.inputs.copy_(to_device(rows, self.forward.device, torch.int32), non_blocking=True)
         captured.graph.replay()
         return captured.logits_RV[:R]
 
-    def _step(self, inputs: Tensor, adapter: str | None) -> Tensor:
-        """Logits (R, V) of rows of (slot, position, blocks)."""
+    def _step(self, inputs: Tensor, adapter: str | Several | None) -> Tensor:
+        """Logits (R, V) of rows of (slot, position, blocks), and the adapter's number where there are several."""
+        adapter_rows: AdapterRows
+        if isinstance(adapter, Several):
+            inputs, adapter_rows = inputs[:, :-1], inputs[:, -1].contiguous()
+        else:
+            adapter_rows = [(adapter, None)]
         positions_R = inputs[:, 1]
         attend = _GraphAttention(self.cache, self.forward, positions_R, inputs[:, 2:])
         tokens_R = self.newest_tokens[inputs[:, 0]].clamp(min=0)
-        return self.forward.logits(self.forward(tokens_R, positions_R, attend, [(adapter, None)]))
+        return self.forward.logits(self.forward(tokens_R, positions_R, attend, adapter_rows))
 
-    def _capture(self, size: int, adapter: str | None) -> _Captured:
-        inputs = torch.zeros(size, 2 + self.max_blocks, dtype=torch.int32, device=self.forward.device)
+    def columns(self, adapter: str | Several | None) -> int:
+        """Numbers in a row of a step's inputs."""
+        return 2 + self.max_blocks + isinstance(adapter, Several)
+
+    def _capture(self, size: int, adapter: str | Several | None) -> _Captured:
+        inputs = torch.zeros(size, self.columns(adapter), dtype=torch.int32, device=self.forward.device)
         inputs[:, 0] = len(self.newest_tokens) - 1
         # Once before the capture, on another stream: compiles kernels and allocates workspaces.
         stream = torch.cuda.Stream()

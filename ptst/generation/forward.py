@@ -25,10 +25,12 @@ from torch import Tensor, nn
 
 from ptst.generation.kv_cache import cache_dtype
 from ptst.generation.lean_products import quantized_product, room_to_pack, unpacked_product
-from ptst.generation.multi_lora import GROUPS, Adapter, GroupLora, attached_adapter, group_adapter
+from ptst.generation.multi_lora import GROUPS, Adapter, GroupLora, StackedLora, attached_adapter, group_adapter
 from ptst.generation.paged_attention import StepAttention
 from ptst.kernels import cpu_layer
 from ptst.kernels.cpu import use_numba
+from ptst.kernels.dispatch import use_triton
+from ptst.kernels.multi_lora import add_adapters
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.swiglu import swiglu
 from ptst.model.decoder import Decoder, Layer, RMSNorm, Ropes
@@ -37,8 +39,9 @@ from ptst.model.quantized import QuantizedWeight
 FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines
 AMX = torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()  # matrix units for bfloat16
 
-# (name of an adapter, None for the one attached to the decoder; its rows, None for all).
-AdapterRows = Sequence[tuple[str | None, Tensor | None]]
+# (name of an adapter, None for the one attached to the decoder; its rows, None for all); or, where the forward pass has
+# stacked them, the number of each row's adapter, -1 for none, int32 (T,).
+AdapterRows = Sequence[tuple[str | None, Tensor | None]] | Tensor
 Product = Callable[[Tensor], Tensor]
 
 
@@ -142,6 +145,7 @@ class Forward:
                 self.adapters[None] = group_adapter(attached, decoder, self.dtype)
             for name, adapter in (adapters or {}).items():
                 self.adapters[name] = group_adapter(adapter, decoder, self.dtype)
+            self.stacked = StackedLora(self.adapters) if self.adapters and use_triton(self.embedding_VE) else None
 
     def __call__(
         self, tokens_T: Tensor, positions_T: Tensor, attend: StepAttention, adapter_rows: AdapterRows = ((None, None),)
@@ -149,12 +153,17 @@ class Forward:
         """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values."""
         c, eps = self.config, self.config.rms_norm_eps
         ropes = self.ropes.tables(positions_T)
-        adapters = [(self.adapters[name], rows) for name, rows in adapter_rows if name in self.adapters]
+        which_T = adapter_rows if isinstance(adapter_rows, Tensor) else None
+        adapters = [] if isinstance(adapter_rows, Tensor) else self._named(adapter_rows)
         total_TE = self.embedding_VE[tokens_T].to(self.dtype)  # the residual stream
         x_TE = total_TE if c.post_norm else rms_norm(total_TE, self.layers[0].norms[0], eps)
 
         def project(index: int, group: int, x_TI: Tensor) -> Tensor:
             y_TO = self.layers[index].products[group](x_TI)
+            if which_T is not None:
+                assert self.stacked is not None, "numbers of adapters need stacked ones"
+                if (stacked := self.stacked.layers[index][group]) is not None:
+                    add_adapters(y_TO, x_TI, which_T, stacked)
             for layers, rows in adapters:
                 lora = layers[index][group]
                 if lora is not None:
@@ -178,6 +187,10 @@ class Forward:
             h_TF = swiglu(*project(index, 2, x_TE).chunk(2, dim=1))
             x_TE, total_TE = add(project(index, 3, h_TF), total_TE, second_E)
         return rms_norm(x_TE, self.norm_E, eps) if c.post_norm else x_TE
+
+    def _named(self, rows: Sequence[tuple[str | None, Tensor | None]]) -> list:
+        """(matrices, rows) of the adapters that this forward pass has."""
+        return [(self.adapters[name], of_adapter) for name, of_adapter in rows if name in self.adapters]
 
     def _qk_normed(self, index: int, qkv_TO: Tensor) -> Tensor:
         """(T, (H + 2 K) D), queries and keys normalized where the model does that."""

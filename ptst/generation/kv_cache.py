@@ -103,7 +103,7 @@ class KVCache:
         # (keys, values) of each layer, as (B, K, P, D) and as rows (B K P, D).
         self.layers = [(keys, values) for keys, values in self.data]
         self.rows = [tuple(x.view(-1, config.head_dim) for x in layer) for layer in self.layers]
-        self.on_gpu = device.type == "cuda"
+        self.on_gpu = device.type != "cpu"
         # The layers as NumPy arrays where Numba's loops read them; NumPy has no bfloat16.
         bits = self.data.view(torch.uint16) if dtype == torch.bfloat16 else self.data
         numba = device.type == "cpu" and dtype in (torch.float32, torch.bfloat16) and use_numba(torch.empty(0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptst.generation.cuda_graphs import DecodeGraphs
-from ptst.generation.forward import Forward
+from ptst.generation.forward import AdapterRows, Forward
 from ptst.generation.kv_cache import KVCache, common_prefix_length
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.request import Statistics
@@ -56,10 +56,11 @@ class ModelRunner:
 
     def _replay(self, sequences: list[RequestSequence]) -> Tensor | None:
         """Logits (R, V) of a pure decode step by one launch of a captured graph; None where that is not possible."""
-        if self.graphs is None or len({s.adapter for s in sequences}) > 1:
+        adapters = [s.adapter for s in sequences]
+        if self.graphs is None or (len(set(adapters)) > 1 and self.forward.stacked is None):
             return None
         slots, positions = [s.slot for s in sequences], [s.num_computed_tokens for s in sequences]
-        return self.graphs.logits(slots, positions, [s.table.blocks for s in sequences], sequences[0].adapter)
+        return self.graphs.logits(slots, positions, [s.table.blocks for s in sequences], adapters)
 
     def _compute(self, step: Step) -> tuple[list[RequestSequence], Tensor]:
         """The sequences that get a token (one with draft tokens several times), and the hidden states (N, E) that
@@ -90,8 +91,8 @@ class ModelRunner:
                 sequences.append(sequence)
         return sequences, hidden_TE if len(rows) == end else hidden_TE[to_device(rows, device, torch.long)]
 
-    def _adapter_rows(self, step: Step) -> list[tuple[str | None, Tensor | None]]:
-        """The rows of each adapter (None: all)."""
+    def _adapter_rows(self, step: Step) -> AdapterRows:
+        """The rows of each adapter (None: all), or the adapter of each row."""
         rows_of: dict[str | None, list[int]] = {}
         start = 0
         for sequence, n in step.num_tokens:
@@ -100,6 +101,9 @@ class ModelRunner:
         if len(rows_of) == 1:
             return [(next(iter(rows_of)), None)]
         device = self.forward.device
+        if self.forward.stacked is not None:
+            names = [s.adapter for s, n in step.num_tokens for _ in range(n)]
+            return to_device(self.forward.stacked.which(names), device, torch.int32)
         return [(name, to_device(rows, device)) for name, rows in rows_of.items() if name in self.forward.adapters]
 
     def _sample(self, sequences: list[RequestSequence], draft: list[int], logits_NV: Tensor) -> Sampled:

@@ -1,11 +1,12 @@
 """Multi-LoRA: several adapters over one base model in one batch, each row of a step with its own.
 
-The base product is computed once for all rows, an adapter's shrink (A) and expand (B) only for its own rows.
+The base product is computed once for all rows, an adapter's shrink (A) and expand (B) only for its own rows: on a GPU
+in one launch each for all adapters (`StackedLora`), elsewhere one adapter after the other.
 
 Shapes: T tokens, I inputs and O outputs of a projection, r rank.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ptst.errors import UserError
+from ptst.kernels.multi_lora import Stacked, stack
 from ptst.model.adapter_files import adapter_matrices, read_lora_config
 from ptst.model.config import TARGETS
 from ptst.model.decoder import Decoder, LoraLinear
@@ -88,6 +90,32 @@ def group_adapter(adapter: Adapter, decoder: Decoder, dtype: torch.dtype) -> lis
             groups.append(GroupLora(a_rI, b_Or) if len(a_rI) else None)
         layers.append(groups)
     return layers
+
+
+class StackedLora:
+    """All adapters of a forward pass in one tensor for each layer and group, for kernels that take an adapter by row;
+    `layers` are `group_adapter`'s, by name, and become views of it."""
+
+    def __init__(self, adapters: Mapping[str | None, list[list[GroupLora | None]]]):
+        self.numbers = {name: number for number, name in enumerate(adapters)}
+        self.layers = [
+            [_stack_group(groups) for groups in zip(*layers, strict=True)]
+            for layers in zip(*adapters.values(), strict=True)
+        ]
+
+    def which(self, names: Sequence[str | None]) -> list[int]:
+        """The number of each row's adapter, -1 for the base."""
+        return [self.numbers.get(name, -1) for name in names]
+
+
+def _stack_group(groups: Sequence[GroupLora | None]) -> Stacked | None:
+    stacked = stack([None if lora is None else (lora.a_Ir.t(), lora.b_rO) for lora in groups])
+    if stacked is not None:
+        for lora, a_RI, b_RO in zip(groups, stacked.a_NRI, stacked.b_NRO, strict=True):
+            if lora is not None:
+                rank = len(lora.b_rO)
+                lora.a_Ir, lora.b_rO = a_RI[:rank].t(), b_RO[:rank]
+    return stacked
 
 
 def _rank_0(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

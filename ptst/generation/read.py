@@ -12,6 +12,7 @@ from ptst.generation.forward import Forward
 from ptst.generation.multi_lora import Adapter
 from ptst.generation.sampling import log_probabilities
 from ptst.generation.score import MAX_LOGITS_ROWS, Watch, _unwatched, check_rows, hidden_states, shared_prefix
+from ptst.kernels.transfer import to_device
 from ptst.model.decoder import Decoder
 
 
@@ -59,6 +60,6 @@ def _read(forward: Forward, prompts: Sequence[list[int]], adapter: str | None, w
 
 
 def _logprobs(forward: Forward, hidden_NE: Tensor, targets: Sequence[int]) -> list[float]:
-    targets_N = torch.tensor(targets, device=forward.device, dtype=torch.long)
+    targets_N = to_device(targets, forward.device, torch.long)
     parts = zip(hidden_NE.split(MAX_LOGITS_ROWS), targets_N.split(MAX_LOGITS_ROWS), strict=True)
     return [p for h_nE, t_n in parts for p in log_probabilities(forward.logits(h_nE), t_n).double().tolist()]

@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from ptst.generation.request import Sampling
-from ptst.generation.transfer import to_device
-
-_SHORT = 512  # probabilities sorted first on a CPU; all are sorted where these do not reach top_p
+from ptst.kernels.sampling import sample_kept
+from ptst.kernels.transfer import to_device
 
 
 def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
     """One token id (N,) per row; -1 where the row's best logit is not a number. `uniforms` lie in [0, 1)."""
-    if logits_NV.is_cuda:
+    if logits_NV.device.type != "cpu":
         best_N, tokens_N = logits_NV.max(-1)
     else:  # NumPy's takes an eighth of the time
         tokens_N = torch.from_numpy(logits_NV.numpy().argmax(-1))
@@ -32,43 +31,9 @@ def sample(logits_NV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[
 
 
 def _sample_rows(logits_MV: Tensor, samplings: Sequence[Sampling], uniforms: Sequence[float]) -> Tensor:
-    def column(values: list, dtype: torch.dtype) -> Tensor:
-        return to_device(values, logits_MV.device, dtype)[:, None]
-
-    p_MV = (logits_MV.float() / column([s.temperature for s in samplings], torch.float32)).softmax(-1)
-    V = p_MV.shape[1]
-    if any(s.top_k or s.top_p < 1 for s in samplings):
-        top_k = [min(s.top_k or V, V) for s in samplings]
-        least_M1 = _least_kept(p_MV, column(top_k, torch.long), column([s.top_p for s in samplings], torch.float64))
-        p_MV = p_MV.masked_fill(p_MV < least_M1, 0)
-    # Inverse transform sampling over the cumulative probabilities in the order of ids: probabilities that differ in the
-    # last digit (another batch size) then almost always give the same token.
-    cumulated_MV = p_MV.double().cumsum(-1)
-    wanted_M1 = column(list(uniforms), torch.float64) * cumulated_MV[:, -1:]
-    return torch.searchsorted(cumulated_MV, wanted_M1, right=True).squeeze(1).clamp_(max=V - 1)
-
-
-def _least_kept(p_MV: Tensor, top_k_M1: Tensor, top_p_M1: Tensor) -> Tensor:
-    """The smallest probability (M, 1) that is kept; others equal to it are kept as well.
-
-    Of the k largest, sorted, the j-th is kept if those before it hold less than `top_p` of what the k hold together
-    (Holtzman et al. 2020)."""
-    V = p_MV.shape[1]
-    short = V
-    if not p_MV.is_cuda:  # sorting everything takes longer than a small model's whole step
-        short = min(V, _SHORT)
-        held_M1 = p_MV.topk(short, dim=-1).values.double().sum(-1, keepdim=True)
-        enough_M1 = torch.where(top_k_M1 < V, top_k_M1 <= short, held_M1 > top_p_M1)
-        short = short if bool(enough_M1.all()) else V
-    sorted_MS = p_MV.topk(short, dim=-1).values.double()
-    among_MS = torch.arange(short, device=p_MV.device) < top_k_M1
-    sorted_MS = sorted_MS * among_MS
-    # Where top-k is off, all tokens hold 1 together, the ones beyond `short` included.
-    total_M1 = torch.where(top_k_M1 < V, sorted_MS.sum(-1, keepdim=True), p_MV.double().sum(-1, keepdim=True))
-    before_MS = sorted_MS.cumsum(-1) - sorted_MS
-    kept_MS = among_MS & (before_MS < top_p_M1 * total_M1)
-    last_M1 = (kept_MS.sum(-1, keepdim=True) - 1).clamp_(min=0)  # a row of NaN keeps nothing
-    return sorted_MS.gather(1, last_M1).float()
+    temperatures_M1 = to_device([s.temperature for s in samplings], logits_MV.device, torch.float32)[:, None]
+    p_MV = (logits_MV.float() / temperatures_M1).softmax(-1)
+    return sample_kept(p_MV, [s.top_k for s in samplings], [s.top_p for s in samplings], uniforms)
 
 
 def log_probabilities(logits_NV: Tensor, tokens_N: Tensor) -> Tensor:

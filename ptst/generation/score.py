@@ -15,6 +15,7 @@ from ptst.generation.multi_lora import Adapter
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.request import TopLogprobs, invalid_tokens
 from ptst.generation.sampling import log_probabilities, top_log_probabilities
+from ptst.kernels.transfer import to_device
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 
@@ -81,8 +82,8 @@ def score_batches(
         if not batch:
             continue  # the prefix, of which nothing is scored
         places, targets, counts = _scored([rows[i] for i in batch], shared)
-        hidden_NE = hidden_TE[torch.tensor(places, device=forward.device)]
-        targets_N = torch.tensor(targets, device=forward.device)
+        hidden_NE = hidden_TE[to_device(places, forward.device)]
+        targets_N = to_device(targets, forward.device)
         logprobs, top = _logprobs(forward, hidden_NE, targets_N, top_logprobs)
         ends = list(accumulate(counts))
         spans = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
@@ -115,8 +116,8 @@ def hidden_states(
     def compute(tables: list[BlockTable], start: int, parts: list[list[int]]) -> torch.Tensor:
         for table, part in zip(tables, parts, strict=True):
             cache.extend(table, start + len(part))
-        tokens_T = torch.tensor([t for part in parts for t in part], device=forward.device)
-        positions_T = torch.cat([torch.arange(start, start + len(part)) for part in parts]).to(forward.device)
+        tokens_T = to_device([t for part in parts for t in part], forward.device)
+        positions_T = to_device([p for part in parts for p in range(start, start + len(part))], forward.device)
         prefill = [(table, start, len(part)) for table, part in zip(tables, parts, strict=True)]
         attend = StepAttention(cache, [], prefill, forward.config)
         return forward(tokens_T, positions_T, attend, [(adapter, None)])

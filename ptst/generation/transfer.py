@@ -1,15 +1,9 @@
 """Copies to and from the device that do not wait for it."""
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-
-def to_device(values: Sequence | Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
-    """A tensor on `device`. To a GPU through pinned memory: a plain copy would wait for all that runs there."""
-    x = values if isinstance(values, Tensor) else torch.tensor(values, dtype=dtype)
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+from ptst.kernels.transfer import to_device as to_device
 
 
 class HostCopy:

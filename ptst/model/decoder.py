@@ -41,6 +41,7 @@ from ptst.kernels.lora_layer import Dropout, lora_add, lora_feed_forward, lora_q
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, tables
 from ptst.kernels.swiglu import swiglu
+from ptst.kernels.transfer import to_device
 from ptst.model.config import DecoderConfig
 
 # attend(layer index, q_THD, k_TKD, v_TKD) -> out_THD
@@ -111,7 +112,7 @@ class Ropes:
         D, none = config.head_dim, torch.zeros(config.head_dim // 2)
         # Without a rotary embedding all frequencies are zero: a rotation by no angle changes nothing.
         of_kinds = [none if r is None else frequencies(D, r.theta, r.scaling) for r in kinds]
-        self._frequencies = [frequencies_D2.to(device) for frequencies_D2 in of_kinds]
+        self._frequencies = [to_device(frequencies_D2, device) for frequencies_D2 in of_kinds]
         self._factors = [getattr(r and r.scaling, "attention_factor", 1.0) for r in kinds]
 
     def tables(self, position_ids_T: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -333,7 +334,7 @@ class Decoder(nn.Module):
             if shared_prefixes:
                 raise UserError("documents cannot share prefixes under LoRA dropout: each has a mask of its own")
             dropout = Dropout(self.lora_dropout, tuple(self.dropout_seeds), tuple(cu_seqlens))
-        return self(tokens_T, position_ids_T.to(tokens_T.device), attend, dropout)
+        return self(tokens_T, to_device(position_ids_T, tokens_T.device), attend, dropout)
 
     def logits(self, tokens_T: Tensor, cu_seqlens: Tensor | list[int] | None = None) -> Tensor:
         """Logits (T, V) of packed documents; without `cu_seqlens` the tokens are one document. For tests and small

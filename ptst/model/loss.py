@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.kernels.linear_cross_entropy import linear_cross_entropy, linear_log_probabilities
+from ptst.kernels.transfer import to_device
 from ptst.model.decoder import Decoder
 
 
@@ -40,10 +41,10 @@ def constrained_loss(
 def _hidden(decoder: Decoder, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states and labels of a batch's tokens, and the indices of the trained ones."""
     batch.check_ids(decoder.config.vocab_size)
-    tokens_T = torch.tensor(batch.tokens, device=decoder.device)
-    labels_T = torch.tensor(batch.labels, device=decoder.device)
-    position_ids_T = torch.tensor(batch.position_ids, device=decoder.device)
-    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens, position_ids_T, batch.shared_prefixes)
     # Computed on the host, which would otherwise wait for the device to count the labels.
-    trained_N = torch.tensor([i for i, label in enumerate(batch.labels) if label != IGNORE_INDEX], dtype=torch.long)
-    return hidden_TE, labels_T, trained_N.to(decoder.device)
+    trained = [i for i, label in enumerate(batch.labels) if label != IGNORE_INDEX]
+    trained_N = to_device(trained, decoder.device, torch.long)
+    ids_3T = to_device([batch.tokens, batch.labels, batch.position_ids], decoder.device, torch.long)
+    tokens_T, labels_T, position_ids_T = ids_3T.unbind()
+    hidden_TE = decoder.documents(tokens_T, batch.cu_seqlens, position_ids_T, batch.shared_prefixes)
+    return hidden_TE, labels_T, trained_N

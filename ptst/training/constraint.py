@@ -26,6 +26,7 @@ from torch import Tensor
 
 from ptst.errors import Setting, UserError
 from ptst.generation.score import token_log_probabilities
+from ptst.kernels.transfer import to_device
 from ptst.model.decoder import Decoder
 from ptst.progress import ProgressLine, say
 from ptst.storage import write_atomically
@@ -56,7 +57,7 @@ class TokenConstraint:
         """Betas and log-probabilities of these examples' trained tokens, in their order: (N,) each."""
         spans = [slice(*self.starts[i : i + 2]) for i in examples]
         betas, logprobs = (
-            torch.cat([values[span] for span in spans]).to(device) for values in (self.betas, self.logprobs)
+            to_device(torch.cat([values[span] for span in spans]), device) for values in (self.betas, self.logprobs)
         )
         return betas, logprobs
 

@@ -85,7 +85,7 @@ class _Replayed:
     """Stands in for a captured graph where there is no GPU: it computes the step anew."""
 
     def __init__(self, graphs: DecodeGraphs, size: int, adapter: str | None):
-        self.inputs = torch.zeros(size, 2 + graphs.max_blocks, dtype=torch.int32)
+        self.inputs = torch.zeros(size, graphs.columns(adapter), dtype=torch.int32)
         self.logits_RV = torch.zeros(size, graphs.forward.config.vocab_size)
         self.graph = self
         self.step = lambda: graphs._step(self.inputs, adapter)

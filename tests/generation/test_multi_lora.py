@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from benchmarks.divergence import divergences
+from ptst.generation.cuda_graphs import DecodeGraphs, Several
 from ptst.generation.engine import Engine, generate
-from ptst.generation.multi_lora import attached_adapter, read_adapter
+from ptst.generation.forward import Forward
+from ptst.generation.multi_lora import StackedLora, attached_adapter, read_adapter
 from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.score import token_log_probabilities
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora, load_adapter, merge_lora, save_adapter
 from ptst.model.weights import load_decoder
+from tests.generation.test_engine import _Replayed as Replayed
 from tests.tiny import write_tiny_model
 
 PROMPTS = [[*range(10, 60), 7 + i, *range(3, 3 + i)] for i in range(9)]
@@ -79,6 +82,51 @@ def test_each_answer_is_its_own_adapters(base, folders):
     # A prefix is cached once for each adapter: its keys differ.
     assert len({s.adapter for s in engine.cache.prefixes}) == 4
     assert all(torch.equal(p, before[n]) for n, p in decoder.named_parameters())
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_adapters_by_row_give_the_same_answers(base, folders, graphs, monkeypatch):
+    """A GPU's way, on a CPU: a step's rows are given the number of their adapter, in a replayed step too."""
+    decoder = load_decoder(base)
+    adapters = {name: read_adapter(decoder, folder) for name, folder in folders.items()}
+    requests = [Request(p, Sampling(7), (name, i), name) for i, p in enumerate(PROMPTS) for name in (*adapters, None)]
+    options = EngineOptions(batch_size=5, max_length=200, max_prefill_tokens=40)
+    wanted: dict = {}
+    Engine(decoder, {2}, options, adapters=adapters).run(requests, wanted.__setitem__)
+    monkeypatch.setenv("PTST_KERNELS", "reference")
+    engine, done, kinds = Engine(decoder, {2}, options, adapters=adapters), {}, set()
+    engine._lag, engine.cache.on_gpu = 1, True
+    engine.forward.stacked = StackedLora(engine.forward.adapters)
+
+    def capture(self: DecodeGraphs, size: int, adapter) -> Replayed:
+        kinds.add(adapter)
+        return self._captured.setdefault((size, adapter), Replayed(self, size, adapter))
+
+    if graphs:
+        monkeypatch.setattr(DecodeGraphs, "_capture", capture)
+        engine._runner.graphs = DecodeGraphs(engine.forward, engine.cache, engine._runner.newest_tokens, 200)
+    engine.run(requests, done.__setitem__)
+    for name in (*adapters, None):
+        attached = load_decoder(base)
+        if name:
+            load_adapter(attached, folders[name])
+        same(attached, *([d[name, i].token_ids for i in range(len(PROMPTS))] for d in (done, wanted)))
+    assert (Several.ADAPTERS in kinds) == graphs
+
+
+def test_stacked_adapters_are_kept_once(base, folders):
+    decoder = load_decoder(base)
+    forward = Forward(decoder, {name: read_adapter(decoder, folder) for name, folder in folders.items()})
+    before = [[g and (g.a_Ir.clone(), g.b_rO.clone()) for g in layer] for layer in forward.adapters["few"]]
+    stacked = StackedLora(forward.adapters)
+    assert stacked.which(["few", None, "root", "all"]) == [1, -1, 2, 0]
+    assert [s.ranks_N.tolist() for s in stacked.layers[0]] == [[12, 4, 3], [4, 0, 3], [8, 2, 0], [4, 0, 3]]
+    for layer, groups, kept in zip(stacked.layers, forward.adapters["few"], before, strict=True):
+        for all_of, group, pair in zip(layer, groups, kept, strict=True):
+            if group is not None:
+                assert group.b_rO.untyped_storage().data_ptr() == all_of.b_NRO.untyped_storage().data_ptr()
+                assert torch.equal(group.a_Ir, pair[0])
+                assert torch.equal(group.b_rO, pair[1])
 
 
 def test_the_decoder_can_still_be_trained_and_saved(base, folders, tmp_path):

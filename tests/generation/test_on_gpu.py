@@ -1,5 +1,5 @@
-"""What only a GPU does in the engine: copies that nobody waits for, captured decode steps, sampling over sorted
-probabilities. Skipped without one; the rest of the engine is tested on a CPU, a stand-in for the graphs included."""
+"""What only a GPU does in the engine: copies that nobody waits for, captured decode steps, sampling without
+sorting. Skipped without one; the rest of the engine is tested on a CPU, a stand-in for the graphs included."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_graphs_replay_the_step(folders, dtype):
             engine.cache.data.normal_()
             graphs.newest_tokens.random_(3, 290)
             blocks = [[1 + r] for r in range(rows)]
-            logits = graphs.logits(range(rows), [(5 * step + r) % 30 for r in range(rows)], blocks, None)
+            logits = graphs.logits(range(rows), [(5 * step + r) % 30 for r in range(rows)], blocks, [None] * rows)
             replayed = logits.clone()
             (captured,) = [
                 c for (size, _), c in graphs._captured.items() if c.logits_RV.data_ptr() == logits.data_ptr()

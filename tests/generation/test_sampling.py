@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ptst.generation import sampling as module
 from ptst.generation.request import Sampling
 from ptst.generation.sampling import log_probabilities, sample
+from ptst.kernels import sampling as module
 
 GRID = [(i + 0.5) / 1000 for i in range(1000)]
 
@@ -50,12 +50,12 @@ def test_a_row_is_drawn_as_it_would_be_alone_and_by_definition(seed, short, top_
     logits = torch.randn(5, 40, generator=generator) * 3
     samplings = [Sampling(temperature=t, top_p=top_p, top_k=top_k) for t in (0.0, 0.3, 1.0, 1.0, 2.5)]
     uniforms = torch.rand(5, generator=generator).tolist()
-    before, module._SHORT = module._SHORT, short  # the shortcut must not show
+    before, module.SHORT = module.SHORT, short  # the shortcut must not show
     try:
         together = sample(logits, samplings, uniforms).tolist()
         assert together == [int(sample(logits[i : i + 1], [s], [uniforms[i]])) for i, s in enumerate(samplings)]
     finally:
-        module._SHORT = before
+        module.SHORT = before
     for row, s, u, token in zip(logits, samplings, uniforms, together, strict=True):
         if not s.temperature:
             assert token == int(row.argmax())

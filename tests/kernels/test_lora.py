@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptst.kernels.dispatch import triton
-from ptst.kernels.lora import expand, lora_group, shrink, weight_gradient
+from ptst.kernels.lora import expand, lora_group
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES, compare, random
 
@@ -132,6 +132,6 @@ def test_mistakes():
 @pytest.mark.skipif(triton is None, reason="Triton is for Linux")
 def test_registered_in_full():
     x, z = torch.randn(5, 8, device=DEVICE), torch.randn(5, 2, device=DEVICE)
-    torch.library.opcheck(shrink, (x, torch.randn(2, 8, device=DEVICE), 0.5))
+    torch.library.opcheck(torch.ops.ptst.lora_shrink.default, (x, torch.randn(2, 8, device=DEVICE), 0.5))
     torch.library.opcheck(expand, (x.clone(), z, torch.randn(8, 2, device=DEVICE), 0.5))
-    torch.library.opcheck(weight_gradient, (z, x, 0.5, True))
+    torch.library.opcheck(torch.ops.ptst.lora_weight_gradient.default, (z, x, 0.5, True))

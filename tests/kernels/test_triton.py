@@ -119,6 +119,17 @@ def test_norms_of_rows_of_a_wider_tensor(trained):
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_programs_of_a_norms_backward_pass():
+    """Every processor has as many warps whatever the width, and the tokens under way fit into its memory."""
+    cpu = torch.device("cpu")
+    assert [rms_norm_file._programs(H, cpu) // 132 for H in (64, 128, 4096, 5120, 16384)] == [16, 16, 2, 1, 1]
+    for H in (64, 128, 4096, 5120, 16384):
+        for element_bytes in (4, 6, 8, 12):
+            later = rms_norm_file._stages(H, element_bytes) - 1
+            assert later * H * element_bytes <= 64 * 1024
+            assert later >= (H * element_bytes <= 16 * 1024)
+
+
 def test_a_frozen_norm_forms_no_gradient_of_its_weight():
     x, w = torch.randn(4, 32, device=DEVICE, requires_grad=True), torch.ones(32, device=DEVICE)
     seen = []
