@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from threading import Timer
+from threading import Thread
 
 import pytest
 import torch
@@ -206,9 +206,16 @@ def typed(*keys: str) -> list[str]:
     from prompt_toolkit.input import create_pipe_input
     from prompt_toolkit.output import DummyOutput
 
-    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()):
-        for delay, key in enumerate(keys):  # one after the other: history is there a moment after the prompt is
-            Timer(0.3 * delay, pipe.send_text, [key]).start()
+    with create_pipe_input() as pipe, create_app_session(input=pipe, output=DummyOutput()) as session:
+
+        def press() -> None:
+            for key in keys:  # one after the other: history is there a moment after the prompt is
+                while not (session.app and session.app.is_running and not session.app.is_done):
+                    time.sleep(0.01)
+                time.sleep(0.3)
+                pipe.send_text(key)
+
+        Thread(target=press, daemon=True).start()
         return list(messages(terminal=True))
 
 

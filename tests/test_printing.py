@@ -78,6 +78,8 @@ def test_progress_tables_and_sentences(terminal):
 
 def test_a_bar_on_a_terminal(monkeypatch):
     out = io.StringIO()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(ProgressLine, "_outer", None)  # whatever a test before this one has left open
     monkeypatch.setattr(progress, "console", open_console(file=out, width=200, force_terminal=True))
     with ProgressLine(EVIL, 2) as line:
         line.update(2, EVIL)
