@@ -20,9 +20,8 @@ import subprocess
 import sys
 import tempfile
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -33,20 +32,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime import driver
 
-from ptst.kernels import (
-    attention_decode,
-    flash_attention,
-    linear_cross_entropy,
-    lora,
-    lora_folded,
-    main_loops,
-    multi_lora,
-    rms_norm,
-    rope,
-    sampling,
-    swiglu,
-)
+from ptst.kernels import flash_attention, main_loops
 from ptst.kernels.flash_blocks import SHARED
+from ptst.kernels.launches import Launch, attention_launches, launches
 from ptst.kernels.machine_code import Loop, disassemble, loops
 
 # Bytes that a thread of a float32 kernel may spill: ptxas stops at 64 registers for the sake of more warps, whatever
@@ -198,162 +186,6 @@ def _usage(cubin: bytes) -> dict[str, int]:
     return {k: int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", out)}
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def attention_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Forward and backward for the models' head sizes, two documents, with and without a window."""
-    forward, backward = flash_attention.op._init_fn, flash_attention.backward_op._init_fn
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for heads, kv_heads, head_dim, window in (
-            (32, 8, 64, 0),
-            (32, 8, 96, 0),
-            (32, 8, 128, 0),
-            (32, 8, 128, 4096),
-            (28, 4, 128, 0),
-            (16, 8, 256, 4096),
-        ):
-            q, k = (meta(512, n, head_dim, dtype=dtype) for n in (heads, kv_heads))
-            lse, bounds = meta(heads, 512), [0, 200, 512]
-            group = "" if heads == 32 else f" H={heads} K={kv_heads}"  # Qwen2's: no power of two
-            note = f"attention {str(dtype).removeprefix('torch.')} D={head_dim} W={window}{group}"
-            yield note, partial(forward, q, k, k, bounds, bounds, window)
-            yield note, partial(backward, q, q, k, k, q, lse, bounds, bounds, window)
-
-
-def decode_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """One request over a cache without blocks, its keys split; many over blocks of 16."""
-    decode = attention_decode._op._init_fn
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for head_dim, heads in ((64, 32), (128, 32), (128, 8), (128, 4)):
-            q, k = (
-                meta(64, 32 if heads > 4 else 28, head_dim, dtype=dtype),
-                meta(64, 1024, heads, head_dim, dtype=dtype),
-            )
-            lengths = meta(64, dtype=torch.long)
-            note = f"decode {str(dtype).removeprefix('torch.')} D={head_dim} K={heads}"
-            yield f"{note} split", partial(decode, q[:1], k, k, None, lengths[:1], 0, 4)
-            table, blocks = meta(64, 40, dtype=torch.int32), k.view(4096, 16, heads, head_dim)
-            yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 1)
-
-
-def lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Llama-2-7B's q, k and v at rank 16, gate and up at rank 64, the adapter in float32; an odd shape."""
-    shrink, expand, gradient = (f._init_fn for f in (lora.shrink, lora.expand, lora.weight_gradient))
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for T, I, O, R in ((4096, 4096, 4096, 48), (4096, 4096, 11008, 192), (77, 33, 45, 3)):
-            x, y, z = (meta(T, n, dtype=dtype) for n in (I, O, R))
-            a, b = meta(R, I), meta(O, R)
-            note = f"lora {str(dtype).removeprefix('torch.')} I={I} O={O} R={R}"
-            yield note, partial(shrink, x, a, 1.0)
-            yield f"{note} e", partial(shrink, y, b.t(), 2.0)
-            yield note, partial(expand, y, z, b, 2.0)
-            yield f"{note} dx", partial(expand, x, z, a.t(), 1.0)
-            yield f"{note} dA", partial(gradient, z, x, 1.0, False)
-            yield f"{note} dB", partial(gradient, z, y, 2.0, True)
-
-
-def folded_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """A layer of Llama-2-7B with rank 16 on all projections, and one of rank 64; an odd shape."""
-    for dtype in (torch.bfloat16, torch.float32):
-        for T, E, F, r in ((4096, 4096, 11008, 16), (4096, 4096, 11008, 64), (77, 33, 45, 3)):
-            note, R = f"folded {str(dtype).removeprefix('torch.')} E={E} F={F} r={r}", -(-r // 8) * 8
-            x, y, d = (meta(T, n, dtype=dtype) for n in (E, 2 * F, F + R))
-            w, rstd = meta(E, dtype=dtype), meta(T)
-            all3, all2 = (-(-n * r // 8) * 8 for n in (3, 2))
-            a3, a2, a = meta(all3, E, dtype=dtype), meta(all2, E, dtype=dtype), meta(R, F, dtype=dtype)
-            e3, dx3, z2, z = (meta(T, n, dtype=dtype) for n in (all3, E + all3, all2, R))
-            yield f"{note} qkv", partial(lora_folded.norm_shrink, x, w, a3, 1e-5)
-            yield f"{note} qkv", partial(lora_folded.norm_backward, dx3, x, (w, rstd), a3, x)
-            yield f"{note} gate_up", partial(lora_folded.norm_shrink, x, w, a2, 1e-5)
-            yield f"{note} down", partial(lora_folded.swiglu_shrink, y, a)
-            yield f"{note} o", partial(lora_folded.add_product, x, x, z, meta(E, E + R, dtype=dtype)[:, E:])
-            dx = meta(T, E + R, dtype=dtype)
-            back = partial(lora_folded.add_product, dx[:, :E], None, dx[:, E:], meta(R, E, dtype=dtype).t())
-            yield f"{note} o, dx", back
-            sums = lora_folded.Sums(meta(2, 8 * E * r + 8 * F * r), 2048)
-            yield f"{note} down, dx", partial(lora_folded.swiglu_backward, d, y, a, z2, (r, r), 2.0, sums)
-            given = partial(lora_folded.gradients, e3, x, (w, rstd), e3, [x, x, x], [r, r, r], 2.0, sums)
-            yield f"{note} qkv, dA and dB", given
-            yield f"{note} o, dA and dB", partial(lora_folded.gradients, z, x, None, z, [x], [r], 2.0, sums)
-            mask = lora_folded.Mask(meta(T, dtype=torch.long), meta(T, dtype=torch.int32), 16, 214748365, 1 / 0.95)
-            yield f"{note} qkv, dropout", partial(lora_folded.norm_shrink, x, w, a3, 1e-5, mask)
-            yield f"{note} qkv, dropout", partial(lora_folded.norm_backward, dx3, x, (w, rstd), a3, x, mask)
-            yield f"{note} down, dropout", partial(lora_folded.swiglu_shrink, y, a, mask)
-            back = partial(lora_folded.swiglu_backward, d, y, a, z2, (r, r), 2.0, sums, mask)
-            yield f"{note} down, dx, dropout", back
-            yield f"{note} qkv, dA and dB, dropout", partial(given, mask=mask)
-            yield f"{note} o, dropout", partial(lora_folded.shrink_dropped, x, meta(R, E, dtype=dtype), mask)
-            back = partial(lora_folded.add_product, dx[:, :E], None, dx[:, E:], meta(R, E, dtype=dtype).t(), mask)
-            yield f"{note} o, dx, dropout", back
-
-
-def loss_launch(logits_nV: torch.Tensor, targets_n: torch.Tensor, losses_n: torch.Tensor) -> None:
-    """The loss's own kernel, between its two multiplications."""
-    grid, V = (logits_nV.shape[0],), logits_nV.shape[1]
-    for grad in (False, True):
-        linear_cross_entropy._softmax_gradient[grid](
-            *(logits_nV, targets_n, targets_n, losses_n, V, 0.75),
-            WEIGHTED=False, GRAD=grad, BLOCK=linear_cross_entropy.BLOCK, num_warps=8,
-        )  # fmt: skip
-
-
-def multi_lora_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Eight adapters of rank 16 on q, k and v and on a feed-forward block: decoding, prompts, and an odd shape."""
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for T, I, O, R in ((64, 4096, 6144, 48), (4096, 4096, 28672, 32), (7, 33, 45, 3)):
-            y, x, which = meta(T, O, dtype=dtype), meta(T, I, dtype=dtype), meta(T, dtype=torch.int32)
-            ranks = meta(8, dtype=torch.int32)
-            stacked = multi_lora.Stacked(meta(8, R, I, dtype=dtype), meta(8, R, O, dtype=dtype), ranks)
-            note = f"multi_lora {str(dtype).removeprefix('torch.')} T={T} I={I} O={O} R={R}"
-            yield note, partial(multi_lora.launch_shrink, x, which, stacked)
-            z = meta(4 if T == 64 else 1, T, R)
-            yield note, partial(multi_lora.launch_expand, y, z, which, stacked)
-
-
-def sampling_launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Llama-3's vocabulary, Llama-2's, and an odd one."""
-    for V in (128256, 32000, 301):
-        given = meta(64, V), meta(64, dtype=torch.int32), meta(2, 64, dtype=torch.float64)
-        yield f"sampling V={V}", partial(sampling.launch, *given)
-
-
-def launches() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
-    for module in (lora, rms_norm, rope, swiglu):
-        vars(module)["use_triton"] = lambda *_: True
-    yield from attention_launches()
-    yield from decode_launches()
-    yield from lora_launches()
-    yield from folded_launches()
-    yield from multi_lora_launches()
-    yield from sampling_launches()
-    for dtype in (torch.bfloat16, torch.float32):
-        kind = str(dtype).removeprefix("torch.")
-        for T, H, F, Q, K, D in ((512, 4096, 11008, 32, 8, 128), (7, 33, 77, 3, 1, 20)):
-            x, w, g = meta(T, H, dtype=dtype), meta(H, dtype=dtype), meta(T, F, dtype=dtype)
-            r, cos = meta(T), meta(T, 1, D // 2)
-            q, k = (meta(T, n, D, dtype=dtype) for n in (Q, K))
-            # The operators' bodies: a call of the operator would send meta tensors to the fake kernels.
-            norm, norm_back = rms_norm._op._init_fn, rms_norm._backward_op._init_fn
-            rotate, act, act_back = rope._op._init_fn, swiglu._op._init_fn, swiglu._backward_op._init_fn
-            yield f"rms_norm {kind} H={H}", partial(norm, x, None, w, 1e-5)
-            rows = meta(T * Q, D, dtype=dtype)  # queries by head, as Qwen3 normalizes them
-            yield f"rms_norm {kind} H={D} heads", partial(norm, rows, None, meta(D, dtype=dtype), 1e-6)
-            back = partial(norm_back, rows, None, rows, meta(D, dtype=dtype), meta(T * Q), True)
-            yield f"rms_norm {kind} H={D} heads, dw", back
-            yield f"rms_norm {kind} H={H} residual", partial(norm, x, x, w, 1e-5)
-            yield f"rms_norm {kind} H={H} frozen", partial(norm_back, x, None, x, w, r, False)
-            yield f"rms_norm {kind} H={H} residual, dw", partial(norm_back, x, x, x, w, r, True)
-            yield f"swiglu {kind} F={F}", partial(act, g, g)
-            yield f"swiglu {kind} F={F}", partial(act_back, g, g, g, False)
-            yield f"swiglu {kind} F={F} and h", partial(act_back, g, g, g, True)
-            logits, ids = meta(T, F, dtype=dtype), meta(T, dtype=torch.long)
-            yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
-            yield f"rope {kind} D={D} Q={Q} K={K}", partial(rotate, q, k, cos, cos, False)
-
-
 def readme_section(compiled: list[Compiled]) -> str:
     """The text between the marks in README: Triton's version and the launches of SHOWN, then the main loops."""
     lines = [f"As Triton {triton.__version__} compiles them (`python -m ptst.kernels.compile --readme`):", ""]
@@ -373,7 +205,7 @@ def readme_parts() -> list[str]:
     return list(found.groups())
 
 
-def compile_all(arch: int, chosen: Iterator[tuple[str, Callable[[], object]]]) -> tuple[list[Compiled], int]:
+def compile_all(arch: int, chosen: Iterator[Launch]) -> tuple[list[Compiled], int]:
     """What was compiled, a line printed for each, and the number of faults."""
     flash_attention.ARCH = arch
     compiled: list[Compiled] = []
