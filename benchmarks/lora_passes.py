@@ -30,6 +30,7 @@ from torch.utils._pytree import tree_leaves
 
 from ptst.kernels.attention import packed_attention
 from ptst.kernels.lora_layer import Dropout
+from ptst.kernels.operators import OPERATORS
 from ptst.kernels.rope import frequencies, tables
 from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.decoder import Decoder, Layer
@@ -97,7 +98,7 @@ class _Counting(TorchDispatchMode):
         kwargs, name = kwargs or {}, func.overloadpacket.__name__
         if func.namespace == "ptst":  # the launches inside
             with self:
-                return OPDEFS[func.name()]._init_fn(*args, **kwargs)
+                return (OPERATORS.get(func.name()) or OPDEFS[func.name()])._init_fn(*args, **kwargs)
         if name in PRODUCTS:
             return self._product(name, args)
         out = func(*args, **kwargs)

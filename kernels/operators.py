@@ -14,6 +14,8 @@ import torch
 _LIBRARY = torch.library.Library("ptst", "FRAGMENT")
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+OPERATORS: dict[str, "Operator"] = {}  # by ptst::name
+
 
 class Operator:
     """`ptst::name`, as a function; what custom_op returns, as far as it is used here."""
@@ -25,6 +27,7 @@ class Operator:
         _LIBRARY.impl(name, body, "CompositeExplicitAutograd")
         self._overload = getattr(torch.ops.ptst, name).default
         self.__doc__ = body.__doc__
+        OPERATORS[f"ptst::{name}"] = self
 
     def __call__(self, *args: Any) -> Any:
         return self._overload(*args)
