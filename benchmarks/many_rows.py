@@ -1,13 +1,13 @@
-"""From a file of millions of rows to the first training step: CPU time, and the largest memory of all processes together.
+"""From a file of millions of rows to the first training step: CPU time, and the largest memory of all together.
 
     python benchmarks/many_rows.py                        4,000,000 short sums
     python benchmarks/many_rows.py --rows 100000 --flags --order file
     python benchmarks/many_rows.py --rows 600000 --words 250 --json FILE
 
-`--words`: random words that are added to each question, so that rows are as long as those of other data. A model of one
-tiny layer with the embedded model's tokenizer takes one step. `cpu`: user and system seconds of all processes. `peak`:
-the largest sum of their proportional set sizes (Pss: a page that n processes share counts as 1/n of it, and mapped files
-count), looked at every second; `anonymous`: that part of it which no file backs. Needs Linux.
+`--words`: random words that are added to each question, so that rows are as long as those of other data. A model of
+one tiny layer with the embedded model's tokenizer takes one step. `cpu`: user and system seconds of all processes.
+`peak`: the largest sum of their proportional set sizes (Pss: a page that n processes share counts as 1/n, and
+mapped files count), looked at every second; `anonymous`: that part of it which no file backs. Needs Linux.
 """
 
 from __future__ import annotations
