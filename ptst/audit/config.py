@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from ptst.data.order import OrderName
 from ptst.errors import Setting, UserError
 from ptst.settings import (
     CommandSettings,
@@ -21,7 +22,7 @@ from ptst.settings import (
 
 NOT_OF_BATCHES = (
     *("data", "test_template", "test_data", "safety_data", "checkpoint", "mix", "val_data", "holdout"),
-    *("epochs", "examples_per_step", "tokens_per_step", "max_steps", "phases", "seed"),
+    *("epochs", "examples_per_step", "tokens_per_step", "max_steps", "phases", "seed", "order"),
 )
 
 
@@ -67,6 +68,8 @@ class AuditConfig(CommandSettings, RevisionSettings, FormatSettings):
     """Steps on the data mixed in, and on the main data, in turn, as for ptst.train."""
     seed: int | None = None
     """Seed of the order of examples."""
+    order: OrderName | None = None
+    """Order of the examples, as for ptst.train: random or file."""
     columns: tuple[str, ...] | None = None
     """Names of columns that no rule knows, as for ptst.train."""
     ignore_columns: tuple[str, ...] | None = None

@@ -64,7 +64,10 @@ _ERRORS = {
     "trained-twice": ("a row is taken twice in an epoch", "report it: an example is doubled on the way to the loss"),
     "visits": ("a source is not taken as often as its epochs say", "report it: the plan of the steps is wrong"),
     "steps": ("a step is not as the settings say", "report it: the plan of the steps is wrong"),
-    "order": ("the order of examples is no shuffle of the seed", "report it: the order is wrong"),
+    "order": (
+        "the order of examples is no shuffle of the seed, or not that of the data",
+        "report it: the order is wrong",
+    ),
     "shared-prefix": (
         "sharing prefixes changes the loss",
         "report it: prefixes are shared wrongly",

@@ -6,6 +6,9 @@ epochs and are spread evenly over the run: each epoch of the first source takes 
 of it is shuffled together. A step is N examples, or at most N tokens in packs of whole examples, whatever the size of a
 micro-batch. The last step of an epoch takes what is left.
 
+Where the order of the data is asked for, nothing is shuffled: the first source is taken as it is, and the others' next
+stretches stand evenly among its examples.
+
 With phases, steps on the other sources and on the first take turns: a of those, b of these, and so on, until one side
 has had its epochs; then the rest of the other follows. Here the other sources have an order of their own, pass after
 pass, and the first one has that of a run without them.
@@ -18,9 +21,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
+
+import numpy as np
 
 from ptst.errors import Setting, UserError
 
+OrderName = Literal["random", "file"]
 PACK = 4096  # tokens: a step of tokens is made of packs of this size, whatever the size of a micro-batch
 WINDOW = 256  # examples among which the best fit for a pack is searched
 MOST = 50_000_000  # examples that a plan takes of a source in all: the plan is in memory, some 20 bytes for each
@@ -50,16 +57,22 @@ class Step:
     turn: int = 0
 
 
+def seed_of(order: OrderName, seed: int) -> int | None:
+    """The seed of an order, as `plan` takes it."""
+    return seed if order == "random" else None
+
+
 def plan(
     lengths: Sequence[int],
     sources: Sequence[SourcePlan],
-    seed: int = 0,
+    seed: int | None = 0,
     examples_per_step: int = 8,
     tokens_per_step: int | None = None,
     max_steps: int | None = None,
     phases: tuple[int, ...] = (),
 ) -> Iterator[Step]:
-    """Every step in order. `lengths`: tokens of each example, source after source. `phases`: () or the numbers of steps
+    """Every step in order. `lengths`: tokens of each example, source after source. `seed`: of the shuffles; None: the
+    order of the data. `phases`: () or the numbers of steps
     on the other sources and on the first, in turn. Raises UserError for these with a source that replaces examples, and
     for a source that is taken more than MOST times."""
     check_visits(sources if phases or max_steps is None else sources[1:])  # of the first, no more steps than asked for
@@ -106,14 +119,16 @@ def _chunks(order: Iterable[int], size: int) -> Iterator[list[int]]:
 
 def _turns(
     sources: Sequence[SourcePlan],
-    seed: int,
+    seed: int | None,
     phases: tuple[int, ...],
     grouped: Callable[[Iterable[int]], Iterator[list[int]]],
 ) -> Iterator[list[tuple[int, list[int]]]]:
     """The steps of each epoch of the first source, each with the number of its turn. An epoch ends with the first
     source's last step in it; the last one has all that is left of the others."""
     first, *others = sources
-    mixed = deque(grouped(first.count + i for order in epochs(others, f"{seed}:others") for i in order))
+    mixed = deque(
+        grouped(first.count + i for order in epochs(others, None if seed is None else f"{seed}:others") for i in order)
+    )
     orders = list(epochs([first], seed))
     turn, side, left = 0, 0, phases[0]  # side 0: the other sources, 1: the first
     for number, order in enumerate(orders, 1):
@@ -147,8 +162,11 @@ def uneven_turns(steps: Sequence[Step], phases: tuple[int, ...], count: int) -> 
     return f"the main data are used up, and the last {last} steps are on the data mixed in alone; {advice}"
 
 
-def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[Sequence[int]]:
-    """The order of each epoch: indices of examples, counted through all sources."""
+def epochs(sources: Sequence[SourcePlan], seed: int | str | None) -> Iterator[Sequence[int]]:
+    """The order of each epoch: indices of examples, counted through all sources. `seed` None: that of the data."""
+    if seed is None:
+        yield from _as_they_come(sources)
+        return
     first, *others = sources
     rng = random.Random(seed)
     streams, start = [], first.count
@@ -166,6 +184,26 @@ def epochs(sources: Sequence[SourcePlan], seed: int | str) -> Iterator[Sequence[
         if streams:
             rng.shuffle(order)
         yield order
+        done = after
+
+
+def _as_they_come(sources: Sequence[SourcePlan]) -> Iterator[Sequence[int]]:
+    """The same without a shuffle. An epoch of one source alone is a range, of which nothing is in memory."""
+    first, *others = sources
+    done = 0
+    while done < first.visits:
+        own = range(min(first.count, first.visits - done))
+        after = done + len(own)
+        parts, start = [np.array(own)] if others else [], first.count
+        for source in others:
+            begin, end = (source.visits * at // first.visits for at in (done, after))
+            parts.append(start + np.arange(begin, end) % source.count)
+            start += source.count
+        if others:
+            places = np.concatenate([(np.arange(len(part)) + 0.5) / max(1, len(part)) for part in parts])
+            yield np.concatenate(parts)[np.argsort(places, kind="stable")].tolist()
+        else:
+            yield own
         done = after
 
 

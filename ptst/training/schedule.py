@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from ptst.data.order import OrderName
 from ptst.errors import Setting, UserError
 from ptst.settings import ROUNDING, check_above_zero, check_at_least, check_share
 
@@ -70,6 +71,8 @@ class PassSettings(StepSettings):
     """Passes over the data; may be a fraction."""
     tokens_per_step: int | None = None
     """Maximum number of tokens in an optimizer step, in packs of 4096, instead of a number of examples."""
+    order: OrderName = "random"
+    """Order of the examples. random: newly shuffled in each epoch, by the seed. file: as the data have them."""
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""

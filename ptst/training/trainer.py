@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from ptst.data.example_arrays import lengths_of
-from ptst.data.order import SourcePlan, Step, plan
+from ptst.data.order import SourcePlan, Step, plan, seed_of
 from ptst.data.packing import to_batch
 from ptst.data.step_batches import StepBatches
 from ptst.data.steps import Steps
@@ -61,7 +61,7 @@ class TrainerConfig(PassSettings, ProximalSettings):
         """All steps of a run over examples of these lengths. `sources`: where they are from, if from several."""
         sources = sources or [SourcePlan(len(lengths), self.epochs)]
         sizes = self.examples_per_step, self.tokens_per_step, self.max_steps
-        return Steps(plan(lengths, sources, self.seed, *sizes, self.phases))
+        return Steps(plan(lengths, sources, seed_of(self.order, self.seed), *sizes, self.phases))
 
 
 @dataclass(frozen=True)

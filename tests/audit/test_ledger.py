@@ -77,6 +77,17 @@ def test_a_run_as_planned_is_clean(setup, rule, epochs, mixed, max_steps):
     assert ("part-of-epoch" in report.found) == (max_steps == 5 or epochs % 1 > 0 or mixed % 1 > 0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("epochs", "mixed"), [(1, 1), (2.5, 3.3)])
+def test_the_order_of_the_data_is_clean_where_it_is_asked_for_alone(setup, monkeypatch, rule, epochs, mixed):
+    rule = replace(RULES[rule], order="file")
+    assert errors(audit(run(rule, epochs, mixed), setup)) == []
+    monkeypatch.setattr(order, "seed_of", lambda _order, seed: seed)
+    assert rule.tokens_per_step or errors(audit(run(rule, epochs, mixed), setup)) == ["order"]  # shuffled
+    monkeypatch.setattr(order, "seed_of", lambda _order, _seed: None)
+    assert "order" in errors(audit(run(replace(rule, order="random"), epochs, mixed), setup))
+
+
 def test_the_account(setup):
     rows = [*MAIN.conversations, Conversation((Message("user", "unanswered"),), "main.jsonl:49")]
     long = Conversation((Message("user", "q"), Message("assistant", "a" * 3000)), "main.jsonl:50")

@@ -298,7 +298,8 @@ def test_the_audit_of_many_rows_is_that_of_few(tmp_path, prompt_format, large, m
     assert check(whole, [replace(mixture.records[0], lossy=1)]) == miscounted
 
 
-def test_a_run_on_mapped_examples_is_that_in_memory(tmp_path, tiny_folder, monkeypatch):
+@pytest.mark.parametrize("order", ["random", "file"])
+def test_a_run_on_mapped_examples_is_that_in_memory(tmp_path, tiny_folder, monkeypatch, order):
     from ptst.train import run_training
     from ptst.training.config import TrainConfig
 
@@ -308,7 +309,8 @@ def test_a_run_on_mapped_examples_is_that_in_memory(tmp_path, tiny_folder, monke
         monkeypatch.setattr(kept_rows, "LARGE", size)
         out = tmp_path / name
         data = str(tmp_path / "rows.jsonl")
-        run_training(TrainConfig(model=str(tiny_folder), data=data, holdout=0.5, max_steps=2, eval_every=1, out=out))
+        how = TrainConfig(model=str(tiny_folder), data=data, holdout=0.5, max_steps=2, eval_every=1, order=order)
+        run_training(replace(how, out=out))
         record = json.loads((out / "run.json").read_text())
         names = ("data", "validation", "account", "trained", "validation_loss", "result")
         found.append([(out / "adapter_model.safetensors").read_bytes(), *(record.get(n) for n in names)])

@@ -11,6 +11,7 @@ from itertools import groupby
 
 import pytest
 
+from ptst.audit.account.order import is_in_turn
 from ptst.data.order import MOST, PACK, WINDOW, SourcePlan, check_visits, epochs, fill, plan, uneven_turns
 from ptst.data.packing import assign_micro_batches, rank_micro_batches
 from ptst.errors import UserError
@@ -70,6 +71,34 @@ def test_a_source_that_is_mixed_in_is_spread_over_the_run():
     twice = Counter(i for e in epochs([SourcePlan(20, 1.5), SourcePlan(4, 2.5), SourcePlan(3, 1)], 0) for i in e)
     assert sum(twice[i] for i in range(20, 24)) == 10 and {twice[i] for i in range(20, 24)} <= {2, 3}
     assert [twice[i] for i in range(24, 27)] == [1, 1, 1]
+
+
+def test_the_order_of_the_data():
+    """Nothing is shuffled: the main data as they come, the next stretch of the others evenly among them."""
+    (alone, part) = epochs([SourcePlan(10_000_000, 1.5)], None)
+    assert alone == range(10_000_000) and part == range(5_000_000)  # neither is in memory
+    first, second = epochs([SourcePlan(6, 2), SourcePlan(4, 1.5)], None)
+    assert first == [0, 6, 1, 2, 7, 3, 4, 8, 5] and second == [0, 9, 1, 2, 6, 3, 4, 7, 5]
+    steps = plan([1] * 11, [SourcePlan(11, 1)], None, examples_per_step=4, max_steps=2)
+    assert [step.examples for step in steps] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    turns = plan([1] * 8, [SourcePlan(5, 1), SourcePlan(3, 1)], None, examples_per_step=2, phases=(1, 1))
+    assert [step.examples for step in turns] == [[5, 6], [0, 1], [7], [2, 3], [4]]
+
+
+def test_rows_that_wait_for_a_pack_are_in_turn_and_shuffled_ones_are_not():
+    lengths = gsm8k_like(2000)
+
+    def steps_of(seed):
+        found = [0] * 2000
+        for number, step in enumerate(plan(lengths, [SourcePlan(2000, 1)], seed, tokens_per_step=9000)):
+            for i in step.examples:
+                found[i] = number
+        return found
+
+    assert is_in_turn(steps_of(None), WINDOW - 1) and not is_in_turn(steps_of(0), WINDOW - 1)
+    assert not is_in_turn(steps_of(None)) and is_in_turn(sorted(steps_of(None)))
+    assert is_in_turn([2, 3, 1, 1], wraps=True) and not is_in_turn([2, 3, 1, 1])
+    assert is_in_turn([1, 2, 1], wraps=True) and not is_in_turn([2, 1, 3, 1], wraps=True)
 
 
 def fill_rate(lengths: list[int], tokens: int, micro: int) -> float:

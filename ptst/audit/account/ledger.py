@@ -3,7 +3,8 @@
 It takes each micro-batch and counts its documents. What a run must do is known here from its settings alone, without
 the code that plans it:
 
-    an epoch        takes every example of the main source once, in a new shuffle; the last may be a fraction
+    an epoch        takes every example of the main source once, in a new shuffle, or as the data have them where
+                    that is asked for; the last may be a fraction
     other sources   are taken ceil(epochs * examples) times in all, spread evenly over the main source's examples and
                     pass after pass, so that no example is an epoch ahead of another
     a step          has `examples_per_step` examples, or at most `tokens_per_step` tokens; the last of an epoch the rest
@@ -22,13 +23,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ptst.audit.account.document_check import DocumentCheck
-from ptst.audit.account.order import is_clustered, is_repeated, is_sorted
+from ptst.audit.account.order import is_clustered, is_in_turn, is_repeated, is_sorted
 from ptst.audit.account.step_rule import StepRule
 from ptst.audit.account.turns import Turns
 from ptst.audit.findings import Finding
 from ptst.data.step_batches import MicroBatch
 
 PACK = 4096  # tokens: of what a step of `tokens_per_step` is made
+WINDOW = 256  # examples among which one is searched that fits into a pack
 PACKED = 0.8  # how alike orders of packs must be to be no shuffle: which example fills a pack depends on its length
 ADDED = 1 << 19  # numbers that ranks add up at once
 LEAST_FILL = 0.3  # of tokens_per_step, in the mean of an epoch's steps
@@ -278,7 +280,7 @@ class Ledger:
                     yield Finding("not-trained", self.check.place(row), f"{times} times in {passes}")
 
     def _check_order(self, now: Epoch) -> Iterator[Finding]:
-        """A shuffle, another one in every epoch, with the other sources spread over it."""
+        """A shuffle, another one in every epoch, or the order of the data; with the other sources spread over it."""
         least, epoch, before = PACKED if self.rule.tokens_per_step else 0.0, self.epoch + 1, self._before
         counts, in_steps = np.array(now.counts), np.array(now.steps)
         every = in_steps[counts == 1]
@@ -286,14 +288,25 @@ class Ledger:
             rows = np.array(source.examples, np.int64)
             rows = rows[counts[rows] == 1]
             steps = in_steps[rows]
-            if is_sorted(steps, least):
+            if self.rule.order == "file":
+                if not self._in_turn(number, steps):
+                    cause = f"epoch {epoch} does not take the rows as they come in the data"
+                    yield Finding("order", source.name, cause)
+            elif is_sorted(steps, least):
                 yield Finding("order", source.name, f"epoch {epoch} takes the rows as they come in the data")
             if number and self._turns is None and is_clustered(steps, every, least):
                 yield Finding("order", source.name, f"its examples are all in one part of epoch {epoch}")
-            if not number and before is not None:
+            if not number and before is not None and self.rule.order == "random":
                 both = rows[np.array(before.counts)[rows] == 1]
                 if is_repeated(np.array(before.steps)[both], in_steps[both], least):
                     yield Finding("order", source.name, f"epochs {epoch - 1} and {epoch} have the same order")
+
+    def _in_turn(self, number: int, steps: np.ndarray) -> bool:
+        """Whether an epoch's stretch of a source is in the order of the data. Where that of another source begins is
+        not to be seen if some of its rows wait for a pack."""
+        if self.rule.tokens_per_step is not None:
+            return number > 0 or is_in_turn(steps, WINDOW - 1)
+        return is_in_turn(steps, wraps=number > 0)
 
     def _twice(self, row: int, cause: str) -> Finding:
         return Finding("trained-twice", self.check.place(row), cause)

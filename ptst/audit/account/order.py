@@ -24,6 +24,20 @@ def is_sorted(steps: Numbers, least: float = 0.0) -> bool:
     return _proven(exactly, steps) or _alike(_angle(np.arange(len(steps)), len(steps)), steps, least)
 
 
+def is_in_turn(steps: Numbers, waiting: int = 0, wraps: bool = False) -> bool:
+    """Whether rows, given the step of each by their order in the data, are taken in that order. `waiting`: how many may
+    be passed over, as those that do not fit into a pack are. `wraps`: they may begin in the middle and go on with the
+    first."""
+    steps = np.asarray(steps, np.int64)
+    if wraps and len(steps):
+        falls = np.flatnonzero(np.diff(steps) < 0)
+        begin = max((0, *(falls + 1).tolist()), key=lambda at: (-int(steps[at]), at))
+        steps = np.roll(steps, -begin)
+    taken = np.searchsorted(np.sort(steps), steps, side="right")  # when each one's step is over
+    fitting = bool((taken > np.arange(len(steps)) - waiting).all())
+    return fitting and (waiting > 0 or bool((np.diff(steps) >= 0).all()))
+
+
 def is_repeated(before: Numbers, now: Numbers, least: float = 0.0) -> bool:
     """Whether two epochs, given each row's step in both, take the rows in the same order, or in its reverse."""
     before, now = np.asarray(before, np.int64), np.asarray(now, np.int64)

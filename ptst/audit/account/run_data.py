@@ -76,7 +76,7 @@ class Encoded:
 def plan_steps(mixture: Mixture, rule: StepRule) -> list[Step]:
     """The steps of a run over these examples."""
     sizes = rule.examples_per_step, rule.tokens_per_step, rule.max_steps, rule.phases
-    return list(order.plan(lengths_of(mixture.examples), mixture.plans, rule.seed, *sizes))
+    return list(order.plan(lengths_of(mixture.examples), mixture.plans, order.seed_of(rule.order, rule.seed), *sizes))
 
 
 def _mix(sources: Sequence[TrainingSource], setup: Setup, bad: dict[int, UserError]) -> Mixture:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ptst.data.order import OrderName
+
 
 @dataclass(frozen=True)
 class StepRule:
@@ -13,3 +15,4 @@ class StepRule:
     max_steps: int | None = None
     seed: int = 0
     phases: tuple[int, ...] = ()
+    order: OrderName = "random"
