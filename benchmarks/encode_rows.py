@@ -3,6 +3,7 @@ fingerprints, against `datasets.map` with the fast tokenizer, which renders the 
 
     python benchmarks/encode_rows.py                      50,000 rows like GSM8K's, and 500,000 for the memory
     python benchmarks/encode_rows.py --rows 20000 --more 0
+    python benchmarks/encode_rows.py --file ROWS.jsonl    with GSM8K's columns, in place of rows of our own
     python benchmarks/encode_rows.py --model FOLDER --json FILE
 
 `ratio`: rows per second of CPU time (user and system, of all processes), ours divided by the peer's, the median of all
@@ -117,6 +118,7 @@ def main() -> None:
     flags.add_argument("--model", type=Path, default=DEFAULT)
     flags.add_argument("--rows", type=int, default=50_000)
     flags.add_argument("--more", type=int, default=500_000, help="rows of the second measure of memory; 0: none")
+    flags.add_argument("--file", type=Path, help="JSONL with question and answer")
     flags.add_argument("--json", type=Path)
     flags.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
     args = flags.parse_args()
@@ -125,7 +127,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as here:
         path = Path(here) / "rows.jsonl"
-        write_rows(path, args.rows)
+        if args.file:
+            path, args.more = args.file, 0
+            args.rows = sum(1 for _ in path.open())
+        else:
+            write_rows(path, args.rows)
         rounds = [[measure(side, path, args.model) for side in ("ours", "peer")] for _ in range(ROUNDS)]
         ratio = statistics.median(b["cpu"] / a["cpu"] for a, b in rounds)
         figures = {"rows": args.rows, "ratio": ratio, "rounds": rounds, "python": platform.python_version()}

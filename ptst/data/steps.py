@@ -5,7 +5,11 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self, overload
 
+import numpy as np
+
 from ptst.data.order import Step
+
+_BLOCK = 1 << 16  # steps that are looked at together
 
 
 class Steps(Sequence[Step]):
@@ -52,6 +56,13 @@ class Steps(Sequence[Step]):
             digest.update(column)
         return digest.hexdigest()
 
+    @property
+    def most(self) -> int:
+        """The most examples that a step takes."""
+        ends = np.frombuffer(self._ends, np.int64)
+        blocks = range(0, len(self), _BLOCK)
+        return max((int(np.diff(ends[at : at + _BLOCK + 1]).max()) for at in blocks), default=0)
+
     def _between(self, start: int, stop: int) -> Self:
         found, first = type(self)(), self._ends[start]
         found.taken = self.taken[first : self._ends[stop]]
@@ -63,3 +74,8 @@ class Steps(Sequence[Step]):
 def taken_by(steps: Iterable[Step]) -> array:
     """The indices of the examples that steps take, one after another."""
     return steps.taken if isinstance(steps, Steps) else array("q", [i for step in steps for i in step.examples])
+
+
+def most_taken(steps: Iterable[Step]) -> int:
+    """The most examples that a step takes."""
+    return steps.most if isinstance(steps, Steps) else max((len(step.examples) for step in steps), default=0)

@@ -7,11 +7,10 @@ reach by merges, or as a piece of the vocabulary, is taken apart again.
 
 import json
 import math
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Iterator, Set
 from functools import cached_property
 from itertools import groupby, pairwise, takewhile
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from ptst.errors import UserError
@@ -20,6 +19,8 @@ from ptst.reading import parse_json, read_text
 from ptst.text.added_tokens import AddedToken, TokenSettings
 from ptst.text.base_tokenizer import Origin, Run, Tokenizer
 from ptst.text.byte_level import TokenBytes
+from ptst.text.time_limit import within
+from ptst.text.word_cache import WordCache, cuts_before_spaces, takes_whitespace
 
 MAX_GROWTH = 64  # times the length of a text, by the rules of a tokenizer.json
 AT_ONCE = 32  # texts that the library gets in one call: with more, its memory costs time
@@ -71,6 +72,7 @@ class JsonTokenizer(Tokenizer):
         patterns = [*_patterns(rules.get("normalizer")), *_patterns(rules.get("pre_tokenizer"))]
         self._limit = None if all(pattern in KNOWN for pattern in patterns) else SECONDS
         self._literal = {} if self._prefixed else self._find_literal()
+        self._words = self._word_cache(rules)
         self._tok.encode_special_tokens = True
 
     def _load(self, text: str):
@@ -151,6 +153,14 @@ class JsonTokenizer(Tokenizer):
         finally:
             self._tok.encode_special_tokens = True
 
+    def _word_cache(self, rules: dict[str, Any]) -> WordCache | None:
+        """Ids of words, where these rules encode words by themselves."""
+        added = self._tok.get_added_tokens_decoder().values()
+        apart = self._limit is None and not (self._bytes or self._prefixed) and cuts_before_spaces(rules, KNOWN)
+        if not apart or any(map(takes_whitespace, added)) or any(map(str.isspace, "".join(self._spelt))):
+            return None
+        return WordCache(self._in_batches)
+
     def _is_spaced(self) -> bool:
         """Whether the library puts a dummy space after a control token that was added to the vocabulary."""
         name = min(self._control, key=lambda name: name in self.own)
@@ -192,15 +202,27 @@ class JsonTokenizer(Tokenizer):
         if self._limit is not None or len(texts) == 1:
             return [self._encode_with(tok, text) for text in texts]
         try:
-            parts = (texts[at : at + AT_ONCE] for at in range(0, len(texts), AT_ONCE))
-            encoded = (e for part in parts for e in tok.encode_batch_fast(part, add_special_tokens=False))
-            found = [encoding.ids for encoding in encoded]
+            if self._words is None or tok is not self._tok:
+                found = self._in_batches(texts, tok)
+            else:
+                known = self._words.encode_all(texts)
+                rest = iter(self._in_batches([text for text, ids in zip(texts, known, strict=True) if ids is None]))
+                found = [next(rest) if ids is None else ids for ids in known]
         except BaseException as error:
             raise self._explain(error, "the tokenizer fails on a text") from None
         for at, ids in enumerate(found):
-            if not self._kept_out.isdisjoint(ids) or (self._spelt and self._is_spelt(texts[at])):
+            if not self._is_plain(texts[at], ids):
                 found[at] = self._encode_with(tok, texts[at])
         return found
+
+    def _in_batches(self, texts: list[str], tok=None) -> list[list[int]]:
+        tok = self._tok if tok is None else tok
+        parts = (texts[at : at + AT_ONCE] for at in range(0, len(texts), AT_ONCE))
+        return [e.ids for part in parts for e in tok.encode_batch_fast(part, add_special_tokens=False)]
+
+    def _is_plain(self, text: str, ids: list[int]) -> bool:
+        """Whether no id is a control token's, and none may be that of a spelt one."""
+        return self._kept_out.isdisjoint(ids) and not (self._spelt and self._is_spelt(text))
 
     def _is_spelt(self, text: str) -> bool:
         return any(name in text for name in self._spelt)
@@ -209,7 +231,7 @@ class JsonTokenizer(Tokenizer):
         # The fast form returns ids without their offsets in the text.
         try:
             ids = within(self._limit, lambda: tok.encode_batch_fast([text], add_special_tokens=False)[0].ids)
-            if self._kept_out.isdisjoint(ids) and not self._is_spelt(text):
+            if self._is_plain(text, ids):
                 return ids
             found = tok.encode(text, add_special_tokens=False)
         except TimeoutError:
@@ -285,30 +307,6 @@ class JsonTokenizer(Tokenizer):
         ):
             return error  # Ctrl-C
         return UserError(f"{cause} ({error})", _AGAIN, self.path)
-
-
-def within(seconds: float | None, work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises. Raises TimeoutError after so many seconds: a thread cannot be stopped, so that it
-    goes on in the background, but Ctrl-C and the end of the program do not wait for it."""
-    if seconds is None:
-        return work()
-    done: list[tuple[Any, BaseException | None]] = []
-
-    def run() -> None:
-        try:
-            done.append((work(), None))
-        except BaseException as error:
-            done.append((None, error))
-
-    thread = Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if not done:
-        raise TimeoutError
-    value, error = done[0]
-    if error is not None:
-        raise error
-    return value
 
 
 def _patterns(rule: Any) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from ptst.data.order import Step
+from ptst.data.steps import most_taken
 from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.progress import say
@@ -47,7 +48,7 @@ def choose_sharding(config: TrainConfig, shape: DecoderConfig, method: Method, l
 def check_ranks(steps: Sequence[Step], sharded: bool, world: World) -> None:
     """Raise UserError where ranks would never have anything to compute. Where weights are spread, they serve by their
     memory, and that is only said."""
-    most = max((len(step.examples) for step in steps), default=0)
+    most = most_taken(steps)
     if not most or world.size <= most:
         return
     idle = f"so {world.size - most} would never compute"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,6 +161,23 @@ def test_importing_the_library_brings_no_other_code(monkeypatch):
     with quantized._no_code_from_the_hub(), pytest.raises(ImportError):
         import kernels  # noqa: F401
     assert "kernels" not in sys.modules
+
+
+@needs_library
+@pytest.mark.thorough  # imports the library in a process of its own
+def test_a_package_of_the_hub_is_not_asked(tmp_path):
+    """As if the hub's package `kernels` were installed."""
+    asked = tmp_path / "asked"
+    (tmp_path / "kernels.py").write_text(f"open({str(asked)!r}, 'w')\ndef get_kernel(*a, **k): raise SystemExit(9)\n")
+    code = (
+        "import torch; from ptst.model import quantized; quantized._library();"
+        "quantized._NF4.of(torch.randn(8, 64), torch.float32).dense()"
+    )
+    path = os.pathsep.join((str(tmp_path), str(Path(__file__).parents[2])))
+    env = {**os.environ, "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, asked.exists()) == (0, "", False), done.stderr
+    assert "kernels" not in done.stderr
 
 
 @needs_library

@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ptst.data.order import Step
+from ptst.data.steps import _BLOCK, Steps
 from ptst.errors import UserError
 from ptst.model import sharded_weights
 from ptst.model.config import DecoderConfig, LoraConfig
@@ -218,6 +219,9 @@ def test_more_ranks_than_examples(capsys):
         UserError, match="4 ranks, and no step has more than 3 examples, so 1 would never compute; start"
     ):
         check_ranks(steps, False, World(0, 4))
+    with pytest.raises(UserError, match="no step has more than 3 examples"):
+        check_ranks(Steps([Step(0.0, [])] * _BLOCK + steps), False, World(0, 4))
+    check_ranks(Steps(), False, World(0, 4))
     check_ranks(steps, True, World(0, 4))
     assert "they only hold their part of the weights" in capsys.readouterr().err
 
