@@ -46,7 +46,7 @@ README = Path(__file__).resolve().parent / "README.md"
 SHOWN = re.compile(
     r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|"
     r"folded bfloat16 E=4096 F=11008 r=16 [\w, ]+|rms_norm bfloat16 H=4096 (residual.*|"
-    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope bfloat16 D=128.*|"
+    r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope(_store)? bfloat16 D=128.*|"
     r"sampling V=128256|multi_lora bfloat16 T=64.*"
 )
 

@@ -21,8 +21,8 @@ try:
 except ImportError:  # Triton exists for Linux only
     triton = tl = None
 
-    def jit(function):
-        return function
+    def jit(function=None, **_options):
+        return function or (lambda function: function)
 
 
 CHOICES = ("auto", "reference", "triton")

@@ -18,6 +18,7 @@ from ptst.kernels import (
     multi_lora,
     rms_norm,
     rope,
+    rope_store,
     sampling,
     swiglu,
 )
@@ -50,7 +51,7 @@ def attention_launches() -> Iterator[Launch]:
 
 
 def decode_launches() -> Iterator[Launch]:
-    """One request over a cache without blocks, its keys split; many over blocks of 16."""
+    """One request over a cache without blocks, its keys split; many over the engine's blocks of 32, heads first."""
     decode = attention_decode._op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for head_dim, heads in ((64, 32), (128, 32), (128, 8), (128, 4)):
@@ -58,11 +59,24 @@ def decode_launches() -> Iterator[Launch]:
                 meta(64, 32 if heads > 4 else 28, head_dim, dtype=dtype),
                 meta(64, 1024, heads, head_dim, dtype=dtype),
             )
-            lengths = meta(64, dtype=torch.long)
+            lengths, counters = meta(64, dtype=torch.int32), meta(64 * heads, dtype=torch.int32)
             note = f"decode {str(dtype).removeprefix('torch.')} D={head_dim} K={heads}"
-            yield f"{note} split", partial(decode, q[:1], k, k, None, lengths[:1], 0, 4)
-            table, blocks = meta(64, 40, dtype=torch.int32), k.view(4096, 16, heads, head_dim)
-            yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 1)
+            yield f"{note} split", partial(decode, q[:1], k, k, None, lengths[:1], 0, 4, counters)
+            table, blocks = (
+                meta(64, 40, dtype=torch.int32),
+                k.view(64 * 1024 // 32, heads, 32, head_dim).transpose(1, 2),
+            )
+            yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 4, counters)
+
+
+def rope_store_launches() -> Iterator[Launch]:
+    """A decode step's of Llama-3's heads into the engine's blocks, and odd shapes."""
+    for dtype in (torch.bfloat16, torch.float32):
+        for T, Q, K, D, P in ((64, 32, 8, 128, 32), (7, 3, 1, 20, 5)):
+            cache, angles = meta(256, K, P, D, dtype=dtype), meta(T, 1, D // 2)
+            given = meta(T, Q + 2 * K, D, dtype=dtype), angles, angles, meta(T, dtype=torch.long), cache, cache
+            kind = str(dtype).removeprefix("torch.")
+            yield f"rope_store {kind} D={D} Q={Q} K={K}", partial(rope_store.rotate_and_store, *given)
 
 
 def lora_launches() -> Iterator[Launch]:
@@ -148,10 +162,11 @@ def sampling_launches() -> Iterator[Launch]:
 
 def launches() -> Iterator[Launch]:
     """Every kernel with the shapes that matter: Llama-2-7B's, and an odd one without any divisibility."""
-    for module in (lora, rms_norm, rope, swiglu):
+    for module in (lora, rms_norm, rope, rope_store, swiglu):
         vars(module)["use_triton"] = lambda *_: True
     yield from attention_launches()
     yield from decode_launches()
+    yield from rope_store_launches()
     yield from lora_launches()
     yield from folded_launches()
     yield from multi_lora_launches()

@@ -19,6 +19,8 @@ from ptst.generation.forward import AdapterRows, Forward
 from ptst.generation.kv_cache import BLOCK_SIZE, KVCache, blocks_for
 from ptst.generation.paged_attention import StepAttention
 from ptst.generation.transfer import to_device
+from ptst.kernels.attention_decode import counters_for
+from ptst.kernels.dispatch import use_triton
 
 
 class Several(Enum):
@@ -39,6 +41,11 @@ class _GraphAttention(StepAttention):
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK_SIZE
         block_R1 = table_RN.gather(1, (positions_R // BLOCK_SIZE)[:, None].long())
+        self.slots_T = self.counters = None
+        if use_triton(cache.data):
+            self.counters = counters_for(self.num_decode, self.config.num_kv_heads, positions_R.device)
+            self.slots_T = block_R1[:, 0] * BLOCK_SIZE + positions_R % BLOCK_SIZE
+            return
         heads_K = torch.arange(self.config.num_kv_heads, device=positions_R.device)
         offset_R1 = (positions_R % BLOCK_SIZE)[:, None]
         self.written_N = ((block_R1 * self.config.num_kv_heads + heads_K) * BLOCK_SIZE + offset_R1).flatten()

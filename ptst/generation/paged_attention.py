@@ -16,10 +16,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ptst.generation.kv_cache import BLOCK_SIZE, BlockTable, KVCache
 from ptst.generation.transfer import to_device
+from ptst.kernels import cpu_attention
 from ptst.kernels.attention import causal_mask, packed_attention
-from ptst.kernels.attention_decode import decode_attention
-from ptst.kernels.cpu_attention import paged_attention, rotate_and_store, split_queries
+from ptst.kernels.attention_decode import counters_for, decode_attention
+from ptst.kernels.cpu_attention import paged_attention, split_queries
+from ptst.kernels.dispatch import use_triton
 from ptst.kernels.rope import apply_rope
+from ptst.kernels.rope_store import rotate_and_store
 from ptst.model.config import DecoderConfig
 
 
@@ -40,7 +43,12 @@ class StepAttention:
         device, windows = cache.data.device, config.windows
         spans = [(t.blocks, n - 1, n) for t, n in decode] + [(t.blocks, s, s + n) for t, s, n in prefill]
         self.written_T = _slots(spans)
-        if cache.arrays is None:
+        self.slots_T: Tensor | None = None  # where one kernel rotates and stores
+        self.counters: Tensor | None = None
+        if use_triton(cache.data):
+            self.counters = counters_for(len(decode), config.num_kv_heads, device)
+            self.slots_T = to_device(torch.from_numpy(self.written_T), device)
+        elif cache.arrays is None:
             self.written_N = to_device(self._rows(self.written_T), device)
         if decode:
             blocks, lengths = [t.blocks for t, _ in decode], [n for _, n in decode]
@@ -78,22 +86,29 @@ class StepAttention:
 
     def __call__(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
         """(T, H, D), from pre-RoPE queries, keys and values (T, H + 2 K, D)."""
-        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
-        q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos_T1D2, sin_T1D2)
-        for rows, new_TKD in zip(self.cache.rows[layer], (k_TKD, v_TKD), strict=True):
-            rows.index_copy_(0, self.written_N, new_TKD.reshape(-1, D))
+        q_THD = self._rotate_and_store(layer, qkv_THD, cos_T1D2, sin_T1D2)
         R = self.num_decode
         outs = [self._decode(q_THD[:R], layer)] if R else []
         if self.read_N is not None:
             outs.append(self._prefill(q_THD[R:], self.read_N, layer))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
+    def _rotate_and_store(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
+        """Rotated queries (T, H, D); keys and values are in the cache."""
+        if self.slots_T is not None:
+            return rotate_and_store(qkv_THD, cos_T1D2, sin_T1D2, self.slots_T, *self.cache.layers[layer])
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
+        q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos_T1D2, sin_T1D2)
+        for rows, new_TKD in zip(self.cache.rows[layer], (k_TKD, v_TKD), strict=True):
+            rows.index_copy_(0, self.written_N, new_TKD.reshape(-1, D))
+        return q_THD
+
     def into(self, out_THD: Tensor, layer: int, qkv_THD: Tensor, cos_TD2: np.ndarray, sin_TD2: np.ndarray) -> None:
         """The same with Numba's loops, for a cache with arrays: writes `out_THD`, overwrites `qkv_THD`."""
         assert self.cache.arrays is not None
         arrays, qkv = self.cache.arrays[layer], qkv_THD.numpy()
-        rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
+        cpu_attention.rotate_and_store(qkv, cos_TD2, sin_TD2, self.written_T, *arrays)
         R = self.num_decode
         if R:
             window = self.config.window(layer)
@@ -108,7 +123,13 @@ class StepAttention:
         chunk = len(q_RHD) if self.cache.on_gpu else 4
         window = self.config.window(layer)
         outs = [
-            decode_attention(q, keys, values, lengths, longest=self.longest, table_RN=table, window=window)
+            decode_attention(
+                *(q, keys, values, lengths),
+                longest=self.longest,
+                table_RN=table,
+                window=window,
+                counters=self.counters,
+            )
             for q, lengths, table in zip(*(x.split(chunk) for x in (q_RHD, self.lengths_R, self.table_RN)), strict=True)
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)

@@ -106,7 +106,10 @@ def _bfloat16(interpreter) -> None:
 def _memory(interpreter) -> None:
     Builder, Grid = interpreter.InterpreterBuilder, interpreter.GridExecutor
     begin, load, store = Grid._init_args_hst, Builder.create_masked_load, Builder.create_masked_store
+    atomic = Builder.create_atomic_rmw
     spans: list[tuple[int, int, np.ndarray]] = []  # address range of an argument and who wrote each of its bytes
+    met: dict[int, list[int]] = {}  # programs that have added to an address, in their order
+    acquired: dict[int, set[int]] = {}  # programs whose stores a program may see since: those before it there
 
     def tensors(values):
         for v in values:
@@ -118,25 +121,29 @@ def _memory(interpreter) -> None:
 
     def launch(self, args, kwargs):
         args, kwargs = begin(self, args, kwargs)
-        spans.clear()
+        for record in (spans, met, acquired):
+            record.clear()
         for low, high in sorted(tensors([*args, *kwargs.values()])):
             if spans and low < spans[-1][1]:  # views of one tensor
                 low, high = spans[-1][0], max(high, spans.pop()[1])
             spans.append((low, high, np.full(high - low, -1, np.int64)))
         return args, kwargs
 
+    def program_of(self) -> int:
+        x, y, z = self.grid_idx
+        return (x * self.grid_dim[1] + y) * self.grid_dim[2] + z
+
     def touch(self, pointers, mask, stores: bool) -> None:
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         where, wanted = np.broadcast_arrays(pointers.data, mask.data)
         where = where[wanted.astype(bool)].astype(np.int64)
-        x, y, z = self.grid_idx
-        program = (x * self.grid_dim[1] + y) * self.grid_dim[2] + z
-        left = where.size
+        program, left = program_of(self), where.size
+        known = [program, -1, *acquired.get(program, ())]
         for low, high, writers in spans:
             here = where[(where >= low) & (where + size <= high)] - low
             left -= here.size
             others = writers[here]
-            if ((others >= 0) & (others != program)).any():
+            if not np.isin(others, known).all():
                 raise MemoryFault(f"program {program} reaches what program {others.max()} stored in the same launch")
             if stores:
                 if np.unique(here).size != here.size:
@@ -153,4 +160,13 @@ def _memory(interpreter) -> None:
         touch(self, pointers, mask, stores=True)
         return store(self, pointers, value, mask, *rest, **named)
 
+    def atomic_rmw(self, operation, pointer, value, mask, order, scope):
+        """Release and acquire: what the programs before it at this address had stored is there to be read."""
+        if order.name == "ACQUIRE_RELEASE":
+            program, address = program_of(self), int(pointer.data.flat[0])
+            acquired.setdefault(program, set()).update(met.setdefault(address, []))
+            met[address].append(program)
+        return atomic(self, operation, pointer, value, mask, order, scope)
+
+    Builder.create_atomic_rmw = atomic_rmw
     Grid._init_args_hst, Builder.create_masked_load, Builder.create_masked_store = launch, masked_load, masked_store

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels import attention_decode
-from ptst.kernels.attention_decode import decode_attention, splits_for
+from ptst.kernels.attention_decode import counters_for, decode_attention, splits_for
 from ptst.kernels.dispatch import triton
 from tests.kernels import interpreter
 from tests.kernels.test_triton import DEVICE, DTYPES
@@ -69,7 +69,11 @@ def test_decode_attention(way, H, K, D, window, size, splits, dtype, monkeypatch
         if way == "reference":
             k, v = k.nan_to_num(), v.nan_to_num()
     lengths = torch.tensor(LENGTHS, device=DEVICE)
-    ours = decode_attention(q, k, v, lengths, longest=L, table_RN=table, window=window)
+    counters = counters_for(R, K, lengths.device)
+    given = {"longest": L, "table_RN": table, "window": window}
+    ours = decode_attention(q, k, v, lengths, counters=counters, **given)
+    assert not counters.any()  # as the next layer needs them
+    assert torch.equal(ours, decode_attention(q, k, v, lengths, counters=counters, **given))
     assert ours.dtype == dtype
     limit = 2 * (eager.double() - exact).norm() + 1e-6 * exact.norm()
     assert (ours.double() - exact).norm() <= limit
@@ -114,7 +118,7 @@ def test_a_view_of_a_cache_that_keeps_heads_first(way, monkeypatch):
 
 
 def test_as_many_splits_as_keep_the_processors_busy():
-    assert splits_for(1, 32, 4096, 132) == 9
+    assert splits_for(1, 32, 4096, 132) == 12
     assert splits_for(1, 8, 300, 132) == 2
     assert splits_for(256, 32, 4096, 132) == 1
 
@@ -134,7 +138,9 @@ def test_as_many_splits_as_the_keys_that_a_window_leaves(monkeypatch):
 def test_registered_in_full():
     q, k = torch.randn(2, 2, 16, device=DEVICE), torch.randn(2, 20, 1, 16, device=DEVICE)
     lengths = torch.tensor([3, 20], device=DEVICE)
-    torch.library.opcheck(torch.ops.ptst.attention_decode.default, (q, k, k, None, lengths, 0, 2))
+    torch.library.opcheck(
+        torch.ops.ptst.attention_decode.default, (q, k, k, None, lengths, 0, 2, counters_for(2, 1, lengths.device))
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -160,6 +166,8 @@ def test_mistakes(way, monkeypatch):
         decode_attention(q, k, k, lengths.to("meta"))
     with pytest.raises(ValueError, match=r"queries \(2, 24\) must be \(R, H, D\)"):
         decode_attention(q.flatten(1), k, k, lengths)
+    with pytest.raises(ValueError, match=r"counters torch\.int32 \(5,\) must be int32, 6 or more"):
+        decode_attention(q, k, k, lengths, counters=counters_for(1, 5, lengths.device))
     with pytest.raises(ValueError, match="window is 0"):
         decode_attention(q, k, k, lengths, window=0)
 
