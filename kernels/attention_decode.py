@@ -25,7 +25,8 @@ from ptst.kernels.operators import operator
 
 # (keys per step, warps, stages) by bytes per element. No register spills; not yet timed.
 BLOCKS = {2: (64, 4, 3), 4: (16, 4, 1)}
-PER_PROCESSOR = 3  # programs that one processor holds (kernels/README.md)
+TABLE_STAGES = 5  # in half precision: with a table's entry to be loaded first, these have two tiles in flight
+PER_PROCESSOR = 2  # programs that one processor holds (kernels/README.md)
 SPLIT = 256  # keys per split at least: with fewer, combining the splits costs more than they save
 
 
@@ -80,32 +81,32 @@ def _decode(
     if splits == 1:
         tl.store(out + row[:, None] * D + d[None, :], o.to(out.dtype.element_ty), mask=q_mask)
     else:
-        at = row * splits
-        tl.store(parts + (at + split)[:, None] * D + d[None, :], o, mask=q_mask)
+        first = row * splits
+        tl.store(parts + (first + split)[:, None] * D + d[None, :], o, mask=q_mask)
         found = tl.where(nothing, float("-inf"), running_max + tl.log2(total))
-        tl.store(lse + at + split, found, mask=g < GROUP)
+        tl.store(lse + first + split, found, mask=g < GROUP)
         tl.debug_barrier()  # every thread's part is stored before one thread counts it
         counter = counters + r * tl.num_programs(1) + head
         if tl.atomic_add(counter, 1, sem="acq_rel", scope="gpu") == splits - 1:
-            o = _combined(parts, lse, at, splits, D, q_mask, g < GROUP, BG, BD)
-            tl.store(out + row[:, None] * D + d[None, :], o.to(out.dtype.element_ty), mask=q_mask)
+            whole = _combined(parts, lse, first, splits, D, q_mask, g < GROUP, BG, BD)
+            tl.store(out + row[:, None] * D + d[None, :], whole.to(out.dtype.element_ty), mask=q_mask)
             tl.store(counter, 0)
 
 
 @jit
-def _combined(parts, lse, at, splits, D, q_mask, g_mask, BG: tl.constexpr, BD: tl.constexpr):
+def _combined(parts, lse, first, splits, D, q_mask, g_mask, BG: tl.constexpr, BD: tl.constexpr):
     """All splits' outputs together, always in the same order. Read past the processor's own cache, which others' stores
     do not reach."""
     d = tl.arange(0, BD)
     largest = tl.full([BG], float("-inf"), tl.float32)
     for s in range(splits):
-        largest = tl.maximum(largest, tl.load(lse + at + s, mask=g_mask, other=0.0, cache_modifier=".cg"))
+        largest = tl.maximum(largest, tl.load(lse + first + s, mask=g_mask, other=0.0, cache_modifier=".cg"))
     total = tl.zeros([BG], tl.float32)
     o = tl.zeros([BG, BD], tl.float32)
     for s in range(splits):
-        weight = tl.exp2(tl.load(lse + at + s, mask=g_mask, other=0.0, cache_modifier=".cg") - largest)
+        weight = tl.exp2(tl.load(lse + first + s, mask=g_mask, other=0.0, cache_modifier=".cg") - largest)
         total += weight
-        part = tl.load(parts + (at + s)[:, None] * D + d[None, :], mask=q_mask, other=0.0, cache_modifier=".cg")
+        part = tl.load(parts + (first + s)[:, None] * D + d[None, :], mask=q_mask, other=0.0, cache_modifier=".cg")
         o += part * weight[:, None]
     return o / total[:, None]
 
@@ -124,6 +125,8 @@ def _op(
     parts, lse = (q_RHD.new_empty(s, dtype=torch.float32) for s in ((R, H, several, D), (R, H, several)))
     wide, group = max(16, whole_block("head_dim", D, 256)), max(16, whole_block("query heads per key", H // K, 256))
     keys, warps, stages = BLOCKS[q_RHD.element_size()]
+    if table_RN is not None and stages > 1 and wide <= 128:  # of wider heads, two tiles are too much for small chips
+        stages = TABLE_STAGES
     _decode[(R, K, splits)](
         *(q_RHD, k_BPKD, v_BPKD, lengths_R if table_RN is None else table_RN, lengths_R, out_RHD, parts, lse, counters),
         *(*q_RHD.stride()[:2], *k_BPKD.stride()[:3], *v_BPKD.stride()[:3]),

@@ -1,8 +1,9 @@
 """Decode steps as captured CUDA graphs: one launch in place of hundreds.
 
-There is one graph for each batch size of a short list; a step is padded to the next size with rows that write into
-block 0. The step's inputs, one small table of integers, are copied into the graph's own; all that depends on them is
-computed inside the graph. Not run on a GPU yet.
+There is one graph for each power of two up to the engine's batch size, all captured before the first answer, the
+largest first; a step is padded to the next size with rows that write into block 0. They share one memory pool and one
+tensor of logits, which the next replay overwrites. The step's inputs, one small table of integers, are copied into the
+graph's own; all that depends on them is computed inside the graph. Not run on a GPU yet.
 
 Shapes: R rows, N blocks per sequence at most, V vocabulary.
 """
@@ -29,7 +30,9 @@ class Several(Enum):
     ADAPTERS = 0
 
 
-BATCH_SIZES = (1, 2, 4, *range(8, 129, 8), *range(144, 513, 16))
+def batch_sizes(most: int) -> list[int]:
+    """Rows of the graphs for batches of at most `most`: powers of two, and `most`."""
+    return [*(1 << i for i in range((most - 1).bit_length())), most]
 
 
 class _GraphAttention(StepAttention):
@@ -55,7 +58,6 @@ class _GraphAttention(StepAttention):
 class _Captured:
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
-    logits_RV: Tensor
 
 
 class DecodeGraphs:
@@ -64,8 +66,16 @@ class DecodeGraphs:
     def __init__(self, forward: Forward, cache: KVCache, newest_tokens: Tensor, max_length: int):
         self.forward, self.cache, self.newest_tokens = forward, cache, newest_tokens
         self.max_blocks = blocks_for(max_length)
+        self.sizes = batch_sizes(len(newest_tokens) - 1)
         self._captured: dict[tuple[int, str | Several | None], _Captured] = {}
         self._pool: Any = None
+        self._logits_NV: Tensor | None = None
+
+    def prepare(self) -> None:
+        """Capture what any batch may need: with adapters that are not stacked, the base's graphs alone."""
+        self._capture_all(None)
+        if self.forward.stacked is not None:
+            self._capture_all(Several.ADAPTERS)
 
     def logits(
         self,
@@ -74,26 +84,36 @@ class DecodeGraphs:
         blocks: Sequence[Sequence[int]],
         adapters: Sequence[str | None],
     ) -> Tensor | None:
-        """(R, V) for one new token in each slot; None for more rows or longer sequences than any graph takes. Several
-        `adapters` need those of the forward pass to be stacked."""
+        """(R, V) for one new token in each slot, until the next call; None for longer sequences than the graphs take.
+        Several `adapters` need those of the forward pass to be stacked."""
         R = len(slots)
-        size = next((s for s in BATCH_SIZES if s >= R), None)
-        if size is None or max(map(len, blocks)) > self.max_blocks:
+        if max(map(len, blocks)) > self.max_blocks:
             return None
+        size = next(s for s in self.sizes if s >= R)
         rows = [[s, p, *b, *[0] * (self.max_blocks - len(b))] for s, p, b in zip(slots, positions, blocks, strict=True)]
         rows += [[len(self.newest_tokens) - 1] + [0] * (self.max_blocks + 1)] * (size - R)
-        adapter = adapters[0] if len(set(adapters)) == 1 else Several.ADAPTERS
-        if isinstance(adapter, Several):
+        kind = self._kind(adapters)
+        if isinstance(kind, Several):
             assert self.forward.stacked is not None, "a graph of several adapters needs stacked ones"
             numbers = [*self.forward.stacked.which(adapters), *[-1] * (size - R)]
             rows = [[*row, number] for row, number in zip(rows, numbers, strict=True)]
-        captured = self._captured.get((size, adapter)) or self._capture(size, adapter)
+        if (size, kind) not in self._captured:
+            self._capture_all(kind)
+        captured = self._captured[size, kind]
         captured.inputs.copy_(to_device(rows, self.forward.device, torch.int32), non_blocking=True)
         captured.graph.replay()
-        return captured.logits_RV[:R]
+        assert self._logits_NV is not None
+        return self._logits_NV[:R]
 
-    def _step(self, inputs: Tensor, adapter: str | Several | None) -> Tensor:
-        """Logits (R, V) of rows of (slot, position, blocks), and the adapter's number where there are several."""
+    def _kind(self, adapters: Sequence[str | None]) -> str | Several | None:
+        """Whose graphs a batch takes: the base's (with what is attached to it), those of all adapters where they are
+        stacked, else an adapter's own."""
+        alone = len(set(adapters)) == 1 and (adapters[0] is None or self.forward.stacked is None)
+        return adapters[0] if alone else Several.ADAPTERS
+
+    def _step(self, inputs: Tensor, adapter: str | Several | None) -> None:
+        """Logits of rows of (slot, position, blocks), and the adapter's number where there are several; into those that
+        all graphs share."""
         adapter_rows: AdapterRows
         if isinstance(adapter, Several):
             inputs, adapter_rows = inputs[:, :-1], inputs[:, -1].contiguous()
@@ -102,12 +122,20 @@ class DecodeGraphs:
         positions_R = inputs[:, 1]
         attend = _GraphAttention(self.cache, self.forward, positions_R, inputs[:, 2:])
         tokens_R = self.newest_tokens[inputs[:, 0]].clamp(min=0)
-        return self.forward.logits(self.forward(tokens_R, positions_R, attend, adapter_rows))
+        logits_RV = self.forward.logits(self.forward(tokens_R, positions_R, attend, adapter_rows))
+        if self._logits_NV is None:  # the largest size comes first, and runs once before it is captured
+            self._logits_NV = torch.empty_like(logits_RV)
+        self._logits_NV[: len(logits_RV)].copy_(logits_RV)
 
     def columns(self, adapter: str | Several | None) -> int:
         """Numbers in a row of a step's inputs."""
         return 2 + self.max_blocks + isinstance(adapter, Several)
 
+    def _capture_all(self, adapter: str | Several | None) -> None:
+        for size in reversed(self.sizes):
+            self._captured[size, adapter] = self._capture(size, adapter)
+
+    @torch.inference_mode()
     def _capture(self, size: int, adapter: str | Several | None) -> _Captured:
         inputs = torch.zeros(size, self.columns(adapter), dtype=torch.int32, device=self.forward.device)
         inputs[:, 0] = len(self.newest_tokens) - 1
@@ -119,6 +147,6 @@ class DecodeGraphs:
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):
-            logits_RV = self._step(inputs, adapter)
+            self._step(inputs, adapter)
         self._pool = graph.pool()
-        return self._captured.setdefault((size, adapter), _Captured(graph, inputs, logits_RV))
+        return _Captured(graph, inputs)

@@ -40,6 +40,8 @@ class ModelRunner:
         self.newest_tokens = torch.zeros(batch_size + 1, dtype=torch.long, device=forward.device)
         on_gpu = forward.device.type == "cuda"
         self.graphs = DecodeGraphs(forward, cache, self.newest_tokens, max_length) if on_gpu else None
+        if self.graphs is not None:
+            self.graphs.prepare()
 
     def run(self, step: Step) -> Sampled | None:
         """Compute a step and sample; None if no sequence gets a token. Counts the step's tokens as computed."""

@@ -86,14 +86,14 @@ class _Replayed:
 
     def __init__(self, graphs: DecodeGraphs, size: int, adapter: str | None):
         self.inputs = torch.zeros(size, graphs.columns(adapter), dtype=torch.int32)
-        self.logits_RV = torch.zeros(size, graphs.forward.config.vocab_size)
         self.graph = self
+        graphs._step(self.inputs, adapter)
         self.step = lambda: graphs._step(self.inputs, adapter)
         self.replays = 0
 
     def replay(self) -> None:
         self.replays += 1
-        self.logits_RV.copy_(self.step())
+        self.step()
 
 
 @pytest.mark.parametrize("kind", ["plain", "window", *FAMILIES])
@@ -110,12 +110,13 @@ def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
 
     def capture(self: DecodeGraphs, size: int, adapter: str | None) -> _Replayed:
         captured.append(_Replayed(self, size, adapter))
-        self._captured[size, adapter] = captured[-1]
         return captured[-1]
 
     if graphs:
         monkeypatch.setattr(DecodeGraphs, "_capture", capture)
         engine._runner.graphs = DecodeGraphs(engine.forward, engine.cache, engine._runner.newest_tokens, 400)
+        engine._runner.graphs.prepare()
+        assert [len(c.inputs) for c in captured] == [4, 2, 1]
     engine.run(requests, done.__setitem__)
     assert {i: (c.token_ids, c.finish_reason) for i, c in done.items()} == {
         i: (c.token_ids, c.finish_reason) for i, c in wanted.items()
@@ -124,7 +125,7 @@ def test_a_gpus_way_gives_the_same_answers(decoders, kind, graphs, monkeypatch):
         assert c.logprobs == pytest.approx(wanted[i].logprobs, abs=1e-4)
     assert engine.statistics.tokens == sum(len(c.token_ids) for c in wanted.values())
     assert sum(c.replays for c in captured) >= 10 * graphs
-    assert len(captured) == len({len(c.inputs) for c in captured})
+    assert len(captured) == 3 * graphs  # none in the middle
 
 
 def test_sampled_answers_do_not_depend_on_neighbours_or_arrival(decoder):

@@ -118,7 +118,7 @@ def test_a_view_of_a_cache_that_keeps_heads_first(way, monkeypatch):
 
 
 def test_as_many_splits_as_keep_the_processors_busy():
-    assert splits_for(1, 32, 4096, 132) == 12
+    assert splits_for(1, 32, 4096, 132) == 8
     assert splits_for(1, 8, 300, 132) == 2
     assert splits_for(256, 32, 4096, 132) == 1
 
