@@ -19,9 +19,9 @@ from torch import Tensor
 from ptst.generation.forward import AdapterRows, Forward
 from ptst.generation.kv_cache import BLOCK_SIZE, KVCache, blocks_for
 from ptst.generation.paged_attention import StepAttention
-from ptst.generation.transfer import to_device
 from ptst.kernels.attention_decode import counters_for
 from ptst.kernels.dispatch import use_triton
+from ptst.kernels.transfer import to_device
 
 
 class Several(Enum):

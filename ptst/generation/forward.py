@@ -235,14 +235,16 @@ class Forward:
 
 
 def join(weights: Sequence[Tensor]) -> Tensor:
-    """One (sum of O, I) matrix of several layers' weights, or (sum of O,) of their biases, which become views of it."""
+    """One (sum of O, I) matrix of several layers' weights, or (sum of O,) of their biases, which become views of it.
+    Rows of one storage that follow each other stay where they are, be it joined or folded (model/fold.py)."""
     first = weights[0].detach()
     if len(weights) == 1:
         return first
     sizes = [len(w) for w in weights]
-    ends = [w.data_ptr() + w.numel() * w.element_size() for w in weights]
-    if ends[:-1] == [w.data_ptr() for w in weights[1:]] and len({w.untyped_storage().data_ptr() for w in weights}) == 1:
-        return first.as_strided((sum(sizes), *first.shape[1:]), first.stride())  # already joined
+    ends = [w.data_ptr() + len(w) * w.stride(0) * w.element_size() for w in weights]
+    one = len({(w.untyped_storage().data_ptr(), w.stride()) for w in weights}) == 1
+    if one and ends[:-1] == [w.data_ptr() for w in weights[1:]]:
+        return first.as_strided((sum(sizes), *first.shape[1:]), first.stride())
     joined = torch.cat([w.detach() for w in weights])
     for w, part in zip(weights, joined.split(sizes), strict=True):
         w.data = part

@@ -18,7 +18,8 @@ from ptst.generation.paged_attention import StepAttention
 from ptst.generation.request import Statistics
 from ptst.generation.sampling import log_probabilities, sample, top_log_probabilities
 from ptst.generation.scheduler import RequestSequence, Step
-from ptst.generation.transfer import HostCopy, to_device
+from ptst.generation.transfer import HostCopy
+from ptst.kernels.transfer import to_device
 
 
 @dataclass

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ptst.generation.kv_cache import BLOCK_SIZE, BlockTable, KVCache
-from ptst.generation.transfer import to_device
 from ptst.kernels import cpu_attention
 from ptst.kernels.attention import causal_mask, packed_attention
 from ptst.kernels.attention_decode import counters_for, decode_attention
@@ -23,6 +22,7 @@ from ptst.kernels.cpu_attention import paged_attention, split_queries
 from ptst.kernels.dispatch import use_triton
 from ptst.kernels.rope import apply_rope
 from ptst.kernels.rope_store import rotate_and_store
+from ptst.kernels.transfer import to_device
 from ptst.model.config import DecoderConfig
 
 

@@ -1,9 +1,7 @@
-"""Copies to and from the device that do not wait for it."""
+"""Copies to the host that it does not wait for."""
 
 import torch
 from torch import Tensor
-
-from ptst.kernels.transfer import to_device as to_device
 
 
 class HostCopy:

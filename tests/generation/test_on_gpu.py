@@ -12,7 +12,8 @@ from ptst.generation.engine import Engine
 from ptst.generation.kv_cache import plan_blocks
 from ptst.generation.request import EngineOptions, Request, Sampling
 from ptst.generation.sampling import sample, top_log_probabilities
-from ptst.generation.transfer import HostCopy, to_device
+from ptst.generation.transfer import HostCopy
+from ptst.kernels.transfer import to_device
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora, save_adapter
 from ptst.model.weights import load_decoder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ptst.generation.forward import Forward
 from ptst.kernels.dispatch import triton
 from ptst.kernels.folded_layer import FoldedGroup, folded_add, folded_feed_forward, folded_qkv
 from ptst.model import decoder as decoder_file
@@ -143,6 +144,22 @@ def test_a_moved_decoder_takes_the_plain_way(calls):
     parameters = {name: p for name, p in decoder.named_parameters() if ".lora_" in name}
     run(decoder, parameters)
     assert calls == ["folded_add"]
+
+
+def test_sampling_between_steps_leaves_adapters_folded(calls):
+    """Joining the projections for sampling would copy the base, and training would go on without folding."""
+    decoder = model(TARGETS)[0].to(DEVICE, torch.float32)
+    assert fold_adapters(decoder) == 4 * len(decoder.layers)
+    folded = next(layer.folded for layer in decoder.layers if isinstance(layer, Layer))
+    where = folded.qkv.whole.data_ptr()
+    forward = Forward(decoder)
+    assert decoder.layers[0].self_attn.q_proj.weight.data_ptr() == where
+    decoder.documents(TOKENS.to(DEVICE), BOUNDS)
+    assert set(calls) == set(FUNCTIONS)
+    x = torch.randn(9, decoder.config.hidden_size, device=DEVICE)
+    attn = decoder.layers[0].self_attn
+    apart = torch.cat([x @ p.weight.t() for p in (attn.q_proj, attn.k_proj, attn.v_proj)], 1)
+    torch.testing.assert_close(forward.layers[0].products[0](x), apart)
 
 
 def test_dropout_does_not_depend_on_the_split(calls):
