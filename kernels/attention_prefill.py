@@ -109,7 +109,7 @@ def _rows(entry, T, GROUP, BM: tl.constexpr):
     return token.to(tl.int64), m % GROUP, alive, length - n + m // GROUP
 
 
-@jit(do_not_specialize=["T", "R", "N", "table_row"])  # they change from step to step
+@jit(do_not_specialize=["T", "R", "N", "B", "table_row"])  # all but B change from step to step
 def _prefill(
     q, k, v, o, table, blocks, q_row, q_head, page_stride, head_stride, token_stride, table_row, T, R, N, B, H, GROUP,
     window, scale2, D, WINDOW: tl.constexpr, P: tl.constexpr, IEEE: tl.constexpr, VECTOR: tl.constexpr,

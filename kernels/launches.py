@@ -71,7 +71,7 @@ def decode_launches() -> Iterator[Launch]:
 
 
 def prefill_launches() -> Iterator[Launch]:
-    """Chunks of new tokens over the engine's blocks of 32, heads first, with and without a window."""
+    """Chunks of new tokens over the engine's blocks of 32, heads first, with and without a window; one of each."""
     prefill = attention_prefill._op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for heads, kv_heads, head_dim, window in (
@@ -88,6 +88,17 @@ def prefill_launches() -> Iterator[Launch]:
             group = "" if heads == 32 else f" H={heads} K={kv_heads}"
             note = f"prefill {str(dtype).removeprefix('torch.')} D={head_dim} W={window}{group}"
             yield note, partial(prefill, q, k, k, table, meta(16, 5, dtype=torch.int32), rows, window)
+    q, k, table = (
+        meta(1, 1, 20, dtype=torch.bfloat16),
+        meta(1, 4, 1, 20, dtype=torch.bfloat16),
+        meta(1, 1, dtype=torch.long),
+    )
+    for window in (0, 1):
+        rows = attention_prefill._shape(q.device, 20, q.dtype).queries
+        yield (
+            f"prefill D=20 W={window} of one",
+            partial(prefill, q, k, k, table, meta(1, 5, dtype=torch.int32), rows, window),
+        )
 
 
 def rope_store_launches() -> Iterator[Launch]:

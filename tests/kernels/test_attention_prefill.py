@@ -79,7 +79,8 @@ CASES = [
     (FEW, 4, 1, 16, 4, None),
     (FEW, 7, 1, 8, 16, 1),
     ([(2, 75), (7, 71)], 7, 1, 16, 32, None),  # few rows, many keys; blocks that begin inside a query
-    ([(2, 75), (9, 90)], 4, 2, 16, 32, 40),  # a window that begins inside a page, with whole tiles behind it
+    ([(2, 110), (9, 90)], 4, 2, 16, 32, 70),  # a window that begins inside a page, with whole tiles behind it
+    ([(8, 62)], 2, 1, 16, 8, 40),  # the last query's window begins a tile later than the first one's
     ([(10, 75)], 2, 1, 16, 64, None),  # pages larger than a tile
     ([(10, 75)], 2, 1, 16, 64, 30),
     ([(3, 20)], 1, 1, 16, 1, 9),  # a page for each token
