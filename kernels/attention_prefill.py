@@ -175,17 +175,16 @@ def _prefill(
 class Chunks:
     """Where the new tokens of each request lie in one packed row, the same for every layer of a step.
 
-    `spans`: (new tokens, stored tokens, these included) of each request, in the order of the row; `group`: query heads
-    per key head; `blocks_B5`: the table of blocks of `rows` rows (queries x group)."""
+    `spans`: (new tokens, stored tokens, these included) of each request, in the order of the row; `num_tokens`,
+    `longest`: the sum of the first, the largest of the second; `group`: query heads per key head; `blocks_B5`: the
+    table of blocks of `rows` rows (queries x group)."""
 
     spans: tuple[tuple[int, int], ...]
+    num_tokens: int
+    longest: int
     group: int
     blocks_B5: Tensor
     rows: int
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(n for n, _ in self.spans)
 
 
 def chunks_of(
@@ -202,7 +201,8 @@ def chunks_of(
     # Most keys first: what is launched last should end soon.
     blocks.sort(key=lambda b: b[4] - b[3] + min(b[1] + rows, b[3] * group) // group, reverse=True)
     blocks_B5 = to_device(torch.tensor(blocks, dtype=torch.int32).reshape(-1, 5), device)
-    return Chunks(tuple(spans), group, blocks_B5, rows)
+    longest = max((length for _, length in spans), default=0)
+    return Chunks(tuple(spans), ends[-1], longest, group, blocks_B5, rows)
 
 
 def _shape(device: torch.device, head_dim: int, dtype: torch.dtype) -> Blocks:
@@ -243,7 +243,7 @@ def prefill_attention(
     """Attention (T, H, D) of each request's new tokens with its stored ones up to itself, at most `window` of them.
 
     Keys and values (B, P, K, D), P a power of two, may be views whose last axis is contiguous, with the same strides.
-    `table_RN` (R, N), integers: the block table. No gradient. Raises ValueError if shapes, strides, devices or dtypes
+    `table_RN` (R, N), int32: the block table. No gradient. Raises ValueError if shapes, strides, devices or dtypes
     do not fit; on a GPU a page outside the cache makes what reads it NaN."""
     _check(q_THD, k_BPKD, v_BPKD, chunks, table_RN, window)
     if use_triton(q_THD, k_BPKD, v_BPKD):
@@ -263,8 +263,8 @@ def _check(q_THD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, chunks: Chunks, table_
         raise ValueError(
             f"queries {q} must be (T, H, D), keys {k} and values {v} (B, P, K, D), block table {table} (R, N)"
         )
-    (T, H, D), (_, P, K, _) = q, k
-    if k != v or k[3] != D or K * chunks.group != H:
+    (T, H, D), (B, P, K, _) = q, k
+    if k != v or k[3] != D or K * chunks.group != H or (T and not B):
         raise ValueError(f"queries {q} in groups of {chunks.group} heads do not fit keys {k} and values {v}")
     if P & (P - 1) or not P:
         raise ValueError(f"keys {k} lie in pages of {P} tokens; it must be a power of two")
@@ -273,10 +273,11 @@ def _check(q_THD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, chunks: Chunks, table_
     if chunks.num_tokens != T or len(chunks.spans) != table[0]:
         given = f"{len(chunks.spans)} requests with {chunks.num_tokens} new tokens"
         raise ValueError(f"{given} do not fit queries {q} and the block table {table}")
-    longest = max((length for _, length in chunks.spans), default=0)
-    if longest > table[1] * P:
-        raise ValueError(f"a request of {longest} tokens does not fit the block table {table} of pages of {P}")
+    if chunks.longest > table[1] * P:
+        raise ValueError(f"a request of {chunks.longest} tokens does not fit the block table {table} of pages of {P}")
     if window is not None and window < 1:
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     check_alike(q=q_THD, k=k_BPKD, v=v_BPKD)
     check_integers(q_THD.device, table=table_RN, chunks=chunks.blocks_B5)
+    if table_RN.dtype != torch.int32:
+        raise ValueError(f"the block table {table} is {table_RN.dtype}; it must be torch.int32")

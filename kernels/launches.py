@@ -70,9 +70,14 @@ def decode_launches() -> Iterator[Launch]:
             yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 4, counters)
 
 
+def prefill_launch(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor, window: int) -> None:
+    """With the tile of the architecture that is compiled for."""
+    rows = attention_prefill._shape(q.device, q.shape[2], q.dtype).queries
+    attention_prefill._op._init_fn(q, k, k, table, meta(16, 5, dtype=torch.int32), rows, window)
+
+
 def prefill_launches() -> Iterator[Launch]:
     """Chunks of new tokens over the engine's blocks of 32, heads first, with and without a window; one of each."""
-    prefill = attention_prefill._op._init_fn
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
         for heads, kv_heads, head_dim, window in (
             (32, 8, 64, 0),
@@ -83,22 +88,13 @@ def prefill_launches() -> Iterator[Launch]:
             (16, 8, 256, 4096),
         ):
             q, cache = meta(512, heads, head_dim, dtype=dtype), meta(2048, kv_heads, 32, head_dim, dtype=dtype)
-            k, table = cache.transpose(1, 2), meta(8, 40, dtype=torch.int32)
-            rows = attention_prefill._shape(q.device, head_dim, dtype).queries
             group = "" if heads == 32 else f" H={heads} K={kv_heads}"
             note = f"prefill {str(dtype).removeprefix('torch.')} D={head_dim} W={window}{group}"
-            yield note, partial(prefill, q, k, k, table, meta(16, 5, dtype=torch.int32), rows, window)
-    q, k, table = (
-        meta(1, 1, 20, dtype=torch.bfloat16),
-        meta(1, 4, 1, 20, dtype=torch.bfloat16),
-        meta(1, 1, dtype=torch.long),
-    )
+            table = meta(8, 40, dtype=torch.int32)
+            yield note, partial(prefill_launch, q, cache.transpose(1, 2), table, window)
+    q, k, table = meta(1, 1, 20), meta(1, 4, 1, 20), meta(1, 1, dtype=torch.int32)
     for window in (0, 1):
-        rows = attention_prefill._shape(q.device, 20, q.dtype).queries
-        yield (
-            f"prefill D=20 W={window} of one",
-            partial(prefill, q, k, k, table, meta(1, 5, dtype=torch.int32), rows, window),
-        )
+        yield f"prefill float32 D=20 W={window} of one", partial(prefill_launch, q, k, table, window)
 
 
 def rope_store_launches() -> Iterator[Launch]:

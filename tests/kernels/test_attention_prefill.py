@@ -233,6 +233,8 @@ def test_mistakes(way, monkeypatch):
         ((q, k, k), {"table_RN": table[:1]}, r"the block table \(1, 3\)"),
         ((q, k, k), {"table_RN": table[:, :2]}, r"9 tokens .* block table \(2, 2\)"),
         ((q, k, k), {"table_RN": table.float()}, r"table \(2, 3\) is torch\.float32"),
+        ((q, k, k), {"table_RN": table.long()}, r"table \(2, 3\) is torch\.int64; it must be torch\.int32"),
+        ((q, k[:0], k[:0]), {}, r"keys \(0, 4, 2, 8\)"),
         ((q, k, k), {"table_RN": table.to("meta")}, r"table \(2, 3\) .* on meta"),
         ((q, k, k), {"table_RN": table.t().contiguous().t()}, r"last axis of table \(2, 3\)"),
         ((q, k, k), {"window": 0}, "window is 0"),
