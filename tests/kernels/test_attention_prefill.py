@@ -83,6 +83,7 @@ CASES = [
     ([(8, 62)], 2, 1, 16, 8, 40),  # the last query's window begins a tile later than the first one's
     ([(10, 75)], 2, 1, 16, 64, None),  # pages larger than a tile
     ([(10, 75)], 2, 1, 16, 64, 30),
+    ([(5, 40), (3, 3)], 2, 1, 16, 8, 1000),
     ([(3, 20)], 1, 1, 16, 1, 9),  # a page for each token
 ]
 RUNS = [
