@@ -74,7 +74,9 @@ def test_a_run_reads_no_further_and_is_that_on_all_rows(
     capsys.readouterr()
     if not name.endswith(".parquet"):
         write(tmp_path / name, ROWS[:40], "broken\n")
-    run_training(replace(config, out=tmp_path / "some"))
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_rows, "file_digest", None)  # of every byte
+        run_training(replace(config, out=tmp_path / "some"))
     assert outcome(tmp_path / "some") == outcome(tmp_path / "all")
     data = record(tmp_path / "some")["data"]
     assert data["partial"] and data["rows"] < 40 and record(tmp_path / "some")["result"]["partial"]
@@ -126,7 +128,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatc
         patch.setattr(Metrics, "step", step)
         run_training(killed)
     with pytest.raises(
-        UserError, match=r"^\S+ holds an unfinished .* other settings: .*was 4, now 5 \(a run is as long"
+        UserError, match=r"^\S+ holds an unfinished .* other settings: max_steps was 4, now 5 \(a run is as long"
     ):
         run_training(replace(killed, max_steps=5))
     write(path, [{**ROWS[0], "question": "What else?"}, *ROWS[1:]])
@@ -189,6 +191,12 @@ def test_the_family_is_that_of_all_rows_that_are_read(tmp_path, tiny_folder):
     run_training(config)
     found = record(tmp_path / "out")
     assert found["family"]["name"] == "plain" == load(str(tmp_path / "rows.jsonl"), limit=found["data"]["rows"]).family
+    # The steps need this row under the family of the rows before it, and do not under the family of all of them.
+    rows = [*ROWS[:16], {"question": "Who?", "answer": "Nobody."}, *ROWS[17:]]
+    config = replace(config, data=write(tmp_path / "rows.jsonl", rows), out=tmp_path / "other", max_length=95)
+    with pytest.raises(UserError, match=r"depends on the template family, which the rows do not tell; name it as"):
+        run_training(config)
+    run_training(replace(config, template_family="gsm8k"))
 
 
 @pytest.mark.parametrize(
