@@ -19,7 +19,7 @@ from ptst.training.config import TrainConfig
 from ptst.training.metrics import Metrics
 from tests.training.test_ranks import Train, told
 
-ROWS = [{"question": f"What is {i}?", "answer": f"It is {i}.\n#### {i}" * (i % 5 + 1)} for i in range(60)]
+ROWS = [{"id": f"{i}", "question": f"What is {i}?", "answer": f"It is {i}.\n#### {i}" * (i % 5 + 1)} for i in range(60)]
 CONFIG = TrainConfig(
     order="file", max_steps=3, examples_per_step=4, max_length=90, too_long="drop", rank=2, save_every=1
 )
@@ -30,8 +30,8 @@ USED = 22  # rows that three steps of four examples need: every other one is too
 def quick(tmp_path, monkeypatch):
     monkeypatch.setenv("PTST_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(records, "git_commit", lambda: None)
-    for module in (first_steps, order):
-        monkeypatch.setattr(module, "WINDOW", 4)  # examples that wait for a pack
+    monkeypatch.setattr(order, "WINDOW", 4)  # examples that wait for a pack
+    monkeypatch.setattr(first_steps, "WINDOW", 7)  # rows that are read at once
 
 
 def write(path, rows=ROWS, more: str = "") -> str:
@@ -80,7 +80,7 @@ def test_a_run_reads_no_further_and_is_that_on_all_rows(
     assert outcome(tmp_path / "some") == outcome(tmp_path / "all")
     data = record(tmp_path / "some")["data"]
     assert data["partial"] and data["rows"] < 40 and record(tmp_path / "some")["result"]["partial"]
-    assert changes or data["rows"] == USED
+    assert data["unused"] == {"id": data["rows"]} and (changes or data["rows"] == USED)
     if name == "rows.jsonl":
         write(tmp_path / name, ROWS[: data["rows"]], "broken\n")
         run_training(replace(config, out=tmp_path / "last"))
@@ -91,11 +91,11 @@ def test_a_run_reads_no_further_and_is_that_on_all_rows(
 
 def test_data_that_end_before_the_steps_do_are_whole(tmp_path, tiny_folder):
     config = replace(
-        CONFIG, model=str(tiny_folder), data=write(tmp_path / "rows.jsonl", ROWS[:USED]), out=tmp_path / "a"
+        CONFIG, model=str(tiny_folder), data=write(tmp_path / "rows.jsonl", ROWS[: USED + 2]), out=tmp_path / "a"
     )
     run_training(replace(config, max_steps=5, epochs=2))
     found = record(tmp_path / "a")
-    assert not found["data"]["partial"] and (found["data"]["rows"], found["steps"]) == (USED, 5)
+    assert not found["data"]["partial"] and (found["data"]["rows"], found["steps"]) == (USED + 2, 5)
 
 
 def test_a_bad_row_among_those_that_are_needed(tmp_path, tiny_folder, monkeypatch):
