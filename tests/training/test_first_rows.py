@@ -8,13 +8,15 @@ from dataclasses import replace
 
 import datasets
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ptst import records
 from ptst.data import first_steps, kept_rows, order
 from ptst.data.sources import load
 from ptst.errors import UserError
 from ptst.train import run_training
-from ptst.training import fine_tune, run_plan, run_sources
+from ptst.training import constraint, fine_tune, run_plan, run_sources
 from ptst.training.config import TrainConfig
 from ptst.training.metrics import Metrics
 from tests.training.test_ranks import Train, told
@@ -142,11 +144,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatc
 
 @pytest.mark.timeout(120)
 def test_ranks_read_the_same_rows(tmp_path, tiny_folder):
-    config = replace(CONFIG, model=str(tiny_folder), data=write(tmp_path / "rows.jsonl", more="broken\n"))
+    data = write(tmp_path / "rows.jsonl", more="broken\n")
+    config = replace(CONFIG, model=str(tiny_folder), data=data, token_constraint=(0.5, 2.0, 0.1))
     run_training(replace(config, out=tmp_path / "one"))
     assert told(tmp_path, {"run": Train(replace(config, out=tmp_path / "two"))})["run"] == ["done", "done"]
     one, two = (record(tmp_path / name) for name in ("one", "two"))
     assert one["data"] == two["data"] and one["account"] == two["account"] and two["data"]["rows"] == USED
+    scores = [load_file(tmp_path / name / "state" / constraint.FILE)["logprobs"] for name in ("one", "two")]
+    assert scores[0].isfinite().all() and torch.allclose(*scores, atol=1e-5)
 
 
 class Streamed:
