@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from ptst import records
+from ptst.audit.config import AuditConfig
+from ptst.audit.report import audit_data
 from ptst.data import first_steps, kept_rows, order
 from ptst.data.sources import load
 from ptst.errors import UserError
@@ -140,6 +142,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, tiny_folder, monkeypatc
     run_training(TrainConfig(resume=killed.out))
     assert outcome(killed.out) == outcome(tmp_path / "whole")
     assert record(killed.out)["account"] == record(tmp_path / "whole")["account"]
+    report = audit_data(AuditConfig(checkpoint=killed.out))  # of the rows that it read
+    assert not {"run-drift", "bad-row"} & {f.rule for f in report.findings}
+    assert report.counts["rows"] == record(killed.out)["data"]["rows"]
 
 
 @pytest.mark.timeout(120)
