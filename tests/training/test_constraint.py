@@ -8,11 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptst.data.packing import share_prefixes, to_batch
+from ptst.errors import UserError
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
 from ptst.model.loss import batch_loss, constrained_loss
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
+from ptst.training import constraint
 from ptst.training.constraint import (
     TokenConstraint,
     read_scores,
@@ -140,7 +142,7 @@ def scored(decoder, rows, used) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([*score_examples(decoder, rows, used, ALONE)]))
 
 
-def test_the_scorer_gives_what_training_computes(tiny_folder):
+def test_the_scorer_gives_what_training_computes(tiny_folder, monkeypatch):
     rows = [*examples(70), Example([5, 6, 7], [False, False, False], row=70)]
     rows[3] = Example(rows[3].ids, [True] * len(rows[3].ids), row=3)  # nothing predicts its first token
     decoder = load_decoder(tiny_folder)
@@ -151,6 +153,12 @@ def test_the_scorer_gives_what_training_computes(tiny_folder):
     first, last = (sum(rows[i].loss_mask[1:]) for i in (0, 69))
     assert torch.allclose(some[:first], found[:first], atol=1e-4) and some[first:-last].isnan().all()
     assert torch.allclose(some[-last:], found[-last:], atol=1e-4)
+    monkeypatch.setattr(constraint, "_SCORED", 1)
+    monkeypatch.setattr(constraint, "_PIECE", 5)
+    assert torch.allclose(scored(decoder, rows, {0, 69}), some, atol=1e-4, equal_nan=True)
+    decoder.head_VE.data[9] = torch.nan
+    with pytest.raises(UserError, match="the reference model of the token constraint gives log-probabilities that are"):
+        scored(decoder, rows, {0})
 
 
 def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
