@@ -202,9 +202,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, prompt_format,
         real(self, name, data)
 
     monkeypatch.setattr(array_folder.ArrayWriter, "add", add)
-    with pytest.raises(
-        UserError, match="the disk is full: the encoded rows of large data cannot be written; free"
-    ):
+    with pytest.raises(UserError, match="the disk is full: the encoded rows of large data cannot be written; free"):
         encode(path, prompt_format)
     assert [p.name for p in (home / "examples").iterdir()] == ["locks"]
 
