@@ -13,15 +13,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ptst.data.order import Step
 from ptst.data.steps import _BLOCK, Steps
 from ptst.errors import UserError
-from ptst.model import sharded_weights
+from ptst.model import read_in_place, sharded_weights
 from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.lora import add_lora
+from ptst.model.read_in_place import TensorFile
 from ptst.model.sharded_weights import Rows, load_sharded_decoder, own_rows, read_parts, write_tensors
 from ptst.model.weights import load_decoder, save_safetensors
 from ptst.train import run_training
@@ -64,42 +64,20 @@ def curve(trained: Trainer) -> tuple[list[list[float]], dict[str, torch.Tensor]]
     return reports, {n: t.clone() for n, t in gathered(trained.masters.tensors, trained.rows, trained.world)}
 
 
-class Recorder:
-    """In the place of `safe_open`: notes what is read, and of what."""
-
-    def __init__(self, path, framework):
-        self.open, self.read = safe_open(path, framework), []
-
-    def __enter__(self):
-        self.file = self.open.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        READ.extend(self.read)
-        return self.open.__exit__(*error)
-
-    def keys(self):
-        return self.file.keys()
-
-    def get_slice(self, name):
-        own = self.file.get_slice(name)
-
-        class Slice:
-            get_shape = own.get_shape
-
-            def __getitem__(_, rows):
-                self.read.append((name, rows.start, rows.stop))
-                return own[rows]
-
-        return Slice()
+READ: list[tuple[int, int]] = []  # first byte and the one after the last of what was read of a file
 
 
-READ: list[tuple[str, int, int]] = []
+class Recorder(TensorFile):
+    """Notes what is read of a file's values."""
+
+    def read(self, offset, into):
+        READ.append((offset, offset + into.nbytes))
+        super().read(offset, into)
 
 
 def ranks_curves(rank: int, size: int, port: int, folder: Path, out: Path) -> None:
     as_torchrun(rank, size, port)
-    sharded_weights.safe_open = Recorder
+    read_in_place.TensorFile = Recorder
     curves, held, read = {}, {}, {}
     with parallel.world() as world:
         for name, how in CASES.items():
@@ -127,7 +105,8 @@ def test_ranks_follow_the_loss_curve_of_one_process(tmp_path, size, family):
     folder = write_tiny_model(tmp_path / "model", **(FAMILIES[family] if family else MODEL))
     start(ranks_curves, size, folder, tmp_path)
     ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(size)]
-    stored = load_file(folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    stored = load_file(path)
     for name, (dtype, lora) in CASES.items():
         curves = [rank["curves"][f"{name}.True"] for rank in ranks]
         assert curves == [curves[0]] * size
@@ -148,10 +127,11 @@ def test_ranks_follow_the_loss_curve_of_one_process(tmp_path, size, family):
         whole = sum(t.numel() for t in stored.values()) * (4 if lora is None else dtype.itemsize)
         assert sum(rank["held"][name] for rank in ranks) == whole
         assert max(rank["held"][name] for rank in ranks) < 1.05 * whole / size
-        for key, tensor in stored.items():
-            parts = sorted((a, b) for rank in ranks for n, a, b in rank["read"][name] if n == key)
-            assert parts[0][0] == 0 and parts[-1][1] == len(tensor), key
-            assert all(b == c for (_, b), (c, _) in pairwise(parts)), key
+        parts = sorted((a, b) for rank in ranks for a, b in rank["read"][name])
+        assert parts[-1][1] == path.stat().st_size and sum(b - a for a, b in parts) == sum(
+            t.nbytes for t in stored.values()
+        )
+        assert all(b == c for (_, b), (c, _) in pairwise(parts)), name
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
