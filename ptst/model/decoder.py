@@ -265,9 +265,10 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        values_VE = torch.empty(config.vocab_size, config.hidden_size)
         # On the device `meta` there is nothing to draw, and torch would import sympy, for a second, to draw it.
-        self.embed_tokens = nn.Embedding(*values_VE.shape, _weight=values_VE if values_VE.is_meta else None)
+        empty_VE = torch.empty(config.vocab_size, config.hidden_size)
+        given_VE = empty_VE if empty_VE.is_meta else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=given_VE)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None
