@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 ELSEWHERE = 4 << 30  # systems other than Linux: a cautious guess
 
 
@@ -49,11 +50,13 @@ def peak_resident_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def return_freed_memory() -> None:
-    """Give the system back what glibc keeps of freed blocks, between those in use too; nothing with another C library.
-    Takes milliseconds, and what is allocated next is touched anew."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+def return_large_blocks() -> None:
+    """Have glibc take every block of 1 MiB or more from the system, and return it when it is freed. By itself it keeps
+    freed blocks of up to 32 MiB between those in use, where larger ones do not fit. Nothing with another C library, and
+    where the user has chosen otherwise. Freed blocks that are used again must be cleared anew, which takes time."""
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _groups(root: Path) -> set[Path]:

@@ -21,7 +21,6 @@ from ptst.model.read_in_place import Reader, StoredTensor
 from ptst.progress import say_once
 from ptst.reading import check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
-from ptst.system_memory import return_freed_memory
 from ptst.weight_files import INDEX, SETTINGS, SINGLE, other_files, weight_files, weight_map
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -76,8 +75,6 @@ def load_decoder(
                 value = quantize(value, dtype)
             owner, _, leaf = key.rpartition(".")
             setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
-    if quantization is not None:
-        return_freed_memory()  # blocks that lie between those of the codes
     return decoder.eval()
 
 

@@ -24,6 +24,7 @@ from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_finished, check_out, check_same, claim, rounding
 from ptst.storage import sync
+from ptst.system_memory import return_large_blocks
 from ptst.text.chat_template import copy_chat_templates
 from ptst.threads import resume_threads
 from ptst.training import agreement, constraint
@@ -93,6 +94,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
 def _load(plan: RunPlan, world: World) -> tuple[Decoder, dict[str, Parameter]]:
     """The decoder, and what is trained of it, by name."""
     folder, seed = plan.model.folder, plan.config.seed
+    if plan.sharded or plan.config.quantize != "none":  # a base that hardly fits, of which parts are whole for a while
+        return_large_blocks()
     if plan.sharded:
         return load_sharded_decoder(folder, plan.dtype, mesh_of(world), plan.lora, seed)
     quantization = Quantization.of(plan.config.quantize, packed=True)
