@@ -1,13 +1,16 @@
 """Memory as the system counts it: what a process can still allocate, what it holds and held at most."""
 
+import ctypes
 import os
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 ELSEWHERE = 4 << 30  # systems other than Linux: a cautious guess
 
 
@@ -45,6 +48,15 @@ def peak_resident_memory() -> int:
         return peak * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def return_large_blocks() -> None:
+    """Have glibc take every block of 1 MiB or more from the system, and return it when it is freed. By itself it keeps
+    freed blocks of up to 32 MiB between those in use, where larger ones do not fit. Nothing with another C library, and
+    where the user has chosen otherwise. Freed blocks that are used again must be cleared anew, which takes time."""
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _groups(root: Path) -> set[Path]:

@@ -1,5 +1,7 @@
 """What is free is the least of what the machine has and what the control group allows; a peak is the process's own."""
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -86,3 +88,24 @@ def test_the_peak_does_not_include_what_the_starting_process_held():
     started = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert peak_resident_memory() > len(held)
     assert int(started.stdout) < 0.8 * len(held)
+
+
+# Prints by how many MB the process has grown when all of 20 blocks of 8 MB but the last have been freed.
+_BLOCKS = """
+import torch
+from ptst.system_memory import resident_memory, return_large_blocks
+return_large_blocks()
+before = resident_memory()
+torch.ones(30 << 18)  # freed: by itself, glibc keeps blocks of this size from here on
+blocks = [torch.ones(8 << 18) for _ in range(20)]
+del blocks[:-1]
+print((resident_memory() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of another C library nothing is asked")
+@pytest.mark.parametrize("chosen", [{}, {"MALLOC_MMAP_THRESHOLD_": str(1 << 25)}])
+def test_large_blocks_return_to_the_system_unless_the_user_chose(chosen):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")} | chosen
+    done = subprocess.run([sys.executable, "-c", _BLOCKS], env=environment, stdout=subprocess.PIPE, check=True)
+    assert int(done.stdout) > 120 if chosen else int(done.stdout) < 40

@@ -16,7 +16,8 @@ from ptst.fingerprints import Fingerprint, weights_fingerprint
 from ptst.hub.locate import locate_model, locate_tuned, named_by
 from ptst.model.adapter_files import CONFIG
 from ptst.model.lora import merged_weight
-from ptst.model.weights import StoredTensor, empty_decoder, find_weights, read_weights
+from ptst.model.read_in_place import StoredTensor
+from ptst.model.weights import empty_decoder, find_weights, read_weights
 from ptst.open import run_folder
 from ptst.records import TrainRecord, find_record, read_finished
 

@@ -18,7 +18,8 @@ from ptst.exporting.shards import write_weights
 from ptst.fingerprints import weights_fingerprint
 from ptst.hub.locate import locate_model
 from ptst.model.lora import write_adapter
-from ptst.model.weights import DTYPES, StoredTensor, hf_name, pick_device
+from ptst.model.read_in_place import StoredTensor
+from ptst.model.weights import DTYPES, hf_name, pick_device
 from ptst.open import find_run
 from ptst.progress import say
 from ptst.records import TrainRecord

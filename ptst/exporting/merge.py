@@ -13,7 +13,8 @@ from ptst.errors import Setting, UserError
 from ptst.exporting.adapter import Adapter
 from ptst.model.lora import merged_weight
 from ptst.model.quantized import Quantization
-from ptst.model.weights import StoredTensor, hf_name, read_weights
+from ptst.model.read_in_place import StoredTensor
+from ptst.model.weights import hf_name, read_weights
 
 PRECISE = (torch.float32, torch.float64)
 

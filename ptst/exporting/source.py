@@ -12,7 +12,8 @@ from ptst.exporting.config import ExportConfig
 from ptst.exporting.merge import MergedWeights, in_order_of_the_hub
 from ptst.hub.locate import locate_model
 from ptst.model.quantized import Quantization
-from ptst.model.weights import DTYPES, StoredTensor, empty_decoder, find_weights, read_safetensors
+from ptst.model.read_in_place import StoredTensor
+from ptst.model.weights import DTYPES, empty_decoder, find_weights, read_safetensors
 from ptst.open import OpenModel, find_run, open_model, trained_family
 from ptst.progress import say
 from ptst.reading import read_object

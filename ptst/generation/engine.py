@@ -21,7 +21,16 @@ from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import KVCache, blocks_for, gigabytes, plan_blocks
 from ptst.generation.model_runner import ModelRunner, Sampled
 from ptst.generation.multi_lora import Adapter
-from ptst.generation.request import Answer, EngineOptions, Event, Request, Sampling, Statistics, invalid_tokens
+from ptst.generation.request import (
+    NOT_A_NUMBER,
+    Answer,
+    EngineOptions,
+    Event,
+    Request,
+    Sampling,
+    Statistics,
+    invalid_tokens,
+)
 from ptst.generation.scheduler import PrefixSequence, RequestSequence, Scheduler
 from ptst.generation.speculative import MAX_DRAFT_TOKENS, NUM_EARLIER, draft_tokens
 from ptst.generation.stop_strings import Decode, TextStream
@@ -202,7 +211,7 @@ class Engine:
                 continue
             own = sequence.request.stop_ids
             if token < 0:
-                self._finish(sequence, "error", error="the model's output is not a number")
+                self._finish(sequence, "error", error=NOT_A_NUMBER)
             elif token in (self.stop_ids if own is None else own):
                 self._finish(sequence, "stop")
             else:

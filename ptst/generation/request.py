@@ -8,6 +8,8 @@ from ptst.generation.stop_strings import Decode
 
 MAX_TOP_LOGPROBS = 100
 
+NOT_A_NUMBER = "the model's output is not a number"  # the error of an answer
+
 
 @dataclass(frozen=True)
 class Sampling:

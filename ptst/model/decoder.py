@@ -265,7 +265,10 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # On the device `meta` there is nothing to draw, and torch would import sympy, for a second, to draw it.
+        empty_VE = torch.empty(config.vocab_size, config.hidden_size)
+        given_VE = empty_VE if empty_VE.is_meta else None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, _weight=given_VE)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None

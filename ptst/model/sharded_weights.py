@@ -23,6 +23,7 @@ from ptst.errors import UserError
 from ptst.model.config import LoraConfig
 from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
+from ptst.model.read_in_place import Reader
 from ptst.model.weights import empty_decoder, find_weights
 from ptst.reading import check_regular
 from ptst.storage import atomic_path
@@ -87,11 +88,12 @@ def load_sharded_decoder(
     with torch.no_grad():
         for name, value in values.items():
             parameters[name].copy_(value)
-        for path in dict.fromkeys(found.path for found in stored.values()):
-            keys = {found.name: key for key, found in stored.items() if found.path == path}
-            rows = {name: kept for name, key in keys.items() if (kept := rows_of(parameters[key]))}
-            for name, tensor in read_parts(path, rows, keys):
-                own_rows(parameters[keys[name]]).copy_(tensor.to(dtype))  # masters begin as the weights, rounded
+        with Reader() as reader:
+            for key in reader.in_file_order(stored):
+                rows = rows_of(parameters[key])
+                assert rows is not None
+                # Masters begin as the weights, rounded.
+                reader.read(stored[key], own_rows(parameters[key]), rows.start, via=dtype)
     decoder.sharded = True
     return decoder.eval(), {name: p for name, p in parameters.items() if lora is None or name in values}
 

@@ -1,12 +1,11 @@
 """Weights of Hugging Face folders, read and written. safetensors only; nothing is unpickled.
 
-Tensors are read one at a time into place, at the requested dtype: a second copy of the model never exists in memory.
+A decoder's tensors are read into place, at the requested dtype: a second copy of the model never exists in memory.
 """
 
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,6 +17,7 @@ from ptst.errors import Setting, UserError
 from ptst.model.config import DecoderConfig
 from ptst.model.decoder import Decoder
 from ptst.model.quantized import Quantization
+from ptst.model.read_in_place import Reader, StoredTensor
 from ptst.progress import say_once
 from ptst.reading import check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
@@ -53,20 +53,6 @@ _RECORDS = ("run.json", "export.json", "adapter_config.json")
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor of a weights file: its name there, and what the file says of it."""
-
-    name: str
-    path: Path
-    shape: torch.Size
-    dtype: torch.dtype
-
-    @property
-    def numel(self) -> int:
-        return self.shape.numel()
-
-
 def load_decoder(
     folder: Path | str,
     dtype: torch.dtype = torch.float32,
@@ -78,14 +64,17 @@ def load_decoder(
     library."""
     decoder = empty_decoder(folder)
     modules = dict(decoder.named_modules())
-    for key, tensor in read_weights(find_weights(folder, decoder)):
-        owner, _, leaf = key.rpartition(".")
-        quantize = quantization if quantization is not None and quantization.applies(key) else None
-        # Copied even at the same dtype: the tensor is a view of the file's pages.
-        value = torch.empty(tensor.shape, dtype=torch.float32 if quantize else dtype, device=device).copy_(tensor)
-        if quantize is not None:
-            value = quantize(value, dtype)
-        setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
+    stored = find_weights(folder, decoder)
+    with Reader() as reader:
+        for key in reader.in_file_order(stored):
+            quantize = quantization if quantization is not None and quantization.applies(key) else None
+            value = torch.empty(stored[key].shape, dtype=torch.float32 if quantize else dtype, device=device)
+            reader.read(stored[key], value)
+            if quantize is not None:
+                reader.wait()
+                value = quantize(value, dtype)
+            owner, _, leaf = key.rpartition(".")
+            setattr(modules[owner], leaf, torch.nn.Parameter(value, requires_grad=False))
     return decoder.eval()
 
 

@@ -17,6 +17,7 @@ from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation
 from ptst.threads import SlowDown
 from ptst.training.parallel import World
+from ptst.training.sharded_answers import sharded_answers
 from ptst.training.sharding import idle_loss, idle_passes
 
 MAX_NEW_TOKENS = 128  # of a sample answer
@@ -50,15 +51,19 @@ def sample_answers(
     decoder: Decoder, conversations: Sequence[Conversation], prompt_format: PromptFormat
 ) -> list[dict[str, Any]]:
     """Greedy answers under the training template, one row each: where the question comes from, prompt and answer as
-    text, whether the token limit truncated the answer, and the error of one that failed."""
+    text, whether the token limit truncated the answer, and the error of one that failed. Where weights are spread over
+    ranks, all must call."""
     tokenizer, room = prompt_format.tokenizer, decoder.config.max_positions
     prompts = [prompt_format.encode(c.prompt()).ids for c in conversations]
     asked = [(c, p) for c, p in zip(conversations, prompts, strict=True) if len(p) < room]
     if not asked:
         return []
-    sampling = Sampling(min(MAX_NEW_TOKENS, room - max(len(p) for _, p in asked)))
-    with torch.random.fork_rng():
-        done = generate(decoder, [p for _, p in asked], prompt_format.stop_ids, sampling, EngineOptions(32))
+    most, stop_ids = min(MAX_NEW_TOKENS, room - max(len(p) for _, p in asked)), prompt_format.stop_ids
+    if decoder.sharded:
+        done = sharded_answers(decoder, [p for _, p in asked], stop_ids, most)
+    else:
+        with torch.random.fork_rng():
+            done = generate(decoder, [p for _, p in asked], stop_ids, Sampling(most), EngineOptions(32))
     return [
         {
             "source": c.source,

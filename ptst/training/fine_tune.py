@@ -24,6 +24,7 @@ from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
 from ptst.runs import Run, check_finished, check_out, check_same, check_settings, claim, rounding
 from ptst.storage import sync
+from ptst.system_memory import return_large_blocks
 from ptst.text.chat_template import copy_chat_templates
 from ptst.threads import resume_threads
 from ptst.training import agreement, constraint
@@ -96,6 +97,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
 def _load(plan: RunPlan, world: World) -> tuple[Decoder, dict[str, Parameter]]:
     """The decoder, and what is trained of it, by name."""
     folder, seed = plan.model.folder, plan.config.seed
+    if plan.sharded or plan.config.quantize != "none":  # a base that hardly fits, of which parts are whole for a while
+        return_large_blocks()
     if plan.sharded:
         return load_sharded_decoder(folder, plan.dtype, mesh_of(world), plan.lora, seed)
     quantization = Quantization.of(plan.config.quantize, packed=True)
@@ -131,8 +134,6 @@ class _Session:
         rows = held_out.source.conversations if held_out.source else ()
         self.check_validation = validation_check(rows, held_out.examples, config.allow)
         self.checkpoints = Checkpoints(out / "state", self.trainer, config.keep)
-        if decoder.sharded and config.eval_every:
-            say("note: no sample answers are generated, as no rank has all weights; ptst.eval of a checkpoint has")
         self.spread = bool(self.trainer.rows)  # what is trained is nowhere whole but in checkpoints
         self.losses = LossRecord(before=None, after=None, examples=len(plan.validation.examples))
         self.metrics: Metrics | None = None
@@ -210,12 +211,12 @@ class _Session:
             if not math.isfinite(loss):
                 remedy = ("lower ", Setting("lr"), ", or look at the validation data")
                 raise UserError(f"after step {step} the validation loss is {loss}", remedy)
+        answers = []
+        if plan.config.eval_every and (self.metrics is not None or decoder.sharded):
+            # Of the main data: other sources may have rows that the run's template cannot say.
+            asked = (plan.validation.source or plan.mixture.sources[0].source).conversations[:SAMPLES]
+            answers = sample_answers(decoder, asked, plan.model.prompt_format)
         if self.metrics is not None:
-            answers = []
-            if plan.config.eval_every and not decoder.sharded:
-                # Of the main data: other sources may have rows that the run's template cannot say.
-                asked = (plan.validation.source or plan.mixture.sources[0].source).conversations[:SAMPLES]
-                answers = sample_answers(decoder, asked, plan.model.prompt_format)
             self.metrics.evaluation(step, loss, answers, time.perf_counter() - start)
         if loss is not None and plan.config.eval_every:
             say(f"after step {step}: validation loss {loss:.4f}")

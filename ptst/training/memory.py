@@ -233,6 +233,12 @@ def gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
+def _libraries(method: Method) -> int:
+    """Bytes of what a CPU's process loads besides. Over spread weights, samples are not the engine's."""
+    engine = method.samples and method.ranks == 1
+    return LIBRARIES + SAMPLER * engine + QUANTIZER * (method.quantize != "none")
+
+
 def plan_memory(
     config: DecoderConfig, method: Method, micro_batch_tokens: int, largest: int | None = None
 ) -> MemoryPlan:
@@ -264,7 +270,7 @@ def plan_memory(
         activations=activations,
         temporaries=temporaries,
         fragments=round(FRAGMENTS * (activations + temporaries)) if cpu else 0,
-        libraries=LIBRARIES + SAMPLER * method.samples + QUANTIZER * (method.quantize != "none") if cpu else 0,
+        libraries=_libraries(method) if cpu else 0,
         process=resident_memory() if cpu else 0,
     )
     if method.ranks == 1:

@@ -13,19 +13,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from ptst.data.order import Step
 from ptst.data.steps import _BLOCK, Steps
 from ptst.errors import UserError
-from ptst.model import sharded_weights
+from ptst.generation.engine import generate
+from ptst.generation.request import Sampling
+from ptst.model import read_in_place, sharded_weights
 from ptst.model.config import DecoderConfig, LoraConfig
 from ptst.model.lora import add_lora
+from ptst.model.read_in_place import TensorFile
 from ptst.model.sharded_weights import Rows, load_sharded_decoder, own_rows, read_parts, write_tensors
 from ptst.model.weights import load_decoder, save_safetensors
 from ptst.train import run_training
-from ptst.training import heartbeat, parallel, shard_choice
+from ptst.training import heartbeat, parallel, shard_choice, sharded_answers
 from ptst.training.memory import Method, plan_memory
 from ptst.training.parallel import ALONE, World
 from ptst.training.shard_choice import check_ranks, choose_sharding
@@ -64,43 +66,38 @@ def curve(trained: Trainer) -> tuple[list[list[float]], dict[str, torch.Tensor]]
     return reports, {n: t.clone() for n, t in gathered(trained.masters.tensors, trained.rows, trained.world)}
 
 
-class Recorder:
-    """In the place of `safe_open`: notes what is read, and of what."""
-
-    def __init__(self, path, framework):
-        self.open, self.read = safe_open(path, framework), []
-
-    def __enter__(self):
-        self.file = self.open.__enter__()
-        return self
-
-    def __exit__(self, *error):
-        READ.extend(self.read)
-        return self.open.__exit__(*error)
-
-    def keys(self):
-        return self.file.keys()
-
-    def get_slice(self, name):
-        own = self.file.get_slice(name)
-
-        class Slice:
-            get_shape = own.get_shape
-
-            def __getitem__(_, rows):
-                self.read.append((name, rows.start, rows.stop))
-                return own[rows]
-
-        return Slice()
+READ: list[tuple[int, int]] = []  # first byte and the one after the last of what was read of a file
 
 
-READ: list[tuple[str, int, int]] = []
+class Recorder(TensorFile):
+    """Notes what is read of a file's values."""
+
+    def read(self, offset, into):
+        READ.append((offset, offset + into.nbytes))
+        super().read(offset, into)
+
+
+def answers(decoder) -> list[tuple[list[int], str, str | None]]:
+    """To prompts of several lengths; then with a stop token that ends one before the others."""
+    prompts = [[5, 9, 2], [7], [3, 3, 8, 1, 6]]
+
+    def answered(stop_ids):
+        if decoder.sharded:
+            found = sharded_answers.sharded_answers(decoder, prompts, stop_ids, 8)
+        else:
+            found = generate(decoder, prompts, stop_ids, Sampling(8))
+        return [(a.token_ids, a.finish_reason, a.error) for a in found]
+
+    first = answered(())
+    return [*first, *answered(first[0][0][2:3])]
 
 
 def ranks_curves(rank: int, size: int, port: int, folder: Path, out: Path) -> None:
     as_torchrun(rank, size, port)
-    sharded_weights.safe_open = Recorder
-    curves, held, read = {}, {}, {}
+    read_in_place.TensorFile = Recorder
+    if rank:  # as if its arithmetic differed: rank 0 chooses the tokens of answers
+        sharded_answers.sample = lambda logits_NV, *_: torch.zeros(len(logits_NV), dtype=torch.long)
+    curves, held, read, told = {}, {}, {}, {}
     with parallel.world() as world:
         for name, how in CASES.items():
             for sharded in (True, False):
@@ -111,9 +108,10 @@ def ranks_curves(rank: int, size: int, port: int, folder: Path, out: Path) -> No
                     base = [p for n, p in trained.decoder.named_parameters() if ".lora_" not in n]
                     held[name] = sum(own_rows(p).nbytes for p in base)
                 curves[f"{name}.{sharded}"], weights = curve(trained)
+                told[f"{name}.{sharded}"] = answers(trained.decoder)
                 if rank == 0:
                     save_file(weights, out / f"{name}.{sharded}.safetensors")
-    (out / f"{rank}.json").write_text(json.dumps({"curves": curves, "held": held, "read": read}))
+    (out / f"{rank}.json").write_text(json.dumps({"curves": curves, "held": held, "read": read, "answers": told}))
 
 
 @pytest.mark.timeout(120)
@@ -127,7 +125,8 @@ def test_ranks_follow_the_loss_curve_of_one_process(tmp_path, size, family):
     folder = write_tiny_model(tmp_path / "model", **(FAMILIES[family] if family else MODEL))
     start(ranks_curves, size, folder, tmp_path)
     ranks = [json.loads((tmp_path / f"{r}.json").read_text()) for r in range(size)]
-    stored = load_file(folder / "model.safetensors")
+    path = folder / "model.safetensors"
+    stored = load_file(path)
     for name, (dtype, lora) in CASES.items():
         curves = [rank["curves"][f"{name}.True"] for rank in ranks]
         assert curves == [curves[0]] * size
@@ -135,6 +134,11 @@ def test_ranks_follow_the_loss_curve_of_one_process(tmp_path, size, family):
             alone, weights = curve(trainer(folder, dtype, lora))
         else:  # each rank rounds the gradients of its micro-batches, with sharding or without
             alone, weights = ranks[0]["curves"][f"{name}.False"], load_file(tmp_path / f"{name}.False.safetensors")
+        said = [rank["answers"] for rank in ranks]
+        assert [one[f"{name}.True"] for one in said] == [said[0][f"{name}.True"]] * size
+        if dtype == torch.float32:  # on a CPU the engine computes others in float32
+            assert said[0][f"{name}.True"] == said[0][f"{name}.False"]
+            assert len({len(ids) for ids, *_ in said[0][f"{name}.True"]}) > 1
         # Sums in another order, amplified by the rounding of weights.
         tolerance = 1e-5 if dtype == torch.float32 else 5e-3
         for one, others in zip(alone, curves[0], strict=True):
@@ -148,10 +152,11 @@ def test_ranks_follow_the_loss_curve_of_one_process(tmp_path, size, family):
         whole = sum(t.numel() for t in stored.values()) * (4 if lora is None else dtype.itemsize)
         assert sum(rank["held"][name] for rank in ranks) == whole
         assert max(rank["held"][name] for rank in ranks) < 1.05 * whole / size
-        for key, tensor in stored.items():
-            parts = sorted((a, b) for rank in ranks for n, a, b in rank["read"][name] if n == key)
-            assert parts[0][0] == 0 and parts[-1][1] == len(tensor), key
-            assert all(b == c for (_, b), (c, _) in pairwise(parts)), key
+        parts = sorted((a, b) for rank in ranks for a, b in rank["read"][name])
+        assert parts[-1][1] == path.stat().st_size and sum(b - a for a, b in parts) == sum(
+            t.nbytes for t in stored.values()
+        )
+        assert all(b == c for (_, b), (c, _) in pairwise(parts)), name
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
@@ -272,7 +277,7 @@ RUN = replace(
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", [{"full": True}, {"shard": "full"}], ids=["full", "lora"])
 def test_a_run_killed_on_four_ranks_goes_on_with_two(tmp_path, how):
-    """And has the losses, answers aside, and the files of a run of one process."""
+    """And has the losses, sample answers and files of a run of one process."""
     (tmp_path / "model").mkdir()
     config = replace(RUN, model=str(write_tiny_model(tmp_path / "model", **MODEL)), **how)
     four = replace(config, out=tmp_path / "several")
@@ -292,6 +297,8 @@ def test_a_run_killed_on_four_ranks_goes_on_with_two(tmp_path, how):
     one, several = (
         [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "several")
     )
+    samples = [(tmp_path / n / "samples.jsonl").read_text() for n in ("one", "several")]
+    assert samples[0] == samples[1] and len(samples[0].splitlines()) > 8
     for a, b in zip(one, several, strict=True):
         assert {k: v for k, v in b.items() if k not in ("time", "kind")} == pytest.approx(
             {k: v for k, v in a.items() if k not in ("time", "kind")}, rel=1e-5
