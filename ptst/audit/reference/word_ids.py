@@ -8,7 +8,7 @@ holds is also looked at: of every `EVERY` texts one is encoded whole as well, an
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -65,7 +65,7 @@ class WordIds:
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text."""
-        cut = [[*_words(text)] for text in texts] if self._holds else [[] for _ in texts]
+        cut = [*map(_words, texts)] if self._holds else [[] for _ in texts]
         self._learn(cut)
         whole = [at for at, words in enumerate(cut) if not words]
         sampled = [at for at in range(-self._number % EVERY, len(texts), EVERY) if cut[at]]
@@ -91,9 +91,8 @@ class WordIds:
         return [*chain.from_iterable(parts)]
 
 
-def _words(text: str) -> Iterator[str]:
+def _words(text: str) -> list[str]:
     """A text in parts, each but the first with the space before it; none where one is too long."""
     first, *later = _CUT.split(text)
-    if len(first) <= LONGEST and all([len(word) < LONGEST for word in later]):
-        yield first
-        yield from [" " + word for word in later]
+    words = [first, *(f" {word}" for word in later)]
+    return words if len(text) <= LONGEST or max(map(len, words)) <= LONGEST else []
