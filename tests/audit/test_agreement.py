@@ -53,7 +53,7 @@ def test_each_part_of_a_batch_is_compared(tokenizers):
     assert not any(passes(replace(batch, **change), bench) for change in changes)
 
 
-def test_a_prompt_that_differs_and_a_row_beyond_the_limit(tokenizers):
+def test_a_prompt_that_differs_lossy_text_and_a_row_beyond_the_limit(tokenizers):
     bench = more_faults.bench(*tokenizers, "chatml", "chat:plain", "plain")
     example = bench.good(0)
     references = dict(enumerate(build_references(bench.rows, bench.setup)))
@@ -61,5 +61,7 @@ def test_a_prompt_that_differs_and_a_row_beyond_the_limit(tokenizers):
     batch = to_batch([example])
     assert agrees(batch, references, {0: prompt}, bench.setup)
     assert not agrees(batch, references, {}, bench.setup)
+    lossy = {0: replace(references[0], lossy={0: "other text"})}
+    assert not agrees(batch, lossy, {0: prompt}, bench.setup)
     assert not agrees(batch, references, {0: replace(prompt, ids=[*prompt.ids[:-1], 0])}, bench.setup)
     assert not agrees(batch, references, {0: prompt}, replace(bench.setup, max_length=len(example.ids) - 1))
