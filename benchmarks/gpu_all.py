@@ -37,6 +37,7 @@ ON_GPU_ALONE = ["tests/generation/test_on_gpu.py", "tests/training/test_on_gpu.p
 TESTS = ["tests/kernels", "tests/model/test_fused.py", "tests/model/test_fold.py", *ON_GPU_ALONE]
 # What a dry run takes of the tests for a GPU, at small shapes; the ordinary suite has the others.
 ONE_OF_EACH = "128256 or (test_attention and 4-1-100-64 and lengths0) or 4096 and lora or test_on_gpu or R0 or norm_and"
+ONE_OF_EACH += " or (test_prefill and 8-2-None-64)"
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,13 @@ def parts(stage: str, out: Path, jobs: int) -> dict[str, Part]:
         ncu += ["--section", "WarpStateStats", sys.executable, "benchmarks/kernels_alone.py", "--once"]
         profile = ["--profile", str(out / "profile")]
         return {
-            "attention": alone("attention", 90),
+            "attention": alone("attention", 80),
             "thin": alone("thin", 40),
             "loss": alone("loss", 30),
             "decode": alone("decode", 30),
+            "prefill": alone("prefill", 20),
             "decode-step": within(70, "decode_step", to="decode-step.json"),
-            "train": within(120, "train_gpu", *profile, to="train"),
+            "train": within(110, "train_gpu", *profile, to="train"),
             "ncu": Part([*ncu, "--only", "attention"], 30, "ncu"),
         }
     kinds = ("attention", "loss", "elementwise", "lora", "decode")

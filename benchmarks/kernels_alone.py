@@ -35,6 +35,7 @@ from benchmarks.measure import DEVICE, ON_GPU, ceilings, device_is_well, graph_m
 from ptst.kernels import linear_cross_entropy as loss_file
 from ptst.kernels.attention import packed_attention
 from ptst.kernels.attention_decode import decode_attention
+from ptst.kernels.attention_prefill import chunks_of, prefill_attention
 from ptst.kernels.lora import Projections, lora_group
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, tables
@@ -204,7 +205,31 @@ def decode(small: bool) -> Iterator[Case]:
             yield Case("decode", f"{name} {R} x {L}", make, bytes=2.0 * R * L * K * D * HALF.itemsize)
 
 
-KINDS = {"attention": attention, "thin": thin, "loss": loss, "decode": decode}
+def prefill(small: bool) -> Iterator[Case]:
+    """Over pages of 32 tokens, heads first: a whole prompt, a chunk of one, and short continuations of many, which are
+    a matter of bytes."""
+    sizes = {"Llama-2-7B": (32, 32, 128), "Llama-3-8B": (32, 8, 128)}
+    amounts = [(1, 4096, 4096), (1, 1024, 8192), (64, 16, 528)]
+    if small:
+        sizes, amounts = {"tiny": (4, 2, 16)}, [(2, 20, 50)]
+    P = 32
+    for name, (H, K, D) in sizes.items():
+        for R, n, L in amounts:
+
+            def make(H=H, K=K, D=D, R=R, n=n, L=L):
+                q, pages = made(R * n, H, D), -(-L // P)
+                k, v = (made(R * pages, K, P, D).transpose(1, 2) for _ in range(2))
+                table = torch.randperm(R * pages, device=DEVICE).view(R, pages).int()
+                chunks = chunks_of([(n, L)] * R, H // K, D, HALF, q.device)
+                return lambda: prefill_attention(q, k, v, chunks, table_RN=table)
+
+            flops = 4.0 * R * (n * (L - n) + n * (n + 1) // 2) * H * D
+            moved = 2.0 * R * (L * K + n * H) * D * HALF.itemsize
+            work = {"bytes": moved} if R > 2 else {"flops": flops, "of_launch": {"prefill": flops}}
+            yield Case("prefill", f"{name} {R} x {n} of {L}", make, **work)
+
+
+KINDS = {"attention": attention, "thin": thin, "loss": loss, "decode": decode, "prefill": prefill}
 
 
 def launches(work: Callable[[], object]) -> list[tuple[str, Callable[[], object]]]:

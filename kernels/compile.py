@@ -22,6 +22,7 @@ import tempfile
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 os.environ.pop("TRITON_INTERPRET", None)
@@ -34,7 +35,7 @@ from triton.runtime import driver
 
 from ptst.kernels import flash_attention, main_loops
 from ptst.kernels.flash_blocks import SHARED
-from ptst.kernels.launches import Launch, attention_launches, launches
+from ptst.kernels.launches import Launch, attention_launches, launches, prefill_launches
 from ptst.kernels.machine_code import Loop, disassemble, loops
 
 # Bytes that a thread of a float32 kernel may spill: ptxas stops at 64 registers for the sake of more warps, whatever
@@ -44,7 +45,7 @@ FULL = (80, 90)  # for these every kernel, for the others attention's
 README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
 SHOWN = re.compile(
-    r"(attention|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|"
+    r"(attention|prefill|decode) bfloat16 D=\d+ (W=0|K=8.*)|lora bfloat16 I=4096 O=4096.*|"
     r"folded bfloat16 E=4096 F=11008 r=16 [\w, ]+|rms_norm bfloat16 H=4096 (residual.*|"
     r"frozen)|(swiglu|loss) bfloat16 .=11008( and h)?|rope(_store)? bfloat16 D=128.*|"
     r"sampling V=128256|multi_lora bfloat16 T=64.*"
@@ -75,8 +76,8 @@ class Compiled:
     def faults(self) -> list[str]:
         spills = ["spills"] if self.stack + self.local > FEW * ("float32" in self.note) else []
         large = ["too much shared memory"] if self.shared > SHARED[self.arch] else []
-        multiplies = self.name in ("forward", "dq", "dkdv") and "attention" in self.note and "float32" not in self.note
-        wide = "D=256" in self.note and self.name != "forward"  # flash_blocks.py says why
+        multiplies = re.match("(attention|prefill) (bfloat16|float16)", self.note) and self.name != "delta"
+        wide = "D=256" in self.note and self.name in ("dq", "dkdv")  # flash_blocks.py says why
         slow = ["no warpgroup MMA"] if multiplies and self.arch == 90 and not (self.wgmma or wide) else []
         return spills + large + slow
 
@@ -249,7 +250,9 @@ def main() -> None:
     print(f"{'kernel':16} {'launch':38} {'arch':6} {'warps':>5} {'registers':>9} {'stack':>5} {'shared':>8}")
     failed, compiled = 0, []
     for arch in SHARED:
-        found, faults = compile_all(arch, launches() if arch in FULL else attention_launches())
+        found, faults = compile_all(
+            arch, launches() if arch in FULL else chain(attention_launches(), prefill_launches())
+        )
         compiled += found
         failed += faults
     if f"Triton {triton.__version__} " in section and section != readme_section(compiled):

@@ -91,14 +91,33 @@ FLOAT32: dict[int, dict[Part, Blocks]] = {
     128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 32, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
     256: {"forward": Blocks(16, 16, 16, 16, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
 }
+# Of attention over the paged cache (attention_prefill.py): `queries` are rows, queries x heads of a group. A page's
+# number is loaded before its keys, so that of `stages` two are no copies of tiles.
+_PREFILL86 = {64: Blocks(128, 64, 64, 8, 5), 128: Blocks(64, 64, 32, 4, 5), 256: Blocks(64, 32, 32, 8, 3)}
+PREFILL: dict[int, dict[int, Blocks]] = {
+    80: {64: Blocks(128, 64, 64, 8, 5), 128: Blocks(128, 64, 32, 8, 5), 256: Blocks(64, 32, 32, 8, 4)},
+    86: _PREFILL86,
+    89: _PREFILL86,
+    90: {64: Blocks(128, 64, 64, 4, 5), 128: Blocks(128, 128, 64, 8, 5), 256: Blocks(128, 64, 32, 8, 3)},
+    100: {64: Blocks(128, 64, 64, 8, 5), 128: Blocks(128, 64, 64, 8, 5), 256: Blocks(128, 32, 32, 8, 4)},
+    120: _PREFILL86,
+}
+PREFILL32 = {64: Blocks(32, 32, 32, 4, 1), 128: Blocks(16, 32, 32, 8, 1), 256: Blocks(16, 16, 16, 16, 1)}
 
 
 def safe_blocks(arch: int, head_dim: int, dtype: torch.dtype, part: Part) -> Blocks:
     """The safe entry of an architecture (90 for sm_90); of one without entries, that of the nearest older one."""
-    size = next(size for size in (64, 128, 256) if head_dim <= size)
-    if dtype == torch.float32:
-        return FLOAT32[size][part]
-    return BLOCKS[max(known for known in BLOCKS if known <= max(arch, 80))][size][part]
+    size = _size(head_dim)
+    return (FLOAT32 if dtype == torch.float32 else BLOCKS[_known(arch)])[size][part]
+
+
+def _size(head_dim: int) -> int:
+    return next((size for size in (64, 128) if head_dim <= size), 256)
+
+
+def _known(arch: int) -> int:
+    """The nearest architecture that has entries, not a newer one."""
+    return max(known for known in BLOCKS if known <= max(arch, 80))
 
 
 @lru_cache
@@ -121,3 +140,11 @@ def blocks_of(
         return safe_blocks(arch or min(SHARED), head_dim, dtype, part)
     name = entry_name(part, str(dtype).removeprefix("torch."), head_dim, group)
     return _tuned(device).get(name) or safe_blocks(_architecture(device), head_dim, dtype, part)
+
+
+def prefill_blocks(arch: int | None, device: torch.device, head_dim: int, dtype: torch.dtype) -> Blocks:
+    """The safe entry of paged attention, chosen as `blocks_of` chooses; nothing tunes it."""
+    if arch is None:
+        arch = _architecture(device) if device.type == "cuda" else min(SHARED)
+    size = _size(head_dim)
+    return PREFILL32[size] if dtype == torch.float32 else PREFILL[_known(arch)][size]

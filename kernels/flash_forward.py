@@ -45,7 +45,7 @@ def load_tile(
 
 
 @jit
-def _softmax(s, out, running_max, total, scale2, EMPTY: tl.constexpr):
+def softmax_step(s, out, running_max, total, scale2, EMPTY: tl.constexpr):
     """A block of scores taken in: its weights, and the old output, maximum and sum, in terms of the new maximum.
     EMPTY: a query may have seen no key yet."""
     new_max = tl.maximum(running_max, tl.max(s, axis=1) * scale2)
@@ -71,7 +71,7 @@ def _edge(
         ks = tl.load(k + key[:, None] * k_row + d[None, :], mask=inside, other=0.0)
         s = tl.dot(qs, tl.trans(ks), input_precision="ieee" if IEEE else "tf32")
         s = tl.where(seen(i[:, None], j[None, :], offset, window, WINDOW), s, float("-inf"))
-        p, out, running_max, total = _softmax(s, out, running_max, total, scale2, True)
+        p, out, running_max, total = softmax_step(s, out, running_max, total, scale2, True)
         vs = tl.load(v + key[:, None] * v_row + d[None, :], mask=inside, other=0.0)
         out = tl.dot(p.to(vs.dtype), vs, out, input_precision="ieee" if IEEE else "tf32")
     return out, running_max, total
@@ -115,7 +115,7 @@ def forward(
     for at in tl.range(low, last, BN, num_stages=STAGES):
         ks = load_tile(k, k_tma, at, head, k_row, D, BN, BD, TMA, WHOLE)
         s = tl.dot(qs, tl.trans(ks), input_precision="ieee" if IEEE else "tf32")
-        p, out, running_max, total = _softmax(s, out, running_max, total, scale2, False)
+        p, out, running_max, total = softmax_step(s, out, running_max, total, scale2, False)
         vs = load_tile(v, v_tma, at, head, v_row, D, BN, BD, TMA, WHOLE)
         out = tl.dot(p.to(vs.dtype), vs, out, input_precision="ieee" if IEEE else "tf32")
     out, running_max, total = _edge(

@@ -11,6 +11,7 @@ import torch
 
 from ptst.kernels import (
     attention_decode,
+    attention_prefill,
     flash_attention,
     linear_cross_entropy,
     lora,
@@ -67,6 +68,33 @@ def decode_launches() -> Iterator[Launch]:
                 k.view(64 * 1024 // 32, heads, 32, head_dim).transpose(1, 2),
             )
             yield f"{note} blocks", partial(decode, q, blocks, blocks, table, lengths, 0, 4, counters)
+
+
+def prefill_launch(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor, window: int) -> None:
+    """With the tile of the architecture that is compiled for."""
+    rows = attention_prefill._shape(q.device, q.shape[2], q.dtype).queries
+    attention_prefill._op._init_fn(q, k, k, table, meta(16, 5, dtype=torch.int32), rows, window)
+
+
+def prefill_launches() -> Iterator[Launch]:
+    """Chunks of new tokens over the engine's blocks of 32, heads first, with and without a window; one of each."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for heads, kv_heads, head_dim, window in (
+            (32, 8, 64, 0),
+            (32, 8, 96, 0),
+            (32, 8, 128, 0),
+            (32, 32, 128, 4096),
+            (28, 4, 128, 0),
+            (16, 8, 256, 4096),
+        ):
+            q, cache = meta(512, heads, head_dim, dtype=dtype), meta(2048, kv_heads, 32, head_dim, dtype=dtype)
+            group = "" if heads == 32 else f" H={heads} K={kv_heads}"
+            note = f"prefill {str(dtype).removeprefix('torch.')} D={head_dim} W={window}{group}"
+            table = meta(8, 40, dtype=torch.int32)
+            yield note, partial(prefill_launch, q, cache.transpose(1, 2), table, window)
+    q, k, table = meta(1, 1, 20), meta(1, 4, 1, 20), meta(1, 1, dtype=torch.int32)
+    for window in (0, 1):
+        yield f"prefill float32 D=20 W={window} of one", partial(prefill_launch, q, k, table, window)
 
 
 def rope_store_launches() -> Iterator[Launch]:
@@ -165,6 +193,7 @@ def launches() -> Iterator[Launch]:
     for module in (lora, rms_norm, rope, rope_store, swiglu):
         vars(module)["use_triton"] = lambda *_: True
     yield from attention_launches()
+    yield from prefill_launches()
     yield from decode_launches()
     yield from rope_store_launches()
     yield from lora_launches()

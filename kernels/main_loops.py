@@ -30,7 +30,7 @@ GROWTH = 1.05
 FILE = Path(__file__).resolve().parent / "main_loops.json"
 TOKENS, HEADS, GROUP = 8192, 32, 4  # one document, Llama-3-8B's heads
 TILE = 128 * 64  # scores
-PRODUCTS = {"forward": 2, "dq": 3, "dkdv": 4}  # of attention, in the loop of each kernel
+PRODUCTS = {"forward": 2, "prefill": 2, "dq": 3, "dkdv": 4}  # of attention, in the loop of each kernel
 
 
 def _key(c: "Compiled") -> str:

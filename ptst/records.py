@@ -100,7 +100,7 @@ class DataRecord:
     run's. `revision`: the commit of a data set on the hub. `unused`: number of rows
     by column that was not read. `untrained`: without a trained token, left out. `token_boundaries`:
     answers encoded as a continuation of their prompt. `lossy`: text that the tokenizer cannot represent, with the first
-    place."""
+    place. `partial`: these are the first rows of the data, all that the run's steps take; others were not read."""
 
     name: str = field(metadata={"identity": "free"})
     fingerprint: str | None = None
@@ -109,6 +109,7 @@ class DataRecord:
     epochs: float | None = None
     holdout: float = 0.0
     rows: int
+    partial: bool = False
     examples: int
     dropped: int
     cut: int
@@ -124,7 +125,7 @@ class DataRecord:
     def result(self) -> dict[str, Any]:
         """What the result of a run has of it."""
         names = ["name", "epochs", "fingerprint", "rows", "dropped", "cut", "untrained", "token_boundaries", "lossy"]
-        names += [name for name in ("first_lossy", "revision", "unused") if getattr(self, name)]
+        names += [name for name in ("partial", "first_lossy", "revision", "unused") if getattr(self, name)]
         names += ["encoding", "examples", "tokens", "trained_tokens"]
         own = {} if self.template is None else {"template": self.template.name}
         return {name: getattr(self, name) for name in names} | own

@@ -85,9 +85,18 @@ def rounding(old: RunRecord, new: RunRecord) -> list[str]:
 
 def check_same(folder: Path, old: RunRecord, new: RunRecord) -> None:
     """Raise UserError with the differences where two records are not of the same run."""
-    if found := differences(old, new):
+    _refuse(folder, old, differences(old, new))
+
+
+def check_settings(folder: Path, old: RunRecord, config: CommandSettings) -> None:
+    """The same for the settings alone, beyond names of content: known before anything is read."""
+    _refuse(folder, old, setting_changes(old, config))
+
+
+def _refuse(folder: Path, old: RunRecord, found: Sequence[tuple[str, ...]]) -> None:
+    if found:
         words = _listed(found)
-        what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} {command_of(new.kind)} run of "
+        what = f"{folder} holds a{'n unfinished' if old.status == 'running' else ''} {command_of(old.kind)} run of "
         # What no setting names is the content of files.
         named = any(isinstance(part, Setting) for part in words)
         remedy = "give those, or another " if named else "put those back, or give another "

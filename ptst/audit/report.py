@@ -254,6 +254,8 @@ def _settings(config: AuditConfig, run: TrainRecord | None) -> TrainConfig:
         nothing = {"holdout": 0.0, "val_data": None, "mix": (), "phases": (), "subsample": None}
         for name, none in nothing.items():
             given.setdefault(name, none)
+    elif run is not None and run.data.partial:
+        given["limit"] = run.data.rows  # it read no others
     return replace(settings, **given)
 
 

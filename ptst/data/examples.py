@@ -48,6 +48,7 @@ def prepare(
         name=source.name,
         encoding=found.encoding,
         rows=len(conversations),
+        partial=source.partial,
         examples=len(columns),
         first_lossy=first_lossy,
         unused=dict(source.unused),

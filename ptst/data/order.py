@@ -81,9 +81,7 @@ def plan(
         raise UserError(cause, ("leave the share out of ", Setting("mix"), ", or these out"))
 
     def grouped(order: Iterable[int]) -> Iterator[list[int]]:
-        if tokens_per_step is not None:
-            return fill(lengths, order, tokens_per_step)
-        return _chunks(order, examples_per_step)
+        return groups(lengths, order, examples_per_step, tokens_per_step)
 
     # Of each epoch, the number of its examples, and its steps with their turns.
     parts: Iterable[tuple[int, Iterable[tuple[int, list[int]]]]]
@@ -92,10 +90,10 @@ def plan(
     else:
         parts = ((len(order), ((0, group) for group in grouped(order))) for order in epochs(sources, seed))
     done = 0
-    for number, (every, groups) in enumerate(parts):
+    for number, (every, own) in enumerate(parts):
         taken = 0
         share = min(1.0, sources[0].epochs - number)  # the last pass may be a fraction of one
-        for turn, group in groups:
+        for turn, group in own:
             if done == max_steps:
                 return
             yield Step(number + share * taken / every, group, turn)
@@ -111,9 +109,15 @@ def check_visits(sources: Iterable[SourcePlan]) -> None:
             raise UserError(cause, "give fewer epochs")
 
 
-def _chunks(order: Iterable[int], size: int) -> Iterator[list[int]]:
+def groups(
+    lengths: Sequence[int], order: Iterable[int], examples_per_step: int, tokens_per_step: int | None = None
+) -> Iterator[list[int]]:
+    """The examples of each step, from their order; of that, no more is asked for than the steps so far need."""
+    if tokens_per_step is not None:
+        yield from fill(lengths, order, tokens_per_step)
+        return
     rest = iter(order)
-    while group := list(islice(rest, size)):
+    while group := list(islice(rest, examples_per_step)):
         yield group
 
 

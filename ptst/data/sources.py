@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ptst.collector import paused_collector
 from ptst.data.builtin.chats import CHATS, load_chats
@@ -56,13 +56,14 @@ _HUB_ID = re.compile(
 class Source:
     """Conversations with the template family they were written for; those of large data lie on disk (`kept_rows`).
     `name` is what the user asked for. `unused`: number of rows by column that was not read. `revision`: commit of a
-    data set on the hub, where it is known."""
+    data set on the hub, where it is known. `partial`: there may be rows after these, which were not read."""
 
     name: str
     family: str
     conversations: Sequence[Conversation]
     unused: Mapping[str, int] = field(default_factory=dict)
     revision: str = ""
+    partial: bool = False
 
     @property
     def note(self) -> str:
@@ -80,6 +81,15 @@ class Source:
         return digest.hexdigest()
 
 
+class ReadRow(NamedTuple):
+    """A row that was read: its conversation, the family of its layout ("" without one), and the columns that were not
+    read."""
+
+    conversation: Conversation
+    family: str
+    unused: Counter[str]
+
+
 def unused_columns(unused: Mapping[str, int]) -> str:
     """The columns that were not read, in words; "" where there are none."""
     listed = ", ".join(f"{name} ({number} rows)" for name, number in unused.items())
@@ -93,12 +103,14 @@ def load(
     errors: list[UserError] | None = None,
     holdout: float = 0.0,
     rules: ColumnRules | None = None,
+    first: Callable[[Iterable[ReadRow]], Iterator[ReadRow]] | None = None,
 ) -> Source:
     """Read a source: `word-problems` (or `word-problems:N`); `instructions`, `refusals`, `attack` or `identity`
     (`NAME:N`: the first N rows); a file, a folder or pattern of files, or several with commas between them; `gsm8k`,
     `chatdoctor`, `openorca`, `orca-math` from the hub (`NAME:FILE`: from files of that layout; `NAME:N`: N random
     rows); or any data set of the hub, `org/name[/config][:split][@revision]`. With `holdout`, a source without a test
-    set is split by `split_of`, and `limit` counts within the split. `rules`: the user's, for columns.
+    set is split by `split_of`, and `limit` counts within the split. `rules`: the user's, for columns. `first`: takes
+    the first rows of a file, or of a data set of the hub (`is_read_in_turn`), and asks for no more than it needs.
 
     Raises UserError for an unknown name, a file that cannot be read, a row without the needed fields or with others
     that may matter (file and line named), and a holdout for data that have a test set, or that leaves a split without
@@ -111,9 +123,9 @@ def load(
     if _is_chats(name):
         return Source(name, "plain", tuple(load_chats(base, name.partition(":")[2], split, limit)))
     named = base in NAMED and not Path(name).is_file()
-    asked = _Asked(name, split, limit, holdout, rules or ColumnRules(), errors)
+    asked = _Asked(name, split, limit, holdout, rules or ColumnRules(), errors, first or iter)
     if not is_file(name):
-        found = _from_hub(name, "train" if holdout else split, None if holdout else limit)
+        found = _from_hub(name, "train" if holdout else split, None if holdout else limit, first is not None)
         return asked.source(found.rows, named, found.revision, found.is_large and (lambda: None))
     paths = data_files(name.partition(":")[2] if named else name, KINDS)
     if lost := next((path for path in paths if not path.exists()), None):
@@ -122,7 +134,8 @@ def load(
         raise UserError(f"there is no data {str(lost)!r}", remedy)
     with Watched(paths) as watched:
         rows = chain.from_iterable(map(read_rows, paths))
-        return asked.source(rows, named, "", are_large(paths) and (lambda: watched.identity))
+        identity = (lambda: watched.identity) if first is None else (lambda: None)  # of every byte
+        return asked.source(rows, named, "", are_large(paths) and identity)
 
 
 def _base(name: str) -> str:
@@ -149,6 +162,24 @@ def is_hub_id(name: str) -> re.Match[str] | None:
     """The parts of a name that is a data set's on the hub: not a file, nor spelled like one."""
     found = _HUB_ID.fullmatch(name)
     return None if found is None or Path(name).exists() or kind_of(found["repository"]) in KINDS else found
+
+
+def is_read_in_turn(name: str) -> bool:
+    """Whether the first rows of a source can be had without the others: those of files, and of a data set of the hub
+    at a revision, unless random ones are asked for."""
+    if is_file(name):
+        return True
+    return "@" in name and not is_drawn(name) and not is_built_in(name)
+
+
+def is_drawn(name: str) -> bool:
+    """Whether a name asks for random rows of the hub."""
+    return _base(name) in NAMED and not is_file(name) and ":" in name
+
+
+def is_built_in(name: str) -> bool:
+    """Whether the data are the project's own."""
+    return _base(name) == DEFAULT or _is_chats(name)
 
 
 def has_test_part(name: str, holdout: float = 0.0) -> bool:
@@ -204,18 +235,19 @@ def hub_dataset(name: str, split: str) -> HubDataset:
     return HubDataset(found["repository"], found["config"], found["split"] or split, found["revision"])
 
 
-def _from_hub(name: str, split: str, limit: int | None) -> HubRows:
+def _from_hub(name: str, split: str, limit: int | None, in_turn: bool = False) -> HubRows:
     base = _base(name)
     if base not in NAMED:
         remedy = "check name, configuration, split and revision, as in org/name/main:train@2f0c1a4, or give a file"
-        return read_hub(name, hub_dataset(name, split), remedy, limit)
+        return read_hub(name, hub_dataset(name, split), remedy, limit, in_turn=in_turn)
     if split not in NAMED[base]:
         raise UserError(f"{base} has no {split} set", ("give other ", Setting("data"), " or ", Setting("val_data")))
     asked, _, revision = name.partition("@")
     count = int(asked.partition(":")[2] or 0) or None
     remedy = f"give its file instead, as in {base}:FILE, or use the built-in {DEFAULT}"
     dataset = NAMED[base][split]._replace(revision=revision or None)
-    return read_hub(base, dataset, remedy, min(filter(None, (count, limit)), default=None), shuffle=bool(count))
+    limit = min(filter(None, (count, limit)), default=None)
+    return read_hub(base, dataset, remedy, limit, shuffle=bool(count), in_turn=in_turn)
 
 
 @dataclass
@@ -229,6 +261,7 @@ class _Asked:
     holdout: float
     rules: ColumnRules
     errors: list[UserError] | None
+    first: Callable[[Iterable[ReadRow]], Iterator[ReadRow]]
     families: set[str] = field(default_factory=set)
     unused: Counter[str] = field(default_factory=Counter)
     worked: bool = True  # all answers end in GSM8K's last line
@@ -256,15 +289,10 @@ class _Asked:
         return Source(self.name, family, conversations, Counter(known["unused"]), revision)
 
     def _conversations(self, rows: Iterable[Row]) -> Iterator[Conversation]:
-        for place, row in islice(rows, None if self.holdout else self.limit):
-            try:
-                conversation = to_conversation(row, place, self.rules, self.unused)
-                self.families.add(family_of(row))
-            except UserError as error:
-                if self.errors is None:
-                    raise
-                self.errors.append(error)
-                continue
+        for conversation, family, unused in self.first(self._read(rows)):
+            self.families.add(family)
+            if unused:
+                self.unused.update(unused)
             self.worked = self.worked and "\n####" in f"\n{conversation.messages[-1].content}"
             own = split_of(conversation, self.holdout) if self.holdout else self.split
             self.counts[own] += 1
@@ -272,6 +300,16 @@ class _Asked:
                 yield conversation
         if self.holdout:
             self._check_splits()
+
+    def _read(self, rows: Iterable[Row]) -> Iterator[ReadRow]:
+        for place, row in islice(rows, None if self.holdout else self.limit):
+            unused = Counter[str]()
+            try:
+                yield ReadRow(to_conversation(row, place, self.rules, unused), family_of(row), unused)
+            except UserError as error:
+                if self.errors is None:
+                    raise
+                self.errors.append(error)
 
     def _known(self) -> dict[str, Any]:
         worked = self.worked and self.counts.total() > 0

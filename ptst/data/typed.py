@@ -4,8 +4,9 @@ imported only here (`pyarrow`, `datasets`); nothing that a data set brings is ex
 import logging
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ptst.data.files import Row
 from ptst.errors import UserError
@@ -24,38 +25,68 @@ class HubDataset(NamedTuple):
 
 
 class HubRows(NamedTuple):
-    """Rows of the hub, `number` in all. `revision`: the commit that they are from, where the library knows it."""
+    """Rows of the hub, `number` in all (None: not known before they are read). `revision`: the commit that they are
+    from, where the library knows it."""
 
     rows: Iterable[Row]
-    number: int
+    number: int | None
     revision: str = ""
 
     @property
     def is_large(self) -> bool:
         """Whether there are so many that they are not held in memory."""
-        return self.number >= LARGE
+        return self.number is None or self.number >= LARGE
 
 
-def read_hub(name: str, dataset: HubDataset, remedy: str, limit: int | None = None, shuffle: bool = False) -> HubRows:
-    """The first `limit` rows of a data set on the hub (None: all); with `shuffle`, random ones, the same every time.
-    Raises UserError with `remedy` if the hub cannot be reached or has no rows."""
+def read_hub(
+    name: str,
+    dataset: HubDataset,
+    remedy: str,
+    limit: int | None = None,
+    shuffle: bool = False,
+    in_turn: bool = False,
+) -> HubRows:
+    """The first `limit` rows of a data set on the hub (None: all); with `shuffle`, random ones, the same every time;
+    with `in_turn`, none is fetched before it is read. Raises UserError with `remedy` if the hub cannot be reached or
+    has no rows."""
     import datasets
 
     # The library retries five times with a warning each; the error below says the same once.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    pinned = {"revision": dataset.revision} if dataset.revision else {}
-    try:
-        rows = datasets.load_dataset(dataset.repository, dataset.config, split=dataset.split, **pinned)
-    except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
-        cause = f"{name} could not be fetched from the hub as {dataset.repository} ({reason.rstrip('.')})"
-        raise UserError(cause, remedy) from None
+    how: dict[str, Any] = {"revision": dataset.revision} if dataset.revision else {}
+    how |= {"streaming": True} if in_turn else {}
+
+    @contextmanager
+    def reached() -> Iterator[None]:
+        try:
+            yield
+        except (ConnectionError, OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            if isinstance(error, UserError):  # thrown in by who reads the rows
+                raise
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}" if str(error) else type(error).__name__
+            cause = f"{name} could not be fetched from the hub as {dataset.repository} ({reason.rstrip('.')})"
+            raise UserError(cause, remedy) from None
+
+    with reached():
+        rows = datasets.load_dataset(dataset.repository, dataset.config, split=dataset.split, **how)
+    nothing = UserError(f"{name} on the hub ({dataset.repository}, {dataset.split}) has no rows", remedy)
+    if in_turn:
+
+        def fetched() -> Iterator[Row]:
+            number = 0
+            with reached():
+                for number, row in enumerate(rows if limit is None else rows.take(limit), 1):
+                    yield f"{name}/{dataset.split}:{number}", row
+            if not number:
+                raise nothing
+
+        return HubRows(fetched(), None, dataset.revision or "")
     if shuffle:
         rows = rows.shuffle(seed=0)
     commit = re.search(r"@([0-9a-f]{40})/", " ".join(rows.info.download_checksums or ()))
     rows = rows.select(range(min(limit, len(rows)))) if limit else rows
     if not len(rows):
-        raise UserError(f"{name} on the hub ({dataset.repository}, {dataset.split}) has no rows", remedy)
+        raise nothing
     found = ((f"{name}/{dataset.split}:{i}", row) for i, row in enumerate(rows, 1))
     return HubRows(found, len(rows), commit[1] if commit else dataset.revision or "")
 

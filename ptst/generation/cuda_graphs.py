@@ -40,7 +40,7 @@ class _GraphAttention(StepAttention):
 
     def __init__(self, cache: KVCache, forward: Forward, positions_R: Tensor, table_RN: Tensor):
         self.cache, self.config = cache, forward.config
-        self.num_decode, self.read_N = len(positions_R), None
+        self.num_decode, self.has_prefill = len(positions_R), False
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK_SIZE
         block_R1 = table_RN.gather(1, (positions_R // BLOCK_SIZE)[:, None].long())

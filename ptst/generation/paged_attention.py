@@ -7,7 +7,8 @@ blocks of P tokens, L cached tokens of a prompt, n tokens of its chunk.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -16,8 +17,9 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from ptst.generation.kv_cache import BLOCK_SIZE, BlockTable, KVCache
 from ptst.kernels import cpu_attention
-from ptst.kernels.attention import causal_mask, packed_attention
+from ptst.kernels.attention import causal_mask
 from ptst.kernels.attention_decode import counters_for, decode_attention
+from ptst.kernels.attention_prefill import Chunks, chunks_of, prefill_attention
 from ptst.kernels.cpu_attention import paged_attention, split_queries
 from ptst.kernels.dispatch import use_triton
 from ptst.kernels.rope import apply_rope
@@ -60,23 +62,27 @@ class StepAttention:
                 self.longest = max(lengths)
                 self.lengths_R = to_device(lengths, device, torch.int32)
                 self.table_RN = to_device(block_table(blocks), device)
-        self.read_N: Tensor | None = None
-        if prefill:
-            self.read_N = to_device(self._rows(_slots([(t.blocks, 0, s + n) for t, s, n in prefill])), device)
-            self.cu_q, self.cu_k = [0], [0]
-            for _, start, n in prefill:
-                self.cu_q.append(self.cu_q[-1] + n)
-                self.cu_k.append(self.cu_k[-1] + start + n)
-            if not cache.on_gpu:
-                G = config.num_heads // config.num_kv_heads
-                # Additive masks: a boolean one would be converted in every layer.
-                zero = torch.zeros((), dtype=torch.promote_types(cache.data.dtype, torch.float32))
-                self.masks = {
-                    window: [
-                        zero.masked_fill(~causal_mask(n, s + n, window), -math.inf).repeat(G, 1) for _, s, n in prefill
-                    ]
-                    for window in windows
-                }
+        self.has_prefill = bool(prefill)
+        self.chunks: Chunks | None = None
+        if prefill and (cache.on_gpu or self.slots_T is not None):
+            spans_R, G = [(n, s + n) for _, s, n in prefill], config.num_heads // config.num_kv_heads
+            self.chunks = chunks_of(spans_R, G, config.head_dim, cache.data.dtype, device)
+            self.chunk_table_RN = to_device(block_table([t.blocks for t, _, _ in prefill]), device)
+        elif prefill:
+            self._plan_gather(prefill, windows)
+
+    def _plan_gather(self, prefill: Sequence[tuple[BlockTable, int, int]], windows: Iterable[int | None]) -> None:
+        """On a CPU: the rows of the cache that chunks read, and their masks."""
+        self.read_N = self._rows(_slots([(t.blocks, 0, s + n) for t, s, n in prefill]))
+        self.cu_q = [0, *accumulate(n for _, _, n in prefill)]
+        self.cu_k = [0, *accumulate(s + n for _, s, n in prefill)]
+        G = self.config.num_heads // self.config.num_kv_heads
+        # Additive masks: a boolean one would be converted in every layer.
+        zero = torch.zeros((), dtype=torch.promote_types(self.cache.data.dtype, torch.float32))
+        self.masks = {
+            window: [zero.masked_fill(~causal_mask(n, s + n, window), -math.inf).repeat(G, 1) for _, s, n in prefill]
+            for window in windows
+        }
 
     def _rows(self, slots_T: np.ndarray) -> Tensor:
         """Rows (tokens x K,) of the cache as (B K P, D), for tokens in these slots."""
@@ -89,8 +95,8 @@ class StepAttention:
         q_THD = self._rotate_and_store(layer, qkv_THD, cos_T1D2, sin_T1D2)
         R = self.num_decode
         outs = [self._decode(q_THD[:R], layer)] if R else []
-        if self.read_N is not None:
-            outs.append(self._prefill(q_THD[R:], self.read_N, layer))
+        if self.has_prefill:
+            outs.append(self._prefill(q_THD[R:], layer))
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     def _rotate_and_store(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
@@ -114,8 +120,8 @@ class StepAttention:
             window = self.config.window(layer)
             arguments = (*self.decode_arguments, window, out_THD.numpy(), self.thread_ends[window])
             paged_attention(qkv, arrays, *arguments)
-        if self.read_N is not None:
-            out_THD[R:] = self._prefill(qkv_THD[R:, : self.config.num_heads], self.read_N, layer)
+        if self.has_prefill:
+            out_THD[R:] = self._prefill(qkv_THD[R:, : self.config.num_heads], layer)
 
     def _decode(self, q_RHD: Tensor, layer: int) -> Tensor:
         keys, values = (x.transpose(1, 2) for x in self.cache.layers[layer])
@@ -134,12 +140,13 @@ class StepAttention:
         ]
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
-    def _prefill(self, q_THD: Tensor, read_N: Tensor, layer: int) -> Tensor:
-        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
-        k_LKD, v_LKD = (x.index_select(0, read_N).to(q_THD.dtype).view(-1, K, D) for x in self.cache.rows[layer])
+    def _prefill(self, q_THD: Tensor, layer: int) -> Tensor:
         window = self.config.window(layer)
-        if self.cache.on_gpu:
-            return packed_attention(q_THD, k_LKD, v_LKD, self.cu_q, cu_seqlens_k=self.cu_k, window=window)
+        if self.chunks is not None:
+            keys, values = (x.transpose(1, 2) for x in self.cache.layers[layer])
+            return prefill_attention(q_THD, keys, values, self.chunks, table_RN=self.chunk_table_RN, window=window)
+        H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
+        k_LKD, v_LKD = (x.index_select(0, self.read_N).to(q_THD.dtype).view(-1, K, D) for x in self.cache.rows[layer])
         outs = []
         for i, mask in enumerate(self.masks[window]):
             new, cached = slice(*self.cu_q[i : i + 2]), slice(*self.cu_k[i : i + 2])

@@ -7,6 +7,7 @@ from here (docs/hosted-training.md).
 
 import hashlib
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from ptst.hosted.tokens import TokenCounter
 from ptst.text.segments import Conversation
 from ptst.text.templates import Template, api_messages
 
+_AT_ONCE = 4096  # rows whose messages are in memory
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -25,7 +28,7 @@ class Rows:
 
     source: Source
     lines: list[str]
-    tokens: list[int]
+    tokens: Sequence[int]
     record: RowsRecord
 
 
@@ -58,44 +61,68 @@ def to_rows(
 ) -> Rows:
     """All rows of a source. `limit`: the most tokens of a row; longer ones are an error, or dropped and counted. Raises
     UserError as `to_messages`, and for text that is no UTF-8."""
-    lines, answers, places = [], [], []
-    untrained = 0
-    for conversation in source.conversations:
-        messages = to_messages(conversation, template, train_on)
-        if not (texts := trained(messages)):
-            untrained += 1
-            continue
-        line = json.dumps({"messages": messages}, ensure_ascii=False)
-        try:
-            line.encode()
-        except UnicodeEncodeError:
-            cause = "the row holds a lone surrogate, which is not text"
-            raise UserError(cause, "mend or leave out the row", conversation.source) from None
-        lines.append((line, messages))
-        answers.append(texts)
-        places.append(conversation.source)
-    tokens = counter.rows([messages for _, messages in lines])
-    if beyond := [(n, place) for n, place in zip(tokens, places, strict=True) if limit is not None and n > limit]:
-        _check_length(beyond, len(lines), counter, limit or 0, too_long)
-    kept = [at for at, n in enumerate(tokens) if limit is None or n <= limit]
-    own = [lines[at][0] for at in kept]
+    found = _Found(template, train_on, counter, limit)
+    conversations = source.conversations
+    for at in range(0, len(conversations), _AT_ONCE):
+        found.add(conversations[at : at + _AT_ONCE])
+    if found.beyond:
+        _check_length(found.beyond, len(found.lines) + len(found.beyond), counter, limit or 0, too_long)
     record = RowsRecord(
         name=source.name,
         fingerprint=source.fingerprint,
-        encoding=hashlib.sha256("\n".join(own).encode()).hexdigest(),
+        encoding=found.digest.hexdigest(),
         revision=source.revision,
         unused=dict(source.unused),
-        rows=len(source.conversations),
-        examples=len(kept),
-        dropped=len(beyond),
-        untrained=untrained,
-        duplicates=len(own) - len(set(own)),
-        tokens=sum(tokens[at] for at in kept),
-        trained_tokens=sum(counter.texts([text for at in kept for text in answers[at]])),
+        rows=len(conversations),
+        examples=len(found.lines),
+        dropped=len(found.beyond),
+        untrained=found.untrained,
+        duplicates=len(found.lines) - len(set(found.lines)),
+        tokens=sum(found.tokens),
+        trained_tokens=found.trained_tokens,
     )
-    if not own:
+    if not found.lines:
         raise UserError(f"{source.name}: no row is left", "check that the data have answers to train on")
-    return Rows(source, own, [tokens[at] for at in kept], record)
+    return Rows(source, found.lines, found.tokens, record)
+
+
+class _Found:
+    """The lines of a file, whose messages are in memory some at a time. `beyond`: tokens and places of rows that are
+    too long."""
+
+    def __init__(self, template: Template, train_on: str, counter: TokenCounter, limit: int | None):
+        self._how, self._counter, self._limit = (template, train_on), counter, limit
+        self.digest = hashlib.sha256()
+        self.lines, self.tokens, self.beyond = list[str](), array("q"), list[tuple[int, str]]()
+        self.untrained = self.trained_tokens = 0
+
+    def add(self, conversations: Sequence[Conversation]) -> None:
+        """Add these rows. Raises UserError as `to_rows`, but for rows that are too long."""
+        rows = [(to_messages(c, *self._how), c.source) for c in conversations]
+        taken = [(messages, place) for messages, place in rows if trained(messages)]
+        self.untrained += len(rows) - len(taken)
+        answers: list[str] = []
+        lines = [_to_line(*row) for row in taken]
+        counts = self._counter.rows([messages for messages, _ in taken])
+        for (messages, place), line, tokens in zip(taken, lines, counts, strict=True):
+            if self._limit is not None and tokens > self._limit:
+                self.beyond.append((tokens, place))
+                continue
+            self.digest.update(b"\n" * bool(self.lines) + line.encode())
+            self.lines.append(line)
+            self.tokens.append(tokens)
+            answers += trained(messages)
+        self.trained_tokens += sum(self._counter.texts(answers))
+
+
+def _to_line(messages: list[dict[str, Any]], place: str) -> str:
+    line = json.dumps({"messages": messages}, ensure_ascii=False)
+    try:
+        line.encode()
+    except UnicodeEncodeError:
+        cause = "the row holds a lone surrogate, which is not text"
+        raise UserError(cause, "mend or leave out the row", place) from None
+    return line
 
 
 def _check_length(beyond: list[tuple[int, str]], rows: int, counter: TokenCounter, limit: int, too_long: str) -> None:

@@ -22,7 +22,7 @@ from ptst.model.sharded_weights import load_sharded_decoder
 from ptst.model.weights import load_decoder, save_full
 from ptst.progress import ProgressLine, say
 from ptst.records import LossRecord, TrainedRecord, TrainRecord, find_record, read_record
-from ptst.runs import Run, check_finished, check_out, check_same, claim, rounding
+from ptst.runs import Run, check_finished, check_out, check_same, check_settings, claim, rounding
 from ptst.storage import sync
 from ptst.text.chat_template import copy_chat_templates
 from ptst.threads import resume_threads
@@ -37,6 +37,7 @@ from ptst.training.memory import explain_oom
 from ptst.training.metrics import Metrics
 from ptst.training.parallel import ALONE, World
 from ptst.training.run_plan import RunPlan, plan_run
+from ptst.training.run_sources import reads_all
 from ptst.training.sharding import mesh_of
 from ptst.training.trainer import StepReport, Trainer
 from ptst.training.watch import LedgerWatch, validation_check
@@ -71,6 +72,8 @@ def fine_tune(config: TrainConfig, world: World = ALONE) -> FineTuned | None:
         return FineTuned(config.resume, old) if world.is_main_process else None
     if world.is_main_process:
         check_out(place, TrainRecord)
+    if old and place and reads_all(config) is None:  # otherwise the data tell of it, too
+        check_settings(place, old, config)
     resume_threads(config.threads, old.environment if old else None)
     plan = plan_run(config, world, old.micro_batch_tokens if old else None)
     plan.check()

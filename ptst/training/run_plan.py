@@ -34,7 +34,7 @@ from ptst.training.config import TrainConfig
 from ptst.training.memory import MemoryPlan, Method
 from ptst.training.parallel import ALONE, World
 from ptst.training.reference import check_reference, find_reference
-from ptst.training.run_sources import mix_templates, read_main, read_others
+from ptst.training.run_sources import mix_templates, read_family, read_first, read_main, read_others, reads_all
 from ptst.training.shard_choice import check_ranks, choose_sharding
 from ptst.training.trainer import TrainerConfig
 
@@ -126,19 +126,22 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
     with world.main_process_first():
         reference = find_reference(config.reference) if config.reference is not None else None
     say(f"reading {config.data}")
-    source = read_main(config)
+    source = None if reads_all(config) is None else read_main(config)
     templates = [template, *mix_templates(config.mix)]
     check_used(config.chat_format, *templates)
     with world.main_process_first():
         model = open_model(
             config.model,
             with_roles(*templates),
-            family=config.template_family or source.family,
+            family=config.template_family or (source.family if source else read_family(config)),
             chat_format=config.chat_format,
             allow=config.allow,
         ).with_template(template)
     shape, method = model.config, Method.of(config)
     max_length = length_limit(config.max_length, shape.max_positions, config.micro_batch_tokens)
+    if source is None:
+        source, prompt_format = read_first(config, model.prompt_format, max_length)
+        model = dataclasses.replace(model, prompt_format=prompt_format)
     mixture, validation = _read(config, source, model, max_length)
     lengths = lengths_of(mixture.examples)
     if sharded := choose_sharding(config, shape, method, max(lengths, default=1), world):
@@ -153,6 +156,7 @@ def plan_run(config: TrainConfig, world: World = ALONE, micro_batch_tokens: int 
         say(f"micro-batches of {micro_batch_tokens} tokens fit into the free memory")
     trainer = TrainerConfig.of(config, micro_batch_tokens=micro_batch_tokens)
     steps = trainer.plan(lengths, mixture.plans)
+    assert not source.partial or (len(steps) == config.max_steps and steps[-1].epoch < 1), "too few rows were read"
     check_ranks(steps, sharded, world)
     if config.phases and (uneven := uneven_turns(steps, config.phases, mixture.plans[0].count)):
         say(f"note: {uneven}")
@@ -178,6 +182,11 @@ def plan_memory(
 def _read(config: TrainConfig, source: Source, model: OpenModel, max_length: int) -> tuple[Mixture, Validation]:
     """Encode training and validation data, and say what became of them."""
     prompt_format, how = model.prompt_format, (max_length, config.too_long, config.train_on)
+    if source.partial:
+        steps = f"all that {config.max_steps} steps need; the rest is not looked at"
+        say(f"{source.name}: the first {len(source.conversations)} rows are read, {steps}")
+    elif reason := reads_all(config):
+        say(f"note: all rows are read before the first step, as {reason}")
     read = read_others(config, source)
     refuse(check_run_rows(config, read), config.allow)
     asked, held_out = read.training, read.validation

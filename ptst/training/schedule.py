@@ -72,7 +72,8 @@ class PassSettings(StepSettings):
     tokens_per_step: int | None = None
     """Maximum number of tokens in an optimizer step, in packs of 4096, instead of a number of examples."""
     order: OrderName = "random"
-    """Order of the examples. random: newly shuffled in each epoch, by the seed. file: as the data have them."""
+    """Order of the examples. random: newly shuffled in each epoch, by the seed. file: as the data have them; with
+    --max-steps, only the rows that these steps need are read."""
 
     def check(self) -> None:
         """Raise UserError for a value that makes no sense."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import pytest
 
 from ptst.data.sources import Source
 from ptst.errors import UserError
+from ptst.hosted import rows as hosted_rows
 from ptst.hosted.rows import to_messages, to_rows
 from ptst.hosted.tokens import TokenCounter
 from ptst.text.segments import Conversation, Message
@@ -61,7 +63,9 @@ def test_rows_that_cannot_be_sent_are_named(messages, words):
         to_rows(source, TEMPLATES["chat:vanilla"], "all", WORDS, None, "stop")
 
 
-def test_lines_are_counted_and_those_without_a_trained_answer_left_out():
+@pytest.mark.parametrize("at_once", [1, 3, 4096])
+def test_lines_are_counted_and_those_without_a_trained_answer_left_out(monkeypatch, at_once):
+    monkeypatch.setattr(hosted_rows, "_AT_ONCE", at_once)
     untrained = Conversation((Message("user", "x"), Message("assistant", "y", trained=False)))
     rows = to_rows(
         Source("data", "plain", (ROW, TALK, untrained, ROW)), TEMPLATES["chat:vanilla"], "all", WORDS, None, "stop"
@@ -69,7 +73,8 @@ def test_lines_are_counted_and_those_without_a_trained_answer_left_out():
     record = rows.record
     assert (record.rows, record.examples, record.untrained, record.duplicates) == (4, 3, 1, 1)
     # three a row and three a message; the words of roles and contents
-    assert rows.tokens == [3 + 3 * 3 + 3 + 3 + 3, 3 + 7 * 3 + 7 + 2 + 6, rows.tokens[0]]
+    assert [*rows.tokens] == [3 + 3 * 3 + 3 + 3 + 3, 3 + 7 * 3 + 7 + 2 + 6, rows.tokens[0]]
+    assert record.encoding == hashlib.sha256("\n".join(rows.lines).encode()).hexdigest()
     assert record.tokens == sum(rows.tokens) and record.trained_tokens == 3 + 2 + 3
     assert json.loads(rows.lines[0]) == {"messages": to_messages(ROW, TEMPLATES["chat:vanilla"])}
 

@@ -26,6 +26,7 @@ from tests.gpu import DEVICE, ON_GPU, needs_gpu, size
 from tests.kernels import interpreter
 from tests.kernels.test_attention_decode import paged
 from tests.kernels.test_attention_decode import plain as plain_decode
+from tests.kernels.test_attention_prefill import Cache
 from tests.kernels.test_flash_attention import bounds, plain, use_blocks
 from tests.kernels.test_loss import plain_cross_entropy
 from tests.kernels.test_triton import compare
@@ -217,3 +218,14 @@ def test_decode(D, window, R, longest):
     eager = plain_decode(q, k, v, lengths.tolist(), window)
     assert (ours - exact).norm() <= 2 * (eager - exact).norm() + 1e-6 * exact.norm()
     assert torch.equal(ours, run(table_RN=given, window=window))
+
+
+@pytest.mark.parametrize("D", [64, 96, 128, 256])
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize(("H", "K"), [(8, 2), (7, 1)])
+def test_prefill(D, window, H, K):
+    """Chunks over pages of 32 tokens: of one token, whole prompts, and some that begin inside a page."""
+    spans = size([(1, 4096), (129, 129), (500, 1501), (1000, 4097), (33, 64)], [(1, 70), (20, 41), (5, 5)])
+    cache = Cache(spans, H, K, D, 32, HALF)
+    cache.check(window)
+    assert torch.equal(cache.ours(window), cache.ours(window))

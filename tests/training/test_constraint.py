@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from ptst.data.packing import share_prefixes, to_batch
+from ptst.errors import UserError
 from ptst.model.config import LoraConfig
 from ptst.model.lora import add_lora
 from ptst.model.loss import batch_loss, constrained_loss
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
+from ptst.training import constraint
 from ptst.training.constraint import (
     TokenConstraint,
     read_scores,
@@ -135,17 +138,27 @@ def test_places_are_counted_in_every_answer(mask, wanted):
     assert token_betas([c == "1" for c in mask], BETAS) == wanted
 
 
-def test_the_scorer_gives_what_training_computes(tiny_folder):
+def scored(decoder, rows, used) -> torch.Tensor:
+    return torch.from_numpy(np.concatenate([*score_examples(decoder, rows, used, ALONE)]))
+
+
+def test_the_scorer_gives_what_training_computes(tiny_folder, monkeypatch):
     rows = [*examples(70), Example([5, 6, 7], [False, False, False], row=70)]
     rows[3] = Example(rows[3].ids, [True] * len(rows[3].ids), row=3)  # nothing predicts its first token
     decoder = load_decoder(tiny_folder)
-    found = score_examples(decoder, rows, range(71), ALONE)
+    found = scored(decoder, rows, range(71))
     wanted = torch.cat([log_probabilities(decoder, e) for e in rows[:-1]])
     assert found.shape == wanted.shape and (found - wanted).abs().max() < 1e-4
-    some = score_examples(decoder, rows, {0, 69}, ALONE)
+    some = scored(decoder, rows, {0, 69})
     first, last = (sum(rows[i].loss_mask[1:]) for i in (0, 69))
     assert torch.allclose(some[:first], found[:first], atol=1e-4) and some[first:-last].isnan().all()
     assert torch.allclose(some[-last:], found[-last:], atol=1e-4)
+    monkeypatch.setattr(constraint, "_SCORED", 1)
+    monkeypatch.setattr(constraint, "_PIECE", 5)
+    assert torch.allclose(scored(decoder, rows, {0, 69}), some, atol=1e-4, equal_nan=True)
+    decoder.head_VE.data[9] = torch.nan
+    with pytest.raises(UserError, match="the reference model of the token constraint gives log-probabilities that are"):
+        scored(decoder, rows, {0})
 
 
 def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
@@ -164,7 +177,10 @@ def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     for damage, told in (
         (lambda: None, "of other examples or of another model"),
-        (lambda: write_scores(path, first, "b") or path.write_bytes(path.read_bytes()[:-8]), "Error while"),
+        (
+            lambda: write_scores(path, [first.numpy()], len(first), "b") or path.write_bytes(path.read_bytes()[:-8]),
+            "Error while",
+        ),
         (lambda: altered(path, first), "it has been altered"),
     ):
         damage()
@@ -176,7 +192,7 @@ def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
 def altered(path, logprobs) -> None:
     from safetensors import safe_open
 
-    write_scores(path, logprobs, "b")
+    write_scores(path, [logprobs.numpy()], len(logprobs), "b")
     with safe_open(path, "pt") as file:
         about = file.metadata()
     save_file({"logprobs": logprobs + 1}, path, about)

@@ -32,7 +32,7 @@ from ptst.text.segments import Conversation
 @dataclass(frozen=True)
 class Request:
     """What was asked of a source: its name as the user typed it, and the settings that say which rows are read, and
-    how. `errors`: of the rows that could not be read."""
+    how. `errors`: of the rows that could not be read. `in_turn`: rows beyond `limit` are not to be fetched."""
 
     name: str
     split: str = "train"
@@ -40,6 +40,7 @@ class Request:
     holdout: float = 0.0
     columns: Columns = field(default_factory=Columns)
     errors: Sequence[UserError] = ()
+    in_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,8 +229,9 @@ def _hub_rows(request: Request) -> Iterator[Row]:
         repository, config, split, revision = found[1], found[2], found[3] or split, found[4] or ""
     else:
         raise _NotAtHand("it is neither a file nor a name of the hub")
+    how = ({"revision": revision} if revision else {}) | ({"streaming": True} if request.in_turn else {})
     try:
-        rows = datasets.load_dataset(repository, config, split=split, **({"revision": revision} if revision else {}))
+        rows = datasets.load_dataset(repository, config, split=split, **how)
     except Exception as error:  # any: without a network, this reading is left out and says so
         raise _NotAtHand(type(error).__name__) from None
     if count:
