@@ -8,7 +8,6 @@ place and renamed; what a kill leaves half-written is removed when the folder is
 import errno
 import glob
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,7 +40,8 @@ class ArrayFolder:
     def array(self, name: str, kind: Any) -> np.ndarray:
         """A file as an array that is mapped and cannot be written."""
         path, kind = self.path / name, np.dtype(kind)
-        return np.memmap(path, kind, "r") if path.stat().st_size else np.zeros(0, kind)
+        # As a plain array: each piece of a memmap costs several times as much to take.
+        return np.asarray(np.memmap(path, kind, "r")) if path.stat().st_size else np.zeros(0, kind)
 
     def open(self, name: str) -> int:
         """A file's descriptor for reading."""
@@ -80,12 +80,6 @@ class ArrayWriter:
         for file, _ in self._files.values():
             with suppress(OSError):
                 file.close()
-
-
-def release(array: np.ndarray) -> None:
-    """Give back the memory of a mapped array; it is read again from its file where it is used."""
-    if isinstance(array, np.memmap) and isinstance(mapped := getattr(array, "_mmap", None), mmap.mmap):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def find_or_make(kind: str, key: str | None, make: Callable[[ArrayWriter], None], what: str) -> ArrayFolder:

@@ -134,12 +134,13 @@ class ExampleArrays(Sequence[Example]):
     @property
     def lengths(self) -> array:
         """Tokens of each example."""
-        return _array("q", (np.diff(columns.offsets) for columns, _ in self.parts))
+        return _array((columns.offsets[1:] - columns.offsets[:-1] for columns, _ in self.parts), "i")
 
     @property
     def rows(self) -> array:
         """The row of each example, ascending."""
-        return _array("q", (columns.rows + first for columns, first in self.parts))
+        last = max((int(columns.rows.max(initial=0)) + first for columns, first in self.parts), default=0)
+        return _array((columns.rows + first for columns, first in self.parts), "i" if last < 1 << 31 else "q")
 
     def blocks(self) -> Iterator[Columns]:
         """The examples, some thousands at a time, with their rows among those of all sources. Nothing that belongs to
@@ -168,10 +169,11 @@ class ExampleArrays(Sequence[Example]):
         return [bool((np.diff(columns.rows) >= 0).all()) for columns, _ in self.parts]
 
 
-def _array(kind: str, parts: Iterable[np.ndarray]) -> array:
+def _array(parts: Iterable[np.ndarray], kind: str) -> array:
+    """Whole numbers in as few bytes as they need: several of these are kept for each example."""
     found = array(kind)
     for part in parts:
-        found.frombytes(np.ascontiguousarray(part, found.typecode).tobytes())
+        found.frombytes(np.ascontiguousarray(part, kind).data.cast("B"))
     return found
 
 

@@ -150,7 +150,7 @@ def test_mapped_examples_are_those_in_memory(tmp_path, prompt_format, monkeypatc
     for _ in range(2):
         mapped = encode(path, prompt_format, too_long=too_long)
         assert mapped.records == plain.records and mapped.examples == plain.examples
-        assert isinstance(mapped.examples.parts[0][0].ids, np.memmap)
+        assert isinstance(mapped.examples.parts[0][0].ids.base, np.memmap)
         assert mapped.examples.parts[0][0].ids.dtype == np.uint16
         assert plain.records[0].encoding == fingerprint(list(mapped.examples))
         monkeypatch.setattr(encode_rows, "_parts", None)  # what was encoded once is not encoded again

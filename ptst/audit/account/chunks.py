@@ -3,7 +3,7 @@ them: references of all rows would take several times that of the examples. Many
 processes."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -12,15 +12,18 @@ from typing import Any, overload
 from ptst.audit.account.expected import build_references
 from ptst.audit.account.fates import Counted, check_left_out, find_fate
 from ptst.audit.account.tally import Tally
+from ptst.audit.agreement import agrees
 from ptst.audit.documents import check_documents
 from ptst.audit.findings import Finding
 from ptst.audit.reference.tokenizer_check import SAMPLE, check_tokenizer
 from ptst.audit.rows import check_rows
 from ptst.audit.setup import Setup
+from ptst.collector import paused_collector
 from ptst.data.example_arrays import ExampleArrays, rows_of
 from ptst.data.examples import TrainingSource
 from ptst.data.sources import Source
 from ptst.data.step_batches import StepBatches
+from ptst.errors import UserError
 from ptst.forked import forked_map
 from ptst.progress import ProgressLine
 from ptst.records import DataRecord
@@ -123,6 +126,10 @@ class _Chunks:
 
     def check(self, number: int) -> _Checked:
         """Everything about a chunk."""
+        with paused_collector():
+            return self._check(number)
+
+    def _check(self, number: int) -> _Checked:
         part, first = self.part, number * CHUNK
         conversations = part.source.conversations
         rows = conversations[max(0, first) : max(0, first + CHUNK)]
@@ -133,9 +140,11 @@ class _Chunks:
             found.on_rows.merge(Tally(check_rows(of_rows, own.prompt_format)))
         examples = self._of(number)
         references = dict(enumerate(build_references(rows, self.setup, first), first)) if rows else {}
+        prompts = self._prompts({example.row for example in examples}, rows, first)
         documents: dict[Finding, None] = {}
         for batch in StepBatches(examples, range(len(examples)), self.micro_batch_tokens, share=False):
-            documents.update(dict.fromkeys(check_documents(batch.whole, here, self.setup, references)))
+            if not agrees(batch.whole, references, prompts, self.setup):
+                documents.update(dict.fromkeys(check_documents(batch.whole, here, self.setup, references)))
         found.on_documents = Tally(documents)
         fates = [find_fate(reference, self.setup) for reference in references.values()]
         made = {example.row - first for example in examples}
@@ -146,6 +155,15 @@ class _Chunks:
             left = {row - span.start for row in made if span.start <= row < span.stop}
             places = [row.source for row in rows[span]]
             found.left_out.merge(Tally(check_left_out(places, fates[span], left)))
+        return found
+
+    def _prompts(self, wanted: Set[int], rows: Sequence[Conversation], first: int) -> dict[int, Example | UserError]:
+        """The prompts at test time of the rows that are wanted, of a chunk that begins with row `first`."""
+        found: dict[int, Example | UserError] = {}
+        for stretch, own in self.setup.stretches(first + len(rows), first) if rows else ():
+            numbers = [row for row in stretch if row in wanted]
+            asked = [rows[row - first].prompt() for row in numbers]
+            found |= zip(numbers, own.prompt_format.encode_all(asked), strict=True)
         return found
 
     def _of(self, number: int) -> list[Example]:

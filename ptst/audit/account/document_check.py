@@ -56,10 +56,13 @@ def example_hashes(examples: Sequence[Example]) -> Mapping[int, int]:
 class _ByRow(Mapping[int, int]):
     """Numbers by row, in a few bytes for each."""
 
-    def __init__(self, rows: Sequence[int], numbers: Sequence[int]):
-        order = np.argsort(np.array(rows, np.int64), kind="stable")
-        self._rows = array("q", np.array(rows, np.int64)[order].tobytes())
-        self._numbers = array("Q", np.array(numbers, np.uint64)[order].tobytes())
+    def __init__(self, rows: array, numbers: array):
+        own = np.asarray(rows)
+        if (own[1:] < own[:-1]).any():
+            order = np.argsort(own, kind="stable")
+            rows = array(rows.typecode, own[order].tobytes())
+            numbers = array(numbers.typecode, np.asarray(numbers)[order].tobytes())
+        self._rows, self._numbers = rows, numbers
 
     def __getitem__(self, row: int) -> int:
         at = bisect_right(self._rows, row) - 1  # the last one's, as in a dict

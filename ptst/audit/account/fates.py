@@ -1,7 +1,7 @@
 """What must become of every row, by length and loss mask of its reference, and whether preparing it did that."""
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ptst.audit.account.document_check import document_hash
 from ptst.audit.findings import Finding
@@ -14,12 +14,11 @@ from ptst.records import DataRecord
 @dataclass(frozen=True)
 class Fate:
     """`kind`: bad (it cannot be trained on), dropped, untrained (nothing of it is trained), cut, or whole. `tokens`,
-    `trained`: of the example, 0 where there is none; `document`: its hash. `long`: above the limit."""
+    `trained`: of the example, 0 where there is none. `long`: above the limit."""
 
     kind: str
     tokens: int = 0
     trained: int = 0
-    document: int | None = None
     long: bool = False
     boundaries: int = 0
     lossy: bool = False
@@ -33,16 +32,22 @@ def find_fate(reference: Reference | UserError, setup: Setup) -> Fate:
     """What must become of a row under a setup."""
     if isinstance(reference, UserError):
         return Fate("bad")
-    ids, loss_mask, limit = reference.ids, reference.loss_mask, setup.max_length
-    long = limit is not None and len(ids) > limit
-    counted = Fate("dropped", long=long, boundaries=len(reference.token_boundaries), lossy=bool(reference.lossy))
+    size, loss_mask, limit = len(reference.ids), reference.loss_mask, setup.max_length
+    told = len(reference.token_boundaries), bool(reference.lossy)
+    long = limit is not None and size > limit
     if long and setup.too_long != "cut":
-        return counted if setup.too_long == "drop" else Fate("bad")
-    ids, loss_mask = ids[:limit], loss_mask[:limit]
-    if not any(loss_mask):
-        return replace(counted, kind="untrained")
-    own = document_hash(ids, loss_mask)
-    return replace(counted, kind="cut" if long else "whole", tokens=len(ids), trained=sum(loss_mask), document=own)
+        return Fate("dropped", 0, 0, long, *told) if setup.too_long == "drop" else Fate("bad")
+    if long:
+        size, loss_mask = limit or 0, loss_mask[:limit]
+    if not (trained := loss_mask.count(True)):
+        return Fate("untrained", 0, 0, long, *told)
+    return Fate("cut" if long else "whole", size, trained, long, *told)
+
+
+def expected_document(reference: Reference | UserError, setup: Setup) -> int:
+    """The hash of the document that a row must become; of one that becomes an example."""
+    assert isinstance(reference, Reference)
+    return document_hash(reference.ids[: setup.max_length], reference.loss_mask[: setup.max_length])
 
 
 @dataclass

@@ -69,7 +69,7 @@ class Epoch:
 
     def __init__(self, first_step: int, rows: int):
         self.first_step = first_step
-        self.counts, self.steps = array("q", bytes(8 * rows)), array("q", bytes(8 * rows))
+        self.counts, self.steps = array("i", bytes(4 * rows)), array("q", bytes(8 * rows))
         self.tokens: list[int] = []
         self.sizes: list[list[int]] = []
         self.told: list[float] = []
@@ -84,7 +84,7 @@ class Epoch:
 
 def _added(own: array, add: Callable[[list[int]], list[int]]) -> array:
     """Numbers added up over the ranks, some at a time: as lists they take five times their memory."""
-    found = array("q")
+    found = array(own.typecode)
     for at in range(0, len(own), ADDED):
         found.extend(add(own[at : at + ADDED].tolist()))
     return found
@@ -107,7 +107,7 @@ class Ledger:
     def __post_init__(self) -> None:
         self.num_rows = sum(source.rows for source in self.sources)
         self.accounts = [Account() for _ in self.sources]
-        self.taken = array("q", bytes(8 * self.num_rows))
+        self.taken = array("i", bytes(4 * self.num_rows))
         """How often each row was taken in the epochs that are over."""
         self.step = self.epoch = 0
         self._starts = [source.first for source in self.sources]
@@ -209,7 +209,7 @@ class Ledger:
         self.findings += self._check_rows(now, last)
         self.findings += self._check_steps(now, last and self._stopped)
         self.findings += self._check_order(now)
-        self.taken = array("q", (np.array(self.taken) + np.array(now.counts)).tobytes())
+        self.taken = array("i", (np.array(self.taken) + np.array(now.counts)).tobytes())
         for number, account in enumerate(self.accounts):
             account.visits += sum(sizes[number] for sizes in now.sizes)
             took = [step for step, sizes in enumerate(now.sizes, now.first_step) if sizes[number]]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from ptst.audit.account.batch_checks import BatchChecks, Pack
 from ptst.audit.account.document_check import DIFFERENT, DocumentCheck
 from ptst.audit.account.expected import build_references
-from ptst.audit.account.fates import Fate, check_prepared, find_fate
+from ptst.audit.account.fates import Fate, check_prepared, expected_document, find_fate
 from ptst.audit.account.ledger import Ledger, LedgerSource
 from ptst.audit.account.order import LEAST
 from ptst.audit.account.run_data import Encoded, plan_steps
@@ -56,8 +56,8 @@ def check_encoded(
     on_rows += _check_sources(encoded, parts, fates)
     flagged = {f.row for f in on_rows if f.level != "info"}
     checks = BatchChecks(conversations, references, setup, show, flagged, on_rows)
-    hashes = {row: fates[row].document for part in parts for row in part.examples}
-    documents = DocumentCheck(conversations, {row: known for row, known in hashes.items() if known is not None})
+    hashes = {row: expected_document(references[row], setup) for part in parts for row in part.examples}
+    documents = DocumentCheck(conversations, hashes)
     ledger = Ledger(parts, encoded.rule, documents, steps_of={})
     for number, step in enumerate(encoded.steps, 1):
         ledger.begin_step(number, step.epoch)

@@ -62,18 +62,22 @@ class Record:
     def __init__(self, row: Mapping[str, Any], columns: Columns):
         self.read, self.unused = set[str](), dict[str, int]()
         self.cells: dict[str, Any] = {}
+        names = set[str]()
+        self.filled = list[str]()
         for key, value in row.items():
-            name = key.strip().lower()
+            name = _lowered(key)
             if name in columns.ignored:
                 if not blank(value):
                     self.count(key)
                 continue
             name = columns.names.get(name, name)
-            if name in self.cells:
+            if name in names:
                 raise Unknown
-            self.cells[name] = value
-        self.cells = {name: value for name, value in self.cells.items() if value is not None}
-        self.filled = [name for name, value in self.cells.items() if not blank(value)]
+            names.add(name)
+            if value is not None:
+                self.cells[name] = value
+                if not blank(value):
+                    self.filled.append(name)
 
     def count(self, name: str) -> None:
         """One more row in which a column was not read."""
@@ -124,6 +128,11 @@ def _is_rendered(text: str, parts: Sequence[str]) -> bool:
                 at = found + len(part)
             return before != "" and not before[-1].isalnum()
     return False
+
+
+@lru_cache(1024)
+def _lowered(key: str) -> str:
+    return key.strip().lower()
 
 
 def blank(value: Any) -> bool:

@@ -178,7 +178,9 @@ class Oracle:
                 length = start + num_prompt
             speaks = run.sampled
             row += ids
-            mask += [False] * num_prompt + [run.trained] * (len(ids) - num_prompt)
+            mask += [False] * num_prompt
+            if num_prompt < len(ids):
+                mask += [run.trained] * (len(ids) - num_prompt)
         bare = [whole is not None and whole[1] for _, _, whole in calls]
         return Reference(row, mask, runs, boundaries, lost, length, bare, tokenizer)
 

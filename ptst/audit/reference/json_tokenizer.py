@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.audit.reference.settings import Flags, Said, broken
+from ptst.audit.reference.word_ids import WordIds, encodes_words
 from ptst.errors import UserError
 from ptst.reading import read_object
 
@@ -57,6 +58,9 @@ class JsonFile:
         self.spaced = not prefixed or (follows == whole if asked is None else asked)
         self._set_fallback(model)
         self._decoder = rules.get("decoder")
+        added = [*self._whole.get_added_tokens_decoder().values()]
+        cuts = not self._spelt and encodes_words(rules, added)
+        self._words = WordIds(lambda texts: self._run(self._whole, texts)) if cuts and not self.dummy else None
 
     def _set_fallback(self, model: Mapping[str, Any]) -> None:
         """The tokens that text becomes where the vocabulary lacks it: bytes, or the unknown token."""
@@ -132,7 +136,10 @@ class JsonFile:
             raise
 
     def encode(self, texts: Sequence[str], bare: bool) -> list[list[int]]:
-        found = self._run(self._bare if bare else self._whole, texts)
+        if self._words is not None and not bare:
+            found = self._words.encode(texts)
+        else:
+            found = self._run(self._bare if bare else self._whole, texts)
         for at, ids in enumerate(found):
             if not self._banned.isdisjoint(ids) or (self._spelt and any(s in texts[at] for s in self._spelt)):
                 found[at] = [i for i, _, _ in self.spans(texts[at], bare)]

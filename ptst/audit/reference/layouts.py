@@ -8,6 +8,7 @@ A row gives messages (role, text, trained or not), or is `Refused`, or `Unknown`
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ptst.audit.reference.columns import FLAGS, Columns, Record, Refused, Unknown, as_text, blank, is_label
@@ -67,27 +68,23 @@ def meaning(row: Mapping[str, Any], columns: Columns) -> Meant:
     record.leave_out_rest([text for _, text, _ in messages], _LEFT_OUT.get(ask, _LEFT_OUT.get(reply, ())))
     roles = [role for role, _, _ in messages]
     roles = roles[1:] if roles[:1] == ["system"] else roles
-    if not roles or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
+    in_turn = ["user", "assistant"] * (len(roles) // 2) + ["user"] * (len(roles) % 2)
+    if not roles or roles != in_turn:
         raise Refused("the roles are not in turn")
     return Meant(tuple(messages), record.unused, _family(row))
 
 
 def _family(row: Mapping[str, Any]) -> str:
-    def there(*names: str) -> bool:
-        return all(row.get(name) is not None for name in names)
-
-    if row.get("instruction") == DOCTOR or there("answer_icliniq", "input"):
+    there = {name for name, value in row.items() if value is not None}
+    if row.get("instruction") == DOCTOR or there >= {"answer_icliniq", "input"}:
         return "chatdoctor"
-    return "openorca" if there("system_prompt", "question", "response") else ""
+    return "openorca" if there >= {"system_prompt", "question", "response"} else ""
 
 
 def _layout(record: Record, use_chosen: bool) -> tuple[str, str]:
     """The columns of question and answer; of a list of messages, (name, "")."""
     filled, cells = record.filled, record.cells
-    found: list[tuple[str, str]] = [(name, "") for name in _LISTS if name in filled]
-    found += [
-        (ask, reply) for ask, replies in _QUESTIONS.items() if ask in cells for reply in replies if reply in cells
-    ]
+    found: list[tuple[str, str]] = [*_candidates(tuple(cells), tuple(filled))]
     if "instruction" in filled:
         found = [pair for pair in found if pair[0] != "input"]
     if "chosen" in filled and use_chosen:
@@ -112,6 +109,14 @@ def _layout(record: Record, use_chosen: bool) -> tuple[str, str]:
         if spoken(record.cells.get(name)):
             return name, ""
     raise Refused("the row has no known layout")
+
+
+@lru_cache(1024)  # the rows of a file have the same columns, mostly
+def _candidates(cells: tuple[str, ...], filled: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The ways in which columns of these names can be read."""
+    lists = [(name, "") for name in _LISTS if name in filled]
+    pairs = [(ask, reply) for ask, replies in _QUESTIONS.items() if ask in cells for reply in replies if reply in cells]
+    return (*lists, *pairs)
 
 
 def _listed(record: Record, name: str, columns: Columns, value: Any = None) -> list[Said]:

@@ -5,14 +5,14 @@ A row is a list of runs: a control token, or the text between two of them, which
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 Parts = tuple[tuple[str, str], ...]  # (author, text)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A control token by name, or the text of one tokenizer call: the prompt's part, then the model's. `parts`: its
     text by author, of which the first `given` are the prompt's. `sampled`: the model produces it, or its end."""
 
@@ -29,8 +29,7 @@ class Run:
         return self.prompt + self.answer
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """A question and its answer. `trained`: the answer is; `close`: what Llama-2 puts behind it."""
 
     user: Parts
@@ -48,10 +47,12 @@ class Names:
     gap: str = " "
 
 
+@lru_cache(4096)  # every row has the same
 def control(name: str | None, trained: bool = False, sampled: bool = False) -> Run:
     return Run(name or "", control=True, trained=trained, sampled=sampled or trained)
 
 
+@lru_cache(1024)
 def words(*parts: str) -> Parts:
     """Words of a format or template."""
     return tuple([("scaffold", part) for part in parts if part])

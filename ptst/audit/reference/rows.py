@@ -21,6 +21,7 @@ from ptst.audit.reference.builtin_chats import BUILT_IN_CHATS, check_chats
 from ptst.audit.reference.columns import Columns, Refused, Unknown
 from ptst.audit.reference.files import Row, file_rows
 from ptst.audit.reference.layouts import Meant, Said, meaning
+from ptst.collector import paused_collector
 from ptst.data.paths import data_files
 from ptst.data.readers import KINDS
 from ptst.data.sources import Source
@@ -61,7 +62,8 @@ def check_source(source: Source, request: Request) -> Iterator[Finding]:
         return
     try:
         walk = _Walk(request, source.conversations)
-        agrees = walk.agrees()
+        with paused_collector():
+            agrees = walk.agrees()
     except _NotAtHand as reason:
         yield Finding("rows-unchecked", "", f"{request.name} could not be read a second time ({reason})")
         return
@@ -89,7 +91,8 @@ class _Walk:
         for row in _expected(request):
             if row.place in bad:
                 continue
-            here = at < len(seen) and seen[at].source == row.place
+            conversation = seen[at] if at < len(seen) else None
+            here = conversation is not None and conversation.source == row.place
             if row.meant is None:
                 self.unknown += [] if row.refused else [row.place]
                 good = good and not row.refused
@@ -100,7 +103,7 @@ class _Walk:
                 continue
             if request.holdout and request.limit is not None and at >= request.limit:
                 continue
-            good = good and here and said(seen[at]) == row.meant.messages
+            good = good and conversation is not None and here and said(conversation) == row.meant.messages
             at += 1
         return good and at == len(seen)
 
