@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ptst.generation.forward import AdapterRows, Forward
 from ptst.generation.kv_cache import BLOCK_SIZE, KVCache, blocks_for
-from ptst.generation.paged_attention import StepAttention
+from ptst.generation.normed_attention import NormedAttention
 from ptst.kernels.attention_decode import counters_for
 from ptst.kernels.dispatch import use_triton
 from ptst.kernels.transfer import to_device
@@ -35,11 +35,11 @@ def batch_sizes(most: int) -> list[int]:
     return [*(1 << i for i in range((most - 1).bit_length())), most]
 
 
-class _GraphAttention(StepAttention):
+class _GraphAttention(NormedAttention):
     """A decode step's attention from tensors whose values are read when the graph runs."""
 
     def __init__(self, cache: KVCache, forward: Forward, positions_R: Tensor, table_RN: Tensor):
-        self.cache, self.config = cache, forward.config
+        self.cache, self.config, self.head_norms = cache, forward.config, forward.head_norms
         self.num_decode, self.read_N = len(positions_R), None
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK_SIZE

@@ -14,7 +14,7 @@ from torch import Tensor
 from ptst.generation.cuda_graphs import DecodeGraphs
 from ptst.generation.forward import AdapterRows, Forward
 from ptst.generation.kv_cache import KVCache, common_prefix_length
-from ptst.generation.paged_attention import StepAttention
+from ptst.generation.normed_attention import NormedAttention
 from ptst.generation.request import Statistics
 from ptst.generation.sampling import log_probabilities, sample, top_log_probabilities
 from ptst.generation.scheduler import RequestSequence, Step
@@ -78,11 +78,12 @@ class ModelRunner:
             tokens_T = torch.cat((self.newest_tokens[slots].clamp_(min=0), tokens_T))
         spans = [range(s.num_computed_tokens, s.num_computed_tokens + n) for s, n in step.num_tokens]
         positions_T = to_device([position for span in spans for position in span], device)
-        attend = StepAttention(
+        attend = NormedAttention(
             self.cache,
             [(s.table, s.num_computed_tokens + 1 + j) for s in step.decode for j in range(1 + len(step.draft))],
             [(s.table, s.num_computed_tokens, n) for s, n in step.prefill],
             self.forward.config,
+            self.forward.head_norms,
         )
         hidden_TE = self.forward(tokens_T, positions_T, attend, self._adapter_rows(step))
         sequences = [s for s in step.decode for _ in range(1 + len(step.draft))]

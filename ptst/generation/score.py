@@ -12,7 +12,7 @@ from ptst.errors import UserError
 from ptst.generation.forward import Forward
 from ptst.generation.kv_cache import BlockTable, CachedPrefix, KVCache, blocks_for, common_prefix_length
 from ptst.generation.multi_lora import Adapter
-from ptst.generation.paged_attention import StepAttention
+from ptst.generation.normed_attention import NormedAttention
 from ptst.generation.request import TopLogprobs, invalid_tokens
 from ptst.generation.sampling import log_probabilities, top_log_probabilities
 from ptst.kernels.transfer import to_device
@@ -119,7 +119,7 @@ def hidden_states(
         tokens_T = to_device([t for part in parts for t in part], forward.device)
         positions_T = to_device([p for part in parts for p in range(start, start + len(part))], forward.device)
         prefill = [(table, start, len(part)) for table, part in zip(tables, parts, strict=True)]
-        attend = StepAttention(cache, [], prefill, forward.config)
+        attend = NormedAttention(cache, [], prefill, forward.config, forward.head_norms)
         return forward(tokens_T, positions_T, attend, [(adapter, None)])
 
     if shared:
