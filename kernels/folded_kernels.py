@@ -63,7 +63,9 @@ def swiglu_shrink(
         inside = at + n < F
         g = tl.load(rows + (at + n)[None, :], mask=here & inside[None, :], other=0.0).to(tl.float32)
         u = tl.load(rows + F + (at + n)[None, :], mask=here & inside[None, :], other=0.0).to(tl.float32)
-        hs = (g * tl.sigmoid(g) * u).to(out.dtype.element_ty)
+        # Masked, though zero already where nothing was loaded: or else the compiler computes h anew in the layout of
+        # the product's operand, once for each warp that holds a copy of it.
+        hs = tl.where(here & inside[None, :], g * tl.sigmoid(g) * u, 0.0).to(out.dtype.element_ty)
         tl.store(to + (at + n)[None, :], hs, mask=here & inside[None, :])
         part = tl.load(a + k[None, :] * F + (at + n)[:, None], mask=ranks[None, :] & inside[:, None], other=0.0)
         if DROP:

@@ -2,8 +2,8 @@
 
 Queries and keys are normalized by head where the model does that (Qwen3; as in rms_norm.py, rounded to their dtype
 before they are rotated) and rotated as in rope.py; the rotated keys and the values go to their places in the cache,
-which consists of blocks of P tokens, heads first. Slot s is token s % P of block s // P. Block 0 belongs to no sequence:
-padding points at it, and nothing is written there.
+which consists of blocks of P tokens, heads first. Slot s is token s % P of block s // P. Block 0 belongs to no
+sequence: padding points at it, and nothing is written there.
 
 Shapes: T tokens, Q query heads, K key/value heads, D head_dim, B blocks of P tokens.
 """

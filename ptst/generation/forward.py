@@ -156,7 +156,7 @@ class Forward:
     def __call__(
         self, tokens_T: Tensor, positions_T: Tensor, attend: StepAttention, adapter_rows: AdapterRows = ((None, None),)
     ) -> Tensor:
-        """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values, and a NormedAttention
+        """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values; a NormedAttention
         normalizes queries and keys where it can."""
         c, eps = self.config, self.config.rms_norm_eps
         normed_later = isinstance(attend, NormedAttention) and attend.normalizes
