@@ -196,6 +196,11 @@ def launches() -> Iterator[Launch]:
             yield f"swiglu {kind} F={F}", partial(act, g, g)
             yield f"swiglu {kind} F={F}", partial(act_back, g, g, g, False)
             yield f"swiglu {kind} F={F} and h", partial(act_back, g, g, g, True)
+            if T > 7:  # the widest
+                x, w = meta(T, rms_norm.WIDEST, dtype=dtype), meta(rms_norm.WIDEST, dtype=dtype)
+                yield f"rms_norm {kind} H={rms_norm.WIDEST} residual", partial(norm, x, x, w, 1e-5)
+                yield f"rms_norm {kind} H={rms_norm.WIDEST} frozen", partial(norm_back, x, x, x, w, r, False)
+                yield f"rms_norm {kind} H={rms_norm.WIDEST} residual, dw", partial(norm_back, x, x, x, w, r, True)
             logits, ids = meta(T, F, dtype=dtype), meta(T, dtype=torch.long)
             yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
             yield f"rope {kind} D={D} Q={Q} K={K}", partial(rotate, q, k, cos, cos, False)
