@@ -88,17 +88,21 @@ BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM120}
 # Twice the bytes, and no tensor cores.
 FLOAT32: dict[int, dict[Part, Blocks]] = {
     64: {"forward": Blocks(32, 32, 32, 4, 1), "dq": Blocks(32, 32, 32, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
-    128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 64, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
+    128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 32, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
     256: {"forward": Blocks(16, 16, 16, 16, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
 }
+# Where ptxas, which stops at 64 or 80 registers, would spill a few bytes of the entry above (dq, up to 128 columns).
+_FLOAT32_DQ = {80: Blocks(16, 64, 16, 8, 1), 100: Blocks(16, 16, 16, 8, 1)}
 
 
 def safe_blocks(arch: int, head_dim: int, dtype: torch.dtype, part: Part) -> Blocks:
     """The safe entry of an architecture (90 for sm_90); of one without entries, that of the nearest older one."""
     size = next(size for size in (64, 128, 256) if head_dim <= size)
+    known = max(known for known in BLOCKS if known <= max(arch, 80))
     if dtype == torch.float32:
-        return FLOAT32[size][part]
-    return BLOCKS[max(known for known in BLOCKS if known <= max(arch, 80))][size][part]
+        blocks = FLOAT32[size][part]
+        return _FLOAT32_DQ.get(known, blocks) if (size, part) == (128, "dq") else blocks
+    return BLOCKS[known][size][part]
 
 
 @lru_cache

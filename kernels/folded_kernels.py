@@ -206,10 +206,9 @@ def _reduce(
             weight = tl.load(w + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
             rs = (rs.to(tl.float32) * rstd * weight).to(right.dtype.element_ty)
         if DROP:
-            rs = tl.where(_kept(keys, places, number, threshold, at + t, at + t < high, first, BT, BN), rs, 0.0)
+            kept = _kept(keys, places, number, threshold, at + t, at + t < high, first, BT, BN)
+            rs = (rs.to(tl.float32) * tl.where(kept, inverse, 0.0)).to(right.dtype.element_ty)
         total += tl.dot(tl.trans(ls), rs, input_precision="ieee" if IEEE else "tf32")
-    if DROP:
-        total *= inverse
     at = to + k[:, None] * out_r + n[None, :] * out_n
     tl.store(at, total * scale, mask=(k < R)[:, None] & (n < N)[None, :])
 

@@ -78,7 +78,7 @@ def rope_store_launches() -> Iterator[Launch]:
             kind = str(dtype).removeprefix("torch.")
             note, norms = (
                 f"rope_store {kind} D={D} Q={Q} K={K}",
-                rope_store.HeadNorms(*[meta(D, dtype=dtype)] * 2, 1e-6),
+                rope_store.HeadNorms(w, w, 1e-6),
             )
             yield note, partial(rope_store.rotate_and_store, *given)
             yield f"{note} norms", partial(rope_store.rotate_and_store, *given, norms)
