@@ -163,11 +163,10 @@ def swiglu_backward(
         g = tl.load(gate_up + row * in_row + n[None, :], mask=here, other=0.0).to(tl.float32)
         u = tl.load(gate_up + row * in_row + F + n[None, :], mask=here, other=0.0).to(tl.float32)
         s = tl.sigmoid(g)
-        act = g * s
-        dup, dgate = (dh * act).to(es.dtype), (dh * u * (s + act * (1.0 - s))).to(es.dtype)
+        dup, dgate = (dh * g * s).to(es.dtype), (dh * u * s * (1.0 + g * (1.0 - s))).to(es.dtype)
         tl.store(out + row * (2 * F) + n[None, :], dgate, mask=here)
         tl.store(out + row * (2 * F) + F + n[None, :], dup, mask=here)
-        h = (act * u).to(es.dtype)
+        h = (g * s * u).to(es.dtype)
         if DROP:
             h = tl.where(kept, h, 0.0)
         of_a += tl.dot(tl.trans(es), h, input_precision="ieee" if IEEE else "tf32")

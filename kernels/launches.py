@@ -76,10 +76,8 @@ def rope_store_launches() -> Iterator[Launch]:
             cache, angles = meta(256, K, P, D, dtype=dtype), meta(T, 1, D // 2)
             given = meta(T, Q + 2 * K, D, dtype=dtype), angles, angles, meta(T, dtype=torch.long), cache, cache
             kind = str(dtype).removeprefix("torch.")
-            note, norms = (
-                f"rope_store {kind} D={D} Q={Q} K={K}",
-                rope_store.HeadNorms(w, w, 1e-6),
-            )
+            w = meta(D, dtype=dtype)
+            note, norms = f"rope_store {kind} D={D} Q={Q} K={K}", rope_store.HeadNorms(w, w, 1e-6)
             yield note, partial(rope_store.rotate_and_store, *given)
             yield f"{note} norms", partial(rope_store.rotate_and_store, *given, norms)
 
