@@ -1,8 +1,8 @@
 """Folders of arrays in the user's cache: whole or absent, proven when they are opened, and made once by the processes
 that want the same one.
 
-A folder holds files and `about.json`, which has the size and xxh3 of each. It is written beside its place and renamed;
-what a kill leaves half-written is removed when the folder is next made.
+A folder holds files and `about.json`, which has its key, and the size and xxh3 of each file. It is written beside its
+place and renamed; what a kill leaves half-written is removed when the folder is next made.
 """
 
 import errno
@@ -49,9 +49,10 @@ class ArrayFolder:
 
 
 class ArrayWriter:
-    """Files of a folder that is being made."""
+    """Files of a folder that is being made, under a key."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, key: str):
+        self._key = key
         self.path, self.about = path, dict[str, Any]()
         self._files: dict[str, tuple[Any, Any]] = {}
 
@@ -71,7 +72,7 @@ class ArrayWriter:
             file.close()
             sync(self.path / name)
             digests[name] = [(self.path / name).stat().st_size, digest.hexdigest()]
-        write_json(self.path / ABOUT, {"files": digests, **self.about})
+        write_json(self.path / ABOUT, {"key": self._key, "files": digests, **self.about})
         sync(self.path)
 
     def close(self) -> None:
@@ -96,7 +97,7 @@ def find_or_make(kind: str, key: str | None, make: Callable[[ArrayWriter], None]
         home.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(home)
         path = partial_path(home / _OWN)
-        with _disk(home, what), _made(path, make) as writer:
+        with _disk(home, what), _made(path, _OWN, make) as writer:
             about = {**writer.about}
         return ArrayFolder(path, about, kept=False)
     path = home / key
@@ -109,7 +110,7 @@ def find_or_make(kind: str, key: str | None, make: Callable[[ArrayWriter], None]
             shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(path, ignore_errors=True)
         partial = partial_path(path)
-        with _made(partial, make):
+        with _made(partial, key, make):
             pass
         os.rename(partial, path)
         sync(home)
@@ -126,9 +127,9 @@ def forget(folder: ArrayFolder) -> None:
 
 
 @contextmanager
-def _made(path: Path, make: Callable[[ArrayWriter], None]) -> Iterator[ArrayWriter]:
+def _made(path: Path, key: str, make: Callable[[ArrayWriter], None]) -> Iterator[ArrayWriter]:
     path.mkdir()
-    writer = ArrayWriter(path)
+    writer = ArrayWriter(path, key)
     try:
         make(writer)
         writer.finish()
@@ -147,7 +148,7 @@ def _disk(home: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full while {what} was written", remedy, home) from None
+            raise UserError(f"the disk is full: {what} cannot be written", remedy, home) from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"{what} cannot be written ({error.strerror})", remedy, home) from None
         raise
@@ -157,6 +158,8 @@ def _opened(path: Path, what: str, quiet: bool = False) -> ArrayFolder | None:
     """A folder whose files are as they were written; None where there is none, or it is damaged, which is said."""
     try:
         about = json.loads((path / ABOUT).read_text("utf-8"))
+        if (key := about.pop("key")) != path.name:
+            raise ValueError(f"it holds what belongs to {key}")
         files = about.pop("files")
         for name, (size, digest) in files.items():
             if (path / name).stat().st_size != size or _digest(path / name) != digest:

@@ -51,12 +51,28 @@ def refuse_pointer(data: bytes, path: Path) -> None:
         raise UserError("is only a pointer of Git LFS to the file", "run git lfs pull in its folder", path)
 
 
-def parse_json(text: str) -> Any:
+class _Twice(ValueError):
+    """A name that comes twice in an object, with two values."""
+
+
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON text, as `object_pairs_hook` of `json`. Raises ValueError where a name has two values: Python
+    would take the last of them, and another reader the first."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise _Twice(f"{name!r} comes twice, with different values")
+    return found
+
+
+def parse_json(text: str, unique: bool = False) -> Any:
     """The value of a JSON text. Raises ValueError (JSONDecodeError where there is a place) for anything else, for
-    nesting beyond what Python's stack holds, and for a whole number of more than 4,300 digits."""
+    nesting beyond what Python's stack holds, for a whole number of more than 4,300 digits, and where asked for, as
+    `unique_names`."""
     try:
-        return json.loads(text)
-    except json.JSONDecodeError:
+        return json.loads(text, object_pairs_hook=unique_names if unique else None)
+    except (json.JSONDecodeError, _Twice):
         raise
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -68,7 +84,7 @@ def read_json(path: Path) -> Any:
     """The value in a JSON file of a model folder. Raises UserError, with the file's name, for a broken one, and OSError
     for one that cannot be opened."""
     try:
-        return parse_json(read_text(path))
+        return parse_json(read_text(path), unique=True)
     except UserError:
         raise
     except ValueError as error:  # of JSON, or of the encoding

@@ -24,7 +24,7 @@ from ptst.data.prompt_files import read_prompts
 from ptst.data.sources import load
 from ptst.errors import UserError
 from ptst.model.weights import load_decoder
-from ptst.reading import check_regular, parse_json
+from ptst.reading import check_regular, parse_json, read_json
 from ptst.text.tokenizer import load_tokenizer
 from tests.tiny import write_tiny_model
 
@@ -159,6 +159,15 @@ def test_json_that_python_itself_refuses():
         with pytest.raises(ValueError, match=cause):
             parse_json(text)
     assert sys.get_int_max_str_digits() == 4300
+
+
+def test_a_name_that_comes_twice_in_a_settings_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text('{"a": {"hidden_size": 1, "hidden_size": 2}}')
+    with pytest.raises(UserError, match=r"config\.json: not valid JSON \('hidden_size' comes twice, with different"):
+        read_json(path)
+    path.write_text('{"a": 1, "b": [2], "a": 1}')
+    assert read_json(path) == {"a": 1, "b": [2]}
 
 
 def test_names_that_cannot_be_paths():

@@ -52,8 +52,9 @@ def check_ranks(steps: Sequence[Step], sharded: bool, world: World) -> None:
     if not most or world.size <= most:
         return
     idle = f"so {world.size - most} would never compute"
-    cause = f"there are {world.size} ranks, and no step has more than {most} examples, {idle}"
+    cause = f"there are {world.size} ranks, and no step has more than {most} example{'s' * (most > 1)}, {idle}"
     if sharded:
         say(f"note: {cause}; they only hold their part of the weights")
         return
-    raise UserError(cause, (f"start {most} ranks, or raise ", Setting("examples_per_step")))
+    fewer = "one process" if most == 1 else f"{most} ranks"
+    raise UserError(cause, (f"start {fewer}, or raise ", Setting("examples_per_step")))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 from dataclasses import replace
 
@@ -177,6 +178,20 @@ def test_damaged_arrays_are_told_and_made_again(tmp_path, prompt_format, large, 
     assert encode(path, prompt_format).examples == plain and "is damaged (" not in capsys.readouterr().err
 
 
+def test_arrays_of_other_data_are_told_and_made_again(tmp_path, prompt_format, large, home, capsys):
+    path, other = write(tmp_path), tmp_path / "other.jsonl"
+    plain = [*encode(path, prompt_format).examples]
+    (folder,) = (p for p in (home / "examples").iterdir() if p.name != "locks")
+    other.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    assert [*encode(other, prompt_format).examples] != plain
+    (of_other,) = (p for p in (home / "examples").iterdir() if p.name not in ("locks", folder.name))
+    shutil.rmtree(folder)
+    shutil.copytree(of_other, folder)
+    capsys.readouterr()
+    assert [*encode(path, prompt_format).examples] == plain
+    assert f"{folder} is damaged (it holds what belongs to {of_other.name})" in capsys.readouterr().err
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, prompt_format, large, monkeypatch, home):
     path, real = write(tmp_path), array_folder.ArrayWriter.add
     load(str(path))
@@ -187,7 +202,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, prompt_format,
         real(self, name, data)
 
     monkeypatch.setattr(array_folder.ArrayWriter, "add", add)
-    with pytest.raises(UserError, match="the disk is full while the encoded rows of large data was written; free some"):
+    with pytest.raises(UserError, match="the disk is full: the encoded rows of large data cannot be written; free"):
         encode(path, prompt_format)
     assert [p.name for p in (home / "examples").iterdir()] == ["locks"]
 
