@@ -38,9 +38,6 @@ from ptst.kernels.flash_blocks import SHARED
 from ptst.kernels.launches import Launch, attention_launches, launches, prefill_launches
 from ptst.kernels.machine_code import Loop, disassemble, loops
 
-# Bytes that a thread of a float32 kernel may spill: ptxas stops at 64 registers for the sake of more warps, whatever
-# the block shape, and no float32 model is trained on a GPU for its speed.
-FEW = 24
 FULL = (80, 90)  # for these every kernel, for the others attention's
 README = Path(__file__).resolve().parent / "README.md"
 # Llama's shapes in bfloat16, a line for each kernel.
@@ -74,7 +71,7 @@ class Compiled:
 
     @property
     def faults(self) -> list[str]:
-        spills = ["spills"] if self.stack + self.local > FEW * ("float32" in self.note) else []
+        spills = ["spills"] if self.stack + self.local else []
         large = ["too much shared memory"] if self.shared > SHARED[self.arch] else []
         multiplies = re.match("(attention|prefill) (bfloat16|float16)", self.note) and self.name != "delta"
         wide = "D=256" in self.note and self.name in ("dq", "dkdv")  # flash_blocks.py says why

@@ -7,17 +7,15 @@ from ptst.kernels.dispatch import jit, tl
 
 
 @jit
-def _mask(
-    keys, places, number, threshold, inverse, t, here, at, BT: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """Dropout's mask, 0 or `inverse`, (BT, BN), of tokens t and columns from `at`, a multiple of 4: Philox4x32 with the
+def _kept(keys, places, number, threshold, t, here, at, BT: tl.constexpr, BN: tl.constexpr):
+    """What dropout's mask keeps, (BT, BN), of tokens t and columns from `at`, a multiple of 4: Philox4x32 with the
     document's seed as its key counts tokens of the document, fours of columns and places."""
     key, place = tl.load(keys + t, mask=here, other=0)[:, None], tl.load(places + t, mask=here, other=0)[:, None]
     four = (at // 4 + tl.arange(0, BN // 4))[None, :] + tl.zeros([BT, 1], tl.int32)
     nothing = tl.zeros([BT, BN // 4], tl.int32)
     a, b, c, d = tl.philox(key + nothing.to(tl.int64), place + nothing, four, number + nothing, nothing)
     drawn = tl.interleave(tl.interleave(a, c), tl.interleave(b, d))
-    return tl.where(drawn.to(tl.int64) < threshold, 0.0, inverse)
+    return drawn >= tl.cast(threshold, tl.uint32)
 
 
 @jit
@@ -44,10 +42,9 @@ def norm_shrink(
         tl.store(to + (at + n)[None, :], ns, mask=here & inside[None, :])
         part = tl.load(a + k[None, :] * N + (at + n)[:, None], mask=ranks[None, :] & inside[:, None], other=0.0)
         if DROP:
-            mask = _mask(keys, places, number, threshold, inverse, t, t < T, at, BT, BN)
-            ns = (ns.to(tl.float32) * mask).to(part.dtype)
+            ns = tl.where(_kept(keys, places, number, threshold, t, t < T, at, BT, BN), ns, 0.0)
         total += tl.dot(ns, part, input_precision="ieee" if IEEE else "tf32")
-    zs = total.to(out.dtype.element_ty)
+    zs = (total * inverse if DROP else total).to(out.dtype.element_ty)
     tl.store(to + N + k[None, :], zs, mask=here & ranks[None, :])
     tl.store(z + t.to(tl.int64)[:, None] * R + k[None, :], zs, mask=here & ranks[None, :])
 
@@ -66,14 +63,15 @@ def swiglu_shrink(
         inside = at + n < F
         g = tl.load(rows + (at + n)[None, :], mask=here & inside[None, :], other=0.0).to(tl.float32)
         u = tl.load(rows + F + (at + n)[None, :], mask=here & inside[None, :], other=0.0).to(tl.float32)
-        hs = (g * tl.sigmoid(g) * u).to(out.dtype.element_ty)
+        # Masked, though zero already where nothing was loaded: or else the compiler computes h anew in the layout of
+        # the product's operand, once for each warp that holds a copy of it.
+        hs = tl.where(here & inside[None, :], g * tl.sigmoid(g) * u, 0.0).to(out.dtype.element_ty)
         tl.store(to + (at + n)[None, :], hs, mask=here & inside[None, :])
         part = tl.load(a + k[None, :] * F + (at + n)[:, None], mask=ranks[None, :] & inside[:, None], other=0.0)
         if DROP:
-            mask = _mask(keys, places, number, threshold, inverse, t, t < T, at, BT, BN)
-            hs = (hs.to(tl.float32) * mask).to(part.dtype)
+            hs = tl.where(_kept(keys, places, number, threshold, t, t < T, at, BT, BN), hs, 0.0)
         total += tl.dot(hs, part, input_precision="ieee" if IEEE else "tf32")
-    zs = total.to(out.dtype.element_ty)
+    zs = (total * inverse if DROP else total).to(out.dtype.element_ty)
     tl.store(to + F + k[None, :], zs, mask=here & ranks[None, :])
     tl.store(z + t.to(tl.int64)[:, None] * R + k[None, :], zs, mask=here & ranks[None, :])
 
@@ -93,7 +91,8 @@ def add_product(
     bs = tl.load(b + k[:, None] * b_col + n[None, :] * b_row, mask=(k < R)[:, None] & (n < N)[None, :], other=0.0)
     added = tl.dot(zs, bs, input_precision="ieee" if IEEE else "tf32")
     if DROP:
-        added *= _mask(keys, places, number, threshold, inverse, t, t < T, tl.program_id(1) * BN, BT, BN)
+        kept = _kept(keys, places, number, threshold, t, t < T, tl.program_id(1) * BN, BT, BN)
+        added *= tl.where(kept, inverse, 0.0)
     tl.store(out + row * N + n[None, :], (total + added).to(out.dtype.element_ty), mask=here)
 
 
@@ -114,7 +113,7 @@ def norm_backward(
         ds = tl.load(d + row * d_row + (at + n)[None, :], mask=there & inside[None, :], other=0.0).to(tl.float32)
         added = tl.dot(es, part, input_precision="ieee" if IEEE else "tf32")
         if DROP:
-            added *= _mask(keys, places, number, threshold, inverse, t, t < T, at, BT, BN)
+            added *= tl.where(_kept(keys, places, number, threshold, t, t < T, at, BT, BN), inverse, 0.0)
         ds += added
         ns = tl.load(x + row * x_row + (at + n)[None, :], mask=there & inside[None, :], other=0.0).to(tl.float32) * rstd
         along += tl.sum(ds * tl.load(w + at + n, mask=inside, other=0.0).to(tl.float32)[None, :] * ns, axis=1)
@@ -126,7 +125,7 @@ def norm_backward(
         ds = tl.load(d + row * d_row + (at + n)[None, :], mask=here, other=0.0).to(tl.float32)
         added = tl.dot(es, part, input_precision="ieee" if IEEE else "tf32")
         if DROP:
-            added *= _mask(keys, places, number, threshold, inverse, t, t < T, at, BT, BN)
+            added *= tl.where(_kept(keys, places, number, threshold, t, t < T, at, BT, BN), inverse, 0.0)
         ds += added
         ns = tl.load(x + row * x_row + (at + n)[None, :], mask=here, other=0.0).to(tl.float32) * rstd
         out = rstd * (ds * tl.load(w + at + n, mask=inside, other=0.0).to(tl.float32)[None, :] - ns * mean)
@@ -158,8 +157,8 @@ def swiglu_backward(
         dh = tl.load(d + row * d_row + n[None, :], mask=here, other=0.0).to(tl.float32)
         added = tl.dot(es, weight, input_precision="ieee" if IEEE else "tf32")
         if DROP:
-            mask = _mask(keys, places, number, threshold, inverse, at + t, at + t < high, first, BT, BN)
-            added *= mask
+            kept = _kept(keys, places, number, threshold, at + t, at + t < high, first, BT, BN)
+            added *= tl.where(kept, inverse, 0.0)
         dh += added
         g = tl.load(gate_up + row * in_row + n[None, :], mask=here, other=0.0).to(tl.float32)
         u = tl.load(gate_up + row * in_row + F + n[None, :], mask=here, other=0.0).to(tl.float32)
@@ -169,12 +168,14 @@ def swiglu_backward(
         tl.store(out + row * (2 * F) + F + n[None, :], dup, mask=here)
         h = (g * s * u).to(es.dtype)
         if DROP:
-            h = (h.to(tl.float32) * mask).to(es.dtype)
+            h = tl.where(kept, h, 0.0)
         of_a += tl.dot(tl.trans(es), h, input_precision="ieee" if IEEE else "tf32")
         zg = tl.load(z + row * Z + j[None, :], mask=there & (j < GATE)[None, :], other=0.0)
         zu = tl.load(z + row * Z + GATE + j[None, :], mask=there & (j < UP)[None, :], other=0.0)
         of_gate += tl.dot(tl.trans(zg), dgate, input_precision="ieee" if IEEE else "tf32")
         of_up += tl.dot(tl.trans(zu), dup, input_precision="ieee" if IEEE else "tf32")
+    if DROP:
+        of_a *= inverse
     to = parts + tl.program_id(1).to(tl.int64) * part
     tl.store(to + k[:, None] * F + n[None, :], of_a, mask=ranks[:, None] & inside[None, :])
     to += R * F
@@ -204,8 +205,8 @@ def _reduce(
             weight = tl.load(w + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
             rs = (rs.to(tl.float32) * rstd * weight).to(right.dtype.element_ty)
         if DROP:
-            mask = _mask(keys, places, number, threshold, inverse, at + t, at + t < high, first, BT, BN)
-            rs = (rs.to(tl.float32) * mask).to(right.dtype.element_ty)
+            kept = _kept(keys, places, number, threshold, at + t, at + t < high, first, BT, BN)
+            rs = (rs.to(tl.float32) * tl.where(kept, inverse, 0.0)).to(right.dtype.element_ty)
         total += tl.dot(tl.trans(ls), rs, input_precision="ieee" if IEEE else "tf32")
     at = to + k[:, None] * out_r + n[None, :] * out_n
     tl.store(at, total * scale, mask=(k < R)[:, None] & (n < N)[None, :])
@@ -256,8 +257,7 @@ def shrink_dropped(
         here = (t < T)[:, None] & inside[None, :]
         xs = tl.load(x + t.to(tl.int64)[:, None] * x_row + (at + n)[None, :], mask=here, other=0.0)
         part = tl.load(a + k[None, :] * N + (at + n)[:, None], mask=(k < R)[None, :] & inside[:, None], other=0.0)
-        mask = _mask(keys, places, number, threshold, inverse, t, t < T, at, BT, BN)
-        xs = (xs.to(tl.float32) * mask).to(part.dtype)
+        xs = tl.where(_kept(keys, places, number, threshold, t, t < T, at, BT, BN), xs, 0.0)
         total += tl.dot(xs, part, input_precision="ieee" if IEEE else "tf32")
     to = z + t.to(tl.int64)[:, None] * R + k[None, :]
-    tl.store(to, total.to(z.dtype.element_ty), mask=(t < T)[:, None] & (k < R)[None, :])
+    tl.store(to, (total * inverse).to(z.dtype.element_ty), mask=(t < T)[:, None] & (k < R)[None, :])

@@ -164,7 +164,7 @@ def mask_of(dropout: Dropout | None, place: str, device: torch.device) -> Mask |
         return None
     number = 16 * (len(PLACES) * dropout.layer + PLACES.index(place) + 1)
     tables = _tokens(dropout.seeds, dropout.cu_seqlens, device)
-    return Mask(*tables, number, round(dropout.rate * 2**32), 1 / (1 - dropout.rate))
+    return Mask(*tables, number, min(round(dropout.rate * 2**32), 2**32 - 1), 1 / (1 - dropout.rate))
 
 
 class _QKV(torch.autograd.Function):

@@ -104,7 +104,10 @@ def rope_store_launches() -> Iterator[Launch]:
             cache, angles = meta(256, K, P, D, dtype=dtype), meta(T, 1, D // 2)
             given = meta(T, Q + 2 * K, D, dtype=dtype), angles, angles, meta(T, dtype=torch.long), cache, cache
             kind = str(dtype).removeprefix("torch.")
-            yield f"rope_store {kind} D={D} Q={Q} K={K}", partial(rope_store.rotate_and_store, *given)
+            w = meta(D, dtype=dtype)
+            note, norms = f"rope_store {kind} D={D} Q={Q} K={K}", rope_store.HeadNorms(w, w, 1e-6)
+            yield note, partial(rope_store.rotate_and_store, *given)
+            yield f"{note} norms", partial(rope_store.rotate_and_store, *given, norms)
 
 
 def lora_launches() -> Iterator[Launch]:
@@ -220,6 +223,11 @@ def launches() -> Iterator[Launch]:
             yield f"swiglu {kind} F={F}", partial(act, g, g)
             yield f"swiglu {kind} F={F}", partial(act_back, g, g, g, False)
             yield f"swiglu {kind} F={F} and h", partial(act_back, g, g, g, True)
+            if T > 7:  # the widest
+                x, w = meta(T, rms_norm.WIDEST, dtype=dtype), meta(rms_norm.WIDEST, dtype=dtype)
+                yield f"rms_norm {kind} H={rms_norm.WIDEST} residual", partial(norm, x, x, w, 1e-5)
+                yield f"rms_norm {kind} H={rms_norm.WIDEST} frozen", partial(norm_back, x, x, x, w, r, False)
+                yield f"rms_norm {kind} H={rms_norm.WIDEST} residual, dw", partial(norm_back, x, x, x, w, r, True)
             logits, ids = meta(T, F, dtype=dtype), meta(T, dtype=torch.long)
             yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
             yield f"rope {kind} D={D} Q={Q} K={K}", partial(rotate, q, k, cos, cos, False)

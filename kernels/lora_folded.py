@@ -164,10 +164,10 @@ class Sums(NamedTuple):
 
 def swiglu_blocks(x: Tensor, most: int, drawn: bool) -> tuple[int, int, int, int]:
     """Block shapes of `swiglu_backward` for adapters of at most `most` ranks. The sums of many need the registers of
-    half of the columns, masks that are `drawn` those of half of the tokens."""
+    half of the columns, and masks that are `drawn` meanwhile those of half of the tokens."""
     tokens, columns, warps, stages = SWIGLU[x.element_size()]
-    tokens = max(16, tokens // 2) if drawn else tokens
-    return tokens, columns // 2 if most > MOST_RANKS // 2 else columns, warps, stages
+    many = most > MOST_RANKS // 2
+    return max(16, tokens // 2) if drawn and many else tokens, columns // 2 if many else columns, warps, stages
 
 
 def swiglu_backward(

@@ -18,6 +18,8 @@ from ptst.kernels.dispatch import block, check_alike, jit, processors, tl, use_t
 from ptst.kernels.operators import operator
 
 WIDEST = 16384  # a token is one block
+WIDEST_DW = 8192  # tokens whose weight, partial dw and gradients one program has registers for
+COLUMNS = 2048  # of dw per program, for wider ones
 # Warps of the backward pass with dw on each processor, whose programs each have one partial sum of dw; without dw there
 # is a program per token.
 WARPS = 16
@@ -94,6 +96,20 @@ def _backward(dy, x, w, r, dtotal, dx, dw, stride, T, H,
         _row_gradient(dy, x, weight, r, dtotal, dx, stride, program.to(tl.int64), h, inside, H, ADD)
 
 
+@jit
+def _column_sums(dy, x, r, dw, stride, T, H, BLOCK: tl.constexpr):
+    """dw over a program's tokens, of some columns, for tokens too wide for `_backward` to sum."""
+    program = tl.program_id(0)
+    h = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    sums = tl.zeros([BLOCK], dtype=tl.float32)
+    for number in range(program, T, tl.num_programs(0)):
+        row = tl.cast(number, tl.int64)
+        d = tl.load(dy + row * H + h, mask=h < H, other=0.0).to(tl.float32)
+        n = tl.load(x + row * stride + h, mask=h < H, other=0.0).to(tl.float32) * tl.load(r + row)
+        sums += d * n
+    tl.store(dw + program * H + h, sums, mask=h < H)
+
+
 def _warps(H: int) -> int:
     return min(16, max(1, block(H, WIDEST) // 512))
 
@@ -143,15 +159,18 @@ def _backward_op(
         return dx_TH if dtotal_TH is None else dx_TH.add_(dtotal_TH), dw_H
     T, H = x_TH.shape
     dx_TH = x_TH.new_empty((T, H))
-    programs = min(T, PROGRAMS or _programs(H, x_TH.device)) if need_dw else T
+    programs, together = min(T, PROGRAMS or _programs(H, x_TH.device)), need_dw and H <= WIDEST_DW
     parts_PH = x_TH.new_empty((programs if need_dw else 0, H), dtype=torch.float32)
     if T:
-        _backward[(programs,)](
+        _backward[(programs if together else T,)](
             *(dy_TH, x_TH, weight_H, r_T, dy_TH if dtotal_TH is None else dtotal_TH, dx_TH),
-            *(parts_PH if need_dw else r_T, x_TH.stride(0), T, H),
-            ADD=dtotal_TH is not None, DW=need_dw, BLOCK=whole_block("the width", H, WIDEST), num_warps=_warps(H),
+            *(parts_PH if together else r_T, x_TH.stride(0), T, H),
+            ADD=dtotal_TH is not None, DW=together, BLOCK=whole_block("the width", H, WIDEST), num_warps=_warps(H),
             STAGES=_stages(H, (2 + (dtotal_TH is not None)) * x_TH.element_size()),
         )  # fmt: skip
+        if need_dw and not together:
+            grid = programs, -(-H // COLUMNS)
+            _column_sums[grid](dy_TH, x_TH, r_T, parts_PH, x_TH.stride(0), T, H, BLOCK=COLUMNS, num_warps=4)
     return dx_TH, parts_PH.sum(0).to(weight_H.dtype) if need_dw else weight_H.new_empty(0)
 
 

@@ -39,7 +39,7 @@ class _GraphAttention(StepAttention):
     """A decode step's attention from tensors whose values are read when the graph runs."""
 
     def __init__(self, cache: KVCache, forward: Forward, positions_R: Tensor, table_RN: Tensor):
-        self.cache, self.config = cache, forward.config
+        self.cache, self.config, self.head_norms = cache, forward.config, forward.head_norms
         self.num_decode, self.has_prefill = len(positions_R), False
         self.table_RN, self.lengths_R = table_RN, positions_R + 1
         self.longest = table_RN.shape[1] * BLOCK_SIZE

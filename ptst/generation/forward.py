@@ -32,6 +32,7 @@ from ptst.kernels.cpu import use_numba
 from ptst.kernels.dispatch import use_triton
 from ptst.kernels.multi_lora import add_adapters
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
+from ptst.kernels.rope_store import HeadNorms
 from ptst.kernels.swiglu import swiglu
 from ptst.model.decoder import Decoder, Layer, RMSNorm, Ropes
 from ptst.model.quantized import QuantizedWeight
@@ -135,6 +136,10 @@ class Forward:
         with torch.inference_mode(False), torch.no_grad():
             prepared = _prepare(decoder, self.dtype)
             self.layers, self.logits = prepared.layers, prepared.head  # logits: hidden states (N, E) -> (N, V)
+            self.head_norms: list[HeadNorms] = []  # of each layer, for one kernel with what follows them (Qwen3)
+            if c.qk_norm == "head":
+                weights = [layer.qk_norms for layer in self.layers]
+                self.head_norms = [HeadNorms(q_D, k_D, c.rms_norm_eps) for q_D, k_D in weights]
             # The norms after attention and after the feed-forward block of each layer; as arrays for Numba.
             norms = [norm for layer in self.layers for norm in layer.norms]
             norms = norms if c.post_norm else [*norms[1:], self.norm_E]
@@ -150,8 +155,10 @@ class Forward:
     def __call__(
         self, tokens_T: Tensor, positions_T: Tensor, attend: StepAttention, adapter_rows: AdapterRows = ((None, None),)
     ) -> Tensor:
-        """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values."""
+        """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values; with
+        norms of heads it normalizes queries and keys where it can."""
         c, eps = self.config, self.config.rms_norm_eps
+        normed_later = attend.normalizes
         ropes = self.ropes.tables(positions_T)
         which_T = adapter_rows if isinstance(adapter_rows, Tensor) else None
         adapters = [] if isinstance(adapter_rows, Tensor) else self._named(adapter_rows)
@@ -181,7 +188,9 @@ class Forward:
             x_TE = self._with_numba((x_TE, total_TE), ropes, attend, project)
             return rms_norm(x_TE, self.norm_E, eps) if c.post_norm else x_TE
         for index, (first_E, second_E) in enumerate(self.norms):
-            qkv_THD = self._qk_normed(index, project(index, 0, x_TE)).view(len(x_TE), -1, c.head_dim)
+            qkv_TO = project(index, 0, x_TE)
+            qkv_TO = qkv_TO if normed_later else self._qk_normed(index, qkv_TO)
+            qkv_THD = qkv_TO.view(len(x_TE), -1, c.head_dim)
             attended_THD = attend(index, qkv_THD, *ropes[self.ropes.kind_of_layer[index]])
             x_TE, total_TE = add(project(index, 1, attended_THD.flatten(1)), total_TE, first_E)
             h_TF = swiglu(*project(index, 2, x_TE).chunk(2, dim=1))

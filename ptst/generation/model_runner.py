@@ -83,6 +83,7 @@ class ModelRunner:
             [(s.table, s.num_computed_tokens + 1 + j) for s in step.decode for j in range(1 + len(step.draft))],
             [(s.table, s.num_computed_tokens, n) for s, n in step.prefill],
             self.forward.config,
+            self.forward.head_norms,
         )
         hidden_TE = self.forward(tokens_T, positions_T, attend, self._adapter_rows(step))
         sequences = [s for s in step.decode for _ in range(1 + len(step.draft))]

@@ -23,7 +23,7 @@ from ptst.kernels.attention_prefill import Chunks, chunks_of, prefill_attention
 from ptst.kernels.cpu_attention import paged_attention, split_queries
 from ptst.kernels.dispatch import use_triton
 from ptst.kernels.rope import apply_rope
-from ptst.kernels.rope_store import rotate_and_store
+from ptst.kernels.rope_store import HeadNorms, rotate_and_store
 from ptst.kernels.transfer import to_device
 from ptst.model.config import DecoderConfig
 
@@ -32,7 +32,9 @@ class StepAttention:
     """The attention function of one step's forward pass: rotates queries and keys, stores keys and values, attends.
 
     `decode`: (block table, length including the new token) of each decoding row; rows with draft tokens are several
-    rows of one sequence, each one token longer. `prefill`: (block table, tokens stored, new tokens) of each chunk."""
+    rows of one sequence, each one token longer. `prefill`: (block table, tokens stored, new tokens) of each chunk.
+    `head_norms`: of each layer, where queries and keys have norms by head (Qwen3) and one kernel may do these as well.
+    """
 
     def __init__(
         self,
@@ -40,7 +42,9 @@ class StepAttention:
         decode: Sequence[tuple[BlockTable, int]],
         prefill: Sequence[tuple[BlockTable, int, int]],
         config: DecoderConfig,
+        head_norms: Sequence[HeadNorms] = (),
     ):
+        self.head_norms = head_norms
         self.cache, self.config, self.num_decode = cache, config, len(decode)
         device, windows = cache.data.device, config.windows
         spans = [(t.blocks, n - 1, n) for t, n in decode] + [(t.blocks, s, s + n) for t, s, n in prefill]
@@ -70,6 +74,11 @@ class StepAttention:
             self.chunk_table_RN = to_device(block_table([t.blocks for t, _, _ in prefill]), device)
         elif prefill:
             self._plan_gather(prefill, windows)
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether queries and keys come without their norms by head."""
+        return bool(self.head_norms) and self.slots_T is not None
 
     def _plan_gather(self, prefill: Sequence[tuple[BlockTable, int, int]], windows: Iterable[int | None]) -> None:
         """On a CPU: the rows of the cache that chunks read, and their masks."""
@@ -102,7 +111,8 @@ class StepAttention:
     def _rotate_and_store(self, layer: int, qkv_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> Tensor:
         """Rotated queries (T, H, D); keys and values are in the cache."""
         if self.slots_T is not None:
-            return rotate_and_store(qkv_THD, cos_T1D2, sin_T1D2, self.slots_T, *self.cache.layers[layer])
+            norms = self.head_norms[layer] if self.head_norms else None
+            return rotate_and_store(qkv_THD, cos_T1D2, sin_T1D2, self.slots_T, *self.cache.layers[layer], norms)
         H, K, D = self.config.num_heads, self.config.num_kv_heads, self.config.head_dim
         q_THD, k_TKD, v_TKD = qkv_THD.split((H, K, K), dim=1)
         q_THD, k_TKD = apply_rope(q_THD, k_TKD, cos_T1D2, sin_T1D2)

@@ -119,7 +119,7 @@ def hidden_states(
         tokens_T = to_device([t for part in parts for t in part], forward.device)
         positions_T = to_device([p for part in parts for p in range(start, start + len(part))], forward.device)
         prefill = [(table, start, len(part)) for table, part in zip(tables, parts, strict=True)]
-        attend = StepAttention(cache, [], prefill, forward.config)
+        attend = StepAttention(cache, [], prefill, forward.config, forward.head_norms)
         return forward(tokens_T, positions_T, attend, [(adapter, None)])
 
     if shared:

@@ -79,6 +79,31 @@ def test_rms_norm(shape, dtype):
 
 
 @pytest.mark.usefixtures("_few_programs")
+def test_the_weight_of_a_norm_too_wide_for_one_program(monkeypatch):
+    """Columns apart: as many as fill a few programs, and some more; rows of a wider tensor and under a residual."""
+    monkeypatch.setattr(rms_norm_file, "WIDEST_DW", 64)
+    monkeypatch.setattr(rms_norm_file, "COLUMNS", 32)
+    inputs = [random(6, 80, scale=3), random(70) + 2]
+
+    def plain(x, w):
+        return torch.nn.functional.rms_norm(x[:, 5:75] + x[:, :70], w.shape, w, 1e-5)
+
+    compare(lambda x, w: add_rms_norm(x[:, 5:75], x[:, :70], w, 1e-5)[0], plain, inputs, torch.float32)
+    alone = [random(6, 70), random(70) + 2]
+    compare(
+        lambda x, w: rms_norm(x, w, 1e-5),
+        lambda x, w: torch.nn.functional.rms_norm(x, w.shape, w, 1e-5),
+        alone,
+        torch.bfloat16,
+    )
+    results = []
+    wide, weight = torch.randn(6, 90, device=DEVICE), torch.rand(70, device=DEVICE)
+    for x in (wide[:, 12:82], wide[:, 12:82].contiguous()):
+        results.append(gradients_of_rows(lambda x, w: rms_norm(x, w, 1e-5), [x, weight]))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(1, 64), (5, 33), (19, 20)])
 def test_add_rms_norm(shape, dtype):
