@@ -46,7 +46,8 @@ LLAMA_3_8B = DecoderConfig(
     rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=None, max_positions=8192, sliding_window=None, tie_embeddings=True,
 )  # fmt: skip
 ATTENTION = ("flash_forward.forward", "flash_backward.delta", "flash_backward.dq", "flash_backward.dkdv")
-IN_PLACE = {"lora._expand": 0}  # the argument that is read and written
+IN_PLACE = {"lora._expand": (0,), "rope._rotate": (0, 1)}  # arguments that are read and written
+OUTPUTS = {"rope._rotate": 2}  # what it writes; elsewhere it is what it reads, if that is one tensor
 SUMS = ("lora._weight_gradient", "folded_kernels.gradients", "folded_kernels.swiglu_backward")
 PRODUCTS = ("mm", "addmm", "addmm_")
 FREE = {  # these launch nothing: they make tensors, or views of them

@@ -29,6 +29,7 @@ from torch import Tensor
 from ptst.kernels import flash_backward, flash_forward
 from ptst.kernels.dispatch import block
 from ptst.kernels.flash_blocks import Blocks, Part, blocks_of
+from ptst.kernels.joined import gradients_like
 from ptst.kernels.operators import operator
 from ptst.kernels.transfer import to_device
 
@@ -128,41 +129,38 @@ def launch_forward(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, bounds: Bounds, 
     return out_THD, lse_HT
 
 
-def _numbers(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, window: int) -> tuple:
+def _numbers(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, out: Tensor, window: int) -> tuple:
     (T, H, D), K = q_THD.shape, k_TKD.shape[1]
-    return (*_strides(q_THD, k_TKD, v_TKD), T, H, H // K, window, D**-0.5, D**-0.5 * LOG2E, D)
+    return (*_strides(q_THD, k_TKD, v_TKD), out.stride(0), T, H, H // K, window, D**-0.5, D**-0.5 * LOG2E, D)
 
 
-def launch_dq(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks) -> Tensor:
-    """dq of q, k, v, do, lse and delta, with these block shapes."""
+def launch_dq(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks, dq_THD: Tensor) -> None:
+    """Writes dq of q, k, v, do, lse and delta, with these block shapes. Its heads are dense, its rows need not be."""
     q_THD, k_TKD, v_TKD = given[:3]
     cu_q, cu_k, window = bounds
-    dq_THD = q_THD.new_empty(q_THD.shape)
     queries_B4 = table(cu_q, cu_k, shape.queries, q_THD.device, window)
     if len(queries_B4):
         k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=shape.keys, wide=_wide(q_THD), tma=shape.tma)
         flash_backward.dq[(q_THD.shape[1], len(queries_B4))](
-            *(*given, dq_THD, queries_B4, k_tma, v_tma, *_numbers(q_THD, k_TKD, v_TKD, window)),
+            *(*given, dq_THD, queries_B4, k_tma, v_tma, *_numbers(q_THD, k_TKD, v_TKD, dq_THD, window)),
             **_constants(shape, q_THD, window, k_tma is not None),
         )
-    return dq_THD
 
 
-def launch_dkdv(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks) -> tuple[Tensor, Tensor]:
-    """dk and dv of q, k, v, do, lse and delta, with these block shapes."""
+def launch_dkdv(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks, dk_TKD: Tensor, dv_TKD: Tensor) -> None:
+    """Writes dk and dv of q, k, v, do, lse and delta, with these block shapes. Their heads are dense, their rows are as
+    far apart in the one as in the other."""
     q_THD, k_TKD, v_TKD, do_THD = given[:4]
     cu_q, cu_k, window = bounds
-    dk_TKD, dv_TKD = k_TKD.new_empty(k_TKD.shape), v_TKD.new_empty(v_TKD.shape)
     keys_B4 = table(cu_k, cu_q, shape.keys, q_THD.device, window, True)
     if len(keys_B4):
         # Without a query there is nothing to describe, and the loops are empty.
         tma = shape.tma and len(q_THD) > 0
         q_tma, do_tma = _descriptors(q_THD, do_THD, rows=shape.queries, wide=_wide(q_THD), tma=tma)
         flash_backward.dkdv[(k_TKD.shape[1], len(keys_B4))](
-            *(*given, dk_TKD, dv_TKD, keys_B4, q_tma, do_tma, *_numbers(q_THD, k_TKD, v_TKD, window)),
+            *(*given, dk_TKD, dv_TKD, keys_B4, q_tma, do_tma, *_numbers(q_THD, k_TKD, v_TKD, dk_TKD, window)),
             **_constants(shape, q_THD, window, q_tma is not None),
         )
-    return dk_TKD, dv_TKD
 
 
 @operator("attention")
@@ -191,19 +189,22 @@ def backward_op(
     cu_k: Sequence[int],
     window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(dq, dk, dv)."""
+    """(dq, dk, dv); columns of one tensor where q, k and v are."""
     (T, H, D), K = q_THD.shape, k_TKD.shape[1]
     given = (q_THD, k_TKD, v_TKD, do_THD, lse_HT, q_THD.new_empty((H, T), dtype=torch.float32))
     bounds = (tuple(cu_q), tuple(cu_k), window)
     if T:
         flash_backward.delta[(-(-T // 32), H)](out_THD, do_THD, given[5], T, H, D, BM=32, BD=_wide(q_THD), num_warps=8)
     of_queries, of_keys = (blocks(q_THD.device, D, q_THD.dtype, H // K, part) for part in ("dq", "dkdv"))
-    return launch_dq(given, bounds, of_queries), *launch_dkdv(given, bounds, of_keys)
+    dq_THD, dk_TKD, dv_TKD = gradients_like(q_THD, k_TKD, v_TKD)
+    launch_dq(given, bounds, of_queries, dq_THD)
+    launch_dkdv(given, bounds, of_keys, dk_TKD, dv_TKD)
+    return dq_THD, dk_TKD, dv_TKD
 
 
 @backward_op.register_fake
 def _(do_THD, q_THD, k_TKD, v_TKD, out_THD, lse_HT, cu_q, cu_k, window):
-    return tuple(x.new_empty(x.shape) for x in (q_THD, k_TKD, v_TKD))
+    return gradients_like(q_THD, k_TKD, v_TKD)
 
 
 def _setup(ctx, inputs, output):

@@ -44,8 +44,8 @@ def _dq_edge(
 
 @jit
 def dq(
-    q, k, v, do, lse, delta, dq, blocks, k_tma, v_tma, q_row, q_head, k_row, k_head, v_row, v_head, T, H, GROUP, window,
-    scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
+    q, k, v, do, lse, delta, dq, blocks, k_tma, v_tma, q_row, q_head, k_row, k_head, v_row, v_head, out_row, T, H,
+    GROUP, window, scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
     STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr, EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     entry = blocks + tl.program_id(1) * 4
@@ -57,9 +57,8 @@ def dq(
     i, d = start + tl.arange(0, BM), tl.arange(0, BD)
     q_mask = (i < end_i)[:, None] & (d < D)[None, :]
     row = i.to(tl.int64)
-    flat = (row[:, None] * H + h) * D + d[None, :]
     qs = tl.load(q + row[:, None] * q_row + h * q_head + d[None, :], mask=q_mask, other=0.0)
-    dos = tl.load(do + flat, mask=q_mask, other=0.0)
+    dos = tl.load(do + (row[:, None] * H + h) * D + d[None, :], mask=q_mask, other=0.0)
     lse_i = tl.load(lse + h * T + i, mask=i < end_i, other=0.0)
     delta_i = tl.load(delta + h * T + i, mask=i < end_i, other=0.0)
     k += head * k_head
@@ -89,13 +88,14 @@ def dq(
         qs, dos, k, v, out, lse_i, delta_i, last, high, k_row, v_row, i, offset, end_j, window, scale2,
         D, WINDOW, IEEE, EDGE, BD, EDGE_STAGES,
     )  # fmt: skip
-    tl.store(dq + flat, (out * scale).to(dq.dtype.element_ty), mask=q_mask)
+    to = row[:, None] * out_row + h * D + d[None, :]
+    tl.store(dq + to, (out * scale).to(dq.dtype.element_ty), mask=q_mask)
 
 
 @jit
 def dkdv(
-    q, k, v, do, lse, delta, dk, dv, blocks, q_tma, do_tma, q_row, q_head, k_row, k_head, v_row, v_head, T, H, GROUP,
-    window, scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    q, k, v, do, lse, delta, dk, dv, blocks, q_tma, do_tma, q_row, q_head, k_row, k_head, v_row, v_head, out_row, T, H,
+    GROUP, window, scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     BD: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr,
     EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -169,6 +169,6 @@ def dkdv(
         at = tl.where(next_head, tl.where(low < first, low, last), at)
     j = tl.load(entry, volatile=True) + tl.arange(0, BN)
     k_mask = (j < end_j)[:, None] & (d < D)[None, :]
-    to = (j.to(tl.int64)[:, None] * (H // GROUP) + head) * D + d[None, :]
+    to = j.to(tl.int64)[:, None] * out_row + head * D + d[None, :]
     tl.store(dk + to, (dks * scale).to(dk.dtype.element_ty), mask=k_mask)
     tl.store(dv + to, dvs.to(dv.dtype.element_ty), mask=k_mask)

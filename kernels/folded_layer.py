@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptst.kernels import lora_folded as kernels
+from ptst.kernels import rope
 from ptst.kernels.dispatch import check_alike, use_triton
+from ptst.kernels.joined import own_gradients
 from ptst.kernels.lora import Adapter, shrink
 from ptst.kernels.lora_folded import ALIGNED, Mask, Sums
 from ptst.kernels.lora_layer import Dropout
@@ -107,9 +109,10 @@ class FoldedGroup:
             row, column = row + out, column + rank
         self._state = state
 
-    def product(self, rows: slice) -> Tensor:
-        """[W | s B] of some layers' rows."""
-        return self.whole[rows]
+    def product(self, x_ext: Tensor, rows: slice = slice(None)) -> Tensor:
+        """[x | z] [W | s B]^T plus the biases, of some layers' rows."""
+        w = self.whole[rows].t()
+        return x_ext @ w if self.bias is None else torch.addmm(self.bias[rows], x_ext, w)
 
     @property
     def flat(self) -> list[Tensor | None]:
@@ -167,33 +170,61 @@ def mask_of(dropout: Dropout | None, place: str, device: torch.device) -> Mask |
     return Mask(*tables, number, min(round(dropout.rate * 2**32), 2**32 - 1), 1 / (1 - dropout.rate))
 
 
+Angles = tuple[Tensor, Tensor]  # cos and sin of rope.tables
+
+
+def _rotate(qkv: Sequence[Tensor], to: Sequence[Tensor], angles: Angles, inverse: bool = False) -> None:
+    """q and k (T, O) rotated into q and k of `to`, which may be the same."""
+    D = 2 * angles[0].shape[-1]
+    q, k, q_out, k_out = (x.unflatten(1, (-1, D)) for x in (*qkv[:2], *to[:2]))
+    rope.launch((q, k), (q_out, k_out), angles, inverse)
+
+
+def _rotate_back(dys: Sequence[Tensor], angles: Angles) -> Tensor:
+    """dq|dk|dv (T, O) before the rotation of q and k: in place where attention has made them so, else a new tensor."""
+    outs = [dy.shape[1] for dy in dys]
+    joined = own_gradients(*dys)
+    if joined is not None:
+        parts = given = joined.split(outs, 1)
+    else:
+        joined, given = dys[0].new_empty((len(dys[0]), sum(outs))), [dy.contiguous() for dy in dys]
+        parts = joined.split(outs, 1)
+        parts[2].copy_(dys[2])
+    _rotate(given, parts, angles, inverse=True)
+    return joined
+
+
 class _QKV(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_TE, norm_E, eps, group, dropout, *adapters):
+    def forward(ctx, x_TE, norm_E, eps, group, dropout, angles, *adapters):
         ctx.mask = mask_of(dropout, "qkv", x_TE.device)
         x_ext, z_TR, r_T = kernels.norm_shrink(x_TE, norm_E, group.a_RI, eps, ctx.mask)
-        q, k, _ = group.outs
-        both, bias = q + k, group.bias
-        # Values apart: attention keeps them, and would keep q and k before their rotation with them.
-        ys = []
-        for rows in (slice(0, both), slice(both, None)):
-            w = group.product(rows).t()
-            ys.append(x_ext @ w if bias is None else torch.addmm(bias[rows], x_ext, w))
         ctx.group = group
-        ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, group.whole, group.a_RI)
+        ctx.save_for_backward(x_TE, r_T, z_TR, norm_E, group.whole, group.a_RI, *(angles or ()))
         ctx.set_materialize_grads(False)
-        return x_TE, *ys[0].split([q, k], dim=1), ys[1]
+        if angles is None:
+            # Values apart: attention keeps them, and would keep q and k before their norms with them.
+            q, k, _ = group.outs
+            both_TO = group.product(x_ext, slice(0, q + k))
+            return x_TE, *both_TO.split([q, k], dim=1), group.product(x_ext, slice(q + k, None))
+        qkv = group.product(x_ext).split(group.outs, dim=1)
+        _rotate(qkv, qkv, angles)
+        return x_TE, *qkv
 
     @staticmethod
     def backward(ctx, dtotal_TE, *given):
-        x_TE, r_T, z_TR, norm_E, whole, a_RI = ctx.saved_tensors
-        group, T = ctx.group, len(x_TE)
+        x_TE, r_T, z_TR, norm_E, whole, a_RI, *angles = ctx.saved_tensors
+        group, T, outs = ctx.group, len(x_TE), ctx.group.outs
         need_dx, first = ctx.needs_input_grad[0], 0 if ctx.needs_input_grad[0] else group.inputs
-        ws, outs = whole.split(group.outs), group.outs
-        dys = [x_TE.new_zeros(T, n) if dy is None else dy.contiguous() for dy, n in zip(given, outs, strict=True)]
-        d = dys[0] @ ws[0][:, first:]  # [dx' | e], or e alone
-        for dy, w in zip(dys[1:], ws[1:], strict=True):
-            d.addmm_(dy, w[:, first:])
+        dys = [x_TE.new_zeros(T, n) if dy is None else dy for dy, n in zip(given, outs, strict=True)]
+        if angles:
+            dqkv = _rotate_back(dys, angles)
+            dys, d = dqkv.split(outs, 1), dqkv @ whole[:, first:]  # [dx' | e], or e alone
+        else:
+            dys, ws = [dy.contiguous() for dy in dys], whole[:, first:].split(outs)
+            d = dys[0] @ ws[0]
+            for dy, w in zip(dys[1:], ws[1:], strict=True):
+                d.addmm_(dy, w)
         e_TR = d[:, group.inputs - first :]
         shapes = [tuple(a_RI.shape[::-1]), *zip(group.outs, group.ranks, strict=True)]
         sums = Sums.empty(x_TE, T, group.length(), _blocks(x_TE, *shapes))
@@ -203,7 +234,7 @@ class _QKV(torch.autograd.Function):
         if need_dx:
             dtotal_TE = dtotal_TE if dtotal_TE is None else dtotal_TE.contiguous()
             dx_TE = kernels.norm_backward(d, x_TE, (norm_E, r_T), a_RI, dtotal_TE, ctx.mask)
-        return dx_TE, *[None] * 4, *group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
+        return dx_TE, *[None] * 5, *group.grads(group.of_a(total), group.of_b(total[a_RI.numel() :]))
 
 
 class _Add(torch.autograd.Function):
@@ -280,16 +311,35 @@ def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
 
 
 def folded_qkv(
-    x_TE: Tensor, norm_E: Tensor, eps: float, group: FoldedGroup, dropout: Dropout | None = None
+    x_TE: Tensor,
+    norm_E: Tensor,
+    eps: float,
+    group: FoldedGroup,
+    dropout: Dropout | None = None,
+    angles: Angles | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x, q, k, v): x itself, for the residual's sake, whose gradient then needs no addition of its own, and the
-    projections of norm(x), (T, O) each. Raises ValueError if shapes, devices or dtypes do not fit."""
+    projections of norm(x), (T, O) each; q and k rotated by `angles`, cos and sin of rope.tables, if they are given.
+    Then the three are columns of one tensor; their gradients, if attention made them of one too, are rotated back in
+    place. Raises ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TE, group.inputs, weight=group.whole)
     check_norm(x_TE, norm_E)
     if len(group.outs) != 3:
         raise ValueError(f"q, k and v are three layers, the group has {len(group.outs)}")
+    if angles is not None:
+        _check_angles(x_TE, group, angles)
+        angles = angles[0].contiguous(), angles[1].contiguous()
     group.refresh()
-    return _QKV.apply(x_TE, norm_E, eps, group, dropout, *group.flat)
+    return _QKV.apply(x_TE, norm_E, eps, group, dropout, angles, *group.flat)
+
+
+def _check_angles(x_TE: Tensor, group: FoldedGroup, angles: Angles) -> None:
+    half = angles[0].shape[-1]
+    if any(t.shape != (len(x_TE), 1, half) for t in angles) or any(n % (2 * half or 1) for n in group.outs):
+        cos, sin = (tuple(t.shape) for t in angles)
+        raise ValueError(f"the tables {cos}, {sin} do not fit {len(x_TE)} tokens of q, k and v {group.outs}")
+    if any(t.device != x_TE.device for t in angles):
+        raise ValueError(f"the tables are on {angles[0].device} and {angles[1].device}, x on {x_TE.device}")
 
 
 def folded_add(residual_TO: Tensor, x_TI: Tensor, group: FoldedGroup, dropout: Dropout | None = None) -> Tensor:

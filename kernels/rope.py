@@ -74,10 +74,11 @@ def reference(x_THD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor, inverse: bool =
 
 @jit
 def _rotate(
-    q, k, q_out, k_out, cos, sin, q_row, q_head, k_row, k_head, Q, K, D2,
+    q, k, q_out, k_out, cos, sin, q_row, q_head, k_row, k_head, q_out_row, k_out_row, Q, K, D2,
     SIGN: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token: its angles are read once and rotate all heads of q, then of k."""
+    """One token: its angles are read once and rotate all heads of q, then of k. The outputs may be q and k themselves:
+    what a thread writes, it alone has read."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     pair = i < D2
@@ -89,7 +90,7 @@ def _rotate(
         at = row * q_row + h[:, None] * q_head + i[None, :]
         a = tl.load(q + at, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(q + at + D2, mask=inside, other=0.0).to(tl.float32)
-        to = (row * Q + h[:, None]) * (2 * D2) + i[None, :]
+        to = row * q_out_row + h[:, None] * (2 * D2) + i[None, :]
         tl.store(q_out + to, (a * c - b * s).to(q_out.dtype.element_ty), mask=inside)
         tl.store(q_out + to + D2, (b * c + a * s).to(q_out.dtype.element_ty), mask=inside)
     for start in range(0, K, HEADS):
@@ -98,9 +99,25 @@ def _rotate(
         at = row * k_row + h[:, None] * k_head + i[None, :]
         a = tl.load(k + at, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(k + at + D2, mask=inside, other=0.0).to(tl.float32)
-        to = (row * K + h[:, None]) * (2 * D2) + i[None, :]
+        to = row * k_out_row + h[:, None] * (2 * D2) + i[None, :]
         tl.store(k_out + to, (a * c - b * s).to(k_out.dtype.element_ty), mask=inside)
         tl.store(k_out + to + D2, (b * c + a * s).to(k_out.dtype.element_ty), mask=inside)
+
+
+def launch(
+    qk: tuple[Tensor, Tensor], outs: tuple[Tensor, Tensor], tables_T1D2: tuple[Tensor, Tensor], inverse: bool = False
+) -> None:
+    """q (T, Q, D) and k (T, K, D) rotated, by the negative angles if `inverse`, into `outs`, which may be q and k. Heads
+    of `outs` and rows of the tables (cos, sin) are dense."""
+    (q_TQD, k_TKD), (q_out, k_out) = qk, outs
+    (T, Q, D), K = q_TQD.shape, k_TKD.shape[1]
+    if T:
+        strides = (*q_TQD.stride()[:2], *k_TKD.stride()[:2], q_out.stride(0), k_out.stride(0))
+        _rotate[(T,)](
+            *(q_TQD, k_TKD, q_out, k_out, *tables_T1D2, *strides, Q, K, D // 2),
+            SIGN=-1.0 if inverse else 1.0, HEADS=block(Q, 32), BLOCK=whole_block("head_dim / 2", D // 2, 1024),
+            num_warps=4,
+        )  # fmt: skip
 
 
 @operator("rope")
@@ -108,16 +125,9 @@ def _op(q_TQD: Tensor, k_TKD: Tensor, cos: Tensor, sin: Tensor, inverse: bool) -
     """q and k rotated, by the negative angles if `inverse`."""
     if not use_triton(q_TQD, k_TKD):
         return reference(q_TQD, cos, sin, inverse), reference(k_TKD, cos, sin, inverse)
-    (T, Q, D), K = q_TQD.shape, k_TKD.shape[1]
-    q_out, k_out = q_TQD.new_empty(q_TQD.shape), k_TKD.new_empty(k_TKD.shape)
-    if T:
-        strides = (*q_TQD.stride()[:2], *k_TKD.stride()[:2])
-        _rotate[(T,)](
-            *(q_TQD, k_TKD, q_out, k_out, cos, sin, *strides, Q, K, D // 2),
-            SIGN=-1.0 if inverse else 1.0, HEADS=block(Q, 32), BLOCK=whole_block("head_dim / 2", D // 2, 1024),
-            num_warps=4,
-        )  # fmt: skip
-    return q_out, k_out
+    outs = q_TQD.new_empty(q_TQD.shape), k_TKD.new_empty(k_TKD.shape)
+    launch((q_TQD, k_TKD), outs, (cos, sin), inverse)
+    return outs
 
 
 @_op.register_fake

@@ -9,6 +9,7 @@ import torch
 from ptst.kernels import flash_attention
 from ptst.kernels.dispatch import triton
 from ptst.kernels.flash_blocks import PARTS, SHARED, Blocks, Part, safe_blocks
+from ptst.kernels.joined import gradients_like
 from ptst.kernels.tuned import entry_name
 
 # Milliseconds of one pass with these blocks; None where they do not compile or do not fit.
@@ -63,8 +64,10 @@ def gpu_timer(tokens: int) -> Timer:
         try:
             if part == "forward":
                 return triton.testing.do_bench(lambda: flash_attention.launch_forward(q, k, v, bounds, shape))
-            launch = flash_attention.launch_dq if part == "dq" else flash_attention.launch_dkdv
-            return triton.testing.do_bench(lambda: launch(given, bounds, shape))
+            dq, dk, dv = gradients_like(q, k, v)
+            if part == "dq":
+                return triton.testing.do_bench(lambda: flash_attention.launch_dq(given, bounds, shape, dq))
+            return triton.testing.do_bench(lambda: flash_attention.launch_dkdv(given, bounds, shape, dk, dv))
         except triton.TritonError:  # it does not compile, or does not fit
             return None
         except RuntimeError as error:

@@ -160,8 +160,12 @@ class Attention(nn.Module):
             q_TO, k_TO = (
                 norm(x.reshape(-1, norm.size)).view(x.shape) for norm, x in ((self.q_norm, q_TO), (self.k_norm, k_TO))
             )
-        q_THD, k_TKD, v_TKD = (x.unflatten(-1, (-1, self.head_dim)) for x in (q_TO, k_TO, v_TO))
+        q_THD, k_TKD, v_TKD = self.by_head((q_TO, k_TO, v_TO))
         return *apply_rope(q_THD, k_TKD, cos, sin), v_TKD
+
+    def by_head(self, qkv: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """(T, heads, D) of (T, O) each."""
+        return tuple(x.unflatten(-1, (-1, self.head_dim)) for x in qkv)
 
 
 class FeedForward(nn.Module):
@@ -242,11 +246,15 @@ class Layer(nn.Module):
         norms = self.input_layernorm.weight, self.post_attention_layernorm.weight
         qkv = attn.q_proj, attn.k_proj, attn.v_proj
         group = _held(folded.qkv, *qkv)
-        if group is not None:
-            x_TE, *heads = folded_qkv(x_TE, norms[0], eps, group, dropout)
+        if group is None:
+            heads = attn.heads(lora_qkv(x_TE, norms[0], eps, projections(*qkv), dropout), cos, sin)
+        elif attn.q_norm is not None:  # which comes before the rotation
+            x_TE, *projected = folded_qkv(x_TE, norms[0], eps, group, dropout)
+            heads = attn.heads(tuple(projected), cos, sin)
         else:
-            heads = list(lora_qkv(x_TE, norms[0], eps, projections(*qkv), dropout))
-        attended_TO = attend(layer, *attn.heads(tuple(heads), cos, sin)).flatten(1)
+            x_TE, *projected = folded_qkv(x_TE, norms[0], eps, group, dropout, (cos, sin))
+            heads = attn.by_head(tuple(projected))
+        attended_TO = attend(layer, *heads).flatten(1)
         group = _held(folded.o, attn.o_proj)
         if group is not None:
             x_TE = folded_add(x_TE, attended_TO, group, dropout)
