@@ -46,14 +46,14 @@ LLAMA_3_8B = DecoderConfig(
     rms_norm_eps=1e-5, rope_theta=5e5, rope_scaling=None, max_positions=8192, sliding_window=None, tie_embeddings=True,
 )  # fmt: skip
 ATTENTION = ("flash_forward.forward", "flash_backward.delta", "flash_backward.dq", "flash_backward.dkdv")
-IN_PLACE = {"lora._expand": (0,), "rope._rotate": (0, 1)}  # arguments that are read and written
-OUTPUTS = {"rope._rotate": 2}  # what it writes; elsewhere it is what it reads, if that is one tensor
+# Arguments that are read and those that are written in their place: where the two are one tensor, it counts twice.
+IN_PLACE = {"lora._expand": [(0, 0)], "rope._rotate": [(0, 2), (1, 3)]}
 SUMS = ("lora._weight_gradient", "folded_kernels.gradients", "folded_kernels.swiglu_backward")
 PRODUCTS = ("mm", "addmm", "addmm_")
 FREE = {  # these launch nothing: they make tensors, or views of them
     *("empty", "new_empty", "empty_like", "view", "_unsafe_view", "t", "transpose", "slice", "split", "detach"),
     *("split_with_sizes", "alias", "expand", "unsqueeze", "squeeze", "as_strided", "permute", "select"),
-    "promote_types",
+    *("unflatten", "promote_types"),
 }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def counting(counts: Counts) -> Iterator[None]:
 
     def launch(self, *args, **_named):  # type: ignore[no-untyped-def]
         name = f"{self.fn.__module__.rpartition('.')[2]}.{self.fn.__name__}"
-        again = [args[IN_PLACE[name]]] if name in IN_PLACE else []
+        again = [args[i] for i, to in IN_PLACE.get(name, []) if args[i].data_ptr() == args[to].data_ptr()]
         counts.add(name, [t for t in args if isinstance(t, Tensor)], again)
 
     ways = mock.patch.dict(os.environ, {"PTST_KERNELS": "triton"})

@@ -49,6 +49,11 @@ def attention_launches() -> Iterator[Launch]:
             note = f"attention {str(dtype).removeprefix('torch.')} D={head_dim} W={window}{group}"
             yield note, partial(forward, q, k, k, bounds, bounds, window)
             yield note, partial(backward, q, q, k, k, q, lse, bounds, bounds, window)
+            if (head_dim, window) == (128, 0):
+                heads_each = (heads, kv_heads, kv_heads)
+                qkv = meta(512, sum(heads_each), head_dim, dtype=dtype).split(heads_each, 1)
+                yield f"{note} joined", partial(forward, *qkv, bounds, bounds, window)
+                yield f"{note} joined", partial(backward, q, *qkv, q, lse, bounds, bounds, window)
 
 
 def decode_launches() -> Iterator[Launch]:
@@ -231,3 +236,5 @@ def launches() -> Iterator[Launch]:
             logits, ids = meta(T, F, dtype=dtype), meta(T, dtype=torch.long)
             yield f"loss {kind} V={F}", partial(loss_launch, logits, ids, r)
             yield f"rope {kind} D={D} Q={Q} K={K}", partial(rotate, q, k, cos, cos, False)
+            qk = meta(T, Q + 2 * K, D, dtype=dtype).split((Q, K, K), 1)[:2]
+            yield f"rope in place {kind} D={D} Q={Q} K={K}", partial(rope.launch, qk, qk, (cos, cos))

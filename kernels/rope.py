@@ -77,8 +77,8 @@ def _rotate(
     q, k, q_out, k_out, cos, sin, q_row, q_head, k_row, k_head, q_out_row, k_out_row, Q, K, D2,
     SIGN: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token: its angles are read once and rotate all heads of q, then of k. The outputs may be q and k themselves:
-    what a thread writes, it alone has read."""
+    """One token: its angles are read once and rotate all heads of q, then of k. The outputs may be q and k themselves,
+    so nothing is written before all threads, of which several may hold an element, have read."""
     row = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
     pair = i < D2
@@ -90,6 +90,7 @@ def _rotate(
         at = row * q_row + h[:, None] * q_head + i[None, :]
         a = tl.load(q + at, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(q + at + D2, mask=inside, other=0.0).to(tl.float32)
+        tl.debug_barrier()
         to = row * q_out_row + h[:, None] * (2 * D2) + i[None, :]
         tl.store(q_out + to, (a * c - b * s).to(q_out.dtype.element_ty), mask=inside)
         tl.store(q_out + to + D2, (b * c + a * s).to(q_out.dtype.element_ty), mask=inside)
@@ -99,6 +100,7 @@ def _rotate(
         at = row * k_row + h[:, None] * k_head + i[None, :]
         a = tl.load(k + at, mask=inside, other=0.0).to(tl.float32)
         b = tl.load(k + at + D2, mask=inside, other=0.0).to(tl.float32)
+        tl.debug_barrier()
         to = row * k_out_row + h[:, None] * (2 * D2) + i[None, :]
         tl.store(k_out + to, (a * c - b * s).to(k_out.dtype.element_ty), mask=inside)
         tl.store(k_out + to + D2, (b * c + a * s).to(k_out.dtype.element_ty), mask=inside)
