@@ -120,21 +120,28 @@ def test_lora_of_a_7b_layer(T):
 @pytest.mark.parametrize("T", [4096, 1000])
 @pytest.mark.parametrize("rank", [16, 64])
 def test_a_folded_7b_layer(T, rank):
-    """q, k and v, o, and the feed-forward half; with dropout twice the same, to the bit."""
-    T, E, kv, F = size((T, 4096, 1024, 11008), (33, 40, 16, 72))
+    """q, k and v, rotated and through attention, o, and the feed-forward half; with dropout twice the same, to the bit."""
+    T, E, kv, F, D = size((T, 4096, 1024, 11008, 128), (33, 40, 16, 72, 8))
     shapes = [(E, E), (kv, E), (kv, E), (E, E), (F, E), (F, E), (E, F)]
     weights = [random(o, i, scale=i**-0.5).to(HALF) for o, i in shapes]
     norm, inputs = torch.rand(E, device=DEVICE).to(HALF) + 0.5, [random(T, E)]
     for o, i in shapes:
         inputs += [random(rank, i, scale=i**-0.5), random(o, rank, scale=rank**-0.5)]
 
+    cos, sin = tables(torch.arange(T, device=DEVICE), frequencies(D, 1e4).to(DEVICE))
+    cu = [0, T // 3, T]
+
+    def by_head(*qkv):
+        return [t.unflatten(1, (-1, D)) for t in qkv]
+
     def ours(x, *flat, dropout=None):
         pairs = list(zip(flat[::2], flat[1::2], strict=True))
         spans = ((0, 3), (3, 4), (4, 6), (6, 7))
         qkv, o, gate_up, down = (FoldedGroup(weights[a:b], pairs[a:b], 0.5) for a, b in spans)
-        same, *given = folded_qkv(x, norm, 1e-5, qkv, dropout)
+        same, *given = folded_qkv(x, norm, 1e-5, qkv, dropout, (cos, sin))
+        attended = packed_attention(*by_head(*given), cu)
         half = folded_feed_forward(x, norm, 1e-5, gate_up, down, dropout)
-        return same, *given, folded_add(x, x, o, dropout), half
+        return same, attended, folded_add(x, x, o, dropout), half
 
     def exact(x, *flat):
         def linear(x, number):
@@ -143,7 +150,10 @@ def test_a_folded_7b_layer(T, rank):
 
         n = torch.nn.functional.rms_norm(x, (E,), norm.to(x.dtype), 1e-5)
         h = torch.nn.functional.silu(linear(n, 4)) * linear(n, 5)
-        return x * 1, linear(n, 0), linear(n, 1), linear(n, 2), x + linear(x, 3), x + linear(h, 6)
+        q, k, v = by_head(*(linear(n, i) for i in range(3)))
+        c, s = cos.to(x.dtype), sin.to(x.dtype)
+        q, k = (torch.cat((a * c - b * s, b * c + a * s), -1) for a, b in (t.chunk(2, -1) for t in (q, k)))
+        return x * 1, plain(cu, cu)(q, k, v), x + linear(x, 3), x + linear(h, 6)
 
     check(ours, exact, inputs)
     twice_the_same(partial(ours, dropout=Dropout(0.05, (1, 2), (0, T // 3, T))), inputs)

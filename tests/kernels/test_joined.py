@@ -117,9 +117,14 @@ def test_gradients_that_someone_else_holds_are_not_changed(given):
     own = gradients_like(*qkv)
     for to, x in zip(own, columns, strict=True):
         to.copy_(x)
-    in_place = torch.autograd.grad(qkv, leaves, own)
+    in_place = torch.autograd.grad(qkv, leaves, own, retain_graph=True)
     for a, b, c in zip(together, apart, in_place, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+    ones = [torch.ones(1, 1, 1, device=DEVICE).expand(x.shape) for x in qkv]
+    expanded, dense = (
+        torch.autograd.grad(qkv, leaves, gs, retain_graph=True) for gs in (ones, [x.contiguous() for x in ones])
+    )
+    assert all(torch.equal(a, b) for a, b in zip(expanded, dense, strict=True))
 
 
 @pytest.mark.parametrize("window", [None, 5])

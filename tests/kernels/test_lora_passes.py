@@ -26,10 +26,11 @@ def test_launches_and_bytes(documents):
     else:  # a mask for each document at each of four places, in each direction
         assert launched[0]["bernoulli_"] == 8 * documents
     assert launched[1].total() <= MOST_LAUNCHES
+    assert [c.products for c in after] == [4, 4]
     old, new = (sum(c.total for c in way) for way in (before, after))
     assert new <= (1 - LEAST_SAVED) * old
     # By hand, of the layer that is folded: units of T E elements of bfloat16.
     unit, F = 1024 * 512 * 2, 1376 / 512
     forward = 2 + 4 + 4 + 2 + 3 * F + 3  # norm, rope, o, norm, SwiGLU, the residual under the last product
-    backward = 5 * F + 1 + 1 + 4 + 2 + 2 + 4 + 2 + 3 + 1 + 4  # SwiGLU, dB, dA, norm; o; rope; sums, dB, dA, norm
+    backward = 5 * F + 1 + 1 + 4 + 2 + 2 + 4 + 3 + 1 + 4  # SwiGLU, dB, dA, norm; o; rope; dB, dA, norm
     assert abs(new / unit - forward - backward) < 0.05 * (forward + backward)  # and what has ranks for columns

@@ -72,6 +72,20 @@ def test_gradients(targets, switches, groups, expected, calls, monkeypatch):
         assert (ours - exact).norm() <= 3 * (eager - exact).norm() + 1e-6 * exact.norm()
 
 
+@pytest.mark.parametrize("switches", ["none", "qwen2", "smollm3"])
+def test_documents_with_a_common_prefix(switches):
+    """Attention then reads copies of k and v, whose gradients are tensors of their own."""
+    found = []
+    for folded in (False, True):
+        decoder, parameters = model(layers=2, switches=switches)
+        decoder = decoder.to(DEVICE, torch.float32)
+        assert not folded or fold_adapters(decoder) == 8
+        out = decoder.documents(TOKENS.to(DEVICE), BOUNDS, shared_prefixes=[(0, 0), (0, 0), (1, 4)])
+        found.append(gradients(decoder, parameters, out))
+    for a, b in zip(*found, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+
+
 def test_what_an_optimizer_writes_is_read(calls):
     """A fused one does not count up its parameters' versions."""
     decoder, parameters = model(layers=1)
