@@ -45,8 +45,9 @@ def _dq_edge(
 @jit
 def dq(
     q, k, v, do, lse, delta, dq, blocks, k_tma, v_tma, q_row, q_head, k_row, k_head, v_row, v_head, out_row, T, H,
-    GROUP, window, scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr,
-    STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr, EDGE_STAGES: tl.constexpr,
+    GROUP, window, scale, scale2, D, WINDOW: tl.constexpr, IEEE: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BD: tl.constexpr, STAGES: tl.constexpr, TMA: tl.constexpr, WHOLE: tl.constexpr, EDGE: tl.constexpr,
+    EDGE_STAGES: tl.constexpr,
 ):  # fmt: skip
     entry = blocks + tl.program_id(1) * 4
     start, end_i = tl.load(entry), tl.load(entry + 1)

@@ -5,7 +5,6 @@ Shapes: T tokens, Q query heads, K key/value heads, D head_dim; q (T, Q, D) or (
 
 import math
 
-import torch
 from torch import Tensor
 
 _OWN = "ptst_gradient"  # set on the memory of gradients

@@ -109,8 +109,8 @@ def _rotate(
 def launch(
     qk: tuple[Tensor, Tensor], outs: tuple[Tensor, Tensor], tables_T1D2: tuple[Tensor, Tensor], inverse: bool = False
 ) -> None:
-    """q (T, Q, D) and k (T, K, D) rotated, by the negative angles if `inverse`, into `outs`, which may be q and k. Heads
-    of `outs` and rows of the tables (cos, sin) are dense."""
+    """q (T, Q, D) and k (T, K, D) rotated, by the negative angles if `inverse`, into `outs`, which may be q and k.
+    Heads of `outs` and rows of the tables (cos, sin) are dense."""
     (q_TQD, k_TKD), (q_out, k_out) = qk, outs
     (T, Q, D), K = q_TQD.shape, k_TKD.shape[1]
     if T:

@@ -246,6 +246,7 @@ class Layer(nn.Module):
         norms = self.input_layernorm.weight, self.post_attention_layernorm.weight
         qkv = attn.q_proj, attn.k_proj, attn.v_proj
         group = _held(folded.qkv, *qkv)
+        heads: tuple[Tensor, ...]
         if group is None:
             heads = attn.heads(lora_qkv(x_TE, norms[0], eps, projections(*qkv), dropout), cos, sin)
         elif attn.q_norm is not None:  # which comes before the rotation

@@ -120,8 +120,8 @@ def test_lora_of_a_7b_layer(T):
 @pytest.mark.parametrize("T", [4096, 1000])
 @pytest.mark.parametrize("rank", [16, 64])
 def test_a_folded_7b_layer(T, rank):
-    """q, k and v, rotated and through attention, o, and the feed-forward half; with dropout twice the same, to the bit."""
-    T, E, kv, F, D = size((T, 4096, 1024, 11008, 128), (33, 40, 16, 72, 8))
+    """q, k and v through attention, o, and the feed-forward half; with dropout twice the same, to the bit."""
+    T, E, kv, F, D = size((T, 4096, 1024, 11008, 128), (33, 32, 16, 72, 8))
     shapes = [(E, E), (kv, E), (kv, E), (E, E), (F, E), (F, E), (E, F)]
     weights = [random(o, i, scale=i**-0.5).to(HALF) for o, i in shapes]
     norm, inputs = torch.rand(E, device=DEVICE).to(HALF) + 0.5, [random(T, E)]
