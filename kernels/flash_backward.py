@@ -89,8 +89,11 @@ def dq(
         qs, dos, k, v, out, lse_i, delta_i, last, high, k_row, v_row, i, offset, end_j, window, scale2,
         D, WINDOW, IEEE, EDGE, BD, EDGE_STAGES,
     )  # fmt: skip
-    to = row[:, None] * out_row + h * D + d[None, :]
-    tl.store(dq + to, (out * scale).to(dq.dtype.element_ty), mask=q_mask)
+    # Read again, as in dkdv: registers would hold the rows' addresses through the loops.
+    start, end_i = tl.load(entry, volatile=True), tl.load(entry + 1, volatile=True)
+    i = start + tl.arange(0, BM)
+    to = i.to(tl.int64)[:, None] * out_row + h * D + d[None, :]
+    tl.store(dq + to, (out * scale).to(dq.dtype.element_ty), mask=(i < end_i)[:, None] & (d < D)[None, :])
 
 
 @jit

@@ -89,7 +89,7 @@ BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM120}
 FLOAT32: dict[int, dict[Part, Blocks]] = {
     64: {"forward": Blocks(32, 32, 32, 4, 1), "dq": Blocks(32, 32, 32, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
     128: {"forward": Blocks(16, 32, 32, 8, 1), "dq": Blocks(16, 32, 16, 8, 1), "dkdv": Blocks(32, 16, 16, 8, 1)},
-    256: {"forward": Blocks(16, 16, 16, 16, 1), "dq": Blocks(16, 16, 16, 4, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
+    256: {"forward": Blocks(16, 16, 16, 16, 1), "dq": Blocks(16, 16, 16, 8, 1), "dkdv": Blocks(16, 16, 16, 8, 1)},
 }
 # Of attention over the paged cache (attention_prefill.py): `queries` are rows, queries x heads of a group. A page's
 # number is loaded before its keys, so that of `stages` two are no copies of tiles.

@@ -153,7 +153,7 @@ def test_a_folded_7b_layer(T, rank):
         q, k, v = by_head(*(linear(n, i) for i in range(3)))
         c, s = cos.to(x.dtype), sin.to(x.dtype)
         q, k = (torch.cat((a * c - b * s, b * c + a * s), -1) for a, b in (t.chunk(2, -1) for t in (q, k)))
-        return x * 1, plain(cu, cu)(q, k, v), x + linear(x, 3), x + linear(h, 6)
+        return x * 1, plain(cu, cu, None)(q, k, v), x + linear(x, 3), x + linear(h, 6)
 
     check(ours, exact, inputs)
     twice_the_same(partial(ours, dropout=Dropout(0.05, (1, 2), (0, T // 3, T))), inputs)
