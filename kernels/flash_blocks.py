@@ -103,8 +103,15 @@ PREFILL: dict[int, dict[int, Blocks]] = {
     120: _PREFILL86,
 }
 PREFILL32 = {64: Blocks(32, 32, 32, 4, 1), 128: Blocks(16, 32, 32, 8, 1), 256: Blocks(16, 16, 16, 16, 1)}
-# Where ptxas, which stops at 64 or 80 registers, would spill a few bytes of the entry above (dq, up to 128 columns).
-_FLOAT32_DQ = {80: Blocks(16, 64, 16, 8, 1), 100: Blocks(16, 16, 16, 8, 1)}
+# Where ptxas, which stops at 48, 64 or 80 registers, would spill a few bytes of the entry above: dq, by architecture
+# and columns.
+_FLOAT32_DQ = {
+    (80, 128): Blocks(16, 64, 16, 8, 1),
+    (86, 64): Blocks(32, 32, 16, 8, 1),
+    (89, 64): Blocks(32, 32, 16, 8, 1),
+    (100, 128): Blocks(16, 16, 16, 8, 1),
+    (120, 128): Blocks(16, 16, 16, 8, 1),
+}
 
 
 def safe_blocks(arch: int, head_dim: int, dtype: torch.dtype, part: Part) -> Blocks:
@@ -112,7 +119,7 @@ def safe_blocks(arch: int, head_dim: int, dtype: torch.dtype, part: Part) -> Blo
     known = _known(arch)
     if dtype == torch.float32:
         blocks = FLOAT32[_size(head_dim)][part]
-        return _FLOAT32_DQ.get(known, blocks) if (_size(head_dim), part) == (128, "dq") else blocks
+        return _FLOAT32_DQ.get((known, _size(head_dim)), blocks) if part == "dq" else blocks
     return BLOCKS[known][_size(head_dim)][part]
 
 
