@@ -82,7 +82,7 @@ _SM100: dict[int, dict[Part, Blocks]] = {
 }
 _SM120 = _SM86 | {
     64: _SM86[64] | {"dq": Blocks(64, 64, 32, 8, 2)},
-    128: _SM86[128] | {"forward": Blocks(64, 32, 32, 4, 3)},
+    128: _SM86[128] | {"forward": Blocks(64, 32, 32, 4, 3), "dq": Blocks(64, 32, 32, 8, 2)},
 }
 BLOCKS = {80: _SM80, 86: _SM86, 89: _SM86, 90: _SM90, 100: _SM100, 120: _SM120}
 # Twice the bytes, and no tensor cores.
