@@ -80,6 +80,22 @@ def parse_json(text: str, unique: bool = False) -> Any:
         raise ValueError("a number of thousands of digits") from None
 
 
+def read_header(file: BinaryIO, path: Path) -> dict[str, Any]:
+    """What a safetensors file, open at its beginning, says of its tensors: by name, with `__metadata__`. Of two tensors
+    of one name, the library takes the last and other readers the first: UserError. Raises ValueError or OverflowError
+    for what is no header; of one that the library has opened, the length is known to be that of a header."""
+    try:
+        return json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=unique_names)
+    except _Twice as error:
+        raise UserError(f"two tensors of one name ({error})", "fetch the file again", path) from None
+
+
+def check_header(path: Path) -> None:
+    """Raise as `read_header`."""
+    with open_regular(path) as file:
+        read_header(file, path)
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file of a model folder. Raises UserError, with the file's name, for a broken one, and OSError
     for one that cannot be opened."""

@@ -61,6 +61,8 @@ def find_weight_files(folder: Path) -> list[Path]:
         return files
     if single.exists():
         return [single]
+    if single.is_symlink():
+        raise UserError("is a link to a file that is not there", "fetch the model again", single)
     shards = {path: found for path in folder.glob("model*.safetensors") if (found := _SHARD.fullmatch(path.name))}
     if not shards:
         return []

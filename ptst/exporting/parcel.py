@@ -25,7 +25,7 @@ from ptst.hub.push import Upload
 from ptst.model.adapter_files import CONFIG as ADAPTER_CONFIG
 from ptst.model.adapter_files import read_lora_config
 from ptst.open import find_run, run_folder
-from ptst.reading import check_regular, parse_json
+from ptst.reading import check_header, check_regular, parse_json
 from ptst.records import EXPORT, FILE, HOSTED_TRAIN, bare, find_record, read_json, record_kind
 from ptst.weight_files import ADAPTER, INDEX, find_weight_files
 
@@ -282,6 +282,7 @@ class _Check:
 
         try:
             with safe_open(upload.content, "pt") as file:
+                check_header(upload.content)
                 return json.dumps([file.metadata(), [*file.keys()]])
         except (SafetensorError, OSError) as error:
             raise UserError(f"is no file of weights ({error})", "make it again", upload.content) from None

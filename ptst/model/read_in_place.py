@@ -5,7 +5,6 @@ of a few MiB, which is used again. (Copies out of a mapped file take twice as lo
 is each new page.) Two threads read, so that one copies while the disk serves the other.
 """
 
-import json
 import os
 import threading
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ptst.errors import UserError
-from ptst.reading import open_regular
+from ptst.reading import open_regular, read_header
 
 PIECE = 2**23  # bytes that are read at a time
 THREADS = 2
@@ -49,9 +48,11 @@ class TensorFile:
         except FileNotFoundError:
             raise UserError(f"{path} does not exist") from None
         try:
-            length = int.from_bytes(self._file.read(8), "little")
-            described = json.loads(self._file.read(length))
-            self._offsets = {k: 8 + length + v["data_offsets"][0] for k, v in described.items() if k != "__metadata__"}
+            described, begin = read_header(self._file, path), self._file.tell()
+            self._offsets = {k: begin + v["data_offsets"][0] for k, v in described.items() if k != "__metadata__"}
+        except UserError:
+            self.close()
+            raise
         except (ValueError, KeyError, TypeError, OverflowError, MemoryError):
             self.close()
             raise self._damaged() from None

@@ -25,7 +25,7 @@ from ptst.model.decoder import Decoder
 from ptst.model.lora import add_lora
 from ptst.model.read_in_place import Reader
 from ptst.model.weights import empty_decoder, find_weights
-from ptst.reading import check_regular
+from ptst.reading import check_header, check_regular
 from ptst.storage import atomic_path
 
 if TYPE_CHECKING:
@@ -129,10 +129,12 @@ def release(decoder: Decoder) -> None:
 
 def read_parts(path: Path, rows: Mapping[str, Rows], names: Collection[str] | None = None) -> Iterator[Part]:
     """(name, tensor) of a file; of those in `rows` these rows, and the others are not read. `names`: of these alone.
-    Raises UserError for a file that is missing or damaged, and for a tensor of another shape than its rows are of."""
+    Raises UserError for a file that is missing or damaged or has two tensors of one name, and for a tensor of another
+    shape than its rows are of."""
     try:
         check_regular(path)
         with safe_open(path, framework="pt") as file:
+            check_header(path)
             found = [name for name in file.keys() if names is None or name in names]  # noqa: SIM118
         for name in found:
             with safe_open(path, framework="pt") as file:  # anew: pages that were read count as long as it is open

@@ -19,7 +19,7 @@ from ptst.model.decoder import Decoder
 from ptst.model.quantized import Quantization
 from ptst.model.read_in_place import Reader, StoredTensor
 from ptst.progress import say_once
-from ptst.reading import check_regular, open_regular, refuse_pointer
+from ptst.reading import check_header, check_regular, open_regular, refuse_pointer
 from ptst.storage import atomic_path
 from ptst.weight_files import INDEX, SETTINGS, SINGLE, other_files, weight_files, weight_map
 
@@ -185,7 +185,7 @@ MAPPED = 2**27
 
 def read_safetensors(path: Path, names: Collection[str] | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of a file, lazily; `names`: of these alone. Raises UserError if it is missing, damaged or not
-    safetensors.
+    safetensors, and for two tensors of one name.
 
     A tensor is a view of the file's pages, which count as memory of this process as long as the file is open: it is
     opened anew after every MAPPED bytes."""
@@ -196,6 +196,7 @@ def read_safetensors(path: Path, names: Collection[str] | None = None) -> Iterat
             mapped = 0
             with safe_open(path, framework="pt") as file:
                 if left is None:
+                    check_header(path)
                     left = [name for name in file.keys() if names is None or name in names][::-1]  # noqa: SIM118
                 while left and mapped < MAPPED:
                     name = left.pop()

@@ -174,7 +174,7 @@ def read_scores(path: Path, of: str) -> Tensor | None:
         if about.get("of") == of and about.get("sha256") == _digest(logprobs):
             return logprobs
         reason = "it is of other examples or of another model" if about.get("of") != of else "it has been altered"
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:  # ValueError: bytes that are no whole number of values
         reason = str(error)
     say(f"warning: {path} cannot be used ({reason}), so the reference is computed anew")
     return None

@@ -114,6 +114,15 @@ def test_a_tensor_that_comes_twice(folder, name):
         load_decoder(folder)
 
 
+def test_a_link_to_nothing(folder):
+    """As in a cache of which files were removed."""
+    path = folder / "model.safetensors"
+    path.unlink()
+    path.symlink_to("removed")
+    with pytest.raises(UserError, match=r"model\.safetensors: is a link to a file that is not there; fetch"):
+        load_decoder(folder)
+
+
 def test_a_head_that_is_not_the_embedding(folder):
     assert CONFIG["tie_word_embeddings"]
     path = folder / "model.safetensors"

@@ -182,11 +182,12 @@ def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
             "Error while",
         ),
         (lambda: altered(path, first), "it has been altered"),
+        (lambda: save_file({"logprobs": torch.zeros(3, dtype=torch.uint8)}, path, {"of": "b"}), "not a multiple"),
     ):
         damage()
         assert torch.equal(scores("b"), first)
         assert told in capsys.readouterr().err
-    assert len(loaded) == 4 and torch.equal(load_file(path)["logprobs"], first)
+    assert len(loaded) == 5 and torch.equal(load_file(path)["logprobs"], first)
 
 
 def altered(path, logprobs) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ptst.audit.batches.arrays import KEYS
 from ptst.data.files import kind_of, numbered_lines
 from ptst.errors import UserError
-from ptst.reading import check_regular, parse_json, read_json, refuse_pointer
+from ptst.reading import check_header, check_regular, parse_json, read_json, refuse_pointer
 
 ROWS = 64  # that are read and judged together
 MAX_BYTES = 16 << 30  # of an npz file, unpacked
@@ -227,6 +227,7 @@ def _safetensors(path: Path) -> Iterator[FileBatch]:
 
     try:
         with safe_open(path, framework="np") as file:
+            check_header(path)
             yield from _arrays({name: partial(file.get_tensor, name) for name in file.keys()}, path)  # noqa: SIM118
     except (TypeError, AttributeError) as error:  # of a type that numpy has not
         raise UserError(f"an array is of no type of whole numbers ({error})", "save ids as int64", path) from None
