@@ -140,7 +140,7 @@ def audit(
         prompt_format=setup.prompt_format,
         test_template=(references.test or setup.prompt_format).template.name,
         findings=findings,
-        counts=_counts(run, training, mixed, findings),
+        counts=_counts(run, training, checked[0].distinct, findings),
         packs=[*checked[0].packs, *(pack for each in checked[1:] if each.flagged for pack in each.packs)],
         account=[account for each in checked for account in each.accounts],
         show=show,
@@ -161,7 +161,7 @@ def _compare(training: Encoded, setup: Setup, references: References) -> Iterato
     """Comparisons with the folder's chat template and with a finished run."""
     if references.folder is not None:
         for own, rows in setup.groups(training.mixture.source.conversations):
-            yield from check_owner(references.folder, [c for c in rows if c.answered], own)
+            yield from check_owner(references.folder, (c for c in rows() if c.answered), own)
     if references.run is not None:
         main, *others = training.mixture.records
         yield from check_run(references.run, setup.prompt_format, main.fingerprint or "", main.encoding)
@@ -182,9 +182,9 @@ def _compare_with_test(
     return comparison, [Finding("other-prompt", comparison.row, cause, comparison.same)]
 
 
-def _counts(run: RunData, training: Encoded, setup: Setup, findings: Sequence[Finding]) -> dict[str, Any]:
+def _counts(run: RunData, training: Encoded, distinct: int, findings: Sequence[Finding]) -> dict[str, Any]:
     """What the report counts."""
-    counts = tally(training, setup)
+    counts = tally(training, distinct)
     counts["bad_rows"] = len(training.bad) + sum(len(errors) for errors in run.unreadable)
     counts["duplicates"] = len(training.mixture.source.conversations) - counts["distinct_rows"]
     for rule in ("role-markers", "overlap"):

@@ -1,20 +1,28 @@
 """The rules on the rows of the data: role markers and control tokens in their text, blanks, duplicates, overlap."""
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
 
 from ptst.audit.findings import Finding
+from ptst.data.kept_rows import serialized
 from ptst.errors import UserError
 from ptst.text.added_tokens import is_marker
 from ptst.text.prompt_format import PromptFormat
 from ptst.text.segments import Conversation, Message
 
+HASH = 16  # bytes: enough that no two rows have the same one by chance
 
-def check_rows(conversations: Sequence[Conversation], prompt_format: PromptFormat) -> Iterator[Finding]:
-    """Rules on the messages: markers of chat templates in their text, blank turns, duplicates."""
-    first: dict[tuple[Message, ...], str] = {}
-    control_text = ControlText(prompt_format)
-    for conversation in conversations:
+
+def check_rows(
+    conversations: Iterable[Conversation], prompt_format: PromptFormat, repeats: "Repeats | None" = None
+) -> Iterator[Finding]:
+    """Rules on the messages: markers of chat templates in their text, blank turns; duplicates, where `repeats` knows
+    those of these very rows."""
+    control_text, again = ControlText(prompt_format), {} if repeats is None else repeats.places
+    for number_of_row, conversation in enumerate(conversations):
         for cause in prompt_format.forged_markers(conversation):
             yield Finding("role-markers", conversation.source, cause)
         yield from control_text.check(conversation)
@@ -22,9 +30,34 @@ def check_rows(conversations: Sequence[Conversation], prompt_format: PromptForma
             if not message.content.strip():
                 rule = {"assistant": "blank-answer", "user": "blank-prompt"}.get(message.role, "blank-system")
                 yield Finding(rule, conversation.source, f"message {number} ({message.role}) is {message.content!r}")
-        if conversation.messages in first:
-            yield Finding("duplicate", conversation.source, f"the same as {first[conversation.messages]}")
-        first.setdefault(conversation.messages, conversation.source)
+        if number_of_row in again:
+            yield Finding("duplicate", conversation.source, f"the same as {again[number_of_row]}")
+
+
+class Repeats:
+    """The rows whose messages are those of an earlier one. `places`: by their numbers, the place of the first such row;
+    `read` gives all rows, and is called twice: of each, only a hash is kept."""
+
+    def __init__(self, read: Callable[[], Iterable[Conversation]]):
+        hashes = np.frombuffer(b"".join(map(_hash_of, read())), np.dtype((np.void, HASH)))
+        self.rows = len(hashes)
+        order = np.argsort(hashes, kind="stable")
+        in_order = hashes[order]
+        new = np.concatenate([np.ones(min(1, self.rows), np.bool_), in_order[1:] != in_order[:-1]])
+        first = order[np.maximum.accumulate(np.where(new, np.arange(self.rows), 0))]
+        self._first = dict(zip(order[~new].tolist(), first[~new].tolist(), strict=True))
+        wanted = set(self._first.values())
+        names = {n: c.source for n, c in enumerate(read()) if n in wanted} if wanted else {}
+        self.places = {row: names[first] for row, first in self._first.items()}
+
+    @property
+    def distinct(self) -> int:
+        """How many rows there are without them."""
+        return self.rows - len(self.places)
+
+
+def _hash_of(conversation: Conversation) -> bytes:
+    return hashlib.blake2b(serialized(conversation), digest_size=HASH).digest()
 
 
 # Of chat templates in wide use, whatever the tokenizer.

@@ -1,9 +1,9 @@
 """What the audit knows of a training setup."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ptst.data.examples import TrainingSource
 
 Row = TypeVar("Row")
+BLOCK = 2048  # rows that are read at once
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,15 @@ class Setup:
             if start < stop or first == end:
                 yield range(start, stop), self.of_row(start)
 
-    def groups(self, rows: Sequence[Row]) -> "list[tuple[Setup, list[Row]]]":
-        """All rows of a run by their setups."""
-        found: list[tuple[Setup, list[Row]]] = []
+    def groups(self, rows: Sequence[Row]) -> "list[tuple[Setup, Callable[[], Iterator[Row]]]]":
+        """All rows of a run by their setups: what reads those of a setup once more, some thousands at a time."""
+        found: dict[int, tuple[Setup, list[range]]] = {}
         for stretch, own in self.stretches(len(rows)):
-            known = next((group for setup, group in found if setup is own), None)
-            if known is None:
-                found.append((own, known := []))
-            known += rows[stretch.start : stretch.stop]
-        return found
+            found.setdefault(id(own), (own, []))[1].append(stretch)
+        return [(own, partial(_read, rows, stretches)) for own, stretches in found.values()]
+
+
+def _read(rows: Sequence[Row], stretches: Iterable[range]) -> Iterator[Row]:
+    for stretch in stretches:
+        for at in range(stretch.start, stretch.stop, BLOCK):
+            yield from rows[at : min(stretch.stop, at + BLOCK)]

@@ -1,6 +1,6 @@
 """All rules on the batches of a run, each document once, and the packs that the report shows."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ class BatchChecks:
     by row, what its document must be. `flagged`: rows with findings; batches with them are shown first."""
 
     conversations: Sequence[Conversation]
-    references: Sequence[Reference | UserError]
+    references: Mapping[int, Reference | UserError]
     setup: Setup
     show: int
     flagged: set[str]
@@ -68,7 +68,7 @@ class BatchChecks:
 def show_pack(
     batch: Batch,
     conversations: Sequence[Conversation],
-    references: Sequence[Reference | UserError],
+    references: Mapping[int, Reference | UserError],
     setup: Setup,
     step: int | None = None,
 ) -> Pack:

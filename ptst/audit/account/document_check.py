@@ -50,11 +50,11 @@ def example_hashes(examples: Sequence[Example]) -> Mapping[int, int]:
         of_tokens, of_labels = (memoryview(part.tobytes()) for part in (tokens, labels))
         bounds = (8 * block.offsets).tolist()
         found.extend(_hash(of_tokens[a:b], of_labels[a:b]) for a, b in pairwise(bounds))
-    return _ByRow(examples.rows, found)
+    return HashesByRow(examples.rows, found)
 
 
-class _ByRow(Mapping[int, int]):
-    """Numbers by row, in a few bytes for each."""
+class HashesByRow(Mapping[int, int]):
+    """Hashes by row, in a few bytes for each."""
 
     def __init__(self, rows: array, numbers: array):
         own = np.asarray(rows)

@@ -1,12 +1,14 @@
 """All rules on encoded data: on rows, on the batches of every step, and on what became of each row."""
 
 import math
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from ptst.audit.account.batch_checks import BatchChecks, Pack
-from ptst.audit.account.document_check import DIFFERENT, DocumentCheck
-from ptst.audit.account.expected import build_references
+from ptst.audit.account.document_check import DIFFERENT, DocumentCheck, HashesByRow
+from ptst.audit.account.expected import ReferencesByRow
 from ptst.audit.account.fates import Fate, check_prepared, expected_document, find_fate
 from ptst.audit.account.ledger import Ledger, LedgerSource
 from ptst.audit.account.order import LEAST
@@ -14,8 +16,9 @@ from ptst.audit.account.run_data import Encoded, plan_steps
 from ptst.audit.account.table import SourceAccount, write_account
 from ptst.audit.findings import Finding
 from ptst.audit.reference.tokenizer_check import check_tokenizer
-from ptst.audit.rows import bad_row, check_overlap, check_rows
+from ptst.audit.rows import Repeats, bad_row, check_overlap, check_rows
 from ptst.audit.setup import Setup
+from ptst.data.example_arrays import rows_of
 from ptst.data.examples import TrainingSource
 from ptst.data.order import Step
 from ptst.errors import UserError
@@ -25,12 +28,14 @@ RARE = 18  # of two random choices, the logarithm of 1 / the chance that they ar
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found; `packs` to show, which have findings if `flagged`; the account of every source."""
+    """What was found; `packs` to show, which have findings if `flagged`; the account of every source; how many
+    `distinct` rows there are, under each setup."""
 
     findings: list[Finding]
     packs: list[Pack]
     flagged: bool
     accounts: list[SourceAccount]
+    distinct: int
 
 
 def check_encoded(
@@ -44,20 +49,23 @@ def check_encoded(
     """All rules on rows and batches; also on examples that no step takes. `sources`: of the rows, in order. `asked`:
     texts of tests (`normalized`), with the set of each. `unreadable`: errors of each source's other rows."""
     conversations, setup = encoded.mixture.source.conversations, setup.of_sources(sources)
-    references = build_references(conversations, setup)
-    fates = [find_fate(reference, setup) for reference in references]
-    groups = setup.groups(conversations)
+    references = ReferencesByRow(conversations, setup)
+    fates, hashes = list[Fate](), array("Q")
+    for reference in references.in_order():
+        fates.append(fate := find_fate(reference, setup))
+        hashes.append(expected_document(reference, setup) if fate.is_example else 0)
+    groups = [(own, read, Repeats(read)) for own, read in setup.groups(conversations)]
     on_rows = [*map(bad_row, encoded.bad.values())]
-    on_rows += [found for own, rows in groups for found in check_rows(rows, own.prompt_format)]
+    on_rows += [found for own, read, again in groups for found in check_rows(read(), own.prompt_format, again)]
     on_rows += check_overlap(conversations, asked or {})
-    for own, rows in groups if encoded.is_training else ():
-        on_rows += check_tokenizer(own, rows)
+    for own, read, _ in groups if encoded.is_training else ():
+        on_rows += check_tokenizer(own, read())
     parts = _parts(encoded, sources, fates)
     on_rows += _check_sources(encoded, parts, fates)
     flagged = {f.row for f in on_rows if f.level != "info"}
     checks = BatchChecks(conversations, references, setup, show, flagged, on_rows)
-    hashes = {row: expected_document(references[row], setup) for part in parts for row in part.examples}
-    documents = DocumentCheck(conversations, hashes)
+    due = array("q", chain.from_iterable(part.examples for part in parts))
+    documents = DocumentCheck(conversations, HashesByRow(due, array("Q", (hashes[row] for row in due))))
     ledger = Ledger(parts, encoded.rule, documents, steps_of={})
     for number, step in enumerate(encoded.steps, 1):
         ledger.begin_step(number, step.epoch)
@@ -92,7 +100,9 @@ def check_encoded(
         for n, part in enumerate(parts)
     ]
     findings = list(dict.fromkeys([*checks.findings, *found]))  # a document may be in several batches
-    return Checked(findings, checks.packs(), bool(checks.flagged), accounts)
+    return Checked(
+        findings, checks.packs(), bool(checks.flagged), accounts, sum(again.distinct for _, _, again in groups)
+    )
 
 
 def _parts(encoded: Encoded, sources: Sequence[TrainingSource], fates: Sequence[Fate]) -> list[LedgerSource]:
@@ -100,7 +110,7 @@ def _parts(encoded: Encoded, sources: Sequence[TrainingSource], fates: Sequence[
     parts, first = list[LedgerSource](), 0
     for each in sources:
         rows = range(first, first + len(each.source.conversations))
-        due = tuple(row for row in rows if fates[row].is_example and row not in encoded.bad)
+        due = array("q", (row for row in rows if fates[row].is_example and row not in encoded.bad))
         parts.append(LedgerSource(each.source.name, each.epochs, first, len(rows), due))
         first += len(rows)
     return parts
@@ -108,7 +118,7 @@ def _parts(encoded: Encoded, sources: Sequence[TrainingSource], fates: Sequence[
 
 def _check_sources(encoded: Encoded, parts: Sequence[LedgerSource], fates: Sequence[Fate]) -> Iterator[Finding]:
     """Whether preparing left out what it should, and counted it."""
-    made = {example.row for example in encoded.mixture.examples}
+    made = set(rows_of(encoded.mixture.examples))
     conversations = encoded.mixture.source.conversations
     for part, record in zip(parts, encoded.mixture.records, strict=True):
         own = slice(part.first, part.first + part.rows)

@@ -11,7 +11,7 @@ conversation. `ids`: the same text in other ids, where messages are encoded apar
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +35,7 @@ from ptst.text.segments import Conversation, Message
 _NAMED = {difference.name: difference for difference in known.KNOWN_DIFFERENCES}
 
 
-def check_owner(folder: Path, conversations: Sequence[Conversation], setup: Setup) -> Iterator[Finding]:
+def check_owner(folder: Path, conversations: Iterable[Conversation], setup: Setup) -> Iterator[Finding]:
     """Our ids of a sample of rows against those of the folder's chat template. What our format cannot write is a bad
     row and left out here; under a `text:` template, which has no roles, there is nothing to compare."""
     prompt_format = setup.prompt_format

@@ -1,6 +1,7 @@
 """Which rows are compared with the folder's chat template, and the conversations that the template gets."""
 
-from collections.abc import Callable, Iterator, Sequence
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from ptst.audit.setup import Setup
@@ -10,15 +11,24 @@ FIRST = 20  # rows from the beginning of the data
 UNUSUAL = 4  # rows of each unusual kind
 
 
-def sample(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """The first rows, and some of each kind that chat templates may treat otherwise."""
-    chosen = dict.fromkeys(range(min(FIRST, len(conversations))))
-    for kind in _KINDS:
-        rows = (i for i, c in enumerate(conversations) if kind(c))
-        chosen |= dict.fromkeys(i for _, i in zip(range(UNUSUAL), rows, strict=False))
-    lengths = [sum(len(m.content) for m in c.messages) for c in conversations]
-    longest = sorted(range(len(conversations)), key=lambda i: -lengths[i])[:UNUSUAL]
-    return [conversations[i] for i in sorted(chosen | dict.fromkeys(longest))]
+def sample(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """The first rows, some of each kind that chat templates may treat otherwise, and the longest."""
+    chosen: dict[int, Conversation] = {}
+    longest: list[tuple[int, int, Conversation]] = []  # the first of those of the same length
+    found = [0] * len(_KINDS)
+    for number, conversation in enumerate(conversations):
+        if number < FIRST:
+            chosen[number] = conversation
+        for at, kind in enumerate(_KINDS):
+            if found[at] < UNUSUAL and kind(conversation):
+                found[at] += 1
+                chosen[number] = conversation
+        length = sum(len(m.content) for m in conversation.messages)
+        if len(longest) < UNUSUAL or length > -longest[-1][0]:
+            insort(longest, (-length, number, conversation))
+            del longest[UNUSUAL:]
+    chosen |= {number: conversation for _, number, conversation in longest}
+    return [chosen[number] for number in sorted(chosen)]
 
 
 def _any(test: Callable[[str], bool]) -> Callable[[Conversation], bool]:

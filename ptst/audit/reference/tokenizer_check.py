@@ -4,7 +4,7 @@ A mistake in these may not show in a training row (an id that ends answers too e
 otherwise), so they are compared apart from the rows.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from ptst.audit.causes.characters import difference
@@ -18,7 +18,7 @@ SAMPLE = 32  # rows that are decoded
 _TEXTS = ("The answer is 12.", " a\n\n  b\t", "na\u00efve \u65e5\u672c \U0001f600", "<s></s> [INST] <|im_end|> <0x0A>")
 
 
-def check_tokenizer(setup: Setup, conversations: Sequence[Conversation]) -> Iterator[Finding]:
+def check_tokenizer(setup: Setup, conversations: Iterable[Conversation]) -> Iterator[Finding]:
     """What the tokenizer and its stop ids say otherwise than the files. Decoding is compared on the first rows."""
     p, oracle = setup.prompt_format, setup.oracle
     own = oracle.tokenizer
@@ -31,7 +31,7 @@ def check_tokenizer(setup: Setup, conversations: Sequence[Conversation]) -> Iter
             yield Finding("stop-ids", "", "an answer ends at other tokens than it should", None, False, *shown)
             break
     wrong = [*_names_differ(p, oracle)]
-    yield from wrong or islice(_decoding_differs(p, oracle, setup.train_on, conversations[:SAMPLE]), 1)
+    yield from wrong or islice(_decoding_differs(p, oracle, setup.train_on, [*islice(conversations, SAMPLE)]), 1)
 
 
 def _listed(ids: frozenset[int] | set[int], names: dict[int, str]) -> str:
