@@ -155,8 +155,8 @@ class Forward:
     def __call__(
         self, tokens_T: Tensor, positions_T: Tensor, attend: StepAttention, adapter_rows: AdapterRows = ((None, None),)
     ) -> Tensor:
-        """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values; with
-        norms of heads it normalizes queries and keys where it can."""
+        """Hidden states (T, E) after the final norm. `attend` also stores the new keys and values, and
+        normalizes queries and keys by head where it can."""
         c, eps = self.config, self.config.rms_norm_eps
         normed_later = attend.normalizes
         ropes = self.ropes.tables(positions_T)

@@ -86,6 +86,18 @@ def check_same(values: Mapping[str, Any], world: World) -> None:
             )
 
 
+def first_seen(*paths: Path) -> Path | None:
+    """Which of these names a file that another rank has made has here; None if it is not seen within the time that a
+    network file system may take."""
+    until = time.monotonic() + PATIENCE
+    while (found := next((path for path in paths if path.exists()), None)) is None and time.monotonic() < until:
+        time.sleep(0.1)
+        for path in paths:
+            with suppress(OSError):
+                os.listdir(path.parent)  # network file systems then ask the server
+    return found
+
+
 def _check_folder(folder: Path | None, world: World) -> None:
     """Rank 0 puts a file of a random name there, or above where the folder is to be; all must see it."""
     # Named as what a kill may leave of a record (ptst.runs).
@@ -98,13 +110,7 @@ def _check_folder(folder: Path | None, world: World) -> None:
         here.touch()
     try:
         world.barrier()
-        until = time.monotonic() + PATIENCE
-        seen = folder is None or bool(here and here.exists())
-        while not seen and here and time.monotonic() < until:
-            time.sleep(0.1)
-            with suppress(OSError):
-                os.listdir(here.parent)  # network file systems then ask the server
-            seen = here.exists()
+        seen = folder is None or (here is not None and first_seen(here) is not None)
         blind = [rank for rank, row in enumerate(world.gather(bytes([seen]))) if not row[0]]
     finally:
         if world.is_main_process and here:

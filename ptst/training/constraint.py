@@ -34,6 +34,7 @@ from ptst.model.decoder import Decoder
 from ptst.progress import ProgressLine, say
 from ptst.storage import atomic_path
 from ptst.text.encode import Example
+from ptst.training.agreement import first_seen
 from ptst.training.parallel import World, sum_over_ranks
 
 FILE = "reference.safetensors"
@@ -85,9 +86,10 @@ def reference_scores(
     """The reference's log-probabilities of all trained tokens, example after example, float32, mapped from `path`,
     where the main process finds them, or where they are written from the decoder that `load` returns. `used`: the
     examples that a step takes; others are not scored (NaN). `of`: a fingerprint of examples and reference. All ranks
-    must call and get the same. Raises UserError for log-probabilities that are not finite."""
+    must call and get the same. Raises UserError for log-probabilities that are not finite, and for a rank that does
+    not see the file."""
     # Of a run without a given folder, the main process alone knows which one it is.
-    path = Path(os.fsdecode(world.gather(os.fsencode(path.absolute()).ljust(_PATH_MAX, b"\0"))[0].rstrip(b"\0")))
+    of_main = Path(os.fsdecode(world.gather(os.fsencode(path.absolute()).ljust(_PATH_MAX, b"\0"))[0].rstrip(b"\0")))
     found = read_scores(path, of) if world.is_main_process else None
     if not world.sum(found is not None):
         say(f"scoring {len(used)} examples with the reference model")
@@ -98,7 +100,13 @@ def reference_scores(
             for _ in blocks:
                 pass
         world.barrier()
-    return _mapped(path) if found is None else found
+    if found is not None:
+        return found
+    # The folder that ranks share may have another name on another node.
+    if (seen := first_seen(of_main, path)) is None:
+        cause = f"rank {world.rank} does not see {of_main}, which rank 0 wrote, nor {path.absolute()}"
+        raise UserError(cause, ("give all ranks the same ", Setting("out"), ", on a file system that they share"))
+    return _mapped(seen)
 
 
 def score_examples(

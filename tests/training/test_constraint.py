@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from ptst.model.lora import add_lora
 from ptst.model.loss import batch_loss, constrained_loss
 from ptst.model.weights import load_decoder
 from ptst.text.encode import Example
-from ptst.training import constraint
+from ptst.training import agreement, constraint
 from ptst.training.constraint import (
     TokenConstraint,
     read_scores,
@@ -188,6 +190,22 @@ def test_scores_are_kept_and_not_trusted_blindly(tiny_folder, tmp_path, capsys):
         assert torch.equal(scores("b"), first)
         assert told in capsys.readouterr().err
     assert len(loaded) == 5 and torch.equal(load_file(path)["logprobs"], first)
+
+
+def test_a_rank_finds_the_scores_under_its_own_name_of_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(agreement, "PATIENCE", 0.2)
+    rows, own = examples(2), tmp_path / "own" / "reference.safetensors"
+    world = SimpleNamespace(
+        size=2,
+        rank=1,
+        is_main_process=False,
+        sum=lambda _: 1.0,
+        gather=lambda data: [b"/of/rank/0/reference.safetensors".ljust(len(data), b"\0"), data],
+    )
+    with pytest.raises(UserError, match=r"rank 1 does not see /of/rank/0/reference\.safetensors, which rank 0"):
+        reference_scores(rows, range(2), pytest.fail, world, own, "a")
+    write_scores(own, [np.arange(3, dtype=np.float32)], 3, "a")
+    assert reference_scores(rows, range(2), pytest.fail, world, own, "a").tolist() == [0, 1, 2]
 
 
 def altered(path, logprobs) -> None:

@@ -31,7 +31,7 @@ from ptst.model.weights import load_decoder
 from ptst.open import open_model
 from ptst.text.templates import find_template
 from ptst.train import run_training
-from ptst.training import memory, memory_ways
+from ptst.training import fine_tune, memory, memory_ways
 from ptst.training.config import TrainConfig
 from ptst.training.memory import Method
 from tests.training.test_memory import CONFIG as SHAPE
@@ -182,9 +182,11 @@ def test_a_package_of_the_hub_is_not_asked(tmp_path):
 
 @needs_library
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_from_training_to_export(tiny_folder, tmp_path, capsys, kind):
-    run = tmp_path / "run"
+def test_a_run_from_training_to_export(tiny_folder, tmp_path, capsys, kind, monkeypatch):
+    run, returned = tmp_path / "run", []
+    monkeypatch.setattr(fine_tune, "return_large_blocks", lambda: returned.append(1))
     run_training(replace(CONFIG, model=str(tiny_folder), out=run, quantize=kind, eval_every=2))
+    assert returned, "the memory plan counts on it"
     record = json.loads((run / "run.json").read_text())
     assert record["settings"]["quantize"] == kind and record["validation_loss"]["after"] is not None
     capsys.readouterr()
