@@ -12,15 +12,15 @@ import pytest
 import torch
 from hypothesis import settings
 
+# One thread for each test and what it starts, and no measuring of how many are fastest.
+os.environ["OMP_NUM_THREADS"] = "1"
+# Without a GPU, Triton's kernels run in its interpreter; that is decided when Triton is first imported, as ptst does.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from ptst.evaluation.sentence_encoder import ENCODER_NAME
 from ptst.hub.wheel import model_folder
 from ptst.settings import EMBEDDED_MODEL
-
-# One thread for each test and what it starts, and no measuring of how many are fastest.
-os.environ["OMP_NUM_THREADS"] = "1"
-# Without a GPU, Triton's kernels run in its interpreter; that is decided when Triton is first imported.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The same cases in every run, so that a failure is due to the change at hand; with PTST_FUZZ_EXAMPLES, new ones.
 settings.register_profile("same cases", derandomize=not os.environ.get("PTST_FUZZ_EXAMPLES"), database=None)

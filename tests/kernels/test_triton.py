@@ -6,6 +6,8 @@ the same dtype.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -20,6 +22,7 @@ from ptst.kernels.lora_layer import lora_qkv
 from ptst.kernels.rms_norm import add_rms_norm, rms_norm
 from ptst.kernels.rope import apply_rope, frequencies, reference, tables
 from ptst.kernels.swiglu import swiglu
+from tests.conftest import ROOT
 from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
@@ -34,6 +37,15 @@ def _through_triton(monkeypatch):
     if DEVICE == "cpu":
         interpreter.install()
     assert use_triton(torch.zeros(1, device=DEVICE))
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="on a GPU the kernels are compiled")
+def test_one_process_is_enough():
+    """The tests' own settings choose the interpreter before anything imports Triton, also without workers (-n 0)."""
+    code = "import tests.conftest, ptst.kernels.swiglu as s; print(type(s._backward).__name__)"
+    clean = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True)
+    assert done.stdout.strip() == "InterpretedFunction", done.stderr
 
 
 def random(*shape: int, scale: float = 1.0) -> Tensor:
