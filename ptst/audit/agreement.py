@@ -21,19 +21,26 @@ def agrees(
     must be, and its prompt at test time; False for a row without either."""
     tokens, labels, positions, bounds = list[int](), list[int](), list[int](), [0]
     for row in batch.rows:
-        reference, prompt = references.get(row), prompts.get(row)
-        if not isinstance(reference, Reference) or not isinstance(prompt, Example) or reference.lossy:
+        reference = references.get(row)
+        if (ids := agreed_ids(reference, prompts.get(row), setup.of_row(row))) is None:
             return False
-        own = setup.of_row(row)
-        ids = limited(reference.ids, own)
-        size, trained = len(ids), reference.loss_mask[1 : len(ids)]
-        too_long = own.max_length is not None and size > own.max_length
-        if too_long or True not in trained or ids[: len(prompt.ids)] != prompt.ids[:size]:
-            return False
+        assert isinstance(reference, Reference)
         tokens += ids
-        labels += [i if flag else IGNORE_INDEX for i, flag in zip(ids[1:], trained, strict=True)]
+        labels += [i if flag else IGNORE_INDEX for i, flag in zip(ids[1:], reference.loss_mask[1:], strict=False)]
         labels.append(IGNORE_INDEX)
-        positions += range(size)
+        positions += range(len(ids))
         bounds.append(len(tokens))
     seen = batch.tokens, batch.labels, batch.position_ids, batch.cu_seqlens
     return seen == (tokens, labels, positions, bounds)
+
+
+def agreed_ids(
+    reference: Reference | UserError | None, prompt: Example | UserError | None, setup: Setup
+) -> list[int] | None:
+    """The ids of the document that a row must be, if nothing but notes is to be said of that; else None."""
+    if not isinstance(reference, Reference) or not isinstance(prompt, Example) or reference.lossy:
+        return None
+    ids = limited(reference.ids, setup)
+    too_long = setup.max_length is not None and len(ids) > setup.max_length
+    trained = True in reference.loss_mask[1 : len(ids)]
+    return ids if trained and not too_long and ids[: len(prompt.ids)] == prompt.ids[: len(ids)] else None

@@ -182,6 +182,25 @@ def chosen_rows(conversations: Sequence[Conversation], chosen: Iterable[int]) ->
     return ChosenRows(conversations, array("q", chosen))
 
 
+class PlacesOf(Sequence[str]):
+    """The places of some of the conversations, `rows` of them from `first` on, without reading those."""
+
+    def __init__(self, conversations: Sequence[Conversation], first: int, rows: int):
+        self._conversations, self._rows = conversations, range(first, first + rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
+        if isinstance(at, slice):
+            return [place_of(self._conversations, row) for row in self._rows[at]]
+        return place_of(self._conversations, self._rows[at])
+
+
 def place_of(conversations: Sequence[Conversation], at: int) -> str:
     """The row that a conversation comes from (`file:line`)."""
     if isinstance(conversations, JoinedRows):

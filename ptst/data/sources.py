@@ -272,13 +272,13 @@ class _Asked:
     ) -> Source:
         """The source that these rows are. `on_disk`: the identity of large data, which is kept on disk under it (None:
         for this process alone)."""
-        if on_disk is False or self.errors is not None:
+        if on_disk is False:
             with paused_collector():
                 conversations: Sequence[Conversation] = tuple(self._conversations(rows))
             known = self._known()
         else:
             say(f"reading the rows of {self.name}, which are kept on disk")
-            identity = on_disk()
+            identity = on_disk() if self.errors is None else None  # whose errors would not be found again with the rows
             asked = repr((self.split, self.limit, self.holdout, self.rules))
             code = code_fingerprint("data", "text")
             key = identity and combined(repr(identity), asked, str(VERSION), code).replace(":", "-")

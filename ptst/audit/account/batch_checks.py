@@ -4,13 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from ptst.audit.account.document_check import batch_hashes
+from ptst.audit.account.document_check import DocumentCheck, batch_hashes
 from ptst.audit.documents import check_documents
 from ptst.audit.findings import Finding
 from ptst.audit.reference.formats import Reference
 from ptst.audit.setup import Setup
 from ptst.audit.shape import check_shape
 from ptst.audit.view import TokenView, view
+from ptst.data.kept_rows import place_of
 from ptst.data.packing import IGNORE_INDEX, Batch
 from ptst.errors import UserError
 from ptst.text.encode import Example
@@ -30,10 +31,13 @@ class Pack:
 @dataclass
 class BatchChecks:
     """Takes every batch and applies the rules to it: of its documents those that were in no batch before. `references`:
-    by row, what its document must be. `flagged`: rows with findings; batches with them are shown first."""
+    by row, what its document must be; `documents` knows its hash, and where `plain` is 1, nothing is to be said of a
+    document with that one. `flagged`: rows with findings; batches with them are shown first."""
 
     conversations: Sequence[Conversation]
     references: Mapping[int, Reference | UserError]
+    documents: DocumentCheck
+    plain: Sequence[int]
     setup: Setup
     show: int
     flagged: set[str]
@@ -41,8 +45,17 @@ class BatchChecks:
     _kept: list[tuple[bool, int | None, Batch]] = field(default_factory=list)
     _seen: set[tuple[int, int]] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self._seen_plain = bytearray(len(self.conversations))
+
     def take(self, batch: Batch, step: int | None = None) -> None:
         """Check a batch; one of `step`, if it is of one."""
+        if self.documents.agrees(batch) and all(self.plain[row] for row in batch.rows):
+            if not all(self._seen_plain[row] for row in batch.rows):
+                self._keep(batch, step)
+            for row in batch.rows:
+                self._seen_plain[row] = 1
+            return
         new = {(row, number) for row, number in zip(batch.rows, batch_hashes(batch), strict=False)} - self._seen
         if not new and len(batch.rows) == len(batch.cu_seqlens) - 1:
             self.findings += check_shape(batch, self.conversations)
@@ -54,7 +67,7 @@ class BatchChecks:
         self._keep(batch, step)
 
     def _keep(self, batch: Batch, step: int | None) -> None:
-        places = {self.conversations[row].source for row in batch.rows if 0 <= row < len(self.conversations)}
+        places = {place_of(self.conversations, row) for row in batch.rows if 0 <= row < len(self.conversations)}
         flagged = not self.flagged.isdisjoint(places)
         if sum(kept[0] == flagged for kept in self._kept) < self.show:
             self._kept.append((flagged, step, batch))

@@ -3,13 +3,13 @@ them: references of all rows would take several times that of the examples. Many
 processes."""
 
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, overload
 
-from ptst.audit.account.expected import build_references
+from ptst.audit.account.expected import build_prompts, build_references
 from ptst.audit.account.fates import Counted, check_left_out, find_fate
 from ptst.audit.account.tally import Tally
 from ptst.audit.agreement import agrees
@@ -23,7 +23,6 @@ from ptst.data.example_arrays import ExampleArrays, rows_of
 from ptst.data.examples import TrainingSource
 from ptst.data.sources import Source
 from ptst.data.step_batches import StepBatches
-from ptst.errors import UserError
 from ptst.forked import forked_map
 from ptst.progress import ProgressLine
 from ptst.records import DataRecord
@@ -140,7 +139,7 @@ class _Chunks:
             found.on_rows.merge(Tally(check_rows(of_rows, own.prompt_format)))
         examples = self._of(number)
         references = dict(enumerate(build_references(rows, self.setup, first), first)) if rows else {}
-        prompts = self._prompts({example.row for example in examples}, rows, first)
+        prompts = dict(enumerate(build_prompts(rows, self.setup, first), first))
         documents: dict[Finding, None] = {}
         for batch in StepBatches(examples, range(len(examples)), self.micro_batch_tokens, share=False):
             if not agrees(batch.whole, references, prompts, self.setup):
@@ -155,15 +154,6 @@ class _Chunks:
             left = {row - span.start for row in made if span.start <= row < span.stop}
             places = [row.source for row in rows[span]]
             found.left_out.merge(Tally(check_left_out(places, fates[span], left)))
-        return found
-
-    def _prompts(self, wanted: Set[int], rows: Sequence[Conversation], first: int) -> dict[int, Example | UserError]:
-        """The prompts at test time of the rows that are wanted, of a chunk that begins with row `first`."""
-        found: dict[int, Example | UserError] = {}
-        for stretch, own in self.setup.stretches(first + len(rows), first) if rows else ():
-            numbers = [row for row in stretch if row in wanted]
-            asked = [rows[row - first].prompt() for row in numbers]
-            found |= zip(numbers, own.prompt_format.encode_all(asked), strict=True)
         return found
 
     def _of(self, number: int) -> list[Example]:

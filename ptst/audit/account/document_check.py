@@ -90,21 +90,25 @@ class DocumentCheck:
         """What is wrong with a batch: its shape, a document that is not its row's, a prefix that is not shared as it
         should be. [] at once where nothing is."""
         whole = batch.whole
-        bounds = whole.cu_seqlens
-        longest = max((end - start for start, end in pairwise(bounds)), default=0)
-        if longest > len(self._positions):
-            self._positions = list(range(longest))
-        well = bounds[:1] == [0] and bounds[-1] == len(whole.tokens) == len(whole.labels) == len(whole.position_ids)
-        well = well and len(whole.rows) == len(bounds) - 1
-        well = well and all(
-            start < end and whole.position_ids[start:end] == self._positions[: end - start]
-            for start, end in pairwise(bounds)
-        )
-        known = self.hashes.get
-        if not well or any(known(row) != found for row, found in zip(whole.rows, batch_hashes(whole), strict=True)):
+        if not self.agrees(whole):
             return [*check_shape(whole, self.conversations), *self._strange(whole)]
         shared = batch.computed is whole or shares_prefixes(whole, batch.computed)
         return [] if shared else [self._at(whole, "shared-prefix", "the documents are not those before sharing", 0)]
+
+    def agrees(self, batch: Batch) -> bool:
+        """Whether every document of a batch is its row's, in tokens, labels, positions and boundaries."""
+        bounds = batch.cu_seqlens
+        longest = max((end - start for start, end in pairwise(bounds)), default=0)
+        if longest > len(self._positions):
+            self._positions = list(range(longest))
+        well = bounds[:1] == [0] and bounds[-1] == len(batch.tokens) == len(batch.labels) == len(batch.position_ids)
+        well = well and len(batch.rows) == len(bounds) - 1
+        well = well and all(
+            start < end and batch.position_ids[start:end] == self._positions[: end - start]
+            for start, end in pairwise(bounds)
+        )
+        known = self.hashes.get
+        return well and all(known(row) == found for row, found in zip(batch.rows, batch_hashes(batch), strict=True))
 
     def _strange(self, batch: Batch) -> Iterator[Finding]:
         """Documents that are not their rows'."""

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ptst.audit.account.by_row import StepsByRow
 from ptst.audit.account.document_check import DocumentCheck
 from ptst.audit.account.order import is_clustered, is_in_turn, is_repeated, is_sorted
 from ptst.audit.account.step_rule import StepRule
@@ -93,15 +94,15 @@ def _added(own: array, add: Callable[[list[int]], list[int]]) -> array:
 @dataclass
 class Ledger:
     """Takes every micro-batch of a run: `begin_step`, then `take` for each of its micro-batches; `finish` after the
-    last. `check`: what the documents must be. `ranks`, `merge`: adds up lists of numbers over the ranks. `steps_of`: by
-    row, the steps that took it, where they are kept. `findings`: what was found so far."""
+    last. `check`: what the documents must be. `ranks`, `merge`: adds up lists of numbers over the ranks. `steps_of`:
+    the steps that took each row, where they are kept. `findings`: what was found so far."""
 
     sources: Sequence[LedgerSource]
     rule: StepRule
     check: DocumentCheck
     ranks: int = 1
     merge: Callable[[list[int]], list[int]] = list
-    steps_of: dict[int, list[int]] | None = None
+    steps_of: StepsByRow | None = None
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -171,7 +172,7 @@ class Ledger:
             now.steps[row] += step
             now.sizes[-1][bisect_right(self._starts, row) - 1] += 1
             if self.steps_of is not None:
-                self.steps_of.setdefault(row, []).append(step)
+                self.steps_of.add(row, step)
         return found
 
     def plan_step(self, number: int, epoch: float, rows: Sequence[int], tokens: int) -> None:

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 from itertools import chain
 
 from ptst.audit.account.batch_checks import BatchChecks, Pack
+from ptst.audit.account.by_row import RowSet, StepsByRow
 from ptst.audit.account.document_check import DIFFERENT, DocumentCheck, HashesByRow
-from ptst.audit.account.expected import ReferencesByRow
-from ptst.audit.account.fates import Fate, check_prepared, expected_document, find_fate
+from ptst.audit.account.expected import Expected, ReferencesByRow
+from ptst.audit.account.fates import Fate, check_prepared
 from ptst.audit.account.ledger import Ledger, LedgerSource
 from ptst.audit.account.order import LEAST
 from ptst.audit.account.run_data import Encoded, plan_steps
@@ -20,6 +21,7 @@ from ptst.audit.rows import Repeats, bad_row, check_overlap, check_rows
 from ptst.audit.setup import Setup
 from ptst.data.example_arrays import rows_of
 from ptst.data.examples import TrainingSource
+from ptst.data.kept_rows import PlacesOf
 from ptst.data.order import Step
 from ptst.errors import UserError
 
@@ -50,10 +52,8 @@ def check_encoded(
     texts of tests (`normalized`), with the set of each. `unreadable`: errors of each source's other rows."""
     conversations, setup = encoded.mixture.source.conversations, setup.of_sources(sources)
     references = ReferencesByRow(conversations, setup)
-    fates, hashes = list[Fate](), array("Q")
-    for reference in references.in_order():
-        fates.append(fate := find_fate(reference, setup))
-        hashes.append(expected_document(reference, setup) if fate.is_example else 0)
+    expected = Expected.of(references, setup)
+    fates = expected.fates
     groups = [(own, read, Repeats(read)) for own, read in setup.groups(conversations)]
     on_rows = [*map(bad_row, encoded.bad.values())]
     on_rows += [found for own, read, again in groups for found in check_rows(read(), own.prompt_format, again)]
@@ -63,10 +63,10 @@ def check_encoded(
     parts = _parts(encoded, sources, fates)
     on_rows += _check_sources(encoded, parts, fates)
     flagged = {f.row for f in on_rows if f.level != "info"}
-    checks = BatchChecks(conversations, references, setup, show, flagged, on_rows)
     due = array("q", chain.from_iterable(part.examples for part in parts))
-    documents = DocumentCheck(conversations, HashesByRow(due, array("Q", (hashes[row] for row in due))))
-    ledger = Ledger(parts, encoded.rule, documents, steps_of={})
+    documents = DocumentCheck(conversations, HashesByRow(due, array("Q", (expected.hashes[row] for row in due))))
+    checks = BatchChecks(conversations, references, documents, expected.plain, setup, show, flagged, on_rows)
+    ledger = Ledger(parts, encoded.rule, documents, steps_of=StepsByRow())
     for number, step in enumerate(encoded.steps, 1):
         ledger.begin_step(number, step.epoch)
         for batch in encoded.batches(step):
@@ -89,7 +89,7 @@ def check_encoded(
             "training" if encoded.is_training else "validation",
             ledger.accounts[n],
             fates[part.first : part.first + part.rows],
-            [c.source for c in conversations[part.first : part.first + part.rows]],
+            PlacesOf(conversations, part.first, part.rows),
             ledger.steps_of or {},
             {
                 **dict.fromkeys((e.where for e in (unreadable[n] if n < len(unreadable) else ())), "bad"),
@@ -118,12 +118,12 @@ def _parts(encoded: Encoded, sources: Sequence[TrainingSource], fates: Sequence[
 
 def _check_sources(encoded: Encoded, parts: Sequence[LedgerSource], fates: Sequence[Fate]) -> Iterator[Finding]:
     """Whether preparing left out what it should, and counted it."""
-    made = set(rows_of(encoded.mixture.examples))
+    made = rows_of(encoded.mixture.examples)
     conversations = encoded.mixture.source.conversations
     for part, record in zip(parts, encoded.mixture.records, strict=True):
         own = slice(part.first, part.first + part.rows)
-        rows = [{row - part.first for row in found} for found in (made, encoded.bad)]
-        places = [conversation.source for conversation in conversations[own]]
+        rows = [RowSet(found, part.first, part.rows) for found in (made, encoded.bad)]
+        places = PlacesOf(conversations, part.first, part.rows)
         yield from check_prepared(record, places, fates[own], *rows)
 
 

@@ -1,12 +1,13 @@
 """The account of a run's data: what became of every row of every source, and in which steps it was trained."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
+from ptst.audit.account.by_row import RowSet
 from ptst.audit.account.fates import Fate
 from ptst.audit.account.ledger import Account, LedgerSource
 from ptst.data.selection import REPLACED, UNDRAWN
@@ -31,8 +32,8 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class SourceAccount:
-    """The account of one source. Numbers of rows, as `COLUMNS` says; `rows`: of each row, by its place, the steps that
-    took it, or what became of it. `template`: the source's own; None: that of the run."""
+    """The account of one source. Numbers of rows, as `COLUMNS` says; `read_rows`: of each row, by its place, the steps
+    that took it, or what became of it. `template`: the source's own; None: that of the run."""
 
     name: str
     part: str
@@ -50,8 +51,14 @@ class SourceAccount:
     steps: int
     first: int | None
     last: int | None
-    rows: Mapping[str, Sequence[int] | str]
+    read_rows: Callable[[], dict[str, Sequence[int] | str]]
     template: str | None = None
+
+    @property
+    def rows(self) -> dict[str, Sequence[int] | str]:
+        """Of each row, by its place, the steps that took it, or what became of it. Made anew: of millions of rows it is
+        large."""
+        return self.read_rows()
 
     @property
     def title(self) -> str:
@@ -60,7 +67,8 @@ class SourceAccount:
         return self.name + part + (f" under {self.template}" if self.template else "")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        known = {name: value for name, value in vars(self).items() if name not in ("read_rows", "template")}
+        return {**known, "rows": self.rows, "template": self.template}
 
 
 def write_account(
@@ -75,15 +83,16 @@ def write_account(
 ) -> SourceAccount:
     """The account of a source from its ledger. `fates`, `places`: of its rows. `left_out`: what became of its other
     rows, by place: "bad" (it could not be read), "undrawn" or "replaced". `template`: of its own, by its name."""
-    examples, kinds = set(source.examples), [fate.kind for fate in fates]
-    rows: dict[str, Sequence[int] | str] = dict(left_out)
+    examples, kinds = RowSet(source.examples, source.first, source.rows), [fate.kind for fate in fates]
     others = list(left_out.values())
-    for row, place in enumerate(places, source.first):
-        kind = kinds[row - source.first]
-        if row in examples:
-            rows[place] = list(steps_of.get(row, ()))
-        else:
-            rows[place] = kind if kind in ("dropped", "untrained") else "bad"
+
+    def read_rows() -> dict[str, Sequence[int] | str]:
+        rows: dict[str, Sequence[int] | str] = dict(left_out)
+        for row, place in enumerate(places):
+            without = kinds[row] if kinds[row] in ("dropped", "untrained") else "bad"
+            rows[place] = steps_of.get(source.first + row, []) if row in examples else without
+        return rows
+
     too_long = kinds.count("dropped") + kinds.count("untrained")
     return SourceAccount(
         name=source.name,
@@ -94,15 +103,15 @@ def write_account(
         bad=len(kinds) + others.count("bad") - len(examples) - too_long,
         dropped=kinds.count("dropped"),
         untrained=kinds.count("untrained"),
-        cut=sum(kind == "cut" and source.first + n in examples for n, kind in enumerate(kinds)),
+        cut=sum(kind == "cut" and n in examples for n, kind in enumerate(kinds)),
         examples=len(examples),
-        trained=sum(row in steps_of for row in examples),
+        trained=sum(row in examples for row in RowSet(steps_of, source.first, source.rows)),
         taken=account.visits,
         epochs=source.epochs,
         steps=account.steps,
         first=account.first_step,
         last=account.last_step,
-        rows=rows,
+        read_rows=read_rows,
         template=template,
     )
 
