@@ -102,6 +102,21 @@ def test_the_account(setup):
     assert report.to_json()["account"][0]["rows"]["main.jsonl:50"] == "dropped"
 
 
+def test_the_account_of_what_is_mixed_in(setup):
+    _, mixed, _ = audit(run(mixed=1.0), setup).account
+    steps = [mixed.rows[c.source] for c in MIXED.conversations]
+    assert (mixed.examples, mixed.trained, mixed.taken) == (25, 25, 25) and all(len(own) == 1 for own in steps)
+    assert mixed.steps == len({step for own in steps for step in own})
+
+
+def test_a_batch_of_rows_that_were_shown_is_not_shown_again(setup):
+    """Two epochs: the flagged row's second batch gives way to one with other rows."""
+    blank = replace(MAIN.conversations[0], messages=(Message("user", "q"), Message("assistant", " ")))
+    data = replace(run(), training=[TrainingSource(replace(MAIN, conversations=(blank, *MAIN.conversations[1:])), 2.0)])
+    first, second = audit(data, setup, show=2).packs[:2]
+    assert [blank.source in {row for row, _ in pack.documents} for pack in (first, second)] == [True, False]
+
+
 def test_nothing_left_is_an_error(setup):
     report = audit(run(), replace(setup, max_length=3, too_long="drop"))
     assert [f.row for f in report.findings if f.rule == "no-example"] == ["main", "mixed", "val"]

@@ -6,6 +6,7 @@ import pytest
 
 from ptst.audit import setup as setups
 from ptst.audit.account import expected
+from ptst.audit.account.by_row import StepsByRow
 from ptst.audit.account.run_data import RunData
 from ptst.audit.account.step_rule import StepRule
 from ptst.audit.owner.rows import FIRST, sample
@@ -64,6 +65,36 @@ def test_the_report_is_the_same(data, tiny_folder, monkeypatch):
     for module in (expected, setups):
         monkeypatch.setattr(module, "BLOCK", 3)
     assert reports() == kept
+
+
+@pytest.mark.parametrize(("what", "changed"), [("prompt", "build_prompts"), ("text", "build_references")])
+def test_what_is_to_be_said_of_a_row_is_said(data, tiny_folder, monkeypatch, what, changed):
+    """A document is as its row has it, but its prompt at test time is another, or a character of its text is lost."""
+    real = getattr(expected, changed)
+
+    def spoiled(conversations, setup, first=0):
+        found = real(conversations, setup, first)
+        for at in range(4 - first, min(5 - first, len(found))):
+            found[at] = replace(found[at], **({"ids": [0]} if what == "prompt" else {"lossy": {0: "x"}}))
+        return found
+
+    prompt_format = open_prompt_format(tiny_folder, find_template("vanilla"), "plain")
+    setup = Setup(prompt_format, "all", 256, "drop").of_sources(data.training)
+    references = expected.ReferencesByRow([c for each in data.training for c in each.source.conversations], setup)
+    before = expected.Expected.of(references, setup).plain
+    monkeypatch.setattr(expected, changed, spoiled)
+    references = expected.ReferencesByRow([c for each in data.training for c in each.source.conversations], setup)
+    after = expected.Expected.of(references, setup).plain
+    assert [at for at, (a, b) in enumerate(zip(before, after, strict=True)) if a != b] == [4] and before[4]
+
+
+def test_steps_by_row():
+    steps = StepsByRow()
+    assert len(steps) == 0 and 3 not in steps
+    for number, row in enumerate([3, 1, 3, 2, 3] * 9):
+        steps.add(row, number)
+        assert steps[row][-1] == number
+    assert [*steps] == [1, 2, 3] and steps[3][:4] == [0, 2, 4, 5] and len(steps[1]) == 9
 
 
 def test_repeated_rows_are_those_of_a_dict():

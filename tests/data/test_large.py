@@ -96,6 +96,17 @@ def test_rows_on_disk_are_those_in_memory(tmp_path, name, monkeypatch):
         rows[len(rows)]
 
 
+def test_rows_that_cannot_be_read_are_told_each_time(tmp_path, large):
+    path = write(tmp_path)
+    with path.open("a") as file:
+        file.write('{"question": 3}\n')
+    for _ in range(2):
+        errors: list[UserError] = []
+        kept = load(str(path), errors=errors)
+        assert isinstance(kept.conversations, KeptRows) and len(kept.conversations) == ROWS
+        assert [error.where for error in errors] == [f"{path}:{ROWS + 1}"]
+
+
 def test_several_files_are_one_source_on_disk(tmp_path, large):
     for name in ("a.jsonl", "b.jsonl"):
         write(tmp_path / "rows", name, 3)

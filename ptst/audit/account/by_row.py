@@ -1,4 +1,4 @@
-"""What is known of each row, in a few bytes for each: of millions of rows, sets and lists take more memory than all else."""
+"""What is known of each row, in a few bytes: of millions of rows, sets and lists would take more than all else."""
 
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
