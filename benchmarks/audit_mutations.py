@@ -39,8 +39,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are forked
 
-from audit_mutations_inputs import SCENARIOS, write_inputs
-
+from benchmarks.audit_mutations_inputs import SCENARIOS, write_inputs
 from ptst.audit.account.run_data import Encoded, RunData, StepRule
 from ptst.audit.config import AuditConfig
 from ptst.audit.report import _settings, audit_data
@@ -93,10 +92,12 @@ class Mutation:
         if not self.old:
             self._set(module)
         else:
-            self._swap(module)
+            function, changed = self.fit(module)
+            function.__code__ = changed
         _forget(self.module)
 
-    def _swap(self, module: ModuleType) -> None:
+    def fit(self, module: ModuleType) -> tuple[FunctionType, CodeType]:
+        """The function, and its code with the fault. Raises NoSuchFragment."""
         source = Path(module.__file__ or "").read_text(encoding="utf-8")
         first, last = _lines_of(source, self.name, self)
         lines = source.split("\n")
@@ -109,7 +110,7 @@ class Mutation:
         (changed,) = [c for c in _codes(code) if c.co_qualname == self.name]
         if changed.co_freevars != function.__code__.co_freevars:
             raise NoSuchFragment(f"{self}: the fault changes what the function closes over")
-        function.__code__ = changed
+        return function, changed
 
     def _set(self, module: ModuleType) -> None:
         """A constant, or a field of one (`FORMATS['llama2'].closing`), wherever it was imported."""

@@ -49,7 +49,7 @@ ELSEWHERE = {
     r"ptst\.interop": "tests/interop: another package",
     r"--help": "tests/test_cli.py",
     r"xstest|paper-table": "files that the hub has: tests/experiment/paper",
-    r"openorca:\d": "a data set of the hub: tests/data/test_sources.py",
+    r"openorca:\d|org/name": "a data set of the hub: tests/data/test_sources.py, tests/training/test_first_rows.py",
     r"/state/step": "tests/evaluation/test_unfinished_run.py",
     r"--batches": "tests/audit: batches of other trainers",
     r"--every": "until somebody stops it: tests/experiment/test_status.py",

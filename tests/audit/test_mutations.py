@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks import audit_mutations
 from tests.conftest import ROOT
 
 
@@ -19,6 +21,14 @@ def plant(*options: str) -> tuple[int, int]:
     told = re.search(r"^(\d+) of (\d+) faults found", done.stdout, re.MULTILINE)
     assert told is not None, done.stdout
     return int(told[1]), int(told[2])
+
+
+def test_every_fault_fits_the_source():
+    """Whoever moves code moves the fault that is planted in it: one that fits nowhere would be seen only in a run of
+    all."""
+    for mutation in audit_mutations.all_mutations():
+        if mutation.old:
+            mutation.fit(importlib.import_module(f"ptst.{mutation.module}"))
 
 
 def test_a_sample_of_planted_faults_is_found():
