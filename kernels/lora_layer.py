@@ -174,5 +174,10 @@ def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropo
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B.
     Raises ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TI, None, layer)
+    if residual_TO is not None:
+        shape = (len(x_TI), layer.weights[0].shape[0])
+        if residual_TO.shape != shape:  # addmm would repeat a smaller one
+            raise ValueError(f"residual {tuple(residual_TO.shape)} must be {shape}, x is {tuple(x_TI.shape)}")
+        check_alike(x=x_TI, residual=residual_TO)
     options = layer.scale, True, partial(_mask, dropout, "o")
     return Group.apply(x_TI, residual_TO, *options, tuple(layer.weights), (), *layer.flat)[0]

@@ -32,6 +32,13 @@ def test_an_adapter_that_does_not_fit(a, b):
             call()
 
 
+def test_a_residual_is_not_repeated():
+    x, layer = torch.ones(3, 8), Projections([torch.ones(8, 8)], [(torch.zeros(2, 8), torch.zeros(8, 2))], 1.0)
+    for residual in (torch.ones(8), torch.ones(1, 8), torch.ones(3, 1)):
+        with pytest.raises(ValueError, match="residual"):
+            lora_add(residual, x, layer)
+
+
 def test_counters_elsewhere():
     q, k, lengths = torch.ones(2, 1, 16), torch.ones(2, 4, 1, 16), torch.tensor([1, 2])
     for counters in (torch.zeros(4, dtype=torch.int32, device="meta"), torch.zeros(8, dtype=torch.int32)[::2]):
