@@ -188,8 +188,10 @@ def decode_attention(
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     check_alike(q=q_RHD, k=k_BPKD, v=v_BPKD)
     check_integers(q_RHD.device, lengths=lengths_R, **({} if table_RN is None else {"table": table_RN}))
-    if counters is not None and (counters.dtype != torch.int32 or counters.numel() < R * K):
-        raise ValueError(f"counters {counters.dtype} {tuple(counters.shape)} must be int32, {R * K} or more")
+    if counters is not None:
+        check_integers(q_RHD.device, counters=counters)
+        if counters.dtype != torch.int32 or counters.numel() < R * K:
+            raise ValueError(f"counters {counters.dtype} {tuple(counters.shape)} must be int32, {R * K} or more")
     room = P if table_RN is None else P * table_RN.shape[1]
     longest = room if longest is None else min(longest, room)
     if use_triton(q_RHD, k_BPKD, v_BPKD):

@@ -139,6 +139,16 @@ def _check(x_TE: Tensor, norm_E: Tensor | None, layers: Projections) -> None:
     if norm_E is not None:
         check_norm(x_TE, norm_E)
     check_alike(x=x_TE, **{f"weight {number}": w for number, w in enumerate(layers.weights, 1)})
+    for number, (w_OI, pair) in enumerate(zip(layers.weights, layers.adapters, strict=True), 1):
+        if pair is None:
+            continue
+        (a_rI, b_Or), (O, I) = pair, w_OI.shape
+        if a_rI.shape[1:] != (I,) or b_Or.shape != (O, a_rI.shape[0]):
+            a, b = tuple(a_rI.shape), tuple(b_Or.shape)
+            raise ValueError(f"A {a} and B {b} do not fit weight {number} {(O, I)}")
+        if any(t.device != x_TE.device for t in pair):
+            devices = f"A is on {a_rI.device} and B on {b_Or.device}"
+            raise ValueError(f"{devices} for weight {number} {(O, I)}, x {tuple(x_TE.shape)} on {x_TE.device}")
 
 
 def lora_qkv(
@@ -164,5 +174,10 @@ def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropo
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B.
     Raises ValueError if shapes, devices or dtypes do not fit."""
     _check(x_TI, None, layer)
+    if residual_TO is not None:
+        shape = (len(x_TI), layer.weights[0].shape[0])
+        if residual_TO.shape != shape:  # addmm would repeat a smaller one
+            raise ValueError(f"residual {tuple(residual_TO.shape)} must be {shape}, x is {tuple(x_TI.shape)}")
+        check_alike(x=x_TI, residual=residual_TO)
     options = layer.scale, True, partial(_mask, dropout, "o")
     return Group.apply(x_TI, residual_TO, *options, tuple(layer.weights), (), *layer.flat)[0]
