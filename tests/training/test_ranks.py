@@ -65,6 +65,10 @@ def test_launchers_are_understood(environ, launch):
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "one of 2 processes of mpirun"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "one of 2 processes of mpiexec"),
         ({**TWO, "RANK": "one"}, "RANK is 'one' in the environment, not a number"),
+        ({**TWO, "RANK": "2"}, "RANK is 2, and WORLD_SIZE is 2: ranks go from 0 to 1; launch with"),
+        ({**TWO, "WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment: there is at least one process"),
+        ({**TWO, "MASTER_PORT": "ssh"}, "MASTER_PORT is 'ssh' in the environment, not a number"),
+        ({**TWO, "MASTER_PORT": "65536"}, "MASTER_PORT is 65536; it must be from 1 to 65535"),
     ],
 )
 def test_a_launcher_that_tells_too_little_is_refused(environ, told, monkeypatch, capsys):
