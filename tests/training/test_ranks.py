@@ -176,11 +176,29 @@ def other_folder(rank, c):
     return replace(c, out=c.out / "elsewhere") if rank else c
 
 
+def dry_run(rank, c):
+    return replace(c, dry_run=bool(rank))
+
+
+def other_kernels(rank, c):
+    os.environ["PTST_KERNELS"] = "reference" if rank else ""
+    return c
+
+
+def other_code(rank, c):
+    os.environ["PTST_KERNELS"] = ""
+    agreement.code_fingerprint = lambda *_packages: str(rank)
+    return c
+
+
 DIFFERENT = {
+    "rank 1 has other settings than rank 0": dry_run,
     "rank 1 has other settings than rank 0; give every rank the same flags and configuration": other_lr,
     "rank 1 has other data than rank 0; give every rank the same files": other_data,
     "rank 1 has other weights than rank 0; give every rank the same model folder": other_model,
     "rank 1 does not see the run folder of rank 0": other_folder,
+    "rank 1 has other kernels than rank 0; set PTST_KERNELS to the same for every rank": other_kernels,
+    "rank 1 has other versions than rank 0; give every rank the same versions of ptst and torch": other_code,
 }
 
 
