@@ -212,7 +212,7 @@ def test_a_home_that_is_no_folder_is_one_sentence(tmp_path, prompt_format, large
     (tmp_path / "file").touch()
     monkeypatch.setenv("PTST_HOME", str(tmp_path / "file"))
     for key in ("a-key", None):
-        with pytest.raises(UserError, match="rows cannot be written .*set PTST_HOME to a folder on another disk"):
+        with pytest.raises(UserError, match=r"rows cannot be written .*set PTST_HOME to a folder on another disk"):
             find_or_make("rows", key, lambda writer: None, "rows")
     assert "damaged" not in capsys.readouterr().err
 
