@@ -88,11 +88,12 @@ def find_or_make(kind: str, key: str | None, make: Callable[[ArrayWriter], None]
     `what`: what is made, for messages. Raises UserError for a full disk, and as `make`."""
     home = cache_home() / kind
     if key is None:
-        home.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(home)
         path = partial_path(home / _OWN)
-        with _disk(home, what), _made(path, _OWN, make) as writer:
-            about = {**writer.about}
+        with _disk(home, what):
+            home.mkdir(parents=True, exist_ok=True)
+            _remove_abandoned(home)
+            with _made(path, _OWN, make) as writer:
+                about = {**writer.about}
         return ArrayFolder(path, about, kept=False)
     path = home / key
     if (found := _opened(path, what)) is not None:
@@ -143,7 +144,7 @@ def _disk(home: Path, what: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(f"the disk is full: {what} cannot be written", remedy, home) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
             raise UserError(f"{what} cannot be written ({error.strerror})", remedy, home) from None
         raise
 
@@ -158,7 +159,7 @@ def _opened(path: Path, what: str, quiet: bool = False) -> ArrayFolder | None:
         for name, (size, digest) in files.items():
             if (path / name).stat().st_size != size or _digest(path / name) != digest:
                 raise ValueError(f"{name} is not what was written")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if not path.exists():
             return None
         reason: object = "a file is missing"

@@ -5,6 +5,7 @@ Modules that take seconds to import are imported by a command's `run`, after its
 """
 
 import dataclasses
+import errno
 import importlib
 import os
 import re
@@ -158,6 +159,9 @@ def _acknowledge(number: int, frame: FrameType | None) -> None:
 
 
 def _sentence(error: Exception, config_type: type) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the disk is full; make room, and run this again"
     if not isinstance(error, UserError):
         return str(error)
     return error.tell(lambda setting: flag_of(config_type, setting, error.group))

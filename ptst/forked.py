@@ -15,6 +15,8 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from ptst.errors import UserError
+
 _GOOD, _FAILED = b"+", b"-"
 MOST = 32  # processes
 _PARALLEL = "TOKENIZERS_PARALLELISM"  # of the tokenizers' library, whose threads do not survive a fork
@@ -27,7 +29,7 @@ def num_processes() -> int:
 
 def forked_map(work: Callable[[int], bytes], count: int, processes: int | None = None) -> Iterator[bytes]:
     """`work` of 0, 1, ... up to `count`, in order. Raises RuntimeError, with its traceback, for an error in a process,
-    and where one is killed. One process, or one piece, is computed here."""
+    and UserError where one is killed. One process, or one piece, is computed here."""
     size = min(num_processes() if processes is None else processes, count)
     if size <= 1:
         yield from map(work, range(count))
@@ -87,6 +89,9 @@ def _receive(pipe: Connection, process: BaseProcess) -> bytes:
         found = pipe.recv_bytes()
     except EOFError:
         process.join()
+        if process.exitcode == -signal.SIGKILL:  # as the system does where memory is short
+            remedy = "see whether memory is short (dmesg), and run this again"
+            raise UserError("one of the processes that encode or check rows was killed", remedy) from None
         raise RuntimeError(f"a process of this one ended early, with exit code {process.exitcode}") from None
     if found[:1] == _FAILED:
         raise RuntimeError(f"in a process of this one:\n{found[1:].decode()}")

@@ -41,6 +41,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.chmod(partial, mode)  # safetensors makes files that only their owner can read
         sync(partial)
         os.replace(partial, path)
+    except OSError as error:
+        raise _named(error, path) from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -76,8 +78,18 @@ def write_json(path: Path, value: Any) -> None:
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Add one row to a JSONL file; `sync` makes sure that it is on the disk. Raises UserError for a symbolic link."""
     refuse_link(path)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise _named(error, path) from None
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The error with the file's name: a full disk is known when a file is written, which has none by itself."""
+    if error.filename is None and error.errno is not None:
+        error.filename = str(path)
+    return error
 
 
 def sync(path: Path) -> None:

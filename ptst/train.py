@@ -35,6 +35,7 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     from ptst.text.chat_formats import NO_CHAT_FORMAT
     from ptst.threads import choose_threads
     from ptst.training import parallel
+    from ptst.training.agreement import check_start
     from ptst.training.fine_tune import fine_tune
     from ptst.training.interrupt import Interrupted
     from ptst.training.run_plan import plan_run
@@ -44,6 +45,7 @@ def _run(config: TrainConfig, launch: Launch) -> dict[str, Any] | None:
     with parallel.world() as world:
         try:
             if config.dry_run:
+                check_start(config, None, world)
                 described = _dry_run(plan_run(config, world))
                 return described if world.is_main_process else None
             done = fine_tune(config, world)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -84,6 +85,14 @@ def test_a_bug_keeps_its_traceback_and_debug_shows_every_one(monkeypatch, capsys
 
     code, told = fails(monkeypatch, capsys, missing)
     assert code == 2 and "torch is not installed" in told and "install" in told
+
+    def full(_config):
+        raise OSError(errno.ENOSPC, "No space left on device", "a/run.json")
+
+    assert fails(monkeypatch, capsys, full) == (
+        2,
+        "ptst.small: a/run.json: the disk is full; make room, and run this again",
+    )
 
 
 def test_an_old_flag_works_with_a_note(monkeypatch, capsys):

@@ -150,3 +150,17 @@ def test_names_that_are_not_utf8_survive_json(tmp_path):
     name = os.fsdecode(b"data-\xff.jsonl")
     storage.write_json(tmp_path / "a.json", {"data": name})
     assert json.loads((tmp_path / "a.json").read_bytes()) == {"data": name}
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path, monkeypatch):
+    """A system's error of writing names no file by itself."""
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        storage.append_jsonl(Path("/dev/full"), {"step": 1})
+
+    def full(_handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*run\.json"):
+        storage.write_json(tmp_path / "run.json", {})
+    assert not [*tmp_path.iterdir()]

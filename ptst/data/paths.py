@@ -19,9 +19,11 @@ def is_several(name: str) -> bool:
 def data_files(names: str, kinds: tuple[str, ...]) -> list[Path]:
     """The files, those of a folder or pattern in the order of their names. `kinds`: endings of data files.
 
-    Raises UserError for a pattern that no file fits, a folder without data files or with several kinds of them, and a
-    file of either that is named again. Whether the others are there is not looked at."""
-    parts = [names] if Path(names).exists() else [part.strip() for part in names.split(",")]
+    Raises UserError for an empty name, a pattern that no file fits, a folder without data files or with several kinds
+    of them, and a file of either that is named again. Whether the others are there is not looked at."""
+    parts = [names] if names and Path(names).exists() else [part.strip() for part in names.split(",")]
+    if not all(parts):  # it would be the folder that this runs in
+        raise UserError(f"a name of a file is missing in {names!r}", "write a file, folder or pattern between commas")
     found = [(path, is_several(part)) for part in parts for path in _files(part, kinds)]
     counts = Counter(path for path, _ in found)
     if twice := next((path for path, unfolded in found if unfolded and counts[path] > 1), None):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ptst.data.steps import Steps
 from ptst.errors import Setting, UserError
+from ptst.fingerprints import code_fingerprint
 from ptst.records import TrainRecord, plain
 from ptst.settings import CommandSettings, to_dict
 from ptst.training.config import TrainConfig
@@ -29,20 +30,24 @@ SAMPLE = 1024  # elements of a weight that are compared
 PATIENCE = 3.0  # seconds that a network file system may take to show a new file
 REMEDIES = {
     "settings": "give every rank the same flags and configuration",
+    "versions": "give every rank the same versions of ptst and torch",
+    "kernels": "set PTST_KERNELS to the same for every rank",
     "data": "give every rank the same files and the same version of ptst",
     "weights": "give every rank the same model folder",
 }
 
 
 def check_start(config: TrainConfig, folder: Path | None, world: World) -> None:
-    """Before anything is read: whether all ranks see the run folder and have the same settings. All must call. Raises
-    UserError, the same on every rank."""
+    """Before anything is read: whether all ranks have the same code and settings and see the run folder (None: there is
+    none). All must call. Raises UserError, the same on every rank."""
     if world.size == 1:
         return
-    _check_folder(folder, world)
     content = {f.name for f in dataclasses.fields(config) if f.metadata.get("effect") == "content"}
     settings = {k: v for k, v in to_dict(config).items() if k not in _FREE | content}
-    check_same({"settings": {**settings, "in a folder": folder is not None}}, world)
+    versions = torch.__version__, code_fingerprint("data", "model", "text", "training")
+    same = {"versions": versions, "kernels": os.environ.get("PTST_KERNELS") or None}
+    check_same({"settings": {**settings, "in a folder": folder is not None}, **same}, world)
+    _check_folder(folder, world)
 
 
 def check_data(record: TrainRecord, world: World) -> None:

@@ -65,10 +65,11 @@ def read_launch(environ: Mapping[str, str] = os.environ) -> Launch:
     if missing:
         cause = f"this is one of {environ[size]} processes of {name} ({size}), but {' and '.join(missing)} is not set"
         raise UserError(cause, _REMEDY)
+    _check_numbers(environ, rank, size)
     local_rank, nodes = environ.get(local, ""), environ.get("GROUP_WORLD_SIZE", "")
     return Launch(
         _number(environ, rank),
-        _size(environ, (rank, size, local)),
+        _number(environ, size),
         int(local_rank) if local_rank.isdecimal() else None,
         int(nodes) if nodes.isdecimal() else None,
         torchrun,
@@ -101,7 +102,21 @@ def _size(environ: Mapping[str, str], names: tuple[str, str, str]) -> int:
     """The number of ranks by one launcher's names; 1 where it does not tell."""
     if names[1] == "SLURM_NTASKS" and "SLURM_PROCID" not in environ:
         return 1  # the shell of an allocation, or a script outside of srun
-    return _number(environ, names[1]) if environ.get(names[1]) else 1
+    if not environ.get(names[1]):
+        return 1
+    if not (size := _number(environ, names[1])):
+        raise UserError(f"{names[1]} is 0 in the environment: there is at least one process", _REMEDY)
+    return size
+
+
+def _check_numbers(environ: Mapping[str, str], rank: str, size: str) -> None:
+    """Raise UserError for a rank that the group does not have, which would wait for one that nobody starts, and for
+    what is no port."""
+    number, count, port = _number(environ, rank), _number(environ, size), _number(environ, "MASTER_PORT")
+    if number >= count:
+        raise UserError(f"{rank} is {number}, and {size} is {count}: ranks go from 0 to {count - 1}", _REMEDY)
+    if not 0 < port < 2**16:
+        raise UserError(f"MASTER_PORT is {port}", "it must be from 1 to 65535, the same for every rank")
 
 
 def _number(environ: Mapping[str, str], name: str) -> int:

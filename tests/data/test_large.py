@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from ptst import array_folder, forked
+from ptst.array_folder import find_or_make
 from ptst.audit.account import chunks
 from ptst.audit.account.document_check import document_hash, example_hashes
 from ptst.audit.account.gate import Prepared, check_start
@@ -218,6 +219,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, prompt_format,
     assert [p.name for p in (home / "examples").iterdir()] == ["locks"]
 
 
+def test_a_home_that_is_no_folder_is_one_sentence(tmp_path, prompt_format, large, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PTST_HOME", str(tmp_path / "file"))
+    for key in ("a-key", None):
+        with pytest.raises(UserError, match=r"rows cannot be written .*set PTST_HOME to a folder on another disk"):
+            find_or_make("rows", key, lambda writer: None, "rows")
+    assert "damaged" not in capsys.readouterr().err
+
+
 def test_what_a_kill_left_is_removed(tmp_path, prompt_format, large, home):
     path = write(tmp_path)
     encode(path, prompt_format)
@@ -246,8 +256,12 @@ def test_a_bad_row_is_told_by_another_process_as_by_this_one(tmp_path, prompt_fo
 def test_processes_that_fail_or_are_killed():
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         list(forked.forked_map(lambda i: bytes(1 // (3 - i)), 8, 2))
-    with pytest.raises(RuntimeError, match="ended early, with exit code -9"):
-        list(forked.forked_map(lambda i: os.kill(os.getpid(), signal.SIGKILL) or b"", 8, 2))
+    for kind, error, told in (
+        (signal.SIGKILL, UserError, "one of the processes that encode or check rows was killed; see whether memory"),
+        (signal.SIGSEGV, RuntimeError, "ended early, with exit code -11"),
+    ):
+        with pytest.raises(error, match=told):
+            list(forked.forked_map(lambda i, kind=kind: os.kill(os.getpid(), kind) or b"", 8, 2))
     assert [*forked.forked_map(lambda i: b"%d" % i, 7, 3)] == [b"%d" % i for i in range(7)]
 
 

@@ -55,6 +55,8 @@ def test_what_cannot_be_meant_is_one_sentence(rows):
         ("rows/a.jsonl,rows/", r"the file rows/a\.jsonl is named twice in rows/a\.jsonl,rows/; name it once"),
         ("rows/README*", r"README\.md: unknown kind of file"),
         ("rows/**.jsonl/**x", r"is no pattern of files|no file fits"),
+        ("rows/a.jsonl,,rows/b.jsonl", r"a name of a file is missing in 'rows/a\.jsonl,,rows/b\.jsonl'; write"),
+        ("", r"a name of a file is missing in ''"),
     ):
         with pytest.raises(UserError, match=told):
             sources.load(name)

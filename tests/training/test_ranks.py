@@ -65,6 +65,10 @@ def test_launchers_are_understood(environ, launch):
         ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "2"}, "one of 2 processes of mpirun"),
         ({"PMI_RANK": "0", "PMI_SIZE": "2"}, "one of 2 processes of mpiexec"),
         ({**TWO, "RANK": "one"}, "RANK is 'one' in the environment, not a number"),
+        ({**TWO, "RANK": "2"}, "RANK is 2, and WORLD_SIZE is 2: ranks go from 0 to 1; launch with"),
+        ({**TWO, "WORLD_SIZE": "0"}, "WORLD_SIZE is 0 in the environment: there is at least one process"),
+        ({**TWO, "MASTER_PORT": "ssh"}, "MASTER_PORT is 'ssh' in the environment, not a number"),
+        ({**TWO, "MASTER_PORT": "65536"}, "MASTER_PORT is 65536; it must be from 1 to 65535"),
     ],
 )
 def test_a_launcher_that_tells_too_little_is_refused(environ, told, monkeypatch, capsys):
@@ -172,11 +176,29 @@ def other_folder(rank, c):
     return replace(c, out=c.out / "elsewhere") if rank else c
 
 
+def dry_run(rank, c):
+    return replace(c, dry_run=bool(rank))
+
+
+def other_kernels(rank, c):
+    os.environ["PTST_KERNELS"] = "reference" if rank else ""
+    return c
+
+
+def other_code(rank, c):
+    os.environ["PTST_KERNELS"] = ""
+    agreement.code_fingerprint = lambda *_packages: str(rank)
+    return c
+
+
 DIFFERENT = {
+    "rank 1 has other settings than rank 0": dry_run,
     "rank 1 has other settings than rank 0; give every rank the same flags and configuration": other_lr,
     "rank 1 has other data than rank 0; give every rank the same files": other_data,
     "rank 1 has other weights than rank 0; give every rank the same model folder": other_model,
     "rank 1 does not see the run folder of rank 0": other_folder,
+    "rank 1 has other kernels than rank 0; set PTST_KERNELS to the same for every rank": other_kernels,
+    "rank 1 has other versions than rank 0; give every rank the same versions of ptst and torch": other_code,
 }
 
 
