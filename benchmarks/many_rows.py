@@ -3,6 +3,7 @@
     python benchmarks/many_rows.py                        4,000,000 short sums
     python benchmarks/many_rows.py --rows 100000 --flags --order file
     python benchmarks/many_rows.py --rows 600000 --words 250 --json FILE
+    python benchmarks/many_rows.py --rows 200000 --audit  of ptst.audit in place of training
 
 `--words`: random words that are added to each question, so that rows are as long as those of other data. A model of
 one tiny layer with the embedded model's tokenizer takes one step. `cpu`: user and system seconds of all processes.
@@ -130,16 +131,19 @@ def main() -> None:
     flags.add_argument("--rows", type=int, default=4_000_000)
     flags.add_argument("--words", type=int, default=0)
     flags.add_argument("--folder", type=Path, help="where the files are made; default: a temporary folder")
+    flags.add_argument("--audit", action="store_true", help="ptst.audit, which looks at a whole run")
     flags.add_argument("--json", type=Path)
-    flags.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags of ptst.train")
+    flags.add_argument("--flags", nargs=argparse.REMAINDER, default=[], help="more flags of the command")
     args = flags.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         here = Path(name)
         os.environ["PTST_HOME"] = str(here / "home")
         write_model(args.model, here / "model")
         write_rows(here / "rows.jsonl", args.rows, args.words)
-        line = [sys.executable, "-m", "ptst.train", "--model", str(here / "model"), "--data", str(here / "rows.jsonl")]
-        line += ["--max-steps", "1", "--out", str(here / "run"), *args.flags]
+        of_training = ["--max-steps", "1", "--out", str(here / "run")]
+        command = ["ptst.audit", "--template", "vanilla"] if args.audit else ["ptst.train", *of_training]
+        line = [sys.executable, "-m", *command, "--model", str(here / "model"), "--data", str(here / "rows.jsonl")]
+        line += args.flags
         figures = {"rows": args.rows, **run(line, args.json.with_suffix(".log") if args.json else here / "log")}
     print(json.dumps(figures))
     if args.json:

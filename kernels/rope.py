@@ -150,12 +150,18 @@ def _differentiate(ctx, dq_TQD, dk_TKD):
 _op.register_autograd(_differentiate, setup_context=_setup)
 
 
+def is_table(table: Tensor, T: int, D: int) -> bool:
+    """Whether it holds a cosine or sine for each token and pair of channels: (T, D/2), perhaps with a 1 between."""
+    ends = (table.shape[0], table.shape[-1]) if table.dim() else ()
+    return ends == (T, D // 2) and table.numel() == T * D // 2
+
+
 def apply_rope(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary embedding of queries (T, Q, D) and keys (T, K, D), in their own dtype; one launch on a GPU. Raises
     ValueError if shapes, devices or dtypes do not fit."""
     T, _, D = q_TQD.shape if q_TQD.dim() == 3 else (-1, 0, 0)
     fits = k_TKD.dim() == 3 and (k_TKD.shape[0], k_TKD.shape[2]) == (T, D)
-    if not fits or D % 2 or any(table.numel() != T * D // 2 for table in (cos_T1D2, sin_T1D2)):
+    if not fits or D % 2 or not all(is_table(table, T, D) for table in (cos_T1D2, sin_T1D2)):
         q, k, cos, sin = (tuple(x.shape) for x in (q_TQD, k_TKD, cos_T1D2, sin_T1D2))
         raise ValueError(f"q {q}, k {k} and the tables {cos}, {sin} do not fit")
     check_alike(q=q_TQD, k=k_TKD)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton, whole_block
 from ptst.kernels.rms_norm import rms_norm
-from ptst.kernels.rope import apply_rope
+from ptst.kernels.rope import apply_rope, is_table
 
 HEADS = 8  # heads of a token per program
 
@@ -92,7 +92,7 @@ def rotate_and_store(
     (T, N, D), (B, K, P, _) = qkv_THD.shape, keys_BKPD.shape
     if keys_BKPD.shape[3] != D or D % 2 or N <= 2 * K:
         raise ValueError(f"{shapes} do not fit: an even head_dim, and query heads beside {K} of keys and of values")
-    if slots_T.shape != (T,) or any(x.numel() != T * D // 2 for x in (cos_T1D2, sin_T1D2)):
+    if slots_T.shape != (T,) or not all(is_table(x, T, D) for x in (cos_T1D2, sin_T1D2)):
         given = f"slots {tuple(slots_T.shape)}, cos {tuple(cos_T1D2.shape)} and sin {tuple(sin_T1D2.shape)}"
         raise ValueError(f"{given} do not fit qkv {tuple(qkv_THD.shape)}")
     check_alike(qkv=qkv_THD, keys=keys_BKPD, values=values_BKPD)

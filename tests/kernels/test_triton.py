@@ -258,6 +258,10 @@ def test_no_rows():
         (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 5)), r"up \(2, 5\)"),
         (lambda: swiglu(torch.ones(2, 4), torch.ones(2, 4).half()), "up is torch.float16"),
         (
+            lambda: apply_rope(torch.ones(3, 1, 4), torch.ones(3, 1, 4), *[torch.ones(2, 1, 3)] * 2),
+            r"the tables \(2, 1, 3\)",
+        ),
+        (
             lambda: apply_rope(torch.ones(2, 1, 4), torch.ones(3, 1, 4), torch.ones(2, 1, 2), torch.ones(2, 1, 2)),
             "do not",
         ),
