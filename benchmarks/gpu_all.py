@@ -2,10 +2,11 @@
 
     python benchmarks/gpu_all.py --stage check --out benchmarks/results/h200     is it right: tests, sanitizer, waits
     python benchmarks/gpu_all.py --stage speed --out benchmarks/results/h200     how fast: kernels, decoding, training
+    python benchmarks/gpu_all.py --stage tune --out benchmarks/results/h200      block shapes, and attention with them
     python benchmarks/gpu_all.py --stage peers --out benchmarks/results/h200     the same beside other libraries
 
-benchmarks/first_gpu.sh runs the first two. Each part is a process group of its own, which is ended as a whole when its
-seconds are over, so that nothing goes on computing beside the parts after it. Output goes to OUT/<part>.log as it
+benchmarks/first_gpu.sh runs the first three. Each part is a process group of its own, which is ended as a whole when
+its seconds are over, so that nothing goes on computing beside the parts after it. Output goes to OUT/<part>.log as it
 comes, results to files that are replaced after each row: a run that is cut off leaves what it has measured.
 OUT/summary.json says of each part how it ended and how long it took.
 
@@ -31,10 +32,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.measure import ON_GPU, machine, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-STAGES = ("check", "speed", "peers")
+STAGES = ("check", "speed", "tune", "peers")
 GRACE = 5.0  # seconds between asking a group to end and ending it
 ON_GPU_ALONE = ["tests/generation/test_on_gpu.py", "tests/training/test_on_gpu.py"]
 TESTS = ["tests/kernels", "tests/model/test_fused.py", "tests/model/test_fold.py", *ON_GPU_ALONE]
+TUNED = ("attention", "prefill")
 # What a dry run takes of the tests for a GPU, at small shapes; the ordinary suite has the others.
 ONE_OF_EACH = "128256 or (test_attention and 4-1-100-64 and lengths0) or 4096 and lora or test_on_gpu or R0 or norm_and"
 ONE_OF_EACH += " or (test_prefill and 8-2-None-64)"
@@ -110,6 +112,12 @@ def parts(stage: str, out: Path, jobs: int) -> dict[str, Part]:
             "train": within(110, "train_gpu", *profile, to="train"),
             "ncu": Part([*ncu, "--only", "attention"], 30, "ncu"),
         }
+    if stage == "tune":
+        # Llama's and Qwen's heads. Each pass is kept as soon as it is found. A dry run has nothing to choose between.
+        tune = ["-m", "ptst.tune_kernels", "--head-dims", "128", "--groups", "4", "1"]
+        runs = ["-m", "pytest", "-q", "-n", "0", "tests/kernels/test_flash_blocks.py", "-k", "what_is_timed_runs"]
+        again = {kind: within(80, "kernels_alone", "--only", kind, to=f"tuned-{kind}.json") for kind in TUNED}
+        return {"tune": Part(tune if ON_GPU else runs, 300), **{f"tuned-{kind}": part for kind, part in again.items()}}
     kinds = ("attention", "loss", "elementwise", "lora", "decode")
     train = within(600, "train_gpu", "--peers", to="train-peers")
     return {**{f"peers-{kind}": peers(kind) for kind in kinds}, "peers-train": train}
@@ -159,7 +167,7 @@ def stop(number: int, _frame: object) -> None:
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--out", type=Path, required=True)
-    flags.add_argument("--stage", choices=STAGES, nargs="+", default=["check", "speed"])
+    flags.add_argument("--stage", choices=STAGES, nargs="+", default=["check", "speed", "tune"])
     flags.add_argument("--minutes", type=float, default=60.0, help="of all parts together")
     flags.add_argument("--only", nargs="+", help="these parts alone")
     flags.add_argument("--jobs", type=int, default=min(12, os.cpu_count() or 1), help="processes that compile at once")

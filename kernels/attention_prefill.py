@@ -16,7 +16,7 @@ per request at most.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -26,7 +26,7 @@ from ptst.kernels import flash_attention
 from ptst.kernels.attention import packed_attention
 from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton, whole_block
 from ptst.kernels.flash_attention import LOG2E, WIDEST
-from ptst.kernels.flash_blocks import Blocks, prefill_blocks
+from ptst.kernels.flash_blocks import Blocks, blocks_of
 from ptst.kernels.flash_forward import softmax_step
 from ptst.kernels.operators import operator
 from ptst.kernels.transfer import to_device
@@ -195,30 +195,43 @@ def chunks_of(
     for r, (n, length) in enumerate(spans):
         if not 0 <= n <= length:
             raise ValueError(f"request {r} has {n} new tokens and stores {length}, these included")
-    rows = _shape(device, head_dim, dtype).queries
+    rows = blocks(device, head_dim, dtype, group).queries
+    longest, tokens = max((length for _, length in spans), default=0), sum(n for n, _ in spans)
+    return Chunks(tuple(spans), tokens, longest, group, table_of(spans, group, rows, device), rows)
+
+
+def table_of(spans: Sequence[tuple[int, int]], group: int, rows: int, device: torch.device) -> Tensor:
+    """The blocks of `rows` rows, int32 (B, 5): request, first row, first token in q, new and stored tokens of the
+    request."""
     ends = [0, *accumulate(n for n, _ in spans)]
-    blocks = [(r, row, ends[r], n, m) for r, (n, m) in enumerate(spans) for row in range(0, n * group, rows)]
+    found = [(r, row, ends[r], n, m) for r, (n, m) in enumerate(spans) for row in range(0, n * group, rows)]
     # Most keys first: what is launched last should end soon.
-    blocks.sort(key=lambda b: b[4] - b[3] + min(b[1] + rows, b[3] * group) // group, reverse=True)
-    blocks_B5 = to_device(torch.tensor(blocks, dtype=torch.int32).reshape(-1, 5), device)
-    longest = max((length for _, length in spans), default=0)
-    return Chunks(tuple(spans), ends[-1], longest, group, blocks_B5, rows)
+    found.sort(key=lambda b: b[4] - b[3] + min(b[1] + rows, b[3] * group) // group, reverse=True)
+    return to_device(torch.tensor(found, dtype=torch.int32).reshape(-1, 5), device)
 
 
-def _shape(device: torch.device, head_dim: int, dtype: torch.dtype) -> Blocks:
-    """Rows and keys of a tile."""
+def blocks(device: torch.device, head_dim: int, dtype: torch.dtype, group: int) -> Blocks:
+    """The block shapes; `queries` are rows, queries x heads of a group."""
     if FORCED is not None:
         return Blocks(*FORCED, edge=16, warps=4, stages=1)
-    return prefill_blocks(flash_attention.ARCH, device, head_dim, dtype)
+    return blocks_of(flash_attention.ARCH, device, head_dim, dtype, group, "prefill")
 
 
 @operator("attention_prefill")
 def _op(
     q_THD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, table_RN: Tensor, blocks_B5: Tensor, rows: int, window: int
 ) -> Tensor:
+    group = q_THD.shape[1] // k_BPKD.shape[2]
+    shape = replace(blocks(q_THD.device, q_THD.shape[2], q_THD.dtype, group), queries=rows)
+    return launch(q_THD, k_BPKD, v_BPKD, table_RN, blocks_B5, shape, window)
+
+
+def launch(
+    q_THD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, table_RN: Tensor, blocks_B5: Tensor, shape: Blocks, window: int
+) -> Tensor:
+    """`prefill_attention` with these block shapes, from a table of blocks of `shape.queries` rows."""
     (T, H, D), (B, P, K, _), (R, N) = q_THD.shape, k_BPKD.shape, table_RN.shape
-    out_THD = q_THD.new_empty((T, H, D))
-    shape, wide = _shape(q_THD.device, D, q_THD.dtype), max(16, whole_block("head_dim", D, WIDEST))
+    out_THD, wide = q_THD.new_empty((T, H, D)), max(16, whole_block("head_dim", D, WIDEST))
     page_stride, token_stride, head_stride = k_BPKD.stride()[:3]
     if len(blocks_B5):
         _prefill[(K, len(blocks_B5))](
@@ -226,8 +239,8 @@ def _op(
             *(page_stride, head_stride, token_stride, table_RN.stride(0)),
             *(T, R, N, B, H, H // K, window, D**-0.5 * LOG2E, D),
             WINDOW=window > 0, P=P, IEEE=q_THD.dtype == torch.float32, VECTOR=math.gcd(16, page_stride, token_stride),
-            BM=rows, BN=shape.keys, BD=wide, EDGE=shape.edge, STAGES=shape.stages, EDGE_STAGES=shape.edge_stages,
-            WHOLE=wide == D, num_warps=shape.warps, num_stages=shape.stages,
+            BM=shape.queries, BN=shape.keys, BD=wide, EDGE=shape.edge, WHOLE=wide == D, STAGES=shape.stages,
+            EDGE_STAGES=shape.edge_stages, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
     return out_THD
 

@@ -1,4 +1,5 @@
-"""Block shapes of flash attention: by architecture, head_dim and pass; those tuned on this machine come first.
+"""Block shapes of flash attention, in training and over the paged cache: by architecture, head_dim and pass; those that
+were tuned on this machine come first.
 
 The entries below are the safe ones: python -m ptst.kernels.compile compiles each for its architecture and fails if a
 register spills or the GPU's shared memory does not suffice. None has been timed. `ptst tune-kernels` times the
@@ -13,8 +14,9 @@ import torch
 
 from ptst.kernels.tuned import entry_name, read_tuned
 
-Part = Literal["forward", "dq", "dkdv"]
+Part = Literal["forward", "dq", "dkdv", "prefill"]
 PARTS: tuple[Part, ...] = ("forward", "dq", "dkdv")
+TUNED: tuple[Part, ...] = (*PARTS, "prefill")
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,8 @@ _FLOAT32_DQ = {
 def safe_blocks(arch: int, head_dim: int, dtype: torch.dtype, part: Part) -> Blocks:
     """The safe entry of an architecture (90 for sm_90); of one without entries, that of the nearest older one."""
     known = _known(arch)
+    if part == "prefill":
+        return PREFILL32[_size(head_dim)] if dtype == torch.float32 else PREFILL[known][_size(head_dim)]
     if dtype == torch.float32:
         blocks = FLOAT32[_size(head_dim)][part]
         return _FLOAT32_DQ.get((known, _size(head_dim)), blocks) if part == "dq" else blocks
@@ -146,17 +150,9 @@ def _tuned(device: torch.device) -> dict[str, Blocks]:
 def blocks_of(
     arch: int | None, device: torch.device, head_dim: int, dtype: torch.dtype, group: int, part: Part
 ) -> Blocks:
-    """The tuned entry of this machine's GPU, or else the safe one of its architecture; with `arch`, that one's. In the
-    interpreter, the oldest architecture's."""
+    """The tuned entry of this machine's GPU (both half precisions have the same), or else the safe one of its
+    architecture; with `arch`, that one's. In the interpreter, the oldest architecture's."""
     if arch is not None or device.type != "cuda":
         return safe_blocks(arch or min(SHARED), head_dim, dtype, part)
-    name = entry_name(part, str(dtype).removeprefix("torch."), head_dim, group)
-    return _tuned(device).get(name) or safe_blocks(_architecture(device), head_dim, dtype, part)
-
-
-def prefill_blocks(arch: int | None, device: torch.device, head_dim: int, dtype: torch.dtype) -> Blocks:
-    """The safe entry of paged attention, chosen as `blocks_of` chooses; nothing tunes it."""
-    if arch is None:
-        arch = _architecture(device) if device.type == "cuda" else min(SHARED)
-    size = _size(head_dim)
-    return PREFILL32[size] if dtype == torch.float32 else PREFILL[_known(arch)][size]
+    tuned = None if dtype == torch.float32 else _tuned(device).get(entry_name(part, head_dim, group))
+    return tuned or safe_blocks(_architecture(device), head_dim, dtype, part)

@@ -77,7 +77,7 @@ def decode_launches() -> Iterator[Launch]:
 
 def prefill_launch(q: torch.Tensor, k: torch.Tensor, table: torch.Tensor, window: int) -> None:
     """With the tile of the architecture that is compiled for."""
-    rows = attention_prefill._shape(q.device, q.shape[2], q.dtype).queries
+    rows = attention_prefill.blocks(q.device, q.shape[2], q.dtype, q.shape[1] // k.shape[2]).queries
     attention_prefill._op._init_fn(q, k, k, table, meta(16, 5, dtype=torch.int32), rows, window)
 
 

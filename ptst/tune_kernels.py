@@ -1,6 +1,7 @@
 """`python -m ptst.tune_kernels`: time attention's block shapes on this machine's GPU, and keep the fastest."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from ptst import cli
@@ -45,14 +46,13 @@ def run_tune_kernels(config: TuneKernelsConfig) -> dict[str, Any]:
     major, minor = torch.cuda.get_device_capability()
     timer = gpu_timer(config.tokens)
     entries: dict[str, dict[str, Any]] = {}
-    for head_dim in config.head_dims:
-        for group in config.groups:
-            found = tune(timer, 10 * major + minor, head_dim, group)
-            entries |= found
-            for name, entry in found.items():
-                if not config.json:
-                    print(printable(f"{name}: {entry['milliseconds']:.3f} ms with {entry['blocks']}"), flush=True)
-    path = write_tuned(gpu, entries)
+    path = write_tuned(gpu, {})  # a file that cannot be read or written is told before minutes of timing
+    for head_dim, group in product(config.head_dims, config.groups):
+        for name, entry in tune(timer, 10 * major + minor, head_dim, group):
+            entries[name] = entry
+            write_tuned(gpu, {name: entry})  # each at once: an interruption leaves what was found
+            if not config.json:
+                print(printable(f"{name}: {entry['milliseconds']:.3f} ms with {entry['blocks']}"), flush=True)
     if not config.json:
         print(printable(f"kept in {path}"))
     return {"gpu": gpu, "file": str(path), "entries": entries}

@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from ptst.errors import UserError
-from ptst.kernels import flash_attention, flash_blocks, tuned
+from ptst.kernels import attention_prefill, flash_attention, flash_blocks, tuned
 from ptst.kernels.dispatch import triton
-from ptst.kernels.flash_blocks import PARTS, SHARED, Blocks, blocks_of, safe_blocks
-from ptst.kernels.tune import candidates, tiles, tune
+from ptst.kernels.flash_blocks import SHARED, TUNED, Blocks, blocks_of, safe_blocks
+from ptst.kernels.tune import candidates, prepared, tiles, tune
 from ptst.tune_kernels import TuneKernelsConfig, run_tune_kernels
+from tests.gpu import ON_GPU
+from tests.kernels import interpreter
 
 pytestmark = pytest.mark.skipif(triton is None, reason="Triton is built for Linux alone")
 GPU, DEVICE = "NVIDIA H200 (test)", torch.device("cuda", 0)
@@ -38,7 +40,7 @@ def chosen(head_dim=128, group=4, dtype=torch.bfloat16, part="dq"):
     return blocks_of(None, DEVICE, head_dim, dtype, group, part)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", TUNED)
 @pytest.mark.parametrize("head_dim", [8, 64, 96, 128, 256])
 def test_safe_entries_fit(head_dim, part):
     for arch, most in SHARED.items():
@@ -54,11 +56,12 @@ def test_tuned_entries_come_first(gpu):
     safe = safe_blocks(90, 128, torch.bfloat16, "dq")
     assert chosen() == safe
     entry = {"queries": 64, "keys": 32, "edge": 16, "warps": 4, "stages": 4, "edge_stages": 1, "tma": True}
-    name = tuned.entry_name("dq", "bfloat16", 128, 4)
+    name = tuned.entry_name("dq", 128, 4)
     path = tuned.write_tuned(GPU, {name: {"blocks": entry, "milliseconds": 1.0}})
     assert chosen() == Blocks(**entry)
     assert chosen(group=1) == chosen(part="dq", head_dim=96) == safe  # neither was tuned
-    assert chosen(dtype=torch.float16) == safe
+    assert chosen(dtype=torch.float16) == Blocks(**entry)
+    assert chosen(dtype=torch.float32) == safe_blocks(90, 128, torch.float32, "dq")
     assert blocks_of(80, DEVICE, 128, torch.bfloat16, 4, "dq") == safe_blocks(80, 128, torch.bfloat16, "dq")
     stored = json.loads(path.read_text())
     for key, value in (("triton", "0"), ("kernels", 0), ("gpu", "another")):
@@ -78,15 +81,16 @@ def test_the_fastest_candidate_is_chosen():
             return None  # does not compile
         return 1.0 if (shape.queries, shape.keys, shape.stages) == (64, 64, 3) else 2.0
 
-    found = tune(timer, 90, 128, 4)
-    assert found.keys() == {tuned.entry_name(part, "bfloat16", 128, 4) for part in ("forward", "dq")}
-    for entry in found.values():
+    found = dict(tune(timer, 90, 128, 4))
+    assert found.keys() == {tuned.entry_name(part, 128, 4) for part in ("forward", "dq", "prefill")}
+    for name, entry in found.items():
         shape = Blocks(**entry["blocks"])
-        assert (shape.queries, shape.keys, shape.stages, shape.warps, shape.tma) == (64, 64, 3, 8, True)
+        assert (shape.queries, shape.keys, shape.stages, shape.warps) == (64, 64, 3, 8)
+        assert shape.tma == (not name.startswith("prefill"))
         assert (entry["milliseconds"], entry["safe"]) == (1.0, 2.0)
     assert len(set(asked)) == len(asked)
     for arch in SHARED:
-        for part in PARTS:
+        for part in TUNED:
             all_of_them = list(candidates(arch, 128, part))
             assert all_of_them[0] == safe_blocks(arch, 128, torch.bfloat16, part)
             assert all(tiles(shape, 128, part) <= SHARED[arch] for shape in all_of_them)
@@ -96,9 +100,35 @@ def test_a_gpu_is_tuned_and_the_choice_kept(gpu, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("ptst.kernels.tune.gpu_timer", lambda tokens: lambda part, shape, *_: shape.stages * tokens)
     result = run_tune_kernels(TuneKernelsConfig(head_dims=(64,), groups=(4,), tokens=256))
-    assert len(result["entries"]) == 3 and GPU not in capsys.readouterr().err
+    assert len(result["entries"]) == len(TUNED) and GPU not in capsys.readouterr().err
     assert json.loads(tuned.tuned_path(GPU).read_text())["entries"] == result["entries"]
     assert chosen(head_dim=64, part="forward").stages == 2
+    assert attention_prefill.blocks(DEVICE, 64, torch.bfloat16, 4).stages == 3
+    run_tune_kernels(TuneKernelsConfig(head_dims=(128,), groups=(1,), tokens=256))
+    assert chosen(head_dim=64, part="forward").stages == chosen(head_dim=128, group=1, part="forward").stages == 2
+    assert chosen(head_dim=64, group=2, part="forward").stages == 3
+
+
+def test_what_was_found_before_an_interruption_is_kept(gpu, monkeypatch):
+    def time(part, shape, *_):
+        if part == "dq":
+            raise KeyboardInterrupt
+        return shape.stages
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr("ptst.kernels.tune.gpu_timer", lambda tokens: time)
+    with pytest.raises(KeyboardInterrupt):
+        run_tune_kernels(TuneKernelsConfig(head_dims=(128,), groups=(4,)))
+    assert tuned.read_tuned(GPU).keys() == {tuned.entry_name("forward", 128, 4)}
+
+
+@pytest.mark.parametrize("part", TUNED)
+def test_what_is_timed_runs(part):
+    """The pass itself at a tiny shape: a mistake in it would cost a machine with a GPU its minutes."""
+    if not ON_GPU:
+        interpreter.install()
+    shape = Blocks(16, 32, 16, 4, 3 if part == "prefill" else 1)
+    assert prepared(part, shape, 40, (16, 2), "cuda" if ON_GPU else "cpu")() is None or part in ("forward", "prefill")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
