@@ -254,12 +254,15 @@ def keep(
     def make(writer: ArrayWriter) -> None:
         digest, at = hashlib.sha256(), 0
         sources: dict[str, int] = {}
-        offsets, file_of, numbers = array("q", [0]), array("i"), array("q")
+        places = {"offsets": array("q", [0]), "file_of": array("i"), "numbers": array("q")}
 
         def write(lines: list[bytes]) -> None:
             joined = b"".join(lines)
             digest.update(joined)
             writer.add("messages", joined)
+            for name, column in places.items():
+                writer.add(name, column.tobytes())
+                del column[:]
             lines.clear()
 
         with paused_collector():
@@ -269,14 +272,12 @@ def keep(
                 lines.append(line)
                 at += len(line)
                 name, _, number = conversation.source.rpartition(":")
-                offsets.append(at)
-                file_of.append(sources.setdefault(name, len(sources)))
-                numbers.append(int(number))
+                places["offsets"].append(at)
+                places["file_of"].append(sources.setdefault(name, len(sources)))
+                places["numbers"].append(int(number))
                 if len(lines) == _AT_ONCE:
                     write(lines)
             write(lines)
-        for name, found in (("messages", b""), ("offsets", offsets), ("file_of", file_of), ("numbers", numbers)):
-            writer.add(name, found if isinstance(found, bytes) else found.tobytes())
         writer.about |= {"fingerprint": digest.hexdigest(), "sources": [*sources], "known": after()}
 
     folder = find_or_make(FOLDER, key, make, "the rows of large data")

@@ -258,7 +258,7 @@ def test_processes_that_fail_or_are_killed():
         list(forked.forked_map(lambda i: bytes(1 // (3 - i)), 8, 2))
     for kind, error, told in (
         (signal.SIGKILL, UserError, "one of the processes that encode or check rows was killed; see whether memory"),
-        (signal.SIGSEGV, RuntimeError, "ended early, with exit code -11"),
+        (signal.SIGUSR1, RuntimeError, "ended early, with exit code -10"),
     ):
         with pytest.raises(error, match=told):
             list(forked.forked_map(lambda i, kind=kind: os.kill(os.getpid(), kind) or b"", 8, 2))
