@@ -4,6 +4,7 @@ or half-written."""
 from __future__ import annotations
 
 import errno
+import gc
 import gzip
 import hashlib
 import json
@@ -11,6 +12,7 @@ import os
 import random
 import shutil
 import signal
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -95,6 +97,22 @@ def test_rows_on_disk_are_those_in_memory(tmp_path, name, monkeypatch):
     assert place_of(rows, 1) == rows[1].source
     with pytest.raises(IndexError):
         rows[len(rows)]
+
+
+def test_memory_does_not_grow_with_rows_that_are_read(tmp_path, large, monkeypatch):
+    monkeypatch.setattr(array_folder, "_PIECE", 4096)  # of files that are hashed
+    def peak(rows: int) -> int:
+        path = write(tmp_path, f"{rows}.jsonl", rows)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            load(str(path))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(500)  # what is imported or compiled once
+    assert abs(peak(6000) - peak(2000)) < 4000 * 10  # a place alone takes 20 bytes
 
 
 def test_rows_that_cannot_be_read_are_told_each_time(tmp_path, large):
