@@ -101,6 +101,7 @@ def test_rows_on_disk_are_those_in_memory(tmp_path, name, monkeypatch):
 
 def test_memory_does_not_grow_with_rows_that_are_read(tmp_path, large, monkeypatch):
     monkeypatch.setattr(array_folder, "_PIECE", 4096)  # of files that are hashed
+
     def peak(rows: int) -> int:
         path = write(tmp_path, f"{rows}.jsonl", rows)
         gc.collect()
