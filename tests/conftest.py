@@ -20,6 +20,7 @@ if not torch.cuda.is_available():
 
 from ptst.evaluation.sentence_encoder import ENCODER_NAME
 from ptst.hub.wheel import model_folder
+from ptst.progress import ProgressLine
 from ptst.settings import EMBEDDED_MODEL
 
 # The same cases in every run, so that a failure is due to the change at hand; with PTST_FUZZ_EXAMPLES, new ones.
@@ -44,6 +45,12 @@ def _one_thread():
     """Small tensors: a second thread only adds noise and time."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_outer_progress(monkeypatch):
+    """A progress line that an earlier test left open, as a command that is broken off does, is around none of these."""
+    monkeypatch.setattr(ProgressLine, "_outer", None)
 
 
 @pytest.fixture(autouse=True)
