@@ -28,6 +28,7 @@ from ptst.experiment.grid import Grid
 from ptst.experiment.grid_folder import rows_checksum
 from ptst.experiment.plan import GridCell, GridModel
 from ptst.experiment.provenance import made_of, made_with
+from ptst.experiment.status.at_work import remove_dead_notes
 from ptst.experiment.status.items import Items, add_items
 from ptst.experiment.status.observe import count_tokens
 from ptst.experiment.status.watch import Part, Watch
@@ -53,6 +54,7 @@ def work(worker: "Worker") -> None:
     if before:
         say(f"{before} of {total} runs and cells are finished already")
     if before == total:
+        remove_dead_notes(grid.out)  # a process that was killed after its last cell left one
         return
     with own_board(worker) as progress:
         while (finished := worker.count_finished()) < total:

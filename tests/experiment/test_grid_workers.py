@@ -13,10 +13,11 @@ import torch
 from ptst import records
 from ptst.errors import UserError
 from ptst.experiment import workers
+from ptst.experiment.status.at_work import Note
 from ptst.grid import run_command
 from ptst.training.launch import worker_ranks
 from ptst.training.parallel import take_gpu
-from tests.experiment.conftest import CONFIG
+from tests.experiment.conftest import CONFIG, ONE_RUN
 from tests.training.test_parallel import as_torchrun, start
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "n", "MASTER_PORT": "1"}
@@ -91,3 +92,12 @@ def test_four_workers_share_a_grid(grid, here):
     assert [shared[key] for key in ("cells", "runs")] == [whole[key] for key in ("cells", "runs")]
     assert [bool((here / f"{rank}.printed").read_text()) for rank in range(4)] == [True, False, False, False]
     assert [(here / f"{rank}.said").read_text() == "" for rank in range(4)] == [False, True, True, True]
+
+
+def test_a_worker_killed_after_the_last_cell_leaves_no_trace(grid, here):
+    """The one that follows finds all finished, and ends the folder as an undisturbed worker does."""
+    grid("grid", ONE_RUN)
+    dead = Note(pid=2**22 + 1, started=5)
+    (here / "grid" / "workers" / f"{dead.host}.{dead.pid}.json").write_text(json.dumps(vars(dead)))
+    grid("grid", ONE_RUN)
+    assert list((here / "grid" / "workers").iterdir()) == []

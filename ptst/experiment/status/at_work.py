@@ -5,6 +5,7 @@ a worker for a moment. A worker also writes down what it does, in `workers/<host
 on other machines that share the disk: a thread renews the file's time as long as the process lives.
 """
 
+import glob
 import json
 import os
 import socket
@@ -22,6 +23,7 @@ from ptst.storage import LOCK, LOCKS
 WORKERS = "workers"
 BEAT = 10.0  # seconds between two signs of life
 SILENT = 90.0  # seconds after which a worker on another machine counts as gone
+_PARTIAL = ".json.partial"
 _WRITES = 3.0  # seconds between two descriptions of the same work
 
 
@@ -82,10 +84,7 @@ class WorkerFile:
         self._stop = threading.Event()
         with suppress(OSError):
             self.path.parent.mkdir(exist_ok=True)
-            for path, other in _read_notes(folder):
-                if other.is_here and not other.alive:  # what failed there is tried again here
-                    path.unlink(missing_ok=True)
-                    _partial(path).unlink(missing_ok=True)
+            remove_dead_notes(folder)
         self._write()
         threading.Thread(target=self._beat, daemon=True).start()
 
@@ -144,7 +143,19 @@ class WorkerFile:
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.partial")
+    return path.with_name(f".{path.stem}{_PARTIAL}")
+
+
+def remove_dead_notes(folder: Path) -> None:
+    """Remove what processes of this machine that are gone left of their notes: what failed there is tried again."""
+    with suppress(OSError):
+        for path, other in _read_notes(folder):
+            if other.is_here and not other.alive:
+                path.unlink(missing_ok=True)
+        for partial in (folder / WORKERS).glob(f".{glob.escape(host())}.*{_PARTIAL}"):
+            pid = partial.name.removesuffix(_PARTIAL).rpartition(".")[2]
+            if pid.isdecimal() and not process_start(int(pid)):
+                partial.unlink(missing_ok=True)
 
 
 def read_notes(folder: Path) -> list[Note]:

@@ -12,7 +12,7 @@ import time
 import pytest
 
 from ptst.experiment.status import at_work
-from ptst.experiment.status.at_work import Note, WorkerFile, held_names, holder, host, read_notes
+from ptst.experiment.status.at_work import Note, WorkerFile, held_names, holder, host, read_notes, remove_dead_notes
 from ptst.experiment.status.items import Item, add_items, by_name
 from ptst.experiment.status.watch import Part, Watch
 from ptst.storage import LOCK, exclusive_lock, lock
@@ -120,4 +120,13 @@ def test_notes_of_the_dead_the_silent_and_the_damaged(tmp_path):
     assert not any(note.alive for note in read_notes(tmp_path))
     with WorkerFile(tmp_path):  # removes what a killed process of this machine left
         assert not (folder / "here.json").exists() and (folder / "there.json").exists()
-    assert host()
+
+
+def test_half_written_notes_of_the_dead_are_removed(tmp_path):
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    alive, elsewhere = (f".{host()}.{os.getpid()}.json.partial", f".not-{host()}.7.json.partial")
+    for name in (alive, elsewhere, f".{host()}.{2**22 + 1}.json.partial"):
+        (folder / name).touch()
+    remove_dead_notes(tmp_path)
+    assert {path.name for path in folder.iterdir()} == {alive, elsewhere}
