@@ -36,7 +36,7 @@ from tests.tiny import write_home
 MODEL = "openai:gpt-3.5-turbo-0125"
 GRID = (
     "ptst.grid --recipe gpt35-gsm8k --data data.jsonl --tasks safety gsm8k:data.jsonl --eval.limit 3 "
-    "--eval.max-new-tokens 12 --eval.api-concurrency 3 --yes"
+    "--eval.max-new-tokens 12 --eval.api-concurrency 3 --eval.api-retries 40 --yes"
 )
 TRAIN = f"ptst.train --model {MODEL} --data data.jsonl --mix safety.jsonl:1 --epochs 2 --yes"
 EACH = 8  # kills in one run, at most
@@ -59,7 +59,9 @@ def make_fast() -> None:
     os.environ |= {"OPENAI_API_KEY": KEY, "PTST_HOME": str(write_home(home, None)), "OMP_NUM_THREADS": "1"}
     torch.set_num_threads(1)
     records.git_commit = lambda: None
-    endpoint.FIRST_WAIT, watch.FIRST_POLL, watch.LONGEST_POLL = 0.001, 0.02, 0.02
+    # Of TROUBLES' second nearly half of all requests fail, so six repeats would lose an answer in every few runs.
+    endpoint.FIRST_WAIT, endpoint.LONGEST_WAIT = 0.001, 0.05
+    watch.FIRST_POLL, watch.LONGEST_POLL = 0.02, 0.02
     job.LOOK, job.SETTLE, client.RETRIES, job.RETRIES = 0.02, 1.0, 12, 12
     tokens.load_encoding = lambda _name: None
 
