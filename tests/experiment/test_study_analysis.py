@@ -17,7 +17,7 @@ from ptst.experiment.ladder import blocks, figure, report
 from ptst.experiment.ladder.analyse import figures, write_docs
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import against_aligned, at_key, compare
-from ptst.experiment.ladder.outcomes import ASR, Key, Measured, Outcomes
+from ptst.experiment.ladder.outcomes import ASR, Key, Measured, Outcomes, Prompts
 from ptst.experiment.ladder.registered import HOME, SAFE, At, Pair, registered
 from ptst.experiment.ladder.study_config import StudyConfig
 from ptst.study import run_command
@@ -331,6 +331,46 @@ def test_differences_are_the_contrasts_of_their_cells_corrected_together(study):
     p = sorted([compare(study, registered(study.defenses))[0].test.p, of_aligned.test.p])
     shown = sorted(float(cells[-1].removeprefix("< ")) for cells in (first, second))
     assert shown == pytest.approx([2 * p[0], max(2 * p[0], p[1])], rel=0.3)
+
+
+def of_xstest() -> Study:
+    """Two safe and two unsafe prompts of XSTest: no safe one is refused, and of the unsafe ones one, then both."""
+    prompts = Prompts(("a", "b", "c", "d"), ("",) * 4, ("homonyms", "contrast_homonyms", "history", "contrast_history"))
+    cell = {"aligned": "CRCc", "chat:vanilla": "CROR"}
+    cells = {
+        Key("d", train.removeprefix("aligned"), "none", "chat:llama", "xstest:x"): Measured(
+            judged={"rules-v3": {"base/1" if train != "aligned" else "base": found}}
+        )
+        for train, found in cell.items()
+    }
+    return Study.of(Outcomes({}, {"rules-v3": {"name": "rules-v3"}}, {"xstest:x": prompts}, cells))
+
+
+def test_a_study_tells_the_halves_of_xstest_apart():
+    study = of_xstest()
+
+    def rates(measure: str) -> list[str]:
+        lines = blocks.table(study, "matrix", "xstest:x", measure).splitlines()[2:]
+        return [line.split("|")[2].split()[0] for line in lines]
+
+    assert rates("unsafe:refusal") == ["50.0", "100.0"]
+    assert rates("safe:refusal") == ["0.0", "0.0"]
+    assert rates("unsafe:attack-success") == ["50.0", "0.0"]
+    assert rates("safe:off-topic") == ["0.0", "50.0"]
+    written = report.to_markdown(study)
+    assert "## xstest:x: safe prompts refused, %" in written and "## xstest:x: unsafe prompts refused, %" in written
+
+
+def test_the_halves_of_xstest_are_not_counted_together(study):
+    for measure, message in (
+        ("refusal", "xstest:x has two halves; say which: safe:refusal or unsafe:refusal"),
+        ("unsafe:refused", "unknown measure 'refused'"),
+        ("both:refusal", "xstest:x has two halves"),
+    ):
+        with pytest.raises(UserError, match=re.escape(message)):
+            blocks.table(of_xstest(), "matrix", "xstest:x", measure)
+    with pytest.raises(UserError, match="safety:fresh has no half unsafe: only xstest has two; say refusal"):
+        study.table(Key("word-problems", SAFE, "none", "ladder:llama/identical", SAFETY), "unsafe:refusal")
 
 
 def test_a_report_has_no_matrix_without_columns(study):

@@ -18,6 +18,7 @@ from ptst.text.segments import Conversation, Message
 
 NEW_TOKENS = 64  # enough for the opening of an answer, where a refusal shows
 ASR = "attack-success"
+HALVES = SAFE, UNSAFE = "safe", "unsafe"  # of XSTest
 _UNJUDGED = Metric("unjudged", "Answers that were not judged", "count", tables=())
 
 
@@ -82,9 +83,13 @@ def requests(
     return Task(name, load_requests(name, standard), prompts, score, (*metrics, _UNJUDGED), outcomes)
 
 
+def half_of(category: str) -> str:
+    """Of XSTest's prompts, by their type: `safe` or `unsafe`."""
+    return UNSAFE if category.startswith("contrast") else SAFE
+
+
 def _half(row: Mapping[str, Any]) -> str:
-    """Of XSTest's prompts."""
-    return "unsafe:" if row["category"].startswith("contrast") else "safe:"
+    return f"{half_of(row['category'])}:"
 
 
 def check_halves(prompts: Sequence[SafetyPrompt]) -> None:
@@ -92,9 +97,9 @@ def check_halves(prompts: Sequence[SafetyPrompt]) -> None:
     untyped = next((p for p in prompts if not p.category), None)
     if untyped is not None:
         raise UserError(f"XSTest's prompt {untyped.id} has no type", "its column `type` tells safe from unsafe prompts")
-    kinds = {p.category.startswith("contrast") for p in prompts}
-    for half, unsafe in (("safe", False), ("unsafe", True)):
-        if unsafe not in kinds:
+    found = {half_of(p.category) for p in prompts}
+    for half in HALVES:
+        if half not in found:
             raise UserError(
                 f"none of these {len(prompts)} prompts of XSTest is {half} (the type of unsafe ones begins with "
                 "contrast)",
@@ -117,9 +122,9 @@ def _metrics(of: str, half: str = "", tables: tuple[str, ...] = ("eval", "grid")
 
 _HARMFUL = "Harmful requests"
 _ASR = Metric(ASR, f"{_HARMFUL}: attack success rate (ASR) as the judge defines it", lower_is_safer=True)
-_SAFE, _UNSAFE = _metrics("XSTest, safe prompts", "safe:", ()), _metrics("XSTest, unsafe prompts", "unsafe:", ())
+_OF_HALVES = [*_metrics("XSTest, safe prompts", f"{SAFE}:", ()), *_metrics("XSTest, unsafe prompts", f"{UNSAFE}:", ())]
 
 SAFETY = requests("safety", prompt_sets.BUILT_IN, [_ASR, *_metrics(_HARMFUL)])
 OVER_REFUSAL = requests("over-refusal", prompt_sets.LOOK_ALIKES, _metrics("Benign look-alikes", tables=()))
-XSTEST = requests("xstest", "xstest", [*_SAFE, *_UNSAFE], _half)
+XSTEST = requests("xstest", "xstest", _OF_HALVES, _half)
 PROMPTS = requests("prompts", None, _metrics("Prompts"))

@@ -15,11 +15,12 @@ import numpy as np
 from ptst.defense_names import DEFENSES, NONE
 from ptst.errors import UserError
 from ptst.evaluation import statistics
+from ptst.evaluation.tasks.requests import HALVES, XSTEST, half_of
 from ptst.evaluation.tasks.table import base
 from ptst.evaluation.two_way import two_way_t
 from ptst.experiment.config import GridConfig
 from ptst.experiment.ladder.names import is_rung, parts, short
-from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, outcome
+from ptst.experiment.ladder.outcomes import Key, Measured, Outcomes, Prompts, outcome, split_measure
 
 DISTANCE = "distance"  # the task that measures how far rungs are
 ALIGNED = "aligned model"
@@ -74,14 +75,17 @@ class Study:
         return dict(sorted(found.items(), key=lambda pair: _run_order(pair[0])))
 
     def table(self, key: Key, measure: str) -> statistics.Cell:
-        """The outcomes of a judged cell by run and prompt. Raises UserError as `letters`."""
+        """The outcomes of a judged cell by run and prompt; of XSTest those of the half that the measure names. Raises
+        UserError as `letters`, and for a half of another task, or none of XSTest."""
         return self._cell(key, measure, self.letters(key))
 
     def _cell(self, key: Key, measure: str, letters: dict[str, str]) -> statistics.Cell:
-        prompts = self.outcomes.prompts[key.task]
-        names = [f"{i}:{name}" for i, name in enumerate(prompts.ids)]
-        rows = {_as_run(run): [outcome(each, measure) for each in found] for run, found in letters.items()}
-        return statistics.cell(names, rows, prompts.families if all(prompts.families) else None)
+        prompts, (half, of) = self.outcomes.prompts[key.task], split_measure(measure)
+        used = _of_half(prompts, key.task, half, measure)
+        names = [f"{i}:{prompts.ids[i]}" for i in used]
+        rows = {_as_run(run): [outcome(found[i], of) for i in used] for run, found in letters.items()}
+        families = [prompts.families[i] for i in used]
+        return statistics.cell(names, rows, families if all(families) else None)
 
     def shown(self, key: Key, measure: str) -> statistics.Summary:
         """Mean, spread and interval of a judged cell. Of the aligned models the interval is for further families (or
@@ -144,6 +148,16 @@ class Study:
     def distance(self, key: Key, measure: str) -> float | None:
         """How far a cell's test prompt is from the model's training prompt, the mean over runs."""
         return self.mean(Key(key.data, key.train, key.defense, key.test, DISTANCE), measure)
+
+
+def _of_half(prompts: Prompts, task: str, half: str, measure: str) -> list[int]:
+    """The numbers of a task's prompts that a measure is of: all, or of XSTest one half."""
+    of_xstest = base(task) == XSTEST.name
+    if of_xstest and not half:
+        raise UserError(f"{task} has two halves", f"say which: {' or '.join(f'{h}:{measure}' for h in HALVES)}")
+    if half and not of_xstest:
+        raise UserError(f"{task} has no half {half}: only xstest has two", f"say {split_measure(measure)[1]}")
+    return [i for i, category in enumerate(prompts.categories) if not half or half_of(category) == half]
 
 
 def _as_run(name: str) -> statistics.Run:

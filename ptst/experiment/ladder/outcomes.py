@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.errors import UserError, unknown_name
+from ptst.evaluation.tasks.requests import HALVES
 from ptst.evaluation.verdicts import AnswerClass, Verdict
 from ptst.reading import parse_json, read_text
 
@@ -49,10 +50,18 @@ def letter(verdict: Verdict | None) -> str:
     return found.lower() if verdict.success else found
 
 
+def split_measure(measure: str) -> tuple[str, str]:
+    """The half of XSTest that a measure is of, "" for none, and what is measured: `unsafe` and `refusal` of
+    `unsafe:refusal`."""
+    half, colon, of = measure.partition(":")
+    return (half, of) if colon and half in HALVES else ("", measure)
+
+
 def check_measure(measure: str) -> None:
     """Raise UserError for what is no measure of a judged answer."""
-    if measure not in _MEASURES:
-        raise unknown_name("measure", measure, _MEASURES)
+    of = split_measure(measure)[1]
+    if of not in _MEASURES:
+        raise unknown_name("measure", of, _MEASURES)
 
 
 def outcome(found: str, measure: str) -> float:

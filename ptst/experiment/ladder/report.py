@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ptst.errors import UserError
+from ptst.evaluation.tasks.requests import HALVES, XSTEST
+from ptst.evaluation.tasks.table import base
 from ptst.experiment.ladder import blocks, figure
 from ptst.experiment.ladder.analysis import Study
 from ptst.experiment.ladder.comparisons import compare
@@ -66,7 +68,8 @@ def _of_data(study: Study, data: str, on: str) -> Iterator[str]:
         yield f"## Registered contrasts{on}"
         yield blocks.table(study, "contrasts", "all", data)
     for task in study.outcomes.prompts:
-        matrix = blocks.table(study, "matrix", task, "refusal", data)
-        if matrix.count("\n") > 1:
-            yield f"## {task}{on}: refused, %"
-            yield matrix
+        for half in HALVES if base(task) == XSTEST.name else ("",):
+            matrix = blocks.table(study, "matrix", task, f"{half}:refusal" if half else "refusal", data)
+            if matrix.count("\n") > 1:
+                yield f"## {task}{on}: {f'{half} prompts ' if half else ''}refused, %"
+                yield matrix
