@@ -90,6 +90,13 @@ def check_integers(device: torch.device, **tensors: Tensor) -> None:
             raise ValueError(f"the last axis of {name} {tuple(t.shape)} is not contiguous; call .contiguous() first")
 
 
+def check_frozen(**tensors: Tensor | None) -> None:
+    """Raise ValueError for tensors whose gradient is wanted: what is called here forms none of them."""
+    for name, t in tensors.items():
+        if t is not None and t.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{name} {tuple(t.shape)} requires a gradient, but none is formed; freeze it first")
+
+
 @lru_cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; elsewhere those of an H200, for the compiler and the interpreter."""

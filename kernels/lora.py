@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, jit, tl, triton, use_triton
+from ptst.kernels.dispatch import block, check_alike, check_frozen, jit, tl, triton, use_triton
 from ptst.kernels.operators import operator
 
 Adapter = tuple[Tensor, Tensor] | None  # (A, B) of a layer, or None for a layer without an adapter
@@ -299,6 +299,41 @@ class Group(torch.autograd.Function):
         return dx_TI, dys[0] if ctx.needs_input_grad[1] else None, *[None] * 5, *grads
 
 
+def check_layers(x_TI: Tensor, layers: Projections, shapes: Sequence[Sequence[int]]) -> None:
+    """Raise ValueError unless weights, biases and adapters fit each other and lie where x does, weights and biases are
+    frozen, and each weight's shape ends with its one of `shapes`: (I,) or (O, I)."""
+    weights, adapters, biases = layers.weights, layers.adapters, layers.biases or [None] * len(layers.weights)
+    if not len(shapes) == len(weights) == len(adapters) == len(biases):
+        given = f"{len(weights)} weights, {len(adapters)} adapters and {len(biases)} biases"
+        raise ValueError(f"{given} are given; there must be {len(shapes)} of each, None for a missing one")
+    x = tuple(x_TI.shape)
+    for number, (w_OI, pair, b_O, shape) in enumerate(zip(weights, adapters, biases, shapes, strict=True), 1):
+        weight, bias = f"weight {number}", f"bias {number}"
+        check_alike(x=x_TI, **{weight: w_OI})
+        check_frozen(**{weight: w_OI, bias: b_O})
+        if x_TI.dim() != 2 or w_OI.dim() != 2 or tuple(w_OI.shape[-len(shape) :]) != tuple(shape):
+            wanted = ", ".join(map(str, shape)) if len(shape) > 1 else f"O, {shape[0]}" if shape else "O, I"
+            raise ValueError(f"{weight} {tuple(w_OI.shape)} does not fit x {x}, which must be (T, I): ({wanted})")
+        if b_O is not None and b_O.shape != w_OI.shape[:1]:
+            raise ValueError(f"{bias} {tuple(b_O.shape)} does not fit {weight} {tuple(w_OI.shape)}")
+        if b_O is not None:
+            check_alike(x=x_TI, **{bias: b_O})
+        if pair is not None:
+            _check_adapter(*pair, f"{weight} {tuple(w_OI.shape)}", w_OI, x_TI)
+
+
+def _check_adapter(a_rI: Tensor, b_Or: Tensor, weight: str, w_OI: Tensor, x_TI: Tensor) -> None:
+    (O, I), a, b = w_OI.shape, tuple(a_rI.shape), tuple(b_Or.shape)
+    if a_rI.dim() != 2 or a != (len(a_rI), I) or b != (O, len(a_rI)):
+        raise ValueError(f"A {a} and B {b} do not fit {weight}")
+    for name, t in (("A", a_rI), ("B", b_Or)):
+        if t.device != x_TI.device:
+            x = tuple(x_TI.shape)
+            raise ValueError(f"{name} {tuple(t.shape)} is on {t.device}, x {x} on {x_TI.device}: {weight}")
+        if not t.is_floating_point():
+            raise ValueError(f"{name} {tuple(t.shape)} is {t.dtype}, x {x_TI.dtype}: {weight}")
+
+
 def lora_group(
     x_TI: Tensor, weights: Sequence[Tensor], adapters: Sequence[Adapter], scale: float,
     biases: Sequence[Tensor | None] = (),
@@ -306,24 +341,10 @@ def lora_group(
     """y_g (T, O_g) = x W_g^T + b_g + scale (x A_g^T) B_g^T for every layer; differentiable in x, A_g and B_g.
 
     `adapters[g]` is (A_g, B_g), or None for a layer without one; they may be float32 over a bfloat16 base. `biases`:
-    one or None for each layer, or none at all. Raises ValueError if shapes, devices or dtypes do not fit, or if no
-    layer has an adapter."""
-    if len(weights) != len(adapters) or all(pair is None for pair in adapters):
+    one or None for each layer, or none at all. Raises ValueError if shapes, devices or dtypes do not fit, if a weight
+    or bias is not frozen, or if no layer has an adapter."""
+    layers = Projections(weights, adapters, scale, biases=biases)
+    if all(pair is None for pair in adapters):
         raise ValueError(f"{len(weights)} weights need {len(weights)} adapters, at least one of them not None")
-    for w_OI, pair in zip(weights, adapters, strict=True):
-        assert not w_OI.requires_grad, "the base weight under an adapter is frozen"
-        check_alike(x=x_TI, weight=w_OI)
-        a_rI, b_Or = pair or (x_TI.new_empty(0, w_OI.shape[1]), x_TI.new_empty(w_OI.shape[0], 0))
-        fits = a_rI.shape[1] == w_OI.shape[1] == x_TI.shape[1] and b_Or.shape == (w_OI.shape[0], a_rI.shape[0])
-        if x_TI.dim() != 2 or not fits:
-            x, w, a, b = (tuple(t.shape) for t in (x_TI, w_OI, a_rI, b_Or))
-            raise ValueError(f"x {x}, weight {w}, A {a} and B {b} do not fit")
-        for name, t in (("A", a_rI), ("B", b_Or)):
-            if t.device != x_TI.device:
-                raise ValueError(f"{name} {tuple(t.shape)} is on {t.device}, x {tuple(x_TI.shape)} on {x_TI.device}")
-    for w_OI, b_O in zip(weights, biases, strict=False):
-        assert b_O is None or (not b_O.requires_grad and b_O.shape == w_OI.shape[:1]), (
-            "a frozen bias of its layer's size"
-        )
-    flat = Projections(weights, adapters, scale).flat
-    return Group.apply(x_TI, None, scale, False, None, tuple(weights), tuple(biases), *flat)
+    check_layers(x_TI, layers, [x_TI.shape[-1:]] * len(weights))
+    return Group.apply(x_TI, None, scale, False, None, tuple(weights), tuple(biases), *layers.flat)

@@ -17,6 +17,7 @@ Shapes: T tokens, E hidden_size, F intermediate_size, H query and K key heads, D
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -24,8 +25,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import check_alike
-from ptst.kernels.lora import Group, Projections
+from ptst.kernels.dispatch import check_alike, check_frozen
+from ptst.kernels.lora import Group, Projections, check_layers
 from ptst.kernels.rms_norm import check_norm, rms_norm_recompute
 from ptst.kernels.swiglu import swiglu, swiglu_gradients
 
@@ -135,28 +136,26 @@ class _FeedForward(torch.autograd.Function):
         return dx_TE, *[None] * 5, *grads, *(down_grads or (None, None))
 
 
-def _check(x_TE: Tensor, norm_E: Tensor | None, layers: Projections) -> None:
+def _check(x_TE: Tensor, norm_E: Tensor | None, layers: Projections, shapes: Sequence[Sequence[int]]) -> None:
     if norm_E is not None:
         check_norm(x_TE, norm_E)
-    check_alike(x=x_TE, **{f"weight {number}": w for number, w in enumerate(layers.weights, 1)})
-    for number, (w_OI, pair) in enumerate(zip(layers.weights, layers.adapters, strict=True), 1):
-        if pair is None:
-            continue
-        (a_rI, b_Or), (O, I) = pair, w_OI.shape
-        if a_rI.shape[1:] != (I,) or b_Or.shape != (O, a_rI.shape[0]):
-            a, b = tuple(a_rI.shape), tuple(b_Or.shape)
-            raise ValueError(f"A {a} and B {b} do not fit weight {number} {(O, I)}")
-        if any(t.device != x_TE.device for t in pair):
-            devices = f"A is on {a_rI.device} and B on {b_Or.device}"
-            raise ValueError(f"{devices} for weight {number} {(O, I)}, x {tuple(x_TE.shape)} on {x_TE.device}")
+        check_frozen(norm=norm_E)
+    check_layers(x_TE, layers, shapes)
+
+
+def _check_unbiased(layers: Projections) -> None:
+    for number, b_O in enumerate(layers.biases, 1):
+        if b_O is not None:
+            raise ValueError(f"bias {number} {tuple(b_O.shape)} would not be added: these projections take none")
 
 
 def lora_qkv(
     x_TE: Tensor, norm_E: Tensor | None, eps: float, qkv: Projections, dropout: Dropout | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The projections of q, k and v, (T, O) each, of norm(x), or of x without a norm; differentiable in x and the
-    adapters. Raises ValueError if shapes, devices or dtypes do not fit."""
-    _check(x_TE, norm_E, qkv)
+    adapters. Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
+    is not frozen."""
+    _check(x_TE, norm_E, qkv, [x_TE.shape[-1:]] * 3)
     return _QKV.apply(x_TE, norm_E, eps, qkv.scale, dropout, tuple(qkv.weights), tuple(qkv.biases), *qkv.flat)
 
 
@@ -164,16 +163,21 @@ def lora_feed_forward(
     x_TE: Tensor, norm_E: Tensor | None, eps: float, gate_up_down: Projections, dropout: Dropout | None = None
 ) -> Tensor:
     """x + down(silu(gate(norm x)) * up(norm x)), (T, E), or down(silu(gate(x)) * up(x)) without a norm; differentiable
-    in x and the adapters. Raises ValueError if shapes, devices or dtypes do not fit."""
+    in x and the adapters. Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
+    is not frozen."""
     layers = gate_up_down
-    _check(x_TE, norm_E, layers)
+    E, F = x_TE.shape[-1:], (layers.weights[0] if layers.weights else x_TE).shape[:1]
+    _check(x_TE, norm_E, layers, [(*F, *E), (*F, *E), (*E, *F)])
+    _check_unbiased(layers)
     return _FeedForward.apply(x_TE, norm_E, eps, layers.scale, dropout, tuple(layers.weights), *layers.flat)
 
 
 def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B.
-    Raises ValueError if shapes, devices or dtypes do not fit."""
-    _check(x_TI, None, layer)
+    Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
+    is not frozen."""
+    _check(x_TI, None, layer, [x_TI.shape[-1:]])
+    _check_unbiased(layer)
     if residual_TO is not None:
         shape = (len(x_TI), layer.weights[0].shape[0])
         if residual_TO.shape != shape:  # addmm would repeat a smaller one

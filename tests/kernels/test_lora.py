@@ -119,7 +119,7 @@ def test_mistakes():
         lora_group(x, [w], [(a[:, :7], b)], 1.0)
     with pytest.raises(ValueError, match="do not fit"):
         lora_group(x, [w], [(a, b[:5])], 1.0)
-    with pytest.raises(ValueError, match=r"weight is torch\.bfloat16"):
+    with pytest.raises(ValueError, match=r"weight 1 is torch\.bfloat16"):
         lora_group(x, [w.bfloat16()], [(a, b)], 1.0)
     with pytest.raises(ValueError, match=r"B \(6, 2\) is on meta, x \(3, 8\) on"):
         lora_group(x, [w], [(a, b.to("meta"))], 1.0)
