@@ -8,7 +8,9 @@
 benchmarks/first_gpu.sh runs the first three. Each part is a process group of its own, which is ended as a whole when
 its seconds are over, so that nothing goes on computing beside the parts after it. Output goes to OUT/<part>.log as it
 comes, results to files that are replaced after each row: a run that is cut off leaves what it has measured.
-OUT/summary.json says of each part how it ended and how long it took.
+OUT/summary-<stages>.json says of each part how it ended (`passed`, `failed`, `cut off`, `no time left`, or `not there`:
+the tool that it runs under is missing) and how long it took. Exit code 1 unless all have passed or were not there: a
+missing tool is no failure, but what it would have checked is not checked, and the last line says so.
 
 Without a GPU this is a dry run: every part at a tiny shape, which shows that it works and measures nothing.
 """
@@ -33,6 +35,8 @@ from benchmarks.measure import ON_GPU, machine, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("check", "speed", "tune", "peers")
+ENDS = ("passed", "failed", "cut off", "no time left", "not there")
+HARMLESS = ("passed", "not there")
 GRACE = 5.0  # seconds between asking a group to end and ending it
 ON_GPU_ALONE = ["tests/generation/test_on_gpu.py", "tests/training/test_on_gpu.py"]
 TESTS = ["tests/kernels", "tests/model/test_fused.py", "tests/model/test_fold.py", *ON_GPU_ALONE]
@@ -139,11 +143,11 @@ def end(process: subprocess.Popen) -> None:
 
 
 def run(name: str, part: Part, out: Path, seconds: float) -> dict[str, object]:
-    """One part, its output in a file; its process group is ended after `seconds`."""
-    if seconds < 1:
-        return {"part": name, "ended": "left out for want of time"}
+    """How one part `ended`, one of ENDS; its output is in a file, its process group is ended after `seconds`."""
     if shutil.which(part.program) is None:
-        return {"part": name, "ended": f"left out: there is no {part.program} here"}
+        return {"part": name, "ended": "not there", "why": f"{part.program} is missing"}
+    if seconds < 1:
+        return {"part": name, "ended": "no time left"}
     start = time.monotonic()
     with open(out / f"{name}.log", "w") as log:
         process = subprocess.Popen(
@@ -152,12 +156,20 @@ def run(name: str, part: Part, out: Path, seconds: float) -> dict[str, object]:
         )  # fmt: skip
         try:
             code = process.wait(timeout=seconds)
-            ended = "passed" if code == 0 else f"exit code {code}"
+            ended = {"ended": "passed"} if code == 0 else {"ended": "failed", "why": f"exit code {code}"}
         except subprocess.TimeoutExpired:
-            ended = "cut off by the time limit"
+            ended = {"ended": "cut off", "why": "by the time limit"}
         finally:
             end(process)
-    return {"part": name, "ended": ended, "seconds": round(time.monotonic() - start, 1)}
+    return {"part": name, **ended, "seconds": round(time.monotonic() - start, 1)}
+
+
+def summary(done: list[dict[str, object]]) -> tuple[str, int]:
+    """The last line, which names every part that has not passed, and the exit code."""
+    parts = [f"{number} {end}" for end in ENDS if (number := sum(d["ended"] == end for d in done))]
+    others = [f"{d['part']}: {d['ended']}" + (f" ({d['why']})" if "why" in d else "") for d in done]
+    named = [told for told, d in zip(others, done, strict=True) if d["ended"] != "passed"]
+    return "; ".join([", ".join(parts), *named]), int(any(d["ended"] not in HARMLESS for d in done))
 
 
 def stop(number: int, _frame: object) -> None:
@@ -189,7 +201,9 @@ def main() -> None:
         done.append(run(name, part, out, min(seconds, last - time.monotonic())))
         print(done[-1], flush=True)
         write_json(out / f"summary-{'-'.join(args.stage)}.json", machine() | {"dry_run": not ON_GPU, "parts": done})
-    sys.exit(any(d["ended"] != "passed" and not str(d["ended"]).startswith("left out: ") for d in done))
+    last_line, code = summary(done)
+    print(last_line)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
 
 import pytest
 
-from benchmarks.gpu_all import ROOT, STAGES, Part, parts, run
+from benchmarks import gpu_all
+from benchmarks.gpu_all import ENDS, ROOT, STAGES, Part, parts, run, summary
 
 # Starts a process that outlives it if nobody ends that, and tells its number.
 STARTS = """
@@ -30,7 +32,7 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="looks at /proc")
-@pytest.mark.parametrize(("lasts", "ended"), [("60", "cut off by the time limit"), ("0", "exit code 3")])
+@pytest.mark.parametrize(("lasts", "ended"), [("60", "cut off"), ("0", "failed")])
 def test_what_a_part_has_started_ends_with_it(lasts, ended, tmp_path):
     told = run("part", Part(["-c", STARTS, lasts], 9), tmp_path, 2.0)
     assert told["ended"] == ended
@@ -41,9 +43,32 @@ def test_what_a_part_has_started_ends_with_it(lasts, ended, tmp_path):
     assert not alive(child)
 
 
-def test_parts_without_time_or_program_are_left_out(tmp_path):
-    assert run("late", Part(["-c", "1"], 9), tmp_path, 0.5)["ended"] == "left out for want of time"
-    assert "no such-tool" in run("tool", Part([], 9, "such-tool"), tmp_path, 9)["ended"]
+def test_parts_without_time_or_program_are_not_run(tmp_path):
+    assert run("late", Part(["-c", "1"], 9), tmp_path, 0.5) == {"part": "late", "ended": "no time left"}
+    for seconds in (9, 0.5):
+        told = run("tool", Part([], 9, "such-tool"), tmp_path, seconds)
+        assert told == {"part": "tool", "ended": "not there", "why": "such-tool is missing"}
+
+
+def test_a_missing_tool_is_no_failure_and_has_not_passed():
+    passed, missing = {"part": "a", "ended": "passed"}, {"part": "b", "ended": "not there", "why": "ncu is missing"}
+    assert summary([passed, missing]) == ("1 passed, 1 not there; b: not there (ncu is missing)", 0)
+    assert summary([passed, passed]) == ("2 passed", 0)
+    for ended in ENDS[1:4]:
+        assert summary([passed, missing, {"part": "c", "ended": ended}])[1] == 1
+
+
+def test_how_a_run_ends_is_in_its_summary(tmp_path, monkeypatch, capsys):
+    line = ["gpu_all.py", "--out", str(tmp_path), "--stage", "check"]
+    monkeypatch.setattr(sys, "argv", line)
+    known = {"tool": Part([], 9, "such-tool"), "tests": Part(["-c", "raise SystemExit(0)"], 9)}
+    monkeypatch.setattr(gpu_all, "parts", lambda *_: known)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        gpu_all.main()
+    assert ended.value.code == 0 and "1 passed, 1 not there; tool" in capsys.readouterr().out
+    told = json.loads((tmp_path / "summary-check.json").read_text())["parts"]
+    assert [part["ended"] for part in told] == ["not there", "passed"]
 
 
 @pytest.mark.parametrize("stage", STAGES)
