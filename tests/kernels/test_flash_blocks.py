@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 
 import pytest
@@ -122,13 +123,55 @@ def test_what_was_found_before_an_interruption_is_kept(gpu, monkeypatch):
     assert tuned.read_tuned(GPU).keys() == {tuned.entry_name("forward", 128, 4)}
 
 
+def of_one_document(part, inputs, dtype):
+    """What a pass that is timed computes, in plain torch: out and lse; dq, or dk and dv, where lse and delta are 0."""
+    q, k, v, do = (x.to(dtype) if x is not None else None for x in inputs)
+    T, H, D = q.shape
+    kx, vx = (x.repeat_interleave(H // x.shape[1], 1) for x in (k, v))
+    hidden = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    s = torch.einsum("ihd,jhd->hij", q, kx).mul(D**-0.5).masked_fill(hidden, -torch.inf)
+    if part in ("forward", "prefill"):
+        out = torch.einsum("hij,jhd->ihd", s.softmax(-1), vx)
+        return (out, s.logsumexp(-1) / math.log(2)) if part == "forward" else (out,)
+    p, dp = s.exp(), torch.einsum("ihd,jhd->hij", do, vx)
+    if part == "dq":
+        return (torch.einsum("hij,jhd->ihd", p * dp, kx) * D**-0.5,)
+    dk, dv = torch.einsum("hij,ihd->jhd", p * dp, q) * D**-0.5, torch.einsum("hij,ihd->jhd", p, do)
+    return tuple(x.unflatten(1, (k.shape[1], -1)).sum(2) for x in (dk, dv))
+
+
+def what_is_timed(part, shape, tokens, heads):
+    """The inputs (q, k, v, do), the keys and values in their order, and the results of a pass that tuning times."""
+    timed = prepared(part, shape, tokens, heads, "cuda" if ON_GPU else "cpu")
+    if part == "prefill":
+        q, keys, values, table = timed.args[:4]
+        kv = (x[table[0].long()].flatten(0, 1)[:tokens] for x in (keys, values))
+        return (q, *kv, None), (timed(),)
+    if part == "forward":
+        return (*timed.args[:3], None), timed()
+    given, outs = timed.args[0][:4], timed.args[3:]
+    for out in outs:
+        out.fill_(torch.nan)
+    timed()
+    return given, outs
+
+
 @pytest.mark.parametrize("part", TUNED)
-def test_what_is_timed_runs(part):
-    """The pass itself at a tiny shape: a mistake in it would cost a machine with a GPU its minutes."""
+def test_what_is_timed_is_right(part):
+    """Each candidate at a tiny shape against the plain formula, by the kernels' rule: what is fast and wrong must not
+    be chosen, and a mistake in what is timed would cost a machine with a GPU its minutes."""
     if not ON_GPU:
         interpreter.install()
-    shape = Blocks(16, 32, 16, 4, 3 if part == "prefill" else 1)
-    assert prepared(part, shape, 40, (16, 2), "cuda" if ON_GPU else "cpu")() is None or part in ("forward", "prefill")
+    torch.manual_seed(0)
+    arch = flash_blocks._architecture(DEVICE) if ON_GPU else 90
+    # Each size of blocks once: in the interpreter warps and stages change nothing, on a GPU they would cost minutes.
+    shapes = {(shape.queries, shape.keys): shape for shape in candidates(arch, 16, part)}
+    for number, shape in enumerate(shapes.values()):
+        inputs, found = what_is_timed(part, shape, 150 if ON_GPU else 70, (16, 1 if number else 2))
+        exact, eager = (of_one_document(part, inputs, dtype) for dtype in (torch.float64, torch.bfloat16))
+        for ours, plain, wanted in zip(found, eager, exact, strict=True):
+            limit = (2 if part in ("forward", "prefill") else 3) * (plain - wanted).norm() + 1e-6 * wanted.norm()
+            assert (ours.double() - wanted).norm() <= limit, shape
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
