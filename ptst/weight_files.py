@@ -46,6 +46,8 @@ def find_weight_files(folder: Path) -> list[Path]:
     """As `weight_files`, none where there are none. Raises UserError where files are missing, for an index that is
     damaged or names files elsewhere, and for two sets of weights."""
     single, index = folder / SINGLE, folder / INDEX
+    if index.is_symlink() and not index.exists():
+        raise UserError("is a link to a file that is not there", "fetch the model again", index)
     if index.exists():
         files = sorted({folder / name for name in weight_map(index).values()})
         if not files:
@@ -88,5 +90,6 @@ def weight_map(index: Path) -> dict[str, str]:
         raise UserError("weight_map is not an object of file names", "fetch the file again", index)
     for name in names.values():
         if not name or "\0" in name or Path(name).name != name:
-            raise UserError(f"{index.parent / name} is outside of the model folder", where=index)
+            cause = f"weight_map names {name!r}, which is no file in the folder of the index itself"
+            raise UserError(cause, "fetch the index and all shards of one model into one folder", index)
     return names

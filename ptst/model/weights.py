@@ -41,6 +41,7 @@ def pick_device() -> str:
 
 _TWICE = "remove the file or the tensor that is not the model's"
 _BOTH = "fetch the weights and config.json of one model"
+_ONE_INDEX = "fetch the index and all shards of one model"
 _UNQUANTIZED = "use the folder of the unquantized model"
 # Parts of the names of a quantized projection's tensors: of GPTQ and AWQ, bitsandbytes, compressed tensors and others.
 _QUANTIZED = re.compile(
@@ -93,12 +94,14 @@ def empty_decoder(folder: Path | str) -> Decoder:
 def find_weights(folder: Path | str, decoder: Decoder) -> dict[str, StoredTensor]:
     """Where each parameter of a decoder is in the files of a folder, in the order of the decoder. Reads no values but
     those of a head that should be the embedding. Raises UserError for a file or a tensor that is missing, damaged, of
-    another shape or no floating-point type, comes twice, or has no place in the decoder."""
+    another shape or no floating-point type, comes twice, or has no place in the decoder, and for an index that
+    disagrees with its shards."""
     folder, expected = Path(folder), decoder.state_dict()
     found: dict[str, StoredTensor] = {}
     head: StoredTensor | None = None  # one that should be the embedding
+    file_of: dict[str, str] = {}  # of every tensor
     for name, path, tensor in _tensors(folder):
-        key = name.removeprefix("model.")
+        key, file_of[name] = name.removeprefix("model."), path.name
         if key.endswith(_RECOMPUTED):
             continue
         stored, before = StoredTensor(name, path, tensor.shape, tensor.dtype), found.get(key)
@@ -121,10 +124,8 @@ def find_weights(folder: Path | str, decoder: Decoder) -> dict[str, StoredTensor
         first = hf_name(min(missing))
         named = f", which {INDEX} says is in {places[first]}" if first in places else ""
         raise UserError(f"the weights lack {len(missing)} tensors, the first is {first}{named}", _BOTH, folder)
-    for stored in found.values():
-        if (place := places.get(stored.name, stored.path.name)) != stored.path.name:
-            cause = f"{INDEX} says that {stored.name} is in {place}, and it is in {stored.path.name}"
-            raise UserError(cause, "fetch the index and all shards of one model", folder)
+    if places:
+        _check_index(folder, places, file_of, decoder.config.tie_embeddings)
     if head is not None and not _same(head, found[_EMBEDDING]):
         cause = "config.json ties the output head to the embedding, but lm_head.weight has other values"
         raise UserError(cause, "set tie_word_embeddings to false to use it, or remove the tensor", head.path)
@@ -145,6 +146,24 @@ def _check(stored: StoredTensor, key: str, shape: torch.Size) -> None:
     if stored.shape != shape:
         cause = f"{name} has shape {list(stored.shape)}, config.json says {list(shape)}"
         raise UserError(cause, _BOTH, stored.path)
+
+
+def _check_index(folder: Path, places: Mapping[str, str], file_of: Mapping[str, str], tied: bool) -> None:
+    """Raise UserError where the index (`places`) has another file for a tensor than the one that it is in (`file_of`).
+    What is not needed may lack in either: tools that leave such tensors out of the shards leave them in the index."""
+    for name in sorted({*places, *file_of}):
+        said, found, key = places.get(name), file_of.get(name), name.removeprefix("model.")
+        if said == found or key.endswith(_RECOMPUTED):
+            continue
+        if (said is None or found is None) and tied and key in (_EMBEDDING, _HEAD):
+            continue
+        if said is None:
+            cause = f"{found} holds tensor {name}, which {INDEX} does not name"
+        elif found is None:
+            cause = f"{INDEX} says that {name} is in {said}, and no file that it names holds it"
+        else:
+            cause = f"{INDEX} says that {name} is in {said}, and it is in {found}"
+        raise UserError(cause, _ONE_INDEX, folder)
 
 
 def _way_out(name: str) -> str:

@@ -79,14 +79,43 @@ def test_an_index_that_disagrees_with_its_shards(folder):
         load_decoder(folder)
 
 
+@pytest.mark.parametrize("name", ["model.layers.7.mlp.up_proj.weight", "model.other.weight", "norm.weight"])
+def test_an_index_that_names_what_no_shard_holds(folder, name):
+    in_shards(folder)
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    shard = min(index.values())
+    (folder / INDEX).write_text(json.dumps({"weight_map": {**index, name: shard}}))
+    with pytest.raises(UserError, match=f"index.json says that {name} is in {shard}, and no .* holds it; fetch the"):
+        load_decoder(folder)
+    name, shard = "model.norm.weight", index["model.norm.weight"]
+    (folder / INDEX).write_text(json.dumps({"weight_map": {k: v for k, v in index.items() if k != name}}))
+    with pytest.raises(UserError, match=f"{shard} holds tensor {name}, which .*index.json does not name; fetch the"):
+        load_decoder(folder)
+
+
+def test_an_index_and_shards_as_they_are_published(folder):
+    """Older tools leave buffers and the second copy of a tied embedding out of the shards and in the index, or the
+    other way round; `total_size` counts what they like."""
+    one, weights = load_decoder(folder), in_shards(folder)
+    index = json.loads((folder / INDEX).read_text())["weight_map"]
+    first, second = sorted(set(index.values()))
+    more = {"lm_head.weight": second, "model.layers.0.self_attn.rotary_emb.inv_freq": first}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 7}, "weight_map": {**index, **more}}))
+    assert same(one, load_decoder(folder))
+    (folder / INDEX).write_text(json.dumps({"weight_map": index}))
+    added = {"lm_head.weight": weights["model.embed_tokens.weight"], [*more][1]: torch.ones(4)}
+    save_file({**load_file(folder / second), **added}, folder / second)
+    assert same(one, load_decoder(folder))
+
+
 def test_two_sets_of_weights(folder):
     whole = (folder / "model.safetensors").read_bytes()
-    in_shards(folder)
+    weights = in_shards(folder)
     (folder / "model.safetensors").write_bytes(whole)
     for read in (load_decoder, weights_fingerprint):
         with pytest.raises(UserError, match=r"there are two sets of weights: model\.safetensors, and the files of"):
             read(folder)
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    (folder / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "model.safetensors")}))
     load_decoder(folder)
     (folder / INDEX).unlink()
     (folder / "model.safetensors").unlink()
@@ -120,6 +149,9 @@ def test_a_link_to_nothing(folder):
     path.unlink()
     path.symlink_to("removed")
     with pytest.raises(UserError, match=r"model\.safetensors: is a link to a file that is not there; fetch"):
+        load_decoder(folder)
+    (folder / INDEX).symlink_to("removed")
+    with pytest.raises(UserError, match=r"index\.json: is a link to a file that is not there; fetch"):
         load_decoder(folder)
 
 
