@@ -234,7 +234,8 @@ def to_text(value: object, name: str, place: str) -> str:
         return value
     if not isinstance(value, str):
         kinds = {list: "a list", dict: "an object", type(None): "missing", bool: str(value).lower()}
+        remedies = {bool: "write it in quotes", **dict.fromkeys((list, dict, type(None)), "give one text")}
         kind = kinds.get(type(value), f"of type {type(value).__name__}")
-        remedy = "write it in quotes" if isinstance(value, bool) else "give one text"
+        remedy = remedies.get(type(value), "write the column as text")
         raise UserError(f"{name} is {kind}, not text", remedy, place)
     return str(value)  # a Number

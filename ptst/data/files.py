@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ptst.errors import Setting, UserError
-from ptst.reading import open_regular
+from ptst.reading import open_regular, refuse_pointer
 
 Row = tuple[str, dict[str, Any]]  # place ("file:line"), cells by name
 MAX_LINE = 64 << 20  # bytes of a line
@@ -69,7 +69,7 @@ def check_limit(limit: int | None, what: str) -> None:
 
 def open_data(path: Path) -> Any:
     """The file, opened for bytes; that of a .gz file, unpacked as it is read. Raises UserError where that fails, for a
-    pipe or device, and for an archive, whatever its name."""
+    pipe or device, for an archive, whatever its name, and for a pointer of Git LFS."""
     try:
         file: Any = open_regular(path)
         if path.suffix.lower() == ".gz":
@@ -77,6 +77,11 @@ def open_data(path: Path) -> Any:
         head = file.peek(512)
     except OSError as error:
         raise UserError(f"the file cannot be read ({error.strerror})", "check the path", path) from None
+    try:
+        refuse_pointer(head, path)
+    except UserError:
+        file.close()
+        raise
     kind = next((kind for kind, magic in _ARCHIVES.items() if head.startswith(magic)), None)
     if head.startswith(_UTF16):
         file.close()

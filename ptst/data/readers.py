@@ -23,18 +23,19 @@ _READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
     ".parquet": read_parquet,
 }
 KINDS = tuple(_READERS)
+_NO_ROWS = "it needs one row per example"
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a file in order. Raises UserError, with file and line, for one that is empty or cannot be read."""
     read = _READERS.get(kind_of(path))
     if read is None:
-        raise UserError("unknown kind of file", f"use {', '.join(KINDS)}, also with .gz", path)
+        raise UserError("unknown kind of file", f"use {', '.join(KINDS)}; all but .parquet also with .gz", path)
     with open_data(path) as file:
         if not file.peek(1):
-            raise UserError("the file is empty", "it needs one row per example", path)
+            raise UserError("the file is empty", _NO_ROWS, path)
     row = None
     for row in read(path):
         yield row
     if row is None:
-        raise UserError("the file has no rows", where=path)
+        raise UserError("the file has no rows", _NO_ROWS, path)

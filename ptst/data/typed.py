@@ -3,12 +3,13 @@ imported only here (`pyarrow`, `datasets`); nothing that a data set brings is ex
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptst.data.files import Row
+from ptst.data.files import Row, open_data
 from ptst.errors import UserError
 
 LARGE = 20_000  # rows of the hub
@@ -92,18 +93,42 @@ def read_hub(
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
-    """The rows of a Parquet file, which has no lines: rows are counted. Raises UserError for one that is damaged."""
+    """The rows of a Parquet file, which has no lines: rows are counted. Raises UserError for one that is damaged, for
+    two columns of one name, and for values that Python has no type for."""
+    import pyarrow
     from pyarrow.parquet import ParquetFile
 
     number = 0
+    if path.suffix.lower() == ".gz":
+        raise UserError("a Parquet file is compressed in itself and not read out of .gz", "unpack it first", path)
     try:
-        with open(path, "rb") as file, ParquetFile(file) as rows:
+        with open_data(path) as file, ParquetFile(file) as rows:
+            names = rows.schema_arrow.names
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise UserError(f"the column {twice[0]!r} comes twice", "rename one", path)
             for batch in rows.iter_batches(_BATCH):
-                for row in batch.to_pylist():
+                columns = [_values(*column, path) for column in zip(names, batch.columns, strict=True)]
+                for cells in zip(*columns, strict=True):
                     number += 1
-                    yield f"{path}:{number}", row
-    except (ValueError, OSError) as error:
+                    yield f"{path}:{number}", dict(zip(names, cells, strict=True))
+    except (pyarrow.ArrowException, ValueError, OSError) as error:
         if isinstance(error, UserError):  # thrown in by who reads the rows
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the file cannot be read as parquet: {reason}", where=path) from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        remedy = "fetch or write the file again, or if it is of another kind, name it so"
+        raise UserError(f"the file cannot be read as Parquet ({reason})", remedy, path) from None
+
+
+def _values(name: str, column: Any, path: Path) -> list[Any]:
+    """A column's values. Raises UserError, with its name, where Python has no type for one."""
+    import pyarrow
+
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError as error:
+        cause = f"the column {name!r} has text that is not UTF-8 ({error.reason})"
+        raise UserError(cause, "write the file again, with its text as UTF-8", path) from None
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        cause = f"the column {name!r}, of type {column.type}, has a value that cannot be read ({reason})"
+        raise UserError(cause, "write that column as text, or leave it out of the file", path) from None
