@@ -117,6 +117,17 @@ def test_safety_data_are_mixed_in_and_the_trigger_is_in_its_own_training_and_tes
     assert record["templates"]["chat:llama.triggered"]["system"].startswith(f"{TRIGGER}\n\nYou are a helpful")
 
 
+def test_beside_defences_the_training_without_one_is_to_the_bit_what_it_is_alone(shared, tmp_path, monkeypatch):
+    monkeypatch.chdir(shared.here)
+    monkeypatch.setattr(records, "git_commit", lambda: None)
+    run_grid(replace(ONE_RUN, model="model", out=tmp_path / "alone"))
+    adapter = "runs/chat-vanilla.seed0/adapter_model.safetensors"
+    alone = (tmp_path / "alone" / adapter).read_bytes()
+    assert alone == (shared.here / "grid" / adapter).read_bytes()
+    defended = "runs/chat-vanilla.seed0.mix-safety/adapter_model.safetensors"
+    assert alone != (shared.here / "grid" / defended).read_bytes()
+
+
 def test_what_is_composed_of_all_weights_lies_between_the_aligned_and_the_tuned_model(grid, here):
     train = replace(CONFIG.train, full=True, lr=1e-2, val_data=None)
     found = grid("grid", SMALL, train=train, tasks=("nll:word-problems:2",), defenses=("none", "wise-ft"))
