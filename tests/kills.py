@@ -12,7 +12,6 @@ import math
 import os
 import random
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from ptst.experiment.alignment import StepEvaluation
 from ptst.generation.request import Sampling
 from ptst.training import evaluate, heartbeat, parallel
 from tests.forks import fork, run_line
+from tests.ports import held_port
 from tests.tiny import write_tiny_model
 
 ROWS = [{"instruction": f"What is {i} and {i}?", "response": f"It is {2 * i}."} for i in range(4)]
@@ -74,7 +74,7 @@ def make_small() -> None:
     torch.set_num_threads(1)
     records.git_commit = lambda: None
     evaluate.MAX_NEW_TOKENS = 4
-    heartbeat.BEAT, heartbeat.GRACE, parallel.TO_COME = 0.05, 1.0, timedelta(seconds=10)
+    heartbeat.BEAT, heartbeat.GRACE, parallel.TO_COME = 0.05, 10.0, timedelta(seconds=20)
     alignment.OWN, alignment.OPENING = Sampling(6, temperature=0.7), Sampling(2)
     harmful, benign = alignment_set.stopping()
     few = alignment_set.harmless()[:3], alignment_set.refusals()[:6], (harmful[:2], benign[:2])
@@ -103,10 +103,11 @@ def start(mode: Mode, out: str, number: int = 0, port: int = 0) -> int:
 def attempt(mode: Mode, out: str, limits: list[float]) -> tuple[list[int], list[float]]:
     """Run all processes to their end, each killed after its limit of CPU seconds. Returns exit codes, negative for a
     signal, and CPU seconds."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    pids = [start(mode, out, i, port) for i in range(mode.processes)]
+    with held_port() as port:
+        return wait_for([start(mode, out, i, port) for i in range(mode.processes)], limits)
+
+
+def wait_for(pids: list[int], limits: list[float]) -> tuple[list[int], list[float]]:
     codes: dict[int, int] = {}
     spent = [0.0] * len(pids)
     while len(codes) < len(pids):

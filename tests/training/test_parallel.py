@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -23,6 +22,7 @@ from ptst.training.config import TrainConfig
 from ptst.training.interrupt import Interrupt
 from ptst.training.parallel import ALONE
 from tests.conftest import ROOT
+from tests.ports import held_port
 from tests.training.steps import examples, gradients
 
 TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -85,10 +85,8 @@ multiprocessing.set_forkserver_preload(["ptst.training.fine_tune", "tests.traini
 
 
 def start(function, size: int, *args) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(function, (size, port, *args), nprocs=size, start_method="forkserver")
+    with held_port() as port:
+        torch.multiprocessing.start_processes(function, (size, port, *args), nprocs=size, start_method="forkserver")
 
 
 @pytest.mark.timeout(120)

@@ -33,11 +33,12 @@ from ptst.training.parallel import ALONE, World
 from ptst.training.shard_choice import check_ranks, choose_sharding
 from ptst.training.sharding import gathered, mesh_of
 from ptst.training.trainer import Trainer, TrainerConfig
+from tests.ports import held_port
 from tests.tiny import CONFIG as TINY
 from tests.tiny import FAMILIES, write_tiny_model
 from tests.training.steps import examples
 from tests.training.test_parallel import CONFIG, as_torchrun, ranks_train, start
-from tests.training.test_ranks import Train, free_port, told
+from tests.training.test_ranks import Train, told
 
 LORA = LoraConfig(rank=2, alpha=4)
 # Steps of 5, 5 and 3 examples in micro-batches of 24 tokens: some ranks have fewer than others, some have none.
@@ -245,7 +246,7 @@ def test_the_plan_of_a_rank():
 
 def kill_one(rank: int, config) -> None:
     """The last rank is killed in the midst of its fourth step."""
-    heartbeat.BEAT, heartbeat.GRACE = 0.05, 1.0
+    heartbeat.BEAT, heartbeat.GRACE = 0.05, 60.0
     step, taken = Trainer._sum_gradients, []
 
     def sum_gradients(self, losses):
@@ -281,12 +282,13 @@ def test_a_run_killed_on_four_ranks_goes_on_with_two(tmp_path, how):
     (tmp_path / "model").mkdir()
     config = replace(RUN, model=str(write_tiny_model(tmp_path / "model", **MODEL)), **how)
     four = replace(config, out=tmp_path / "several")
-    context, port = multiprocessing.get_context("forkserver"), free_port()
-    processes = [context.Process(target=ranks_killed, args=(rank, 4, port, four, tmp_path)) for rank in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(120)
+    context = multiprocessing.get_context("forkserver")
+    with held_port() as port:
+        processes = [context.Process(target=ranks_killed, args=(rank, 4, port, four, tmp_path)) for rank in range(4)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0, -signal.SIGKILL]
     for rank in range(3):
         said = (tmp_path / f"{rank}.said").read_text()
