@@ -160,10 +160,14 @@ def _check(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, cu_q: list[int], cu_k: l
     shapes = f"queries {tuple(q_THD.shape)}, keys {tuple(k_TKD.shape)} and values {tuple(v_TKD.shape)}"
     if q_THD.dim() != 3 or k_TKD.dim() != 3 or k_TKD.shape != v_TKD.shape or q_THD.shape[2] != k_TKD.shape[2]:
         raise ValueError(f"{shapes} do not fit: (T, heads, head_dim) each, keys and values alike")
-    if k_TKD.shape[1] == 0 or q_THD.shape[1] % k_TKD.shape[1]:
+    if not k_TKD.shape[1] or not q_THD.shape[2]:
+        raise ValueError(f"{shapes} have no heads or no head_dim")
+    if not q_THD.shape[1] or q_THD.shape[1] % k_TKD.shape[1]:
         raise ValueError(f"{shapes} do not fit: the query heads must be a multiple of the key heads")
     check_alike(q=q_THD, k=k_TKD, v=v_TKD)
     for bounds in (cu_q, cu_k):
+        if isinstance(bounds, Tensor):
+            raise ValueError(f"document boundaries {tuple(bounds.shape)} are a tensor; they must be a list on the host")
         if bounds[:1] != [0] or any(a > b for a, b in pairwise(bounds)):
             raise ValueError(f"document boundaries {bounds} must begin at 0 and never fall")
     if cu_q[-1] != q_THD.shape[0] or cu_k[-1] != k_TKD.shape[0] or len(cu_q) != len(cu_k):

@@ -19,7 +19,7 @@ import math
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton, whole_block
+from ptst.kernels.dispatch import check_alike, check_frozen, check_integers, jit, tl, use_triton, whole_block
 from ptst.kernels.flash_attention import LOG2E
 from ptst.kernels.operators import operator
 
@@ -170,15 +170,15 @@ def decode_attention(
     Keys and values (B, P, K, D) may be views whose last axis is contiguous. `table_RN` (R, N), integers: the block
     table; without it request r owns block r. `longest`, at least the largest length, limits what is read. No gradient.
     `counters`: those of `counters_for`, which calls one after the other may share; without them a call makes its own.
-    Raises ValueError if shapes, devices or dtypes do not fit; on a GPU a length or block outside the cache makes that
-    request's output NaN."""
+    Raises ValueError if shapes, devices or dtypes do not fit; a length beyond `longest` or the cache, and on a GPU
+    a block outside of it, makes that request's output NaN."""
     if q_RHD.dim() != 3 or k_BPKD.dim() != 4 or (table_RN is not None and table_RN.dim() != 2):
         q, k, v = (tuple(x.shape) for x in (q_RHD, k_BPKD, v_BPKD))
         table = "" if table_RN is None else f", the block table {tuple(table_RN.shape)} (R, N)"
         raise ValueError(f"queries {q} must be (R, H, D), keys {k} and values {v} (B, P, K, D){table}")
     R, H, D = q_RHD.shape
     B, P, K = k_BPKD.shape[:3]
-    if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or K == 0 or H % K:
+    if k_BPKD.shape != v_BPKD.shape or k_BPKD.shape[3] != D or not all((K, H, D, P)) or H % K or (R and not B):
         q, k, v = (tuple(x.shape) for x in (q_RHD, k_BPKD, v_BPKD))
         raise ValueError(f"queries {q} do not fit keys {k} and values {v}")
     rows = B if table_RN is None else table_RN.shape[0]
@@ -187,6 +187,7 @@ def decode_attention(
     if window is not None and window < 1:
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     check_alike(q=q_RHD, k=k_BPKD, v=v_BPKD)
+    check_frozen(q=q_RHD, k=k_BPKD, v=v_BPKD)
     check_integers(q_RHD.device, lengths=lengths_R, **({} if table_RN is None else {"table": table_RN}))
     if counters is not None:
         check_integers(q_RHD.device, counters=counters)
@@ -212,4 +213,5 @@ def decode_attention(
     # The H / K query heads of a group form a matrix of queries over one set of keys.
     q_RKGD = q_RHD.unflatten(1, (K, H // K)) * (1 / math.sqrt(D))
     weights_RKGL = (q_RKGD @ k_RLKD.permute(0, 2, 3, 1)).add_(bias_RL[:, None, None]).softmax(-1)
-    return (weights_RKGL @ v_RLKD.transpose(1, 2)).flatten(1, 2)
+    out_RHD = (weights_RKGL @ v_RLKD.transpose(1, 2)).flatten(1, 2)
+    return out_RHD.masked_fill_(((lengths_R < 1) | (lengths_R > longest))[:, None, None], math.nan)

@@ -24,7 +24,16 @@ from torch import Tensor
 
 from ptst.kernels import flash_attention
 from ptst.kernels.attention import packed_attention
-from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton, whole_block
+from ptst.kernels.dispatch import (
+    check_alike,
+    check_frozen,
+    check_integers,
+    jit,
+    launchable,
+    tl,
+    use_triton,
+    whole_block,
+)
 from ptst.kernels.flash_attention import LOG2E, WIDEST
 from ptst.kernels.flash_blocks import Blocks, blocks_of
 from ptst.kernels.flash_forward import softmax_step
@@ -233,9 +242,9 @@ def launch(
     (T, H, D), (B, P, K, _), (R, N) = q_THD.shape, k_BPKD.shape, table_RN.shape
     out_THD, wide = q_THD.new_empty((T, H, D)), max(16, whole_block("head_dim", D, WIDEST))
     page_stride, token_stride, head_stride = k_BPKD.stride()[:3]
-    if len(blocks_B5):
-        _prefill[(K, len(blocks_B5))](
-            *(q_THD, k_BPKD, v_BPKD, out_THD, table_RN, blocks_B5, *q_THD.stride()[:2]),
+    for part_B5 in launchable(blocks_B5) if len(blocks_B5) else ():
+        _prefill[(K, len(part_B5))](
+            *(q_THD, k_BPKD, v_BPKD, out_THD, table_RN, part_B5, *q_THD.stride()[:2]),
             *(page_stride, head_stride, token_stride, table_RN.stride(0)),
             *(T, R, N, B, H, H // K, window, D**-0.5 * LOG2E, D),
             WINDOW=window > 0, P=P, IEEE=q_THD.dtype == torch.float32, VECTOR=math.gcd(16, page_stride, token_stride),
@@ -279,6 +288,8 @@ def _check(q_THD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, chunks: Chunks, table_
     (T, H, D), (B, P, K, _) = q, k
     if k != v or k[3] != D or K * chunks.group != H or (T and not B):
         raise ValueError(f"queries {q} in groups of {chunks.group} heads do not fit keys {k} and values {v}")
+    if not H or not D:
+        raise ValueError(f"queries {q} have no heads or no head_dim")
     if P & (P - 1) or not P:
         raise ValueError(f"keys {k} lie in pages of {P} tokens; it must be a power of two")
     if k_BPKD.stride() != v_BPKD.stride():
@@ -291,6 +302,7 @@ def _check(q_THD: Tensor, k_BPKD: Tensor, v_BPKD: Tensor, chunks: Chunks, table_
     if window is not None and window < 1:
         raise ValueError(f"the window is {window}; a query sees at least itself, so it must be 1 or more")
     check_alike(q=q_THD, k=k_BPKD, v=v_BPKD)
+    check_frozen(q=q_THD, k=k_BPKD, v=v_BPKD)
     check_integers(q_THD.device, table=table_RN, chunks=chunks.blocks_B5)
     if table_RN.dtype != torch.int32:
         raise ValueError(f"the block table {table} is {table_RN.dtype}; it must be torch.int32")

@@ -26,6 +26,7 @@ except ImportError:  # Triton exists for Linux only
 
 
 CHOICES = ("auto", "reference", "triton")
+MOST_ROWS = 65532  # of a grid's second axis (CUDA: 65,535), so that each part of a table begins at 16 bytes
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # what the Triton kernels compute in
 
 
@@ -71,8 +72,10 @@ def _check_current(tensors: Sequence[Tensor]) -> None:
 
 
 def check_alike(**tensors: Tensor) -> None:
-    """Raise ValueError unless all tensors share device and dtype and their last axis is contiguous."""
+    """Raise ValueError unless all tensors share device and dtype, a floating one, and their last axis is contiguous."""
     (first, lead), *rest = tensors.items()
+    if not lead.is_floating_point():
+        raise ValueError(f"{first} {tuple(lead.shape)} is {lead.dtype}; it must hold real numbers")
     for name, t in rest:
         if t.device != lead.device or t.dtype != lead.dtype:
             raise ValueError(f"{name} is {t.dtype} on {t.device}, but {first} is {lead.dtype} on {lead.device}")
@@ -94,7 +97,9 @@ def check_frozen(**tensors: Tensor | None) -> None:
     """Raise ValueError for tensors whose gradient is wanted: what is called here forms none of them."""
     for name, t in tensors.items():
         if t is not None and t.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} {tuple(t.shape)} requires a gradient, but none is formed; freeze it first")
+            raise ValueError(
+                f"{name} {tuple(t.shape)} requires a gradient, but none is formed; freeze it, or use torch.no_grad()"
+            )
 
 
 @lru_cache
@@ -106,6 +111,11 @@ def processors(device: torch.device) -> int:
 def block(n: int, most: int) -> int:
     """The smallest power of two that is at least n, but at most `most`."""
     return min(most, 1 << max(0, (n - 1).bit_length()))
+
+
+def launchable(table: Tensor) -> Sequence[Tensor]:
+    """A table of blocks in parts, each with a row per program of the grid's second axis."""
+    return [table] if len(table) <= MOST_ROWS else table.split(MOST_ROWS)
 
 
 def whole_block(what: str, n: int, most: int) -> int:

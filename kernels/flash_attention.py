@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from ptst.kernels import flash_backward, flash_forward
-from ptst.kernels.dispatch import block
+from ptst.kernels.dispatch import block, launchable
 from ptst.kernels.flash_blocks import Blocks, Part, blocks_of
 from ptst.kernels.joined import gradients_like
 from ptst.kernels.operators import operator
@@ -81,9 +81,13 @@ def _strides(*tensors: Tensor) -> tuple[int, ...]:
 
 
 def _descriptor(x_TKD: Tensor, rows: int, wide: int):
-    """How TMA copies `rows` tokens of a head, or None where it cannot (addresses and strides by 16 bytes)."""
+    """How TMA copies `rows` tokens of a head, or None where it cannot (addresses and strides by 16 bytes, none 0)."""
     size = x_TKD.element_size()
-    if x_TKD.data_ptr() % 16 or any(stride * size % 16 for stride in x_TKD.stride()[:2]) or x_TKD.stride(2) != 1:
+    if (
+        x_TKD.data_ptr() % 16
+        or any(stride * size % 16 or not stride for stride in x_TKD.stride()[:2])
+        or x_TKD.stride(2) != 1
+    ):
         return None
     from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -119,10 +123,10 @@ def launch_forward(q_THD: Tensor, k_TKD: Tensor, v_TKD: Tensor, bounds: Bounds, 
     cu_q, cu_k, window = bounds
     out_THD, lse_HT = q_THD.new_empty((T, H, D)), q_THD.new_empty((H, T), dtype=torch.float32)
     queries_B4 = table(cu_q, cu_k, shape.queries, q_THD.device, window)
-    if len(queries_B4):
+    for part_B4 in launchable(queries_B4) if len(queries_B4) else ():
         k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=shape.keys, wide=_wide(q_THD), tma=shape.tma)
-        flash_forward.forward[(H, len(queries_B4))](
-            *(q_THD, k_TKD, v_TKD, out_THD, lse_HT, queries_B4, k_tma, v_tma, *_strides(q_THD, k_TKD, v_TKD)),
+        flash_forward.forward[(H, len(part_B4))](
+            *(q_THD, k_TKD, v_TKD, out_THD, lse_HT, part_B4, k_tma, v_tma, *_strides(q_THD, k_TKD, v_TKD)),
             *(T, H, H // K, window, D**-0.5 * LOG2E, D),
             **_constants(shape, q_THD, window, k_tma is not None),
         )
@@ -139,10 +143,10 @@ def launch_dq(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks, dq_THD: 
     q_THD, k_TKD, v_TKD = given[:3]
     cu_q, cu_k, window = bounds
     queries_B4 = table(cu_q, cu_k, shape.queries, q_THD.device, window)
-    if len(queries_B4):
+    for part_B4 in launchable(queries_B4) if len(queries_B4) else ():
         k_tma, v_tma = _descriptors(k_TKD, v_TKD, rows=shape.keys, wide=_wide(q_THD), tma=shape.tma)
-        flash_backward.dq[(q_THD.shape[1], len(queries_B4))](
-            *(*given, dq_THD, queries_B4, k_tma, v_tma, *_numbers(q_THD, k_TKD, v_TKD, dq_THD, window)),
+        flash_backward.dq[(q_THD.shape[1], len(part_B4))](
+            *(*given, dq_THD, part_B4, k_tma, v_tma, *_numbers(q_THD, k_TKD, v_TKD, dq_THD, window)),
             **_constants(shape, q_THD, window, k_tma is not None),
         )
 
@@ -153,12 +157,12 @@ def launch_dkdv(given: tuple[Tensor, ...], bounds: Bounds, shape: Blocks, dk_TKD
     q_THD, k_TKD, v_TKD, do_THD = given[:4]
     cu_q, cu_k, window = bounds
     keys_B4 = table(cu_k, cu_q, shape.keys, q_THD.device, window, True)
-    if len(keys_B4):
+    for part_B4 in launchable(keys_B4) if len(keys_B4) else ():
         # Without a query there is nothing to describe, and the loops are empty.
         tma = shape.tma and len(q_THD) > 0
         q_tma, do_tma = _descriptors(q_THD, do_THD, rows=shape.queries, wide=_wide(q_THD), tma=tma)
-        flash_backward.dkdv[(k_TKD.shape[1], len(keys_B4))](
-            *(*given, dk_TKD, dv_TKD, keys_B4, q_tma, do_tma, *_numbers(q_THD, k_TKD, v_TKD, dk_TKD, window)),
+        flash_backward.dkdv[(k_TKD.shape[1], len(part_B4))](
+            *(*given, dk_TKD, dv_TKD, part_B4, q_tma, do_tma, *_numbers(q_THD, k_TKD, v_TKD, dk_TKD, window)),
             **_constants(shape, q_THD, window, q_tma is not None),
         )
 

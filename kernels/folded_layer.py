@@ -22,7 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from ptst.kernels import lora_folded as kernels
 from ptst.kernels import rope
-from ptst.kernels.dispatch import check_alike, use_triton
+from ptst.kernels.dispatch import check_alike, check_frozen, use_triton
 from ptst.kernels.joined import own_gradients
 from ptst.kernels.lora import Adapter, shrink
 from ptst.kernels.lora_folded import ALIGNED, Mask, Sums
@@ -54,6 +54,12 @@ class FoldedGroup:
         self.outs = [len(w) for w in weights]
         self.ranks = [0 if pair is None else len(pair[0]) for pair in adapters]
         R = -(-sum(self.ranks) // ALIGNED) * ALIGNED
+        for number, w_OI in enumerate(weights, 1):
+            if w_OI.dim() != 2 or w_OI.shape[1] != weights[0].shape[1]:
+                raise ValueError(f"weight {number} {tuple(w_OI.shape)} does not fit weight 1 {tuple(weights[0].shape)}")
+        for number, (w_OI, b_O) in enumerate(zip(weights, biases, strict=bool(biases)), 1):
+            if b_O is not None and b_O.shape != w_OI.shape[:1]:
+                raise ValueError(f"bias {number} {tuple(b_O.shape)} does not fit weight {number} {tuple(w_OI.shape)}")
         for w_OI, pair in zip(weights, adapters, strict=True):
             I = weights[0].shape[1]
             if pair and (pair[0].shape[1:] != (I,) or pair[1].shape != (len(w_OI), len(pair[0]))):
@@ -302,12 +308,14 @@ class _FeedForward(torch.autograd.Function):
         return dx_TE, *[None] * 5, *grads, *down_grads
 
 
-def _check(x_TI: Tensor, inputs: int, **tensors: Tensor | None) -> None:
+def _check(x_TI: Tensor, inputs: int, dropout: Dropout | None, **tensors: Tensor | None) -> None:
     if x_TI.dim() != 2 or x_TI.shape[1] != inputs:
         raise ValueError(f"x {tuple(x_TI.shape)} must be (T, {inputs})")
     if not use_triton(x_TI):
         raise ValueError(f"x is {x_TI.dtype} on {x_TI.device}: folded adapters are for the Triton kernels alone")
     check_alike(x=x_TI, **{name: t for name, t in tensors.items() if t is not None})
+    if dropout is not None:
+        dropout.check(x_TI)
 
 
 def folded_qkv(
@@ -322,8 +330,9 @@ def folded_qkv(
     projections of norm(x), (T, O) each; q and k rotated by `angles`, cos and sin of rope.tables, if they are given.
     Then the three are columns of one tensor; their gradients, if attention made them of one too, are rotated back in
     place. Raises ValueError if shapes, devices or dtypes do not fit."""
-    _check(x_TE, group.inputs, weight=group.whole)
+    _check(x_TE, group.inputs, dropout, weight=group.whole)
     check_norm(x_TE, norm_E)
+    check_frozen(norm=norm_E)
     if len(group.outs) != 3:
         raise ValueError(f"q, k and v are three layers, the group has {len(group.outs)}")
     if angles is not None:
@@ -345,7 +354,7 @@ def _check_angles(x_TE: Tensor, group: FoldedGroup, angles: Angles) -> None:
 def folded_add(residual_TO: Tensor, x_TI: Tensor, group: FoldedGroup, dropout: Dropout | None = None) -> Tensor:
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O). Raises ValueError if shapes, devices or
     dtypes do not fit."""
-    _check(x_TI, group.inputs, weight=group.whole, residual=residual_TO)
+    _check(x_TI, group.inputs, dropout, weight=group.whole, residual=residual_TO)
     if residual_TO.shape != (len(x_TI), *group.outs):
         raise ValueError(f"residual {tuple(residual_TO.shape)} must be ({len(x_TI)}, {group.outs[0]})")
     group.refresh()
@@ -356,8 +365,9 @@ def folded_feed_forward(
     x_TE: Tensor, norm_E: Tensor, eps: float, gate_up: FoldedGroup, down: FoldedGroup, dropout: Dropout | None = None
 ) -> Tensor:
     """x + down(silu(gate(norm x)) * up(norm x)), (T, E). Raises ValueError if shapes, devices or dtypes do not fit."""
-    _check(x_TE, gate_up.inputs, gate_up=gate_up.whole, down=down.whole)
+    _check(x_TE, gate_up.inputs, dropout, gate_up=gate_up.whole, down=down.whole)
     check_norm(x_TE, norm_E)
+    check_frozen(norm=norm_E)
     if gate_up.outs != [down.inputs] * 2 or down.outs != [gate_up.inputs]:
         raise ValueError(f"gate and up {gate_up.outs} of {gate_up.inputs} and down {down.outs} of {down.inputs}")
     gate_up.refresh()

@@ -20,7 +20,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton
+from ptst.kernels.dispatch import check_alike, check_frozen, check_integers, jit, tl, use_triton
 from ptst.kernels.operators import operator
 
 CHUNK_ELEMENTS = 1 << 24  # logits in memory at once on a CPU (64 MB in float32)
@@ -68,6 +68,10 @@ def _losses(
     """(losses (n,), `scale` dl (n, V) in the logits' dtype); the logits are overwritten, and dl is meaningless without
     `grad`."""
     if not use_triton(logits_nV):
+        V, targets_n = logits_nV.shape[1], targets_n.long()
+        if targets_n.device.type == "cpu" and bool(((targets_n < 0) | (targets_n >= V)).any()):
+            given = f"{int(targets_n.min())} to {int(targets_n.max())}"
+            raise ValueError(f"targets of trained tokens are {given}; the head has {V} rows")
         wide_nV = logits_nV.to(torch.promote_types(logits_nV.dtype, torch.float32))
         # In place throughout, and one exponential for both the sum and the gradient.
         wide_nV.sub_(wide_nV.amax(dim=1, keepdim=True))
@@ -189,11 +193,12 @@ def linear_cross_entropy(
     device to count them. Gradients go to whichever of hidden and head requires one. Raises ValueError if the divisor is
     not positive or shapes, devices or dtypes do not fit. On a GPU a target outside the vocabulary makes the loss NaN.
     """
-    if not divisor > 0:
+    if not 0 < divisor < math.inf:
         raise ValueError(f"the divisor is {divisor}; it is the number of trained tokens and must be positive")
     if trained_N is None:
         trained_N = (targets_T >= 0).nonzero().squeeze(1)
     _check(hidden_TH, head_VH, targets_T, trained_N)
+    check_frozen(weights=weights_T)
     if weights_T is not None and (weights_T.shape, weights_T.device) != (targets_T.shape, targets_T.device):
         weights = f"weights {tuple(weights_T.shape)} on {weights_T.device}"
         raise ValueError(f"{weights} must be one per token, {tuple(targets_T.shape)} on {targets_T.device}")
@@ -207,7 +212,7 @@ def linear_cross_entropy(
 
 
 def _check(hidden_TH: Tensor, head_VH: Tensor, targets_T: Tensor, trained_N: Tensor) -> None:
-    fits = hidden_TH.dim() == head_VH.dim() == 2 and hidden_TH.shape[1] == head_VH.shape[1]
+    fits = len(head_VH) > 0 and hidden_TH.dim() == head_VH.dim() == 2 and hidden_TH.shape[1] == head_VH.shape[1]
     if not fits or targets_T.shape != hidden_TH.shape[:1] or trained_N.dim() != 1:
         hidden = f"hidden {tuple(hidden_TH.shape)}, head {tuple(head_VH.shape)}"
         targets = f"targets {tuple(targets_T.shape)}, indices of the trained tokens {tuple(trained_N.shape)}"

@@ -45,6 +45,15 @@ class Dropout:
             raise ValueError(f"LoRA dropout is {self.rate}; it must be at least 0 and below 1")
         if len(self.seeds) != len(self.cu_seqlens) - 1:
             raise ValueError(f"{len(self.seeds)} dropout seeds for {len(self.cu_seqlens) - 1} documents")
+        if self.cu_seqlens[0] or any(a > b for a, b in pairwise(self.cu_seqlens)):
+            raise ValueError(f"document boundaries {self.cu_seqlens} of dropout must begin at 0 and never fall")
+
+    def check(self, x_TI: Tensor) -> None:
+        """Raise ValueError unless each token of x lies in a document: the others would have no mask."""
+        if self.cu_seqlens[-1] != len(x_TI):
+            raise ValueError(
+                f"documents of dropout end at {self.cu_seqlens[-1]}, x {tuple(x_TI.shape)} has other tokens"
+            )
 
     def mask(self, place: str, like_TI: Tensor) -> Tensor:
         """(T, I) of zeros and 1 / (1 - rate), in the dtype and on the device of `like`."""
@@ -136,11 +145,15 @@ class _FeedForward(torch.autograd.Function):
         return dx_TE, *[None] * 5, *grads, *(down_grads or (None, None))
 
 
-def _check(x_TE: Tensor, norm_E: Tensor | None, layers: Projections, shapes: Sequence[Sequence[int]]) -> None:
+def _check(
+    x_TE: Tensor, norm_E: Tensor | None, layers: Projections, shapes: Sequence[Sequence[int]], dropout: Dropout | None
+) -> None:
     if norm_E is not None:
         check_norm(x_TE, norm_E)
         check_frozen(norm=norm_E)
     check_layers(x_TE, layers, shapes)
+    if dropout is not None:
+        dropout.check(x_TE)
 
 
 def _check_unbiased(layers: Projections) -> None:
@@ -155,7 +168,7 @@ def lora_qkv(
     """The projections of q, k and v, (T, O) each, of norm(x), or of x without a norm; differentiable in x and the
     adapters. Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
     is not frozen."""
-    _check(x_TE, norm_E, qkv, [x_TE.shape[-1:]] * 3)
+    _check(x_TE, norm_E, qkv, [x_TE.shape[-1:]] * 3, dropout)
     return _QKV.apply(x_TE, norm_E, eps, qkv.scale, dropout, tuple(qkv.weights), tuple(qkv.biases), *qkv.flat)
 
 
@@ -167,7 +180,7 @@ def lora_feed_forward(
     is not frozen."""
     layers = gate_up_down
     E, F = x_TE.shape[-1:], (layers.weights[0] if layers.weights else x_TE).shape[:1]
-    _check(x_TE, norm_E, layers, [(*F, *E), (*F, *E), (*E, *F)])
+    _check(x_TE, norm_E, layers, [(*F, *E), (*F, *E), (*E, *F)], dropout)
     _check_unbiased(layers)
     return _FeedForward.apply(x_TE, norm_E, eps, layers.scale, dropout, tuple(layers.weights), *layers.flat)
 
@@ -176,7 +189,7 @@ def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropo
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B.
     Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
     is not frozen."""
-    _check(x_TI, None, layer, [x_TI.shape[-1:]])
+    _check(x_TI, None, layer, [x_TI.shape[-1:]], dropout)
     _check_unbiased(layer)
     if residual_TO is not None:
         shape = (len(x_TI), layer.weights[0].shape[0])

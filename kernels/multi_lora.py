@@ -16,7 +16,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, check_integers, jit, processors, tl, triton, use_triton
+from ptst.kernels.dispatch import (
+    block,
+    check_alike,
+    check_frozen,
+    check_integers,
+    jit,
+    processors,
+    tl,
+    triton,
+    use_triton,
+)
 from ptst.kernels.transfer import to_device
 
 # (columns, ranks, warps, stages) of a block by bytes per element; ranks at most. No register spills (python -m
@@ -152,10 +162,13 @@ def add_adapters(y_TO: Tensor, x_TI: Tensor, which_T: Tensor, stacked: Stacked) 
         y, x, which, a, b = shapes
         raise ValueError(f"y {y}, x {x}, which {which}, A {a} and B {b} do not fit")
     check_alike(y=y_TO, x=x_TI, A=a_NRI, B=b_NRO)
+    check_frozen(y=y_TO, x=x_TI, A=a_NRI, B=b_NRO)
     check_integers(y_TO.device, which=which_T, ranks=ranks_N)
+    if T > 1 and y_TO.stride(0) < O:
+        raise ValueError(f"rows of y {tuple(y_TO.shape)} overlap: their stride is {y_TO.stride(0)}")
     if not (a_NRI.is_contiguous() and b_NRO.is_contiguous()):
         raise ValueError(f"A {shapes[3]} and B {shapes[4]} must be contiguous")
     if not use_triton(y_TO):
         _plain(y_TO, x_TI, which_T, stacked)
-    elif y_TO.numel():
+    elif y_TO.numel() and N and R:
         launch_expand(y_TO, launch_shrink(x_TI, which_T, stacked), which_T, stacked)

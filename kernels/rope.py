@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptst.kernels.dispatch import block, check_alike, jit, tl, use_triton, whole_block
+from ptst.kernels.dispatch import block, check_alike, check_frozen, jit, tl, use_triton, whole_block
 from ptst.kernels.operators import operator
 
 
@@ -165,6 +165,7 @@ def apply_rope(q_TQD: Tensor, k_TKD: Tensor, cos_T1D2: Tensor, sin_T1D2: Tensor)
         q, k, cos, sin = (tuple(x.shape) for x in (q_TQD, k_TKD, cos_T1D2, sin_T1D2))
         raise ValueError(f"q {q}, k {k} and the tables {cos}, {sin} do not fit")
     check_alike(q=q_TQD, k=k_TKD)
+    check_frozen(cos=cos_T1D2, sin=sin_T1D2)
     for name, x in (("cos", cos_T1D2), ("sin", sin_T1D2)):
         if x.device != q_TQD.device:
             raise ValueError(f"{name} {tuple(x.shape)} is on {x.device}, q {tuple(q_TQD.shape)} on {q_TQD.device}")

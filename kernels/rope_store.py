@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ptst.kernels.dispatch import check_alike, check_integers, jit, tl, use_triton, whole_block
+from ptst.kernels.dispatch import check_alike, check_frozen, check_integers, jit, tl, use_triton, whole_block
 from ptst.kernels.rms_norm import rms_norm
 from ptst.kernels.rope import apply_rope, is_table
 
@@ -90,12 +90,13 @@ def rotate_and_store(
     if qkv_THD.dim() != 3 or keys_BKPD.dim() != 4 or keys_BKPD.shape != values_BKPD.shape:
         raise ValueError(f"{shapes} must be (T, Q + 2 K, D) and (B, K, P, D) twice")
     (T, N, D), (B, K, P, _) = qkv_THD.shape, keys_BKPD.shape
-    if keys_BKPD.shape[3] != D or D % 2 or N <= 2 * K:
+    if keys_BKPD.shape[3] != D or D % 2 or N <= 2 * K or not P:
         raise ValueError(f"{shapes} do not fit: an even head_dim, and query heads beside {K} of keys and of values")
     if slots_T.shape != (T,) or not all(is_table(x, T, D) for x in (cos_T1D2, sin_T1D2)):
         given = f"slots {tuple(slots_T.shape)}, cos {tuple(cos_T1D2.shape)} and sin {tuple(sin_T1D2.shape)}"
         raise ValueError(f"{given} do not fit qkv {tuple(qkv_THD.shape)}")
     check_alike(qkv=qkv_THD, keys=keys_BKPD, values=values_BKPD)
+    check_frozen(qkv=qkv_THD, keys=keys_BKPD, values=values_BKPD, cos=cos_T1D2, sin=sin_T1D2)
     if norms is not None:
         for name, w_D in (("q's norm", norms.q_D), ("k's norm", norms.k_D)):
             if w_D.shape != (D,):
