@@ -166,8 +166,8 @@ def lora_qkv(
     x_TE: Tensor, norm_E: Tensor | None, eps: float, qkv: Projections, dropout: Dropout | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The projections of q, k and v, (T, O) each, of norm(x), or of x without a norm; differentiable in x and the
-    adapters. Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
-    is not frozen."""
+    adapters. Raises ValueError if shapes, devices or dtypes do not fit, or if a weight, bias or norm is not
+    frozen."""
     _check(x_TE, norm_E, qkv, [x_TE.shape[-1:]] * 3, dropout)
     return _QKV.apply(x_TE, norm_E, eps, qkv.scale, dropout, tuple(qkv.weights), tuple(qkv.biases), *qkv.flat)
 
@@ -176,8 +176,8 @@ def lora_feed_forward(
     x_TE: Tensor, norm_E: Tensor | None, eps: float, gate_up_down: Projections, dropout: Dropout | None = None
 ) -> Tensor:
     """x + down(silu(gate(norm x)) * up(norm x)), (T, E), or down(silu(gate(x)) * up(x)) without a norm; differentiable
-    in x and the adapters. Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
-    is not frozen."""
+    in x and the adapters. Raises ValueError if shapes, devices or dtypes do not fit, if a weight or norm is not frozen,
+    or for a bias."""
     layers = gate_up_down
     E, F = x_TE.shape[-1:], (layers.weights[0] if layers.weights else x_TE).shape[:1]
     _check(x_TE, norm_E, layers, [(*F, *E), (*F, *E), (*E, *F)], dropout)
@@ -187,8 +187,7 @@ def lora_feed_forward(
 
 def lora_add(residual_TO: Tensor | None, x_TI: Tensor, layer: Projections, dropout: Dropout | None = None) -> Tensor:
     """residual + x W^T + scale (x A^T) B^T of a single projection, (T, O); differentiable in residual, x, A and B.
-    Raises ValueError if shapes, devices or dtypes do not fit, or if a weight or norm
-    is not frozen."""
+    Raises ValueError if shapes, devices or dtypes do not fit, if the weight is not frozen, or for a bias."""
     _check(x_TI, None, layer, [x_TI.shape[-1:]], dropout)
     _check_unbiased(layer)
     if residual_TO is not None:

@@ -146,7 +146,7 @@ def test_of_two_processes_one_pays(tmp_path, capsys):
 
 
 def test_bounded_concurrency():
-    with serve(lambda *_: Say(reply("yes"), delay=0.02)) as server:
+    with serve(lambda *_: Say(reply("yes"), delay=0.1)) as server:  # so long that a slow machine asks twice
         asker(server, api_concurrency=3)([user(f"p{i}") for i in range(12)], 0)
     assert 1 < server.most <= 3
 
